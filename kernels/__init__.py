@@ -1,0 +1,1 @@
+"""Fused kernels, installed and imported as `tinyvit.kernels`: the registry, and one folder for each operation."""

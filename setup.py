@@ -1,0 +1,51 @@
+"""Packaging. The folder `kernels` is installed and imported as `tinyvit.kernels`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+source = (HERE / "tinyvit/__init__.py").read_text("utf-8")
+version = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+assert version, 'tinyvit/__init__.py has no line __version__ = "..."'
+
+setup(
+    name="tinyvit",
+    version=version[1],
+    description="Train and study small Vision Transformers with nothing but NumPy, and see every gradient",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    author="The tinyvit authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    package_dir={"tinyvit": "tinyvit", "tinyvit.kernels": "kernels"},
+    packages=[
+        *find_packages(include=["tinyvit", "tinyvit.*"]),
+        "tinyvit.kernels",
+        *(f"tinyvit.kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_data={
+        "": ["*.cu", "*.cuh"],
+        "tinyvit": ["py.typed", "recipes/*.toml", "data/*.csv.gz", "data/*.txt", "weights/*.safetensors"],
+    },
+    zip_safe=False,
+    entry_points={"console_scripts": ["tinyvit = tinyvit.cli:main"]},
+    install_requires=[
+        "numpy>=2.0",
+        "numba>=0.61",
+        "ml_dtypes>=0.5",
+        "safetensors>=0.5",
+        "rich>=13",
+        "Pillow>=10",
+        "matplotlib>=3.9",
+        "threadpoolctl>=3",
+        "click>=8.1",
+    ],
+    extras_require={
+        "cuda12": ["cupy-cuda12x[ctk]>=14", "nvmath-python", "numba-cuda[cu12]"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14", "nvmath-python", "numba-cuda[cu13]"],
+        "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff==0.17.*", "mypy"],
+    },
+)

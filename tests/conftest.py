@@ -1,0 +1,47 @@
+"""What every test shares: when tests skip and how skips are counted, and how hypothesis draws."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("tinyvit", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("tinyvit")
+
+
+@pytest.fixture
+def data_dir() -> Callable[[str], Path]:
+    """`data_dir(name)` is the folder of a real data set; the test skips where it is not at hand."""
+
+    def find(name: str) -> Path:
+        root = os.environ.get("TINYVIT_DATA")
+        if not root:
+            pytest.skip(f"needs the data set {name}: TINYVIT_DATA is not set")
+        if not (Path(root) / name).is_dir():
+            pytest.skip(f"needs the data set {name}: TINYVIT_DATA has no folder of that name")
+        return Path(root) / name
+
+    return find
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `gpu`, with the reason, where no GPU works."""
+    if item.get_closest_marker("gpu"):
+        from tinyvit.backend import check_device
+
+        try:
+            check_device("cuda")
+        except RuntimeError as reason:
+            pytest.skip(f"needs a GPU: {reason}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the skips, by reason: what did not run is not proved."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    terminalreporter.write_line(f"skips: {len(skipped)}")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"  {count} x {reason}")

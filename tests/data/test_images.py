@@ -1,0 +1,165 @@
+"""Reading single images: the stated rule for each kind of pixel, and a clear error for what is no image."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tinyvit.data import images, load_dataset, read_image
+from tinyvit.errors import DataError
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
+GREYS = COLOURS[..., 0]
+
+
+def saved(folder: Path, image: Image.Image, name: str = "image.png", **options: object) -> Path:
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def test_a_digit_saved_and_read_back_is_the_same_input(tmp_path: Path) -> None:
+    digits = load_dataset("digits", "test")
+    for image in digits.images[:20]:
+        path = saved(tmp_path, Image.fromarray(image[0]))
+        assert np.array_equal(read_image(path, 1, 8), image)
+        in_colour = saved(tmp_path, Image.fromarray(np.repeat(image.transpose(1, 2, 0), 3, axis=2)))
+        assert np.array_equal(read_image(in_colour, 1, 8), image)
+
+
+def test_colour_and_grey_are_taken_as_they_are_or_converted(tmp_path: Path) -> None:
+    colour = saved(tmp_path, Image.fromarray(COLOURS), "colour.png")
+    grey = saved(tmp_path, Image.fromarray(GREYS), "grey.png")
+    assert np.array_equal(read_image(colour, 3), COLOURS.transpose(2, 0, 1))
+    assert np.array_equal(read_image(grey, 1), GREYS[None])
+    assert np.array_equal(read_image(grey, 3), np.stack([GREYS] * 3))
+    luma = COLOURS @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(read_image(colour, 1)[0] - luma).max() <= 0.51
+    assert read_image(colour, 3).flags.c_contiguous
+
+
+def test_transparency_lies_over_black(tmp_path: Path) -> None:
+    alpha = np.arange(0, 252, 7, dtype=np.uint8).reshape(6, 6)
+    expected = COLOURS * (alpha[..., None] / 255)
+    path = saved(tmp_path, Image.fromarray(np.dstack([COLOURS, alpha])))
+    assert np.abs(read_image(path, 3).transpose(1, 2, 0) - expected).max() <= 1
+    path = saved(tmp_path, Image.merge("LA", [Image.fromarray(GREYS), Image.fromarray(alpha)]))
+    assert np.abs(read_image(path, 1)[0] - GREYS * (alpha / 255)).max() <= 1.5
+
+
+def test_a_palette_is_resolved_with_its_transparent_colour(tmp_path: Path) -> None:
+    palette = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "L").convert("P")
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    path = saved(tmp_path, palette)
+    assert read_image(path, 3)[:, 0, 1].tolist() == [0, 255, 0]
+    path = saved(tmp_path, palette, transparency=1)
+    assert read_image(path, 3)[:, 0, 1].tolist() == [0, 0, 0]
+    assert read_image(path, 3)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_sixteen_bits_become_eight_and_one_bit_black_and_white(tmp_path: Path) -> None:
+    values = np.array([[0, 256], [257 * 100, 65535]], np.uint16)
+    assert read_image(saved(tmp_path, Image.fromarray(values)), 1)[0].tolist() == [[0, 0], [100, 255]]
+    bits = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
+    assert read_image(saved(tmp_path, bits), 1)[0].tolist() == [[0, 255]]
+
+
+def test_print_colours_become_rgb(tmp_path: Path) -> None:
+    red = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    pixel = read_image(saved(tmp_path, red, "red.tiff"), 3)[:, 0, 0]
+    assert pixel.tolist() == [255, 0, 0]
+
+
+def test_pixels_without_a_scale_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(np.ones((2, 2), np.float32)), "float.tiff")
+    with pytest.raises(DataError, match=r"float\.tiff .* 8-bit PNG"):
+        read_image(path, 1)
+    path = saved(tmp_path, Image.fromarray(np.full((2, 2), 70_000, np.int32)), "int.tiff")
+    with pytest.raises(DataError, match=r"int\.tiff .* 8-bit PNG"):
+        read_image(path, 1)
+
+
+def test_the_centred_square_is_resized_with_antialiasing(tmp_path: Path) -> None:
+    # black left and right of a centred square of one-pixel stripes, which antialiasing makes an even grey
+    stripes = np.zeros((32, 64), np.uint8)
+    stripes[:, 16:48:2] = 255
+    found = read_image(saved(tmp_path, Image.fromarray(stripes)), 1, 8)
+    assert found.shape == (1, 8, 8)
+    assert np.abs(found[0, :, 1:-1].astype(int) - 127).max() <= 16
+    assert read_image(saved(tmp_path, Image.fromarray(GREYS)), 3, 12).shape == (3, 12, 12)
+
+
+def test_the_orientation_of_the_camera_is_obeyed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: turn it by 90 degrees clockwise
+    path = saved(tmp_path, Image.fromarray(GREYS[:4]), exif=exif)
+    assert np.array_equal(read_image(path, 1)[0], np.rot90(GREYS[:4], -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nowhere.png", None, "does not exist"),
+        ("empty.png", b"", "cannot be read as an image"),
+        ("text.png", b"not an image at all", "cannot be read as an image"),
+        ("page.png", b"<html></html>", "cannot be read as an image"),
+    ],
+)
+def test_what_is_no_image_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_image(tmp_path / name, 3)
+    assert str(tmp_path / name) in str(error.value)
+
+
+def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a file"):
+        read_image(tmp_path, 3)
+
+
+@given(kind=st.sampled_from(["png", "jpeg", "gif", "bmp"]), data=st.data())
+@settings(max_examples=80)
+def test_a_damaged_image_is_a_data_error_or_an_image(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(COLOURS).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        del content[place:]
+    else:
+        content[place] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"damaged.{kind}"
+    path.write_bytes(content)
+    try:
+        outcome = read_image(path, 3, 6).shape
+    except DataError as error:
+        outcome = str(error).split()[0]
+    assert outcome in ((3, 6, 6), str(path))
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """Return the head of a PNG that announces a size: nothing more is read before the size is judged."""
+    header = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I4s", 0, b"IDAT")
+
+
+@pytest.mark.parametrize("side", [8_000, 10_000, 60_000])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(huge_png(side, side))
+    with pytest.raises(DataError, match=f"more than {images.MAX_PIXELS:,}"):
+        read_image(path, 1, 28)
+
+
+def test_channels_are_one_or_three(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="channels is 4"):
+        read_image(saved(tmp_path, Image.fromarray(GREYS)), 4)

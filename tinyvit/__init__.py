@@ -1,0 +1,18 @@
+"""tinyvit: train and study small Vision Transformers without a deep-learning framework.
+
+import tinyvit as tv, tinyvit.functional as F
+"""
+
+from . import functional, models, nn, optim
+from .autograd import Tensor, grad, no_grad, tensor
+from .backend import Generator, manual_seed, set_default_device
+from .checkpoint import load, save
+from .dispatch import use_kernels
+from .study import GradcheckError, gradcheck
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Generator", "GradcheckError", "Tensor", "functional", "grad", "gradcheck", "load", "manual_seed", "models", "nn",
+    "no_grad", "optim", "save", "set_default_device", "tensor", "use_kernels",
+]  # fmt: skip

@@ -1,0 +1,663 @@
+"""Reverse-mode automatic differentiation: tensors, operations, the tape they leave behind, and the way back along it.
+
+A `Tensor` is an array and the place on the tape where it came from. An `Op` is a kind of operation (a class) and one
+application of it, an entry of the tape (an instance): what went in, what came out, and what it saved for its gradient.
+This file knows no operation by name; `tinyvit.functional` defines them, one class each.
+"""
+
+import functools
+import heapq
+import inspect
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Union
+
+import numpy as np
+
+from . import backend, dispatch
+from .backend import Array
+
+# What `backward` computes with when the gradients themselves must be differentiable: `tinyvit.functional`, put here by
+# itself, since it has every function of a Namespace, but on tensors and recorded on the tape.
+graph_namespace: Any = None
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+_mode = _Mode()
+
+
+class no_grad:
+    """Record nothing on the tape within this block (`with no_grad():`) or function (`@no_grad()`)."""
+
+    _recording = False
+
+    def __enter__(self) -> None:
+        self._before = _mode.recording
+        _mode.recording = self._recording
+
+    def __exit__(self, *_: object) -> None:
+        _mode.recording = self._before
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with type(self)():
+                return function(*args, **kwargs)
+
+        return wrapped
+
+
+class _record(no_grad):
+    """The opposite of `no_grad`: while `create_graph` runs the gradient rules on tensors."""
+
+    _recording = True
+
+
+class Memory:
+    """What tensors that share an array share: how often it was changed in place, and whether the tape has views of it."""
+
+    __slots__ = ("version", "viewed")
+
+    def __init__(self) -> None:
+        self.version, self.viewed = 0, False
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    Parameters
+    ----------
+    data : array
+        NumPy array, kept without a copy (`tinyvit.tensor` copies and converts).
+    requires_grad : bool
+        Whether `backward` shall compute the gradient with respect to this tensor; floating dtypes only.
+
+    Attributes
+    ----------
+    data : the live array.  grad : Tensor or None, filled in by `backward`.
+    """
+
+    __slots__ = ("__weakref__", "_hooks", "_index", "_memory", "_op", "data", "grad", "requires_grad")
+    __array_ufunc__ = None  # array + tensor is left to Tensor.__radd__
+
+    def __init__(self, data: Array, requires_grad: bool = False) -> None:
+        if requires_grad and not backend.is_floating(data):
+            raise TypeError(f"requires_grad=True needs a floating dtype, not {data.dtype}")
+        self.data = np.asarray(data) if isinstance(data, np.generic) else data
+        self.grad: Tensor | None = None
+        self.requires_grad = requires_grad
+        self._op: Op | None = None  # the entry of the tape that made this tensor; None for a leaf
+        self._index = 0  # which of its outputs this is
+        self._memory = Memory()
+        self._hooks: list[Callable[[Tensor], Tensor | None]] | None = (
+            None  # of a leaf; an Op keeps those of its outputs
+        )
+
+    # Looking at it
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def device(self) -> str:
+        return backend.device_of(self.data)
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array; on the CPU the live one, not a copy."""
+        return backend.to_host(self.data)
+
+    def item(self) -> float | int | bool:
+        """The value of a tensor with one element as a Python number."""
+        return self.numpy().item()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a tensor with no axes has no length")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return bool(self.numpy())
+
+    def __float__(self) -> float:
+        return float(self.numpy().item())
+
+    def __int__(self) -> int:
+        return int(self.numpy().item())
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.numpy(), separator=", ", prefix="tensor(", precision=4, threshold=200)
+        origin = f", op={self._op.name}" if self._op else ", requires_grad=True" if self.requires_grad else ""
+        dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
+        return f"tensor({values}{dtype}{origin})"
+
+    # Gradients
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
+        """Add the gradient of this tensor, weighted by `gradient`, to `.grad` of every leaf that requires it.
+
+        Parameters
+        ----------
+        gradient : tensor or array of this tensor's shape, optional
+            dL/dself; 1 for a tensor with one element.
+        retain_graph : bool
+            Keep what the tape saved, for another `backward`; implied by `create_graph`.
+        create_graph : bool
+            Record the gradient computation too, so that it can itself be differentiated.
+
+        Raises
+        ------
+        RuntimeError
+            No gradient flows here, `gradient` is missing, or the tape was freed or modified.
+        """
+        leaves = _run_backward([self], [gradient], None, retain_graph, create_graph)
+        for leaf, (gradient, owned) in leaves.items():
+            if leaf.grad is None:
+                leaf.grad = gradient if owned or create_graph else Tensor(gradient.data.copy())
+            elif create_graph or leaf.grad._op is not None:
+                leaf.grad = leaf.grad + gradient
+            else:
+                leaf.grad.data += gradient.data
+                leaf.grad._memory.version += 1
+
+    def detach(self) -> "Tensor":
+        """The same array, without its history."""
+        out = Tensor(self.data)
+        out._memory = self._memory
+        return out
+
+    def register_hook(self, hook: Callable[["Tensor"], Union["Tensor", None]]) -> Callable[[], None]:
+        """Call `hook(gradient)` when the gradient of this tensor is complete; what it returns, if not None, replaces it.
+
+        The gradient handed in must not be modified in place. Returns a function that removes the hook.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("register_hook needs a tensor that requires a gradient")
+        if self._op is None:
+            hooks = self._hooks = self._hooks or []
+        else:
+            hooks = self._op.hooks_of(self._index)
+        hooks.append(hook)
+        return functools.partial(_discard, hooks, hook)
+
+    def retain_grad(self) -> None:
+        """Have `backward` fill in `.grad` of this tensor although it is not a leaf."""
+        if self._op is not None:
+            self.register_hook(functools.partial(_keep_gradient, self))
+
+    # Changing it in place
+
+    def assign(self, array: Any) -> None:
+        """Copy values of the same shape into this tensor's memory, off the tape: parameters that are loaded or updated."""
+        self.data[...] = array
+        self.mark_modified()
+
+    def mark_modified(self) -> None:
+        """Say that `data` was written to: a backward that needs the old values will raise instead of using the new ones."""
+        self._memory.version += 1
+
+    def _in_place(self, function: Callable[["Tensor", Any], "Tensor"], other: Any) -> "Tensor":
+        """self <- function(self, other), in this tensor's own memory; on the tape as any other operation."""
+        recording = _mode.recording and (self.requires_grad or (isinstance(other, Tensor) and other.requires_grad))
+        if recording and self._op is None and self.requires_grad:
+            raise RuntimeError("a leaf that requires a gradient cannot be modified in place; do it under tv.no_grad()")
+        if recording and self._memory.viewed:
+            raise RuntimeError(
+                "this tensor shares its memory with another one on the tape, so it cannot be modified in place; "
+                "write x = x + y instead of x += y"
+            )
+        result = function(self._copy() if recording else self, other)
+        if result.shape != self.shape or result.dtype != self.dtype:
+            raise ValueError(
+                f"in-place result has shape {result.shape} and dtype {result.dtype}, "
+                f"the tensor {self.shape} and {self.dtype}"
+            )
+        self.data[...] = result.data
+        self._memory.version += 1
+        if recording:
+            self._op, self._index, self.requires_grad = result._op, result._index, result.requires_grad
+        return self
+
+    def _copy(self) -> "Tensor":
+        """A tensor at the same place of the tape, with memory of its own."""
+        return _on_tape(self.data.copy(), self._op, self._index) if self._op else Tensor(self.data.copy())
+
+
+def _discard(hooks: list[Any], hook: Any) -> None:
+    if hook in hooks:
+        hooks.remove(hook)
+
+
+def _keep_gradient(tensor: Tensor, gradient: Tensor) -> None:
+    tensor.grad = gradient if gradient._op else Tensor(gradient.data.copy())
+
+
+def _on_tape(array: Array, op: "Op", index: int) -> Tensor:
+    """The tensor that is output `index` of `op`."""
+    out = Tensor(array)
+    out._op, out._index, out.requires_grad = op, index, True
+    return out
+
+
+def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
+    """Copy `data` (numbers, nested lists, an array, a Tensor) into a new leaf tensor.
+
+    Python floats become float32, integers int64; arrays keep their dtype unless `dtype` says otherwise.
+    """
+    if isinstance(data, Tensor):
+        data = data.data
+    return Tensor(backend.as_array(data, dtype, device), requires_grad)
+
+
+# Operations ---------------------------------------------------------------------------------------------------------
+
+_Edge = Union[tuple["Op", int], Tensor, None]  # where an input's gradient goes: an entry of the tape, a leaf, nowhere
+_sequence = itertools.count()
+
+
+class Op:
+    """One kind of differentiable operation; an instance is one application of it, an entry of the tape.
+
+    A subclass writes its formula in the docstring and defines
+
+    - `forward(xp, *arrays, **params)` (static): the output, or a tuple of outputs. Differentiable inputs are
+      positional, all else is keyword-only and becomes an attribute of the instance.
+    - `backward(ctx, xp, *gradients)`: the gradient of each input (None for one that needs none), in the same order.
+      It calls only functions of `xp` and operators, on what it finds in `ctx.saved`. An operation with several outputs
+      gets None for an output that nobody used.
+    - `saves`: the names of the inputs and outputs that `backward` needs. Nothing else may be saved: a saved
+      intermediate would count as a constant in second derivatives.
+    - `samples()`: inputs that exercise it, awkward shapes included. The tests run every operation's samples.
+
+    Attributes of an instance: `saved` (arrays, in the order of `saves`), `shapes` and `needs` (of each input: its shape,
+    whether its gradient is wanted).
+    """
+
+    saves: ClassVar[tuple[str, ...]] = ()
+    outputs: ClassVar[tuple[str, ...]] = ("out",)
+    kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
+    view: ClassVar[bool] = False  # whether the output may share the input's memory
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]]  # names of the positional parameters of forward
+    registry: ClassVar[dict[str, type["Op"]]] = {}
+    _sources: ClassVar[tuple[int, ...]]  # of each saved name: input i as i, output j as ~j
+
+    forward: ClassVar[Callable[..., Any]]
+    backward: Callable[..., Any]
+    samples: ClassVar[Callable[[], Iterable[Any]]]
+
+    def __init_subclass__(cls) -> None:
+        cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+        cls.inputs = tuple(p.name for p in parameters if p.kind != p.KEYWORD_ONLY)
+        for p in parameters:
+            if p.kind == p.KEYWORD_ONLY and p.default is not p.empty:
+                setattr(cls, p.name, p.default)
+        cls._sources = tuple(cls._source(name) for name in cls.saves)
+        cls.registry[cls.name] = cls
+
+    @classmethod
+    def _source(cls, name: str) -> int:
+        return cls.inputs.index(name) if name in cls.inputs else ~cls.outputs.index(name)
+
+    @classmethod
+    def _input(cls, i: int) -> str:
+        return cls.inputs[min(i, len(cls.inputs) - 1)]
+
+    @classmethod
+    def apply(cls, *inputs: Any, **params: Any) -> Any:
+        """Compute the output tensor(s), and put this application on the tape if a gradient will be wanted.
+
+        Inputs are tensors, arrays, Python or NumPy scalars (which never promote) or None.
+        """
+        arrays, dtype = _arrays(cls, inputs)
+        xp = backend.namespace_of(arrays[0])
+        implementation = dispatch.select(cls, arrays, params) if cls.kernel else None
+        if implementation is None:
+            result, extra = cls.forward(xp, *arrays, **params), ()
+        else:
+            result, extra = implementation.forward(cls, arrays, params)
+        several = isinstance(result, tuple)
+        results = [_finished(r, dtype) for r in (result if several else (result,))]
+
+        op = None
+        if _mode.recording:
+            needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
+            if True in needs:
+                op = cls()
+                op._record(inputs, needs, arrays, results, params, implementation, extra)
+        tensors = tuple([_on_tape(r, op, i) if op else Tensor(r) for i, r in enumerate(results)])
+        if op is not None:
+            op._guard(inputs, tensors)
+        if cls.view and isinstance(inputs[0], Tensor):
+            for out in tensors:
+                if np.may_share_memory(out.data, arrays[0]):
+                    out._memory = inputs[0]._memory
+                    out._memory.viewed |= op is not None
+        return tensors if several else tensors[0]
+
+    def _record(self, inputs, needs, arrays, results, params, implementation, extra) -> None:  # type: ignore[no-untyped-def]
+        self.__dict__.update(params)
+        self.sequence = next(_sequence)
+        self.needs = needs
+        self.shapes = tuple([getattr(a, "shape", ()) for a in arrays])
+        self.edges: tuple[_Edge, ...] | None = tuple(
+            [
+                None if not need else x if x._op is None else (x._op, x._index)
+                for x, need in zip(inputs, needs, strict=True)
+            ]
+        )
+        self.arity = len(results)
+        self.saved: tuple[Any, ...] | None = tuple([arrays[s] if s >= 0 else results[~s] for s in self._sources])
+        self.implementation = implementation
+        self.extra = extra  # what a fused kernel saved beyond `saves`
+        self.hooks: dict[int, list[Any]] | None = None
+
+    def _guard(self, inputs: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+        """Note the versions of what was saved, to notice if it is modified before backward needs it."""
+        owners = [inputs[s] if s >= 0 else outputs[~s] for s in self._sources]
+        self.guards: tuple[tuple[Memory, int] | None, ...] | None = tuple(
+            [(o._memory, o._memory.version) if isinstance(o, Tensor) else None for o in owners]
+        )
+
+    def hooks_of(self, index: int) -> list[Any]:
+        self.hooks = {} if self.hooks is None else self.hooks
+        return self.hooks.setdefault(index, [])
+
+    def gradients(self, xp: Any, outputs: Sequence[Any], create_graph: bool) -> Sequence[Any]:
+        """The gradient of each input from those of the outputs; on tensors if `create_graph`, else on arrays."""
+        if self.saved is None:
+            raise RuntimeError(
+                f"the saved arrays of {self.name} were freed by an earlier backward; "
+                "pass retain_graph=True to that one to go through the graph again"
+            )
+        self._check_guards()
+        if create_graph:
+            grads = self._on_tensors().backward(xp, *outputs)
+        elif self.implementation is not None:
+            grads = self.implementation.backward(self, outputs)
+        else:
+            grads = self.backward(xp, *outputs)
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        for shape, need, gradient in zip(self.shapes, self.needs, grads, strict=True):
+            if need and (gradient is None or gradient.shape != shape):
+                got = None if gradient is None else gradient.shape
+                raise RuntimeError(
+                    f"backward of {self.name} gave a gradient of shape {got} for an input of shape {shape}"
+                )
+        return grads
+
+    def _on_tensors(self) -> "Op":
+        """This entry with its saved arrays as tensors that are connected to the tape, for gradients of gradients."""
+        saved, edges = self.saved, self.edges
+        assert saved is not None
+        assert edges is not None
+        ctx = type(self)()
+        ctx.__dict__.update(self.__dict__)
+        ctx.saved = tuple([self._connect(a, s, edges) for a, s in zip(saved, self._sources, strict=True)])
+        return ctx
+
+    def _connect(self, array: Array, source: int, edges: tuple[_Edge, ...]) -> Any:
+        if source < 0:
+            return _on_tape(array, self, ~source)
+        edge = edges[source]
+        if isinstance(edge, Tensor):
+            return edge
+        if edge is None:
+            return Tensor(array) if hasattr(array, "dtype") else array
+        return _on_tape(array, *edge)
+
+    def _check_guards(self) -> None:
+        for name, guard in zip(self.saves, self.guards or (), strict=True):
+            if guard is not None and guard[0].version != guard[1]:
+                raise RuntimeError(
+                    f"{name!r}, saved for the backward of {self.name}, was modified in place after it was used; "
+                    "modify a copy, or write x = x + y instead of x += y"
+                )
+
+    def free(self) -> None:
+        """Let go of what was saved and of the entries before this one."""
+        self.saved = self.edges = self.guards = None
+        self.extra = ()
+
+
+def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The arrays of `inputs` and their one floating dtype; integers among them take it too, scalars stay scalars."""
+    arrays: list[Any] = []
+    dtype, integers = None, False
+    for i, x in enumerate(inputs):
+        if isinstance(x, Tensor):
+            x = x.data
+        elif isinstance(x, np.generic):
+            x = x.item()
+        if x is not None and not isinstance(x, (bool, int, float)):
+            if not hasattr(x, "dtype"):
+                raise TypeError(
+                    f"{cls.name}: {cls._input(i)} is a {type(x).__name__}; give a Tensor, an array or a number"
+                )
+            if not backend.is_floating(x):
+                integers = True
+            elif dtype is None:
+                dtype = x.dtype
+            elif dtype != x.dtype:
+                raise TypeError(
+                    f"{cls.name}: {cls._input(i)} is {x.dtype}, the inputs before it {dtype}; dtypes are never mixed: "
+                    f"convert one of them with .to({str(dtype)!r})"
+                )
+        arrays.append(x)
+    if integers and dtype is not None:
+        arrays = [x.astype(dtype) if hasattr(x, "dtype") and x.dtype != dtype else x for x in arrays]
+    if not hasattr(arrays[0], "dtype"):  # a bare number first: an array of what it meets
+        met = next((x.dtype for x in arrays if hasattr(x, "dtype")), None)
+        arrays[0] = np.asarray(arrays[0], met if dtype is not None else None)
+    return arrays, dtype
+
+
+def _finished(result: Any, dtype: Any) -> Array:
+    """`result` as an array; what was computed from integers alone is float32 where it is floating."""
+    if type(result) is not np.ndarray:
+        result = np.asarray(result)
+    return result.astype(np.float32) if dtype is None and result.dtype == np.float64 else result
+
+
+# The way back -------------------------------------------------------------------------------------------------------
+
+
+def _run_backward(
+    roots: Sequence[Tensor],
+    root_gradients: Sequence[Any],
+    targets: dict[Any, Any] | None,
+    retain_graph: bool,
+    create_graph: bool,
+) -> dict[Tensor, tuple[Tensor, bool]]:
+    """Walk the tape from `roots` back, latest entry first, and return the gradient of every leaf reached.
+
+    With `targets`, a mapping whose keys are leaves and (op, index) pairs, only what leads to one of them is walked, and
+    the gradients found are put in as its values. The flag beside a leaf's gradient says that nobody else holds its array.
+    """
+    pending: dict[Op, list[Any]] = {}  # gradients of each entry's outputs, so far
+    leaves: dict[Tensor, tuple[Any, bool]] = {}
+    queue: list[tuple[int, Op]] = []  # entries reached, latest first: all that use an output come before its maker
+
+    def send(edge: _Edge, gradient: Any, owned: bool) -> None:
+        if isinstance(edge, Tensor):
+            before = leaves.get(edge)
+            leaves[edge] = (gradient, owned) if before is None else (before[0] + gradient, True)
+        elif edge is not None:
+            op, index = edge
+            if op not in pending:
+                pending[op] = [None] * op.arity
+                heapq.heappush(queue, (-op.sequence, op))
+            slots = pending[op]
+            slots[index] = gradient if slots[index] is None else slots[index] + gradient
+
+    for root, gradient in zip(roots, root_gradients, strict=True):
+        start = _root_gradient(root, gradient)
+        send(_edge(root), start if create_graph else start.data, False)
+    reached = None if targets is None else _leading_to(targets, [op for _, op in queue])
+
+    with _record() if create_graph else no_grad():
+        while queue:
+            op = heapq.heappop(queue)[1]
+            outputs = pending.pop(op)
+            if op.hooks or targets is not None:
+                outputs = [_observed(g, (op, i), op.hooks, targets) for i, g in enumerate(outputs)]
+            if reached is not None and op not in reached:
+                continue
+            xp = graph_namespace if create_graph else backend.namespace_of(next(g for g in outputs if g is not None))
+            grads = op.gradients(xp, outputs, create_graph)
+            for edge, gradient in zip(op.edges or (), grads, strict=True):
+                if edge is not None:
+                    send(
+                        edge,
+                        gradient,
+                        _is_new(gradient, outputs, grads) if isinstance(edge, Tensor) else False,
+                    )
+            if not (retain_graph or create_graph):
+                op.free()
+    return {leaf: (_observed_leaf(leaf, g, targets), own) for leaf, (g, own) in leaves.items()}
+
+
+def _edge(tensor: Tensor) -> _Edge:
+    return tensor if tensor._op is None else (tensor._op, tensor._index)
+
+
+def _root_gradient(root: Tensor, gradient: Any) -> Tensor:
+    if not root.requires_grad:
+        raise RuntimeError("backward: this tensor does not depend on any tensor with requires_grad=True")
+    if gradient is None:
+        if root.size != 1:
+            raise RuntimeError(f"backward of a tensor of shape {root.shape} needs a gradient of that shape")
+        return Tensor(np.ones_like(root.data))
+    gradient = gradient if isinstance(gradient, Tensor) else Tensor(np.asarray(gradient, root.dtype))
+    if gradient.shape != root.shape or gradient.dtype != root.dtype:
+        raise ValueError(
+            f"gradient has shape {gradient.shape} and dtype {gradient.dtype}; "
+            f"the tensor it belongs to has {root.shape} and {root.dtype}"
+        )
+    return gradient
+
+
+def _leading_to(targets: dict[Any, Any], starts: list[Op]) -> set[Op]:
+    """The entries of the tape from which a target can be reached."""
+    found, seen, stack = [], set(starts), list(starts)
+    while stack:
+        op = stack.pop()
+        found.append(op)
+        for edge in op.edges or ():
+            if isinstance(edge, tuple) and edge[0] not in seen:
+                seen.add(edge[0])
+                stack.append(edge[0])
+    reached: set[Op] = set()
+    for op in sorted(found, key=lambda op: op.sequence):
+        if any(
+            edge in targets or (isinstance(edge, tuple) and edge[0] in reached)
+            for edge in op.edges or ()
+            if edge is not None
+        ):
+            reached.add(op)
+    return reached
+
+
+def _observed(gradient: Any, place: tuple[Op, int], hooks: dict[int, list[Any]] | None, targets: Any) -> Any:
+    """Show a complete gradient to its hooks, which may replace it, and to whoever asked for it."""
+    if gradient is None:
+        return None
+    if hooks and place[1] in hooks:
+        raw = not isinstance(gradient, Tensor)
+        seen = _hooked(Tensor(gradient) if raw else gradient, hooks[place[1]])
+        gradient = seen.data if raw else seen
+    if targets is not None and place in targets:
+        targets[place] = gradient if isinstance(gradient, Tensor) else Tensor(gradient)
+    return gradient
+
+
+def _observed_leaf(leaf: Tensor, gradient: Any, targets: Any) -> Tensor:
+    gradient = gradient if isinstance(gradient, Tensor) else Tensor(gradient)
+    gradient = _hooked(gradient, leaf._hooks or ())
+    if targets is not None and leaf in targets:
+        targets[leaf] = gradient
+    return gradient
+
+
+def _hooked(gradient: Tensor, hooks: Iterable[Callable[[Tensor], Tensor | None]]) -> Tensor:
+    for hook in list(hooks):
+        replacement = hook(gradient)
+        if replacement is not None:
+            if replacement.shape != gradient.shape:
+                raise ValueError(f"a hook returned shape {replacement.shape} for a gradient of shape {gradient.shape}")
+            gradient = replacement
+    return gradient
+
+
+def _is_new(gradient: Any, outputs: Sequence[Any], grads: Sequence[Any]) -> bool:
+    """Whether nobody else can hold this array: it is no view, was not handed in, and was not handed out twice."""
+    return (
+        getattr(gradient, "base", None) is None
+        and not any(gradient is g for g in outputs)
+        and sum(gradient is g for g in grads) == 1
+    )
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+    retain_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradient of `outputs` with respect to each of `inputs`, without touching any `.grad`.
+
+    Parameters
+    ----------
+    outputs, inputs : tensor or sequence of tensors
+        Inputs may be leaves or lie within the graph.
+    grad_outputs : one gradient for each output, optional
+        Weights of the outputs' elements; 1 for outputs with one element.
+    create_graph : bool
+        Record the computation, so that the result can be differentiated again (Hessian-vector products).
+    allow_unused : bool
+        Return None for an input that no output depends on, instead of raising RuntimeError.
+    retain_graph : bool
+        Keep what the tape saved, for another pass; implied by `create_graph`.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if grad_outputs is None:
+        grad_outputs = [None] * len(outputs)
+    elif isinstance(grad_outputs, Tensor) or hasattr(grad_outputs, "dtype"):
+        grad_outputs = [grad_outputs]
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
+    for i, x in enumerate(inputs):
+        if not x.requires_grad:
+            raise RuntimeError(f"inputs[{i}] does not require a gradient; create it with requires_grad=True")
+    targets: dict[Any, Any] = {_edge(x): None for x in inputs}
+    _run_backward(outputs, grad_outputs, targets, retain_graph, create_graph)
+    found = tuple(targets[_edge(x)] for x in inputs)
+    unused = [i for i, gradient in enumerate(found) if gradient is None]
+    if unused and not allow_unused:
+        raise RuntimeError(f"no output depends on inputs[{unused[0]}]; pass allow_unused=True to get None for it")
+    return found

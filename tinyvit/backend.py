@@ -1,0 +1,146 @@
+"""Arrays and where they live: devices, the array namespaces that gradient rules are written over, random streams.
+
+Everything above this file asks for arrays in terms of a device name ("cpu") and a `Namespace`; nothing above it imports
+an array library other than NumPy.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+Array = Any  # np.ndarray here; other array libraries with the same interface later
+
+FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
+
+
+# Devices ------------------------------------------------------------------------------------------------------------
+
+_default_device = "cpu"
+
+
+def check_device(name: str) -> str:
+    """Return `name` if arrays can live there; raise ValueError or RuntimeError with the reason otherwise."""
+    if name == "cpu":
+        return name
+    if isinstance(name, str) and name.split(":")[0] == "cuda":
+        raise RuntimeError(f"device {name!r} is not usable: this version of tinyvit computes on 'cpu' only")
+    raise ValueError(f"device is {name!r}; it must be 'cpu'")
+
+
+def set_default_device(name: str) -> None:
+    """Make `name` the device of tensors created without one."""
+    global _default_device
+    _default_device = check_device(name)
+
+
+def device_of(array: Array) -> str:
+    return "cpu"
+
+
+def as_array(data: Any, dtype: Any = None, device: str | None = None) -> Array:
+    """Copy `data` into a new array on `device`; Python floats become float32, arrays keep their dtype."""
+    check_device(device or _default_device)
+    array = np.array(data, dtype=dtype)
+    if dtype is None and array.dtype == np.float64 and not isinstance(data, (np.ndarray, np.generic)):
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "fiub" and array.dtype.name not in FLOATING:
+        raise TypeError(f"data has dtype {array.dtype}; a tensor holds real numbers, integers or booleans")
+    return array
+
+
+def to_host(array: Array) -> np.ndarray:
+    return array
+
+
+def is_floating(array: Array) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+# Namespaces ---------------------------------------------------------------------------------------------------------
+
+
+class Namespace:
+    """The array functions that forward and backward rules may call, under NumPy's names and arguments.
+
+    A name is looked up among the extras first (softmax, index_add, im2col: what NumPy lacks, added by
+    `tinyvit.functional` with `extend`), then in the array library. A rule that only uses such names and operators runs
+    on any array library, on tensors (the namespace is then `tinyvit.functional` itself), or under a narrator.
+    """
+
+    _extras: dict[str, Callable[..., Any]] = {}
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        extra = self._extras.get(name)
+        function = partial(extra, self) if extra else getattr(self._module, name)
+        setattr(self, name, function)  # found once, kept
+        return function
+
+    @classmethod
+    def extend(cls, name: str, function: Callable[..., Any]) -> None:
+        """Add `function(xp, *arrays, **params)` to every namespace as `xp.name(*arrays, **params)`."""
+        cls._extras[name] = function
+
+
+NUMPY = Namespace(np)
+
+
+def namespace_of(array: Array) -> Namespace:
+    """The namespace that computes where `array` lives."""
+    return NUMPY
+
+
+def matmul(xp: Namespace, x: Array, y: Array) -> Array:
+    """Matrix product; a stack of matrices times one matrix becomes a single GEMM instead of one for each."""
+    if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous:
+        return (x.reshape(-1, x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[-1])
+    return x @ y
+
+
+Namespace.extend("matmul", matmul)
+Namespace.extend("stop_gradient", lambda xp, x: x)
+
+
+# Random streams -----------------------------------------------------------------------------------------------------
+
+
+class Generator:
+    """A counter-based random stream: all of its state is a seed and the number of draws made so far.
+
+    A draw's values depend on (seed, offset) only, never on what ran before, so a run that was interrupted and resumed
+    with the same state goes on exactly as if nothing had happened.
+    """
+
+    def __init__(self, seed: int = 0, offset: int = 0) -> None:
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed}; it must be in [0, 2**63)")
+        self.seed, self.offset = int(seed), int(offset)
+
+    def draw(self) -> tuple[int, int]:
+        """Use up one draw: the (seed, offset) that identifies it."""
+        offset = self.offset
+        self.offset += 1
+        return self.seed, offset
+
+    def numpy(self) -> np.random.Generator:
+        """A NumPy generator that serves one draw (initial weights, sampling)."""
+        seed, offset = self.draw()
+        return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, offset]))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed, "offset": self.offset}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seed, self.offset = int(state["seed"]), int(state["offset"])
+
+
+default_generator = Generator()
+
+
+def manual_seed(seed: int) -> None:
+    """Restart the default random stream (initial weights, dropout) from `seed`."""
+    default_generator.load_state_dict(Generator(seed).state_dict())

@@ -1,0 +1,198 @@
+"""Saving and loading states: nested mappings of arrays and scalars as safetensors files, written atomically.
+
+An array is stored under the keys that lead to it, joined with "/", so a flat state_dict keeps its names and
+any safetensors reader can read it. The metadata entry "tinyvit" holds the whole mapping as JSON, with
+`{"/": name}` where an array belongs (keys have no "/", so this form is free); it also keeps the scalars, the
+order of the keys and a format version.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyvit.errors import CheckpointError
+
+FORMAT_VERSION = 1
+
+_SCALARS = (bool, int, float, str, type(None))
+_DTYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64"),
+)
+_FOREIGN = (  # how files that are often taken for checkpoints begin
+    (b"PK\x03\x04", "a zip archive, as PyTorch and numpy.savez write them: store its arrays as safetensors"),
+    (b"\x80", "a pickle, which tinyvit never opens because it can run code: store its arrays as safetensors"),
+    (b"\x93NUMPY", "a NumPy .npy file: store its array as safetensors"),
+    (b"\x89HDF", "an HDF5 file: store its arrays as safetensors"),
+    (b"<", "an HTML page, probably the answer of a failed download: download the file again"),
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+)
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file at `path` by `data`; whatever happens meanwhile, it is the old one or the new one.
+
+    A failed or interrupted write leaves nothing behind; a process killed on the spot may leave a hidden
+    `.<name>.<random>.tmp`, which nothing reads.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; the previous one is untouched.
+    """
+    target = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself survive a power cut."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such call
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write `state` to `path` as one safetensors file, atomically.
+
+    Parameters
+    ----------
+    path : str or path
+        The file to write; its folder must exist.
+    state : mapping
+        Keys are strings without "/". Values are NumPy arrays, Tensors (saved as arrays), bool, int, float,
+        str, None, or lists and mappings of these. Arrays hold booleans, integers or real numbers of up to
+        64 bits, bfloat16 included.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `state` holds anything else.
+    CheckpointError
+        If the file cannot be written; the previous one is untouched.
+    """
+    from safetensors.numpy import save as serialize
+
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is a {type(state).__name__}; it must be a mapping, such as a state_dict")
+    arrays: dict[str, np.ndarray] = {}
+    tree = _take_arrays(state, (), arrays)
+    entry = json.dumps({"version": FORMAT_VERSION, "state": tree})
+    try:
+        atomic_write(path, serialize(arrays, metadata={"tinyvit": entry}))
+    except OSError as error:
+        raise CheckpointError(
+            f"{os.fspath(path)} cannot be written ({error.strerror}) and is left as it was: "
+            "check its folder, the permissions and the free space"
+        ) from error
+
+
+def _take_arrays(node: Any, keys: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Any:
+    """Return `node` in its JSON form and put its arrays into `arrays`, by name."""
+    name = "/".join(keys)
+    if isinstance(node, Mapping):
+        for key in node:
+            if not isinstance(key, str) or "/" in key:
+                raise ValueError(f'state has the key {key!r} in {name!r}; keys must be strings without "/"')
+        return {key: _take_arrays(child, (*keys, key), arrays) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_take_arrays(child, (*keys, str(index)), arrays) for index, child in enumerate(node)]
+    if type(node) in _SCALARS:
+        return node
+    value = node.numpy() if hasattr(node, "numpy") else node
+    if not isinstance(value, np.ndarray | np.generic) or value.dtype.name not in _DTYPES:
+        kind = f"an array of {value.dtype}" if hasattr(value, "dtype") else f"a {type(value).__name__}"
+        raise TypeError(
+            f"state[{name!r}] is {kind}; it must be an array of {', '.join(_DTYPES)}, "
+            "a bool, int, float, str or None, or a list or mapping of these"
+        )
+    if name == "__metadata__":
+        raise ValueError("state has the key '__metadata__', which the file format keeps for itself")
+    arrays[name] = np.asarray(value, order="C")  # safetensors reads memory as it lies, whatever the strides
+    return {"/": name}
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `save` wrote; a safetensors file from elsewhere gives a flat mapping of its arrays.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, unreadable, cut short, not a safetensors file, or of a newer format.
+    """
+    import ml_dtypes  # noqa: F401 (makes bfloat16 known to NumPy)
+    from safetensors import SafetensorError, safe_open
+
+    path = os.fspath(path)
+    try:
+        with open(path, "rb") as start:
+            head = start.read(32)
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} {_what_is_wrong(head)}") from error
+    except AttributeError as error:  # safetensors asks NumPy for, say, numpy.float8_e5m2
+        raise CheckpointError(
+            f"{path} has arrays of a type that NumPy lacks ({error}): store them as float32"
+        ) from error
+    return _restore(path, metadata["tinyvit"], arrays) if "tinyvit" in metadata else arrays
+
+
+def _what_is_wrong(head: bytes) -> str:
+    """Say what is wrong with a file that safetensors refuses, and the way out, from its first bytes."""
+    if not head:
+        return "is empty: restore it from a copy, or start again without it"
+    if len(head) > 8 and head[8:9] != b"{":  # safetensors: 8 bytes of length, then a JSON header
+        found = (what for magic, what in _FOREIGN if head.startswith(magic))
+        return "is not a safetensors file but " + next(found, "something unknown: check the path")
+    return "is cut short or damaged: restore it from a copy, or start again without it"
+
+
+def _restore(path: str, entry: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Rebuild the state that `save` was given from the JSON `entry` and the arrays it names."""
+    try:
+        content = json.loads(entry)
+        if content["version"] > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format {content['version']}, written by a newer tinyvit; "
+                f"this one reads up to {FORMAT_VERSION}: upgrade it with `pip install --upgrade tinyvit`"
+            )
+        return {key: _put_arrays(child, arrays) for key, child in content["state"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} has a damaged 'tinyvit' entry in its metadata ({type(error).__name__}: {error}): "
+            "restore it from a copy, or start again without it"
+        ) from error
+
+
+def _put_arrays(node: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(node, dict):
+        if "/" in node:
+            return arrays[node["/"]]
+        return {key: _put_arrays(child, arrays) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_put_arrays(child, arrays) for child in node]
+    return node

@@ -1,0 +1,28 @@
+"""The data side: data sets by name, batches for training, augmentation, and reading single images."""
+
+from tinyvit.data.augment import Augment
+from tinyvit.data.datasets import (
+    CHANNEL_STATISTICS,
+    Dataset,
+    dataset_names,
+    image_folder,
+    load_dataset,
+    normalize,
+)
+from tinyvit.data.download import fetch
+from tinyvit.data.images import read_image
+from tinyvit.data.loader import Batch, Loader
+
+__all__ = [
+    "CHANNEL_STATISTICS",
+    "Augment",
+    "Batch",
+    "Dataset",
+    "Loader",
+    "dataset_names",
+    "fetch",
+    "image_folder",
+    "load_dataset",
+    "normalize",
+    "read_image",
+]

@@ -1,0 +1,116 @@
+"""Random changes of training images that keep their class: turned, scaled, shifted, mirrored, partly covered.
+
+Every image of a batch draws its own. What is uncovered is filled with 0, the background. The drawing is in
+`Augment`, the geometry in functions that take what was drawn, so that each can be tested without chance.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of a batch of images, applied in the order of the attributes.
+
+    Attributes
+    ----------
+    rotate : float
+        Up to so many degrees to either side, about the centre.
+    scale : float
+        Enlarge or shrink about the centre, by a factor from 1 - scale to 1 + scale.
+    shift : int
+        Move by up to so many whole pixels, vertically and horizontally: a random crop after padding.
+    flip : bool
+        Mirror left and right, with probability 1/2.
+    cutout : int
+        Cover a square of so many pixels a side, centred on a random pixel (DeVries and Taylor 2017,
+        arXiv:1708.04552).
+    """
+
+    rotate: float = 0.0
+    scale: float = 0.0
+    shift: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rotate <= 180:
+            raise ValueError(f"rotate is {self.rotate}; it must be from 0 to 180 degrees")
+        if not 0 <= self.scale < 1:
+            raise ValueError(f"scale is {self.scale}; it must be 0 or more and less than 1")
+        for name in ("shift", "cutout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 pixels or more")
+
+    def __call__(self, images: NDArray, rng: np.random.Generator) -> NDArray:
+        """Return changed images, of the same shape and dtype; the given ones stay as they are.
+
+        Parameters
+        ----------
+        images : uint8 or float (B, C, H, W)
+        rng : numpy.random.Generator
+            The result depends on its state only.
+        """
+        batch, _, height, width = images.shape
+        if self.rotate or self.scale:
+            degrees = rng.uniform(-self.rotate, self.rotate, (batch,))
+            factors = rng.uniform(1 - self.scale, 1 + self.scale, (batch,))
+            images = rotate_and_scale(images, degrees, factors)
+        if self.shift:
+            images = shift_pixels(images, rng.integers(-self.shift, self.shift, (batch, 2), endpoint=True))
+        if self.flip:
+            images = np.where(rng.random((batch, 1, 1, 1)) < 0.5, images[..., ::-1], images)
+        if self.cutout:
+            images = cover_squares(images, rng.integers((height, width), size=(batch, 2)), self.cutout)
+        return images
+
+
+def shift_pixels(images: NDArray, offsets: NDArray[np.int64]) -> NDArray:
+    """Move each image by whole pixels; offsets (B, 2) are rows down and columns right."""
+    height, width = images.shape[2:]
+    margin = int(np.abs(offsets).max(initial=0))
+    padded = np.pad(images, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    top, left = (margin - offsets).T
+    return windows[np.arange(len(images)), :, top, left]
+
+
+def rotate_and_scale(images: NDArray, degrees: NDArray[np.float64], factors: NDArray[np.float64]) -> NDArray:
+    """Turn each image counter-clockwise and enlarge it, about its centre, with bilinear sampling.
+
+    degrees and factors (B,). A result of integer dtype is rounded to the nearest.
+    """
+    batch, channels, height, width = images.shape
+    y = np.arange(height, dtype=np.float32)[:, None] - (height - 1) / 2
+    x = np.arange(width, dtype=np.float32) - (width - 1) / 2
+    cos = (np.cos(np.deg2rad(degrees)) / factors).astype(np.float32)[:, None, None]
+    sin = (np.sin(np.deg2rad(degrees)) / factors).astype(np.float32)[:, None, None]
+    # where each pixel of the result comes from, (B, H, W), in an image with a frame of one zero pixel: what
+    # lies outside is clipped onto the frame
+    source_y = np.clip(cos * y + sin * x + (height + 1) / 2, 0, height + 1)
+    source_x = np.clip(cos * x - sin * y + (width + 1) / 2, 0, width + 1)
+    top = np.minimum(source_y.astype(np.int32), height)
+    left = np.minimum(source_x.astype(np.int32), width)
+    down = (source_y - top)[:, None]
+    right = (source_x - left)[:, None]
+    framed = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1))).astype(np.float32)
+    planes = np.arange(batch * channels).reshape(batch, channels, 1, 1) * ((height + 2) * (width + 2))
+    corner = planes + (top * (width + 2) + left)[:, None]
+    upper = framed.take(corner) * (1 - right) + framed.take(corner + 1) * right
+    corner += width + 2
+    lower = framed.take(corner) * (1 - right) + framed.take(corner + 1) * right
+    result = upper * (1 - down) + lower * down
+    return (np.rint(result) if np.issubdtype(images.dtype, np.integer) else result).astype(images.dtype)
+
+
+def cover_squares(images: NDArray, centres: NDArray[np.int64], side: int) -> NDArray:
+    """Set to 0 the square around one pixel of each image, where it lies inside; centres (B, 2) are y, x."""
+    first = (centres - side // 2)[:, :, None]  # (B, 2, 1)
+    rows, columns = (
+        (np.arange(length) >= first[:, axis]) & (np.arange(length) < first[:, axis] + side)
+        for axis, length in enumerate(images.shape[2:])
+    )
+    covered = rows[:, None, :, None] & columns[:, None, None, :]
+    return np.where(covered, images.dtype.type(0), images)

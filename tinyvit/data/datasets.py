@@ -1,0 +1,241 @@
+"""The data sets by name: what is in them, and how they are loaded into memory."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvit.data.digits import read_digits
+from tinyvit.data.download import fetch
+from tinyvit.data.formats import damaged, read_cifar, read_cifar_archive, read_idx
+from tinyvit.data.images import read_image
+from tinyvit.data.sources import DATASET_NAMES, SOURCES, check_name, find, find_part
+from tinyvit.errors import DataError
+
+SPLITS = ("train", "test")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+# Mean and standard deviation of each channel over the train split, of pixels in 0..1: the usual published
+# numbers, computed for the digits. A folder has none: these map black to -1 and white to 1.
+CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "digits": ((0.3050,), (0.3764,)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+    "cifar-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar-100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "folder": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+_DIGITS = tuple("0123456789")
+_CIFAR_100 = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
+    lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+    pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal
+    shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+    telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CLASSES: dict[str, tuple[str, ...]] = {
+    "digits": _DIGITS,
+    "mnist": _DIGITS,
+    "fashion-mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "cifar-10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "cifar-100": tuple(_CIFAR_100.split()),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a data set, in memory.
+
+    Attributes
+    ----------
+    name, split : str
+    images : uint8 (n, C, H, W)
+    labels : int64 (n,)
+        Indices into `classes`.
+    classes : tuple of str
+    mean, std : tuple of float
+        Of each channel, for pixels in 0..1; the same for both splits.
+    """
+
+    name: str
+    split: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images are {self.images.dtype} {self.images.shape}, not uint8 (n, C, H, W)")
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels are {self.labels.dtype} {self.labels.shape}, not int64 ({len(self.images)},)")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise ValueError(
+                f"labels go from {self.labels.min()} to {self.labels.max()}, of {len(self.classes)} classes"
+            )
+        if not len(self.mean) == len(self.std) == self.images.shape[1]:
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} do not have one number for each of the "
+                f"{self.images.shape[1]} channels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def normalize(self, images: NDArray) -> NDArray[np.float32]:
+        """Return `normalize` of the images with the mean and std of this data set."""
+        return normalize(images, self.mean, self.std)
+
+
+def normalize(images: NDArray, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """Return ``(images / 255 - mean) / std``, what a model sees, as a new float32 array.
+
+    images (..., C, H, W) has values in 0..255; mean and std have one number for each channel, for 0..1.
+    """
+    deviation = np.array(std, np.float64).reshape(-1, 1, 1)
+    scale = (1 / (255 * deviation)).astype(np.float32)
+    offset = (np.array(mean, np.float64).reshape(-1, 1, 1) / deviation).astype(np.float32)
+    normalized = np.multiply(images, scale, dtype=np.float32, casting="same_kind")
+    normalized -= offset
+    return normalized
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Return the names that `load_dataset` knows, without ``folder:PATH``."""
+    return DATASET_NAMES
+
+
+def load_dataset(name: str, split: str, *, image_size: int | None = None) -> Dataset:
+    """Load one split of a data set, downloading it first if it is nowhere on disk.
+
+    Parameters
+    ----------
+    name : str
+        One of `dataset_names`, or ``folder:PATH`` for images of your own (see `image_folder`).
+    split : {"train", "test"}
+    image_size : int, optional
+        Height and width in pixels, for a folder; the other data sets have a size of their own.
+
+    Raises
+    ------
+    DataError
+        If the name is unknown, or the data is damaged, missing or cannot be downloaded.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; a data set has the splits 'train' and 'test'")
+    if name.startswith("folder:"):
+        return image_folder(name.removeprefix("folder:"), split, image_size=image_size)
+    check_name(name)
+    if name == "digits":
+        images, labels = read_digits(split)
+    elif name.startswith("cifar"):
+        images, labels = _read_cifar(name, find(name) or fetch(name), split)
+    else:
+        images, labels = _read_idx_pair(name, find(name) or fetch(name), split)
+    if image_size not in (None, images.shape[-1]):
+        raise DataError(f"image_size is {image_size}; the images of {name} have the size {images.shape[-1]}")
+    return Dataset(name, split, images, labels, CLASSES[name], *CHANNEL_STATISTICS[name])
+
+
+def image_folder(path: str | Path, split: str, *, image_size: int | None = None) -> Dataset:
+    """Load a data set of image files, ``PATH/<split>/<class>/<file>``.
+
+    The classes are the folders of ``PATH/train``, in alphabetical order. Every image becomes RGB of one size
+    by the rules of `tinyvit.data.images`; other files are passed over.
+
+    Parameters
+    ----------
+    path : str or Path
+    split : {"train", "test"}
+    image_size : int, optional
+        Height and width in pixels; None where all files have one size already.
+
+    Raises
+    ------
+    DataError
+        If a folder is missing or empty, the test split has a class that the train split lacks, an image
+        cannot be read, or the sizes differ.
+    """
+    root = Path(path)
+    classes = [folder.name for folder in _class_folders(root / "train")]
+    files: list[Path] = []
+    labels: list[int] = []
+    for folder in _class_folders(root / split):
+        if folder.name not in classes:
+            raise DataError(f"{folder} is a class that {root / 'train'} lacks; it has {', '.join(classes)}")
+        images = [file for file in _visible(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some or remove it")
+        files += images
+        labels += [classes.index(folder.name)] * len(images)
+    with ThreadPoolExecutor() as pool:
+        arrays = list(pool.map(lambda file: read_image(file, 3, image_size), files))
+    for file, array in zip(files, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            raise DataError(
+                f"{file} has the shape {array.shape} and {files[0]} {arrays[0].shape}; give image_size, and "
+                "every image is brought to that size"
+            )
+    mean, std = CHANNEL_STATISTICS["folder"]
+    name = f"folder:{path}"
+    return Dataset(name, split, np.stack(arrays), np.array(labels, np.int64), tuple(classes), mean, std)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; the layout is PATH/train/<class>/<file>, PATH/test/...")
+    folders = [entry for entry in _visible(folder) if entry.is_dir()]
+    if not folders:
+        raise DataError(f"{folder} holds no folders; every class is a folder of images in it")
+    return folders
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+
+
+def _read_idx_pair(name: str, folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read images and labels in the form of MNIST."""
+    prefix, count = {"train": ("train", 60_000), "test": ("t10k", 10_000)}[split]
+    images_path, labels_path = (
+        _part(folder, f"{prefix}-{part}") for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    )
+    images = read_idx(images_path, name, (count, 28, 28))
+    labels = read_idx(labels_path, name, (count,))
+    return images[:, None], _checked(labels, labels_path, name)
+
+
+def _read_cifar(name: str, folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read CIFAR-10 or CIFAR-100 from its binary files, in parallel, or from the official archive."""
+    (remote,) = SOURCES[name].files
+    parts = [part for part in remote.parts if part.startswith("test") == (split == "test")]
+    records = (50_000 if split == "train" else 10_000) // len(parts)
+    label_bytes = 2 if name == "cifar-100" else 1
+    paths = [path for part in parts if (path := find_part(folder, part))]
+    if len(paths) == len(parts):
+        with ThreadPoolExecutor() as pool:
+            pieces = list(pool.map(lambda path: read_cifar(path, name, records, label_bytes), paths))
+    else:
+        paths = [folder / remote.name] * len(parts)
+        pieces = read_cifar_archive(paths[0], name, parts, records, label_bytes)
+    labels = [_checked(labels, path, name) for (_, labels), path in zip(pieces, paths, strict=True)]
+    return np.concatenate([images for images, _ in pieces]), np.concatenate(labels)
+
+
+def _part(folder: Path, part: str) -> Path:
+    return find_part(folder, part) or folder / f"{part}.gz"
+
+
+def _checked(labels: NDArray[np.uint8], path: Path, name: str) -> NDArray[np.int64]:
+    if labels.max() >= len(CLASSES[name]):
+        raise damaged(path, name, f"holds the label {labels.max()}; there are {len(CLASSES[name])} classes")
+    return labels.astype(np.int64)

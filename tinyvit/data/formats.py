@@ -1,0 +1,168 @@
+"""The file formats of the classic data sets: IDX (MNIST) and the CIFAR binary version, compressed or not.
+
+A reader is told how much the file must hold and returns exactly that. Whatever else it meets (an HTML page, a
+truncated download, a flipped bit) raises one DataError that names the file, what is wrong and the way out.
+"""
+
+import gzip
+import lzma
+import math
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvit.errors import DataError
+
+SUFFIXES = ("", ".gz", ".xz")
+CIFAR_IMAGE = (3, 32, 32)
+_CIFAR_PIXELS = math.prod(CIFAR_IMAGE)
+_HTML = (b"<!doctype", b"<html", b"<head", b"<?xml")
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)
+
+
+def read_idx(path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes.
+
+    Parameters
+    ----------
+    path : Path
+        Plain, gzip or xz: told by its first bytes, not by its name.
+    name : str
+        The data set it belongs to, for the error.
+    shape : tuple of int
+        The shape the file must announce and hold.
+
+    Returns
+    -------
+    uint8, of that shape
+
+    Raises
+    ------
+    DataError
+        If the file is not exactly that.
+    """
+    # http://yann.lecun.com/exdb/mnist/: two zero bytes, 8 for unsigned bytes, the number of axes, then the
+    # big-endian length of each axis
+    magic = bytes((0, 0, 8, len(shape)))
+    header = 4 + 4 * len(shape)
+    data = _read(path, name, header + math.prod(shape))
+    if data[:4] != magic:
+        raise damaged(path, name, f"begins with the bytes {data[:4].hex(' ')}, not with {magic.hex(' ')}")
+    if len(data) < header:
+        raise damaged(path, name, f"ends inside its header, after {len(data)} of {header} bytes")
+    found = tuple(int(axis) for axis in np.frombuffer(data, ">u4", len(shape), offset=4))
+    if found != shape:
+        raise damaged(path, name, f"announces the shape {found}, not {shape}")
+    _check_length(data, path, name, header + math.prod(shape))
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def read_cifar(path: Path, name: str, records: int, label_bytes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read one file of the CIFAR binary version.
+
+    A record is `label_bytes` labels (CIFAR-100 has the coarse one before the fine one) and then 3072 pixels.
+
+    Parameters
+    ----------
+    path : Path
+        Plain, gzip or xz: told by its first bytes, not by its name.
+    name : str
+        The data set it belongs to, for the error.
+    records : int
+        The number of records the file must hold.
+    label_bytes : int
+        1 for CIFAR-10, 2 for CIFAR-100.
+
+    Returns
+    -------
+    images : uint8 (records, 3, 32, 32)
+        A view of the file's bytes, not contiguous.
+    labels : uint8 (records,)
+        The last label of each record.
+
+    Raises
+    ------
+    DataError
+        If the file is not exactly that.
+    """
+    size = records * (label_bytes + _CIFAR_PIXELS)
+    data = _read(path, name, size)
+    _check_length(data, path, name, size)
+    return _split_records(data, label_bytes)
+
+
+def read_cifar_archive(
+    path: Path, name: str, members: Sequence[str], records: int, label_bytes: int
+) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Read some members of the official ``.tar.gz``, each like `read_cifar`, without unpacking it to disk."""
+    size = records * (label_bytes + _CIFAR_PIXELS)
+    found: dict[str, bytes] = {}
+    with _reading(path, name) as stream:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                base = Path(member.name).name
+                content = archive.extractfile(member) if base in members else None
+                if content is not None:
+                    found[base] = content.read(size + 1)
+        # the checksum of a gzip stream is compared only when its end is read
+        while stream.read(1 << 20):
+            pass
+    for wanted in members:
+        if wanted not in found:
+            raise damaged(path, name, f"does not contain {wanted}")
+        _check_length(found[wanted], f"{path}, {wanted},", name, size)
+    return [_split_records(found[wanted], label_bytes) for wanted in members]
+
+
+def damaged(path: Path | str, name: str, found: str) -> DataError:
+    """Return the one error for a data file that is not what it should be; `found` continues "PATH ..."."""
+    return DataError(f"{path} {found}; delete it and run `tinyvit data fetch {name}`")
+
+
+def _split_records(data: bytes, label_bytes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    records = np.frombuffer(data, np.uint8).reshape(-1, label_bytes + _CIFAR_PIXELS)
+    return records[:, label_bytes:].reshape(-1, *CIFAR_IMAGE), records[:, label_bytes - 1]
+
+
+def _check_length(data: bytes, path: Path | str, name: str, size: int) -> None:
+    if len(data) < size:
+        raise damaged(path, name, f"ends after {len(data):,} of {size:,} bytes")
+    if len(data) > size:
+        raise damaged(path, name, f"holds more than the {size:,} bytes expected")
+
+
+def _read(path: Path, name: str, size: int) -> bytes:
+    """Read and decompress up to one byte more than `size`: enough to tell a file that is too long."""
+    with _reading(path, name) as stream:
+        return stream.read(size + 1)
+
+
+@contextmanager
+def _reading(path: Path, name: str) -> Iterator[BinaryIO]:
+    """Open a file for its decompressed bytes, whichever its compression; any failure becomes a DataError."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+            if not head:
+                raise damaged(path, name, "is empty")
+            if head.lstrip().lower().startswith(_HTML):
+                raise damaged(path, name, "is an HTML page, not data")
+            file.seek(0)
+            if head.startswith(b"\x1f\x8b"):
+                with gzip.GzipFile(fileobj=file) as stream:
+                    yield cast(BinaryIO, stream)
+            elif head.startswith(b"\xfd7zXZ\x00"):
+                with lzma.LZMAFile(file) as stream:
+                    yield cast(BinaryIO, stream)
+            else:
+                yield file
+    except _DAMAGE as error:
+        raise damaged(path, name, f"is damaged ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error

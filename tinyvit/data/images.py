@@ -1,0 +1,90 @@
+"""Reading one image file as the pixels a model takes, by rules that are stated here and nowhere else.
+
+Pixels
+    1-bit, greyscale and 8-bit colour are taken as they are; palettes are resolved; 16-bit greyscale is
+    divided by 257; CMYK, YCbCr and the like become RGB; floating-point and 32-bit images are refused.
+Transparency
+    is laid over black, the background of the grey data sets.
+Channels
+    colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B); grey becomes colour by repetition.
+Size
+    the largest centred square is cut out and resized, bilinear and antialiased; an image of the right size
+    is not touched. The camera's orientation tag is obeyed. Of an animation, the first frame is read.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvit.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 50_000_000  # more is a mistake or an attack (a "decompression bomb"), not a picture to classify
+
+
+def read_image(path: str | Path, channels: int, size: int | None = None) -> NDArray[np.uint8]:
+    """Read an image file.
+
+    Parameters
+    ----------
+    path : str or Path
+    channels : {1, 3}
+    size : int, optional
+        Height and width of the result in pixels; None keeps those of the file.
+
+    Returns
+    -------
+    uint8 (C, H, W)
+
+    Raises
+    ------
+    DataError
+        If the file is missing, not an image, truncated, or has more than 50 million pixels.
+    """
+    from PIL import Image, ImageOps
+
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels}; an image has 1 (grey) or 3 (RGB)")
+    if not Path(path).is_file():
+        raise DataError(f"{path} is not a file" if Path(path).exists() else f"{path} does not exist")
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(_too_large(path, f"{image.width} x {image.height}"))
+            pixels = _to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+    except (DataError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(path, "far too many")) from error
+    except Exception as error:  # on damaged files decoders raise what they like, from SyntaxError on
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    if size is not None and pixels.size != (size, size):
+        pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
+    array = np.asarray(pixels)
+    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+def _too_large(path: str | Path, found: str) -> str:
+    return f"{path} has {found} pixels, more than {MAX_PIXELS:,}; make it smaller first"
+
+
+def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
+    """Convert any image to 8-bit grey ("L") or colour ("RGB"), transparency over black."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its pixels ({image.mode}) are not of 8 or 16 bits; save it as an 8-bit PNG")
+        image = Image.fromarray((values // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        opaque.alpha_composite(image.convert("RGBA"))
+        image = opaque.convert("RGB")
+    elif image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")
+    return image.convert(mode)

@@ -1,0 +1,142 @@
+"""What the data sets consist of, who serves them, and where they are looked for on disk.
+
+Look-up order: the folder ``$TINYVIT_DATA/<name>/``, the user's cache folder, then the mirrors in `SOURCES`.
+The environment variable ``TINYVIT_MIRROR`` names a base URL to be tried before those, as
+``<base>/<name>/<file>``: a web server over a ``TINYVIT_DATA`` folder is such a mirror.
+"""
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyvit.data.formats import SUFFIXES
+from tinyvit.errors import DataError
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file as the mirrors serve it; `parts` names the data files it provides, without .gz or .xz."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The mirrors of a data set, as base URLs, and its files."""
+
+    mirrors: tuple[str, ...]
+    files: tuple[RemoteFile, ...]
+
+
+def _idx_files(*sizes_and_sums: tuple[int, str]) -> tuple[RemoteFile, ...]:
+    """Return the four files of MNIST and of those made after it."""
+    kinds = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(
+        RemoteFile(f"{kind}-ubyte.gz", size, sha256, (f"{kind}-ubyte",))
+        for kind, (size, sha256) in zip(kinds, sizes_and_sums, strict=True)
+    )
+
+
+# The same bytes have the MD5 sums that the authors publish (for MNIST: those known to torchvision).
+SOURCES = {
+    "mnist": Source(
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        _idx_files(
+            (9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+            (28881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            (1648877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+            (4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        ),
+    ),
+    "fashion-mnist": Source(
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        ),
+        _idx_files(
+            (26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+            (29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            (4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+            (5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+        ),
+    ),
+    "cifar-10": Source(
+        ("https://www.cs.toronto.edu/~kriz/",),
+        (
+            RemoteFile(
+                "cifar-10-binary.tar.gz",
+                170052171,
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+                (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"),
+            ),
+        ),
+    ),
+    "cifar-100": Source(
+        ("https://www.cs.toronto.edu/~kriz/",),
+        (
+            RemoteFile(
+                "cifar-100-binary.tar.gz",
+                168513733,
+                "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+                ("train.bin", "test.bin"),
+            ),
+        ),
+    ),
+}
+DATASET_NAMES = ("digits", *SOURCES)
+
+
+def check_name(name: str) -> None:
+    """Raise DataError, with the nearest valid name, for a data set that does not exist."""
+    if name not in DATASET_NAMES:
+        nearest = difflib.get_close_matches(name.lower(), DATASET_NAMES, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise DataError(
+            f"there is no data set {name!r}: {hint}known are {', '.join(DATASET_NAMES)}, "
+            "and folder:PATH for images of your own"
+        )
+
+
+def find(name: str) -> Path | None:
+    """Return the first folder that holds all files of a data set, or None; contents are not verified."""
+    folders = (root / name for root in data_roots())
+    return next((folder for folder in folders if is_complete(folder, SOURCES[name])), None)
+
+
+def find_part(folder: Path, part: str) -> Path | None:
+    """Return the file that holds one part, plain or compressed, or None."""
+    candidates = (folder / f"{part}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def is_complete(folder: Path, source: Source) -> bool:
+    """Return whether every file is there, as it was served or as its parts."""
+    return all(
+        (folder / file.name).is_file() or all(find_part(folder, part) for part in file.parts) for file in source.files
+    )
+
+
+def data_roots() -> list[Path]:
+    """Return the folders that data sets are looked for in; the last is the cache, where downloads go."""
+    roots = []
+    if given := os.environ.get("TINYVIT_DATA"):
+        if not Path(given).is_dir():
+            raise DataError(f"TINYVIT_DATA={given} is not a folder; create it, or unset TINYVIT_DATA")
+        roots.append(Path(given))
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        cache = Path(xdg)
+    elif sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    else:
+        cache = Path.home() / ".cache"
+    return [*roots, cache / "tinyvit"]

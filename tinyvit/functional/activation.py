@@ -1,0 +1,197 @@
+"""Activation functions, softmax among them."""
+
+from typing import Any
+
+from ..autograd import Op, Tensor
+from ..backend import Namespace
+from .samples import sample
+
+_SQRT_HALF = 0.7071067811865476
+_SQRT_2_OVER_PI = 0.7978845608028654
+_GELU_CUBIC = 0.044715
+
+
+class Relu(Op):
+    """y = max(x, 0)        dx = dy where x > 0"""
+
+    saves = ("out",)
+
+    @staticmethod
+    def forward(xp, x):
+        return xp.maximum(x, 0)
+
+    def backward(ctx, xp, dy):
+        (y,) = ctx.saved
+        return xp.where(y > 0, dy, 0.0)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4))
+
+
+class Silu(Op):
+    """y = x s,  s = sigmoid(x)        dx = dy s (1 + x (1 - s))"""
+
+    saves = ("x",)
+
+    @staticmethod
+    def forward(xp, x):
+        return x * xp.sigmoid(x)
+
+    def backward(ctx, xp, dy):
+        (x,) = ctx.saved
+        # y = x * sigmoid(x)
+        s = xp.sigmoid(x)
+        return dy * (s * (1 + x * (1 - s)))
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4))
+
+
+def _gelu(xp, x, approximate):
+    if approximate == "tanh":
+        return 0.5 * x * (1 + xp.tanh(_SQRT_2_OVER_PI * (x + _GELU_CUBIC * (x * x * x))))
+    return 0.5 * x * (1 + xp.erf(_SQRT_HALF * x))
+
+
+def _gelu_slope(xp, x, approximate):
+    """d gelu(x) / dx."""
+    if approximate == "tanh":
+        # y = x (1 + t) / 2,  t = tanh(u),  u = sqrt(2/pi) (x + c x^3)
+        t = xp.tanh(_SQRT_2_OVER_PI * (x + _GELU_CUBIC * (x * x * x)))
+        du = _SQRT_2_OVER_PI * (1 + (3 * _GELU_CUBIC) * (x * x))
+        return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du
+    # y = x P(x),  P' = exp(-x^2 / 2) / sqrt(2 pi)
+    return 0.5 * (1 + xp.erf(_SQRT_HALF * x)) + x * ((0.5 * _SQRT_2_OVER_PI) * xp.exp(-0.5 * (x * x)))
+
+
+class Gelu(Op):
+    """y = x P(x),  P(x) = (1 + erf(x / sqrt 2)) / 2        dx = dy (P + x P'),  P' = exp(-x^2 / 2) / sqrt(2 pi)
+
+    approximate="tanh": P(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2.
+    """
+
+    saves = ("x",)
+
+    @staticmethod
+    def forward(xp, x, *, approximate="none"):
+        return _gelu(xp, x, approximate)
+
+    def backward(ctx, xp, dy):
+        (x,) = ctx.saved
+        return dy * _gelu_slope(xp, x, ctx.approximate)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4))
+        yield sample((3, 4), approximate="tanh")
+
+
+class BiasGelu(Op):
+    """y = gelu(x + b)        dx = dy gelu'(x + b),  db = sum of dx over all rows"""
+
+    saves = ("x", "bias")
+    kernel = "bias_gelu"
+
+    @staticmethod
+    def forward(xp, x, bias, *, approximate="none"):
+        return _gelu(xp, x + bias, approximate)
+
+    def backward(ctx, xp, dy):
+        x, bias = ctx.saved
+        # y = gelu(x + bias)
+        dx = dy * _gelu_slope(xp, x + bias, ctx.approximate)
+        return dx, xp.sum_to_shape(dx, bias.shape)
+
+    @staticmethod
+    def samples():
+        yield sample((2, 3, 4), (4,))
+        yield sample((5, 4), (4,), approximate="tanh")
+
+
+class Softmax(Op):
+    """y = exp x / sum(exp x) along an axis        dx = y (dy - sum(dy y))"""
+
+    saves = ("out",)
+    kernel = "softmax"
+
+    @staticmethod
+    def forward(xp, x, *, axis=-1):
+        e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
+        return e / xp.sum(e, axis=axis, keepdims=True)
+
+    def backward(ctx, xp, dy):
+        (y,) = ctx.saved
+        # dy_i / dx_j = y_i (delta_ij - y_j)
+        return y * (dy - xp.sum(dy * y, axis=ctx.axis, keepdims=True))
+
+    @staticmethod
+    def samples():
+        yield sample((3, 5))
+        yield sample((2, 3, 4), axis=1)
+
+
+class LogSoftmax(Op):
+    """y = x - log(sum(exp x)) along an axis        dx = dy - exp(y) sum(dy)"""
+
+    saves = ("out",)
+
+    @staticmethod
+    def forward(xp, x, *, axis=-1):
+        shifted = x - xp.max(x, axis=axis, keepdims=True)
+        return shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
+
+    def backward(ctx, xp, dy):
+        (y,) = ctx.saved
+        return dy - xp.exp(y) * xp.sum(dy, axis=ctx.axis, keepdims=True)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 5))
+        yield sample((2, 3, 4), axis=0)
+
+
+Namespace.extend("sigmoid", lambda xp, x: Op.registry["sigmoid"].forward(xp, x))
+Namespace.extend("log_softmax", LogSoftmax.forward)
+
+
+# What users call ----------------------------------------------------------------------------------------------------
+
+
+def relu(x: Any) -> Tensor:
+    """max(x, 0)."""
+    return Relu.apply(x)
+
+
+def silu(x: Any) -> Tensor:
+    """x * sigmoid(x) (Elfwing et al., 2017)."""
+    return Silu.apply(x)
+
+
+def gelu(x: Any, approximate: str = "none") -> Tensor:
+    """The Gaussian error linear unit (Hendrycks and Gimpel, 2016), exact ("none") or by their formula with "tanh"."""
+    return Gelu.apply(x, approximate=_checked(approximate))
+
+
+def bias_gelu(x: Any, bias: Tensor, approximate: str = "none") -> Tensor:
+    """gelu(x + bias) in one operation: x (..., C), bias (C,)."""
+    if bias.ndim != 1 or x.ndim == 0 or x.shape[-1] != bias.shape[0]:
+        raise ValueError(f"bias_gelu: x has shape {x.shape} and bias {bias.shape}; they must be (..., C) and (C,)")
+    return BiasGelu.apply(x, bias, approximate=_checked(approximate))
+
+
+def _checked(approximate: str) -> str:
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
+    return approximate
+
+
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) along `axis`, without overflow; NaN where all of x is -inf."""
+    return Softmax.apply(x, axis=axis)
+
+
+def log_softmax(x: Any, axis: int = -1) -> Tensor:
+    """log(softmax(x)) along `axis`, without overflow or cancellation."""
+    return LogSoftmax.apply(x, axis=axis)

@@ -1,0 +1,149 @@
+"""Scaled dot-product attention."""
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Op, Tensor
+from ..backend import Generator, default_generator, is_floating
+from .elementwise import constant
+from .random import check_probability
+from .samples import sample
+
+
+class Attention(Op):
+    """out = (P * M) v,  P = softmax(S) over the keys,  S = scale q k^T + bias, -inf where masked
+
+    M is the mask of dropout (1 without it). With dP = (dout v^T) * M:
+    dv = (P * M)^T dout,  dS = P (dP - r) with r = sum(dP P) over the keys,  dq = scale dS k,  dk = scale dS^T q,
+    dbias = dS. A query that may look at no key has P = 0, and gradients of 0.
+    (Vaswani et al., Attention is all you need, 2017, equation 1.)
+    """
+
+    saves = ("q", "k", "v", "bias")
+    kernel = "attention"
+
+    @staticmethod
+    def forward(xp, q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, seed=0, offset=0):
+        p = attention_probabilities(xp, q, k, bias, mask, is_causal, scale)
+        if dropout_p:
+            p = p * xp.dropout_mask(p.shape, dropout_p, seed, offset, p.dtype)
+        return xp.matmul(p, v)
+
+    def backward(ctx, xp, dout):
+        q, k, v, bias = ctx.saved
+        p = attention_probabilities(xp, q, k, bias, ctx.mask, ctx.is_causal, ctx.scale)
+        # out = (p * m) @ v
+        dp, kept = xp.matmul(dout, xp.swapaxes(v, -1, -2)), p
+        if ctx.dropout_p:
+            m = xp.dropout_mask(p.shape, ctx.dropout_p, ctx.seed, ctx.offset, p.dtype)
+            dp, kept = dp * m, p * m
+        dv = xp.matmul(xp.swapaxes(kept, -1, -2), dout)
+        # p = softmax(s)
+        r = xp.sum(dp * p, axis=-1, keepdims=True)
+        ds = p * (dp - r)
+        # s = scale * q @ k.T + bias
+        dq = ctx.scale * xp.matmul(ds, k)
+        dk = ctx.scale * xp.matmul(xp.swapaxes(ds, -1, -2), q)
+        dbias = xp.sum_to_shape(ds, ctx.shapes[3]) if ctx.needs[3] else None
+        return dq, dk, dv, dbias
+
+    @staticmethod
+    def samples():
+        yield sample((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 4), None, scale=0.5)
+        yield sample((1, 2, 4, 3), (1, 2, 4, 3), (1, 2, 4, 3), (2, 4, 4), scale=0.6, is_causal=True)
+        masked = np.array([[True, False, True], [False, False, False]])  # the second query sees nothing
+        yield sample((2, 1, 2, 3), (2, 1, 3, 3), (2, 1, 3, 3), (1, 1, 2, 3), scale=0.4, mask=masked)
+        yield sample((1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2), None, scale=0.7, dropout_p=0.4, seed=3)
+
+
+def attention_probabilities(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float) -> Any:
+    """P of `Attention`, (B, H, N, S): softmax over the visible keys; 0 for a query that sees none."""
+    scores = scale * xp.matmul(q, xp.swapaxes(k, -1, -2))
+    if bias is not None:
+        scores = scores + bias
+    visible = mask
+    if is_causal:
+        causal = np.tril(np.ones(scores.shape[-2:], bool))  # key s is visible to query n iff s <= n
+        visible = causal if mask is None else mask & causal
+    if visible is not None:
+        scores = xp.where(visible, scores, -np.inf)
+    largest = xp.stop_gradient(xp.max(scores, axis=-1, keepdims=True))
+    e = xp.exp(scores - xp.where(largest == -np.inf, 0.0, largest))
+    total = xp.sum(e, axis=-1, keepdims=True)
+    return e / xp.where(total == 0, 1.0, total)
+
+
+# What users call ----------------------------------------------------------------------------------------------------
+
+
+def scaled_dot_product_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    generator: Generator | None = None,
+) -> Tensor:
+    """softmax(scale q k^T + mask) v for each head.
+
+    Parameters
+    ----------
+    q : (B, H, N, D).  k, v : (B, H, S, D).
+    attn_mask : broadcastable to (B, H, N, S), optional
+        Boolean: True where attention is allowed. Floating: added to the scores, and differentiable.
+    dropout_p : probability of dropping an attention weight; applies whenever it is not 0.
+    is_causal : bool
+        Key s is visible to query n only if s <= n; combines with either kind of mask.
+    scale : 1 / sqrt(D) by default.
+    generator : random stream of the dropout, the default one if omitted.
+
+    Returns
+    -------
+    out : (B, H, N, D); 0 for a query that may attend to nothing.
+    """
+    if (
+        q.ndim < 2
+        or k.shape != v.shape[:-1] + k.shape[-1:]
+        or q.shape[:-2] + q.shape[-1:] != k.shape[:-2] + k.shape[-1:]
+    ):
+        raise ValueError(
+            f"attention: q has shape {q.shape}, k {k.shape} and v {v.shape}; "
+            "they must be (B, H, N, D), (B, H, S, D) and (B, H, S, D)"
+        )
+    check_probability("dropout_p", dropout_p)
+    mask = bias = None
+    if attn_mask is not None:
+        values = constant(attn_mask)
+        if values.dtype == bool:
+            mask = values
+        elif is_floating(values):
+            bias = attn_mask
+        else:
+            raise TypeError(f"attention: attn_mask has dtype {values.dtype}; it must be boolean or floating")
+        _check_mask(values.shape, q.shape[:-1] + k.shape[-2:-1])
+    seed, offset = (generator or default_generator).draw() if dropout_p else (0, 0)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return Attention.apply(
+        q,
+        k,
+        v,
+        bias,
+        mask=mask,
+        is_causal=bool(is_causal),
+        scale=scale,
+        dropout_p=dropout_p,
+        seed=seed,
+        offset=offset,
+    )
+
+
+def _check_mask(shape: tuple[int, ...], scores: tuple[int, ...]) -> None:
+    try:
+        fits = np.broadcast_shapes(shape, scores) == scores
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"attention: attn_mask has shape {shape}; it must broadcast to (B, H, N, S) = {scores}")

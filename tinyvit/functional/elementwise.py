@@ -1,0 +1,459 @@
+"""Operations that act on each element by itself, with NumPy's broadcasting."""
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Op, Tensor
+from .samples import sample
+
+
+class Add(Op):
+    """z = x + y        dx = dz,  dy = dz"""
+
+    @staticmethod
+    def forward(xp, x, y):
+        return x + y
+
+    def backward(ctx, xp, dz):
+        # z = x + y, where a smaller x or y was repeated: its gradient is the sum over the repetitions
+        return xp.sum_to_shape(dz, ctx.shapes[0]), xp.sum_to_shape(dz, ctx.shapes[1])
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (3, 4))
+        yield sample((3, 1, 2), (4, 1))
+        yield sample((), (2, 3))
+
+
+class Subtract(Op):
+    """z = x - y        dx = dz,  dy = -dz"""
+
+    @staticmethod
+    def forward(xp, x, y):
+        return x - y
+
+    def backward(ctx, xp, dz):
+        return xp.sum_to_shape(dz, ctx.shapes[0]), xp.sum_to_shape(-dz, ctx.shapes[1])
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (4,))
+        yield sample((2, 1), (1, 3))
+
+
+class Multiply(Op):
+    """z = x y        dx = dz y,  dy = dz x"""
+
+    saves = ("x", "y")
+
+    @staticmethod
+    def forward(xp, x, y):
+        return x * y
+
+    def backward(ctx, xp, dz):
+        x, y = ctx.saved
+        # z = x * y
+        dx = xp.sum_to_shape(dz * y, ctx.shapes[0]) if ctx.needs[0] else None
+        dy = xp.sum_to_shape(dz * x, ctx.shapes[1]) if ctx.needs[1] else None
+        return dx, dy
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (3, 4))
+        yield sample((2, 3, 1), (3, 4))
+        yield sample((1,), ())
+
+
+class Divide(Op):
+    """z = x / y        dx = dz / y,  dy = -dz z / y"""
+
+    saves = ("y", "out")
+
+    @staticmethod
+    def forward(xp, x, y):
+        return xp.true_divide(x, y)
+
+    def backward(ctx, xp, dz):
+        y, z = ctx.saved
+        # z = x / y
+        dx = dz / y
+        dy = xp.sum_to_shape(-(dx * z), ctx.shapes[1]) if ctx.needs[1] else None
+        return xp.sum_to_shape(dx, ctx.shapes[0]), dy
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (3, 4), low=0.5)
+        yield sample((2, 3), (1, 3), low=-2.0, high=-0.5)
+
+
+class Power(Op):
+    """z = x^y        dx = dz y x^(y-1),  dy = dz z log x  (0 where x <= 0)"""
+
+    saves = ("x", "y", "out")
+
+    @staticmethod
+    def forward(xp, x, y):
+        return x**y
+
+    def backward(ctx, xp, dz):
+        x, y, z = ctx.saved
+        dx = dy = None
+        if ctx.needs[0]:
+            # z = x ** y; where y is 0 the slope is 0 also at x = 0
+            exponent = xp.where(y == 0, 1.0, y - 1.0) if hasattr(y, "dtype") else y - 1 if y else 1.0
+            dx = xp.sum_to_shape(dz * y * x**exponent, ctx.shapes[0])
+        if ctx.needs[1]:
+            log_x = xp.log(xp.where(x > 0, x, xp.ones_like(x)))
+            dy = xp.sum_to_shape(dz * z * log_x, ctx.shapes[1])
+        return dx, dy
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (3, 4), low=0.5)
+        yield sample((3, 1), (4,), low=0.5)
+
+
+class Negative(Op):
+    """y = -x        dx = -dy"""
+
+    @staticmethod
+    def forward(xp, x):
+        return -x
+
+    def backward(ctx, xp, dy):
+        return -dy
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4))
+
+
+class Exp(Op):
+    """y = exp x        dx = dy y"""
+
+    saves = ("out",)
+
+    @staticmethod
+    def forward(xp, x):
+        return xp.exp(x)
+
+    def backward(ctx, xp, dy):
+        (y,) = ctx.saved
+        return dy * y
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4))
+        yield sample(())
+
+
+class Log(Op):
+    """y = log x        dx = dy / x"""
+
+    saves = ("x",)
+
+    @staticmethod
+    def forward(xp, x):
+        return xp.log(x)
+
+    def backward(ctx, xp, dy):
+        (x,) = ctx.saved
+        return dy / x
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), low=0.5)
+
+
+class Sqrt(Op):
+    """y = sqrt x        dx = dy / (2 y)"""
+
+    saves = ("out",)
+
+    @staticmethod
+    def forward(xp, x):
+        return xp.sqrt(x)
+
+    def backward(ctx, xp, dy):
+        (y,) = ctx.saved
+        return dy / (2 * y)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), low=0.5)
+
+
+class Tanh(Op):
+    """y = tanh x        dx = dy (1 - y^2)"""
+
+    saves = ("out",)
+
+    @staticmethod
+    def forward(xp, x):
+        return xp.tanh(x)
+
+    def backward(ctx, xp, dy):
+        (y,) = ctx.saved
+        return dy * (1 - y * y)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4))
+
+
+class Sigmoid(Op):
+    """y = 1 / (1 + exp(-x))        dx = dy y (1 - y)"""
+
+    saves = ("out",)
+
+    @staticmethod
+    def forward(xp, x):
+        e = xp.exp(-xp.abs(x))  # never overflows
+        return xp.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+    def backward(ctx, xp, dy):
+        (y,) = ctx.saved
+        return dy * y * (1 - y)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4))
+
+
+class Erf(Op):
+    """y = erf x = 2/sqrt(pi) * integral of exp(-t^2) from 0 to x        dx = dy 2/sqrt(pi) exp(-x^2)"""
+
+    saves = ("x",)
+
+    @staticmethod
+    def forward(xp, x):
+        return xp.erf(x)
+
+    def backward(ctx, xp, dy):
+        (x,) = ctx.saved
+        return dy * (1.1283791670955126 * xp.exp(-(x * x)))
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4))
+
+
+class Abs(Op):
+    """y = |x|        dx = dy sign x  (0 at 0)"""
+
+    saves = ("x",)
+
+    @staticmethod
+    def forward(xp, x):
+        return xp.abs(x)
+
+    def backward(ctx, xp, dy):
+        (x,) = ctx.saved
+        return dy * xp.sign(x)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4))
+
+
+class Maximum(Op):
+    """z = max(x, y)        the larger one gets dz, equal ones half of it each"""
+
+    saves = ("x", "y")
+
+    @staticmethod
+    def forward(xp, x, y):
+        return xp.maximum(x, y)
+
+    def backward(ctx, xp, dz):
+        x, y = ctx.saved
+        return _to_the_greater(ctx, xp, dz, x, y)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (3, 4))
+        yield sample((3, 1), (4,))
+
+
+class Minimum(Op):
+    """z = min(x, y)        the smaller one gets dz, equal ones half of it each"""
+
+    saves = ("x", "y")
+
+    @staticmethod
+    def forward(xp, x, y):
+        return xp.minimum(x, y)
+
+    def backward(ctx, xp, dz):
+        x, y = ctx.saved
+        return _to_the_greater(ctx, xp, dz, -x, -y)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (3, 4))
+        yield sample((4,), (3, 1))
+
+
+def _to_the_greater(ctx, xp, dz, x, y):
+    tied = xp.where(x == y, 0.5 * dz, 0.0)
+    dx = xp.where(x > y, dz, tied)
+    dy = xp.where(y > x, dz, tied)
+    return xp.sum_to_shape(dx, ctx.shapes[0]), xp.sum_to_shape(dy, ctx.shapes[1])
+
+
+class Where(Op):
+    """z = x where the condition holds, else y        dx = dz there, 0 elsewhere; dy the other way round"""
+
+    @staticmethod
+    def forward(xp, x, y, *, condition):
+        return xp.where(condition, x, y)
+
+    def backward(ctx, xp, dz):
+        dx = xp.sum_to_shape(xp.where(ctx.condition, dz, 0.0), ctx.shapes[0]) if ctx.needs[0] else None
+        dy = xp.sum_to_shape(xp.where(ctx.condition, 0.0, dz), ctx.shapes[1]) if ctx.needs[1] else None
+        return dx, dy
+
+    @staticmethod
+    def samples():
+        condition = np.arange(12).reshape(3, 4) % 3 == 0
+        yield sample((3, 4), (3, 4), condition=condition)
+        yield sample((4,), (3, 1), condition=condition)
+
+
+class Clip(Op):
+    """y = x limited to [lowest, highest]        dx = dy where x lies within, 0 elsewhere"""
+
+    saves = ("x",)
+
+    @staticmethod
+    def forward(xp, x, *, lowest, highest):
+        return xp.clip(x, lowest, highest)
+
+    def backward(ctx, xp, dy):
+        (x,) = ctx.saved
+        inside = (x >= ctx.lowest) & (x <= ctx.highest)
+        return xp.where(inside, dy, 0.0)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), lowest=-0.5, highest=0.75)
+        yield sample((5,), lowest=-np.inf, highest=0.25)
+
+
+# What users call ----------------------------------------------------------------------------------------------------
+
+
+def add(x: Any, y: Any) -> Tensor:
+    """x + y, broadcast."""
+    return Add.apply(x, y)
+
+
+def subtract(x: Any, y: Any) -> Tensor:
+    """x - y, broadcast."""
+    return Subtract.apply(x, y)
+
+
+def multiply(x: Any, y: Any) -> Tensor:
+    """x * y, broadcast."""
+    return Multiply.apply(x, y)
+
+
+def divide(x: Any, y: Any) -> Tensor:
+    """x / y, broadcast; integers give float32."""
+    return Divide.apply(x, y)
+
+
+def power(x: Any, y: Any) -> Tensor:
+    """x ** y, broadcast."""
+    return Power.apply(x, y)
+
+
+def negative(x: Any) -> Tensor:
+    """-x."""
+    return Negative.apply(x)
+
+
+def exp(x: Any) -> Tensor:
+    """e ** x."""
+    return Exp.apply(x)
+
+
+def log(x: Any) -> Tensor:
+    """The natural logarithm of x."""
+    return Log.apply(x)
+
+
+def sqrt(x: Any) -> Tensor:
+    """The square root of x."""
+    return Sqrt.apply(x)
+
+
+def tanh(x: Any) -> Tensor:
+    """The hyperbolic tangent of x."""
+    return Tanh.apply(x)
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + exp(-x)), without overflow."""
+    return Sigmoid.apply(x)
+
+
+def erf(x: Any) -> Tensor:
+    """The error function of x."""
+    return Erf.apply(x)
+
+
+def abs(x: Any) -> Tensor:
+    """|x|; the gradient at 0 is 0."""
+    return Abs.apply(x)
+
+
+def maximum(x: Any, y: Any) -> Tensor:
+    """The larger of x and y, broadcast; equal elements share the gradient. NaN wins."""
+    return Maximum.apply(x, y)
+
+
+def minimum(x: Any, y: Any) -> Tensor:
+    """The smaller of x and y, broadcast; equal elements share the gradient. NaN wins."""
+    return Minimum.apply(x, y)
+
+
+def where(condition: Any, x: Any, y: Any) -> Tensor:
+    """x where `condition` (a boolean array or tensor) holds, else y; all three broadcast."""
+    return Where.apply(x, y, condition=constant(condition))
+
+
+def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
+    """x limited to [min, max]; None leaves that side open. The gradient is 0 outside."""
+    return Clip.apply(x, lowest=-np.inf if min is None else min, highest=np.inf if max is None else max)
+
+
+# Constants: no gradient flows through these -------------------------------------------------------------------------
+
+
+def constant(x: Any) -> Any:
+    """The array behind a condition, ids or a mask, given as a tensor, an array or a list."""
+    if isinstance(x, Tensor):
+        return x.data
+    return x if hasattr(x, "dtype") else np.asarray(x)
+
+
+def stop_gradient(x: Tensor) -> Tensor:
+    """x as a constant."""
+    return x.detach()
+
+
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1; a constant."""
+    return Tensor(np.sign(x.data))
+
+
+def ones_like(x: Tensor) -> Tensor:
+    """Ones in the shape and dtype of x; a constant."""
+    return Tensor(np.ones_like(x.data))
+
+
+def zeros_like(x: Tensor) -> Tensor:
+    """Zeros in the shape and dtype of x; a constant."""
+    return Tensor(np.zeros_like(x.data))

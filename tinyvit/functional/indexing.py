@@ -1,0 +1,166 @@
+"""Operations that pick elements by index: slices, integer arrays, masks, the rows of an embedding."""
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Op, Tensor
+from ..backend import Namespace
+from .elementwise import constant
+from .samples import sample
+from .shape import reshape
+
+
+class BasicIndex(Op):
+    """y = x[index] of slices and integers        dx = zeros with dx[index] = dy"""
+
+    view = True
+
+    @staticmethod
+    def forward(xp, x, *, index):
+        return x[index]
+
+    def backward(ctx, xp, dy):
+        return xp.index_add(dy, ctx.index, ctx.shapes[0])
+
+    @staticmethod
+    def samples():
+        yield sample((4, 5), index=(slice(1, None, 2), 3))
+        yield sample((2, 3, 4), index=(..., slice(None, None, -1), None))
+
+
+class AdvancedIndex(Op):
+    """y = x[index] with integer or boolean arrays        dx = zeros with dy added at index, as often as it repeats"""
+
+    @staticmethod
+    def forward(xp, x, *, index):
+        return x[index]
+
+    def backward(ctx, xp, dy):
+        return xp.index_add(dy, ctx.index, ctx.shapes[0])
+
+    @staticmethod
+    def samples():
+        yield sample((4, 5), index=(np.array([0, 2, 2, -1]),))
+        yield sample((4, 5, 2), index=(slice(1, 3), np.array([[0, 0], [4, 1]])))
+        yield sample((3, 4), index=(np.arange(12).reshape(3, 4) % 3 == 1,))
+
+
+class IndexAdd(Op):
+    """y = zeros of `shape` with x added at `index`        dx = dy[index]; the adjoint of indexing"""
+
+    @staticmethod
+    def forward(xp, x, *, index, shape):
+        out = xp.zeros(shape, x.dtype)
+        if _is_basic(index):
+            out[index] = x  # slices never repeat an element
+        else:
+            xp.add.at(out, index, x)
+        return out
+
+    def backward(ctx, xp, dy):
+        return dy[ctx.index]
+
+    @staticmethod
+    def samples():
+        yield sample((4, 3), index=(np.array([0, 2, 2, 1]),), shape=(5, 3))
+        yield sample((2, 3), index=(slice(0, 4, 2),), shape=(4, 3))
+
+
+def _is_basic(index: Any) -> bool:
+    return all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in index)
+
+
+class IndexPut(Op):
+    """y = x with y[index] = value        dx = dy with 0 at index,  dvalue = dy[index]"""
+
+    @staticmethod
+    def forward(xp, x, value, *, index):
+        y = x.copy()
+        y[index] = value
+        return y
+
+    def backward(ctx, xp, dy):
+        dx = xp.index_put(dy, 0.0, ctx.index) if ctx.needs[0] else None
+        dvalue = xp.sum_to_shape(dy[ctx.index], ctx.shapes[1]) if ctx.needs[1] else None
+        return dx, dvalue
+
+    @staticmethod
+    def samples():
+        yield sample((4, 3), (3,), index=(slice(0, 4, 2),))
+        yield sample((4, 3), (2, 3), index=(np.array([3, 1]),))
+
+
+class Embedding(Op):
+    """y = weight[ids]        dweight = zeros, with dy added to the row of each id"""
+
+    kernel = "embedding"
+
+    @staticmethod
+    def forward(xp, weight, *, ids):
+        return weight[ids]
+
+    def backward(ctx, xp, dy):
+        return xp.index_add(dy, (ctx.ids,), ctx.shapes[0])
+
+    @staticmethod
+    def samples():
+        yield sample((5, 3), ids=np.array([[0, 4, 4], [1, 0, 2]]))
+
+
+Namespace.extend("index_add", lambda xp, x, index, shape: IndexAdd.forward(xp, x, index=index, shape=shape))
+Namespace.extend("index_put", lambda xp, x, value, index: IndexPut.forward(xp, x, value, index=index))
+
+
+def index(x: Tensor, key: Any) -> Tensor:
+    """x[key] for slices, integers, None, ..., and integer or boolean arrays, which may repeat elements."""
+    key = _key(key)
+    return (BasicIndex if _is_basic(key) else AdvancedIndex).apply(x, index=key)
+
+
+def _key(key: Any) -> tuple[Any, ...]:
+    return tuple(_index_part(i) for i in (key if isinstance(key, tuple) else (key,)))
+
+
+def _index_part(i: Any) -> Any:
+    if i is None or i is Ellipsis or isinstance(i, slice):
+        return i
+    if isinstance(i, (int, np.integer)) and not isinstance(i, bool):
+        return int(i)
+    array = constant(i)
+    if array.size == 0 and array.dtype.kind == "f":
+        array = array.astype(np.int64)  # an empty list
+    if array.dtype.kind not in "iub":
+        raise TypeError(f"an index is an integer, a slice, or an integer or boolean array, not {array.dtype}")
+    return array
+
+
+def take(x: Tensor, indices: Any, axis: int | None = None) -> Tensor:
+    """The elements of x at `indices` (an integer array) along `axis`; of the flattened tensor by default."""
+    if axis is None:
+        return index(reshape(x, -1), constant(indices))
+    return index(x, (slice(None),) * (axis % x.ndim) + (constant(indices),))
+
+
+def index_put(x: Tensor, value: Any, index: Any) -> Tensor:
+    """x with x[index] = value; an index that repeats an element takes the last value."""
+    return IndexPut.apply(x, value, index=_key(index))
+
+
+def index_add(x: Tensor, index: tuple[Any, ...], shape: tuple[int, ...]) -> Tensor:
+    """Zeros of `shape` to which x is added at `index`."""
+    return IndexAdd.apply(x, index=index, shape=shape)
+
+
+def embedding(ids: Any, weight: Tensor) -> Tensor:
+    """The rows of weight (V, C) that the integers `ids` (...) name: (..., C)."""
+    values = constant(ids)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"embedding: ids have dtype {values.dtype}; they must be integers")
+    check_ids("embedding: ids", values, weight.shape[0])
+    return Embedding.apply(weight, ids=values)
+
+
+def check_ids(what: str, ids: np.ndarray, count: int) -> None:
+    if ids.size and not (ids.min() >= 0 and ids.max() < count):
+        raise ValueError(f"{what} go from {ids.min()} to {ids.max()}; they must be in [0, {count})")

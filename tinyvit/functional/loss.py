@@ -1,0 +1,192 @@
+"""Losses."""
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Op, Tensor
+from .elementwise import constant
+from .indexing import check_ids
+from .linalg import matmul
+from .samples import Sample, sample
+
+
+class CrossEntropy(Op):
+    """l = -sum over classes of t log p,  p = softmax(x)        dx = dl (p sum(t) - t)
+
+    t is the target distribution: the one given, or 1 at the class id, with label smoothing s: (1 - s) t + s / K. An
+    ignored row has l = 0. "mean" divides the sum by the number of rows that are not ignored.
+    """
+
+    saves = ("logits", "target")
+    kernel = "cross_entropy"
+
+    @staticmethod
+    def forward(xp, logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+        t = _distribution(xp, logits, target, ids, ignore_index, label_smoothing)
+        loss = -xp.sum(xp.where(t == 0, 0.0, t * xp.log_softmax(logits)), axis=-1)
+        return _reduced(xp, loss, _row_count(loss, ids, ignore_index), reduction)
+
+    def backward(ctx, xp, dloss):
+        logits, target = ctx.saved
+        t = _distribution(xp, logits, target, ctx.ids, ctx.ignore_index, ctx.label_smoothing)
+        if ctx.reduction != "none":
+            divisor = _row_count(t[..., 0], ctx.ids, ctx.ignore_index) if ctx.reduction == "mean" else 1
+            dloss = xp.broadcast_to(dloss / divisor, logits.shape[:-1])
+        dloss = xp.reshape(dloss, (*logits.shape[:-1], 1))
+        # loss = -sum(t * log_softmax(logits))
+        log_p = xp.log_softmax(logits)
+        dlogits = dloss * (xp.exp(log_p) * xp.sum(t, axis=-1, keepdims=True) - t)
+        dtarget = (1 - ctx.label_smoothing) * -dloss * log_p if ctx.needs[1] else None
+        return dlogits, dtarget
+
+    @staticmethod
+    def samples():
+        yield sample((4, 5), None, ids=np.array([0, 4, 2, 2]))
+        yield sample((2, 3, 4), None, ids=np.array([[0, -100, 3], [1, 1, -100]]), label_smoothing=0.1)
+        yield sample((4, 5), None, ids=np.array([0, 4, 2, 2]), reduction="none")
+        logits, weights = sample((3, 4), (3, 4)).inputs
+        probabilities = np.exp(weights) / np.exp(weights).sum(-1, keepdims=True)
+        yield Sample((logits, probabilities), {"label_smoothing": 0.2, "reduction": "sum"})
+
+
+def _distribution(xp, logits, target, ids, ignore_index, label_smoothing):
+    """t of `CrossEntropy`, (..., K); a row of zeros where ignored."""
+    classes = logits.shape[-1]
+    if ids is None:
+        return (1 - label_smoothing) * target + label_smoothing / classes if label_smoothing else target
+    kept = ids != ignore_index
+    hot = (np.where(kept, ids, 0)[..., None] == np.arange(classes)) * (1 - label_smoothing) + label_smoothing / classes
+    return xp.where(kept[..., None], xp.zeros_like(logits) + hot.astype(logits.dtype), 0.0)
+
+
+def _row_count(rows: Any, ids: np.ndarray | None, ignore_index: int) -> int:
+    """How many rows take part in the mean; at least 1, so that a batch without any has loss 0."""
+    return max(1, rows.size if ids is None else int((ids != ignore_index).sum()))
+
+
+def _reduced(xp, loss, count, reduction):
+    return loss if reduction == "none" else xp.sum(loss) / count if reduction == "mean" else xp.sum(loss)
+
+
+class MseLoss(Op):
+    """l = (x - t)^2, averaged        dx = dl 2 (x - t) / n,  dt = -dx"""
+
+    saves = ("x", "target")
+
+    @staticmethod
+    def forward(xp, x, target, *, reduction="mean"):
+        return _reduced(xp, (x - target) * (x - target), x.size, reduction)
+
+    def backward(ctx, xp, dloss):
+        x, target = ctx.saved
+        # l = (x - target)^2
+        dx = dloss * ((2 / x.size if ctx.reduction == "mean" else 2) * (x - target))
+        return dx, -dx
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (3, 4))
+        yield sample((3, 4), (3, 4), reduction="none")
+
+
+class BinaryCrossEntropyWithLogits(Op):
+    """l = max(x, 0) - x t + log(1 + exp(-|x|)), averaged        dx = dl (sigmoid(x) - t) / n,  dt = -dl x / n"""
+
+    saves = ("logits", "target")
+
+    @staticmethod
+    def forward(xp, logits, target, *, reduction="mean"):
+        loss = xp.maximum(logits, 0) - logits * target + xp.log(1 + xp.exp(-xp.abs(logits)))
+        return _reduced(xp, loss, logits.size, reduction)
+
+    def backward(ctx, xp, dloss):
+        logits, target = ctx.saved
+        scale = dloss / logits.size if ctx.reduction == "mean" else dloss
+        # l = log(1 + exp(x)) - x * target
+        return scale * (xp.sigmoid(logits) - target), -scale * logits
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (3, 4))
+        yield sample((3, 4), (3, 4), reduction="sum")
+
+
+# What users call ----------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Any,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """The cross-entropy of softmax(logits) against class ids or probabilities.
+
+    Parameters
+    ----------
+    logits : (..., K), classes on the last axis.
+    target : integers (...), or probabilities (..., K) in the dtype of logits.
+    ignore_index : rows with this class id count for nothing.
+    label_smoothing : weight s in [0, 1) of the uniform distribution mixed into the target.
+    reduction : {"mean", "sum", "none"}
+        "mean" averages over the rows that are not ignored; without any, the loss is 0.
+    """
+    _check_reduction("cross_entropy", reduction)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be in [0, 1)")
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
+    values = constant(target)
+    if values.dtype.kind not in "iu":
+        _check_shapes("cross_entropy", "logits", logits, "target", values.shape)
+        return CrossEntropy.apply(logits, target, **options)
+    if values.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"cross_entropy: target has shape {values.shape}; for logits {logits.shape} it must be {logits.shape[:-1]}"
+        )
+    check_ids("cross_entropy: target", values[values != ignore_index], logits.shape[-1])
+    return CrossEntropy.apply(logits, None, ids=values, **options)
+
+
+def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
+    """The mean ("sum", "none") of (x - target)^2; both of one shape."""
+    _check_reduction("mse_loss", reduction)
+    _check_shapes("mse_loss", "x", x, "target", constant(target).shape)
+    return MseLoss.apply(x, target, reduction=reduction)
+
+
+def binary_cross_entropy_with_logits(logits: Tensor, target: Any, reduction: str = "mean") -> Tensor:
+    """The mean ("sum", "none") of -t log(sigmoid(x)) - (1 - t) log(1 - sigmoid(x)), without overflow."""
+    _check_reduction("binary_cross_entropy_with_logits", reduction)
+    _check_shapes("binary_cross_entropy_with_logits", "logits", logits, "target", constant(target).shape)
+    return BinaryCrossEntropyWithLogits.apply(logits, target, reduction=reduction)
+
+
+def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Any) -> Tensor:
+    """The symmetric contrastive loss of pairs: row i of `image` belongs to row i of `text`.
+
+    Parameters
+    ----------
+    image, text : (B, C), each row of unit length.
+    logit_scale : number or tensor that multiplies the cosines (exp of the learned logarithm, 1 / temperature).
+
+    The mean of the cross-entropies of image-to-text and text-to-image (Radford et al., Learning transferable visual
+    models from natural language supervision, 2021, figure 3).
+    """
+    if image.ndim != 2:
+        raise ValueError(f"contrastive_loss: image has shape {image.shape}; it must be (B, C)")
+    _check_shapes("contrastive_loss", "image", image, "text", text.shape)
+    logits = matmul(image, text.T) * logit_scale
+    pairs = np.arange(image.shape[0])
+    return 0.5 * (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs))
+
+
+def _check_reduction(name: str, reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{name}: reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
+
+
+def _check_shapes(name: str, first: str, x: Tensor, second: str, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name}: {first} has shape {x.shape} and {second} {shape}; they must be equal")

@@ -1,0 +1,111 @@
+"""Layer normalization, by itself and fused with the residual sum before it."""
+
+from ..autograd import Op, Tensor
+from .samples import sample
+
+
+def _normalized(xp, x, eps):
+    """xhat and rstd of each row of x, with the variance in two passes."""
+    centered = x - xp.mean(x, axis=-1, keepdims=True)
+    rstd = 1 / xp.sqrt(xp.mean(centered * centered, axis=-1, keepdims=True) + eps)
+    return centered * rstd, rstd
+
+
+def _backward(xp, dy, x, weight, eps):
+    xhat, rstd = _normalized(xp, x, eps)
+    # y = xhat * weight + bias
+    g = dy * weight
+    dweight = xp.sum_to_shape(dy * xhat, weight.shape)
+    dbias = xp.sum_to_shape(dy, weight.shape)
+    # xhat = (x - mean) * rstd, and mean and rstd both depend on x
+    mean_g = xp.mean(g, axis=-1, keepdims=True)
+    mean_gx = xp.mean(g * xhat, axis=-1, keepdims=True)
+    dx = rstd * (g - mean_g - xhat * mean_gx)
+    return dx, dweight, dbias
+
+
+class LayerNorm(Op):
+    """y = xhat w + b,  xhat = (x - mean) rstd,  rstd = 1 / sqrt(var + eps)
+
+    dx = rstd (g - mean(g) - xhat mean(g xhat)) with g = dy w,  dw = sum(dy xhat),  db = sum(dy)
+    (Ba, Kiros and Hinton, Layer normalization, 2016, equation 4).
+    """
+
+    saves = ("x", "weight")
+    kernel = "layer_norm"
+
+    @staticmethod
+    def forward(xp, x, weight, bias, *, eps=1e-5):
+        return _normalized(xp, x, eps)[0] * weight + bias
+
+    def backward(ctx, xp, dy):
+        x, weight = ctx.saved
+        return _backward(xp, dy, x, weight, ctx.eps)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 5), (5,), (5,))
+        yield sample((2, 3, 4), (4,), (4,), eps=1e-3)
+
+
+class AddLayerNorm(Op):
+    """sum = x + residual,  y = layer_norm(sum) w + b
+
+    d(x) = d(residual) = dsum + the gradient of layer_norm with respect to its input; dw and db as there.
+    """
+
+    saves = ("sum", "weight")
+    outputs = ("sum", "y")
+    kernel = "add_layer_norm"
+
+    @staticmethod
+    def forward(xp, x, residual, weight, bias, *, eps=1e-5):
+        total = x + residual
+        return total, _normalized(xp, total, eps)[0] * weight + bias
+
+    def backward(ctx, xp, dsum, dy):
+        total, weight = ctx.saved
+        if dy is None:  # only the sum was used
+            return dsum, dsum, xp.zeros_like(weight), xp.zeros_like(weight)
+        # y = layer_norm(sum) * weight + bias
+        dtotal, dweight, dbias = _backward(xp, dy, total, weight, ctx.eps)
+        # sum = x + residual
+        dtotal = dtotal if dsum is None else dtotal + dsum
+        return dtotal, dtotal, dweight, dbias
+
+    @staticmethod
+    def samples():
+        yield sample((3, 5), (3, 5), (5,), (5,))
+        yield sample((2, 1, 4), (2, 1, 4), (4,), (4,), eps=1e-3)
+
+
+# What users call ----------------------------------------------------------------------------------------------------
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Normalize the last axis to mean 0 and variance 1, then scale and shift it.
+
+    Parameters
+    ----------
+    x : (..., C).  weight, bias : (C,).
+    eps : added to the variance.
+    """
+    _check("layer_norm", x, weight, bias)
+    return LayerNorm.apply(x, weight, bias, eps=eps)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """The residual sum x + residual and its layer norm, in one operation: (..., C), (..., C) -> (sum, y)."""
+    if x.shape != residual.shape:
+        raise ValueError(f"add_layer_norm: x has shape {x.shape} and residual {residual.shape}; they must be equal")
+    _check("add_layer_norm", x, weight, bias)
+    return AddLayerNorm.apply(x, residual, weight, bias, eps=eps)
+
+
+def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    if x.ndim == 0 or weight.shape != x.shape[-1:] or bias.shape != weight.shape:
+        raise ValueError(
+            f"{name}: x has shape {x.shape}, weight {weight.shape} and bias {bias.shape}; they must be (..., C), (C,) and (C,)"
+        )

@@ -1,0 +1,256 @@
+"""Operations that move elements about: reshape, transpose, join, part, pad, flip; and dtypes."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Op, Tensor
+from ..backend import Namespace, is_floating
+from .samples import sample
+
+
+class Reshape(Op):
+    """y = x in another shape        dx = dy in x's shape"""
+
+    view = True
+
+    @staticmethod
+    def forward(xp, x, *, shape):
+        return xp.reshape(x, shape)
+
+    def backward(ctx, xp, dy):
+        return xp.reshape(dy, ctx.shapes[0])
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), shape=(2, 6))
+        yield sample((2, 3), shape=(-1,))
+
+
+class Transpose(Op):
+    """y = x with its axes permuted        dx = dy permuted back"""
+
+    view = True
+
+    @staticmethod
+    def forward(xp, x, *, axes):
+        return xp.transpose(x, axes)
+
+    def backward(ctx, xp, dy):
+        # y[..., i, ...] = x axis axes[i]
+        return xp.transpose(dy, tuple(int(i) for i in np.argsort(ctx.axes)))
+
+    @staticmethod
+    def samples():
+        yield sample((2, 3, 4), axes=(2, 0, 1))
+
+
+class Concatenate(Op):
+    """y = the inputs one after the other along an axis        each gets its part of dy"""
+
+    @staticmethod
+    def forward(xp, *parts, axis):
+        return xp.concatenate(parts, axis=axis)
+
+    def backward(ctx, xp, dy):
+        axis = ctx.axis % dy.ndim
+        stops = list(itertools.accumulate(shape[axis] for shape in ctx.shapes))
+        before = (slice(None),) * axis
+        return tuple(
+            dy[(*before, slice(stop - shape[axis], stop))] for stop, shape in zip(stops, ctx.shapes, strict=True)
+        )
+
+    @staticmethod
+    def samples():
+        yield sample((2, 3), (1, 3), (4, 3), axis=0)
+        yield sample((2, 3, 1), (2, 3, 2), axis=-1)
+
+
+class Stack(Op):
+    """y = the inputs side by side along a new axis        each gets its slice of dy"""
+
+    @staticmethod
+    def forward(xp, *parts, axis):
+        return xp.stack(parts, axis=axis)
+
+    def backward(ctx, xp, dy):
+        before = (slice(None),) * (ctx.axis % dy.ndim)
+        return tuple(dy[(*before, i)] for i in range(len(ctx.shapes)))
+
+    @staticmethod
+    def samples():
+        yield sample((2, 3), (2, 3), axis=0)
+        yield sample((2, 3), (2, 3), (2, 3), axis=-1)
+
+
+class Unbind(Op):
+    """y_0, y_1, ... = the slices of x along an axis        dx = their gradients, stacked into one packed array"""
+
+    view = True
+
+    @staticmethod
+    def forward(xp, x, *, axis):
+        before = (slice(None),) * (axis % x.ndim)
+        return tuple(x[(*before, i)] for i in range(x.shape[axis]))
+
+    def backward(ctx, xp, *dys):
+        some = next(dy for dy in dys if dy is not None)
+        return xp.stack([xp.zeros_like(some) if dy is None else dy for dy in dys], axis=ctx.axis)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), axis=0)
+        yield sample((2, 3, 4), axis=-2)
+
+
+class Split(Op):
+    """y_0, y_1, ... = consecutive parts of x along an axis        dx = their gradients, concatenated"""
+
+    view = True
+
+    @staticmethod
+    def forward(xp, x, *, stops, axis):
+        return tuple(xp.split(x, stops, axis=axis))
+
+    def backward(ctx, xp, *dys):
+        some = next(dy for dy in dys if dy is not None)
+        axis = ctx.axis % some.ndim
+        lengths = np.diff([0, *ctx.stops, ctx.shapes[0][axis]]).tolist()
+        parts = [
+            xp.zeros((*some.shape[:axis], n, *some.shape[axis + 1 :]), some.dtype) if dy is None else dy
+            for dy, n in zip(dys, lengths, strict=True)
+        ]
+        return xp.concatenate(parts, axis=ctx.axis)
+
+    @staticmethod
+    def samples():
+        yield sample((6, 2), stops=(2, 5), axis=0)
+        yield sample((2, 6), stops=(3,), axis=-1)
+
+
+class Pad(Op):
+    """y = x with `value` around it        dx = dy without the border"""
+
+    @staticmethod
+    def forward(xp, x, *, width, value=0.0):
+        return xp.pad(x, width, mode="constant", constant_values=value)
+
+    def backward(ctx, xp, dy):
+        return dy[tuple(slice(before, before + n) for (before, _), n in zip(ctx.width, ctx.shapes[0], strict=True))]
+
+    @staticmethod
+    def samples():
+        yield sample((2, 3), width=((1, 0), (2, 3)), value=1.5)
+        yield sample((3,), width=((0, 2),))
+
+
+class Flip(Op):
+    """y = x in reverse order along axes        dx = dy reversed"""
+
+    view = True
+
+    @staticmethod
+    def forward(xp, x, *, axis):
+        return xp.flip(x, axis=axis)
+
+    def backward(ctx, xp, dy):
+        return xp.flip(dy, axis=ctx.axis)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), axis=1)
+        yield sample((2, 3, 4), axis=(0, -1))
+
+
+class Cast(Op):
+    """y = x in another dtype        dx = dy in x's dtype"""
+
+    @staticmethod
+    def forward(xp, x, *, dtype, source):
+        return x.astype(dtype)
+
+    def backward(ctx, xp, dy):
+        return xp.cast(dy, ctx.source)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), dtype=np.float64, source=np.float64)
+
+
+Namespace.extend("cast", lambda xp, x, dtype: x.astype(dtype))
+
+
+# What users call ----------------------------------------------------------------------------------------------------
+
+
+def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
+    """x in another shape of the same size; one length may be -1."""
+    return Reshape.apply(x, shape=(shape,) if isinstance(shape, int) else tuple(shape))
+
+
+def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
+    """x with its axes permuted, reversed by default: y's axis i is x's axis axes[i]."""
+    axes = range(x.ndim)[::-1] if axes is None else axes
+    if sorted(a % x.ndim for a in axes) != list(range(x.ndim)):
+        raise ValueError(f"transpose: axes {tuple(axes)} is not a permutation of the {x.ndim} axes of x")
+    return Transpose.apply(x, axes=tuple(a % x.ndim for a in axes))
+
+
+def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
+    """x with two axes exchanged."""
+    axes = list(range(x.ndim))
+    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+    return Transpose.apply(x, axes=tuple(axes))
+
+
+def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """The tensors one after the other along an existing axis."""
+    return Concatenate.apply(*tensors, axis=axis)
+
+
+def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """The tensors, all of one shape, side by side along a new axis."""
+    return Stack.apply(*tensors, axis=axis)
+
+
+def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
+    """The slices of x along an axis, as views; their gradient is one packed array."""
+    return Unbind.apply(x, axis=axis)
+
+
+def split(x: Tensor, indices_or_sections: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
+    """x cut along an axis, into equal sections or before each of the given indices, as views."""
+    length = x.shape[axis]
+    if isinstance(indices_or_sections, int):
+        if length % indices_or_sections:
+            raise ValueError(f"split: an axis of length {length} cannot be cut into {indices_or_sections} equal parts")
+        step = length // indices_or_sections
+        stops = tuple(range(step, length, step))
+    else:
+        stops = tuple(slice(None, i).indices(length)[1] for i in indices_or_sections)
+    return Split.apply(x, stops=stops, axis=axis)
+
+
+def pad(x: Tensor, pad_width: Any, value: float = 0.0) -> Tensor:
+    """x with `value` around it; `pad_width` as in NumPy: a number, (before, after), or one such pair for each axis."""
+    width = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2))
+    return Pad.apply(x, width=tuple((int(a), int(b)) for a, b in width), value=value)
+
+
+def flip(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    """x in reverse order along `axis` (all axes by default)."""
+    return Flip.apply(x, axis=axis)
+
+
+def cast(x: Tensor, dtype: Any) -> Tensor:
+    """x in another dtype; a gradient flows between floating dtypes."""
+    if is_floating(x) and is_floating(np.empty(0, dtype)):
+        return Cast.apply(x, dtype=np.dtype(dtype), source=x.dtype)
+    return Tensor(x.data.astype(dtype))
+
+
+def zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> Tensor:
+    """Zeros; a constant."""
+    return Tensor(np.zeros(shape, dtype))

@@ -1,0 +1,124 @@
+"""The Vision Transformer (Dosovitskiy et al., An image is worth 16x16 words, 2021)."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F
+from ..autograd import Tensor
+from ..nn import Block, Dropout, LayerNorm, Linear, Module, ModuleList, Parameter, PatchEmbed, init
+from ..nn.patches import Pair, sincos1d, sincos2d
+from ..nn.transformer import advance_all, joined
+
+EPS = 1e-6  # of every layer norm, as in timm
+POOLS = ("cls", "mean", "first")
+POSITIONS = ("learned", "sincos1d", "sincos2d", "none")
+
+
+class ViT(Module):
+    """Images to class logits: (B, in_channels, H, W) -> (B, num_classes).
+
+    Parameter names and shapes are those of timm's `vision_transformer`, so `state_dict` exchanges with it.
+
+    Parameters
+    ----------
+    image_size, patch_size : int or (height, width)
+    num_classes : 0 for no head: the model then returns the pooled features (B, dim).
+    dim, depth, heads, mlp_dim : width, number of blocks, attention heads, width of the MLP (4 x dim by default).
+    pool : {"cls", "mean", "first"}
+        Read the class from a class token, the mean of the patches (then `fc_norm`), or the first patch.
+    norm : {"pre", "post"}
+        Layer norm before each branch and once at the end, or after each residual sum.
+    pos_embed : {"learned", "sincos1d", "sincos2d", "none"}
+        sincos1d counts all tokens in order, the class token first; sincos2d counts rows and columns of patches, and
+        leaves the other tokens without a position.
+    dropout : on attention probabilities, projection and MLP.  emb_dropout : on the embedded tokens.
+    drop_path : rate of the last block; it grows linearly from 0.
+    layer_scale : initial factor of each residual branch, or None for none.
+    register_tokens : extra tokens that no class is read from (Darcet et al., 2024).
+    stem : {"linear", "conv"}, see `PatchEmbed`.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Pair,
+        patch_size: int | Pair,
+        num_classes: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int | None = None,
+        in_channels: int = 3,
+        pool: str = "cls",
+        norm: str = "pre",
+        pos_embed: str = "learned",
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        emb_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        register_tokens: int = 0,
+        stem: str = "linear",
+    ) -> None:
+        if pool not in POOLS:
+            raise ValueError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
+        if pos_embed not in POSITIONS:
+            raise ValueError(f"pos_embed is {pos_embed!r}; it must be one of {', '.join(POSITIONS)}")
+        self.pool = pool
+        self.cls_token = Parameter(init.trunc_normal((1, 1, dim), 1e-6)) if pool == "cls" else None
+        self.reg_token = Parameter(init.trunc_normal((1, register_tokens, dim), 1e-6)) if register_tokens else None
+        self.prefix = (pool == "cls") + register_tokens
+        self.patch_embed = PatchEmbed(image_size, patch_size, in_channels, dim, stem)
+        self.pos_embed = self._positions(pos_embed, dim)
+        self.pos_drop = Dropout(emb_dropout)
+        rates = np.linspace(0, drop_path, depth).tolist()
+        self.blocks = ModuleList(
+            Block(dim, heads, mlp_dim, norm, qkv_bias, dropout, rate, layer_scale, EPS) for rate in rates
+        )
+        self.norm = LayerNorm(dim, EPS) if norm == "pre" and pool != "mean" else None
+        self.fc_norm = LayerNorm(dim, EPS) if pool == "mean" else None
+        self.head = Linear(dim, num_classes) if num_classes else None
+        init.initialize_linear(self)
+
+    def _positions(self, kind: str, dim: int) -> Parameter | Tensor | None:
+        """What is added to the tokens, (1, N, dim): a parameter, a constant, or nothing."""
+        grid = self.patch_embed.grid
+        tokens = self.prefix + grid[0] * grid[1]
+        if kind == "none":
+            return None
+        if kind == "learned":
+            return Parameter(init.trunc_normal((1, tokens, dim)))
+        if kind == "sincos1d":
+            return Tensor(sincos1d(tokens, dim)[None])
+        return Tensor(np.concatenate([np.zeros((self.prefix, dim), np.float32), sincos2d(grid, dim)])[None])
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens with their positions, class token and registers first: (B, C, H, W) -> (B, N, dim)."""
+        x = self.patch_embed(images)
+        prefix = [
+            t.broadcast_to(x.shape[0], t.shape[1], t.shape[2])
+            for t in (self.cls_token, self.reg_token)
+            if t is not None
+        ]
+        x = F.concatenate([*prefix, x], axis=1) if prefix else x
+        if self.pos_embed is not None:
+            x = x + self.pos_embed.to(x.dtype)
+        return self.pos_drop(x)
+
+    def features(self, images: Any) -> Tensor:
+        """The tokens after the last block and the final norm (if the form has one): (B, N, dim)."""
+        x, branch = advance_all(self.blocks, self.embed(_as_images(images)))
+        return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
+
+    def forward(self, images: Any) -> Tensor:
+        x, branch = advance_all(self.blocks, self.embed(_as_images(images)))
+        if self.pool == "mean":
+            x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1))
+        else:  # layer norm treats each token by itself, so only the one that is read needs it
+            x = joined(x[:, 0], None if branch is None else branch[:, 0])
+            x = x if self.norm is None else self.norm(x)
+        return x if self.head is None else self.head(x)
+
+
+def _as_images(images: Any) -> Tensor:
+    return images if isinstance(images, Tensor) else Tensor(np.asarray(images))

@@ -1,0 +1,21 @@
+"""Layers and the modules that hold them."""
+
+from . import init
+from .layers import GELU, Conv2d, Dropout, DropPath, Embedding, LayerNorm, LayerScale, Linear, MaxPool2d, ReLU
+from .module import Module, ModuleList, Parameter, Sequential
+from .patches import PatchEmbed
+from .transformer import (
+    Attention,
+    Block,
+    CrossAttention,
+    DecoderBlock,
+    Mlp,
+    TransformerDecoder,
+    TransformerEncoder,
+)
+
+__all__ = [
+    "GELU", "Attention", "Block", "Conv2d", "CrossAttention", "DecoderBlock", "DropPath", "Dropout", "Embedding",
+    "LayerNorm", "LayerScale", "Linear", "MaxPool2d", "Mlp", "Module", "ModuleList", "Parameter", "PatchEmbed", "ReLU",
+    "Sequential", "TransformerDecoder", "TransformerEncoder", "init",
+]  # fmt: skip

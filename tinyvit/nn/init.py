@@ -1,0 +1,42 @@
+"""Initial values of parameters, each drawn from its own place in the default random stream."""
+
+import math
+
+import numpy as np
+
+from ..backend import default_generator
+from .module import Module, Parameter
+
+
+def trunc_normal(shape: tuple[int, ...], std: float = 0.02) -> np.ndarray:
+    """Normal with mean 0, redrawn outside [-2, 2] (an absolute bound, as in timm), float32."""
+    rng = default_generator.numpy()
+    x = rng.normal(0.0, std, shape)
+    while (outside := np.abs(x) > 2).any():
+        x[outside] = rng.normal(0.0, std, int(outside.sum()))
+    return x.astype(np.float32)
+
+
+def uniform_fan_in(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
+    """Uniform in +-1 / sqrt(fan_in), float32: the variance of a sum of fan_in terms becomes 1/3 of an input's."""
+    bound = 1 / math.sqrt(fan_in)
+    return default_generator.numpy().uniform(-bound, bound, shape).astype(np.float32)
+
+
+def zeros(*shape: int) -> Parameter:
+    return Parameter(np.zeros(shape, np.float32))
+
+
+def ones(*shape: int) -> Parameter:
+    return Parameter(np.ones(shape, np.float32))
+
+
+def initialize_linear(module: Module, std: float = 0.02) -> None:
+    """Every `Linear` below `module`: weights truncated normal, biases 0 (Dosovitskiy et al., 2021; timm)."""
+    from .layers import Linear
+
+    for m in module.modules():
+        if isinstance(m, Linear):
+            m.weight.assign(trunc_normal(m.weight.shape, std))
+            if m.bias is not None:
+                m.bias.assign(np.zeros(m.bias.shape, np.float32))

@@ -1,0 +1,153 @@
+"""Layers of one operation each. B batch, C channels, H x W pixels."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F
+from ..autograd import Tensor
+from ..backend import default_generator
+from ..functional.random import check_probability
+from . import init
+from .module import Module, Parameter
+
+Pair = tuple[int, int]
+
+
+class Linear(Module):
+    """y = x W^T + b: (..., in_features) -> (..., out_features); weight (out, in), bias (out,)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        self.weight = Parameter(init.uniform_fan_in((out_features, in_features), in_features))
+        self.bias = Parameter(init.uniform_fan_in((out_features,), in_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(Module):
+    """Layer normalization of the last axis: (..., dim) -> (..., dim)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        self.weight, self.bias, self.eps = init.ones(dim), init.zeros(dim), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def after_sum(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual sum x + branch and its layer norm, as one operation; without a branch, x and its layer norm."""
+        if branch is None:
+            return x, self(x)
+        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+
+    def _describe(self) -> str:
+        return f"{super()._describe()}, eps={self.eps}"
+
+
+class Embedding(Module):
+    """Rows of a table: integers (...) -> (..., dim); weight (num_embeddings, dim), truncated normal 0.02."""
+
+    def __init__(self, num_embeddings: int, dim: int) -> None:
+        self.weight = Parameter(init.trunc_normal((num_embeddings, dim)))
+
+    def forward(self, ids: Any) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class Dropout(Module):
+    """In training, zero each element with probability p and divide the others by 1 - p."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        check_probability("p", p)
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training)
+
+    def _describe(self) -> str:
+        return f"p={self.p}"
+
+
+class DropPath(Module):
+    """In training, drop a residual branch (B, ...) for whole samples with probability p (Huang et al., 2016)."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        check_probability("p", p)
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        return x * F.dropout_mask(shape, self.p, *default_generator.draw(), x.dtype)
+
+    def _describe(self) -> str:
+        return f"p={self.p}"
+
+
+class LayerScale(Module):
+    """y = x * gamma: a learned factor for each channel of a residual branch (Touvron et al., 2021)."""
+
+    def __init__(self, dim: int, value: float) -> None:
+        self.gamma = Parameter(np.full(dim, value, np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Conv2d(Module):
+    """Filters over images: (B, in_channels, H, W) -> (B, out_channels, OH, OW); weight (out, in, KH, KW)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        bias: bool = True,
+    ) -> None:
+        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        fan_in = in_channels * kernel[0] * kernel[1]
+        self.weight = Parameter(init.uniform_fan_in((out_channels, in_channels, *kernel), fan_in))
+        self.bias = Parameter(init.uniform_fan_in((out_channels,), fan_in)) if bias else None
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def _describe(self) -> str:
+        return f"{super()._describe()}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxPool2d(Module):
+    """The largest value of each window: (B, C, H, W) -> (B, C, OH, OW)."""
+
+    def __init__(self, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> None:
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+    def _describe(self) -> str:
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class GELU(Module):
+    """The Gaussian error linear unit, exact ("none") or approximated ("tanh")."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, self.approximate)
+
+    def _describe(self) -> str:
+        return f"approximate={self.approximate!r}"

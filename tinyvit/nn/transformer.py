@@ -1,0 +1,248 @@
+"""Transformer blocks and stacks of them. B batch, N tokens, S tokens of a context, H heads, D head size, C channels."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .. import functional as F
+from ..autograd import Tensor
+from .layers import Dropout, DropPath, LayerNorm, LayerScale, Linear
+from .module import Module, ModuleList
+
+
+class Mlp(Module):
+    """Two linear maps with a GELU between them: (..., dim) -> (..., hidden_dim) -> (..., dim)."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int | None = None, dropout: float = 0.0, approximate: str = "none"
+    ) -> None:
+        self.fc1 = Linear(dim, hidden_dim or 4 * dim)
+        self.fc2 = Linear(hidden_dim or 4 * dim, dim)
+        self.drop = Dropout(dropout)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The bias of fc1 is left to bias_gelu: one pass over the widest array of the model instead of two.
+        hidden = F.bias_gelu(F.linear(x, self.fc1.weight), self.fc1.bias, self.approximate)
+        return self.drop(self.fc2(self.drop(hidden)))
+
+
+def split_heads(x: Tensor, heads: int, parts: int) -> tuple[Tensor, ...]:
+    """(B, N, parts H D), head-major within each part -> `parts` views of (B, H, N, D)."""
+    b, n, c = x.shape
+    return F.unbind(x.reshape(b, n, parts, heads, c // (parts * heads)).transpose(2, 0, 3, 1, 4))
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, N, D) -> (B, N, H D)."""
+    b, h, n, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(b, n, h * d)
+
+
+def _check_heads(dim: int, heads: int) -> None:
+    if heads < 1 or dim % heads:
+        raise ValueError(f"dim is {dim} and heads {heads}; dim must be a multiple of heads")
+
+
+class Attention(Module):
+    """Multi-head self-attention: (B, N, C) -> (B, N, C). `qkv` is one linear map with rows q, k, v, head-major."""
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
+        _check_heads(dim, heads)
+        self.heads, self.dropout = heads, dropout
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
+        self.proj_drop = Dropout(dropout)
+
+    def forward(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+        q, k, v = split_heads(self.qkv(x), self.heads, 3)
+        dropout_p = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
+        return self.proj_drop(self.proj(merge_heads(out)))
+
+
+class CrossAttention(Module):
+    """Multi-head attention of x (B, N, C) onto a context (B, S, context_dim) -> (B, N, C)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        context_dim: int | None = None,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        _check_heads(dim, heads)
+        self.heads, self.dropout = heads, dropout
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(context_dim or dim, 2 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
+        self.proj_drop = Dropout(dropout)
+
+    def forward(self, x: Tensor, context: Tensor, attn_mask: Any = None) -> Tensor:
+        (q,) = split_heads(self.q(x), self.heads, 1)
+        k, v = split_heads(self.kv(context), self.heads, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask, self.dropout if self.training else 0.0)
+        return self.proj_drop(self.proj(merge_heads(out)))
+
+
+class Residual(Module):
+    """What all blocks share: a stream x, and branches whose sum with it is left to the layer norm that follows.
+
+    `advance(x, branch, ...)` carries both through the block, so that a pre-norm stack computes every residual sum
+    together with the next layer norm, across block borders too. `forward` does one block by itself.
+    """
+
+    def advance(self, x: Tensor, branch: Tensor | None, **options: Any) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return joined(*self.advance(x, None, *args, **options))
+
+
+def joined(x: Tensor, branch: Tensor | None) -> Tensor:
+    """The stream with its last branch added."""
+    return x if branch is None else x + branch
+
+
+def advance_all(blocks: Iterable[Any], x: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+    """Carry x (B, N, C) through the blocks; the last branch is still to be added."""
+    branch = None
+    for block in blocks:
+        x, branch = block.advance(x, branch, **options)
+    return x, branch
+
+
+class Block(Residual):
+    """Self-attention and MLP, each with a residual sum: (B, N, C) -> (B, N, C).
+
+    norm="pre": x + f(norm(x)) (Dosovitskiy et al., 2021); norm="post": norm(x + f(x)) (Vaswani et al., 2017).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_dim: int | None = None,
+        norm: str = "pre",
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        check_norm(norm)
+        self.post = norm == "post"
+        self.norm1 = LayerNorm(dim, eps)
+        self.attn = Attention(dim, heads, qkv_bias, dropout)
+        self.ls1 = None if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = LayerNorm(dim, eps)
+        self.mlp = Mlp(dim, mlp_dim, dropout)
+        self.ls2 = None if layer_scale is None else LayerScale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def _branch(self, y: Tensor, scale: LayerScale | None) -> Tensor:
+        return self.drop_path(y if scale is None else scale(y))
+
+    def advance(
+        self, x: Tensor, branch: Tensor | None, attn_mask: Any = None, is_causal: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.post:
+            x = joined(x, branch)
+            _, x = self.norm1.after_sum(x, self._branch(self.attn(x, attn_mask, is_causal), self.ls1))
+            _, x = self.norm2.after_sum(x, self._branch(self.mlp(x), self.ls2))
+            return x, None
+        x, y = self.norm1.after_sum(x, branch)
+        x, y = self.norm2.after_sum(x, self._branch(self.attn(y, attn_mask, is_causal), self.ls1))
+        return x, self._branch(self.mlp(y), self.ls2)
+
+
+def check_norm(norm: str) -> None:
+    if norm not in ("pre", "post"):
+        raise ValueError(f"norm is {norm!r}; it must be 'pre' or 'post'")
+
+
+class DecoderBlock(Residual):
+    """Causal self-attention, attention onto a context, and MLP: (B, N, C), (B, S, context_dim) -> (B, N, C)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_dim: int | None = None,
+        context_dim: int | None = None,
+        norm: str = "pre",
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+    ) -> None:
+        check_norm(norm)
+        self.post = norm == "post"
+        self.norm1 = LayerNorm(dim, eps)
+        self.attn = Attention(dim, heads, dropout=dropout)
+        self.norm2 = LayerNorm(dim, eps)
+        self.cross = CrossAttention(dim, heads, context_dim, dropout=dropout)
+        self.norm3 = LayerNorm(dim, eps)
+        self.mlp = Mlp(dim, mlp_dim, dropout)
+
+    def advance(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        context: Tensor,
+        attn_mask: Any = None,
+        context_mask: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.post:
+            x = joined(x, branch)
+            _, x = self.norm1.after_sum(x, self.attn(x, attn_mask, is_causal=True))
+            _, x = self.norm2.after_sum(x, self.cross(x, context, context_mask))
+            _, x = self.norm3.after_sum(x, self.mlp(x))
+            return x, None
+        x, y = self.norm1.after_sum(x, branch)
+        x, y = self.norm2.after_sum(x, self.attn(y, attn_mask, is_causal=True))
+        x, y = self.norm3.after_sum(x, self.cross(y, context, context_mask))
+        return x, self.mlp(y)
+
+
+class TransformerEncoder(Module):
+    """A stack of `Block`s: (B, N, C) -> (B, N, C); a final layer norm follows pre-norm blocks."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int | None = None,
+        norm: str = "pre",
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+    ) -> None:
+        self.blocks = ModuleList(Block(dim, heads, mlp_dim, norm, dropout=dropout, eps=eps) for _ in range(depth))
+        self.norm = LayerNorm(dim, eps) if norm == "pre" else None
+
+    def forward(self, x: Tensor, attn_mask: Any = None) -> Tensor:
+        x, branch = advance_all(self.blocks, x, attn_mask=attn_mask)
+        return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
+
+
+class TransformerDecoder(Module):
+    """A stack of `DecoderBlock`s: (B, N, C), (B, S, context_dim) -> (B, N, C), token n seeing tokens up to n."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int | None = None,
+        context_dim: int | None = None,
+        norm: str = "pre",
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+    ) -> None:
+        self.blocks = ModuleList(
+            DecoderBlock(dim, heads, mlp_dim, context_dim, norm, dropout, eps) for _ in range(depth)
+        )
+        self.norm = LayerNorm(dim, eps) if norm == "pre" else None
+
+    def forward(self, x: Tensor, context: Tensor, attn_mask: Any = None, context_mask: Any = None) -> Tensor:
+        x, branch = advance_all(self.blocks, x, context=context, attn_mask=attn_mask, context_mask=context_mask)
+        return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]

@@ -1,0 +1,297 @@
+"""Optimizers, learning-rate schedules, gradient clipping, and averages of the weights."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .autograd import Tensor
+from .backend import Array
+
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+# Optimizers ---------------------------------------------------------------------------------------------------------
+
+
+class Optimizer:
+    """What all optimizers share: groups of parameters with their settings, and arrays kept for each parameter.
+
+    Parameters
+    ----------
+    params : tensors, or groups as mappings with "params" and settings that differ from the defaults.
+    """
+
+    slots: tuple[str, ...] = ()  # names of the arrays kept for each parameter
+
+    def __init__(self, params: Parameters, **defaults: Any) -> None:
+        entries = list(params)
+        groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
+        self.groups: list[dict[str, Any]] = []
+        for group in groups:
+            unknown = group.keys() - defaults.keys() - {"params"}
+            if unknown:
+                raise ValueError(
+                    f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(defaults)}"
+                )
+            self.groups.append({**defaults, **group, "params": list(group["params"])})
+        tensors = [p for group in self.groups for p in group["params"]]
+        if not tensors:
+            raise ValueError(f"{type(self).__name__}: there are no parameters to optimize")
+        if len({id(p) for p in tensors}) != len(tensors):
+            raise ValueError(f"{type(self).__name__}: a parameter appears twice")
+        self.steps = 0
+        self._arrays = [{slot: np.zeros_like(p.data) for slot in self.slots} for p in tensors]
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for group in self.groups:
+            for p in group["params"]:
+                p.grad = None
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        self.steps += 1
+        arrays = iter(self._arrays)
+        for group in self.groups:
+            for p in group["params"]:
+                kept = next(arrays)
+                if p.grad is not None:
+                    self._update(p.data, p.grad.data, kept, group)
+                    p.mark_modified()
+
+    def set_lr(self, lr: float) -> None:
+        """Give every group this learning rate."""
+        for group in self.groups:
+            group["lr"] = lr
+
+    def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
+        """Change the parameter p in place by its gradient g."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, the settings of each group, and copies of the arrays kept for each parameter, in order."""
+        settings = {
+            str(i): {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k != "params"}
+            for i, group in enumerate(self.groups)
+        }
+        arrays = {str(i): {k: a.copy() for k, a in kept.items()} for i, kept in enumerate(self._arrays) if kept}
+        return {"steps": self.steps, "groups": settings, "arrays": arrays}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; ValueError if it belongs to other parameters or another optimizer."""
+        arrays, own = state.get("arrays", {}), {str(i): kept for i, kept in enumerate(self._arrays) if kept}
+        if len(state["groups"]) != len(self.groups) or arrays.keys() != own.keys():
+            raise ValueError(
+                f"optimizer state has {len(state['groups'])} groups and {len(arrays)} parameters; "
+                f"this optimizer has {len(self.groups)} and {len(own)}"
+            )
+        for i, kept in own.items():
+            if {k: a.shape for k, a in kept.items()} != {k: a.shape for k, a in arrays[i].items()}:
+                raise ValueError(f"optimizer state of parameter {i} has other arrays or shapes than this optimizer")
+        self.steps = int(state["steps"])
+        for i, group in enumerate(self.groups):
+            saved = state["groups"][str(i)]
+            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        for i, kept in own.items():
+            for name, array in kept.items():
+                array[...] = arrays[i][name]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: v <- m v + g,  p <- p - lr v  (Nesterov: p - lr (g + m v)).
+
+    Weight decay adds weight_decay * p to g. (Sutskever et al., On the importance of initialization and momentum, 2013,
+    in the form where the learning rate multiplies the velocity.)
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        if nesterov and not momentum:
+            raise ValueError("SGD: nesterov=True needs a momentum above 0")
+        self.slots = ("velocity",) if momentum else ()
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+    def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
+        if group["weight_decay"]:
+            g = g + group["weight_decay"] * p
+        if "velocity" in kept:
+            v = kept["velocity"]
+            v *= group["momentum"]
+            v += g
+            g = g + group["momentum"] * v if group["nesterov"] else v
+        p -= group["lr"] * g
+
+
+class Adam(Optimizer):
+    """m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr mhat / (sqrt(vhat) + eps)
+
+    with mhat = m / (1 - b1^t), vhat = v / (1 - b2^t). Weight decay adds weight_decay * p to g.
+    (Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1.)
+    """
+
+    slots = ("m", "v")
+    decoupled = False
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+    def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
+        lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
+        m, v = kept["m"], kept["v"]
+        if decay and self.decoupled:
+            p *= 1 - lr * decay
+        elif decay:
+            g = g + decay * p
+        m *= b1
+        m += (1 - b1) * g
+        v *= b2
+        v += (1 - b2) * (g * g)
+        mhat = m / (1 - b1**self.steps)
+        vhat = v / (1 - b2**self.steps)
+        p -= lr * mhat / (np.sqrt(vhat) + group["eps"])
+
+
+class AdamW(Adam):
+    """Adam whose weight decay does not pass through the moments: p <- p - lr weight_decay p before each step.
+
+    (Loshchilov and Hutter, Decoupled weight decay regularization, 2019, algorithm 2.)
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices and filters, which decay, and biases, norms, embeddings and tokens, which do not.
+
+    What does not decay has one axis, or a name that ends in `pos_embed` or `_token` or contains `embedding`.
+    """
+    decaying, resting = [], []
+    for name, p in named_parameters:
+        spared = p.ndim < 2 or name.endswith(("pos_embed", "_token")) or "embedding" in name
+        (resting if spared else decaying).append(p)
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": resting, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients together so that their joint Euclidean norm is at most `max_norm`; return it as it was.
+
+    (Pascanu et al., On the difficulty of training recurrent neural networks, 2013.) A norm that is NaN or infinite leaves the
+    gradients as they are.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm: max_norm is {max_norm}; it must be above 0")
+    gradients = [p.grad.data for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients))
+    if max_norm < norm < math.inf:
+        for g in gradients:
+            g *= max_norm / norm
+    return norm
+
+
+# Schedules: the learning rate of a step -----------------------------------------------------------------------------
+
+
+def cosine_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
+    """Linear from 0 to lr over the warm-up, then half a cosine down to min_lr at `total_steps`.
+
+    (Loshchilov and Hutter, SGDR, 2017, equation 5, with one cycle.)
+    """
+    progress = _progress(step, total_steps, warmup_steps)
+    return (
+        lr * step / warmup_steps
+        if step < warmup_steps
+        else min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
+    )
+
+
+def linear_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
+    """Linear from 0 to lr over the warm-up, then linear down to min_lr at `total_steps`."""
+    progress = _progress(step, total_steps, warmup_steps)
+    return lr * step / warmup_steps if step < warmup_steps else lr + (min_lr - lr) * progress
+
+
+def constant_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
+    """Linear from 0 to lr over the warm-up, then lr."""
+    return lr * step / warmup_steps if step < warmup_steps else lr
+
+
+SCHEDULES = {"cosine": cosine_with_warmup, "linear": linear_with_warmup, "constant": constant_with_warmup}
+
+
+def _progress(step: int, total_steps: int, warmup_steps: int) -> float:
+    """How far `step` is from the end of the warm-up (0) to the last step (1)."""
+    return min(max((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0), 1.0)
+
+
+# Averages of the weights --------------------------------------------------------------------------------------------
+
+
+class EMA:
+    """An exponential moving average of parameters: a <- d a + (1 - d) p after each step.
+
+    In the first steps d is min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA: decay is {decay}; it must be in [0, 1)")
+        self.parameters, self.decay, self.steps = list(parameters), decay, 0
+        self.averages = [p.data.copy() for p in self.parameters]
+
+    def update(self) -> None:
+        """Take the parameters' present values into the average."""
+        self.steps += 1
+        d = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for a, p in zip(self.averages, self.parameters, strict=True):
+            a *= d
+            a += (1 - d) * p.data
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within this block the parameters have their average values."""
+        own = [p.data.copy() for p in self.parameters]
+        for p, a in zip(self.parameters, self.averages, strict=True):
+            p.assign(a)
+        try:
+            yield
+        finally:
+            for p, values in zip(self.parameters, own, strict=True):
+                p.assign(values)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "averages": {str(i): a.copy() for i, a in enumerate(self.averages)}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        averages = [state["averages"][str(i)] for i in range(len(state["averages"]))]
+        if [a.shape for a in averages] != [a.shape for a in self.averages]:
+            raise ValueError("EMA state belongs to other parameters: their number or shapes differ")
+        self.steps = int(state["steps"])
+        for own, a in zip(self.averages, averages, strict=True):
+            own[...] = a

@@ -1,0 +1,5 @@
+"""Looking at gradients: checks against finite differences."""
+
+from .gradcheck import GradcheckError, gradcheck
+
+__all__ = ["GradcheckError", "gradcheck"]
