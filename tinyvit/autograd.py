@@ -12,7 +12,7 @@ import itertools
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class _record(no_grad):
 
 
 class Memory:
-    """What tensors that share an array share: how often it was changed in place, and whether the tape has views of it."""
+    """Common to tensors that share an array: how often it was changed in place, whether the tape has views of it."""
 
     __slots__ = ("version", "viewed")
 
@@ -85,10 +85,23 @@ class Tensor:
     __slots__ = ("__weakref__", "_hooks", "_index", "_memory", "_op", "data", "grad", "requires_grad")
     __array_ufunc__ = None  # array + tensor is left to Tensor.__radd__
 
+    if TYPE_CHECKING:  # operators and methods come from a table in tinyvit.functional
+        T: "Tensor"
+        _method = cast("Callable[..., Tensor]", None)
+        __add__ = __radd__ = __iadd__ = __sub__ = __rsub__ = __isub__ = __mul__ = __rmul__ = __imul__ = _method
+        __truediv__ = __rtruediv__ = __itruediv__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = _method
+        __lt__ = __le__ = __gt__ = __ge__ = __and__ = __or__ = __invert__ = __abs__ = __getitem__ = _method
+        sum = mean = var = max = min = cumsum = logsumexp = argmax = reshape = transpose = swapaxes = _method
+        broadcast_to = take = clip = flip = exp = log = sqrt = tanh = sigmoid = abs = relu = _method
+        softmax = log_softmax = to = _method
+        unbind: Callable[..., tuple["Tensor", ...]]
+        split: Callable[..., tuple["Tensor", ...]]
+        __setitem__: Callable[..., None]
+
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
         if requires_grad and not backend.is_floating(data):
             raise TypeError(f"requires_grad=True needs a floating dtype, not {data.dtype}")
-        self.data = np.asarray(data) if isinstance(data, np.generic) else data
+        self.data: Array = np.asarray(data) if isinstance(data, np.generic) else data
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
         self._op: Op | None = None  # the entry of the tape that made this tensor; None for a leaf
@@ -186,10 +199,11 @@ class Tensor:
         out._memory = self._memory
         return out
 
-    def register_hook(self, hook: Callable[["Tensor"], Union["Tensor", None]]) -> Callable[[], None]:
-        """Call `hook(gradient)` when the gradient of this tensor is complete; what it returns, if not None, replaces it.
+    def register_hook(self, hook: "Callable[[Tensor], Tensor | None]") -> Callable[[], None]:
+        """Call `hook(gradient)` when the gradient of this tensor is complete.
 
-        The gradient handed in must not be modified in place. Returns a function that removes the hook.
+        What it returns, if not None, replaces the gradient, which must not be modified in place.
+        Returns a function that removes the hook.
         """
         if not self.requires_grad:
             raise RuntimeError("register_hook needs a tensor that requires a gradient")
@@ -208,12 +222,12 @@ class Tensor:
     # Changing it in place
 
     def assign(self, array: Any) -> None:
-        """Copy values of the same shape into this tensor's memory, off the tape: parameters that are loaded or updated."""
+        """Copy values of the same shape into this tensor's memory, off the tape, as when weights are loaded."""
         self.data[...] = array
         self.mark_modified()
 
     def mark_modified(self) -> None:
-        """Say that `data` was written to: a backward that needs the old values will raise instead of using the new ones."""
+        """Say that `data` was written to: a backward that needs the old values will raise, not use the new ones."""
         self._memory.version += 1
 
     def _in_place(self, function: Callable[["Tensor", Any], "Tensor"], other: Any) -> "Tensor":
@@ -271,7 +285,8 @@ def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_gra
 
 # Operations ---------------------------------------------------------------------------------------------------------
 
-_Edge = Union[tuple["Op", int], Tensor, None]  # where an input's gradient goes: an entry of the tape, a leaf, nowhere
+# Where an input's gradient goes: to an entry of the tape (which of its outputs), to a leaf, nowhere.
+_Edge: TypeAlias = "tuple[Op, int] | Tensor | None"
 _sequence = itertools.count()
 
 
@@ -289,8 +304,8 @@ class Op:
       intermediate would count as a constant in second derivatives.
     - `samples()`: inputs that exercise it, awkward shapes included. The tests run every operation's samples.
 
-    Attributes of an instance: `saved` (arrays, in the order of `saves`), `shapes` and `needs` (of each input: its shape,
-    whether its gradient is wanted).
+    Attributes of an instance: `saved` (arrays, in the order of `saves`), `shapes` and `needs` (of each input: its
+    shape, whether its gradient is wanted).
     """
 
     saves: ClassVar[tuple[str, ...]] = ()
@@ -332,54 +347,52 @@ class Op:
         Inputs are tensors, arrays, Python or NumPy scalars (which never promote) or None.
         """
         arrays, dtype = _arrays(cls, inputs)
-        xp = backend.namespace_of(arrays[0])
         implementation = dispatch.select(cls, arrays, params) if cls.kernel else None
         if implementation is None:
-            result, extra = cls.forward(xp, *arrays, **params), ()
+            result, extra = cls.forward(backend.namespace_of(arrays[0]), *arrays, **params), ()
         else:
             result, extra = implementation.forward(cls, arrays, params)
         several = isinstance(result, tuple)
-        results = [_finished(r, dtype) for r in (result if several else (result,))]
+        outputs = [Tensor(_finished(r, dtype)) for r in (result if several else (result,))]
 
-        op = None
         if _mode.recording:
-            needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
+            needs = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
             if True in needs:
-                op = cls()
-                op._record(inputs, needs, arrays, results, params, implementation, extra)
-        tensors = tuple([_on_tape(r, op, i) if op else Tensor(r) for i, r in enumerate(results)])
-        if op is not None:
-            op._guard(inputs, tensors)
-        if cls.view and isinstance(inputs[0], Tensor):
-            for out in tensors:
-                if np.may_share_memory(out.data, arrays[0]):
-                    out._memory = inputs[0]._memory
-                    out._memory.viewed |= op is not None
-        return tensors if several else tensors[0]
+                cls()._record(inputs, needs, arrays, outputs, params, implementation, extra)
+        if cls.view:
+            _share_memory(inputs[0], outputs)
+        return tuple(outputs) if several else outputs[0]
 
-    def _record(self, inputs, needs, arrays, results, params, implementation, extra) -> None:  # type: ignore[no-untyped-def]
+    def _record(
+        self,
+        inputs: Sequence[Any],
+        needs: list[bool],
+        arrays: list[Any],
+        outputs: list[Tensor],
+        params: dict[str, Any],
+        implementation: Any,
+        extra: Any,
+    ) -> None:
+        """Become the entry of the tape that led from `inputs` to `outputs`."""
         self.__dict__.update(params)
         self.sequence = next(_sequence)
         self.needs = needs
-        self.shapes = tuple([getattr(a, "shape", ()) for a in arrays])
-        self.edges: tuple[_Edge, ...] | None = tuple(
-            [
-                None if not need else x if x._op is None else (x._op, x._index)
-                for x, need in zip(inputs, needs, strict=True)
-            ]
-        )
-        self.arity = len(results)
-        self.saved: tuple[Any, ...] | None = tuple([arrays[s] if s >= 0 else results[~s] for s in self._sources])
+        self.shapes = [getattr(a, "shape", ()) for a in arrays]
+        self.edges: list[_Edge] | None = [_edge(x) if need else None for x, need in zip(inputs, needs, strict=True)]
+        self.arity = len(outputs)
         self.implementation = implementation
-        self.extra = extra  # what a fused kernel saved beyond `saves`
+        self.extra = extra  # what a fused kernel keeps
         self.hooks: dict[int, list[Any]] | None = None
-
-    def _guard(self, inputs: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-        """Note the versions of what was saved, to notice if it is modified before backward needs it."""
+        for i, out in enumerate(outputs):
+            out._op, out._index, out.requires_grad = self, i, True
+        # What backward needs, and the versions of it, to notice if it is modified before then.
         owners = [inputs[s] if s >= 0 else outputs[~s] for s in self._sources]
-        self.guards: tuple[tuple[Memory, int] | None, ...] | None = tuple(
-            [(o._memory, o._memory.version) if isinstance(o, Tensor) else None for o in owners]
-        )
+        self.saved: Sequence[Any] | None = [
+            arrays[s] if s >= 0 else out.data for s, out in zip(self._sources, owners, strict=True)
+        ]
+        self.guards: list[tuple[Memory, int] | None] | None = [
+            (o._memory, o._memory.version) if isinstance(o, Tensor) else None for o in owners
+        ]
 
     def hooks_of(self, index: int) -> list[Any]:
         self.hooks = {} if self.hooks is None else self.hooks
@@ -415,10 +428,10 @@ class Op:
         assert edges is not None
         ctx = type(self)()
         ctx.__dict__.update(self.__dict__)
-        ctx.saved = tuple([self._connect(a, s, edges) for a, s in zip(saved, self._sources, strict=True)])
+        ctx.saved = [self._connect(a, s, edges) for a, s in zip(saved, self._sources, strict=True)]
         return ctx
 
-    def _connect(self, array: Array, source: int, edges: tuple[_Edge, ...]) -> Any:
+    def _connect(self, array: Array, source: int, edges: Sequence[_Edge]) -> Any:
         if source < 0:
             return _on_tape(array, self, ~source)
         edge = edges[source]
@@ -442,6 +455,15 @@ class Op:
         self.extra = ()
 
 
+def _share_memory(source: Any, views: Sequence[Tensor]) -> None:
+    """Have those of `views` that lie in the memory of `source` count their modifications together with it."""
+    if isinstance(source, Tensor):
+        for out in views:
+            if np.may_share_memory(out.data, source.data):
+                out._memory = source._memory
+                out._memory.viewed |= out._op is not None
+
+
 def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
     """The arrays of `inputs` and their one floating dtype; integers among them take it too, scalars stay scalars."""
     arrays: list[Any] = []
@@ -451,21 +473,20 @@ def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
             x = x.data
         elif isinstance(x, np.generic):
             x = x.item()
-        if x is not None and not isinstance(x, (bool, int, float)):
-            if not hasattr(x, "dtype"):
-                raise TypeError(
-                    f"{cls.name}: {cls._input(i)} is a {type(x).__name__}; give a Tensor, an array or a number"
-                )
-            if not backend.is_floating(x):
-                integers = True
-            elif dtype is None:
-                dtype = x.dtype
-            elif dtype != x.dtype:
-                raise TypeError(
-                    f"{cls.name}: {cls._input(i)} is {x.dtype}, the inputs before it {dtype}; dtypes are never mixed: "
-                    f"convert one of them with .to({str(dtype)!r})"
-                )
         arrays.append(x)
+        if x is None or isinstance(x, (bool, int, float)):
+            continue
+        if not hasattr(x, "dtype"):
+            raise TypeError(f"{cls.name}: {cls._input(i)} is a {type(x).__name__}; give a Tensor, an array or a number")
+        if not backend.is_floating(x):
+            integers = True
+        elif dtype is None:
+            dtype = x.dtype
+        elif dtype != x.dtype:
+            raise TypeError(
+                f"{cls.name}: {cls._input(i)} is {x.dtype}, the inputs before it {dtype}; dtypes are never mixed: "
+                f"convert one of them with .to({str(dtype)!r})"
+            )
     if integers and dtype is not None:
         arrays = [x.astype(dtype) if hasattr(x, "dtype") and x.dtype != dtype else x for x in arrays]
     if not hasattr(arrays[0], "dtype"):  # a bare number first: an array of what it meets
@@ -493,8 +514,8 @@ def _run_backward(
 ) -> dict[Tensor, tuple[Tensor, bool]]:
     """Walk the tape from `roots` back, latest entry first, and return the gradient of every leaf reached.
 
-    With `targets`, a mapping whose keys are leaves and (op, index) pairs, only what leads to one of them is walked, and
-    the gradients found are put in as its values. The flag beside a leaf's gradient says that nobody else holds its array.
+    With `targets`, a mapping whose keys are leaves and (op, index) pairs, only what leads to one of them is walked,
+    and the gradients found are put in as its values. The flag beside a leaf's gradient: nobody else holds its array.
     """
     pending: dict[Op, list[Any]] = {}  # gradients of each entry's outputs, so far
     leaves: dict[Tensor, tuple[Any, bool]] = {}

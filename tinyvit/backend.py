@@ -6,7 +6,7 @@ an array library other than NumPy.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,7 +55,8 @@ def to_host(array: Array) -> np.ndarray:
 
 
 def is_floating(array: Array) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    kind = array.dtype.kind
+    return kind == "f" or (kind == "V" and array.dtype.name == "bfloat16")
 
 
 # Namespaces ---------------------------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ class Namespace:
     on any array library, on tensors (the namespace is then `tinyvit.functional` itself), or under a narrator.
     """
 
-    _extras: dict[str, Callable[..., Any]] = {}
+    _extras: ClassVar[dict[str, Callable[..., Any]]] = {}
 
     def __init__(self, module: Any) -> None:
         self._module = module

@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules, gradient clipping, and averages of the weights."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,10 +24,10 @@ class Optimizer:
     params : tensors, or groups as mappings with "params" and settings that differ from the defaults.
     """
 
-    slots: tuple[str, ...] = ()  # names of the arrays kept for each parameter
+    slots: Sequence[str] = ()  # names of the arrays kept for each parameter
 
     def __init__(self, params: Parameters, **defaults: Any) -> None:
-        entries = list(params)
+        entries: list[Any] = list(params)
         groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
         self.groups: list[dict[str, Any]] = []
         for group in groups:
@@ -88,16 +88,16 @@ class Optimizer:
                 f"optimizer state has {len(state['groups'])} groups and {len(arrays)} parameters; "
                 f"this optimizer has {len(self.groups)} and {len(own)}"
             )
-        for i, kept in own.items():
-            if {k: a.shape for k, a in kept.items()} != {k: a.shape for k, a in arrays[i].items()}:
-                raise ValueError(f"optimizer state of parameter {i} has other arrays or shapes than this optimizer")
+        for key, kept in own.items():
+            if {k: a.shape for k, a in kept.items()} != {k: a.shape for k, a in arrays[key].items()}:
+                raise ValueError(f"optimizer state of parameter {key} has other arrays or shapes than this optimizer")
         self.steps = int(state["steps"])
         for i, group in enumerate(self.groups):
             saved = state["groups"][str(i)]
             group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-        for i, kept in own.items():
+        for key, kept in own.items():
             for name, array in kept.items():
-                array[...] = arrays[i][name]
+                array[...] = arrays[key][name]
 
 
 class SGD(Optimizer):
@@ -191,7 +191,8 @@ def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: f
 
     What does not decay has one axis, or a name that ends in `pos_embed` or `_token` or contains `embedding`.
     """
-    decaying, resting = [], []
+    decaying: list[Tensor] = []
+    resting: list[Tensor] = []
     for name, p in named_parameters:
         spared = p.ndim < 2 or name.endswith(("pos_embed", "_token")) or "embedding" in name
         (resting if spared else decaying).append(p)
@@ -202,8 +203,8 @@ def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: f
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients together so that their joint Euclidean norm is at most `max_norm`; return it as it was.
 
-    (Pascanu et al., On the difficulty of training recurrent neural networks, 2013.) A norm that is NaN or infinite leaves the
-    gradients as they are.
+    A norm that is NaN or infinite leaves the gradients as they are.
+    (Pascanu et al., On the difficulty of training recurrent neural networks, 2013.)
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm is {max_norm}; it must be above 0")

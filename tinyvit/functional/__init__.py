@@ -47,14 +47,14 @@ from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum
 from .shape import cast, concatenate, flip, pad, reshape, split, stack, swapaxes, transpose, unbind, zeros
 
 __all__ = [
-    "abs", "add", "add_layer_norm", "avg_pool2d", "bias_gelu", "binary_cross_entropy_with_logits", "broadcast_to", "cast",
-    "clip", "col2im", "concatenate", "contrastive_loss", "conv2d", "cross_entropy", "cumsum", "divide", "dropout",
-    "dropout_mask", "einsum", "embedding", "erf", "exp", "flip", "gelu", "im2col", "index", "index_add", "index_put",
-    "layer_norm", "linear", "log", "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean", "min",
-    "minimum", "mse_loss", "multiply", "negative", "ones_like", "pad", "power", "relu", "reshape",
-    "scaled_dot_product_attention", "sigmoid", "sign", "silu", "softmax", "split", "sqrt", "stack", "stop_gradient",
-    "subtract", "sum", "sum_to_shape", "swapaxes", "take", "tanh", "transpose", "unbind", "var", "where", "zeros",
-    "zeros_like",
+    "abs", "add", "add_layer_norm", "avg_pool2d", "bias_gelu", "binary_cross_entropy_with_logits",
+    "broadcast_to", "cast", "clip", "col2im", "concatenate", "contrastive_loss", "conv2d", "cross_entropy",
+    "cumsum", "divide", "dropout", "dropout_mask", "einsum", "embedding", "erf", "exp", "flip", "gelu",
+    "im2col", "index", "index_add", "index_put", "layer_norm", "linear", "log", "log_softmax", "logsumexp",
+    "matmul", "max", "max_pool2d", "maximum", "mean", "min", "minimum", "mse_loss", "multiply", "negative",
+    "ones_like", "pad", "power", "relu", "reshape", "scaled_dot_product_attention", "sigmoid", "sign", "silu",
+    "softmax", "split", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape", "swapaxes", "take",
+    "tanh", "transpose", "unbind", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
 autograd.graph_namespace = sys.modules[__name__]
@@ -106,7 +106,7 @@ def _argmax(self: Tensor, axis: int | None = None) -> Tensor:
     return Tensor(autograd.backend.namespace_of(self.data).asarray(self.data.argmax(axis=axis)))
 
 
-_METHODS: dict[str, Callable[..., Any]] = {
+_METHODS: dict[str, Any] = {
     "__add__": add, "__radd__": _reversed(add), "__iadd__": _in_place(add),
     "__sub__": subtract, "__rsub__": _reversed(subtract), "__isub__": _in_place(subtract),
     "__mul__": multiply, "__rmul__": _reversed(multiply), "__imul__": _in_place(multiply),

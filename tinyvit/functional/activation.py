@@ -174,7 +174,7 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
     return Gelu.apply(x, approximate=_checked(approximate))
 
 
-def bias_gelu(x: Any, bias: Tensor, approximate: str = "none") -> Tensor:
+def bias_gelu(x: Any, bias: Any, approximate: str = "none") -> Tensor:
     """gelu(x + bias) in one operation: x (..., C), bias (C,)."""
     if bias.ndim != 1 or x.ndim == 0 or x.shape[-1] != bias.shape[0]:
         raise ValueError(f"bias_gelu: x has shape {x.shape} and bias {bias.shape}; they must be (..., C) and (C,)")

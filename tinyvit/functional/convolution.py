@@ -70,7 +70,7 @@ class Col2im(Op):
 
 
 class Conv2d(Op):
-    """y = W * x + b over windows: Y = W cols + b        dcols = W^T dY,  dW = sum over the batch of dY cols^T,  db = sum dY
+    """Y = W cols + b        dcols = W^T dY,  dW = sum over the batch of dY cols^T,  db = sum dY
 
     with cols = im2col(x), and W (O, C KH KW) and Y (B, O, OH OW) in matrix form.
     """
@@ -134,7 +134,7 @@ class MaxPool2d(Op):
 
 
 class AvgPool2d(Op):
-    """y = the mean of each window, the zeros around the image counted        dx = dy / (KH KW), added over the windows"""
+    """y = the mean of each window, the zeros around it counted        dx = dy / (KH KW), added over the windows"""
 
     @staticmethod
     def forward(xp, x, *, kernel, stride, padding):
@@ -223,7 +223,9 @@ def _pair(name: str, argument: str, value: int | Pair, least: int) -> Pair:
     return pair
 
 
-def _fitting(name: str, x: Tensor, kernel: Pair, stride: int | Pair, padding: int | Pair) -> tuple[Pair, Pair]:
+def _fitting(
+    name: str, x: Tensor, kernel: tuple[int, ...], stride: int | Pair, padding: int | Pair
+) -> tuple[Pair, Pair]:
     stride, padding = _pair(name, "stride", stride, 1), _pair(name, "padding", padding, 0)
     if x.ndim != 4 or any(n + 2 * p < k for n, k, p in zip(x.shape[2:], kernel, padding, strict=True)):
         raise ValueError(

@@ -68,14 +68,16 @@ class Linear(Op):
 
 
 def matmul(x: Any, y: Any) -> Tensor:
-    """The matrix product over the last two axes, leading axes broadcast; a vector is a row on the left, a column on the right."""
+    """The matrix product over the last two axes, leading axes broadcast.
+
+    A vector is a row on the left and a column on the right, and that axis is gone from the result.
+    """
     x, y = (a if isinstance(a, Tensor) else Tensor(np.asarray(a)) for a in (x, y))
     if x.ndim == 0 or y.ndim == 0:
         raise ValueError(f"matmul: shapes are {x.shape} and {y.shape}; both need at least one axis")
-    if x.shape[-1] != y.shape[max(y.ndim - 2, 0)]:
-        raise ValueError(
-            f"matmul: shapes {x.shape} and {y.shape} do not match: {x.shape[-1]} columns, {y.shape[max(y.ndim - 2, 0)]} rows"
-        )
+    columns, rows = x.shape[-1], y.shape[max(y.ndim - 2, 0)]
+    if columns != rows:
+        raise ValueError(f"matmul: shapes {x.shape} and {y.shape} do not match: {columns} columns, {rows} rows")
     row, column = x.ndim == 1, y.ndim == 1
     z = Matmul.apply(x.reshape(1, -1) if row else x, y.reshape(-1, 1) if column else y)
     if row:

@@ -107,5 +107,6 @@ def add_layer_norm(
 def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     if x.ndim == 0 or weight.shape != x.shape[-1:] or bias.shape != weight.shape:
         raise ValueError(
-            f"{name}: x has shape {x.shape}, weight {weight.shape} and bias {bias.shape}; they must be (..., C), (C,) and (C,)"
+            f"{name}: x has shape {x.shape}, weight {weight.shape} and bias {bias.shape}; "
+            "they must be (..., C), (C,) and (C,)"
         )

@@ -112,7 +112,7 @@ class ViT(Module):
 
     def forward(self, images: Any) -> Tensor:
         x, branch = advance_all(self.blocks, self.embed(_as_images(images)))
-        if self.pool == "mean":
+        if self.fc_norm is not None:  # pool="mean"
             x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1))
         else:  # layer norm treats each token by itself, so only the one that is read needs it
             x = joined(x[:, 0], None if branch is None else branch[:, 0])

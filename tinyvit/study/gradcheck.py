@@ -25,8 +25,8 @@ def gradcheck(
 ) -> bool:
     """Check the gradient of `fn(*inputs)` in random directions over all inputs at once.
 
-    The outputs are weighted with fixed random numbers u. For random directions v over all inputs that require a gradient,
-    the derivative of <u, fn(x)> along v by the tape must agree with its central difference,
+    The outputs are weighted with fixed random numbers u. For random directions v over all inputs that require a
+    gradient, the derivative of <u, fn(x)> along v by the tape must agree with its central difference,
     |analytic - numeric| <= atol + rtol |numeric|.
 
     Parameters
