@@ -11,6 +11,7 @@ import inspect
 import itertools
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
@@ -36,12 +37,15 @@ class no_grad:
 
     _recording = False
 
+    def __init__(self) -> None:
+        self._before: list[bool] = []
+
     def __enter__(self) -> None:
-        self._before = _mode.recording
+        self._before.append(_mode.recording)
         _mode.recording = self._recording
 
     def __exit__(self, *_: object) -> None:
-        _mode.recording = self._before
+        _mode.recording = self._before.pop()
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -59,7 +63,7 @@ class _record(no_grad):
 
 
 class Memory:
-    """Common to tensors that share an array: how often it was changed in place, whether the tape has views of it."""
+    """Common to tensors that share an array: how often it was changed in place, whether it has views."""
 
     __slots__ = ("version", "viewed")
 
@@ -186,7 +190,7 @@ class Tensor:
         leaves = _run_backward([self], [gradient], None, retain_graph, create_graph)
         for leaf, (gradient, owned) in leaves.items():
             if leaf.grad is None:
-                leaf.grad = gradient if owned or create_graph else Tensor(gradient.data.copy())
+                leaf.grad = gradient if owned else gradient._copy()
             elif create_graph or leaf.grad._op is not None:
                 leaf.grad = leaf.grad + gradient
             else:
@@ -217,7 +221,7 @@ class Tensor:
     def retain_grad(self) -> None:
         """Have `backward` fill in `.grad` of this tensor although it is not a leaf."""
         if self._op is not None:
-            self.register_hook(functools.partial(_keep_gradient, self))
+            self.register_hook(functools.partial(_keep_gradient, weakref.ref(self)))
 
     # Changing it in place
 
@@ -237,7 +241,7 @@ class Tensor:
             raise RuntimeError("a leaf that requires a gradient cannot be modified in place; do it under tv.no_grad()")
         if recording and self._memory.viewed:
             raise RuntimeError(
-                "this tensor shares its memory with another one on the tape, so it cannot be modified in place; "
+                "this tensor shares its memory with a view of it, so it cannot be modified in place on the tape; "
                 "write x = x + y instead of x += y"
             )
         result = function(self._copy() if recording else self, other)
@@ -262,8 +266,10 @@ def _discard(hooks: list[Any], hook: Any) -> None:
         hooks.remove(hook)
 
 
-def _keep_gradient(tensor: Tensor, gradient: Tensor) -> None:
-    tensor.grad = gradient if gradient._op else Tensor(gradient.data.copy())
+def _keep_gradient(reference: "weakref.ref[Tensor]", gradient: Tensor) -> None:
+    tensor = reference()
+    if tensor is not None:
+        tensor.grad = gradient._copy()
 
 
 def _on_tape(array: Array, op: "Op", index: int) -> Tensor:
@@ -300,8 +306,8 @@ class Op:
     - `backward(ctx, xp, *gradients)`: the gradient of each input (None for one that needs none), in the same order.
       It calls only functions of `xp` and operators, on what it finds in `ctx.saved`. An operation with several outputs
       gets None for an output that nobody used.
-    - `saves`: the names of the inputs and outputs that `backward` needs. Nothing else may be saved: a saved
-      intermediate would count as a constant in second derivatives.
+    - `saves`: the names of the inputs and outputs that `backward` needs; "x for y" if x is needed only for the gradient
+      of y. Nothing else may be saved: a saved intermediate would count as a constant in second derivatives.
     - `samples()`: inputs that exercise it, awkward shapes included. The tests run every operation's samples.
 
     Attributes of an instance: `saved` (arrays, in the order of `saves`), `shapes` and `needs` (of each input: its
@@ -316,7 +322,8 @@ class Op:
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the positional parameters of forward
     registry: ClassVar[dict[str, type["Op"]]] = {}
-    _sources: ClassVar[tuple[int, ...]]  # of each saved name: input i as i, output j as ~j
+    # Of each saved name: input i as i, output j as ~j; and the input whose gradient it is for, None for any.
+    _sources: ClassVar[tuple[tuple[int, int | None], ...]]
 
     forward: ClassVar[Callable[..., Any]]
     backward: Callable[..., Any]
@@ -329,7 +336,8 @@ class Op:
         for p in parameters:
             if p.kind == p.KEYWORD_ONLY and p.default is not p.empty:
                 setattr(cls, p.name, p.default)
-        cls._sources = tuple(cls._source(name) for name in cls.saves)
+        names = [entry.partition(" for ") for entry in cls.saves]
+        cls._sources = tuple((cls._source(name), cls.inputs.index(x) if x else None) for name, _, x in names)
         cls.registry[cls.name] = cls
 
     @classmethod
@@ -353,12 +361,13 @@ class Op:
         else:
             result, extra = implementation.forward(cls, arrays, params)
         several = isinstance(result, tuple)
-        outputs = [Tensor(_finished(r, dtype)) for r in (result if several else (result,))]
+        out_dtype = params.get("dtype", dtype)  # an operation with a parameter `dtype` gives that
+        outputs = [Tensor(_finished(r, out_dtype)) for r in (result if several else (result,))]
 
         if _mode.recording:
             needs = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
             if True in needs:
-                cls()._record(inputs, needs, arrays, outputs, params, implementation, extra)
+                cls()._record(inputs, needs, arrays, outputs, params, dtype, implementation, extra)
         if cls.view:
             _share_memory(inputs[0], outputs)
         return tuple(outputs) if several else outputs[0]
@@ -370,6 +379,7 @@ class Op:
         arrays: list[Any],
         outputs: list[Tensor],
         params: dict[str, Any],
+        floating: Any,
         implementation: Any,
         extra: Any,
     ) -> None:
@@ -380,18 +390,24 @@ class Op:
         self.shapes = [getattr(a, "shape", ()) for a in arrays]
         self.edges: list[_Edge] | None = [_edge(x) if need else None for x, need in zip(inputs, needs, strict=True)]
         self.arity = len(outputs)
+        self.floating = floating  # dtype of the inputs
         self.implementation = implementation
         self.extra = extra  # what a fused kernel keeps
         self.hooks: dict[int, list[Any]] | None = None
         for i, out in enumerate(outputs):
             out._op, out._index, out.requires_grad = self, i, True
-        # What backward needs, and the versions of it, to notice if it is modified before then.
-        owners = [inputs[s] if s >= 0 else outputs[~s] for s in self._sources]
+        kept = [s for s, reader in self._sources if reader is None or needs[reader]]
         self.saved: Sequence[Any] | None = [
-            arrays[s] if s >= 0 else out.data for s, out in zip(self._sources, owners, strict=True)
+            (arrays[s] if s >= 0 else outputs[~s].data) if reader is None or needs[reader] else None
+            for s, reader in self._sources
         ]
-        self.guards: list[tuple[Memory, int] | None] | None = [
-            (o._memory, o._memory.version) if isinstance(o, Tensor) else None for o in owners
+        if implementation is not None:
+            named = self.inputs + self.outputs
+            kept += [self._source(name) for name in implementation.spec.keeps if name in named]
+        # The versions of what backward needs, to notice if it is modified before then.
+        owners = [inputs[s] if s >= 0 else outputs[~s] for s in kept]
+        self.guards: list[tuple[int, Memory, int]] | None = [
+            (s, o._memory, o._memory.version) for s, o in zip(kept, owners, strict=True) if isinstance(o, Tensor)
         ]
 
     def hooks_of(self, index: int) -> list[Any]:
@@ -400,11 +416,7 @@ class Op:
 
     def gradients(self, xp: Any, outputs: Sequence[Any], create_graph: bool) -> Sequence[Any]:
         """The gradient of each input from those of the outputs; on tensors if `create_graph`, else on arrays."""
-        if self.saved is None:
-            raise RuntimeError(
-                f"the saved arrays of {self.name} were freed by an earlier backward; "
-                "pass retain_graph=True to that one to go through the graph again"
-            )
+        self.check_alive()
         self._check_guards()
         if create_graph:
             grads = self._on_tensors().backward(xp, *outputs)
@@ -413,6 +425,8 @@ class Op:
         else:
             grads = self.backward(xp, *outputs)
         grads = grads if isinstance(grads, tuple) else (grads,)
+        if not create_graph and self.floating.kind == "V":
+            grads = tuple(g if g is None else _unpromoted(g, self.floating) for g in grads)
         for shape, need, gradient in zip(self.shapes, self.needs, grads, strict=True):
             if need and (gradient is None or gradient.shape != shape):
                 got = None if gradient is None else gradient.shape
@@ -421,6 +435,14 @@ class Op:
                 )
         return grads
 
+    def check_alive(self) -> None:
+        """Raise RuntimeError if an earlier backward freed this entry."""
+        if self.edges is None:
+            raise RuntimeError(
+                f"the saved arrays of {self.name} were freed by an earlier backward; "
+                "pass retain_graph=True to that one to go through the graph again"
+            )
+
     def _on_tensors(self) -> "Op":
         """This entry with its saved arrays as tensors that are connected to the tape, for gradients of gradients."""
         saved, edges = self.saved, self.edges
@@ -428,7 +450,7 @@ class Op:
         assert edges is not None
         ctx = type(self)()
         ctx.__dict__.update(self.__dict__)
-        ctx.saved = [self._connect(a, s, edges) for a, s in zip(saved, self._sources, strict=True)]
+        ctx.saved = [self._connect(a, s, edges) for a, (s, _) in zip(saved, self._sources, strict=True)]
         return ctx
 
     def _connect(self, array: Array, source: int, edges: Sequence[_Edge]) -> Any:
@@ -437,13 +459,14 @@ class Op:
         edge = edges[source]
         if isinstance(edge, Tensor):
             return edge
-        if edge is None:
+        if edge is None:  # a constant, a number, or not needed
             return Tensor(array) if hasattr(array, "dtype") else array
         return _on_tape(array, *edge)
 
     def _check_guards(self) -> None:
-        for name, guard in zip(self.saves, self.guards or (), strict=True):
-            if guard is not None and guard[0].version != guard[1]:
+        for source, memory, version in self.guards or ():
+            if memory.version != version:
+                name = self._input(source) if source >= 0 else self.outputs[0]
                 raise RuntimeError(
                     f"{name!r}, saved for the backward of {self.name}, was modified in place after it was used; "
                     "modify a copy, or write x = x + y instead of x += y"
@@ -461,7 +484,7 @@ def _share_memory(source: Any, views: Sequence[Tensor]) -> None:
         for out in views:
             if np.may_share_memory(out.data, source.data):
                 out._memory = source._memory
-                out._memory.viewed |= out._op is not None
+                out._memory.viewed = True
 
 
 def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -499,7 +522,14 @@ def _finished(result: Any, dtype: Any) -> Array:
     """`result` as an array; what was computed from integers alone is float32 where it is floating."""
     if type(result) is not np.ndarray:
         result = np.asarray(result)
-    return result.astype(np.float32) if dtype is None and result.dtype == np.float64 else result
+    if dtype is None:
+        return result.astype(np.float32) if result.dtype == np.float64 else result
+    return _unpromoted(result, dtype)
+
+
+def _unpromoted(array: Array, dtype: Any) -> Array:
+    """`array` in `dtype` where that is bfloat16, which Python numbers promote, unlike NumPy's own dtypes."""
+    return array.astype(dtype) if dtype.kind == "V" and array.dtype.kind == "f" else array
 
 
 # The way back -------------------------------------------------------------------------------------------------------
@@ -520,8 +550,11 @@ def _run_backward(
     pending: dict[Op, list[Any]] = {}  # gradients of each entry's outputs, so far
     leaves: dict[Tensor, tuple[Any, bool]] = {}
     queue: list[tuple[int, Op]] = []  # entries reached, latest first: all that use an output come before its maker
+    wanted = None if targets is None else _leading_to(targets, [root._op for root in roots if root._op])
 
     def send(edge: _Edge, gradient: Any, owned: bool) -> None:
+        if wanted is not None and edge not in (targets or ()) and not (isinstance(edge, tuple) and edge[0] in wanted):
+            return
         if isinstance(edge, Tensor):
             before = leaves.get(edge)
             leaves[edge] = (gradient, owned) if before is None else (before[0] + gradient, True)
@@ -536,28 +569,23 @@ def _run_backward(
     for root, gradient in zip(roots, root_gradients, strict=True):
         start = _root_gradient(root, gradient)
         send(_edge(root), start if create_graph else start.data, False)
-    reached = None if targets is None else _leading_to(targets, [op for _, op in queue])
-
     with _record() if create_graph else no_grad():
         while queue:
             op = heapq.heappop(queue)[1]
             outputs = pending.pop(op)
             if op.hooks or targets is not None:
                 outputs = [_observed(g, (op, i), op.hooks, targets) for i, g in enumerate(outputs)]
-            if reached is not None and op not in reached:
+            if wanted is not None and op not in wanted:
                 continue
             xp = graph_namespace if create_graph else backend.namespace_of(next(g for g in outputs if g is not None))
             grads = op.gradients(xp, outputs, create_graph)
             for edge, gradient in zip(op.edges or (), grads, strict=True):
                 if edge is not None:
-                    send(
-                        edge,
-                        gradient,
-                        _is_new(gradient, outputs, grads) if isinstance(edge, Tensor) else False,
-                    )
+                    owned = isinstance(edge, Tensor) and not create_graph and _is_new(gradient, outputs, grads)
+                    send(edge, gradient, owned)
             if not (retain_graph or create_graph):
                 op.free()
-    return {leaf: (_observed_leaf(leaf, g, targets), own) for leaf, (g, own) in leaves.items()}
+    return {leaf: (_observed_leaf(leaf, g, targets), own and not leaf._hooks) for leaf, (g, own) in leaves.items()}
 
 
 def _edge(tensor: Tensor) -> _Edge:
@@ -585,20 +613,18 @@ def _leading_to(targets: dict[Any, Any], starts: list[Op]) -> set[Op]:
     found, seen, stack = [], set(starts), list(starts)
     while stack:
         op = stack.pop()
+        op.check_alive()
         found.append(op)
         for edge in op.edges or ():
             if isinstance(edge, tuple) and edge[0] not in seen:
                 seen.add(edge[0])
                 stack.append(edge[0])
-    reached: set[Op] = set()
+    wanted: set[Op] = set()
     for op in sorted(found, key=lambda op: op.sequence):
-        if any(
-            edge in targets or (isinstance(edge, tuple) and edge[0] in reached)
-            for edge in op.edges or ()
-            if edge is not None
-        ):
-            reached.add(op)
-    return reached
+        edges = [edge for edge in op.edges or () if edge is not None]
+        if any(edge in targets or (isinstance(edge, tuple) and edge[0] in wanted) for edge in edges):
+            wanted.add(op)
+    return wanted
 
 
 def _observed(gradient: Any, place: tuple[Op, int], hooks: dict[int, list[Any]] | None, targets: Any) -> Any:
@@ -626,8 +652,13 @@ def _hooked(gradient: Tensor, hooks: Iterable[Callable[[Tensor], Tensor | None]]
     for hook in list(hooks):
         replacement = hook(gradient)
         if replacement is not None:
-            if replacement.shape != gradient.shape:
-                raise ValueError(f"a hook returned shape {replacement.shape} for a gradient of shape {gradient.shape}")
+            if not isinstance(replacement, Tensor):
+                raise TypeError(f"a hook returned a {type(replacement).__name__}; it may return a Tensor or None")
+            if (replacement.shape, replacement.dtype) != (gradient.shape, gradient.dtype):
+                raise ValueError(
+                    f"a hook returned shape {replacement.shape} and dtype {replacement.dtype} "
+                    f"for a gradient of {gradient.shape} and {gradient.dtype}"
+                )
             gradient = replacement
     return gradient
 

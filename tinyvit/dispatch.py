@@ -74,14 +74,18 @@ def select(op: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementa
     if _choice == "numpy":
         return None
     inputs = dict(zip(op.inputs, arrays, strict=False))
+    reasons = []
     for spec in registry.SPECS:
         if spec.operation != op.kernel or _choice not in ("auto", spec.technology):
             continue
         reason = _refusal(spec, inputs, params)
         if reason is None:
             return _load(spec)
-        if _choice != "auto":
-            raise RuntimeError(f"use_kernels({_choice!r}): {op.name} cannot be served: {reason}; use 'auto' or 'numpy'")
+        reasons.append(reason)
+    if reasons and _choice != "auto":
+        raise RuntimeError(
+            f"use_kernels({_choice!r}): {op.name} cannot be served: {'; '.join(reasons)}; use 'auto' or 'numpy'"
+        )
     return None
 
 

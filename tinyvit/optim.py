@@ -27,6 +27,8 @@ class Optimizer:
     slots: Sequence[str] = ()  # names of the arrays kept for each parameter
 
     def __init__(self, params: Parameters, **defaults: Any) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError(f"{type(self).__name__}: params is one tensor; give a list of them: [tensor]")
         entries: list[Any] = list(params)
         groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
         self.groups: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ itself the namespace in which gradient rules run when their result must be diffe
 
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import autograd
@@ -80,13 +80,15 @@ def _compared(function: Callable[..., Any]) -> Callable[..., Tensor]:
 
 def _shaped(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """x.reshape(2, 3) as well as x.reshape((2, 3))."""
-    return lambda self, *shape: function(
-        self, *(shape if len(shape) == 1 and not isinstance(shape[0], int) else (shape,))
-    )
+    return lambda self, *shape: function(self, shape[0] if _is_one_sequence(shape) else shape)
+
+
+def _is_one_sequence(arguments: tuple[Any, ...]) -> bool:
+    return len(arguments) == 1 and isinstance(arguments[0], Sequence)
 
 
 def _transposed(self: Tensor, *axes: Any) -> Tensor:
-    return transpose(self, axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None)
+    return transpose(self, axes[0] if _is_one_sequence(axes) else axes or None)
 
 
 def _set_item(self: Tensor, key: Any, value: Any) -> None:
@@ -114,7 +116,7 @@ _METHODS: dict[str, Any] = {
     "__pow__": power, "__rpow__": _reversed(power),
     "__matmul__": matmul, "__rmatmul__": _reversed(matmul),
     "__neg__": negative, "__abs__": abs,
-    "__getitem__": index, "__setitem__": _set_item,
+    "__getitem__": index, "__setitem__": _set_item, "__iter__": lambda self: iter(unbind(self)),
     "__eq__": _compared(operator.eq), "__ne__": _compared(operator.ne),
     "__lt__": _compared(operator.lt), "__le__": _compared(operator.le),
     "__gt__": _compared(operator.gt), "__ge__": _compared(operator.ge),

@@ -88,7 +88,7 @@ class Conv2d(Op):
     def backward(ctx, xp, dy):
         x, weight = ctx.saved
         kernel = weight.shape[2:]
-        dy = xp.reshape(dy, (*dy.shape[:2], -1))  # (B, O, OH OW)
+        dy = xp.reshape(dy, (*dy.shape[:2], dy.shape[2] * dy.shape[3]))  # (B, O, OH OW)
         dx = dweight = db = None
         # y = weight @ columns + bias
         if ctx.needs[0]:
@@ -120,11 +120,12 @@ class MaxPool2d(Op):
     def backward(ctx, xp, dy):
         x, y = ctx.saved
         windows = _windows(xp, x, ctx.kernel, ctx.stride, ctx.padding, -np.inf)  # (B, C, K, OH, OW)
-        y, dy = (xp.reshape(a, (*y.shape[:2], 1, *y.shape[2:])) for a in (y, dy))
+        b, c, k, oh, ow = windows.shape
+        y, dy = (xp.reshape(a, (b, c, 1, oh, ow)) for a in (y, dy))
         # y = max(windows)
         ties = xp.where(windows == y, xp.ones_like(windows), 0.0)
         dwindows = ties * (dy / xp.sum(ties, axis=2, keepdims=True))
-        columns = xp.reshape(dwindows, (x.shape[0], -1, y.shape[3] * y.shape[4]))
+        columns = xp.reshape(dwindows, (b, c * k, oh * ow))
         return xp.col2im(columns, x.shape, ctx.kernel, ctx.stride, ctx.padding)
 
     @staticmethod

@@ -45,7 +45,7 @@ class Subtract(Op):
 class Multiply(Op):
     """z = x y        dx = dz y,  dy = dz x"""
 
-    saves = ("x", "y")
+    saves = ("x for y", "y for x")
 
     @staticmethod
     def forward(xp, x, y):
@@ -100,8 +100,8 @@ class Power(Op):
         x, y, z = ctx.saved
         dx = dy = None
         if ctx.needs[0]:
-            # z = x ** y; where y is 0 the slope is 0 also at x = 0
-            exponent = xp.where(y == 0, 1.0, y - 1.0) if hasattr(y, "dtype") else y - 1 if y else 1.0
+            # z = x ** y; 0 ** 0 has slope 0, not 0 * 0 ** -1
+            exponent = xp.where((x == 0) & (y == 0), 1.0, y - 1.0) if hasattr(y, "dtype") else y - 1 if y else 1.0
             dx = xp.sum_to_shape(dz * y * x**exponent, ctx.shapes[0])
         if ctx.needs[1]:
             log_x = xp.log(xp.where(x > 0, x, xp.ones_like(x)))
@@ -324,21 +324,20 @@ class Where(Op):
 class Clip(Op):
     """y = x limited to [lowest, highest]        dx = dy where x lies within, 0 elsewhere"""
 
-    saves = ("x",)
+    saves = ("x", "out")
 
     @staticmethod
     def forward(xp, x, *, lowest, highest):
         return xp.clip(x, lowest, highest)
 
     def backward(ctx, xp, dy):
-        (x,) = ctx.saved
-        inside = (x >= ctx.lowest) & (x <= ctx.highest)
-        return xp.where(inside, dy, 0.0)
+        x, y = ctx.saved
+        return xp.where(x == y, dy, 0.0)
 
     @staticmethod
     def samples():
         yield sample((3, 4), lowest=-0.5, highest=0.75)
-        yield sample((5,), lowest=-np.inf, highest=0.25)
+        yield sample((5,), lowest=None, highest=0.25)
 
 
 # What users call ----------------------------------------------------------------------------------------------------
@@ -426,7 +425,9 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
 
 def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
     """x limited to [min, max]; None leaves that side open. The gradient is 0 outside."""
-    return Clip.apply(x, lowest=-np.inf if min is None else min, highest=np.inf if max is None else max)
+    if min is None and max is None:
+        raise ValueError("clip: min and max are both None; give at least one of them")
+    return Clip.apply(x, lowest=min, highest=max)
 
 
 # Constants: no gradient flows through these -------------------------------------------------------------------------

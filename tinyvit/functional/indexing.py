@@ -1,8 +1,10 @@
 """Operations that pick elements by index: slices, integer arrays, masks, the rows of an embedding."""
 
+import math
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from ..autograd import Op, Tensor
 from ..backend import Namespace
@@ -139,12 +141,26 @@ def take(x: Tensor, indices: Any, axis: int | None = None) -> Tensor:
     """The elements of x at `indices` (an integer array) along `axis`; of the flattened tensor by default."""
     if axis is None:
         return index(reshape(x, -1), constant(indices))
-    return index(x, (slice(None),) * (axis % x.ndim) + (constant(indices),))
+    return index(x, (slice(None),) * normalize_axis_index(axis, x.ndim) + (constant(indices),))
 
 
 def index_put(x: Tensor, value: Any, index: Any) -> Tensor:
-    """x with x[index] = value; an index that repeats an element takes the last value."""
-    return IndexPut.apply(x, value, index=_key(index))
+    """x with x[index] = value; an index that repeats an element takes the last value.
+
+    Raises ValueError if it repeats one and `value` requires a gradient: values that were overwritten have none.
+    """
+    key = _key(index)
+    if isinstance(value, Tensor) and value.requires_grad and _repeats(key, x.shape):
+        raise ValueError("index_put: the index repeats an element of x, so the gradient of value is not defined")
+    return IndexPut.apply(x, value, index=key)
+
+
+def _repeats(key: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an index picks an element of an array of this shape more than once."""
+    if _is_basic(key):
+        return False
+    picked = np.arange(math.prod(shape)).reshape(shape)[key]
+    return np.unique(picked).size < picked.size
 
 
 def index_add(x: Tensor, index: tuple[Any, ...], shape: tuple[int, ...]) -> Tensor:

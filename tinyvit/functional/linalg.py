@@ -14,7 +14,7 @@ from .samples import sample
 class Matmul(Op):
     """z = x y, stacks of matrices broadcast        dx = dz y^T,  dy = x^T dz"""
 
-    saves = ("x", "y")
+    saves = ("x for y", "y for x")
 
     @staticmethod
     def forward(xp, x, y):
@@ -23,8 +23,8 @@ class Matmul(Op):
     def backward(ctx, xp, dz):
         x, y = ctx.saved
         # z = x @ y
-        dx = xp.sum_to_shape(xp.matmul(dz, xp.swapaxes(y, -1, -2)), x.shape) if ctx.needs[0] else None
-        dy = xp.sum_to_shape(xp.matmul(xp.swapaxes(x, -1, -2), dz), y.shape) if ctx.needs[1] else None
+        dx = xp.sum_to_shape(xp.matmul(dz, xp.swapaxes(y, -1, -2)), ctx.shapes[0]) if ctx.needs[0] else None
+        dy = xp.sum_to_shape(xp.matmul(xp.swapaxes(x, -1, -2), dz), ctx.shapes[1]) if ctx.needs[1] else None
         return dx, dy
 
     @staticmethod
@@ -37,7 +37,7 @@ class Matmul(Op):
 class Linear(Op):
     """y = x W^T + b        dx = dy W,  dW = dy^T x,  db = sum of dy over all rows"""
 
-    saves = ("x", "weight")
+    saves = ("x for weight", "weight for x")
     kernel = "linear"
 
     @staticmethod

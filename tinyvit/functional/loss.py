@@ -24,7 +24,8 @@ class CrossEntropy(Op):
     @staticmethod
     def forward(xp, logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
         t = _distribution(xp, logits, target, ids, ignore_index, label_smoothing)
-        loss = -xp.sum(xp.where(t == 0, 0.0, t * xp.log_softmax(logits)), axis=-1)
+        log_p = xp.where(t == 0, 0.0, xp.log_softmax(logits))  # 0 log 0 = 0
+        loss = -xp.sum(t * log_p, axis=-1)
         return _reduced(xp, loss, _row_count(loss, ids, ignore_index), reduction)
 
     def backward(ctx, xp, dloss):

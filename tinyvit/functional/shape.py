@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from ..autograd import Op, Tensor
 from ..backend import Namespace, is_floating
@@ -176,7 +177,7 @@ class Cast(Op):
 
     @staticmethod
     def samples():
-        yield sample((3, 4), dtype=np.float64, source=np.float64)
+        yield sample((3, 4), dtype=np.dtype("float64"), source=np.dtype("float64"))
 
 
 Namespace.extend("cast", lambda xp, x, dtype: x.astype(dtype))
@@ -187,13 +188,13 @@ Namespace.extend("cast", lambda xp, x, dtype: x.astype(dtype))
 
 def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
     """x in another shape of the same size; one length may be -1."""
-    return Reshape.apply(x, shape=(shape,) if isinstance(shape, int) else tuple(shape))
+    return Reshape.apply(x, shape=tuple(shape) if isinstance(shape, Sequence) else (shape,))
 
 
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     """x with its axes permuted, reversed by default: y's axis i is x's axis axes[i]."""
     axes = range(x.ndim)[::-1] if axes is None else axes
-    if sorted(a % x.ndim for a in axes) != list(range(x.ndim)):
+    if sorted(a + x.ndim if a < 0 else a for a in axes) != list(range(x.ndim)):
         raise ValueError(f"transpose: axes {tuple(axes)} is not a permutation of the {x.ndim} axes of x")
     return Transpose.apply(x, axes=tuple(a % x.ndim for a in axes))
 
@@ -201,7 +202,8 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
 def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
     """x with two axes exchanged."""
     axes = list(range(x.ndim))
-    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+    i, j = normalize_axis_index(axis1, x.ndim), normalize_axis_index(axis2, x.ndim)
+    axes[i], axes[j] = axes[j], axes[i]
     return Transpose.apply(x, axes=tuple(axes))
 
 
@@ -217,11 +219,12 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 
 def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of x along an axis, as views; their gradient is one packed array."""
-    return Unbind.apply(x, axis=axis)
+    return Unbind.apply(x, axis=normalize_axis_index(axis, x.ndim))
 
 
 def split(x: Tensor, indices_or_sections: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
     """x cut along an axis, into equal sections or before each of the given indices, as views."""
+    axis = normalize_axis_index(axis, x.ndim)
     length = x.shape[axis]
     if isinstance(indices_or_sections, int):
         if length % indices_or_sections:
@@ -230,6 +233,10 @@ def split(x: Tensor, indices_or_sections: int | Sequence[int], axis: int = 0) ->
         stops = tuple(range(step, length, step))
     else:
         stops = tuple(slice(None, i).indices(length)[1] for i in indices_or_sections)
+        if list(stops) != sorted(stops):
+            raise ValueError(
+                f"split: indices {tuple(indices_or_sections)} are not in order on an axis of length {length}"
+            )
     return Split.apply(x, stops=stops, axis=axis)
 
 

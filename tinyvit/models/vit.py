@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor
-from ..nn import Block, Dropout, LayerNorm, Linear, Module, ModuleList, Parameter, PatchEmbed, init
+from ..nn import Block, Dropout, LayerNorm, Linear, Module, ModuleList, Parameter, PatchEmbed, init, initialize_linear
 from ..nn.patches import Pair, sincos1d, sincos2d
 from ..nn.transformer import advance_all, joined
 
@@ -78,7 +78,7 @@ class ViT(Module):
         self.norm = LayerNorm(dim, EPS) if norm == "pre" and pool != "mean" else None
         self.fc_norm = LayerNorm(dim, EPS) if pool == "mean" else None
         self.head = Linear(dim, num_classes) if num_classes else None
-        init.initialize_linear(self)
+        initialize_linear(self)
 
     def _positions(self, kind: str, dim: int) -> Parameter | Tensor | None:
         """What is added to the tokens, (1, N, dim): a parameter, a constant, or nothing."""
@@ -115,7 +115,8 @@ class ViT(Module):
         if self.fc_norm is not None:  # pool="mean"
             x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1))
         else:  # layer norm treats each token by itself, so only the one that is read needs it
-            x = joined(x[:, 0], None if branch is None else branch[:, 0])
+            read = 0 if self.pool == "cls" else self.prefix
+            x = joined(x[:, read], None if branch is None else branch[:, read])
             x = x if self.norm is None else self.norm(x)
         return x if self.head is None else self.head(x)
 

@@ -1,7 +1,19 @@
 """Layers and the modules that hold them."""
 
 from . import init
-from .layers import GELU, Conv2d, Dropout, DropPath, Embedding, LayerNorm, LayerScale, Linear, MaxPool2d, ReLU
+from .layers import (
+    GELU,
+    Conv2d,
+    Dropout,
+    DropPath,
+    Embedding,
+    LayerNorm,
+    LayerScale,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    initialize_linear,
+)
 from .module import Module, ModuleList, Parameter, Sequential
 from .patches import PatchEmbed
 from .transformer import (
@@ -17,5 +29,5 @@ from .transformer import (
 __all__ = [
     "GELU", "Attention", "Block", "Conv2d", "CrossAttention", "DecoderBlock", "DropPath", "Dropout", "Embedding",
     "LayerNorm", "LayerScale", "Linear", "MaxPool2d", "Mlp", "Module", "ModuleList", "Parameter", "PatchEmbed", "ReLU",
-    "Sequential", "TransformerDecoder", "TransformerEncoder", "init",
+    "Sequential", "TransformerDecoder", "TransformerEncoder", "init", "initialize_linear",
 ]  # fmt: skip

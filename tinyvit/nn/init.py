@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ..backend import default_generator
-from .module import Module, Parameter
+from .module import Parameter
 
 
 def trunc_normal(shape: tuple[int, ...], std: float = 0.02) -> np.ndarray:
@@ -29,14 +29,3 @@ def zeros(*shape: int) -> Parameter:
 
 def ones(*shape: int) -> Parameter:
     return Parameter(np.ones(shape, np.float32))
-
-
-def initialize_linear(module: Module, std: float = 0.02) -> None:
-    """Every `Linear` below `module`: weights truncated normal, biases 0 (Dosovitskiy et al., 2021; timm)."""
-    from .layers import Linear
-
-    for m in module.modules():
-        if isinstance(m, Linear):
-            m.weight.assign(trunc_normal(m.weight.shape, std))
-            if m.bias is not None:
-                m.bias.assign(np.zeros(m.bias.shape, np.float32))

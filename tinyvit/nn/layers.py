@@ -25,6 +25,15 @@ class Linear(Module):
         return F.linear(x, self.weight, self.bias)
 
 
+def initialize_linear(module: Module, std: float = 0.02) -> None:
+    """Every `Linear` below `module`: weights truncated normal, biases 0 (Dosovitskiy et al., 2021; timm)."""
+    for m in module.modules():
+        if isinstance(m, Linear):
+            m.weight.assign(init.trunc_normal(m.weight.shape, std))
+            if m.bias is not None:
+                m.bias.assign(np.zeros(m.bias.shape, np.float32))
+
+
 class LayerNorm(Module):
     """Layer normalization of the last axis: (..., dim) -> (..., dim)."""
 

@@ -89,15 +89,10 @@ class Module:
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unexpected):
             raise KeyError(f"load_state_dict: missing names {missing}, unexpected names {unexpected}")
-        arrays: dict[str, Array] = {}
-        for name in own.keys() & state.keys():
-            arrays[name] = (
-                getattr(state[name], "data", None) if isinstance(state[name], Tensor) else np.asarray(state[name])
-            )
-            if arrays[name].shape != own[name].shape:
-                raise ValueError(
-                    f"load_state_dict: {name} has shape {arrays[name].shape}; the module's is {own[name].shape}"
-                )
+        arrays = {name: _array_of(state[name]) for name in own if name in state}
+        for name, array in arrays.items():
+            if array.shape != own[name].shape:
+                raise ValueError(f"load_state_dict: {name} has shape {array.shape}; the module's is {own[name].shape}")
         for name, array in arrays.items():
             own[name].assign(array)
 
@@ -130,6 +125,10 @@ class Module:
     def _describe(self) -> str:
         shapes = (f"{n}={tuple(v.shape)}" for n, v in vars(self).items() if isinstance(v, Parameter))
         return ", ".join(shapes)
+
+
+def _array_of(value: Any) -> Array:
+    return value.data if isinstance(value, Tensor) else np.asarray(value)
 
 
 class ModuleList(Module):

@@ -66,6 +66,10 @@ def _conv_stem(patch: Pair, in_channels: int, dim: int) -> Sequential:
     if patch[0] != patch[1]:
         raise ValueError(f"stem='conv' needs square patches, not {patch}")
     strides = _prime_factors(patch[0]) or [1]
+    if dim < 2 ** len(strides):
+        raise ValueError(
+            f"stem='conv' with patches of {patch[0]} needs a dim of at least {2 ** len(strides)}, not {dim}"
+        )
     layers: list[Module] = []
     for i, stride in enumerate(strides):
         channels = dim // 2 ** (len(strides) - i)

@@ -80,7 +80,7 @@ def _gradient_function(
         x, u = arguments[: len(inputs)], arguments[len(inputs) :]
         outputs = [y for y in _outputs(fn, x) if y.requires_grad]
         found = grad(outputs, [x[i] for i in varied], list(u), create_graph=True, allow_unused=True)
-        return [g for g in found if g is not None and g.requires_grad]
+        return [g for g in found if g is not None]
 
     return gradient, inputs + weights, varied + list(range(len(inputs), len(inputs) + len(weights)))
 
@@ -98,8 +98,6 @@ def _check(
     outputs = _outputs(fn, inputs)
     weights = [rng.standard_normal(y.shape) for y in outputs]
     live = [(y, u) for y, u in zip(outputs, weights, strict=True) if y.requires_grad]
-    if not live:
-        return  # constant: nothing to differentiate
     analytic = grad([y for y, _ in live], [inputs[i] for i in varied], [u for _, u in live], allow_unused=True)
     gradients = [np.zeros(inputs[i].shape) if g is None else g.numpy() for i, g in zip(varied, analytic, strict=True)]
 

@@ -1,0 +1,319 @@
+"""Every operation once more, computed the dull way: element by element, or by NumPy's own function of that name.
+
+`ORACLES[name](*arrays, **params)` takes float64 arrays and the parameters of `Op.forward`. At the end, transformer
+blocks by the formulas of their papers. Nothing here is shared with the package.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def each(function: Callable[..., float]) -> Callable[..., Array]:
+    """`function` of Python numbers, applied to every element."""
+    return np.vectorize(function, otypes=[np.float64])
+
+
+def rows_along(function: Callable[[Array], Array]) -> Callable[..., Array]:
+    """`function` of one row, applied along an axis."""
+    return lambda x, axis=-1: np.apply_along_axis(function, axis, x)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def gelu(x: float, approximate: str = "none") -> float:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x * (1 + math.erf(x / math.sqrt(2))) / 2
+
+
+def softmax(row: Array) -> Array:
+    weights = [math.exp(v) for v in row]
+    return np.array([w / math.fsum(weights) for w in weights])
+
+
+def log_softmax(row: Array) -> Array:
+    return np.array([v - math.log(math.fsum(math.exp(u) for u in row)) for v in row])
+
+
+def logsumexp(x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+    return np.log(np.sum(np.exp(x), axis=axis, keepdims=keepdims))
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-5) -> Array:
+    y = np.empty_like(x)
+    for place in np.ndindex(x.shape[:-1]):
+        row = x[place]
+        mean = math.fsum(row) / len(row)
+        variance = math.fsum((v - mean) ** 2 for v in row) / len(row)
+        y[place] = [(v - mean) / math.sqrt(variance + eps) * w + b for v, w, b in zip(row, weight, bias, strict=True)]
+    return y
+
+
+def add_layer_norm(x: Array, residual: Array, weight: Array, bias: Array, eps: float = 1e-5) -> tuple[Array, Array]:
+    return x + residual, layer_norm(x + residual, weight, bias, eps)
+
+
+def attention(
+    q: Array, k: Array, v: Array, bias: Array | None = None, *, mask: Array | None = None, is_causal: bool = False,
+    scale: float, dropout_p: float = 0.0, seed: int = 0, offset: int = 0,
+) -> Array:  # fmt: skip
+    (batch, heads, n_queries, _), n_keys = q.shape, k.shape[2]
+    scores = (batch, heads, n_queries, n_keys)
+    bias = np.zeros(scores) if bias is None else np.broadcast_to(bias, scores)
+    mask = np.ones(scores, bool) if mask is None else np.broadcast_to(mask, scores)
+    kept = dropout_mask(scores, dropout_p, seed, offset)
+    out = np.zeros((*q.shape[:3], v.shape[3]))
+    for b, h, n in np.ndindex(batch, heads, n_queries):
+        keys = [s for s in range(n_keys) if mask[b, h, n, s] and not (is_causal and s > n)]
+        if not keys:
+            continue
+        p = softmax(np.array([scale * math.fsum(q[b, h, n] * k[b, h, s]) + bias[b, h, n, s] for s in keys]))
+        for weight, s in zip(p, keys, strict=True):
+            out[b, h, n] += weight * kept[b, h, n, s] * v[b, h, s]
+    return out
+
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> list[int]:
+    """Philox4x32-10 in Python integers, from the paper: Salmon et al., 2011, section 3.3."""
+    c, (k0, k1) = list(counter), key
+    for _ in range(10):
+        high0, low0 = divmod(0xD2511F53 * c[0], 2**32)
+        high1, low1 = divmod(0xCD9E8D57 * c[2], 2**32)
+        c = [high1 ^ c[1] ^ k0, low1, high0 ^ c[3] ^ k1, low0]
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return c
+
+
+def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int) -> Array:
+    """Element e is kept where word e % 4 of Philox at counter (e // 4, offset), key seed, is at least p 2**32."""
+    factors = []
+    for e in range(math.prod(shape)):
+        block = e // 4
+        counter = (block % 2**32, block >> 32, offset % 2**32, offset >> 32)
+        word = philox(counter, (seed % 2**32, seed >> 32))[e % 4]
+        factors.append(1 / (1 - p) if word >= p * 2**32 else 0.0)
+    return np.array(factors).reshape(shape)
+
+
+def windows(x: Array, kernel: Any, stride: Any, padding: Any, value: float) -> Any:
+    """Every window of x (B, C, H, W): its place (b, oh, ow) and its values (C, KH, KW)."""
+    width = ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2)
+    padded = np.pad(x, width, constant_values=value)
+    tops = range(0, padded.shape[2] - kernel[0] + 1, stride[0])
+    lefts = range(0, padded.shape[3] - kernel[1] + 1, stride[1])
+    for b, (i, top), (j, left) in itertools.product(range(len(x)), enumerate(tops), enumerate(lefts)):
+        yield (b, i, j), padded[b, :, top : top + kernel[0], left : left + kernel[1]]
+
+
+def over_windows(x: Array, kernel: Any, stride: Any, padding: Any, value: float, function: Any) -> Array:
+    """(B, O, OH, OW): `function` maps a window (C, KH, KW) to (O,)."""
+    results = {place: function(w) for place, w in windows(x, kernel, stride, padding, value)}
+    b, oh, ow = (n + 1 for n in max(results))
+    out = np.empty((b, len(next(iter(results.values()))), oh, ow))
+    for (i, j, k), result in results.items():
+        out[i, :, j, k] = result
+    return out
+
+
+def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Any, padding: Any) -> Array:
+    bias = np.zeros(len(weight)) if bias is None else bias
+    function = lambda w: [math.fsum((w * f).ravel()) + b for f, b in zip(weight, bias, strict=True)]  # noqa: E731
+    return over_windows(x, weight.shape[2:], stride, padding, 0.0, function)
+
+
+def im2col(x: Array, kernel: Any, stride: Any, padding: Any, value: float = 0.0) -> Array:
+    columns = over_windows(x, kernel, stride, padding, value, np.ravel)
+    return columns.reshape(*columns.shape[:2], -1)
+
+
+def col2im(x: Array, shape: Any, kernel: Any, stride: Any, padding: Any) -> Array:
+    """The adjoint of im2col, from its definition: the matrix of im2col, transposed."""
+    pixels = np.eye(math.prod(shape)).reshape(-1, *shape)
+    return np.array([np.sum(im2col(p, kernel, stride, padding) * x) for p in pixels]).reshape(shape)
+
+
+def distribution(
+    logits: Array, target: Array | None, ids: Array | None, ignore_index: int, label_smoothing: float
+) -> Array:
+    if target is None:
+        target = np.zeros_like(logits)
+        for place in np.ndindex(ids.shape):
+            if ids[place] != ignore_index:
+                target[(*place, ids[place])] = 1
+    counted = target.sum(-1, keepdims=True) != 0
+    return np.where(counted, (1 - label_smoothing) * target + label_smoothing / logits.shape[-1], 0)
+
+
+def cross_entropy(
+    logits: Array, target: Array | None = None, *, ids: Array | None = None, ignore_index: int = -100,
+    label_smoothing: float = 0.0, reduction: str = "mean",
+) -> Array:  # fmt: skip
+    t = distribution(logits, target, ids, ignore_index, label_smoothing)
+    loss = -np.sum(t * rows_along(log_softmax)(logits), axis=-1)
+    return {"none": loss, "sum": loss.sum(), "mean": loss.sum() / max(1, (t.sum(-1) != 0).sum())}[reduction]
+
+
+def reduced(loss: Callable[[float, float], float]) -> Callable[..., Array]:
+    def function(x: Array, target: Array, *, reduction: str = "mean") -> Array:
+        return {"none": lambda a: a, "sum": np.sum, "mean": np.mean}[reduction](each(loss)(x, target))
+
+    return function
+
+
+def sum_to_shape(x: Array, shape: tuple[int, ...]) -> Array:
+    out = np.zeros(shape)
+    for place in np.ndindex(x.shape):
+        tail = place[len(place) - len(shape) :]
+        out[tuple(0 if n == 1 else i for i, n in zip(tail, shape, strict=True))] += x[place]
+    return out
+
+
+def transpose(x: Array, axes: tuple[int, ...]) -> Array:
+    out = np.empty([x.shape[a] for a in axes])
+    for place in np.ndindex(x.shape):
+        out[tuple(place[a] for a in axes)] = x[place]
+    return out
+
+
+def unbind(x: Array, axis: int) -> tuple[Array, ...]:
+    return tuple(np.take(x, i, axis) for i in range(x.shape[axis]))
+
+
+def index_add(x: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    out = np.zeros(math.prod(shape))
+    for place, value in zip(np.arange(out.size).reshape(shape)[index].ravel(), x.ravel(), strict=True):
+        out[place] += value
+    return out.reshape(shape)
+
+
+def index_put(x: Array, value: Array, index: Any) -> Array:
+    out = x.copy()
+    out[index] = value
+    return out
+
+
+ORACLES: dict[str, Callable[..., Any]] = {
+    "add": each(lambda x, y: x + y), "subtract": each(lambda x, y: x - y), "multiply": each(lambda x, y: x * y),
+    "divide": each(lambda x, y: x / y), "power": each(math.pow), "negative": each(lambda x: -x),
+    "exp": each(math.exp), "log": each(math.log), "sqrt": each(math.sqrt), "tanh": each(math.tanh),
+    "sigmoid": each(sigmoid), "erf": each(math.erf), "abs": each(math.fabs), "maximum": each(max), "minimum": each(min),
+    "where": lambda x, y, condition: each(lambda c, a, b: a if c else b)(condition, x, y),
+    "clip": lambda x, lowest, highest: each(
+        lambda v: min(max(v, -math.inf if lowest is None else lowest), math.inf if highest is None else highest)
+    )(x),
+    "relu": each(lambda x: max(x, 0.0)), "silu": each(lambda x: x * sigmoid(x)),
+    "gelu": lambda x, approximate="none": each(lambda v: gelu(v, approximate))(x),
+    "bias_gelu": lambda x, bias, approximate="none": each(lambda v, b: gelu(v + b, approximate))(x, bias),
+    "softmax": rows_along(softmax), "log_softmax": rows_along(log_softmax),
+    "sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "cumsum": np.cumsum, "logsumexp": logsumexp,
+    "var": lambda x, axis=None, correction=0, keepdims=False: np.var(x, axis=axis, ddof=correction, keepdims=keepdims),
+    "broadcast_to": np.broadcast_to, "sum_to_shape": sum_to_shape,
+    "reshape": np.reshape, "transpose": transpose, "concatenate": lambda *parts, axis: np.concatenate(parts, axis),
+    "stack": lambda *parts, axis: np.stack(parts, axis), "unbind": unbind,
+    "split": lambda x, stops, axis: tuple(np.split(x, stops, axis)),
+    "pad": lambda x, width, value=0.0: np.pad(x, width, constant_values=value), "flip": np.flip,
+    "cast": lambda x, dtype, source: x.astype(dtype),
+    "basic_index": lambda x, index: x[index], "advanced_index": lambda x, index: x[index],
+    "index_add": index_add, "index_put": index_put,
+    "embedding": lambda weight, ids: np.stack([weight[i] for i in ids.ravel()]).reshape(*ids.shape, -1),
+    "im2col": im2col, "col2im": col2im, "conv2d": conv2d,
+    "max_pool2d": lambda x, kernel, stride, padding: over_windows(
+        x, kernel, stride, padding, -math.inf, lambda w: w.max(axis=(1, 2))
+    ),
+    "avg_pool2d": lambda x, kernel, stride, padding: over_windows(
+        x, kernel, stride, padding, 0.0, lambda w: w.mean(axis=(1, 2))
+    ),
+    "matmul": np.matmul,
+    "linear": lambda x, weight, bias: np.einsum("...i,oi->...o", x, weight) + (0 if bias is None else bias),
+    "attention": attention, "layer_norm": layer_norm, "add_layer_norm": add_layer_norm, "cross_entropy": cross_entropy,
+    "mse_loss": reduced(lambda x, t: (x - t) ** 2),
+    "binary_cross_entropy_with_logits": reduced(
+        lambda x, t: -t * math.log(sigmoid(x)) - (1 - t) * math.log(1 - sigmoid(x))
+    ),
+    "dropout": lambda x, p, seed, offset: x * dropout_mask(x.shape, p, seed, offset),
+}  # fmt: skip
+
+
+# Transformers: x is (B, N, C), `w` maps the names of a module's parameters to arrays ---------------------------------
+
+Weights = dict[str, Array]
+
+
+def part(w: Weights, name: str) -> Weights:
+    """The weights of the sub-module `name`."""
+    return {key.removeprefix(f"{name}."): value for key, value in w.items() if key.startswith(f"{name}.")}
+
+
+def linear(x: Array, w: Weights) -> Array:
+    return x @ w["weight"].T + w.get("bias", 0.0)
+
+
+def normalized(x: Array, w: Weights, eps: float) -> Array:
+    return layer_norm(x, w["weight"], w["bias"], eps)
+
+
+def mlp(x: Array, w: Weights) -> Array:
+    return linear(each(gelu)(linear(x, part(w, "fc1"))), part(w, "fc2"))
+
+
+def heads_attend(q: Array, k: Array, v: Array, heads: int, **options: Any) -> Array:
+    """Each head by itself on its own columns of q (B, N, C), k and v (B, S, C)."""
+    size = q.shape[-1] // heads
+    outs = []
+    for h in range(heads):
+        one = [x[:, None, :, h * size : (h + 1) * size] for x in (q, k, v)]
+        outs.append(attention(*one, scale=size**-0.5, **options)[:, 0])
+    return np.concatenate(outs, axis=-1)
+
+
+def self_attention(x: Array, w: Weights, heads: int, **options: Any) -> Array:
+    q, k, v = np.split(linear(x, part(w, "qkv")), 3, axis=-1)
+    return linear(heads_attend(q, k, v, heads, **options), part(w, "proj"))
+
+
+def cross_attention(x: Array, context: Array, w: Weights, heads: int, **options: Any) -> Array:
+    k, v = np.split(linear(context, part(w, "kv")), 2, axis=-1)
+    return linear(heads_attend(linear(x, part(w, "q")), k, v, heads, **options), part(w, "proj"))
+
+
+def residual(x: Array, branches: list[Callable[[Array], Array]], w: Weights, norm: str, eps: float) -> Array:
+    """x + f(norm(x)), or norm(x + f(x)), for one branch f after the other."""
+    for i, f in enumerate(branches, start=1):
+        scale = w.get(f"ls{i}.gamma", 1.0)
+        if norm == "pre":
+            x = x + scale * f(normalized(x, part(w, f"norm{i}"), eps))
+        else:
+            x = normalized(x + scale * f(x), part(w, f"norm{i}"), eps)
+    return x
+
+
+def block(x: Array, w: Weights, heads: int, norm: str = "pre", eps: float = 1e-5, **options: Any) -> Array:
+    attn = lambda y: self_attention(y, part(w, "attn"), heads, **options)  # noqa: E731
+    return residual(x, [attn, lambda y: mlp(y, part(w, "mlp"))], w, norm, eps)
+
+
+def decoder_block(
+    x: Array, context: Array, w: Weights, heads: int, norm: str, mask: Any = None, context_mask: Any = None
+) -> Array:
+    branches = [
+        lambda y: self_attention(y, part(w, "attn"), heads, mask=mask, is_causal=True),
+        lambda y: cross_attention(y, context, part(w, "cross"), heads, mask=context_mask),
+        lambda y: mlp(y, part(w, "mlp")),
+    ]
+    return residual(x, branches, w, norm, 1e-5)
+
+
+def stack(count: int, one: Callable[[Array, Weights], Array], x: Array, w: Weights, eps: float = 1e-5) -> Array:
+    """`count` blocks and, where there is one, the final norm."""
+    for i in range(count):
+        x = one(x, part(w, f"blocks.{i}"))
+    final = part(w, "norm")
+    return normalized(x, final, eps) if final else x

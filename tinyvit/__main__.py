@@ -1,0 +1,5 @@
+"""`python -m tinyvit` is the `tinyvit` command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,203 @@
+"""The `tinyvit` command: it reads arguments, calls what does the work, and prints. No logic of its own.
+
+Exit status: 0 done, 1 the run failed, 2 wrong usage or bad input, 130 stopped by Ctrl-C.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from . import __version__
+from .errors import TinyvitError
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="tinyvit %(version)s")
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Train and study small Vision Transformers with nothing but NumPy.
+
+    \b
+    tinyvit train                      on handwritten digits that come along
+    tinyvit evaluate runs/digits       how well, class by class?
+    tinyvit predict runs/digits a.png  what is on this picture?
+
+    With TINYVIT_TRACEBACK=1 in the environment, errors show where they arose.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def _use_device(context: click.Context, parameter: click.Parameter, name: str) -> None:
+    from .backend import set_default_device
+
+    try:
+        set_default_device(name)
+    except (ValueError, RuntimeError) as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@commands.command()
+@click.argument("recipe", required=False)
+@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a key of the recipe.")
+@click.option("--out", metavar="DIR", type=Path, help="The run folder, new or empty.  [default: runs/RECIPE]")
+@click.option("--resume", "resumed", metavar="DIR", type=Path, help="Go on with the run in DIR.")
+@click.option("--device", default="cpu", show_default=True, callback=_use_device, expose_value=False,
+              help="Where to compute.")  # fmt: skip
+def train(recipe: str | None, assignments: tuple[str, ...], out: Path | None, resumed: Path | None) -> None:
+    """Train a model.
+
+    RECIPE is the name of a recipe that comes with the package (digits if left out), or a .toml file.
+
+    \b
+    tinyvit train
+    tinyvit train mnist --set epochs=3 --set lr=5e-4
+    tinyvit train my.toml --out runs/first
+    tinyvit train --resume runs/first
+
+    The run folder gets the recipe, a line of metrics for each epoch, the weights, a checkpoint and the learning
+    curves. It is a new one each time: runs/digits, runs/digits-2 ...
+
+    Ctrl-C finishes the step under way and writes a checkpoint; a second one stops at once. A run that is resumed ends
+    as if it had never been stopped.
+    """
+    from . import train as training
+    from .display import live_display
+    from .recipes import load_recipe
+
+    if resumed is not None:
+        if recipe is not None or assignments or out is not None:
+            raise click.UsageError("--resume goes on by the recipe in DIR: leave out RECIPE, --set and --out")
+        result = training.resume(resumed, live_display())
+    else:
+        name = recipe or "digits"
+        chosen = load_recipe(name).override(assignments)
+        result = training.train(chosen, Path(name).stem, out, live_display())
+    click.echo(result)
+
+
+# Using what was trained ---------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("run")
+def evaluate(run: str) -> None:
+    """Measure a trained model on test images.
+
+    RUN is a run folder, or the name of a recipe whose trained weights come with the package. The images are the test
+    images of the data that it was trained on.
+
+    \b
+    tinyvit evaluate runs/digits
+    """
+    from .evaluate import evaluate
+    from .runs import load_data, load_run
+
+    trained = load_run(run)
+    dataset = load_data(trained.recipe, "test")
+    loss, accuracy, confusion = evaluate(trained.model, dataset, trained.recipe.data.batch_size)
+    right, images = confusion.diagonal(), confusion.sum(axis=1)
+    click.echo(f"accuracy {100 * accuracy:.2f} % ({right.sum():,} of {images.sum():,} test images), loss {loss:.4f}\n")
+    width = max(5, *map(len, dataset.classes))
+    click.echo(f"{'class':{width}}  images   right   accuracy")
+    for name, n, k in zip(dataset.classes, images, right, strict=True):
+        click.echo(f"{name:{width}}  {n:6}  {k:6}   {f'{k / n:8.2%}'.replace('%', ' %') if n else '       -'}")
+
+
+@commands.command()
+@click.argument("run")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+def predict(run: str, images: tuple[str, ...]) -> None:
+    """Name what is on images.
+
+    Prints the path, the most probable class and its probability, with tabs between.
+
+    RUN is a run folder, or the name of a recipe whose trained weights come with the package. An image of another size
+    is cut to a square and resized; colour becomes grey where the model wants grey. Digits are light on dark.
+
+    \b
+    tinyvit predict runs/digits three.png
+    tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
+    """
+    from .evaluate import predict
+    from .runs import load_run
+
+    trained = load_run(run)
+    for path in images:
+        name, probability = predict(trained, path)
+        click.echo(f"{path}\t{name}\t{probability:.4f}")
+
+
+# Around it ----------------------------------------------------------------------------------------------------------
+
+
+@commands.command()
+def info() -> None:
+    """Show what this machine has, and what is used.
+
+    Versions, devices, threads, where data sets are found, and what computes each operation.
+    """
+    from .info import report
+
+    click.echo(report())
+
+
+@commands.group(no_args_is_help=False)
+def data() -> None:
+    """Data sets on this machine.
+
+    They are looked for in the folder that the environment variable TINYVIT_DATA names, then in the user's cache
+    folder, and else downloaded there.
+    """
+
+
+@data.command()
+@click.argument("name")
+def fetch(name: str) -> None:
+    """Download a data set.
+
+    Its checksums are verified, and its folder is printed. A download that broke off goes on where it stopped.
+
+    \b
+    tinyvit data fetch mnist
+    """
+    from .data import fetch
+
+    click.echo(fetch(name))
+
+
+# Errors and exit status ---------------------------------------------------------------------------------------------
+
+
+def main() -> NoReturn:
+    """Run the command, and end the process with its exit status; errors are one line on standard error."""
+    try:
+        status = commands(prog_name="tinyvit", standalone_mode=False)
+    except Exception as error:
+        if os.environ.get("TINYVIT_TRACEBACK") == "1":
+            raise
+        status, message = _judged(error)
+        click.echo(f"tinyvit: {message}", err=True)
+    sys.exit(status or 0)
+
+
+def _judged(error: Exception) -> tuple[int, str]:
+    """The exit status for an error, and what to tell of it."""
+    from .train import TrainingFailed
+
+    if isinstance(error, click.Abort):  # what click makes of KeyboardInterrupt
+        return 130, str(error.__cause__) or "stopped"
+    if isinstance(error, click.UsageError):
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        return 2, f"error: {error.format_message().rstrip('.')}{where}"
+    if isinstance(error, click.ClickException | TinyvitError):
+        return 2, f"error: {error}"
+    if isinstance(error, TrainingFailed):
+        return 1, f"error: {error}"
+    return 1, f"error: {type(error).__name__}: {error} (a bug; TINYVIT_TRACEBACK=1 shows where)"

@@ -1,0 +1,95 @@
+"""What `tinyvit info` tells: versions, devices, threads, data, and what computes each operation."""
+
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+
+import numpy as np
+
+from . import __version__, dispatch
+from .autograd import Op
+from .backend import check_device
+from .data import dataset_names
+from .data.sources import SOURCES, find
+from .errors import DataError
+from .kernels import registry
+
+_PACKAGES = (
+    *("numpy", "numba", "llvmlite", "ml_dtypes", "safetensors", "rich", "Pillow", "matplotlib", "threadpoolctl"),
+    *("click", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python", "numba-cuda"),
+)
+_DEVICES = ("cpu", "cuda")
+
+
+def report() -> str:
+    """Return the whole report, as text."""
+    sections: dict[str, Iterable[tuple[str, ...]]] = {
+        "versions": _versions(),
+        "devices": ((name, _state_of(name)) for name in _DEVICES),
+        "threads": _threads(),
+        "data": ((name, _place_of(name)) for name in dataset_names()),
+        f"what serves operations that kernels can serve (use_kernels: {dispatch.current_choice()})": _operations(),
+    }
+    return "\n\n".join(f"{title}\n{_table(list(rows))}" for title, rows in sections.items())
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("".join(f"  {text:{width}}" for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "tinyvit", __version__
+    yield "Python", f"{platform.python_version()} on {platform.platform()}"
+    for name in _PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield name, "not installed"
+
+
+def _state_of(device: str) -> str:
+    try:
+        check_device(device)
+    except RuntimeError as reason:
+        return f"no: {reason}"
+    return "yes"
+
+
+def _threads() -> Iterator[tuple[str, str]]:
+    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "processors", f"{usable} of {os.cpu_count()}"
+    for pool in threadpool_info():
+        name = " ".join(str(part) for part in (pool["internal_api"], pool["version"]) if part)
+        kernels = f", kernels for {pool['architecture']}" if "architecture" in pool else ""
+        yield pool["user_api"], f"{name}, {pool['num_threads']} threads{kernels}"
+
+
+def _place_of(dataset: str) -> str:
+    if dataset not in SOURCES:
+        return "comes with the package"
+    try:
+        folder = find(dataset)
+    except DataError as error:
+        return str(error)
+    return str(folder) if folder else f"not found; get it with: tinyvit data fetch {dataset}"
+
+
+def _operations() -> Iterator[tuple[str, str, str]]:
+    """Yield each operation that kernels may serve, with what serves it for float32 on the CPU, and why."""
+    for op in Op.registry.values():
+        if op.kernel is None:
+            continue
+        known = [spec.technology for spec in registry.SPECS if spec.operation == op.kernel]
+        if not known:
+            yield op.name, "plain NumPy rule", "no kernel is registered"
+            continue
+        sample = next(iter(op.samples()))
+        arrays = [x.astype(np.float32) if isinstance(x, np.ndarray) else x for x in sample.inputs]
+        chosen = dispatch.select(op, arrays, sample.params)
+        what = f"{chosen.spec.technology} kernel" if chosen else "plain NumPy rule"
+        yield op.name, what, f"kernels: {', '.join(known)}"

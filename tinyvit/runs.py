@@ -1,0 +1,192 @@
+"""Run folders: what lies in them, how a new one is made, and how a trained model is read back.
+
+A run folder holds recipe.toml (every key), metrics.jsonl (a line for each epoch), model.safetensors (the weights to
+use), checkpoint.safetensors (all that `tinyvit train --resume` needs) and curves.png.
+"""
+
+import dataclasses
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from .checkpoint import load
+from .data import Dataset, load_dataset
+from .errors import CheckpointError, RecipeError, TinyvitError
+from .models import ViT
+from .recipes import Model, Recipe, Train, load_recipe
+
+RECIPE, METRICS, CURVES = "recipe.toml", "metrics.jsonl", "curves.png"
+MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
+
+SHIPPED = Path(__file__).with_name("weights")  # <recipe>.safetensors each, trained by that recipe
+
+
+class RunError(TinyvitError):
+    """A run folder that cannot be made, found, or gone on with."""
+
+
+# What a model needs to know of its data -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data set decides about a model, kept with the run so that predicting needs no data set.
+
+    Attributes
+    ----------
+    classes : their names, in the order of the logits.
+    shape : of an image, (C, H, W).
+    mean, std : of each channel, see `tinyvit.data.normalize`.
+    """
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        channels, height, width = dataset.images.shape[1:]
+        return cls(dataset.classes, (channels, height, width), dataset.mean, dataset.std)
+
+    @classmethod
+    def from_state(cls, state: dict[str, list[Any]]) -> Self:
+        return cls(**{name: tuple(values) for name, values in state.items()})
+
+    def state_dict(self) -> dict[str, list[Any]]:
+        return {name: list(values) for name, values in dataclasses.asdict(self).items()}
+
+
+def load_data(recipe: Recipe, split: str) -> Dataset:
+    """Load one split ("train", "test") of the data that `recipe` names."""
+    return load_dataset(recipe.data.name, split, image_size=recipe.data.image_size or None)
+
+
+def build_model(recipe: Recipe, data: DataSpec) -> ViT:
+    """Make the model of `recipe` for such data, with new weights. Raises RecipeError if its keys do not fit."""
+    arguments = dataclasses.asdict(recipe.model)
+    for key in ("mlp_dim", "layer_scale"):
+        arguments[key] = arguments[key] or None
+    channels, height, width = data.shape
+    try:
+        return ViT(image_size=(height, width), num_classes=len(data.classes), in_channels=channels, **arguments)
+    except ValueError as error:
+        raise mistake_in(recipe.model, error) from error
+
+
+def mistake_in(section: Model | Train, error: ValueError) -> RecipeError:
+    """What is wrong with a section of a recipe whose values `error` complains of, by the keys that it mentions."""
+    keys = [key.name for key in dataclasses.fields(section) if re.search(rf"\b{key.name}\b", str(error))]
+    name = type(section).__name__.lower()
+    return RecipeError(f"{', '.join(f'{name}.{key}' for key in keys) or f'[{name}]'}: {error}")
+
+
+# Making a folder ----------------------------------------------------------------------------------------------------
+
+
+def new_run(recipe: Recipe, name: str, out: Path | None = None) -> Path:
+    """Make the folder of a new run, with its recipe.toml in it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    name : str
+        The folder is ``runs/<name>``, or the first of ``runs/<name>-2``, ``-3`` ... that nothing has.
+    out : path, optional
+        The folder instead; it must not exist yet, or be empty.
+
+    Raises
+    ------
+    RunError
+        If `out` has something in it, or the folder cannot be made.
+    """
+    try:
+        folder = _first_free(Path("runs") / name) if out is None else _empty(out)
+        with open(folder / RECIPE, "x", encoding="utf-8") as file:
+            file.write(recipe.to_toml())
+    except FileExistsError as error:  # a file is in the way, or another process was faster
+        raise RunError(f"{error.filename} exists already; give a folder that does not") from error
+    except OSError as error:
+        raise RunError(f"{error.filename} cannot be made: {error.strerror}") from error
+    return folder
+
+
+def _first_free(folder: Path) -> Path:
+    folder.parent.mkdir(exist_ok=True)
+    for name in chain([folder.name], (f"{folder.name}-{number}" for number in count(2))):
+        with suppress(FileExistsError):  # also if another process makes it at this moment
+            folder.with_name(name).mkdir()
+            return folder.with_name(name)
+    raise AssertionError("there is always another number")
+
+
+def _empty(folder: Path) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty; give a folder that does not exist, or --resume to go on with a run")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+# Reading a run back -------------------------------------------------------------------------------------------------
+
+
+class TrainedModel(NamedTuple):
+    """A recipe, the model that was trained by it (in eval mode), and what that model knows of its data."""
+
+    recipe: Recipe
+    model: ViT
+    data: DataSpec
+
+
+def load_run(run: str | Path) -> TrainedModel:
+    """Read the model of a run folder, or of a recipe whose trained weights come with the package ("digits").
+
+    Raises
+    ------
+    RunError
+        If there is no such run.
+    RecipeError, CheckpointError
+        If its files cannot be read, or do not belong together.
+    """
+    if Path(run).exists():
+        recipe, weights = read_recipe(Path(run)), Path(run) / MODEL
+    elif (weights := SHIPPED / f"{run}.safetensors").is_file():
+        recipe = load_recipe(str(run))
+    else:
+        raise RunError(f"there is no run {str(run)!r}{_known()}")
+    data = _data_of(Path(run), recipe)
+    model = build_model(recipe, data)
+    try:
+        model.load_state_dict(load(weights))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
+    return TrainedModel(recipe, model.eval(), data)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Read the recipe of a run folder."""
+    if not (folder / RECIPE).is_file():
+        raise RunError(f"{folder} is no run folder: it has no {RECIPE}{_known()}")
+    return load_recipe(folder / RECIPE)
+
+
+def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
+    """What the checkpoint says of the data; weights that come alone are asked for theirs in the data set itself."""
+    if not (folder / CHECKPOINT).is_file():
+        return DataSpec.of(load_data(recipe, "test"))
+    try:
+        return DataSpec.from_state(load(folder / CHECKPOINT)["data"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / CHECKPOINT} is not the checkpoint of a run") from error
+
+
+def _known() -> str:
+    runs = sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}"))
+    shipped = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    if runs or shipped:
+        return f"; there are {', '.join([*runs, *shipped])}"
+    return "; `tinyvit train` makes one"
