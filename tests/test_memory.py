@@ -14,7 +14,6 @@ from tinyvit.autograd import Op, Tensor
 
 @pytest.fixture(autouse=True)
 def without_collector() -> Iterator[None]:
-    gc.collect()
     gc.disable()
     with tv.use_kernels("numpy"):
         yield

@@ -1,4 +1,4 @@
-"""Optimizers against the equations of their papers, number by number; schedules, clipping, averages at their corners."""
+"""Optimizers against the equations of their papers, number by number; schedules, clipping, averages at their ends."""
 
 import math
 from collections.abc import Callable

@@ -1,6 +1,5 @@
 """Training: each step does what the recipe says, what is reported is true, and no failure costs the checkpoint."""
 
-import contextlib
 import dataclasses
 import errno
 import io
@@ -130,6 +129,19 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(schedule, warmup):
     assert [line["lr"] for line in metrics_of(Path("runs/lr"))] == [seen[i][0] for i in (4, 9, 14)]
 
 
+def test_every_epoch_learns_from_all_images_in_the_order_and_variation_of_its_own(monkeypatch):
+    learnt, step = [], Training.step
+    monkeypatch.setattr(Training, "step", lambda self, group: (learnt.extend(group), step(self, group)))
+    train(tiny_recipe("seed=5", "shift=2", "flip=true", "cutout=3", "accumulate=4"), "run")
+    images = load_dataset("digits", "train")
+    loader = tv.data.Loader(images, 240, seed=5, augment=tv.data.Augment(shift=2, flip=True, cutout=3))
+    expected = [batch for epoch in (0, 1) for batch in loader.batches(epoch)]
+    assert len(learnt) == len(expected) == 12
+    for ours, theirs in zip(learnt, expected, strict=True):
+        np.testing.assert_array_equal(ours.images, theirs.images)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
 def test_the_seed_decides_everything_and_nothing_else_does():
     first, again, other = (
         train(tiny_recipe(*ALL_STREAMS, "epochs=1", f"seed={seed}"), "run").folder for seed in (3, 3, 4)
@@ -170,11 +182,16 @@ def test_the_reported_accuracy_and_loss_are_those_of_the_saved_weights(ema):
     assert result.metrics[-1]["val_loss"] == pytest.approx(loss / 359, rel=1e-4)
 
 
-def test_the_train_loss_is_the_mean_over_the_images_of_the_epoch():
-    result = train(tiny_recipe("epochs=1", "lr=1e-12", "batch_size=100"), "run")  # the weights hardly move
-    trained, images = load_run(result.folder), load_dataset("digits", "train")
-    loss, _, _ = evaluate(trained.model, images, 100)
-    assert result.metrics[0]["train_loss"] == pytest.approx(loss, rel=1e-5)
+@pytest.mark.parametrize("smoothing", [0, 0.3])
+def test_the_train_loss_is_the_mean_over_the_images_of_the_epoch(smoothing):
+    recipe = tiny_recipe("lr=1e-12", "batch_size=100", f"label_smoothing={smoothing}")  # the weights hardly move
+    result = train(recipe, "run")
+    model, images = load_run(result.folder).model, load_dataset("digits", "train")
+    logits = model(images.normalize(images.images)).numpy().astype(np.float64)
+    surprise = np.log(np.exp(logits).sum(1, keepdims=True)) - logits  # of each image, for each class
+    told = surprise[np.arange(1438), images.labels].mean()
+    expected = (1 - smoothing) * told + smoothing * surprise.mean()
+    assert [line["train_loss"] for line in result.metrics] == pytest.approx([expected, expected], rel=1e-5)
 
 
 def test_the_weights_to_use_are_the_running_average():
@@ -340,17 +357,16 @@ def test_runs_that_start_together_get_folders_of_their_own():
     assert {str(folder) for folder in folders} == {"runs/digits", *(f"runs/digits-{n}" for n in range(2, 9))}
 
 
-def test_of_runs_that_start_together_in_one_folder_one_gets_it():
-    Path("out").mkdir()
-    barrier = threading.Barrier(4)
+def test_of_runs_that_start_together_in_one_folder_the_first_gets_it(monkeypatch):
+    def another_is_faster(folder):
+        folder.mkdir()
+        (folder / "recipe.toml").write_text("theirs")
+        return folder
 
-    def start(_):
-        barrier.wait()
-        with contextlib.suppress(RunError):
-            return new_run(tiny_recipe(), "digits", Path("out"))
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(start, range(4))).count(Path("out")) == 1
+    monkeypatch.setattr("tinyvit.runs._empty", another_is_faster)
+    with pytest.raises(RunError, match=r"out/recipe\.toml exists already"):
+        new_run(tiny_recipe(), "digits", Path("out"))
+    assert Path("out/recipe.toml").read_text() == "theirs"
 
 
 @pytest.mark.parametrize("out", ["new", "deep/er/new", "empty", "."])
@@ -424,7 +440,7 @@ def test_a_recipe_name_stands_for_the_weights_that_come_with_the_package(monkeyp
 
 
 def test_an_image_file_gets_the_class_and_probability_that_its_pixels_get():
-    trained = load_run(train(tiny_recipe(), "run").folder)
+    trained = load_run(train(tiny_recipe("dropout=0.5"), "run").folder)
     test = load_dataset("digits", "test")
     logits = trained.model(test.normalize(test.images[:20])).numpy().astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

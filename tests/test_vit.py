@@ -1,4 +1,4 @@
-"""The Vision Transformer: timm's names, every option against plain NumPy, real digits learned by its published forms."""
+"""The Vision Transformer: timm's names, every option against plain NumPy, digits learned by its published forms."""
 
 import functools
 import math
