@@ -113,7 +113,9 @@ def test_a_leaf_is_its_own_gradient() -> None:
     [
         lambda a, b: (a + b).sum(), lambda a, b: ((a + b) ** 2).sum(), lambda a, b: (a.T + b.T).sum(),
         lambda a, b: a.reshape(4).sum() + b.broadcast_to(3, 2, 2).sum(), lambda a, b: sum(a.unbind()).sum() + b.max(),
-        lambda a, b: F.add_layer_norm(a, b, np.ones(2), np.zeros(2))[0].sum(), lambda a, b: a + 0 * b,
+        lambda a, b: F.add_layer_norm(a, b, np.ones(2), np.zeros(2))[0].sum(),
+        lambda a, b: F.add_layer_norm(a, b, np.ones(2), np.zeros(2))[1].sum(),
+        lambda a, b: a + 0 * b, lambda a, b: F.stack([a + 1.0, b + 1.0]),
     ],
 )  # fmt: skip
 def test_grad_is_never_shared_and_can_be_written_to(function: Callable[..., Tensor], create_graph: bool) -> None:
@@ -126,11 +128,18 @@ def test_grad_is_never_shared_and_can_be_written_to(function: Callable[..., Tens
     assert b.grad.data.flags.writeable
 
 
-def test_a_gradient_given_to_a_leaf_is_copied() -> None:
-    for create_graph in (False, True):
-        x, given = leaf(1.0, 2.0), leaf(3.0, 4.0).detach()
-        x.backward(given, create_graph=create_graph)
-        assert not np.shares_memory(x.grad.data, given.data)
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("function", [lambda x: x, lambda x: x + 1.0, lambda x: x.reshape(2)])
+def test_a_gradient_that_was_given_is_copied(function: Callable[[Tensor], Tensor], create_graph: bool) -> None:
+    x, given = leaf(1.0, 2.0), leaf(3.0, 4.0).detach()
+    y, z = function(x), function(x) + 1.0
+    for t in (y, z):
+        t.retain_grad()
+    y.backward(given, create_graph=create_graph)
+    z.backward(given, create_graph=create_graph)
+    held = {id(array): array for array in (given.data, x.grad.data, y.grad.data, z.grad.data)}
+    assert len(held) == (3 if y is x else 4)
+    assert not any(np.shares_memory(a, b) for a in held.values() for b in held.values() if a is not b)
 
 
 # Freed graphs ---------------------------------------------------------------------------------------------------------
@@ -175,6 +184,16 @@ def test_hooks_run_in_order_and_may_replace_the_gradient(kind: str) -> None:
     (y * 3).sum().backward()
     assert seen == [("first", [3, 3]), ("last", [30, 30])]
     equal(x.grad, [30, 30])
+
+
+def test_what_a_hook_computes_is_not_recorded_without_create_graph() -> None:
+    x, w = leaf(1.0), leaf(2.0)
+    y = x * 1.0
+    for tensor in (x, y):
+        tensor.register_hook(lambda g: g * w)
+    (y * 3).backward()
+    equal(x.grad, [12])
+    assert not x.grad.requires_grad
 
 
 def test_a_hook_sees_the_complete_gradient_once() -> None:
@@ -307,6 +326,15 @@ def test_grad_of_leaves_and_inner_tensors_touches_no_grad_attribute() -> None:
     equal(found[0], [3, 3])
     equal(found[1], [6, 12])
     assert x.grad is y.grad is None
+
+
+def test_grad_walks_no_further_than_it_has_to() -> None:
+    x = leaf(2.0)
+    y = x * x
+    z = y * y
+    equal(tv.grad(z, y)[0], [8])
+    y.backward()  # what led to y is still there
+    equal(x.grad, [4])
 
 
 def test_grad_of_several_outputs_with_weights() -> None:

@@ -41,6 +41,18 @@ def test_saved_arrays_are_freed_as_backward_goes() -> None:
     assert loss.requires_grad
 
 
+def test_a_tensor_that_outlives_its_backward_keeps_nothing_else() -> None:
+    x = normal(3)
+    y, factor = x.exp(), normal(3)
+    z = y * factor
+    arrays = [weakref.ref(t.data) for t in (y, factor)]
+    del y, factor
+    assert all(r() is not None for r in arrays)
+    z.sum().backward()
+    assert [r() for r in arrays] == [None, None]
+    assert z.shape == (3,)
+
+
 def test_retain_graph_frees_nothing_until_the_graph_goes() -> None:
     x = normal(3)
     y = x.exp()

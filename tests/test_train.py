@@ -475,6 +475,15 @@ def test_images_of_ones_own_are_learnt_and_named_without_the_data_set():
         predict(trained, "small.png")
 
 
+def test_test_images_of_another_size_are_told_before_the_run():
+    make_pictures(Path("mine"), (8, 8))
+    for path in Path("mine/test").glob("*/*.png"):
+        Image.new("RGB", (4, 8)).save(path)
+    with pytest.raises(DataError, match=r"images of the shape \(3, 8, 8\).*test images of \(3, 8, 4\)"):
+        train(tiny_recipe("name=folder:mine"), "run")
+    assert train(tiny_recipe("name=folder:mine", "image_size=8"), "run").folder == Path("runs/run")
+
+
 # Shown -----------------------------------------------------------------------------------------------------
 
 

@@ -10,8 +10,6 @@ import dataclasses
 import json
 import math
 import shlex
-import signal
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +27,9 @@ from .checkpoint import atomic_write, load, save
 from .curves import draw_curves
 from .data import Augment, Batch, Loader
 from .display import Display
-from .errors import CheckpointError
+from .errors import CheckpointError, DataError
 from .evaluate import evaluate
+from .interrupt import Interrupted, Stopped, StopRequest
 from .models import ViT
 from .optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, clip_grad_norm, decay_groups
 from .recipes import Recipe
@@ -52,10 +51,6 @@ from .runs import (
 
 class TrainingFailed(Exception):
     """A run that could not go on: its numbers left the finite ones, or the disk is full."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop, by Ctrl-C or SIGTERM, and did so with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def resume(folder: Path, display: Display | None = None) -> Result:
 def _go_on(training: "Training", folder: Path, display: Display) -> Result:
     """Train from where `training` stands to the end, or until a signal; leave everything in `folder`."""
     recipe, position = training.recipe, training.position
-    with _Stop() as stop, display, np.errstate(all="ignore"):  # what is not finite is found by looking for it
+    with StopRequest() as stop, display, np.errstate(all="ignore"):  # what is not finite is found by looking for it
         try:
             display.started(training, folder)
             finished = _train_epochs(training, folder, display, stop)
@@ -147,7 +142,7 @@ def _go_on(training: "Training", folder: Path, display: Display) -> Result:
     return Result(folder, recipe, position.metrics)
 
 
-def _train_epochs(training: "Training", folder: Path, display: Display, stop: "_Stop") -> bool:
+def _train_epochs(training: "Training", folder: Path, display: Display, stop: StopRequest) -> bool:
     """Train to the end (True) or until it is asked to stop (False), the last state being in the checkpoint."""
     position = training.position
     training.write_checkpoint(folder)
@@ -162,7 +157,7 @@ def _train_epochs(training: "Training", folder: Path, display: Display, stop: "_
             training.finish_epoch(stop.check)
             training.write_checkpoint(folder)
             display.finished_epoch(position)
-    except _Stopped:
+    except Stopped:
         training.write_checkpoint(folder)
         return False
     return True
@@ -179,35 +174,6 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
     except (CheckpointError, OSError) as error:
         told = error if isinstance(error, CheckpointError) else f"{path} cannot be written ({error.strerror})"
         raise TrainingFailed(f"{told}; then go on with: {_command(path.parent)}") from error
-
-
-class _Stopped(Exception):
-    """Raised where the run can stop, once it was asked to."""
-
-
-class _Stop:
-    """The wish to stop: the first SIGINT (Ctrl-C) or SIGTERM is noted, and a second one acts at once."""
-
-    requested = False
-
-    def __enter__(self) -> Self:
-        here = threading.current_thread() is threading.main_thread()  # Python handles signals nowhere else
-        numbers = (signal.SIGINT, signal.SIGTERM) if here else ()
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def check(self) -> None:
-        if self.requested:
-            raise _Stopped
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 # The state of a run -------------------------------------------------------------------------------------------------
@@ -238,6 +204,11 @@ class Training:
         self.recipe = recipe
         self.train_data, self.test_data = (load_data(recipe, split) for split in ("train", "test"))
         self.data = DataSpec.of(self.train_data)
+        if self.test_data.images.shape[1:] != self.data.shape:
+            raise DataError(
+                f"{recipe.data.name} has train images of the shape {self.data.shape} (C, H, W) and test images of "
+                f"{self.test_data.images.shape[1:]}; set data.image_size, and all are brought to that size"
+            )
         keys = {key.name: getattr(recipe.data, key.name) for key in dataclasses.fields(Augment)}
         augment = Augment(**keys) if any(keys.values()) else None
         self.loader = Loader(self.train_data, recipe.data.batch_size, seed=settings.seed, augment=augment)
@@ -249,7 +220,7 @@ class Training:
         self.optimizer = _build_optimizer(recipe, self.model)
         self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None
         self.position = Position()
-        self._lap_began = self._written = time.monotonic()
+        self._lap_began = self._written = time.perf_counter()
 
     # One step, one epoch
 
@@ -320,7 +291,7 @@ class Training:
 
     def _lap(self) -> float:
         """Add the time since the last call to the run's, and return it."""
-        now = time.monotonic()
+        now = time.perf_counter()
         lap, self._lap_began = now - self._lap_began, now
         self.position.seconds += lap
         return lap
@@ -332,7 +303,7 @@ class Training:
     # Writing it down, and reading it back
 
     def checkpoint_is_due(self) -> bool:
-        return time.monotonic() - self._written >= 60 * self.recipe.train.checkpoint_minutes
+        return time.perf_counter() - self._written >= 60 * self.recipe.train.checkpoint_minutes
 
     def write_checkpoint(self, folder: Path) -> None:
         """Write the checkpoint, then what follows from it: a run killed in between makes up for it when it resumes."""
@@ -345,7 +316,7 @@ class Training:
         _write(folder / MODEL, lambda path: save(path, weights))
         _write(folder / METRICS, lambda path: atomic_write(path, lines.encode()))
         self._lap()  # writing counts for the run, not for the speed of training
-        self._written = time.monotonic()
+        self._written = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         return {

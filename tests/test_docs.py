@@ -1,0 +1,44 @@
+"""What the documents show works: every Python example runs, every command parses."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tinyvit.cli import commands
+from tinyvit.recipes import load_recipe, recipe_names
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_python_examples_run(name: str) -> None:
+    """One page is one program: later examples use what earlier ones made."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
+    assert len(blocks) >= 2
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, name, "exec"), scope)
+
+
+def commands_shown() -> list[str]:
+    """The `tinyvit` commands of the README, without their comments, and those that the recipes state."""
+    lines = re.findall(r"^    (?:.*&& )?(tinyvit .*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    shown = [re.sub(r"\s+#.*", "", line) for line in lines]
+    return [*shown, *(load_recipe(name).about.command for name in recipe_names())]
+
+
+@pytest.mark.parametrize("line", sorted(set(commands_shown())))
+def test_commands_parse(line: str) -> None:
+    _, *words = shlex.split(line)
+    group, context = commands, None
+    while hasattr(group, "commands"):
+        group, context = group.commands[words[0]], group.commands[words[0]].name
+        words = words[1:]
+    group.make_context(context, words)
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = " ".join(commands_shown())
+    assert all(f"tinyvit {name}" in shown for name in commands.commands)
