@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import functional as F
-from .backend import default_generator, manual_seed
+from .backend import default_generator, keep_freed_memory, manual_seed
 from .checkpoint import atomic_write, load, save
 from .curves import draw_curves
 from .data import Augment, Batch, Loader
@@ -123,6 +123,7 @@ def resume(folder: Path, display: Display | None = None) -> Result:
 def _go_on(training: "Training", folder: Path, display: Display) -> Result:
     """Train from where `training` stands to the end, or until a signal; leave everything in `folder`."""
     recipe, position = training.recipe, training.position
+    keep_freed_memory()
     with StopRequest() as stop, display, np.errstate(all="ignore"):  # what is not finite is found by looking for it
         try:
             display.started(training, folder)

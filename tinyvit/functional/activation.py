@@ -8,6 +8,7 @@ from .samples import sample
 
 _SQRT_HALF = 0.7071067811865476
 _SQRT_2_OVER_PI = 0.7978845608028654
+_ONE_OVER_SQRT_2PI = 0.3989422804014327
 _GELU_CUBIC = 0.044715
 
 
@@ -52,7 +53,7 @@ class Silu(Op):
 def _gelu(xp, x, approximate):
     if approximate == "tanh":
         return 0.5 * x * (1 + xp.tanh(_SQRT_2_OVER_PI * (x + _GELU_CUBIC * (x * x * x))))
-    return 0.5 * x * (1 + xp.erf(_SQRT_HALF * x))
+    return x * _normal_cdf(xp, x)
 
 
 def _gelu_slope(xp, x, approximate):
@@ -63,7 +64,11 @@ def _gelu_slope(xp, x, approximate):
         du = _SQRT_2_OVER_PI * (1 + (3 * _GELU_CUBIC) * (x * x))
         return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du
     # y = x P(x),  P' = exp(-x^2 / 2) / sqrt(2 pi)
-    return 0.5 * (1 + xp.erf(_SQRT_HALF * x)) + x * ((0.5 * _SQRT_2_OVER_PI) * xp.exp(-0.5 * (x * x)))
+    return _normal_cdf(xp, x) + x * (_ONE_OVER_SQRT_2PI * xp.exp(-0.5 * (x * x)))
+
+
+def _normal_cdf(xp, x):
+    return 0.5 + 0.5 * xp.erf(_SQRT_HALF * x)
 
 
 class Gelu(Op):

@@ -15,12 +15,12 @@ class Attention(Op):
     """out = (P * M) v,  P = softmax(S) over the keys,  S = scale q k^T + bias, -inf where masked
 
     M is the mask of dropout (1 without it). With dP = (dout v^T) * M:
-    dv = (P * M)^T dout,  dS = P (dP - r) with r = sum(dP P) over the keys,  dq = scale dS k,  dk = scale dS^T q,
-    dbias = dS. A query that may look at no key has P = 0, and gradients of 0.
+    dv = (P * M)^T dout,  dS = P (dP - r) with r = sum(dP P) over the keys = sum(dout out) over the head,
+    dq = scale dS k,  dk = scale dS^T q,  dbias = dS. A query that may look at no key has P = 0, and gradients of 0.
     (Vaswani et al., Attention is all you need, 2017, equation 1.)
     """
 
-    saves = ("q", "k", "v", "bias")
+    saves = ("q", "k", "v", "bias", "out")
     kernel = "attention"
 
     @staticmethod
@@ -31,7 +31,7 @@ class Attention(Op):
         return xp.matmul(p, v)
 
     def backward(ctx, xp, dout):
-        q, k, v, bias = ctx.saved
+        q, k, v, bias, out = ctx.saved
         p = attention_probabilities(xp, q, k, bias, ctx.mask, ctx.is_causal, ctx.scale)
         # out = (p * m) @ v
         dp, kept = xp.matmul(dout, xp.swapaxes(v, -1, -2)), p
@@ -40,7 +40,7 @@ class Attention(Op):
             dp, kept = dp * m, p * m
         dv = xp.matmul(xp.swapaxes(kept, -1, -2), dout)
         # p = softmax(s)
-        r = xp.sum(dp * p, axis=-1, keepdims=True)
+        r = xp.sum(dout * out, axis=-1, keepdims=True)
         ds = p * (dp - r)
         # s = scale * q @ k.T + bias
         dq = ctx.scale * xp.matmul(ds, k)
@@ -59,7 +59,7 @@ class Attention(Op):
 
 def attention_probabilities(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float) -> Any:
     """P of `Attention`, (B, H, N, S): softmax over the visible keys; 0 for a query that sees none."""
-    scores = scale * xp.matmul(q, xp.swapaxes(k, -1, -2))
+    scores = xp.matmul(scale * q, xp.swapaxes(k, -1, -2))
     if bias is not None:
         scores = scores + bias
     visible = mask
