@@ -18,7 +18,7 @@ LAYERS = [
     ("functional",),
     ("nn",),
     ("models", "optim", "data", "checkpoint", "interop"),
-    ("train", "study", "recipes", "runs", "evaluate", "curves", "display"),
+    ("train", "study", "recipes", "runs", "evaluate", "curves", "display", "interrupt"),
     ("__init__",),
     ("cli", "info", "__main__"),
 ]

@@ -230,6 +230,24 @@ def test_new_weights_between_forward_and_backward_are_noticed(how: str) -> None:
         loss.backward()
 
 
+WRITABLE_VIEWS: list[Callable[[Tensor], Tensor]] = [
+    lambda y: y[1:], lambda y: y.reshape(6), lambda y: y.transpose(), lambda y: y.swapaxes(0, 1), lambda y: F.flip(y),
+    lambda y: y.unbind()[1], lambda y: F.split(y, 2, axis=1)[1], lambda y: y.detach().reshape(-1)[2:],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("view", WRITABLE_VIEWS)
+def test_a_change_through_any_kind_of_view_is_noticed(view: Callable[[Tensor], Tensor]) -> None:
+    y = normal(3, 2) * 2
+    loss = (y * y).sum()
+    with tv.no_grad():
+        other = view(y)
+        assert np.shares_memory(other.data, y.data)
+        other += 1
+    with pytest.raises(RuntimeError, match="modified in place"):
+        loss.backward()
+
+
 # Refused: memory shared with another tensor on the tape -------------------------------------------------------------
 
 
@@ -249,3 +267,12 @@ def test_a_tracked_value_is_not_written_into_a_view_of_an_untracked_tensor() -> 
     row = base[0]
     with pytest.raises(RuntimeError, match="shares its memory"):
         row += w  # base would hold values of w without leading to it
+
+
+def test_a_view_that_is_gone_stands_in_nobodys_way() -> None:
+    w = tv.tensor(np.arange(1.0, 5.0), requires_grad=True)
+    y = w * 2
+    y[0:2] = y[2:4] * 3
+    y.sum().backward()
+    assert w.grad is not None
+    np.testing.assert_array_equal(w.grad.numpy(), [0, 0, 8, 8])

@@ -307,17 +307,35 @@ def test_gradients_flow_through_the_stream(norm: str) -> None:
     assert all(p.grad is not None for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("kind", ["attention", "projection", "mlp", "path"])
-def test_each_dropout_of_a_block_acts_in_training_only(kind: str) -> None:
-    block, _ = in_float64(nn.Block(6, 2, **{"drop_path" if kind == "path" else "dropout": 0.5}))
-    x = normal(8, 5, 6)
-    part = {
-        "attention": lambda: block.attn.proj_drop.eval() and block.attn(x),
-        "projection": lambda: block.attn.proj_drop(x), "mlp": lambda: block.mlp(x), "path": lambda: block(x),
-    }[kind]  # fmt: skip
-    assert (part().numpy() != part().numpy()).any()
-    block.eval()
-    np.testing.assert_array_equal(part().numpy(), part().numpy())
+@pytest.mark.parametrize("where", ["probabilities", "projection"])
+@pytest.mark.parametrize("layer", [nn.Attention, nn.CrossAttention])
+def test_each_dropout_of_attention_acts_in_training_only(layer: type, where: str) -> None:
+    attn = layer(6, 2, dropout=0.5)
+    if where == "probabilities":
+        attn.proj_drop.p = 0.0
+    else:
+        attn.dropout = 0.0
+    x = normal(2, 5, 6).to("float32")
+    arguments = (x,) if layer is nn.Attention else (x, x)
+    assert (attn(*arguments).numpy() != attn(*arguments).numpy()).any()
+    attn.eval()
+    np.testing.assert_array_equal(attn(*arguments).numpy(), attn(*arguments).numpy())
+
+
+def test_the_dropout_of_an_mlp_acts_after_both_maps() -> None:
+    mlp = nn.Mlp(40, 50, dropout=0.5)
+    x = normal(20, 40).to("float32")
+    assert (mlp(x).numpy() == 0).mean() == pytest.approx(0.5, abs=0.1)  # after the second
+    mlp.fc2.weight.assign(np.eye(40, 50, dtype=np.float32))  # shows the hidden values
+    mlp.fc2.bias.assign(np.zeros(40, np.float32))
+    assert (mlp(x).numpy() == 0).mean() == pytest.approx(0.75, abs=0.1)  # after both
+    assert (mlp.eval()(x).numpy() != 0).all()
+
+
+def test_drop_path_drops_both_branches_of_a_block() -> None:
+    block, x = nn.Block(6, 2, drop_path=1.0), normal(2, 5, 6).to("float32")
+    np.testing.assert_array_equal(block(x).numpy(), x.numpy())
+    assert (block.eval()(x).numpy() != x.numpy()).all()
 
 
 def test_an_unknown_norm_is_refused() -> None:

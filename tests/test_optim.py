@@ -232,9 +232,9 @@ def with_gradients(*gradients: Any) -> list[Tensor]:
 
 def test_clipping_scales_all_gradients_together() -> None:
     ps = [*with_gradients([3.0, 0.0], [[4.0]]), parameter()]
-    assert clip_grad_norm(iter(ps), 1.0) == 5
-    np.testing.assert_allclose(ps[0].grad.numpy(), [0.6, 0])
-    np.testing.assert_allclose(ps[1].grad.numpy(), [[0.8]])
+    assert clip_grad_norm(iter(ps), 2.0) == 5
+    np.testing.assert_allclose(ps[0].grad.numpy(), [1.2, 0])
+    np.testing.assert_allclose(ps[1].grad.numpy(), [[1.6]])
     assert ps[2].grad is None
 
 

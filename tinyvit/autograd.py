@@ -63,12 +63,23 @@ class _record(no_grad):
 
 
 class Memory:
-    """Common to tensors that share an array: how often it was changed in place, whether it has views."""
+    """Common to tensors that share an array: how often it was changed in place, and which they are, if several."""
 
-    __slots__ = ("version", "viewed")
+    __slots__ = ("sharers", "version")
 
     def __init__(self) -> None:
-        self.version, self.viewed = 0, False
+        self.version = 0
+        self.sharers: weakref.WeakValueDictionary[int, Tensor] | None = None
+
+    def share(self, tensor: "Tensor") -> None:
+        """Let `tensor` have its array here."""
+        self.sharers = weakref.WeakValueDictionary() if self.sharers is None else self.sharers
+        self.sharers[id(tensor)] = tensor
+        tensor._memory = self
+
+    def is_seen_by_others(self, tensor: "Tensor") -> bool:
+        """Whether a tensor other than `tensor` is alive that would show its modifications."""
+        return self.sharers is not None and any(t is not tensor for t in self.sharers.values())
 
 
 class Tensor:
@@ -239,7 +250,7 @@ class Tensor:
         recording = _mode.recording and (self.requires_grad or (isinstance(other, Tensor) and other.requires_grad))
         if recording and self._op is None and self.requires_grad:
             raise RuntimeError("a leaf that requires a gradient cannot be modified in place; do it under tv.no_grad()")
-        if recording and self._memory.viewed:
+        if recording and self._memory.is_seen_by_others(self):
             raise RuntimeError(
                 "this tensor shares its memory with a view of it, so it cannot be modified in place on the tape; "
                 "write x = x + y instead of x += y"
@@ -466,7 +477,7 @@ class Op:
     def _check_guards(self) -> None:
         for source, memory, version in self.guards or ():
             if memory.version != version:
-                name = self._input(source) if source >= 0 else self.outputs[0]
+                name = self._input(source) if source >= 0 else self.outputs[~source]
                 raise RuntimeError(
                     f"{name!r}, saved for the backward of {self.name}, was modified in place after it was used; "
                     "modify a copy, or write x = x + y instead of x += y"
@@ -483,8 +494,8 @@ def _share_memory(source: Any, views: Sequence[Tensor]) -> None:
     if isinstance(source, Tensor):
         for out in views:
             if np.may_share_memory(out.data, source.data):
-                out._memory = source._memory
-                out._memory.viewed = True
+                source._memory.share(source)
+                source._memory.share(out)
 
 
 def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -585,7 +596,7 @@ def _run_backward(
                     send(edge, gradient, owned)
             if not (retain_graph or create_graph):
                 op.free()
-    return {leaf: (_observed_leaf(leaf, g, targets), own and not leaf._hooks) for leaf, (g, own) in leaves.items()}
+        return {leaf: (_observed_leaf(leaf, g, targets), own and not leaf._hooks) for leaf, (g, own) in leaves.items()}
 
 
 def _edge(tensor: Tensor) -> _Edge:

@@ -92,7 +92,7 @@ class About(_Section):
 class Data(_Section):
     """Which images, how many at a time, and how training images are varied (0 or false: not at all)."""
 
-    name: str  # of a data set, or the path of a folder with one folder of images for each class
+    name: str  # of a data set, or folder:PATH, a folder of images as `tinyvit.data.image_folder` reads it
     batch_size: int = _key(_COUNT)
     image_size: int = _key(_NOT_NEGATIVE, 0)  # pixels; 0 keeps the size the images have
     shift: int = _key(_NOT_NEGATIVE, 0)  # up to so many pixels, in both directions
