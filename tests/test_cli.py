@@ -250,7 +250,7 @@ RECIPES = ", ".join(recipe_names())
         ("train digits --resume x", "--resume goes on by the recipe in DIR: leave out RECIPE, --set and --out"),
         ("train --resume x --set lr=1", "--resume goes on by the recipe in DIR"),
         ("evaluate", "Missing argument 'RUN' (see tinyvit evaluate --help)"),
-        ("evaluate nope", "there is no run 'nope'; `tinyvit train` makes one"),
+        ("evaluate nope", "there is no run 'nope'; there is digits"),
         ("evaluate .", ". is no run folder: it has no recipe.toml"),
         ("predict run", "Missing argument 'IMAGE...' (see tinyvit predict --help)"),
         ("predict nope a.png", "there is no run 'nope'"),
@@ -322,4 +322,4 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly(arguments, lines):
 def test_errors_of_a_process_are_those_of_the_function():
     with start("evaluate", "nope") as process:
         _, err = process.communicate()
-    assert (process.returncode, err) == (2, "tinyvit: error: there is no run 'nope'; `tinyvit train` makes one\n")
+    assert (process.returncode, err) == (2, "tinyvit: error: there is no run 'nope'; there is digits\n")

@@ -8,7 +8,10 @@ from tiny_run import ENVIRONMENT, command, metrics_of, settings
 from tinyvit.data import load_dataset
 from tinyvit.recipes import load_recipe
 
-LEARNS_FAST = ("epochs=2", "batch_size=32", "lr=1e-2", "warmup_epochs=0", "shift=0", "patch_size=4", "pool=mean")
+LEARNS_FAST = (
+    *("epochs=2", "batch_size=32", "lr=1e-2", "warmup_epochs=0", "ema=0", "rotate=0", "scale=0"),
+    *("patch_size=4", "stem=linear"),
+)
 SMALL = ("dim=16", "depth=1", "heads=2")
 
 

@@ -6,6 +6,7 @@ use), checkpoint.safetensors (all that `tinyvit train --resume` needs) and curve
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
@@ -157,7 +158,7 @@ def load_run(run: str | Path) -> TrainedModel:
     elif (weights := SHIPPED / f"{run}.safetensors").is_file():
         recipe = load_recipe(str(run))
     else:
-        raise RunError(f"there is no run {str(run)!r}{_known()}")
+        raise RunError(f"there is no run {str(run)!r}{_known(SHIPPED.glob('*.safetensors'))}")
     data = _data_of(Path(run), recipe)
     model = build_model(recipe, data)
     try:
@@ -184,9 +185,9 @@ def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
         raise CheckpointError(f"{folder / CHECKPOINT} is not the checkpoint of a run") from error
 
 
-def _known() -> str:
-    runs = sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}"))
-    shipped = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
-    if runs or shipped:
-        return f"; there are {', '.join([*runs, *shipped])}"
+def _known(shipped: Iterable[Path] = ()) -> str:
+    """The end of an error: the run folders there are, and the weights that come with the package if they will do."""
+    names = sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}")) + sorted(p.stem for p in shipped)
+    if names:
+        return f"; there is {', '.join(names)}"
     return "; `tinyvit train` makes one"
