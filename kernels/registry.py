@@ -2,21 +2,21 @@
 
 A kernel is added in two places: its module, and a row here. The module offers two functions,
 
-    forward(**inputs, **params)            -> the operation's outputs, then the residuals, as one tuple
-    backward(*gradients, **kept, **params) -> the gradients of the inputs, in the operation's order
+    forward(*inputs, version, **params)                     -> (*outputs, *residuals)
+    backward(*gradients, *kept, needs, version, **params)   -> the gradients of the inputs, in the operation's order
 
-with the operation's own names for inputs, outputs and parameters.
+Inputs, outputs and parameters are those of the operation. `kept` are the inputs, outputs and residuals named in the row,
+`needs` says of each input whether its gradient is wanted; None is given for one that is not. `version` is a number of
+the table at the top of the module, 1 the simplest, the last the fastest.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 TECHNOLOGIES = ("numba", "cupy", "numba-cuda")
-
-
-def _refuses_nothing(inputs: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,58 @@ class KernelSpec:
         One of `TECHNOLOGIES`.
     module : str
         Where it is; imported on first use.
-    dtypes : frozenset of str
+    dtypes : frozenset of numpy.dtype
         The floating dtypes it computes in.
     residuals : tuple of str
         Names of what forward returns after the outputs: what it computed and backward needs again.
     keeps : tuple of str
         Names of the inputs, outputs and residuals that backward is given.
-    refuses : callable
+    versions : int
+        How many versions there are.
+    forward, backward : str
+        Names of the module's functions.
+    refuses : callable, optional
         `refuses(inputs, params)` gives the reason why it cannot serve these, or None.
     """
 
     operation: str
     technology: str
     module: str
-    dtypes: frozenset[str]
+    dtypes: frozenset[Any]
     residuals: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
-    refuses: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] = _refuses_nothing
+    versions: int = 1
+    forward: str = "forward"
+    backward: str = "backward"
+    refuses: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] | None = None
 
     def __post_init__(self) -> None:
         if self.technology not in TECHNOLOGIES:
             raise ValueError(f"{self.operation}: technology is {self.technology!r}; it must be one of {TECHNOLOGIES}")
+        if self.versions < 1:
+            raise ValueError(f"{self.operation}: versions is {self.versions}; there must be at least one")
+        unknown = [d for d in self.dtypes if not isinstance(d, np.dtype)]
+        if unknown or not self.dtypes:
+            raise ValueError(f"{self.operation}: dtypes is {set(self.dtypes)}; it must be a set of numpy.dtype")
 
 
-SPECS: tuple[KernelSpec, ...] = ()
+_HERE = __package__
+_CPU = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+
+
+def _numba(operation: str, folder: str, **settings: Any) -> KernelSpec:
+    return KernelSpec(operation, "numba", f"{_HERE}.{folder}.numba_cpu", _CPU, **settings)
+
+
+SPECS: tuple[KernelSpec, ...] = (
+    _numba("linear", "linear", keeps=("x", "weight"), versions=2),
+    _numba("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
+    _numba(
+        *("add_layer_norm", "layer_norm"),
+        residuals=("mean", "rstd"),
+        keeps=("sum", "weight", "mean", "rstd"),
+        versions=2,
+        forward="add_forward",
+        backward="add_backward",
+    ),
+)

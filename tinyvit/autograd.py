@@ -366,11 +366,11 @@ class Op:
         Inputs are tensors, arrays, Python or NumPy scalars (which never promote) or None.
         """
         arrays, dtype = _arrays(cls, inputs)
-        implementation = dispatch.select(cls, arrays, params) if cls.kernel else None
+        implementation = dispatch.select(cls, dtype, arrays, params) if cls.kernel else None
         if implementation is None:
             result, extra = cls.forward(backend.namespace_of(arrays[0]), *arrays, **params), ()
         else:
-            result, extra = implementation.forward(cls, arrays, params)
+            result, extra = implementation.forward(arrays, params)
         several = isinstance(result, tuple)
         out_dtype = params.get("dtype", dtype)  # an operation with a parameter `dtype` gives that
         outputs = [Tensor(_finished(r, out_dtype)) for r in (result if several else (result,))]
@@ -413,8 +413,7 @@ class Op:
             for s, reader in self._sources
         ]
         if implementation is not None:
-            named = self.inputs + self.outputs
-            kept += [self._source(name) for name in implementation.spec.keeps if name in named]
+            kept += implementation.guarded
         # The versions of what backward needs, to notice if it is modified before then.
         owners = [inputs[s] if s >= 0 else outputs[~s] for s in kept]
         self.guards: list[tuple[int, Memory, int]] | None = [

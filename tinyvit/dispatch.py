@@ -5,7 +5,6 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from .backend import is_floating
 from .kernels import registry
 from .kernels.registry import TECHNOLOGIES, KernelSpec
 
@@ -23,12 +22,13 @@ class use_kernels:
         "auto" takes the first kernel of the table that can serve and falls back to the plain rule; "numpy" is the plain
         rule on any device; the others raise RuntimeError, with the reason, where an operation has a kernel of that
         technology but it cannot serve. Operations without a kernel run plain. Backward uses what forward used.
+        A technology may be followed by a version, as in "numba:v1": the kernels of that version, or of their last one
+        where they have fewer.
     """
 
     def __init__(self, name: str) -> None:
         global _choice
-        if name not in CHOICES:
-            raise ValueError(f"use_kernels: name is {name!r}; it must be one of {', '.join(CHOICES)}")
+        split_choice(name)
         self._before, _choice = _choice, name
 
     def __enter__(self) -> "use_kernels":
@@ -44,53 +44,73 @@ def current_choice() -> str:
     return _choice
 
 
+@functools.cache
+def split_choice(name: str) -> tuple[str, int | None]:
+    """The technology and the version that a choice names; ValueError if there is no such choice."""
+    technology, _, version = name.partition(":v") if isinstance(name, str) else (name, "", "")
+    if technology not in CHOICES or (version and (technology not in TECHNOLOGIES or not version.isdecimal())):
+        raise ValueError(
+            f"use_kernels: name is {name!r}; it must be one of {', '.join(CHOICES)}, "
+            "a technology perhaps with a version, as in 'numba:v1'"
+        )
+    return technology, int(version) if version else None
+
+
 class Implementation:
     """A kernel of the registry, loaded, in the form the tape calls it."""
 
-    def __init__(self, spec: KernelSpec) -> None:
+    def __init__(self, spec: KernelSpec, op: Any, version: int) -> None:
         module = importlib.import_module(spec.module)
-        self.spec, self._forward, self._backward = spec, module.forward, module.backward
+        self.spec, self.version = spec, version
+        self._forward, self._backward = getattr(module, spec.forward), getattr(module, spec.backward)
+        self._outputs = len(op.outputs)
+        # Where each kept value is found: input i as i, output or residual j as ~j.
+        returned = op.outputs + spec.residuals
+        places = [op.inputs.index(k) if k in op.inputs else ~returned.index(k) for k in spec.keeps]
+        self._kept = tuple(places)
+        # Those of them that are tensors of the program, which it could modify before backward.
+        self.guarded = tuple(place for place in places if place >= 0 or ~place < self._outputs)
 
-    def forward(self, op: Any, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
-        """The outputs of operation `op`, and the values of `spec.keeps` for its backward."""
-        inputs = dict(zip(op.inputs, arrays, strict=False))
-        returned = self._forward(**inputs, **params)
-        count = len(op.outputs)
-        named = inputs | dict(zip(op.outputs + self.spec.residuals, returned, strict=True))
-        outputs = returned[0] if count == 1 else tuple(returned[:count])
-        return outputs, (tuple(params), tuple(named[name] for name in self.spec.keeps))
+    def forward(self, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+        """The outputs of the operation, and what `backward` shall be given again."""
+        returned = self._forward(*arrays, **params, version=self.version)
+        kept = [arrays[place] if place >= 0 else returned[~place] for place in self._kept]
+        return returned[0] if self._outputs == 1 else returned[: self._outputs], (kept, params)
 
     def backward(self, ctx: Any, gradients: Sequence[Any]) -> tuple[Any, ...]:
-        names, values = ctx.extra
-        params = {name: getattr(ctx, name) for name in names}
-        return self._backward(*gradients, **dict(zip(self.spec.keeps, values, strict=True)), **params)
+        kept, params = ctx.extra
+        return self._backward(*gradients, *kept, **params, needs=ctx.needs, version=self.version)
 
 
-_load = functools.cache(Implementation)
+@functools.cache
+def _load(spec: KernelSpec, op: Any, version: int | None) -> Implementation:
+    return Implementation(spec, op, spec.versions if version is None else min(version, spec.versions))
 
 
-def select(op: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
+@functools.cache
+def _rows(specs: tuple[KernelSpec, ...], kernel: str, choice: str) -> tuple[tuple[KernelSpec, int | None], ...]:
+    """The rows of the table that `choice` admits for an operation, with the version it asks for."""
+    technology, version = split_choice(choice)
+    return tuple((s, version) for s in specs if s.operation == kernel and technology in ("auto", s.technology))
+
+
+def select(op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
     """The kernel that shall serve this application of operation `op`, or None for the plain rule."""
     if _choice == "numpy":
         return None
-    inputs = dict(zip(op.inputs, arrays, strict=False))
-    reasons = []
-    for spec in registry.SPECS:
-        if spec.operation != op.kernel or _choice not in ("auto", spec.technology):
-            continue
-        reason = _refusal(spec, inputs, params)
-        if reason is None:
-            return _load(spec)
-        reasons.append(reason)
-    if reasons and _choice != "auto":
-        raise RuntimeError(
-            f"use_kernels({_choice!r}): {op.name} cannot be served: {'; '.join(reasons)}; use 'auto' or 'numpy'"
-        )
+    rows = _rows(registry.SPECS, op.kernel, _choice)
+    for spec, version in rows:
+        if dtype in spec.dtypes and (spec.refuses is None or refusal(spec, op, dtype, arrays, params) is None):
+            return _load(spec, op, version)
+    if rows and _choice != "auto":
+        reasons = "; ".join(str(refusal(spec, op, dtype, arrays, params)) for spec, _ in rows)
+        raise RuntimeError(f"use_kernels({_choice!r}): {op.name} cannot be served: {reasons}; use 'auto' or 'numpy'")
     return None
 
 
-def _refusal(spec: KernelSpec, inputs: dict[str, Any], params: dict[str, Any]) -> str | None:
-    for name, array in inputs.items():
-        if hasattr(array, "dtype") and is_floating(array) and array.dtype.name not in spec.dtypes:
-            return f"{name} is {array.dtype}, and {spec.technology} computes in {', '.join(sorted(spec.dtypes))}"
-    return spec.refuses(inputs, params)
+def refusal(spec: KernelSpec, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> str | None:
+    """Why this kernel cannot serve these inputs; None if it can."""
+    if dtype not in spec.dtypes:
+        known = ", ".join(sorted(str(d) for d in spec.dtypes))
+        return f"the inputs are {dtype or 'not floating'}, and {spec.technology} computes in {known}"
+    return spec.refuses(dict(zip(op.inputs, arrays, strict=False)), params) if spec.refuses else None

@@ -1,0 +1,1 @@
+"""Layer normalization, alone and with the residual sum before it."""

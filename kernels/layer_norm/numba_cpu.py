@@ -1,0 +1,197 @@
+"""Layer norm of rows, alone or of a residual sum, forward and backward.
+
+| version | what it changes, and gains                                                                                   |
+|---------|--------------------------------------------------------------------------------------------------------------|
+| v1      | one row after the other, in the words of the formula; the gradients of weight and bias in a pass of their own |
+| v2      | each row read once from memory, all its passes in the first-level cache; rows shared among threads in chunks, |
+|         | each with its own part of the gradients of weight and bias                                                   |
+
+x (R, C), weight and bias (C,), mean and rstd (R,), the leading axes flattened into R. y = (x - mean) rstd weight + bias.
+The number of chunks depends on R only, and their parts are summed in order: equal bits with any number of threads.
+"""
+
+import numpy as np
+
+from .. import threads as pool
+from ..arrays import dense, rows_of
+from ..compiler import body, entry
+from ..threads import parallel
+
+_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
+
+
+# v1 -----------------------------------------------------------------------------------------------------------------
+
+
+@entry
+def _forward_1(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
+    rows, columns = x.shape
+    for i in range(rows):
+        if add:
+            for j in range(columns):
+                total[i, j] = x[i, j] + residual[i, j]
+        mean[i] = np.mean(total[i])
+        rstd[i] = 1 / np.sqrt(np.mean((total[i] - mean[i]) ** 2) + eps)
+        for j in range(columns):
+            y[i, j] = (total[i, j] - mean[i]) * rstd[i] * weight[j] + bias[j]
+
+
+@entry
+def _backward_1(dy, dsum, x, weight, mean, rstd, dx, dweight, dbias, add, team):
+    rows, columns = x.shape
+    for i in range(rows):
+        g = dy[i] * weight
+        xhat = (x[i] - mean[i]) * rstd[i]
+        dx[i] = rstd[i] * (g - np.mean(g) - xhat * np.mean(g * xhat))
+        if add:
+            dx[i] += dsum[i]
+    for j in range(columns):
+        dweight[j] = np.sum(dy[:, j] * (x[:, j] - mean) * rstd)
+        dbias[j] = np.sum(dy[:, j])
+
+
+# v2 -----------------------------------------------------------------------------------------------------------------
+
+
+@body
+def _chunk_count(rows):
+    return min(64, max(1, rows // 16))
+
+
+@body
+def _forward_chunk(chunk, chunks, x, residual, weight, bias, total, y, mean, rstd, eps, add):
+    rows, columns = x.shape
+    real = x.dtype.type
+    zero, share = real(0), real(1) / real(columns)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        row, out = total[i], y[i]
+        if add:
+            left, right = x[i], residual[i]
+            for j in range(columns):
+                row[j] = left[j] + right[j]
+        m, q = zero, zero
+        for j in range(columns):
+            m += row[j]
+        m *= share
+        for j in range(columns):
+            d = row[j] - m
+            q += d * d
+        r = real(1) / np.sqrt(q * share + eps)
+        mean[i], rstd[i] = m, r
+        for j in range(columns):
+            out[j] = (row[j] - m) * r * weight[j] + bias[j]
+
+
+@entry
+def _forward_2(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
+    parallel(
+        _forward_chunk,
+        _chunk_count(x.shape[0]),
+        team if x.size > _SERIAL else 0,
+        (x, residual, weight, bias, total, y, mean, rstd, eps, add),
+    )
+
+
+@body
+def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, parts, add):
+    rows, columns = x.shape
+    real = x.dtype.type
+    zero, share = real(0), real(1) / real(columns)
+    dweight, dbias = parts[chunk, 0], parts[chunk, 1]
+    dweight[:] = zero
+    dbias[:] = zero
+    xhat, g = np.empty_like(weight), np.empty_like(weight)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        upstream, row, out = dy[i], x[i], dx[i]
+        m, r = mean[i], rstd[i]
+        for j in range(columns):
+            d = upstream[j]
+            h = (row[j] - m) * r
+            xhat[j] = h
+            g[j] = d * weight[j]
+            # y = xhat * weight + bias
+            dweight[j] += d * h
+            dbias[j] += d
+        mean_g, mean_gx = zero, zero
+        for j in range(columns):
+            mean_g += g[j]
+            mean_gx += g[j] * xhat[j]
+        mean_g *= share
+        mean_gx *= share
+        # xhat = (x - mean) * rstd, and mean and rstd both depend on x
+        if add:
+            before = dsum[i]
+            for j in range(columns):
+                out[j] = before[j] + r * (g[j] - mean_g - xhat[j] * mean_gx)
+        else:
+            for j in range(columns):
+                out[j] = r * (g[j] - mean_g - xhat[j] * mean_gx)
+
+
+@entry
+def _backward_2(dy, dsum, x, weight, mean, rstd, dx, dweight, dbias, add, team):
+    chunks = _chunk_count(x.shape[0])
+    parts = np.empty((chunks, 2, x.shape[1]), x.dtype)
+    team = team if x.size > _SERIAL else 0
+    parallel(_backward_chunk, chunks, team, (dy, dsum, x, weight, mean, rstd, dx, parts, add))
+    for out, k in ((dweight, 0), (dbias, 1)):
+        out[:] = parts[0, k]
+        for chunk in range(1, chunks):
+            part = parts[chunk, k]
+            for j in range(out.size):
+                out[j] += part[j]
+
+
+VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
+
+
+# Launchers ----------------------------------------------------------------------------------------------------------
+
+
+def normalize(x, residual, weight, bias, eps, version):
+    """x (..., C), residual (..., C) or None -> their sum (x itself without a residual), y, mean and rstd (...)."""
+    rows = rows_of(x)
+    add = residual is not None
+    total = np.empty_like(rows) if add else rows
+    y = np.empty_like(rows)
+    mean, rstd = np.empty(rows.shape[0], rows.dtype), np.empty(rows.shape[0], rows.dtype)
+    weight, bias, eps = dense(weight), dense(bias), rows.dtype.type(eps)
+    forward, _ = VERSIONS[version]
+    forward(rows, rows_of(residual) if add else rows, weight, bias, total, y, mean, rstd, eps, add, pool.team())
+    shape = x.shape
+    return total.reshape(shape) if add else x, y.reshape(shape), mean.reshape(shape[:-1]), rstd.reshape(shape[:-1])
+
+
+def normalize_backward(dy, dsum, x, weight, mean, rstd, version):
+    """dy (..., C), dsum (..., C) or None -> dx (..., C), dweight, dbias (C,)."""
+    rows, upstream, weight = rows_of(x), rows_of(dy), dense(weight)
+    add = dsum is not None
+    dx, dweight, dbias = np.empty_like(rows), np.empty_like(weight), np.empty_like(weight)
+    before = rows_of(dsum) if add else upstream
+    mean, rstd = dense(mean.reshape(-1)), dense(rstd.reshape(-1))
+    _, backward = VERSIONS[version]
+    backward(upstream, before, rows, weight, mean, rstd, dx, dweight, dbias, add, pool.team())
+    return dx.reshape(x.shape), dweight, dbias
+
+
+def forward(x, weight, bias, *, eps, version):
+    """(y, mean, rstd) of the operation layer_norm."""
+    return normalize(x, None, weight, bias, eps, version)[1:]
+
+
+def backward(dy, x, weight, mean, rstd, *, eps, needs, version):
+    """(dx, dweight, dbias)."""
+    return normalize_backward(dy, None, x, weight, mean, rstd, version)
+
+
+def add_forward(x, residual, weight, bias, *, eps, version):
+    """(sum, y, mean, rstd) of the operation add_layer_norm."""
+    return normalize(x, residual, weight, bias, eps, version)
+
+
+def add_backward(dsum, dy, sum, weight, mean, rstd, *, eps, needs, version):
+    """(dx, dresidual, dweight, dbias); dsum or dy is None where nobody used that output."""
+    if dy is None:
+        return dsum, dsum, np.zeros_like(weight), np.zeros_like(weight)
+    dx, dweight, dbias = normalize_backward(dy, dsum, sum, weight, mean, rstd, version)
+    return dx, dx, dweight, dbias

@@ -1,0 +1,241 @@
+"""The inner loop of every matrix product: a tile of C in registers, written as LLVM IR for the processor at hand.
+
+    multiply(a, b, c, accumulate)        c (M, N) = a (M, K) b (K, N), added to c if accumulate
+
+A tile is `rows` x (2 vectors): for each k, two vectors of a row of b are loaded, each a[m, k] is broadcast, and 2 rows
+fused multiply-adds are done; c is touched once, at the end. Any M, N, K (K = 0 gives zeros); a may have any strides, so
+a transposed operand needs no copy; b and c need a contiguous last axis. Columns beyond the last whole tile are loaded
+and stored under a mask, rows left over go to smaller tiles, so nothing outside the arrays is read or written.
+
+How large a tile is depends on the vector registers: 14 x 2 with AVX-512's 32, 6 x 2 with 16. Each sum runs over k in
+order, one fused product after the other, whatever M, N and the number of threads.
+"""
+
+from functools import cache
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils, config
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+from ..compiler import body
+
+_POINTER = ir.IntType(8).as_pointer()
+_WORD, _HALF, _FLAG = ir.IntType(64), ir.IntType(32), ir.IntType(1)
+_VECTORS = 2  # of b and c in a whole tile
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Names of the vector extensions that code is compiled for."""
+    if config.CPU_FEATURES is not None:
+        return frozenset(f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+"))
+    return frozenset(name for name, present in binding.get_host_cpu_features().items() if present)
+
+
+WIDE = "avx512f" in cpu_features()
+VECTOR_BYTES = 64 if WIDE else 32 if "avx" in cpu_features() else 16
+ROWS = (14, 8, 4, 1) if WIDE else (6, 4, 2, 1)  # of the tiles that a matrix is cut into
+PANEL_BYTES = _VECTORS * VECTOR_BYTES  # width of a whole tile
+
+
+
+def _tile(rows: int):
+    """The intrinsic that computes rows i ... i + rows - 1 and `columns` columns from j of c = a b."""
+    if config.DISABLE_JIT:
+
+        def plain(a, b, c, i, j, columns, accumulate):
+            product = a[i : i + rows] @ b[:, j : j + columns]
+            c[i : i + rows, j : j + columns] = c[i : i + rows, j : j + columns] + product if accumulate else product
+
+        return plain
+
+    @intrinsic
+    def tile(typing_context, a, b, c, i, j, columns, accumulate):
+        for x in (a, b, c):
+            if not isinstance(x, types.Array) or x.ndim != 2 or x.dtype != c.dtype:
+                raise TypingError("a tile needs matrices a, b and c of one dtype")
+
+        def codegen(context, builder, signature, values):
+            x, y, z = (
+                context.make_array(kind)(context, builder, value)
+                for kind, value in zip(signature.args[:3], values[:3], strict=True)
+            )
+            i, j, columns, accumulate = values[3:]
+            item = c.dtype.bitwidth // 8
+            lanes = VECTOR_BYTES // item
+            a_row, a_step = (builder.extract_value(x.strides, axis) for axis in (0, 1))
+            b_step, c_row = builder.extract_value(y.strides, 0), builder.extract_value(z.strides, 0)
+            column = builder.mul(j, _word(item))
+            a_at = builder.gep(builder.bitcast(x.data, _POINTER), [builder.mul(i, a_row)])
+            b_at = builder.gep(builder.bitcast(y.data, _POINTER), [column])
+            c_at = builder.gep(builder.bitcast(z.data, _POINTER), [builder.add(column, builder.mul(i, c_row))])
+            depth = builder.extract_value(x.shape, 1)
+            given = [a_at, a_row, a_step, b_at, b_step, c_at, c_row, depth, columns, accumulate]
+            whole = builder.icmp_signed("==", columns, _word(_VECTORS * lanes))
+            narrow = builder.icmp_signed("<=", columns, _word(lanes))
+            with builder.if_else(whole) as (full, partial):
+                with full:
+                    builder.call(_tile_function(builder.module, rows, _VECTORS, item, False), given)
+                with partial, builder.if_else(narrow) as (one, two):
+                    with one:
+                        builder.call(_tile_function(builder.module, rows, 1, item, True), given)
+                    with two:
+                        builder.call(_tile_function(builder.module, rows, _VECTORS, item, True), given)
+            return context.get_dummy_value()
+
+        integers = (types.intp, types.intp, types.intp)
+        return types.void(a, b, c, *integers, types.boolean), codegen
+
+    return tile
+
+
+_tile_0, _tile_1, _tile_2, _tile_3 = map(_tile, ROWS)
+_ROWS_0, _ROWS_1, _ROWS_2, _ROWS_3 = ROWS
+
+
+@body
+def multiply(a, b, c, accumulate):
+    """c = a b, or c += a b if accumulate; see the top of this file."""
+    m, n = c.shape
+    width = PANEL_BYTES // c.itemsize
+    for j in range(0, n, width):
+        # All rows pass by one panel of b, which stays in the first-level cache.
+        columns = min(width, n - j)
+        i = 0
+        while i + _ROWS_0 <= m:
+            _tile_0(a, b, c, i, j, columns, accumulate)
+            i += _ROWS_0
+        if i + _ROWS_1 <= m:
+            _tile_1(a, b, c, i, j, columns, accumulate)
+            i += _ROWS_1
+        while i + _ROWS_2 <= m:
+            _tile_2(a, b, c, i, j, columns, accumulate)
+            i += _ROWS_2
+        while i < m:
+            _tile_3(a, b, c, i, j, columns, accumulate)
+            i += _ROWS_3 if i + _ROWS_3 <= m else 1
+
+
+def _word(value):
+    return ir.Constant(_WORD, value)
+
+
+def _tile_function(module, rows, vectors, item, masked):
+    """void f(a, a_row, a_step, b, b_step, c, c_row, depth, columns, accumulate), strides in bytes."""
+    name = f"tinyvit_tile_{rows}x{vectors}_{item}{'_masked' * masked}"
+    if name in module.globals:
+        return module.globals[name]
+    arguments = [_POINTER, _WORD, _WORD, _POINTER, _WORD, _POINTER, _WORD, _WORD, _WORD, _FLAG]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    _write_tile(function, rows, vectors, item, masked)
+    return function
+
+
+def _write_tile(function, rows, vectors, item, masked):
+    module = function.module
+    a, a_row, a_step, b, b_step, c, c_row, depth, columns, accumulate = function.args
+    number = ir.FloatType() if item == 4 else ir.DoubleType()
+    lanes = VECTOR_BYTES // item
+    vector = ir.VectorType(number, lanes)
+    entry, loop, end = (function.append_basic_block(block) for block in ("entry", "loop", "end"))
+
+    builder = ir.IRBuilder(entry)
+    masks = [_mask(builder, columns, v * lanes, lanes) for v in range(vectors)] if masked else [None] * vectors
+    starts = [a]
+    for _ in range(rows - 1):
+        starts.append(builder.gep(starts[-1], [a_row]))
+    zeros = ir.Constant(vector, [0.0] * lanes)
+    builder.cbranch(builder.icmp_signed(">", depth, _word(0)), loop, end)
+
+    builder.position_at_end(loop)
+    k, b_at = builder.phi(_WORD), builder.phi(_POINTER)
+    a_offset = builder.phi(_WORD)
+    sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
+    loads = [_load(builder, b_at, v, vector, masks[v]) for v in range(vectors)]
+    fma = _intrinsic(module, "fma", vector, [vector, vector, vector])
+    new = []
+    for m in range(rows):
+        place = builder.gep(starts[m], [a_offset])
+        value = builder.load(builder.bitcast(place, number.as_pointer()))
+        value.align = item
+        spread = _broadcast(builder, value, vector)
+        new.append([builder.call(fma, [spread, loads[v], sums[m][v]]) for v in range(vectors)])
+    following = builder.add(k, _word(1))
+    moves = [(k, _word(0), following), (b_at, b, builder.gep(b_at, [b_step]))]
+    moves.append((a_offset, _word(0), builder.add(a_offset, a_step)))
+    moves += [(sums[m][v], zeros, new[m][v]) for m in range(rows) for v in range(vectors)]
+    for phi, start, step in moves:
+        phi.add_incoming(start, entry)
+        phi.add_incoming(step, loop)
+    builder.cbranch(builder.icmp_signed("<", following, depth), loop, end)
+
+    builder.position_at_end(end)
+    results = []
+    for m in range(rows):
+        for v in range(vectors):
+            result = builder.phi(vector)
+            result.add_incoming(zeros, entry)
+            result.add_incoming(new[m][v], loop)
+            results.append((m, v, result))
+    row_starts = [c]
+    for _ in range(rows - 1):
+        row_starts.append(builder.gep(row_starts[-1], [c_row]))
+    with builder.if_else(accumulate) as (add, overwrite):
+        with add:
+            for m, v, result in results:
+                before = _load(builder, row_starts[m], v, vector, masks[v])
+                _store(builder, builder.fadd(before, result), row_starts[m], v, masks[v])
+        with overwrite:
+            for m, v, result in results:
+                _store(builder, result, row_starts[m], v, masks[v])
+    builder.ret_void()
+
+
+def _intrinsic(module, operation, vector, arguments):
+    """LLVM's own function for `operation` on this type of vector; what touches memory also names its pointer."""
+    name = f"llvm.{operation}.v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+    result = ir.VoidType() if operation == "masked.store" else vector
+    name += ".p0" if operation.startswith("masked") else ""
+    return cgutils.get_or_insert_function(module, ir.FunctionType(result, arguments), name)
+
+
+def _broadcast(builder, value, vector):
+    nothing = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(_HALF, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_HALF, vector.count), [0] * vector.count))
+
+
+def _mask(builder, columns, start, lanes):
+    """Which of the lanes start ... start + lanes - 1 are less than `columns`."""
+    words = ir.VectorType(_WORD, lanes)
+    lane = ir.Constant(words, [start + i for i in range(lanes)])
+    return builder.icmp_signed("<", lane, _broadcast(builder, columns, words))
+
+
+def _place(builder, row, v, vector):
+    return builder.bitcast(builder.gep(row, [_word(v * VECTOR_BYTES)]), vector.as_pointer())
+
+
+def _load(builder, row, v, vector, mask):
+    place, align = _place(builder, row, v, vector), VECTOR_BYTES // vector.count
+    if mask is None:
+        value = builder.load(place)
+        value.align = align
+        return value
+    load = _intrinsic(builder.module, "masked.load", vector, [vector.as_pointer(), _HALF, mask.type, vector])
+    return builder.call(load, [place, ir.Constant(_HALF, align), mask, ir.Constant(vector, [0.0] * vector.count)])
+
+
+def _store(builder, value, row, v, mask):
+    vector = value.type
+    place, align = _place(builder, row, v, vector), VECTOR_BYTES // vector.count
+    if mask is None:
+        builder.store(value, place).align = align
+        return
+    store = _intrinsic(builder.module, "masked.store", vector, [vector, vector.as_pointer(), _HALF, mask.type])
+    builder.call(store, [value, place, ir.Constant(_HALF, align), mask])
