@@ -40,22 +40,49 @@ def body(function: Callable[..., Any]) -> Any:
 
 
 def exact(function: Callable[..., Any]) -> Any:
-    """Compile a function whose operations are done in the order written, inlined into its callers."""
-    return numba.njit(forceinline=True, **_FLAGS)(function)
+    """Compile a function whose operations are done in the order written, inlined into its callers.
+
+    Without saying so, Numba would compile it with the flags of the first caller.
+    """
+    return numba.njit(forceinline=True, fastmath=False, **_FLAGS)(function)
 
 
 def entry(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls, and keep it in the cache."""
+    return _kept(function, ())
+
+
+def _kept(function: Callable[..., Any], signature: tuple[str, ...]) -> Any:
     _announce_compilations()
     if config.DISABLE_JIT:
         return function
     before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
     try:
-        return numba.njit(cache=True, fastmath=_REORDERED, **_FLAGS)(function)
+        return numba.njit(*signature, cache=True, fastmath=_REORDERED, **_FLAGS)(function)
     except RuntimeError:  # no folder that can be written
-        return numba.njit(fastmath=_REORDERED, **_FLAGS)(function)
+        return numba.njit(*signature, fastmath=_REORDERED, **_FLAGS)(function)
     finally:
         config.CACHE_DIR = before
+
+
+class entries(dict):
+    """A decorator: compile a function for Python to call, for any strides of its arrays, `f[dtype]` for each dtype.
+
+    The signature is given in Numba's notation with {0} for the floating type: "void({0}[:,:], intp)". Without it every
+    combination of memory layouts would be compiled anew.
+    """
+
+    def __init__(self, signature: str) -> None:
+        super().__init__()
+        self._signature = signature
+
+    def __call__(self, function: Callable[..., Any]) -> "entries":
+        self._function = function
+        return self
+
+    def __missing__(self, dtype: Any) -> Any:
+        self[dtype] = _kept(self._function, (self._signature.format(dtype.name),))
+        return self[dtype]
 
 
 class _Announcer(event.Listener):

@@ -75,6 +75,12 @@ def _numba(operation: str, folder: str, **settings: Any) -> KernelSpec:
 
 
 SPECS: tuple[KernelSpec, ...] = (
+    _numba(
+        *("attention", "attention"),
+        residuals=("lse",),
+        keeps=("q", "k", "v", "bias", "out", "lse"),
+        versions=2,
+    ),
     _numba("linear", "linear", keeps=("x", "weight"), versions=2),
     _numba("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
     _numba(
