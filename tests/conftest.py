@@ -1,15 +1,24 @@
-"""What every test shares: when tests skip and how skips are counted, and how hypothesis draws."""
+"""What every test shares: who computes, when tests skip and how skips are counted, and how hypothesis draws."""
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+import tinyvit as tv
+
 hypothesis.settings.register_profile("tinyvit", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("tinyvit")
+
+
+@pytest.fixture(autouse=True)
+def implementation() -> Iterator[None]:
+    """The plain rules compute: they are the reference. Tests of kernels and of dispatch choose for themselves."""
+    with tv.use_kernels("numpy"):
+        yield
 
 
 @pytest.fixture

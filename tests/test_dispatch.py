@@ -16,35 +16,48 @@ from tinyvit import dispatch
 from tinyvit.autograd import Tensor
 
 Arrays = dict[str, Any]
+FLOAT64 = frozenset({np.dtype(np.float64)})
 KERNEL, PLAIN = 7.0, 0.0  # the gradient of softmax(x).sum(), by the fake kernel and by the plain rule
 
 
-def softmax_forward(x: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """100 more than softmax, so that it shows who computed it; and a residual."""
+def softmax_forward(x: np.ndarray, *, axis: int = -1, version: int) -> tuple[np.ndarray, np.ndarray]:
+    """100 times the version more than softmax, so that it shows who computed it; and a residual."""
     e = np.exp(x)
-    return 100 + e / e.sum(axis=axis, keepdims=True), np.full(1, KERNEL)
+    return 100 * version + e / e.sum(axis=axis, keepdims=True), np.full(1, KERNEL * version)
 
 
-def softmax_backward(dy: np.ndarray, x: np.ndarray, seven: np.ndarray, axis: int = -1) -> tuple[np.ndarray]:
-    return (np.full_like(dy, seven[0]),)
+def softmax_backward(
+    dy: np.ndarray, x: np.ndarray, seven: np.ndarray, *, axis: int = -1, needs: list[bool], version: int
+) -> tuple[np.ndarray]:
+    assert needs == [True]
+    assert seven[0] == KERNEL * version
+    return (np.full_like(dy, KERNEL),)
 
 
 def norm_forward(
-    x: np.ndarray, residual: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float = 1e-5
+    x: np.ndarray, residual: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, eps: float, version: int
 ) -> tuple[np.ndarray, ...]:
     return x + residual, np.full_like(x, 100), np.ones(2)
 
 
 def norm_backward(
-    dsum: np.ndarray | None, dy: np.ndarray | None, sum: np.ndarray, rstd: np.ndarray, eps: float = 1e-5
+    dsum: np.ndarray | None,
+    dy: np.ndarray | None,
+    sum: np.ndarray,
+    rstd: np.ndarray,
+    *,
+    eps: float,
+    needs: list[bool],
+    version: int,
 ) -> tuple[np.ndarray, ...]:
+    assert needs == [True, True, False, False]
     value = KERNEL if dsum is None else -KERNEL
     return tuple(np.full(shape, value) for shape in (sum.shape, sum.shape, sum.shape[-1:], sum.shape[-1:]))
 
 
 def row(technology: str = "numba", **settings: Any) -> KernelSpec:
-    defaults: Any = {"module": "fake_softmax", "residuals": ("seven",), "keeps": ("x", "seven")}
-    return KernelSpec("softmax", technology, dtypes=frozenset({"float64"}), **defaults | settings)
+    defaults: Any = {"module": "fake_softmax", "dtypes": FLOAT64, "residuals": ("seven",), "keeps": ("x", "seven")}
+    return KernelSpec("softmax", technology, **defaults | settings)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +96,7 @@ def test_a_row_in_the_table_is_all_it_takes(fake_kernels: Callable[..., None]) -
 
 
 def test_several_outputs_and_residuals_find_their_names(fake_kernels: Callable[..., None]) -> None:
-    fake_kernels(KernelSpec("add_layer_norm", "numba", "fake_norm", frozenset({"float64"}), ("rstd",), ("sum", "rstd")))
+    fake_kernels(KernelSpec("add_layer_norm", "numba", "fake_norm", FLOAT64, ("rstd",), ("sum", "rstd")))
     x, one = leaf(), Tensor(np.ones(3))
     total, y = F.add_layer_norm(x, x, one, one, eps=0.5)
     np.testing.assert_array_equal(total.numpy(), 2 * x.numpy())
@@ -135,7 +148,7 @@ def test_an_explicit_request_that_cannot_be_met_raises_with_the_reason(fake_kern
     with tv.use_kernels("numba"):
         with pytest.raises(RuntimeError, match=r"use_kernels\('numba'\): softmax .*x is too short.*'auto' or 'numpy'"):
             F.softmax(leaf())
-        with pytest.raises(RuntimeError, match=r"x is float32, and numba computes in float64"):
+        with pytest.raises(RuntimeError, match=r"the inputs are float32, and numba computes in float64"):
             F.softmax(leaf(np.float32))
         assert F.exp(leaf()).shape == (1, 3)  # no kernel of that technology: plain
     with tv.use_kernels("numba-cuda"):
@@ -146,6 +159,16 @@ def test_an_explicit_request_tries_every_row_of_its_technology(fake_kernels: Cal
     fake_kernels(row(module="not_to_be_imported", refuses=lambda inputs, params: "only short rows"), row())
     with tv.use_kernels("numba"):
         assert served(leaf()) == "kernel"
+
+
+@pytest.mark.parametrize(("name", "version"), [("auto", 3), ("numba", 3), ("numba:v1", 1), ("numba:v9", 3)])
+def test_a_choice_may_name_a_version(fake_kernels: Callable[..., None], name: str, version: int) -> None:
+    fake_kernels(row(versions=3))
+    x = leaf()
+    with tv.use_kernels(name):
+        y = F.softmax(x)
+    assert y.numpy().max() // 100 == version
+    np.testing.assert_array_equal(tv.grad(y.sum(), x)[0].numpy(), KERNEL)  # by the version of forward
 
 
 def test_numpy_is_the_plain_rule(fake_kernels: Callable[..., None]) -> None:
@@ -168,12 +191,17 @@ def test_use_kernels_as_a_call_and_as_a_block(fake_kernels: Callable[..., None])
     tv.use_kernels("auto")
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"name is 'cuda'; it must be one of auto, numpy, numba, cupy, numba-cuda"):
-        tv.use_kernels("cuda")
+@pytest.mark.parametrize("name", ["cuda", "numba:", "numba:v", "numba:vx", "numba:v-1", "numpy:v1", "auto:v1", None, 1])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: Any) -> None:
+    with pytest.raises(ValueError, match=rf"name is {name!r}; it must be one of auto, numpy, numba, cupy, numba-cuda"):
+        tv.use_kernels(name)
     assert dispatch.current_choice() == "auto"
     with pytest.raises(ValueError, match="softmax: technology is 'opencl'"):
         row("opencl")
+    with pytest.raises(ValueError, match="softmax: dtypes is {'float64'}; it must be a set of numpy.dtype"):
+        row(dtypes=frozenset({"float64"}))
+    with pytest.raises(ValueError, match="softmax: versions is 0"):
+        row(versions=0)
 
 
 def test_what_a_kernel_keeps_is_guarded_against_changes_in_place(fake_kernels: Callable[..., None]) -> None:
