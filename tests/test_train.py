@@ -419,9 +419,33 @@ def test_loading_a_run_that_is_none_names_those_there_are():
 
 def test_weights_of_another_recipe_are_refused():
     folder = train(tiny_recipe("epochs=1"), "run").folder
+    (folder / "checkpoint.safetensors").unlink()
     (folder / "recipe.toml").write_text(tiny_recipe("dim=12").to_toml())
     with pytest.raises(tv.errors.CheckpointError, match=r"model\.safetensors does not belong to the recipe"):
         load_run(folder)
+
+
+@pytest.mark.parametrize("change", ["heads=1", "norm=post", "layer_scale=0.5", "name=mnist", "image_size=8"])
+def test_a_recipe_that_was_changed_after_the_run_is_told_by_its_keys(change):
+    folder = train(tiny_recipe("epochs=1"), "run").folder
+    (folder / "recipe.toml").write_text(tiny_recipe("epochs=1", change).to_toml())
+    key = change.partition("=")[0]
+    with pytest.raises(tv.errors.CheckpointError, match=rf"another (model|data)\.{key} than recipe\.toml now says"):
+        load_run(folder)
+
+
+def test_a_trained_model_may_be_measured_in_other_batches():
+    folder = train(tiny_recipe("epochs=1"), "run").folder
+    (folder / "recipe.toml").write_text(tiny_recipe("epochs=1", "batch_size=7", "note=mine").to_toml())
+    assert load_run(folder).recipe.data.batch_size == 7
+
+
+def test_a_checkpoint_that_is_none_is_told_by_its_path():
+    folder = train(tiny_recipe("epochs=1"), "run").folder
+    for state in ({"data": {}}, {"recipe": "="}, {"recipe": 3}):
+        tv.save(folder / "checkpoint.safetensors", state)
+        with pytest.raises(tv.errors.CheckpointError, match=r"checkpoint\.safetensors is not the checkpoint of a run"):
+            load_run(folder)
 
 
 def test_a_recipe_name_stands_for_the_weights_that_come_with_the_package(monkeypatch, tmp_path):

@@ -6,7 +6,8 @@ use), checkpoint.safetensors (all that `tinyvit train --resume` needs) and curve
 
 import dataclasses
 import re
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
@@ -163,7 +164,7 @@ def load_run(run: str | Path) -> TrainedModel:
     model = build_model(recipe, data)
     try:
         model.load_state_dict(load(weights))
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
     return TrainedModel(recipe, model.eval(), data)
 
@@ -179,10 +180,27 @@ def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
     """What the checkpoint says of the data; weights that come alone are asked for theirs in the data set itself."""
     if not (folder / CHECKPOINT).is_file():
         return DataSpec.of(load_data(recipe, "test"))
+    state = load(folder / CHECKPOINT)
     try:
-        return DataSpec.from_state(load(folder / CHECKPOINT)["data"])
-    except (KeyError, TypeError, AttributeError) as error:
+        require_same_recipe(folder / CHECKPOINT, state, recipe, ("model", "data.name", "data.image_size"))
+        return DataSpec.from_state(state["data"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is not the checkpoint of a run") from error
+
+
+def require_same_recipe(path: Path, state: Mapping[str, Any], recipe: Recipe, deciding: tuple[str, ...]) -> None:
+    """Raise CheckpointError if the checkpoint `state`, read from `path`, is of another recipe than `recipe`.
+
+    Only the sections and keys in `deciding` ("model", "data.name") are compared.
+    """
+    before, now = tomllib.loads(state["recipe"]), dataclasses.asdict(recipe)
+    keys = [(s, key) for s in before for key in before[s] if s in deciding or f"{s}.{key}" in deciding]
+    changed = [f"{s}.{key}" for s, key in keys if now[s].get(key) != before[s][key]]
+    if changed:
+        raise CheckpointError(
+            f"{path} was written with another {', '.join(changed)} than {RECIPE} now says; "
+            "put that back, or start a new run"
+        )
 
 
 def _known(shipped: Iterable[Path] = ()) -> str:

@@ -11,7 +11,6 @@ import json
 import math
 import shlex
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -38,7 +37,6 @@ from .runs import (
     CURVES,
     METRICS,
     MODEL,
-    RECIPE,
     DataSpec,
     RunError,
     build_model,
@@ -46,6 +44,7 @@ from .runs import (
     mistake_in,
     new_run,
     read_recipe,
+    require_same_recipe,
 )
 
 
@@ -347,14 +346,7 @@ class Training:
 
     def _check_origin(self, path: Path, state: Mapping[str, Any]) -> None:
         """Refuse to go on with another recipe or other data: the run would be neither the old one nor a new one."""
-        before, now = tomllib.loads(state["recipe"]), dataclasses.asdict(self.recipe)
-        keys = [(s, key) for s in before if s != "about" for key in before[s]]
-        changed = [f"{s}.{key}" for s, key in keys if now[s].get(key) != before[s][key]]
-        if changed:
-            raise CheckpointError(
-                f"{path} was written with another {', '.join(changed)} than {RECIPE} now says; "
-                "put that back, or start a new run"
-            )
+        require_same_recipe(path, state, self.recipe, ("data", "model", "train"))
         if (DataSpec.from_state(state["data"]), state["train_images"]) != (self.data, len(self.train_data)):
             raise CheckpointError(f"{path} is of a run on other images than {self.recipe.data.name} now holds")
 
