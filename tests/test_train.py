@@ -298,12 +298,23 @@ class DiskFull:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
+@pytest.mark.parametrize("out", [None, Path("new"), Path("empty")])
+def test_a_disk_too_full_for_a_run_is_told_and_nothing_is_left(monkeypatch, out):
+    Path("empty").mkdir()
+    DiskFull(monkeypatch, 0)
+    with pytest.raises(RunError, match=rf"{out or 'runs/run'}/recipe\.toml cannot be written: No space left on device"):
+        train(tiny_recipe(), "run", out)
+    assert not [path for path in Path().rglob("*") if path.is_file()]
+    assert not Path("runs/run").exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
 @pytest.mark.parametrize("files", range(10))
 def test_a_full_disk_is_told_with_the_file_and_the_run_can_go_on(monkeypatch, files):
     whole = train(tiny_recipe(), "whole")
     names = [*["checkpoint.safetensors", "model.safetensors", "metrics.jsonl"] * 3, "curves.png"]
     with monkeypatch.context() as patch:
-        DiskFull(patch, files)
+        DiskFull(patch, 1 + files)  # the first is recipe.toml
         with pytest.raises(TrainingFailed) as caught:
             train(tiny_recipe(), "full")
     assert f"runs/full/{names[files]} cannot be written (No space left on device)" in str(caught.value)

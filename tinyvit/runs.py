@@ -5,16 +5,17 @@ use), checkpoint.safetensors (all that `tinyvit train --resume` needs) and curve
 """
 
 import dataclasses
+import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from .checkpoint import load
+from .checkpoint import atomic_write, load
 from .data import Dataset, load_dataset
 from .errors import CheckpointError, RecipeError, TinyvitError
 from .models import ViT
@@ -105,14 +106,21 @@ def new_run(recipe: Recipe, name: str, out: Path | None = None) -> Path:
     RunError
         If `out` has something in it, or the folder cannot be made.
     """
+    folder = out or Path("runs") / name
     try:
-        folder = _first_free(Path("runs") / name) if out is None else _empty(out)
-        with open(folder / RECIPE, "x", encoding="utf-8") as file:
-            file.write(recipe.to_toml())
-    except FileExistsError as error:  # a file is in the way, or another process was faster
+        folder = _first_free(folder) if out is None else _empty(out)
+        (folder / RECIPE).touch(exist_ok=False)  # of two processes, one is first
+    except FileExistsError as error:
         raise RunError(f"{error.filename} exists already; give a folder that does not") from error
     except OSError as error:
-        raise RunError(f"{error.filename} cannot be made: {error.strerror}") from error
+        raise RunError(f"{error.filename or folder} cannot be made: {error.strerror}") from error
+    try:
+        atomic_write(folder / RECIPE, recipe.to_toml().encode())
+    except OSError as error:
+        with suppress(OSError):
+            (folder / RECIPE).unlink()
+            folder.rmdir()
+        raise RunError(f"{folder / RECIPE} cannot be written: {error.strerror}") from error
     return folder
 
 
@@ -131,6 +139,31 @@ def _empty(folder: Path) -> Path:
         raise RunError(f"{folder} is not empty; give a folder that does not exist, or --resume to go on with a run")
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Within this block no other process can claim the run in `folder`; RunError if one has it.
+
+    The system gives the claim back if this process dies. Where it has no such claims (Windows, some network file
+    systems), nothing is claimed.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{folder} is being trained by another process; wait for it, or stop it first") from error
+        except OSError:  # this file system has no claims
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 # Reading a run back -------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from .runs import (
     DataSpec,
     RunError,
     build_model,
+    claimed,
     load_data,
     mistake_in,
     new_run,
@@ -106,17 +107,20 @@ def train(recipe: Recipe, name: str, out: Path | None = None, display: Display |
         written. A second Ctrl-C stops at once, with KeyboardInterrupt.
     """
     training = Training(recipe)
-    return _go_on(training, new_run(recipe, name, out), display or Display())
+    folder = new_run(recipe, name, out)
+    with claimed(folder):
+        return _go_on(training, folder, display or Display())
 
 
 def resume(folder: Path, display: Display | None = None) -> Result:
     """Go on with the run in `folder` from its checkpoint, as if it had never stopped; raises what `train` does."""
     training = Training(read_recipe(folder))
-    if (folder / CHECKPOINT).exists():
-        training.read_checkpoint(folder / CHECKPOINT)
-    elif (folder / METRICS).exists():
-        raise RunError(f"{folder} has no {CHECKPOINT}, so the run cannot go on; start a new one")
-    return _go_on(training, folder, display or Display())
+    with claimed(folder):
+        if (folder / CHECKPOINT).exists():
+            training.read_checkpoint(folder / CHECKPOINT)
+        elif (folder / METRICS).exists():
+            raise RunError(f"{folder} has no {CHECKPOINT}, so the run cannot go on; start a new one")
+        return _go_on(training, folder, display or Display())
 
 
 def _go_on(training: "Training", folder: Path, display: Display) -> Result:
