@@ -4,6 +4,8 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -133,6 +135,42 @@ def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_stays(whole):
     assert load(RUN / "checkpoint.safetensors")["position"]["step"] == STEPS
     resume(RUN)
     assert_same_run(RUN, whole)
+
+
+def test_a_closed_terminal_stops_the_run_with_a_checkpoint_even_if_it_tells_twice(whole):
+    before = signal.getsignal(signal.SIGHUP)
+    with pytest.raises(Interrupted):
+        train(RECIPE, "run", display=Signals("step 7", signal.SIGHUP, signal.SIGHUP))
+    assert signal.getsignal(signal.SIGHUP) == before
+    assert load(RUN / "checkpoint.safetensors")["position"]["step"] == 7
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(whole):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(RECIPE, "run", display=Signals("step 7", signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same_run(RUN, whole)
+
+
+@pytest.mark.parametrize("numbers", ["SIGINT, SIGTERM", "SIGHUP, SIGTERM"])
+def test_of_two_signals_at_the_same_moment_the_second_acts(numbers):
+    script = f"""
+import os, signal
+from signal import SIGHUP, SIGINT, SIGTERM
+from tinyvit.interrupt import StopRequest
+with StopRequest():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [{numbers}])
+    for number in [{numbers}]:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [{numbers}])
+    print("goes on")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "", "")
 
 
 def test_training_outside_of_the_main_thread_leaves_signals_alone(whole):

@@ -20,7 +20,7 @@ import tinyvit as tv
 from tinyvit.checkpoint import load
 from tinyvit.curves import draw_curves
 from tinyvit.data import load_dataset
-from tinyvit.display import Bar, Display, Lines
+from tinyvit.display import Bar, Display, Lines, heading
 from tinyvit.errors import DataError, RecipeError
 from tinyvit.evaluate import evaluate, predict
 from tinyvit.recipes import load_recipe
@@ -550,6 +550,18 @@ def test_the_last_line_sets_the_accuracy_beside_what_the_recipe_expects(seconds,
     result = train(tiny_recipe("epochs=1", "accuracy=0.5"), "run")
     result.metrics[-1] |= {"val_accuracy": 0.98607, "seconds": seconds}
     assert str(result) == f"test accuracy 98.61 % after 1 epoch in {says} (the recipe expects 50.0 %) -> runs/run"
+
+
+@pytest.mark.parametrize("title", ["costs $5 and $x^", "\N{REPLACEMENT CHARACTER}", "a_b\\c"])
+def test_the_curves_take_any_title(tmp_path, title):
+    line = {"epoch": 1, "train_loss": 1.0, "val_loss": 2.0, "val_accuracy": 0.5}
+    draw_curves(tmp_path / "curves.png", title, [line])
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_one_step_is_called_so():
+    training = Training(tiny_recipe("epochs=1", "batch_size=1438"))
+    assert "; 1 step -> here" in heading(training, Path("here"))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 200])

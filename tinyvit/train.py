@@ -9,6 +9,7 @@ was not. The test images are only looked at; nothing is chosen by them, and the 
 import dataclasses
 import json
 import math
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -103,8 +104,8 @@ def train(recipe: Recipe, name: str, out: Path | None = None, display: Display |
     TrainingFailed
         If the run cannot go on; its last good checkpoint is kept.
     Interrupted
-        After Ctrl-C or SIGTERM, if called from the main thread. The step under way is finished, and a checkpoint
-        written. A second Ctrl-C stops at once, with KeyboardInterrupt.
+        After Ctrl-C, SIGTERM or SIGHUP, if called from the main thread. The step under way is finished, and a
+        checkpoint written. A second Ctrl-C stops at once, with KeyboardInterrupt.
     """
     training = Training(recipe)
     folder = new_run(recipe, name, out)
@@ -137,7 +138,8 @@ def _go_on(training: "Training", folder: Path, display: Display) -> Result:
                 "train.warmup_epochs or train.clip_norm=1 may help"
             ) from error
         if position.metrics:
-            _write(folder / CURVES, lambda path: draw_curves(path, str(folder), position.metrics))
+            title = os.fsencode(folder).decode(errors="replace")  # its name may hold bytes that are no text
+            _write(folder / CURVES, lambda path: draw_curves(path, title, position.metrics))
     if not finished:
         raise Interrupted(
             f"stopped in epoch {position.epoch + 1} of {recipe.train.epochs}, after step {position.step}; "
