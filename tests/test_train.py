@@ -323,6 +323,19 @@ def test_a_full_disk_is_told_with_the_file_and_the_run_can_go_on(monkeypatch, fi
     assert sha256(resumed.folder) == sha256(whole.folder)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
+@pytest.mark.parametrize("lost", [None, "model.safetensors", "metrics.jsonl", "curves.png"])
+def test_a_finished_run_on_a_disk_that_takes_nothing_is_told_unless_it_lacks_a_file(monkeypatch, lost):
+    finished = train(tiny_recipe(), "run")
+    DiskFull(monkeypatch, 0)
+    if lost:
+        (finished.folder / lost).unlink()
+        with pytest.raises(TrainingFailed, match="No space left on device"):
+            resume(finished.folder)
+    else:
+        assert resume(finished.folder) == finished
+
+
 @pytest.mark.parametrize(
     ("assignments", "says"),
     [

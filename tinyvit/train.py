@@ -13,7 +13,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -127,8 +127,11 @@ def resume(folder: Path, display: Display | None = None) -> Result:
 def _go_on(training: "Training", folder: Path, display: Display) -> Result:
     """Train from where `training` stands to the end, or until a signal; leave everything in `folder`."""
     recipe, position = training.recipe, training.position
+    finished = position.epoch == recipe.train.epochs and _is_all_there(folder, position)
+    unwritable = suppress(TrainingFailed) if finished else nullcontext()  # a finished run may lie on a read-only disk
     keep_freed_memory()
-    with StopRequest() as stop, display, np.errstate(all="ignore"):  # what is not finite is found by looking for it
+    # what is not finite is found by looking for it
+    with StopRequest() as stop, display, np.errstate(all="ignore"), unwritable:
         try:
             display.started(training, folder)
             finished = _train_epochs(training, folder, display, stop)
@@ -146,6 +149,12 @@ def _go_on(training: "Training", folder: Path, display: Display) -> Result:
             f"go on with: {_command(folder)}"
         )
     return Result(folder, recipe, position.metrics)
+
+
+def _is_all_there(folder: Path, position: "Position") -> bool:
+    """Whether `folder` has every file of a run that has come to `position`; a run killed while it wrote lacks some."""
+    files = [folder / name for name in (METRICS, MODEL, CURVES)]
+    return all(file.is_file() for file in files) and files[0].read_bytes() == position.metrics_lines()
 
 
 def _train_epochs(training: "Training", folder: Path, display: Display, stop: StopRequest) -> bool:
@@ -197,6 +206,10 @@ class Position:
     step: int = 0  # of the optimizer, over all epochs
     seconds: float = 0.0  # over all epochs, tests included
     metrics: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
+
+    def metrics_lines(self) -> bytes:
+        """What metrics.jsonl holds."""
+        return "".join(json.dumps(line) + "\n" for line in self.metrics).encode()
 
 
 class Training:
@@ -317,10 +330,10 @@ class Training:
             raise FloatingPointError(f"the weights are not finite after step {self.position.step}")
         with self.averaged():
             weights = self.model.state_dict()
-        lines = "".join(json.dumps(line) + "\n" for line in self.position.metrics)
+        lines = self.position.metrics_lines()
         _write(folder / CHECKPOINT, lambda path: save(path, self.state_dict()))
         _write(folder / MODEL, lambda path: save(path, weights))
-        _write(folder / METRICS, lambda path: atomic_write(path, lines.encode()))
+        _write(folder / METRICS, lambda path: atomic_write(path, lines))
         self._lap()  # writing counts for the run, not for the speed of training
         self._written = time.perf_counter()
 
