@@ -50,6 +50,7 @@ _AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SI
 
 
 def _signals_to_stop() -> list[int]:
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    watched = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
-    return [*_AT_ONCE, *([hangup] if watched else [])]
+    numbers = list(_AT_ONCE)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+        numbers.append(signal.SIGHUP)
+    return numbers

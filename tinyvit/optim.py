@@ -111,13 +111,13 @@ class Optimizer:
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
     betas = tuple(settings.get("betas", (0.0, 0.0)))
-    if len(betas) != 2 or not all(isinstance(beta, Real) and 0 <= beta < 1 for beta in betas):
+    if len(betas) != 2 or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
         raise ValueError(f"{name}: betas is {betas}; it must be two numbers in [0, 1)")
     for key in ("lr", "eps", "momentum", "weight_decay"):
         value = settings.get(key, 0.0)
         if not isinstance(value, Real):
             raise TypeError(f"{name}: {key} is {value!r}; it must be a number")
-        if not 0 <= value < math.inf:
+        if not 0 <= float(value) < math.inf:
             raise ValueError(f"{name}: {key} is {value}; it must be finite and at least 0")
 
 
