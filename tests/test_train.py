@@ -306,6 +306,8 @@ def test_a_disk_too_full_for_a_run_is_told_and_nothing_is_left(monkeypatch, out)
         train(tiny_recipe(), "run", out)
     assert not [path for path in Path().rglob("*") if path.is_file()]
     assert not Path("runs/run").exists()
+    assert not Path("new").exists()
+    assert Path("empty").exists()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")

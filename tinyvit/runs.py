@@ -107,6 +107,7 @@ def new_run(recipe: Recipe, name: str, out: Path | None = None) -> Path:
         If `out` has something in it, or the folder cannot be made.
     """
     folder = out or Path("runs") / name
+    was_there = out is not None and out.exists()
     try:
         folder = _first_free(folder) if out is None else _empty(out)
         (folder / RECIPE).touch(exist_ok=False)  # of two processes, one is first
@@ -119,7 +120,8 @@ def new_run(recipe: Recipe, name: str, out: Path | None = None) -> Path:
     except OSError as error:
         with suppress(OSError):
             (folder / RECIPE).unlink()
-            folder.rmdir()
+            if not was_there:
+                folder.rmdir()
         raise RunError(f"{folder / RECIPE} cannot be written: {error.strerror}") from error
     return folder
 
