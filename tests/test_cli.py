@@ -244,6 +244,8 @@ RECIPES = ", ".join(recipe_names())
         ("train --set image_size=9", "image_size is 9; the images of digits have the size 8"),
         ("train --out .", ". is not empty; give a folder that does not exist, or --resume to go on with a run"),
         ("train --out tiny.toml", "tiny.toml exists already"),
+        ("train --out=", "Invalid value for '--out': it is empty; give the name of a folder (see tinyvit train"),
+        ("train --resume=", "Invalid value for '--resume': it is empty; give the name of a folder"),
         ("train --device cuda", "Invalid value for '--device': device 'cuda' is not usable"),
         ("train --device gpu", "Invalid value for '--device': device is 'gpu'; it must be 'cpu'"),
         ("train --resume nope", "nope is no run folder: it has no recipe.toml; `tinyvit train` makes one"),
@@ -280,6 +282,22 @@ def test_an_image_that_cannot_be_read_is_told_by_its_path(run, content, says):
     assert err.count("\n") == 1
 
 
+def test_predict_goes_on_after_an_image_that_cannot_be_read(run):
+    train(tiny_recipe("epochs=1"), "tiny")
+    Path("bad.png").write_bytes(b"x")
+    Image.new("L", (8, 8)).save("good.png")
+    status, out, err = run("predict", "runs/tiny", "missing.png", "good.png", "bad.png", "good.png")
+    assert status == 2
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["good.png", "good.png"]
+    assert [line.split()[2] for line in err.splitlines()] == ["missing.png", "bad.png"]
+
+
+def test_a_recipe_without_a_name_is_none(run):
+    status, out, err = run("train", "")
+    assert (status, out) == (2, "")
+    assert err.startswith("tinyvit: error: there is no recipe ''")
+
+
 def test_weights_that_are_damaged_are_told_by_their_path(run):
     train(tiny_recipe("epochs=1"), "tiny")
     Path("runs/tiny/model.safetensors").write_bytes(b"")
@@ -300,6 +318,15 @@ def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_whole_on_request
         cli.main()
 
 
+def test_memory_that_runs_out_is_told_with_what_needs_less(run, monkeypatch):
+    def too_large(path):
+        raise MemoryError("Unable to allocate 3.00 TiB")
+
+    monkeypatch.setattr("tinyvit.runs.load_run", too_large)
+    says = "out of memory; a smaller model or data.batch_size needs less (Unable to allocate 3.00 TiB)"
+    assert run("evaluate", "x") == (1, "", f"tinyvit: error: {says}\n")
+
+
 def test_ctrl_c_before_the_run_began_is_status_130_without_a_traceback(run, monkeypatch):
     def interrupted(name):
         raise KeyboardInterrupt
@@ -317,6 +344,33 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly(arguments, lines):
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
+@pytest.mark.parametrize("arguments", ["info", "train tiny.toml"])
+def test_an_output_that_is_full_is_told_and_training_goes_on_to_the_end(arguments):
+    command = [sys.executable, "-W", "error", "-m", "tinyvit", *arguments.split()]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.stderr == "tinyvit: error: reading or writing failed: [Errno 28] No space left on device\n"
+    assert ended.returncode == 1
+    if arguments.startswith("train"):
+        assert len(metrics_of(Path("runs/tiny"))) == 2
+        assert Path("runs/tiny/curves.png").exists()
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text there")
+def test_names_that_are_no_text_are_shown_all_the_same():
+    folder, picture = os.fsdecode(b"r\xffn"), os.fsdecode(b"\xfe.png")
+    with start("train", "tiny.toml", "--out", folder) as process:
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert out.splitlines()[-1].endswith(r" -> r\udcffn")
+    Image.new("L", (8, 8)).save(picture)
+    with start("predict", folder, picture) as process:
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert out.startswith("\\udcfe.png\t")
 
 
 def test_errors_of_a_process_are_those_of_the_function():

@@ -92,6 +92,40 @@ def test_integers_among_themselves_stay_integers_until_they_are_divided() -> Non
     assert (x / 2).dtype == x.mean().dtype == F.exp(x).dtype == (x + 0.5).dtype == F.softmax(x).dtype == np.float32
 
 
+FLOATING_RESULTS = [
+    *(F.exp, F.log, F.sqrt, F.tanh, F.sigmoid, F.erf, F.silu, F.gelu, lambda x: F.gelu(x, "tanh")),
+    *(F.softmax, F.log_softmax, F.logsumexp, F.mean, F.var, lambda x: F.divide(x, 3)),
+    lambda x: F.mse_loss(x, np.array([90, 0, 1], np.uint8)),
+    lambda x: F.binary_cross_entropy_with_logits(x, np.array([0, 1, 0])),
+    lambda x: F.cross_entropy(x, np.array(1)),
+]
+
+
+@pytest.mark.parametrize("function", FLOATING_RESULTS)
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int8, np.int16, np.int64])
+def test_integers_become_float32_where_the_result_is_floating(function: Any, dtype: Any) -> None:
+    values = np.array([1, 80, 3]).astype(dtype)
+    expected = function(tv.tensor(values.astype(np.float32))).numpy()
+    for x in (tv.tensor(values), values):
+        y = function(x)
+        assert isinstance(y, Tensor)
+        assert y.dtype == np.float32
+        np.testing.assert_allclose(y.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, F.binary_cross_entropy_with_logits])
+def test_integers_beside_a_floating_target_take_its_dtype(loss: Any) -> None:
+    assert loss(tv.tensor([1, 2]), np.array([0.5, 1.0])).dtype == np.float64
+
+
+@pytest.mark.parametrize("data", [[1, 2], [True, False]])
+@pytest.mark.parametrize("training", [True, False])
+def test_integers_cannot_be_dropped_out(data: Any, training: bool) -> None:
+    x = tv.tensor(data)
+    with pytest.raises(TypeError, match=rf"dropout: x is {x.dtype}; it must be floating"):
+        F.dropout(x, 0.5, training)
+
+
 def test_floating_dtypes_are_never_mixed() -> None:
     x, y = tv.tensor([1.0]), tv.tensor(np.ones(1))
     calls = [*BINARY, lambda a, b: F.where(np.array([True]), a, b), lambda a, b: F.concatenate([a, b]), F.mse_loss]
@@ -121,6 +155,9 @@ def test_what_is_neither_array_nor_number_is_refused_by_name() -> None:
         F.add(x, [1.0])
     with pytest.raises(TypeError, match="multiply: y is a str"):
         x * "2"
+    for axis in (None, 0):
+        with pytest.raises(TypeError, match="x is a list; give a Tensor"):
+            F.cumsum([1.0], axis)
 
 
 def test_to_converts_with_a_gradient() -> None:
@@ -133,6 +170,8 @@ def test_to_converts_with_a_gradient() -> None:
     np.testing.assert_array_equal(x.grad.numpy(), [3, 4])
     assert not x.to("int64").requires_grad
     assert x.to(np.int32).dtype == np.int32
+    with pytest.raises(TypeError, match="to: 'flaot32' is neither a device, such as 'cpu', nor a dtype"):
+        x.to("flaot32")
 
 
 def test_devices_are_named_in_errors() -> None:

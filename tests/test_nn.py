@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
@@ -96,6 +97,26 @@ def test_a_wrong_shape_is_told_with_both_and_nothing_is_loaded() -> None:
             module.load_state_dict(state, strict)
     for name, values in module.state_dict().items():
         np.testing.assert_array_equal(values, before[name])
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.str_, object, "datetime64[s]"])
+def test_load_state_dict_takes_numbers_only(dtype: Any) -> None:
+    module = Pair()
+    before = module.state_dict()
+    name, array = next(iter(before.items()))
+    with pytest.raises(TypeError, match=rf"load_state_dict: {name} has dtype .*; it must hold real numbers"):
+        module.load_state_dict({**before, name: array.astype(np.int64).astype(dtype)})
+    for key, value in module.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.float16, np.float64, ml_dtypes.bfloat16])
+def test_load_state_dict_takes_numbers_of_any_kind(dtype: Any) -> None:
+    module = Pair()
+    module.load_state_dict({name: np.ones_like(array).astype(dtype) for name, array in module.state_dict().items()})
+    for value in module.state_dict().values():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, 1)
 
 
 def test_a_tied_parameter_is_one_parameter_with_two_names() -> None:

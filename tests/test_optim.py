@@ -111,6 +111,37 @@ def test_steps_change_values_in_their_memory_and_nothing_else(make: Any, dtype: 
     np.testing.assert_array_equal(idle.numpy(), 1)  # it has no gradient, so not even its weight decays
 
 
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda ps: SGD(ps, lr=-0.1), ValueError, r"SGD: lr is -0.1; it must be finite and at least 0"),
+        (lambda ps: AdamW(ps, lr=math.nan), ValueError, "AdamW: lr is nan; it must be finite and at least 0"),
+        (lambda ps: Adam(ps, lr=math.inf), ValueError, "lr is inf"),
+        (lambda ps: Adam(ps, lr="1e-3"), TypeError, "Adam: lr is '1e-3'; it must be a number"),
+        (
+            lambda ps: Adam(ps, betas=(0.9, 1.0)),
+            ValueError,
+            r"betas is \(0.9, 1.0\); it must be two numbers in",
+        ),
+        (lambda ps: Adam(ps, betas=(-0.1, 0.9)), ValueError, "two numbers"),
+        (lambda ps: Adam(ps, betas=(0.9,)), ValueError, "two numbers"),
+        (lambda ps: Adam(ps, betas=(0.9, None)), ValueError, r"betas is \(0.9, None\)"),
+        (lambda ps: Adam(ps, eps=-1e-8), ValueError, "eps is -1e-08"),
+        (lambda ps: AdamW(ps, weight_decay=-1), ValueError, "weight_decay is -1"),
+        (lambda ps: SGD(ps, 0.1, momentum=-0.9), ValueError, "momentum is -0.9"),
+        (lambda ps: SGD([{"params": ps, "lr": -1}], 0.1), ValueError, "lr is -1"),
+    ],
+)
+def test_settings_out_of_range_are_told_by_name_and_value(make: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        make([parameter()])
+
+
+@pytest.mark.parametrize("lr", [0, 0.0, 1, np.float32(0.1)])
+def test_a_learning_rate_is_any_number_from_0_on(lr: Any) -> None:
+    assert SGD([parameter()], lr=lr).groups[0]["lr"] == lr
+
+
 @pytest.mark.parametrize(("make", "lr"), [(SGD, 0.1), (Adam, 0.1), (AdamW, 0.1)])
 def test_a_quadratic_is_minimized(make: Any, lr: float) -> None:
     x, target = parameter(), np.array([3.0, 0.0, -1.0])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import math
 import re
 import tomllib
 from pathlib import Path
@@ -41,7 +40,7 @@ def values(key: dataclasses.Field) -> st.SearchStrategy:
     if key.type is str:
         return st.text(st.characters(exclude_categories=["Cs"]))
     if key.type is int:
-        return st.integers(allowed.at_least, None if allowed.below == math.inf else allowed.below - 1)
+        return st.integers(allowed.at_least, int(min(allowed.at_most, allowed.below - 1)))
     low, high = max(allowed.at_least, allowed.above), min(allowed.at_most, allowed.below)
     return st.floats(low, high, exclude_min=low == allowed.above, exclude_max=high == allowed.below)
 
@@ -141,6 +140,8 @@ def test_the_recipe_has_every_argument_of_vit_that_the_data_does_not_decide():
         ("data.name=pictures/a=b c", "data", "name", "pictures/a=b c"),
         ("name=2024", "data", "name", "2024"),
         ("note=", "about", "note", ""),
+        ('note="a" # why', "about", "note", "a"),
+        ("note=1\nlr = 5", "about", "note", "1\nlr = 5"),
     ],
 )
 def test_an_override_changes_its_key_and_no_other(assignment, section, key, value):
@@ -182,6 +183,17 @@ def test_of_two_overrides_of_a_key_the_last_counts():
         ("ema=-0.1", "train.ema is -0.1; it must be a finite number, at least 0 and below 1"),
         ("accuracy=1.5", "about.accuracy is 1.5; it must be a finite number, at least 0 and at most 1"),
         ("seed=9223372036854775808", "train.seed is 9223372036854775808; it must be an integer, at least 0"),
+        ("epochs=2147483648", "train.epochs is 2147483648; it must be an integer, at least 1 and at most 2147483647"),
+        ("accumulate=1" + "0" * 30, "it must be an integer, at least 1 and at most 2147483647"),
+        ("image_size=16385", "data.image_size is 16385; it must be an integer, at least 0 and at most 16384"),
+        ("shift=99999", "data.shift is 99999; it must be an integer, at least 0 and at most 16384"),
+        ("register_tokens=9999999", "at least 0 and at most 1048576"),
+        ("mlp_dim=9999999", "at least 0 and at most 1048576"),
+        ("dim=9999999", "at least 1 and at most 1048576"),
+        ("depth=10001", "at least 1 and at most 10000"),
+        ("warmup_epochs=1e300", "at least 0 and at most 1000000.0"),
+        ("epochs=1\nlr = 5", r"train.epochs is '1\nlr = 5'; it must be an integer"),
+        ("title=\udcff", r"about.title is '\udcff'; it must be text"),
         ("flip=1", "data.flip is 1; it must be true or false"),
         ("flip=yes", "data.flip is 'yes'; it must be true or false"),
         ("pool=max", "model.pool is 'max'; it must be one of 'cls', 'mean', 'first'"),

@@ -1,8 +1,11 @@
 """Stopping and going on: whatever ends a run, and wherever, it is resumed to the same bits as one never ended."""
 
+import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -134,6 +137,42 @@ def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_stays(whole):
     assert_same_run(RUN, whole)
 
 
+def test_a_closed_terminal_stops_the_run_with_a_checkpoint_even_if_it_tells_twice(whole):
+    before = signal.getsignal(signal.SIGHUP)
+    with pytest.raises(Interrupted):
+        train(RECIPE, "run", display=Signals("step 7", signal.SIGHUP, signal.SIGHUP))
+    assert signal.getsignal(signal.SIGHUP) == before
+    assert load(RUN / "checkpoint.safetensors")["position"]["step"] == 7
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(whole):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(RECIPE, "run", display=Signals("step 7", signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same_run(RUN, whole)
+
+
+@pytest.mark.parametrize("numbers", ["SIGINT, SIGTERM", "SIGHUP, SIGTERM"])
+def test_of_two_signals_at_the_same_moment_the_second_acts(numbers):
+    script = f"""
+import os, signal
+from signal import SIGHUP, SIGINT, SIGTERM
+from tinyvit.interrupt import StopRequest
+with StopRequest():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [{numbers}])
+    for number in [{numbers}]:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [{numbers}])
+    print("goes on")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "", "")
+
+
 def test_training_outside_of_the_main_thread_leaves_signals_alone(whole):
     before, results = signal.getsignal(signal.SIGINT), []
     thread = threading.Thread(target=lambda: results.append(train(RECIPE, "run")))
@@ -151,9 +190,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("writes", [0, 1, 2, 3, 7, 11, 12])
+@pytest.mark.parametrize("writes", [1, 2, 3, 4, 8, 12, 13])
 def test_a_run_killed_at_any_write_goes_on_exactly(whole, monkeypatch, writes, when):
-    """4 times the checkpoint, the weights and the metrics, then the curves: 13 files."""
+    """The recipe, 4 times the checkpoint, the weights and the metrics, then the curves: 14 files."""
     replace, left = os.replace, [writes]
 
     def killed(source, target):
@@ -194,6 +233,45 @@ def test_a_run_killed_at_random_ends_with_the_same_bits(kills):
     whole = train(recipe, "run")
     assert sha256(Path("killed")) == sha256(whole.folder)
     assert timeless(Path("killed")) == timeless(whole.folder)
+
+
+# Two at once -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(whole):
+    pytest.importorskip("fcntl", reason="this system has no locks on folders")
+
+    told = []
+
+    class Second(Display):
+        def stepped(self, position):
+            if position.step == STEPS + 1:
+                told.append(command("train", "--resume", RUN, env=ENVIRONMENT))
+
+    train(RECIPE, "run", display=Second())
+    says = "runs/run is being trained by another process; wait for it, or stop it first"
+    assert told == [(2, "", f"tinyvit: error: {says}\n")]
+    assert_same_run(RUN, whole)
+
+
+def test_a_run_that_failed_lets_go_of_its_folder(whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tinyvit.train, "_train_epochs", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(RECIPE, "run")
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def test_where_a_file_system_has_no_locks_runs_are_trained_all_the_same(whole, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="this system has no locks on folders")
+
+    def refused(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    train(RECIPE, "run")
+    assert_same_run(RUN, whole)
 
 
 # Resuming --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import tinyvit as tv
 from tinyvit.checkpoint import load
 from tinyvit.curves import draw_curves
 from tinyvit.data import load_dataset
-from tinyvit.display import Bar, Display, Lines
+from tinyvit.display import Bar, Display, Lines, heading
 from tinyvit.errors import DataError, RecipeError
 from tinyvit.evaluate import evaluate, predict
 from tinyvit.recipes import load_recipe
@@ -298,18 +298,44 @@ class DiskFull:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
+@pytest.mark.parametrize("out", [None, Path("new"), Path("empty")])
+def test_a_disk_too_full_for_a_run_is_told_and_nothing_is_left(monkeypatch, out):
+    Path("empty").mkdir()
+    DiskFull(monkeypatch, 0)
+    with pytest.raises(RunError, match=rf"{out or 'runs/run'}/recipe\.toml cannot be written: No space left on device"):
+        train(tiny_recipe(), "run", out)
+    assert not [path for path in Path().rglob("*") if path.is_file()]
+    assert not Path("runs/run").exists()
+    assert not Path("new").exists()
+    assert Path("empty").exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
 @pytest.mark.parametrize("files", range(10))
 def test_a_full_disk_is_told_with_the_file_and_the_run_can_go_on(monkeypatch, files):
     whole = train(tiny_recipe(), "whole")
     names = [*["checkpoint.safetensors", "model.safetensors", "metrics.jsonl"] * 3, "curves.png"]
     with monkeypatch.context() as patch:
-        DiskFull(patch, files)
+        DiskFull(patch, 1 + files)  # the first is recipe.toml
         with pytest.raises(TrainingFailed) as caught:
             train(tiny_recipe(), "full")
     assert f"runs/full/{names[files]} cannot be written (No space left on device)" in str(caught.value)
     assert str(caught.value).endswith("then go on with: tinyvit train --resume runs/full")
     resumed = resume(Path("runs/full"))
     assert sha256(resumed.folder) == sha256(whole.folder)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
+@pytest.mark.parametrize("lost", [None, "model.safetensors", "metrics.jsonl", "curves.png"])
+def test_a_finished_run_on_a_disk_that_takes_nothing_is_told_unless_it_lacks_a_file(monkeypatch, lost):
+    finished = train(tiny_recipe(), "run")
+    DiskFull(monkeypatch, 0)
+    if lost:
+        (finished.folder / lost).unlink()
+        with pytest.raises(TrainingFailed, match="No space left on device"):
+            resume(finished.folder)
+    else:
+        assert resume(finished.folder) == finished
 
 
 @pytest.mark.parametrize(
@@ -419,9 +445,33 @@ def test_loading_a_run_that_is_none_names_those_there_are():
 
 def test_weights_of_another_recipe_are_refused():
     folder = train(tiny_recipe("epochs=1"), "run").folder
+    (folder / "checkpoint.safetensors").unlink()
     (folder / "recipe.toml").write_text(tiny_recipe("dim=12").to_toml())
     with pytest.raises(tv.errors.CheckpointError, match=r"model\.safetensors does not belong to the recipe"):
         load_run(folder)
+
+
+@pytest.mark.parametrize("change", ["heads=1", "norm=post", "layer_scale=0.5", "name=mnist", "image_size=8"])
+def test_a_recipe_that_was_changed_after_the_run_is_told_by_its_keys(change):
+    folder = train(tiny_recipe("epochs=1"), "run").folder
+    (folder / "recipe.toml").write_text(tiny_recipe("epochs=1", change).to_toml())
+    key = change.partition("=")[0]
+    with pytest.raises(tv.errors.CheckpointError, match=rf"another (model|data)\.{key} than recipe\.toml now says"):
+        load_run(folder)
+
+
+def test_a_trained_model_may_be_measured_in_other_batches():
+    folder = train(tiny_recipe("epochs=1"), "run").folder
+    (folder / "recipe.toml").write_text(tiny_recipe("epochs=1", "batch_size=7", "note=mine").to_toml())
+    assert load_run(folder).recipe.data.batch_size == 7
+
+
+def test_a_checkpoint_that_is_none_is_told_by_its_path():
+    folder = train(tiny_recipe("epochs=1"), "run").folder
+    for state in ({"data": {}}, {"recipe": "="}, {"recipe": 3}):
+        tv.save(folder / "checkpoint.safetensors", state)
+        with pytest.raises(tv.errors.CheckpointError, match=r"checkpoint\.safetensors is not the checkpoint of a run"):
+            load_run(folder)
 
 
 def test_a_recipe_name_stands_for_the_weights_that_come_with_the_package(monkeypatch, tmp_path):
@@ -515,6 +565,18 @@ def test_the_last_line_sets_the_accuracy_beside_what_the_recipe_expects(seconds,
     result = train(tiny_recipe("epochs=1", "accuracy=0.5"), "run")
     result.metrics[-1] |= {"val_accuracy": 0.98607, "seconds": seconds}
     assert str(result) == f"test accuracy 98.61 % after 1 epoch in {says} (the recipe expects 50.0 %) -> runs/run"
+
+
+@pytest.mark.parametrize("title", ["costs $x^$", "\N{REPLACEMENT CHARACTER}", "a_b\\c"])
+def test_the_curves_take_any_title(tmp_path, title):
+    line = {"epoch": 1, "train_loss": 1.0, "val_loss": 2.0, "val_accuracy": 0.5}
+    draw_curves(tmp_path / "curves.png", title, [line])
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_one_step_is_called_so():
+    training = Training(tiny_recipe("epochs=1", "batch_size=1438"))
+    assert "; 1 step -> here" in heading(training, Path("here"))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 200])

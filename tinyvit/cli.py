@@ -3,6 +3,7 @@
 Exit status: 0 done, 1 the run failed, 2 wrong usage or bad input, 130 stopped by Ctrl-C.
 """
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NoReturn
 import click
 
 from . import __version__
-from .errors import TinyvitError
+from .errors import DataError, TinyvitError
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,11 +44,17 @@ def _use_device(context: click.Context, parameter: click.Parameter, name: str) -
         raise click.BadParameter(str(error)) from error
 
 
+def _folder(name: str) -> Path:
+    if not name:  # an empty variable of a shell, say: Path("") would be the current folder
+        raise click.BadParameter("it is empty; give the name of a folder.")
+    return Path(name)
+
+
 @commands.command()
 @click.argument("recipe", required=False)
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a key of the recipe.")
-@click.option("--out", metavar="DIR", type=Path, help="The run folder, new or empty.  [default: runs/RECIPE]")
-@click.option("--resume", "resumed", metavar="DIR", type=Path, help="Go on with the run in DIR.")
+@click.option("--out", metavar="DIR", type=_folder, help="The run folder, new or empty.  [default: runs/RECIPE]")
+@click.option("--resume", "resumed", metavar="DIR", type=_folder, help="Go on with the run in DIR.")
 @click.option("--device", default="cpu", show_default=True, callback=_use_device, expose_value=False,
               help="Where to compute.")  # fmt: skip
 def train(recipe: str | None, assignments: tuple[str, ...], out: Path | None, resumed: Path | None) -> None:
@@ -76,7 +83,7 @@ def train(recipe: str | None, assignments: tuple[str, ...], out: Path | None, re
             raise click.UsageError("--resume goes on by the recipe in DIR: leave out RECIPE, --set and --out")
         result = training.resume(resumed, live_display())
     else:
-        name = recipe or "digits"
+        name = "digits" if recipe is None else recipe
         chosen = load_recipe(name).override(assignments)
         result = training.train(chosen, Path(name).stem, out, live_display())
     click.echo(result)
@@ -121,6 +128,8 @@ def predict(run: str, images: tuple[str, ...]) -> None:
     RUN is a run folder, or the name of a recipe whose trained weights come with the package. An image of another size
     is cut to a square and resized; colour becomes grey where the model wants grey. Digits are light on dark.
 
+    An image that cannot be read is told on standard error, the others are named, and the exit status is 2.
+
     \b
     tinyvit predict runs/digits three.png
     tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
@@ -128,10 +137,17 @@ def predict(run: str, images: tuple[str, ...]) -> None:
     from .evaluate import predict
     from .runs import load_run
 
-    trained = load_run(run)
+    trained, failed = load_run(run), False
     for path in images:
-        name, probability = predict(trained, path)
-        click.echo(f"{path}\t{name}\t{probability:.4f}")
+        try:
+            name, probability = predict(trained, path)
+        except DataError as error:
+            _tell(f"error: {error}")
+            failed = True
+        else:
+            click.echo(f"{path}\t{name}\t{probability:.4f}")
+    if failed:
+        click.get_current_context().exit(2)
 
 
 # Around it ----------------------------------------------------------------------------------------------------------
@@ -177,14 +193,29 @@ def fetch(name: str) -> None:
 
 def main() -> NoReturn:
     """Run the command, and end the process with its exit status; errors are one line on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths may hold bytes that are no text
     try:
         status = commands(prog_name="tinyvit", standalone_mode=False)
     except Exception as error:
         if os.environ.get("TINYVIT_TRACEBACK") == "1":
             raise
         status, message = _judged(error)
-        click.echo(f"tinyvit: {message}", err=True)
+        _tell(message)
+        _drop_what_cannot_be_written()
     sys.exit(status or 0)
+
+
+def _tell(message: str) -> None:
+    click.echo(f"tinyvit: {message}", err=True)
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Empty a standard output that fails (its disk is full), or Python tries again at its end, and complains."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _judged(error: Exception) -> tuple[int, str]:
@@ -200,4 +231,8 @@ def _judged(error: Exception) -> tuple[int, str]:
         return 2, f"error: {error}"
     if isinstance(error, TrainingFailed):
         return 1, f"error: {error}"
+    if isinstance(error, OSError):
+        return 1, f"error: reading or writing failed: {error}"
+    if isinstance(error, MemoryError):
+        return 1, f"error: out of memory; a smaller model or data.batch_size needs less ({str(error) or 'no details'})"
     return 1, f"error: {type(error).__name__}: {error} (a bug; TINYVIT_TRACEBACK=1 shows where)"

@@ -19,7 +19,7 @@ def draw_curves(path: Path, title: str, metrics: Sequence[dict[str, Any]]) -> No
     epochs = [line["epoch"] for line in metrics]
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     loss, accuracy = figure.subplots(1, 2)
     style: dict[str, Any] = {"linewidth": 1.6, "marker": "o", "markersize": 3 if len(epochs) <= 60 else 0}
     loss.plot(epochs, [line["train_loss"] for line in metrics], color=_TRAIN, label="training images", **style)

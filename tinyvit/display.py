@@ -30,21 +30,28 @@ class Display:
 
 
 class Lines(Display):
-    """A line for each epoch, on standard output."""
+    """A line for each epoch, on standard output; training goes on where that cannot be written."""
 
     def started(self, training: "Training", folder: Path) -> None:
         self.epochs = training.recipe.train.epochs
-        print(heading(training, folder), flush=True)
+        self._print(heading(training, folder))
 
     def finished_epoch(self, position: "Position") -> None:
         line = position.metrics[-1]
-        print(
+        self._print(
             f"epoch {line['epoch']:{len(str(self.epochs))}}/{self.epochs}"
             f"  train loss {line['train_loss']:.4f}  test loss {line['val_loss']:.4f}"
             f"  test accuracy {100 * line['val_accuracy']:.2f} %"
-            f"  {line['images_per_s']:,.0f} images/s  {line['seconds']:.0f} s",
-            flush=True,
+            f"  {line['images_per_s']:,.0f} images/s  {line['seconds']:.0f} s"
         )
+
+    def _print(self, text: str) -> None:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # nobody reads any more
+            raise
+        except OSError:  # the disk is full, say; the same line is in the metrics
+            pass
 
 
 class Bar(Display):
@@ -112,10 +119,10 @@ def heading(training: "Training", folder: Path) -> str:
     if position.epoch == epochs:
         return f"{folder} is finished: all {epochs} epochs are trained"
     begun = f", going on in epoch {position.epoch + 1} after step {position.step:,}" if position.step else ""
-    weights = sum(p.size for p in training.model.parameters())
+    weights, steps = sum(p.size for p in training.model.parameters()), training.total_steps
     return (
         f"{training.recipe.data.name}: {len(training.train_data):,} images to learn from, {len(training.test_data):,} "
-        f"held out for the test; {weights:,} weights; {training.total_steps:,} steps{begun} -> {folder}"
+        f"held out for the test; {weights:,} weights; {steps:,} step{'s' * (steps > 1)}{begun} -> {folder}"
     )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ class Optimizer:
     Parameters
     ----------
     params : tensors, or groups as mappings with "params" and settings that differ from the defaults.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is no number, or out of its range: betas are in [0, 1), the others finite and at least 0.
     """
 
     slots: Sequence[str] = ()  # names of the arrays kept for each parameter
@@ -39,6 +45,7 @@ class Optimizer:
                     f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(defaults)}"
                 )
             self.groups.append({**defaults, **group, "params": list(group["params"])})
+            _check_settings(type(self).__name__, self.groups[-1])
         tensors = [p for group in self.groups for p in group["params"]]
         if not tensors:
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimize")
@@ -100,6 +107,18 @@ class Optimizer:
         for key, kept in own.items():
             for name, array in kept.items():
                 array[...] = arrays[key][name]
+
+
+def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    betas = tuple(settings.get("betas", (0.0, 0.0)))
+    if len(betas) != 2 or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
+        raise ValueError(f"{name}: betas is {betas}; it must be two numbers in [0, 1)")
+    for key in ("lr", "eps", "momentum", "weight_decay"):
+        value = settings.get(key, 0.0)
+        if not isinstance(value, Real):
+            raise TypeError(f"{name}: {key} is {value!r}; it must be a number")
+        if not 0 <= float(value) < math.inf:
+            raise ValueError(f"{name}: {key} is {value}; it must be finite and at least 0")
 
 
 class SGD(Optimizer):

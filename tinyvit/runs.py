@@ -5,15 +5,17 @@ use), checkpoint.safetensors (all that `tinyvit train --resume` needs) and curve
 """
 
 import dataclasses
+import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from .checkpoint import load
+from .checkpoint import atomic_write, load
 from .data import Dataset, load_dataset
 from .errors import CheckpointError, RecipeError, TinyvitError
 from .models import ViT
@@ -104,14 +106,23 @@ def new_run(recipe: Recipe, name: str, out: Path | None = None) -> Path:
     RunError
         If `out` has something in it, or the folder cannot be made.
     """
+    folder = out or Path("runs") / name
+    was_there = out is not None and out.exists()
     try:
-        folder = _first_free(Path("runs") / name) if out is None else _empty(out)
-        with open(folder / RECIPE, "x", encoding="utf-8") as file:
-            file.write(recipe.to_toml())
-    except FileExistsError as error:  # a file is in the way, or another process was faster
+        folder = _first_free(folder) if out is None else _empty(out)
+        (folder / RECIPE).touch(exist_ok=False)  # of two processes, one is first
+    except FileExistsError as error:
         raise RunError(f"{error.filename} exists already; give a folder that does not") from error
     except OSError as error:
-        raise RunError(f"{error.filename} cannot be made: {error.strerror}") from error
+        raise RunError(f"{error.filename or folder} cannot be made: {error.strerror}") from error
+    try:
+        atomic_write(folder / RECIPE, recipe.to_toml().encode())
+    except OSError as error:
+        with suppress(OSError):
+            (folder / RECIPE).unlink()
+            if not was_there:
+                folder.rmdir()
+        raise RunError(f"{folder / RECIPE} cannot be written: {error.strerror}") from error
     return folder
 
 
@@ -130,6 +141,31 @@ def _empty(folder: Path) -> Path:
         raise RunError(f"{folder} is not empty; give a folder that does not exist, or --resume to go on with a run")
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Within this block no other process can claim the run in `folder`; RunError if one has it.
+
+    The system gives the claim back if this process dies. Where it has no such claims (Windows, some network file
+    systems), nothing is claimed.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{folder} is being trained by another process; wait for it, or stop it first") from error
+        except OSError:  # this file system has no claims
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 # Reading a run back -------------------------------------------------------------------------------------------------
@@ -163,7 +199,7 @@ def load_run(run: str | Path) -> TrainedModel:
     model = build_model(recipe, data)
     try:
         model.load_state_dict(load(weights))
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
     return TrainedModel(recipe, model.eval(), data)
 
@@ -179,10 +215,27 @@ def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
     """What the checkpoint says of the data; weights that come alone are asked for theirs in the data set itself."""
     if not (folder / CHECKPOINT).is_file():
         return DataSpec.of(load_data(recipe, "test"))
+    state = load(folder / CHECKPOINT)
     try:
-        return DataSpec.from_state(load(folder / CHECKPOINT)["data"])
-    except (KeyError, TypeError, AttributeError) as error:
+        require_same_recipe(folder / CHECKPOINT, state, recipe, ("model", "data.name", "data.image_size"))
+        return DataSpec.from_state(state["data"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is not the checkpoint of a run") from error
+
+
+def require_same_recipe(path: Path, state: Mapping[str, Any], recipe: Recipe, deciding: tuple[str, ...]) -> None:
+    """Raise CheckpointError if the checkpoint `state`, read from `path`, is of another recipe than `recipe`.
+
+    Only the sections and keys in `deciding` ("model", "data.name") are compared.
+    """
+    before, now = tomllib.loads(state["recipe"]), dataclasses.asdict(recipe)
+    keys = [(s, key) for s in before for key in before[s] if s in deciding or f"{s}.{key}" in deciding]
+    changed = [f"{s}.{key}" for s, key in keys if now[s].get(key) != before[s][key]]
+    if changed:
+        raise CheckpointError(
+            f"{path} was written with another {', '.join(changed)} than {RECIPE} now says; "
+            "put that back, or start a new run"
+        )
 
 
 def _known(shipped: Iterable[Path] = ()) -> str:

@@ -9,11 +9,11 @@ was not. The test images are only looked at; nothing is chosen by them, and the 
 import dataclasses
 import json
 import math
+import os
 import shlex
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -38,14 +38,15 @@ from .runs import (
     CURVES,
     METRICS,
     MODEL,
-    RECIPE,
     DataSpec,
     RunError,
     build_model,
+    claimed,
     load_data,
     mistake_in,
     new_run,
     read_recipe,
+    require_same_recipe,
 )
 
 
@@ -103,28 +104,34 @@ def train(recipe: Recipe, name: str, out: Path | None = None, display: Display |
     TrainingFailed
         If the run cannot go on; its last good checkpoint is kept.
     Interrupted
-        After Ctrl-C or SIGTERM, if called from the main thread. The step under way is finished, and a checkpoint
-        written. A second Ctrl-C stops at once, with KeyboardInterrupt.
+        After Ctrl-C, SIGTERM or SIGHUP, if called from the main thread. The step under way is finished, and a
+        checkpoint written. A second Ctrl-C stops at once, with KeyboardInterrupt.
     """
     training = Training(recipe)
-    return _go_on(training, new_run(recipe, name, out), display or Display())
+    folder = new_run(recipe, name, out)
+    with claimed(folder):
+        return _go_on(training, folder, display or Display())
 
 
 def resume(folder: Path, display: Display | None = None) -> Result:
     """Go on with the run in `folder` from its checkpoint, as if it had never stopped; raises what `train` does."""
     training = Training(read_recipe(folder))
-    if (folder / CHECKPOINT).exists():
-        training.read_checkpoint(folder / CHECKPOINT)
-    elif (folder / METRICS).exists():
-        raise RunError(f"{folder} has no {CHECKPOINT}, so the run cannot go on; start a new one")
-    return _go_on(training, folder, display or Display())
+    with claimed(folder):
+        if (folder / CHECKPOINT).exists():
+            training.read_checkpoint(folder / CHECKPOINT)
+        elif (folder / METRICS).exists():
+            raise RunError(f"{folder} has no {CHECKPOINT}, so the run cannot go on; start a new one")
+        return _go_on(training, folder, display or Display())
 
 
 def _go_on(training: "Training", folder: Path, display: Display) -> Result:
     """Train from where `training` stands to the end, or until a signal; leave everything in `folder`."""
     recipe, position = training.recipe, training.position
+    finished = position.epoch == recipe.train.epochs and _is_all_there(folder, position)
+    unwritable = suppress(TrainingFailed) if finished else nullcontext()  # a finished run may lie on a read-only disk
     keep_freed_memory()
-    with StopRequest() as stop, display, np.errstate(all="ignore"):  # what is not finite is found by looking for it
+    # what is not finite is found by looking for it
+    with StopRequest() as stop, display, np.errstate(all="ignore"), unwritable:
         try:
             display.started(training, folder)
             finished = _train_epochs(training, folder, display, stop)
@@ -134,13 +141,20 @@ def _go_on(training: "Training", folder: Path, display: Display) -> Result:
                 "train.warmup_epochs or train.clip_norm=1 may help"
             ) from error
         if position.metrics:
-            _write(folder / CURVES, lambda path: draw_curves(path, str(folder), position.metrics))
+            title = os.fsencode(folder).decode(errors="replace")  # its name may hold bytes that are no text
+            _write(folder / CURVES, lambda path: draw_curves(path, title, position.metrics))
     if not finished:
         raise Interrupted(
             f"stopped in epoch {position.epoch + 1} of {recipe.train.epochs}, after step {position.step}; "
             f"go on with: {_command(folder)}"
         )
     return Result(folder, recipe, position.metrics)
+
+
+def _is_all_there(folder: Path, position: "Position") -> bool:
+    """Whether `folder` has every file of a run that has come to `position`; a run killed while it wrote lacks some."""
+    files = [folder / name for name in (METRICS, MODEL, CURVES)]
+    return all(file.is_file() for file in files) and files[0].read_bytes() == position.metrics_lines()
 
 
 def _train_epochs(training: "Training", folder: Path, display: Display, stop: StopRequest) -> bool:
@@ -192,6 +206,10 @@ class Position:
     step: int = 0  # of the optimizer, over all epochs
     seconds: float = 0.0  # over all epochs, tests included
     metrics: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
+
+    def metrics_lines(self) -> bytes:
+        """What metrics.jsonl holds."""
+        return "".join(json.dumps(line) + "\n" for line in self.metrics).encode()
 
 
 class Training:
@@ -312,10 +330,10 @@ class Training:
             raise FloatingPointError(f"the weights are not finite after step {self.position.step}")
         with self.averaged():
             weights = self.model.state_dict()
-        lines = "".join(json.dumps(line) + "\n" for line in self.position.metrics)
+        lines = self.position.metrics_lines()
         _write(folder / CHECKPOINT, lambda path: save(path, self.state_dict()))
         _write(folder / MODEL, lambda path: save(path, weights))
-        _write(folder / METRICS, lambda path: atomic_write(path, lines.encode()))
+        _write(folder / METRICS, lambda path: atomic_write(path, lines))
         self._lap()  # writing counts for the run, not for the speed of training
         self._written = time.perf_counter()
 
@@ -347,14 +365,7 @@ class Training:
 
     def _check_origin(self, path: Path, state: Mapping[str, Any]) -> None:
         """Refuse to go on with another recipe or other data: the run would be neither the old one nor a new one."""
-        before, now = tomllib.loads(state["recipe"]), dataclasses.asdict(self.recipe)
-        keys = [(s, key) for s in before if s != "about" for key in before[s]]
-        changed = [f"{s}.{key}" for s, key in keys if now[s].get(key) != before[s][key]]
-        if changed:
-            raise CheckpointError(
-                f"{path} was written with another {', '.join(changed)} than {RECIPE} now says; "
-                "put that back, or start a new run"
-            )
+        require_same_recipe(path, state, self.recipe, ("data", "model", "train"))
         if (DataSpec.from_state(state["data"]), state["train_images"]) != (self.data, len(self.train_data)):
             raise CheckpointError(f"{path} is of a run on other images than {self.recipe.data.name} now holds")
 

@@ -22,8 +22,8 @@ from mirror_server import (
     without_ranges,
 )
 
-from tinyvit.data import download, fetch
-from tinyvit.data.sources import DATASET_NAMES, SOURCES, RemoteFile, Source, data_roots, find
+from tinyvit.data import download, fetch, load_dataset
+from tinyvit.data.sources import DATASET_NAMES, SOURCES, RemoteFile, Source, data_roots, find, missing_names
 from tinyvit.errors import DataError
 
 BODY = random.Random(0).randbytes(320_000)
@@ -314,6 +314,28 @@ def test_a_complete_folder_under_tinyvit_data_is_used_as_it_is(
     assert find("mnist") == own
 
 
+def test_a_folder_under_tinyvit_data_that_lacks_files_is_named_with_them(
+    cache: Path, offer, mirror: MirrorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own" / "mnist"
+    own.mkdir(parents=True)
+    (own / "a.bin.gz").write_bytes(b"anything")
+    monkeypatch.setenv("TINYVIT_DATA", str(own.parent))
+    offer([mirror.url], **{"a.bin": BODY, "b.bin": BODY, "c.bin": BODY})
+    with pytest.raises(DataError) as caught:
+        fetch("mnist")
+    assert str(caught.value).endswith(f"\n{own} lacks b.bin, c.bin")
+
+
+def test_what_is_missing_is_named_as_served_or_by_the_parts_beside_others(tmp_path: Path) -> None:
+    source = Source((), (RemoteFile("all.tar.gz", 1, "", ("a.bin", "b.bin", "c.bin")),))
+    assert missing_names(tmp_path, source) == ["all.tar.gz"]
+    (tmp_path / "b.bin.xz").touch()
+    assert missing_names(tmp_path, source) == ["a.bin", "c.bin"]
+    (tmp_path / "all.tar.gz").touch()
+    assert missing_names(tmp_path, source) == []
+
+
 def test_tinyvit_data_that_is_no_folder_is_an_error(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +369,13 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
         fetch("fashion_mnist")
     with pytest.raises(DataError, match="known are digits, mnist"):
         fetch("imagenet-21k")
+
+
+def test_a_folder_given_as_a_name_is_told_how_to_give_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mnits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="there is no data set 'mnits': did you mean folder:mnits"):
+        load_dataset("mnits", "train")
 
 
 def test_the_digits_need_no_download(cache: Path) -> None:

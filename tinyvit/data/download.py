@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from tinyvit.data.sources import SOURCES, RemoteFile, Source, check_name, data_roots, is_complete
+from tinyvit.data.sources import SOURCES, RemoteFile, Source, check_name, data_roots, is_complete, missing_names
 from tinyvit.errors import DataError
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None, *, timeo
             with _exclusive(folder / ".lock"):
                 for file in _missing(folder, source):  # another process may have brought some meanwhile
                     _download(file, _urls(name, source, file), folder, timeout)
+    except DataError as error:
+        raise DataError(f"{error}{_unused(name, elsewhere)}") from error
     except OSError as error:
         raise DataError(
             f"{name} cannot be written to {folder}: {error.strerror or error}; what has arrived is kept, so "
@@ -68,6 +70,12 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None, *, timeo
 
 class _Failed(Exception):
     """A transfer that did not complete, and why."""
+
+
+def _unused(name: str, roots: Sequence[Path]) -> str:
+    """Tell, at the end of an error, of folders that would have served if they were complete."""
+    folders = [root / name for root in roots if (root / name).is_dir()]
+    return "".join(f"\n{folder} lacks {', '.join(missing_names(folder, SOURCES[name]))}" for folder in folders)
 
 
 def _missing(folder: Path, source: Source) -> list[RemoteFile]:

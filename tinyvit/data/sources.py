@@ -98,6 +98,8 @@ def check_name(name: str) -> None:
     """Raise DataError, with the nearest valid name, for a data set that does not exist."""
     if name not in DATASET_NAMES:
         nearest = difflib.get_close_matches(name.lower(), DATASET_NAMES, n=1, cutoff=0.4)
+        if Path(name).is_dir():
+            nearest = [f"folder:{name}"]
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise DataError(
             f"there is no data set {name!r}: {hint}known are {', '.join(DATASET_NAMES)}, "
@@ -119,9 +121,17 @@ def find_part(folder: Path, part: str) -> Path | None:
 
 def is_complete(folder: Path, source: Source) -> bool:
     """Return whether every file is there, as it was served or as its parts."""
-    return all(
-        (folder / file.name).is_file() or all(find_part(folder, part) for part in file.parts) for file in source.files
-    )
+    return not missing_names(folder, source)
+
+
+def missing_names(folder: Path, source: Source) -> list[str]:
+    """Return the names of the files that are not there: as they are served, or of the parts that miss beside others."""
+    names: list[str] = []
+    for file in source.files:
+        parts = [part for part in file.parts if not find_part(folder, part)]
+        if parts and not (folder / file.name).is_file():
+            names += parts if len(parts) < len(file.parts) else [file.name]
+    return names
 
 
 def data_roots() -> list[Path]:

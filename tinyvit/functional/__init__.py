@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from .. import autograd
 from ..autograd import Tensor
 from . import special  # noqa: F401  (adds erf to the array namespaces)
@@ -100,7 +102,13 @@ def _to(self: Tensor, device_or_dtype: Any) -> Tensor:
     if isinstance(device_or_dtype, str) and device_or_dtype.split(":")[0] in ("cpu", "cuda"):
         autograd.backend.check_device(device_or_dtype)
         return self
-    return cast(self, device_or_dtype)
+    try:
+        dtype = np.dtype(device_or_dtype)
+    except TypeError as error:
+        raise TypeError(
+            f"to: {device_or_dtype!r} is neither a device, such as 'cpu', nor a dtype, such as 'float32'"
+        ) from error
+    return cast(self, dtype)
 
 
 def _argmax(self: Tensor, axis: int | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..autograd import Op, Tensor
 from ..backend import Namespace
+from .elementwise import as_floating
 from .samples import sample
 
 _SQRT_HALF = 0.7071067811865476
@@ -171,12 +172,12 @@ def relu(x: Any) -> Tensor:
 
 def silu(x: Any) -> Tensor:
     """x * sigmoid(x) (Elfwing et al., 2017)."""
-    return Silu.apply(x)
+    return Silu.apply(as_floating(x))
 
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
     """The Gaussian error linear unit (Hendrycks and Gimpel, 2016), exact ("none") or by their formula with "tanh"."""
-    return Gelu.apply(x, approximate=_checked(approximate))
+    return Gelu.apply(as_floating(x), approximate=_checked(approximate))
 
 
 def bias_gelu(x: Any, bias: Any, approximate: str = "none") -> Tensor:
@@ -194,9 +195,9 @@ def _checked(approximate: str) -> str:
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`, without overflow; NaN where all of x is -inf."""
-    return Softmax.apply(x, axis=axis)
+    return Softmax.apply(as_floating(x), axis=axis)
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """log(softmax(x)) along `axis`, without overflow or cancellation."""
-    return LogSoftmax.apply(x, axis=axis)
+    return LogSoftmax.apply(as_floating(x), axis=axis)

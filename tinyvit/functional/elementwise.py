@@ -375,32 +375,32 @@ def negative(x: Any) -> Tensor:
 
 def exp(x: Any) -> Tensor:
     """e ** x."""
-    return Exp.apply(x)
+    return Exp.apply(as_floating(x))
 
 
 def log(x: Any) -> Tensor:
     """The natural logarithm of x."""
-    return Log.apply(x)
+    return Log.apply(as_floating(x))
 
 
 def sqrt(x: Any) -> Tensor:
     """The square root of x."""
-    return Sqrt.apply(x)
+    return Sqrt.apply(as_floating(x))
 
 
 def tanh(x: Any) -> Tensor:
     """The hyperbolic tangent of x."""
-    return Tanh.apply(x)
+    return Tanh.apply(as_floating(x))
 
 
 def sigmoid(x: Any) -> Tensor:
     """1 / (1 + exp(-x)), without overflow."""
-    return Sigmoid.apply(x)
+    return Sigmoid.apply(as_floating(x))
 
 
 def erf(x: Any) -> Tensor:
     """The error function of x."""
-    return Erf.apply(x)
+    return Erf.apply(as_floating(x))
 
 
 def abs(x: Any) -> Tensor:
@@ -438,6 +438,14 @@ def constant(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.data
     return x if hasattr(x, "dtype") else np.asarray(x)
+
+
+def as_floating(x: Any) -> Any:
+    """x, as float32 where it holds integers or booleans: for operations whose result is floating."""
+    array = x.data if isinstance(x, Tensor) else x
+    if isinstance(array, np.ndarray) and array.dtype.kind in "iub":
+        return Tensor(array.astype(np.float32))
+    return x
 
 
 def stop_gradient(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Op, Tensor
-from .elementwise import constant
+from .elementwise import as_floating, constant
 from .indexing import check_ids
 from .linalg import matmul
 from .samples import Sample, sample
@@ -147,20 +147,26 @@ def cross_entropy(
             f"cross_entropy: target has shape {values.shape}; for logits {logits.shape} it must be {logits.shape[:-1]}"
         )
     check_ids("cross_entropy: target", values[values != ignore_index], logits.shape[-1])
-    return CrossEntropy.apply(logits, None, ids=values, **options)
+    return CrossEntropy.apply(as_floating(logits), None, ids=values, **options)
 
 
 def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """The mean ("sum", "none") of (x - target)^2; both of one shape."""
     _check_reduction("mse_loss", reduction)
-    _check_shapes("mse_loss", "x", x, "target", constant(target).shape)
+    values = constant(target)
+    _check_shapes("mse_loss", "x", x, "target", values.shape)
+    if values.dtype.kind in "iub":
+        x = as_floating(x)  # a floating target decides the dtype
     return MseLoss.apply(x, target, reduction=reduction)
 
 
 def binary_cross_entropy_with_logits(logits: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """The mean ("sum", "none") of -t log(sigmoid(x)) - (1 - t) log(1 - sigmoid(x)), without overflow."""
     _check_reduction("binary_cross_entropy_with_logits", reduction)
-    _check_shapes("binary_cross_entropy_with_logits", "logits", logits, "target", constant(target).shape)
+    values = constant(target)
+    _check_shapes("binary_cross_entropy_with_logits", "logits", logits, "target", values.shape)
+    if values.dtype.kind in "iub":
+        logits = as_floating(logits)  # a floating target decides the dtype
     return BinaryCrossEntropyWithLogits.apply(logits, target, reduction=reduction)
 
 

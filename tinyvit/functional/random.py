@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Op, Tensor
-from ..backend import NUMPY, Array, Generator, Namespace, default_generator
+from ..backend import NUMPY, Array, Generator, Namespace, default_generator, is_floating
+from .elementwise import constant
 from .samples import sample
 
 _PHILOX_M = (0xD2511F53, 0xCD9E8D57)
@@ -78,8 +79,11 @@ class Dropout(Op):
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Tensor:
     """Zero each element with probability p and divide the others by 1 - p; x itself if not training.
 
-    The mask is drawn from `generator`, the default random stream if omitted (Srivastava et al., 2014).
+    The mask is drawn from `generator`, the default random stream if omitted (Srivastava et al., 2014). Raises TypeError
+    for integers, which cannot be divided by 1 - p.
     """
+    if not is_floating(constant(x)):
+        raise TypeError(f"dropout: x is {constant(x).dtype}; it must be floating: convert it with .to('float32')")
     check_probability("p", p)
     if not training or p == 0:
         return x

@@ -5,7 +5,9 @@ from typing import Any
 
 from ..autograd import Op, Tensor
 from ..backend import Namespace
+from .elementwise import as_floating
 from .samples import sample
+from .shape import reshape
 
 Axis = int | tuple[int, ...] | None
 
@@ -246,13 +248,13 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over `axis`, without overflow; -inf where all are -inf."""
-    return Logsumexp.apply(x, axis=axis, keepdims=keepdims)
+    return Logsumexp.apply(as_floating(x), axis=axis, keepdims=keepdims)
 
 
 def cumsum(x: Any, axis: int | None = None) -> Tensor:
     """Running sums along `axis`; of the flattened tensor by default, as in NumPy."""
     if axis is None:
-        return Cumsum.apply(x.reshape(-1), axis=0)
+        return Cumsum.apply(reshape(x, -1), axis=0)
     return Cumsum.apply(x, axis=axis)
 
 

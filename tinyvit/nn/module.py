@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..autograd import Tensor
-from ..backend import Array, as_array, to_host
+from ..backend import Array, as_array, is_floating, to_host
 
 
 class Parameter(Tensor):
@@ -84,6 +84,8 @@ class Module:
             With `strict`, names are missing or unexpected; the message lists them.
         ValueError
             A shape differs.
+        TypeError
+            An array holds no real numbers, integers or booleans.
         """
         own = dict(self._named_entries())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -93,6 +95,8 @@ class Module:
         for name, array in arrays.items():
             if array.shape != own[name].shape:
                 raise ValueError(f"load_state_dict: {name} has shape {array.shape}; the module's is {own[name].shape}")
+            if array.dtype.kind not in "fiub" and not is_floating(array):  # bfloat16 is of a kind of its own
+                raise TypeError(f"load_state_dict: {name} has dtype {array.dtype}; it must hold real numbers")
         for name, array in arrays.items():
             own[name].assign(array)
 

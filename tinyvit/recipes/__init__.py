@@ -48,7 +48,10 @@ def _key(allowed: Range | tuple[str, ...], default: Any = dataclasses.MISSING) -
     return dataclasses.field(default=default, metadata={"allowed": allowed})
 
 
-_COUNT = Range(at_least=1)
+_COUNT = Range(at_least=1, at_most=2**31 - 1)
+_SIZE = Range(at_least=1, at_most=2**20)  # of a part of the model; no machine trains a larger one
+_SIZE_OR_NONE = Range(at_least=0, at_most=2**20)
+_PIXELS = Range(at_least=0, at_most=2**14)
 _NOT_NEGATIVE = Range(at_least=0)
 _FRACTION = Range(at_least=0, below=1)
 
@@ -64,7 +67,8 @@ class _Section:
                 value = float(value)
                 object.__setattr__(self, field.name, value)
             allowed = field.metadata.get("allowed")
-            if type(value) is not field.type or (allowed is not None and value not in allowed):
+            known = type(value) is field.type and (field.type is not str or _is_text(value))
+            if not known or (allowed is not None and value not in allowed):
                 expected = _KINDS[field.type]
                 if isinstance(allowed, Range):
                     expected += f", {allowed}"
@@ -72,6 +76,11 @@ class _Section:
                     expected = "one of " + ", ".join(map(repr, allowed))
                 name = f"{type(self).__name__.lower()}.{field.name}"
                 raise RecipeError(f"{name} is {value!r}; it must be {expected}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether UTF-8 can hold `value`: the name of a file may have bytes that are no text."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 # The schema: one class a section, one field a key; no key stands in two sections ---------------------------
@@ -94,23 +103,23 @@ class Data(_Section):
 
     name: str  # of a data set, or folder:PATH, a folder of images as `tinyvit.data.image_folder` reads it
     batch_size: int = _key(_COUNT)
-    image_size: int = _key(_NOT_NEGATIVE, 0)  # pixels; 0 keeps the size the images have
-    shift: int = _key(_NOT_NEGATIVE, 0)  # up to so many pixels, in both directions
+    image_size: int = _key(_PIXELS, 0)  # pixels; 0 keeps the size the images have
+    shift: int = _key(_PIXELS, 0)  # up to so many pixels, in both directions
     flip: bool = False  # left and right
     rotate: float = _key(Range(at_least=0, at_most=180), 0.0)  # up to so many degrees, either way
     scale: float = _key(_FRACTION, 0.0)  # by a factor between 1 - scale and 1 + scale
-    cutout: int = _key(_NOT_NEGATIVE, 0)  # side, in pixels, of a square that is blanked
+    cutout: int = _key(_PIXELS, 0)  # side, in pixels, of a square that is blanked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(_Section):
     """The arguments of `tinyvit.models.ViT` that the data does not decide."""
 
-    patch_size: int = _key(_COUNT)
-    dim: int = _key(_COUNT)
-    depth: int = _key(_COUNT)
-    heads: int = _key(_COUNT)
-    mlp_dim: int = _key(_NOT_NEGATIVE, 0)  # 0 is 4 * dim
+    patch_size: int = _key(_SIZE)
+    dim: int = _key(_SIZE)
+    depth: int = _key(Range(at_least=1, at_most=10_000))
+    heads: int = _key(_SIZE)
+    mlp_dim: int = _key(_SIZE_OR_NONE, 0)  # 0 is 4 * dim
     pool: str = _key(("cls", "mean", "first"), "cls")
     norm: str = _key(("pre", "post"), "pre")
     pos_embed: str = _key(("learned", "sincos1d", "sincos2d", "none"), "learned")
@@ -119,7 +128,7 @@ class Model(_Section):
     emb_dropout: float = _key(_FRACTION, 0.0)
     drop_path: float = _key(_FRACTION, 0.0)
     layer_scale: float = _key(_NOT_NEGATIVE, 0.0)  # initial value; 0 is no layer scale
-    register_tokens: int = _key(_NOT_NEGATIVE, 0)
+    register_tokens: int = _key(_SIZE_OR_NONE, 0)
     stem: str = _key(("linear", "conv"), "linear")
 
 
@@ -131,7 +140,7 @@ class Train(_Section):
     lr: float = _key(Range(above=0))  # at the peak of the schedule
     min_lr: float = _key(_NOT_NEGATIVE, 0.0)  # at its end
     schedule: str = _key(("cosine", "linear", "constant"), "cosine")
-    warmup_epochs: float = _key(_NOT_NEGATIVE, 0.0)
+    warmup_epochs: float = _key(Range(at_least=0, at_most=1e6), 0.0)
     optimizer: str = _key(("adamw", "adam", "sgd"), "adamw")
     weight_decay: float = _key(_NOT_NEGATIVE, 0.0)
     beta1: float = _key(_FRACTION, 0.9)  # of adamw and adam
@@ -255,8 +264,11 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 def _value(text: str, kind: type) -> Any:
     """Read the right side of key=value: TOML, or else plain text."""
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
+        return text
+    value = table.pop("value")
+    if table:  # the text had lines of its own, with other keys
         return text
     return text if kind is str and not isinstance(value, str) else value
 
