@@ -82,6 +82,14 @@ SPECS: tuple[KernelSpec, ...] = (
         versions=2,
     ),
     _numba("linear", "linear", keeps=("x", "weight"), versions=2),
+    _numba(
+        *("linear_gelu", "linear"),
+        residuals=("h",),
+        keeps=("h", "x", "weight"),
+        versions=2,
+        forward="gelu_forward",
+        backward="gelu_backward",
+    ),
     _numba("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
     _numba(
         *("add_layer_norm", "layer_norm"),
@@ -90,5 +98,11 @@ SPECS: tuple[KernelSpec, ...] = (
         versions=2,
         forward="add_forward",
         backward="add_backward",
+    ),
+    _numba(
+        *("cross_entropy", "cross_entropy"),
+        residuals=("peak", "total", "classes"),
+        keeps=("logits", "target", "peak", "total", "classes"),
+        versions=2,
     ),
 )

@@ -7,6 +7,8 @@ from numba.core import cgutils, config
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from .compiler import body
+
 _WORD = ir.IntType(64)
 _BYTES = 64  # of a vector; LLVM cuts it in pieces where the processor has narrower ones
 
@@ -94,3 +96,75 @@ def _as_row(typing_context, matrix, i):
 
 largest = _plain_largest if config.DISABLE_JIT else _largest
 as_row = (lambda matrix, i: matrix[i]) if config.DISABLE_JIT else _as_row
+
+
+@intrinsic
+def _transpose_block(typing_context, x, i, j, out, scale):
+    """out[j + b, i + a] = scale x[i + a, j + b] for a and b from 0 to one less than a vector has lanes.
+
+    The rows of the block are vectors; zipping the first half of them with the second, once for each power of two,
+    leaves its columns.
+    """
+    for array in (x, out):
+        if not isinstance(array, types.Array) or array.ndim != 2 or array.dtype != scale:
+            raise TypingError("transpose_block(x, i, j, out, scale): x and out are matrices of the type of scale")
+
+    def codegen(context, builder, signature, values):
+        source = context.make_array(signature.args[0])(context, builder, values[0])
+        target = context.make_array(signature.args[3])(context, builder, values[3])
+        i, j, scale_value = values[1], values[2], values[4]
+        item = scale.bitwidth // 8
+        lanes = _BYTES // item
+        vector = ir.VectorType(source.data.type.pointee, lanes)
+
+        def places(array, row, column):
+            start = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+            stride = builder.extract_value(array.strides, 0)
+            first = builder.add(builder.mul(row, stride), builder.mul(column, _word(item)))
+            at = builder.gep(start, [first])
+            for _ in range(lanes):
+                yield builder.bitcast(at, vector.as_pointer())
+                at = builder.gep(at, [stride])
+
+        rows = []
+        for place in places(source, i, j):
+            rows.append(builder.load(place))
+            rows[-1].align = item
+        half = lanes // 2
+        low, high = (
+            ir.Constant(ir.VectorType(ir.IntType(32), lanes), [k // 2 + start + k % 2 * lanes for k in range(lanes)])
+            for start in (0, half)
+        )
+        for _ in range(lanes.bit_length() - 1):
+            rows = [builder.shuffle_vector(rows[k // 2], rows[k // 2 + half], (low, high)[k % 2]) for k in range(lanes)]
+        spread = builder.insert_element(ir.Constant(vector, ir.Undefined), scale_value, ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+        spread = builder.shuffle_vector(spread, ir.Constant(vector, ir.Undefined), zeros)
+        for row, place in zip(rows, places(target, j, i), strict=True):
+            builder.store(builder.fmul(row, spread), place).align = item
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, types.intp, out, scale), codegen
+
+
+def _plain_transpose_block(x, i, j, out, scale):
+    lanes = _BYTES // x.itemsize
+    out[j : j + lanes, i : i + lanes] = scale * x[i : i + lanes, j : j + lanes].T
+
+
+transpose_block = _plain_transpose_block if config.DISABLE_JIT else _transpose_block
+
+
+@body
+def transpose(x, scale, out):
+    """out (N, M) = scale x^T, x (M, N); the last axis of both is contiguous."""
+    lanes = _BYTES // x.itemsize
+    rows, columns = x.shape
+    whole_rows, whole_columns = rows - rows % lanes, columns - columns % lanes
+    for i in range(0, whole_rows, lanes):
+        for j in range(0, whole_columns, lanes):
+            transpose_block(x, i, j, out, scale)
+    for i in range(rows):
+        row = as_row(x, i)
+        for j in range(whole_columns if i < whole_rows else 0, columns):
+            out[j, i] = scale * row[j]

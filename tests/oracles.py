@@ -183,6 +183,11 @@ def transpose(x: Array, axes: tuple[int, ...]) -> Array:
     return out
 
 
+def split_heads(x: Array, parts: int, heads: int) -> tuple[Array, ...]:
+    pieces = np.split(x, parts * heads, axis=-1)
+    return tuple(np.stack(pieces[i * heads : (i + 1) * heads], axis=1) for i in range(parts))
+
+
 def unbind(x: Array, axis: int) -> tuple[Array, ...]:
     return tuple(np.take(x, i, axis) for i in range(x.shape[axis]))
 
@@ -211,6 +216,8 @@ ORACLES: dict[str, Callable[..., Any]] = {
     )(x),
     "relu": each(lambda x: max(x, 0.0)), "silu": each(lambda x: x * sigmoid(x)),
     "gelu": lambda x, approximate="none": each(lambda v: gelu(v, approximate))(x),
+    "linear_gelu": lambda x, w, b, approximate="none": each(lambda v: gelu(v, approximate))(x @ w.T + b),
+    "split_heads": split_heads, "merge_heads": lambda x: np.concatenate([x[:, h] for h in range(x.shape[1])], -1),
     "bias_gelu": lambda x, bias, approximate="none": each(lambda v, b: gelu(v + b, approximate))(x, bias),
     "softmax": rows_along(softmax), "log_softmax": rows_along(log_softmax),
     "sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "cumsum": np.cumsum, "logsumexp": logsumexp,

@@ -27,9 +27,9 @@ def softmax_forward(x: np.ndarray, *, axis: int = -1, version: int) -> tuple[np.
 
 
 def softmax_backward(
-    dy: np.ndarray, x: np.ndarray, seven: np.ndarray, *, axis: int = -1, needs: list[bool], version: int
+    dy: np.ndarray, x: np.ndarray, seven: np.ndarray, *, axis: int = -1, needs: tuple[bool, ...], version: int
 ) -> tuple[np.ndarray]:
-    assert needs == [True]
+    assert needs == (True,)
     assert seven[0] == KERNEL * version
     return (np.full_like(dy, KERNEL),)
 
@@ -47,10 +47,10 @@ def norm_backward(
     rstd: np.ndarray,
     *,
     eps: float,
-    needs: list[bool],
+    needs: tuple[bool, ...],
     version: int,
 ) -> tuple[np.ndarray, ...]:
-    assert needs == [True, True, False, False]
+    assert needs == (True, True, False, False)
     value = KERNEL if dsum is None else -KERNEL
     return tuple(np.full(shape, value) for shape in (sum.shape, sum.shape, sum.shape[-1:], sum.shape[-1:]))
 
@@ -198,7 +198,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: Any) -> None:
     assert dispatch.current_choice() == "auto"
     with pytest.raises(ValueError, match="softmax: technology is 'opencl'"):
         row("opencl")
-    with pytest.raises(ValueError, match="softmax: dtypes is {'float64'}; it must be a set of numpy.dtype"):
+    with pytest.raises(ValueError, match=r"softmax: dtypes is .*float64.*; it must be a set of numpy\.dtype"):
         row(dtypes=frozenset({"float64"}))
     with pytest.raises(ValueError, match="softmax: versions is 0"):
         row(versions=0)

@@ -69,17 +69,20 @@ class Memory:
 
     def __init__(self) -> None:
         self.version = 0
-        self.sharers: weakref.WeakValueDictionary[int, Tensor] | None = None
+        self.sharers: list[weakref.ref[Tensor]] | None = None
 
     def share(self, tensor: "Tensor") -> None:
         """Let `tensor` have its array here."""
-        self.sharers = weakref.WeakValueDictionary() if self.sharers is None else self.sharers
-        self.sharers[id(tensor)] = tensor
+        if self.sharers is None:
+            self.sharers = []
+        elif len(self.sharers) > 64 and len(self.sharers) & (len(self.sharers) - 1) == 0:
+            self.sharers = [r for r in self.sharers if r() is not None]  # now and then, so that it cannot only grow
+        self.sharers.append(weakref.ref(tensor))
         tensor._memory = self
 
     def is_seen_by_others(self, tensor: "Tensor") -> bool:
         """Whether a tensor other than `tensor` is alive that would show its modifications."""
-        return self.sharers is not None and any(t is not tensor for t in self.sharers.values())
+        return self.sharers is not None and any((t := r()) is not None and t is not tensor for r in self.sharers)
 
 
 class Tensor:
@@ -121,10 +124,15 @@ class Tensor:
         self.requires_grad = requires_grad
         self._op: Op | None = None  # the entry of the tape that made this tensor; None for a leaf
         self._index = 0  # which of its outputs this is
-        self._memory = Memory()
-        self._hooks: list[Callable[[Tensor], Tensor | None]] | None = (
-            None  # of a leaf; an Op keeps those of its outputs
-        )
+        self._memory: Memory | None = None  # made when first asked for
+        self._hooks: list[Callable[[Tensor], Tensor | None]] | None = None  # of a leaf; an Op has those of its outputs
+
+    @property
+    def memory(self) -> Memory:
+        """What this tensor has in common with those that share its array."""
+        if self._memory is None:
+            self._memory = Memory()
+        return self._memory
 
     # Looking at it
 
@@ -206,12 +214,12 @@ class Tensor:
                 leaf.grad = leaf.grad + gradient
             else:
                 leaf.grad.data += gradient.data
-                leaf.grad._memory.version += 1
+                leaf.grad.memory.version += 1
 
     def detach(self) -> "Tensor":
         """The same array, without its history."""
         out = Tensor(self.data)
-        out._memory = self._memory
+        out._memory = self.memory
         return out
 
     def register_hook(self, hook: "Callable[[Tensor], Tensor | None]") -> Callable[[], None]:
@@ -243,14 +251,14 @@ class Tensor:
 
     def mark_modified(self) -> None:
         """Say that `data` was written to: a backward that needs the old values will raise, not use the new ones."""
-        self._memory.version += 1
+        self.memory.version += 1
 
     def _in_place(self, function: Callable[["Tensor", Any], "Tensor"], other: Any) -> "Tensor":
         """self <- function(self, other), in this tensor's own memory; on the tape as any other operation."""
         recording = _mode.recording and (self.requires_grad or (isinstance(other, Tensor) and other.requires_grad))
         if recording and self._op is None and self.requires_grad:
             raise RuntimeError("a leaf that requires a gradient cannot be modified in place; do it under tv.no_grad()")
-        if recording and self._memory.is_seen_by_others(self):
+        if recording and self.memory.is_seen_by_others(self):
             raise RuntimeError(
                 "this tensor shares its memory with a view of it, so it cannot be modified in place on the tape; "
                 "write x = x + y instead of x += y"
@@ -262,7 +270,7 @@ class Tensor:
                 f"the tensor {self.shape} and {self.dtype}"
             )
         self.data[...] = result.data
-        self._memory.version += 1
+        self.memory.version += 1
         if recording:
             self._op, self._index, self.requires_grad = result._op, result._index, result.requires_grad
         return self
@@ -369,24 +377,26 @@ class Op:
         implementation = dispatch.select(cls, dtype, arrays, params) if cls.kernel else None
         if implementation is None:
             result, extra = cls.forward(backend.namespace_of(arrays[0]), *arrays, **params), ()
+            out_dtype = params.get("dtype", dtype)  # an operation with a parameter `dtype` gives that
+            several = isinstance(result, tuple)
+            outputs = [Tensor(_finished(r, out_dtype)) for r in (result if several else (result,))]
         else:
             result, extra = implementation.forward(arrays, params)
-        several = isinstance(result, tuple)
-        out_dtype = params.get("dtype", dtype)  # an operation with a parameter `dtype` gives that
-        outputs = [Tensor(_finished(r, out_dtype)) for r in (result if several else (result,))]
+            several = len(cls.outputs) > 1
+            outputs = [Tensor(r) for r in (result if several else (result,))]
 
         if _mode.recording:
-            needs = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
+            needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
             if True in needs:
                 cls()._record(inputs, needs, arrays, outputs, params, dtype, implementation, extra)
-        if cls.view:
+        if cls.view and isinstance(inputs[0], Tensor):
             _share_memory(inputs[0], outputs)
         return tuple(outputs) if several else outputs[0]
 
     def _record(
         self,
         inputs: Sequence[Any],
-        needs: list[bool],
+        needs: tuple[bool, ...],
         arrays: list[Any],
         outputs: list[Tensor],
         params: dict[str, Any],
@@ -399,7 +409,9 @@ class Op:
         self.sequence = next(_sequence)
         self.needs = needs
         self.shapes = [getattr(a, "shape", ()) for a in arrays]
-        self.edges: list[_Edge] | None = [_edge(x) if need else None for x, need in zip(inputs, needs, strict=True)]
+        self.edges: list[_Edge] | None = [
+            None if not need else x if x._op is None else (x._op, x._index) for x, need in zip(inputs, needs, strict=True)
+        ]
         self.arity = len(outputs)
         self.floating = floating  # dtype of the inputs
         self.implementation = implementation
@@ -407,18 +419,24 @@ class Op:
         self.hooks: dict[int, list[Any]] | None = None
         for i, out in enumerate(outputs):
             out._op, out._index, out.requires_grad = self, i, True
-        kept = [s for s, reader in self._sources if reader is None or needs[reader]]
-        self.saved: Sequence[Any] | None = [
-            (arrays[s] if s >= 0 else outputs[~s].data) if reader is None or needs[reader] else None
-            for s, reader in self._sources
-        ]
-        if implementation is not None:
-            kept += implementation.guarded
         # The versions of what backward needs, to notice if it is modified before then.
-        owners = [inputs[s] if s >= 0 else outputs[~s] for s in kept]
-        self.guards: list[tuple[int, Memory, int]] | None = [
-            (s, o._memory, o._memory.version) for s, o in zip(kept, owners, strict=True) if isinstance(o, Tensor)
-        ]
+        self.saved: list[Any] | None = []
+        self.guards: list[tuple[int, Memory, int]] | None = []
+        for s, reader in self._sources:
+            if reader is None or needs[reader]:
+                self.saved.append(arrays[s] if s >= 0 else outputs[~s].data)
+                self._guard(s, inputs[s] if s >= 0 else outputs[~s])
+            else:
+                self.saved.append(None)
+        if implementation is not None:
+            for s in implementation.guarded:
+                self._guard(s, inputs[s] if s >= 0 else outputs[~s])
+
+    def _guard(self, source: int, owner: Any) -> None:
+        """Remember the version of what is saved."""
+        if isinstance(owner, Tensor):
+            memory = owner.memory
+            self.guards.append((source, memory, memory.version))  # type: ignore[union-attr]
 
     def hooks_of(self, index: int) -> list[Any]:
         self.hooks = {} if self.hooks is None else self.hooks
@@ -434,7 +452,8 @@ class Op:
             grads = self.implementation.backward(self, outputs)
         else:
             grads = self.backward(xp, *outputs)
-        grads = grads if isinstance(grads, tuple) else (grads,)
+        if not isinstance(grads, tuple):
+            grads = (grads,)
         if not create_graph and self.floating.kind == "V":
             grads = tuple(g if g is None else _unpromoted(g, self.floating) for g in grads)
         for shape, need, gradient in zip(self.shapes, self.needs, grads, strict=True):
@@ -488,13 +507,14 @@ class Op:
         self.extra = ()
 
 
-def _share_memory(source: Any, views: Sequence[Tensor]) -> None:
+def _share_memory(source: Tensor, views: Sequence[Tensor]) -> None:
     """Have those of `views` that lie in the memory of `source` count their modifications together with it."""
-    if isinstance(source, Tensor):
-        for out in views:
-            if np.may_share_memory(out.data, source.data):
-                source._memory.share(source)
-                source._memory.share(out)
+    owner = source.data if source.data.base is None else source.data.base
+    for out in views:
+        if out.data is source.data or out.data.base is owner:
+            if source.memory.sharers is None:
+                source.memory.share(source)
+            source.memory.share(out)
 
 
 def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -511,6 +531,8 @@ def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
             continue
         if not hasattr(x, "dtype"):
             raise TypeError(f"{cls.name}: {cls._input(i)} is a {type(x).__name__}; give a Tensor, an array or a number")
+        if x.dtype is dtype:
+            continue
         if not backend.is_floating(x):
             integers = True
         elif dtype is None:
@@ -562,19 +584,19 @@ def _run_backward(
     queue: list[tuple[int, Op]] = []  # entries reached, latest first: all that use an output come before its maker
     wanted = None if targets is None else _leading_to(targets, [root._op for root in roots if root._op])
 
-    def send(edge: _Edge, gradient: Any, owned: bool) -> None:
-        if wanted is not None and edge not in (targets or ()) and not (isinstance(edge, tuple) and edge[0] in wanted):
+    def send(edge: Any, gradient: Any, owned: bool) -> None:
+        if wanted is not None and edge not in (targets or ()) and not (type(edge) is tuple and edge[0] in wanted):
             return
-        if isinstance(edge, Tensor):
+        if type(edge) is not tuple:
             before = leaves.get(edge)
             leaves[edge] = (gradient, owned) if before is None else (before[0] + gradient, True)
-        elif edge is not None:
-            op, index = edge
-            if op not in pending:
-                pending[op] = [None] * op.arity
-                heapq.heappush(queue, (-op.sequence, op))
-            slots = pending[op]
-            slots[index] = gradient if slots[index] is None else slots[index] + gradient
+            return
+        op, index = edge
+        slots = pending.get(op)
+        if slots is None:
+            slots = pending[op] = [None] * op.arity
+            heapq.heappush(queue, (-op.sequence, op))
+        slots[index] = gradient if slots[index] is None else slots[index] + gradient
 
     for root, gradient in zip(roots, root_gradients, strict=True):
         start = _root_gradient(root, gradient)
@@ -591,8 +613,8 @@ def _run_backward(
             grads = op.gradients(xp, outputs, create_graph)
             for edge, gradient in zip(op.edges or (), grads, strict=True):
                 if edge is not None:
-                    owned = isinstance(edge, Tensor) and not create_graph and _is_new(gradient, outputs, grads)
-                    send(edge, gradient, owned)
+                    leaf = type(edge) is not tuple
+                    send(edge, gradient, leaf and not create_graph and _is_new(gradient, outputs, grads))
             if not (retain_graph or create_graph):
                 op.free()
         return {leaf: (_observed_leaf(leaf, g, targets), own and not leaf._hooks) for leaf, (g, own) in leaves.items()}
@@ -675,11 +697,14 @@ def _hooked(gradient: Tensor, hooks: Iterable[Callable[[Tensor], Tensor | None]]
 
 def _is_new(gradient: Any, outputs: Sequence[Any], grads: Sequence[Any]) -> bool:
     """Whether nobody else can hold this array: it is no view, was not handed in, and was not handed out twice."""
-    return (
-        getattr(gradient, "base", None) is None
-        and not any(gradient is g for g in outputs)
-        and sum(gradient is g for g in grads) == 1
-    )
+    if getattr(gradient, "base", None) is not None:
+        return False
+    times = 0
+    for g in grads:
+        times += g is gradient
+    for g in outputs:
+        times += g is gradient
+    return times == 1
 
 
 def grad(

@@ -47,8 +47,8 @@ def current_choice() -> str:
 @functools.cache
 def split_choice(name: str) -> tuple[str, int | None]:
     """The technology and the version that a choice names; ValueError if there is no such choice."""
-    technology, _, version = name.partition(":v") if isinstance(name, str) else (name, "", "")
-    if technology not in CHOICES or (version and (technology not in TECHNOLOGIES or not version.isdecimal())):
+    technology, colon, version = name.partition(":v") if isinstance(name, str) else (name, "", "")
+    if technology not in CHOICES or (colon and (technology not in TECHNOLOGIES or not version.isdecimal())):
         raise ValueError(
             f"use_kernels: name is {name!r}; it must be one of {', '.join(CHOICES)}, "
             "a technology perhaps with a version, as in 'numba:v1'"
@@ -87,25 +87,46 @@ def _load(spec: KernelSpec, op: Any, version: int | None) -> Implementation:
     return Implementation(spec, op, spec.versions if version is None else min(version, spec.versions))
 
 
-@functools.cache
-def _rows(specs: tuple[KernelSpec, ...], kernel: str, choice: str) -> tuple[tuple[KernelSpec, int | None], ...]:
-    """The rows of the table that `choice` admits for an operation, with the version it asks for."""
-    technology, version = split_choice(choice)
-    return tuple((s, version) for s in specs if s.operation == kernel and technology in ("auto", s.technology))
+class _Table:
+    """The registry as one choice sees it, arranged for finding a kernel quickly."""
+
+    def __init__(self, specs: Sequence[KernelSpec], choice: str) -> None:
+        self.specs = specs
+        self._technology, self._version = split_choice(choice)
+        self._rows: dict[str, list[KernelSpec]] = {}
+        for spec in specs:
+            if self._technology in ("auto", spec.technology):
+                self._rows.setdefault(spec.operation, []).append(spec)
+        self._sure: dict[tuple[Any, Any], Implementation] = {}  # what serves whatever the inputs, by operation and dtype
+
+    def find(self, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
+        served = self._sure.get((op, dtype))
+        if served is not None:
+            return served
+        rows = self._rows.get(op.kernel, ())
+        for spec in rows:
+            if refusal(spec, op, dtype, arrays, params) is None:
+                served = _load(spec, op, self._version)
+                if spec.refuses is None and spec is rows[0]:
+                    self._sure[op, dtype] = served
+                return served
+        if rows and self._technology != "auto":
+            reasons = "; ".join(str(refusal(spec, op, dtype, arrays, params)) for spec in rows)
+            raise RuntimeError(f"use_kernels({_choice!r}): {op.name} cannot be served: {reasons}; use 'auto' or 'numpy'")
+        return None
+
+
+_tables: dict[str, _Table] = {}
 
 
 def select(op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
     """The kernel that shall serve this application of operation `op`, or None for the plain rule."""
     if _choice == "numpy":
         return None
-    rows = _rows(registry.SPECS, op.kernel, _choice)
-    for spec, version in rows:
-        if dtype in spec.dtypes and (spec.refuses is None or refusal(spec, op, dtype, arrays, params) is None):
-            return _load(spec, op, version)
-    if rows and _choice != "auto":
-        reasons = "; ".join(str(refusal(spec, op, dtype, arrays, params)) for spec, _ in rows)
-        raise RuntimeError(f"use_kernels({_choice!r}): {op.name} cannot be served: {reasons}; use 'auto' or 'numpy'")
-    return None
+    table = _tables.get(_choice)
+    if table is None or table.specs is not registry.SPECS:
+        table = _tables[_choice] = _Table(registry.SPECS, _choice)
+    return table.find(op, dtype, arrays, params)
 
 
 def refusal(spec: KernelSpec, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> str | None:

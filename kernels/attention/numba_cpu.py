@@ -23,7 +23,7 @@ from ..compiler import body, entries
 from ..linear.microkernel import ROWS, multiply
 from ..philox import keep_row
 from ..threads import parallel
-from ..vector_loops import as_row, largest
+from ..vector_loops import as_row, largest, transpose
 from ..vector_math import exp
 
 QUERIES = 5 * ROWS[0]  # in a block
@@ -148,15 +148,6 @@ def _key_block(keys):
 
 
 @body
-def _transpose(x, scale, out):
-    """out (D, S) = scale x^T, x (S, D)."""
-    for s in range(x.shape[0]):
-        row = as_row(x, s)
-        for d in range(row.size):
-            out[d, s] = scale * row[d]
-
-
-@body
 def _softmax_rows(scores, b, h, start, s0, bias, mask, out, lse, total, kept, words, keys, how):
     """Exponentiate a block of scores, about the largest that each query has met (kept in lse), and sum them."""
     zero = scores.dtype.type(0)
@@ -200,7 +191,7 @@ def _forward_chunk_2(chunk, chunks, groups, q, k, v, bias, mask, out, lse, how):
     for task in range(tasks * chunk // chunks, tasks * (chunk + 1) // chunks):
         b, h, begin = task // groups // heads, task // groups % heads, task % groups * step
         q_, v_, out_ = q[b, h], v[b, h], out[b, h]
-        _transpose(k[b, h], how[3], transposed)
+        transpose(k[b, h], how[3], transposed)
         for start in range(begin, min(begin + step, queries), QUERIES):
             stop = min(start + QUERIES, begin + step, queries)
             for s0 in range(0, min(keys, stop) if how[2] else keys, block):
@@ -259,8 +250,8 @@ def _backward_chunk_2(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk
     for head in range(batch * heads * chunk // chunks, batch * heads * (chunk + 1) // chunks):
         b, h = head // heads, head % heads
         q_, k_, out_, dout_, dq_, dk_, dv_ = q[b, h], k[b, h], out[b, h], dout[b, h], dq[b, h], dk[b, h], dv[b, h]
-        _transpose(k_, how[3], kt)
-        _transpose(v[b, h], one, vt)
+        transpose(k_, how[3], kt)
+        transpose(v[b, h], one, vt)
         if is_causal:  # not every block of keys is met by the first block of queries
             dk_[:, :] = zero
             dv_[:, :] = zero

@@ -1,6 +1,7 @@
 """The inner loop of every matrix product: a tile of C in registers, written as LLVM IR for the processor at hand.
 
     multiply(a, b, c, accumulate)        c (M, N) = a (M, K) b (K, N), added to c if accumulate
+    multiply_add(a, b, bias, c)          c = a b + bias, bias (N,)
 
 A tile is `rows` x (2 vectors): for each k, two vectors of a row of b are loaded, each a[m, k] is broadcast, and 2 rows
 fused multiply-adds are done; c is touched once, at the end. Any M, N, K (K = 0 gives zeros); a may have any strides, so
@@ -45,24 +46,25 @@ def _tile(rows: int):
     """The intrinsic that computes rows i ... i + rows - 1 and `columns` columns from j of c = a b."""
     if config.DISABLE_JIT:
 
-        def plain(a, b, c, i, j, columns, accumulate):
+        def plain(a, b, bias, c, i, j, columns, accumulate):
             product = a[i : i + rows] @ b[:, j : j + columns]
+            product = product + bias[j : j + columns] if bias.size else product
             c[i : i + rows, j : j + columns] = c[i : i + rows, j : j + columns] + product if accumulate else product
 
         return plain
 
     @intrinsic
-    def tile(typing_context, a, b, c, i, j, columns, accumulate):
+    def tile(typing_context, a, b, bias, c, i, j, columns, accumulate):
         for x in (a, b, c):
             if not isinstance(x, types.Array) or x.ndim != 2 or x.dtype != c.dtype:
                 raise TypingError("a tile needs matrices a, b and c of one dtype")
 
         def codegen(context, builder, signature, values):
-            x, y, z = (
+            x, y, start, z = (
                 context.make_array(kind)(context, builder, value)
-                for kind, value in zip(signature.args[:3], values[:3], strict=True)
+                for kind, value in zip(signature.args[:4], values[:4], strict=True)
             )
-            i, j, columns, accumulate = values[3:]
+            i, j, columns, accumulate = values[4:]
             item = c.dtype.bitwidth // 8
             lanes = VECTOR_BYTES // item
             a_row, a_step = (builder.extract_value(x.strides, axis) for axis in (0, 1))
@@ -72,7 +74,9 @@ def _tile(rows: int):
             b_at = builder.gep(builder.bitcast(y.data, _POINTER), [column])
             c_at = builder.gep(builder.bitcast(z.data, _POINTER), [builder.add(column, builder.mul(i, c_row))])
             depth = builder.extract_value(x.shape, 1)
-            given = [a_at, a_row, a_step, b_at, b_step, c_at, c_row, depth, columns, accumulate]
+            bias_at = builder.gep(builder.bitcast(start.data, _POINTER), [column])
+            has_bias = builder.icmp_signed(">", builder.extract_value(start.shape, 0), _word(0))
+            given = [a_at, a_row, a_step, b_at, b_step, bias_at, has_bias, c_at, c_row, depth, columns, accumulate]
             whole = builder.icmp_signed("==", columns, _word(_VECTORS * lanes))
             narrow = builder.icmp_signed("<=", columns, _word(lanes))
             with builder.if_else(whole) as (full, partial):
@@ -86,7 +90,7 @@ def _tile(rows: int):
             return context.get_dummy_value()
 
         integers = (types.intp, types.intp, types.intp)
-        return types.void(a, b, c, *integers, types.boolean), codegen
+        return types.void(a, b, bias, c, *integers, types.boolean), codegen
 
     return tile
 
@@ -98,6 +102,17 @@ _ROWS_0, _ROWS_1, _ROWS_2, _ROWS_3 = ROWS
 @body
 def multiply(a, b, c, accumulate):
     """c = a b, or c += a b if accumulate; see the top of this file."""
+    _tiles(a, b, a[:0, :0], c, accumulate)  # no bias
+
+
+@body
+def multiply_add(a, b, bias, c):
+    """c = a b + bias."""
+    _tiles(a, b, bias, c, False)
+
+
+@body
+def _tiles(a, b, bias, c, accumulate):
     m, n = c.shape
     width = PANEL_BYTES // c.itemsize
     for j in range(0, n, width):
@@ -105,16 +120,16 @@ def multiply(a, b, c, accumulate):
         columns = min(width, n - j)
         i = 0
         while i + _ROWS_0 <= m:
-            _tile_0(a, b, c, i, j, columns, accumulate)
+            _tile_0(a, b, bias, c, i, j, columns, accumulate)
             i += _ROWS_0
         if i + _ROWS_1 <= m:
-            _tile_1(a, b, c, i, j, columns, accumulate)
+            _tile_1(a, b, bias, c, i, j, columns, accumulate)
             i += _ROWS_1
         while i + _ROWS_2 <= m:
-            _tile_2(a, b, c, i, j, columns, accumulate)
+            _tile_2(a, b, bias, c, i, j, columns, accumulate)
             i += _ROWS_2
         while i < m:
-            _tile_3(a, b, c, i, j, columns, accumulate)
+            _tile_3(a, b, bias, c, i, j, columns, accumulate)
             i += _ROWS_3 if i + _ROWS_3 <= m else 1
 
 
@@ -123,11 +138,11 @@ def _word(value):
 
 
 def _tile_function(module, rows, vectors, item, masked):
-    """void f(a, a_row, a_step, b, b_step, c, c_row, depth, columns, accumulate), strides in bytes."""
+    """void f(a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate), strides in bytes."""
     name = f"tinyvit_tile_{rows}x{vectors}_{item}{'_masked' * masked}"
     if name in module.globals:
         return module.globals[name]
-    arguments = [_POINTER, _WORD, _WORD, _POINTER, _WORD, _POINTER, _WORD, _WORD, _WORD, _FLAG]
+    arguments = [_POINTER, _WORD, _WORD, _POINTER, _WORD, _POINTER, _FLAG, _POINTER, _WORD, _WORD, _WORD, _FLAG]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
@@ -138,7 +153,7 @@ def _tile_function(module, rows, vectors, item, masked):
 
 def _write_tile(function, rows, vectors, item, masked):
     module = function.module
-    a, a_row, a_step, b, b_step, c, c_row, depth, columns, accumulate = function.args
+    a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate = function.args
     number = ir.FloatType() if item == 4 else ir.DoubleType()
     lanes = VECTOR_BYTES // item
     vector = ir.VectorType(number, lanes)
@@ -149,7 +164,11 @@ def _write_tile(function, rows, vectors, item, masked):
     starts = [a]
     for _ in range(rows - 1):
         starts.append(builder.gep(starts[-1], [a_row]))
-    zeros = ir.Constant(vector, [0.0] * lanes)
+    flags = _broadcast(builder, has_bias, ir.VectorType(_FLAG, lanes))
+    starting = []
+    for v in range(vectors):
+        mask = flags if masks[v] is None else builder.and_(flags, masks[v])
+        starting.append(_load(builder, bias, v, vector, mask))
     builder.cbranch(builder.icmp_signed(">", depth, _word(0)), loop, end)
 
     builder.position_at_end(loop)
@@ -168,7 +187,7 @@ def _write_tile(function, rows, vectors, item, masked):
     following = builder.add(k, _word(1))
     moves = [(k, _word(0), following), (b_at, b, builder.gep(b_at, [b_step]))]
     moves.append((a_offset, _word(0), builder.add(a_offset, a_step)))
-    moves += [(sums[m][v], zeros, new[m][v]) for m in range(rows) for v in range(vectors)]
+    moves += [(sums[m][v], starting[v], new[m][v]) for m in range(rows) for v in range(vectors)]
     for phi, start, step in moves:
         phi.add_incoming(start, entry)
         phi.add_incoming(step, loop)
@@ -179,7 +198,7 @@ def _write_tile(function, rows, vectors, item, masked):
     for m in range(rows):
         for v in range(vectors):
             result = builder.phi(vector)
-            result.add_incoming(zeros, entry)
+            result.add_incoming(starting[v], entry)
             result.add_incoming(new[m][v], loop)
             results.append((m, v, result))
     row_starts = [c]

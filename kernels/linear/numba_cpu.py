@@ -17,11 +17,13 @@ from ..arrays import dense, rows_of
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..compiler import body, entry
 from ..threads import parallel
-from .microkernel import PANEL_BYTES, ROWS, multiply
+from ..vector_loops import transpose
+from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add
 
 BLOCK = 8 * ROWS[0]  # rows that pass by all panels together: their part of x and y stays in the second-level cache
 DEPTH = 384  # rows of x and dy taken together in dW = dy^T x
-_SERIAL = 250_000  # multiply-adds below which waking another thread costs more than it saves
+_SERIAL = 250_000  # multiply-adds, and
+_ALONE = 30_000  # elements to pack, below which sharing the work costs more than it saves
 
 LINEAR, GELU, GELU_TANH = 0, 1, 2  # what follows the affine map
 
@@ -38,10 +40,7 @@ def _pack_chunk(chunk, chunks, weight, transposed, panels):
         panel, start = panels[p], p * width
         columns = min(width, weight.shape[0 if transposed else 1] - start)
         if transposed:
-            for j in range(columns):
-                row = weight[start + j]
-                for k in range(depth):
-                    panel[k, j] = row[k]
+            transpose(weight[start : start + columns], panels.dtype.type(1), panel)
         else:
             for k in range(depth):
                 source, target = weight[k, start : start + columns], panel[k]
@@ -60,15 +59,12 @@ def _forward_chunk(chunk, chunks, x, panels, bias, y, out, mode, groups):
     start, stop = block * BLOCK, min(block * BLOCK + BLOCK, x.shape[0])
     first, last = panels.shape[0] * group // groups, panels.shape[0] * (group + 1) // groups
     for p in range(first, last):
-        multiply(x[start:stop], panels[p], y[start:stop, p * width : min(p * width + width, n)], False)
-    begin, end = first * width, min(last * width, n)
-    b = bias[begin:end]
-    for i in range(start, stop):
-        row = y[i, begin:end]
-        for j in range(b.size):
-            row[j] += b[j]
-        if mode != LINEAR:
-            gelu_row(row, out[i, begin:end], mode == GELU_TANH)
+        j = p * width
+        multiply_add(x[start:stop], panels[p], bias[j : j + width], y[start:stop, j : min(j + width, n)])
+    if mode != LINEAR:
+        for i in range(start, stop):
+            begin, end = first * width, min(last * width, n)
+            gelu_row(y[i, begin:end], out[i, begin:end], mode == GELU_TANH)
 
 
 @body
@@ -133,7 +129,7 @@ def _forward(x, weight, bias, y, out, mode, team):
     blocks = -(-rows // BLOCK)
     groups = max(1, min(panels.shape[0], 8 // max(blocks, 1)))
     team = team if rows * n * depth > _SERIAL else 0
-    parallel(_pack_chunk, min(panels.shape[0], 8), team, (weight, True, panels))
+    parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, True, panels))
     parallel(_forward_chunk, blocks * groups, team, (x, panels, bias, y, out, mode, groups))
 
 
@@ -145,7 +141,7 @@ def _backward(dy, pre, dpre, x, weight, dx, dweight, dbias, mode, wants_dx, want
         width = PANEL_BYTES // dx.itemsize
         columns = depth if wants_dx else 0
         panels = np.empty((-(-columns // width), n, width), dx.dtype)
-        parallel(_pack_chunk, min(panels.shape[0], 8), team, (weight, False, panels))
+        parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, False, panels))
         parallel(_product_chunk, -(-rows // BLOCK), team, (dy, pre, dpre, panels, dx, mode))
     if wants_dweight:
         height, width = _weight_tile(n, depth, dx.itemsize)
@@ -157,7 +153,7 @@ def _launch_forward(x, weight, bias, mode):
     rows, weight = rows_of(x), dense(weight)
     y = np.empty((rows.shape[0], weight.shape[0]), x.dtype)
     out = y if mode == LINEAR else np.empty_like(y)
-    bias = np.zeros(weight.shape[0], x.dtype) if bias is None else dense(bias)
+    bias = np.empty(0, x.dtype) if bias is None else dense(bias)
     _forward(rows, weight, bias, y, out, mode, pool.team())
     shape = x.shape[:-1] + weight.shape[:1]
     return y.reshape(shape), out.reshape(shape)
@@ -183,3 +179,14 @@ def forward(x, weight, bias, *, version):
 def backward(dy, x, weight, *, needs, version):
     """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
     return _launch_backward(dy, None, x, weight, LINEAR, needs)
+
+
+def gelu_forward(x, weight, bias, *, approximate, version):
+    """y (..., N) = gelu(h), and h = x W^T + b, which backward needs."""
+    h, y = _launch_forward(x, weight, bias, GELU_TANH if approximate == "tanh" else GELU)
+    return y, h
+
+
+def gelu_backward(dy, h, x, weight, *, approximate, needs, version):
+    """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
+    return _launch_backward(dy, h, x, weight, GELU_TANH if approximate == "tanh" else GELU, needs)

@@ -14,8 +14,8 @@ import numpy as np
 from .. import autograd
 from ..autograd import Tensor
 from . import special  # noqa: F401  (adds erf to the array namespaces)
-from .activation import bias_gelu, gelu, log_softmax, relu, silu, softmax
-from .attention import scaled_dot_product_attention
+from .activation import bias_gelu, gelu, linear_gelu, log_softmax, relu, silu, softmax
+from .attention import join_heads, merge_heads, scaled_dot_product_attention, split_heads
 from .convolution import avg_pool2d, col2im, conv2d, im2col, max_pool2d
 from .elementwise import (
     abs,
@@ -52,10 +52,11 @@ __all__ = [
     "abs", "add", "add_layer_norm", "avg_pool2d", "bias_gelu", "binary_cross_entropy_with_logits",
     "broadcast_to", "cast", "clip", "col2im", "concatenate", "contrastive_loss", "conv2d", "cross_entropy",
     "cumsum", "divide", "dropout", "dropout_mask", "einsum", "embedding", "erf", "exp", "flip", "gelu",
-    "im2col", "index", "index_add", "index_put", "layer_norm", "linear", "log", "log_softmax", "logsumexp",
-    "matmul", "max", "max_pool2d", "maximum", "mean", "min", "minimum", "mse_loss", "multiply", "negative",
+    "im2col", "index", "index_add", "index_put", "join_heads", "layer_norm", "linear", "linear_gelu", "log",
+    "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean", "merge_heads", "min", "minimum",
+    "mse_loss", "multiply", "negative",
     "ones_like", "pad", "power", "relu", "reshape", "scaled_dot_product_attention", "sigmoid", "sign", "silu",
-    "softmax", "split", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape", "swapaxes", "take",
+    "softmax", "split", "split_heads", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape", "swapaxes", "take",
     "tanh", "transpose", "unbind", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 

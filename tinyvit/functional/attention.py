@@ -1,14 +1,16 @@
 """Scaled dot-product attention."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..autograd import Op, Tensor
-from ..backend import Generator, default_generator, is_floating
+from ..backend import Generator, Namespace, default_generator, is_floating
 from .elementwise import constant
 from .random import check_probability
 from .samples import sample
+from .shape import stack
 
 
 class Attention(Op):
@@ -57,6 +59,66 @@ class Attention(Op):
         yield sample((1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2), None, scale=0.7, dropout_p=0.4, seed=3)
 
 
+class SplitHeads(Op):
+    """y_0, y_1, ... (B, H, N, D) = the parts of x (B, N, parts H D), head-major within each
+
+    dx = their gradients, side by side; if they lie so in memory already, as a fused attention leaves them, it is that.
+    """
+
+    view = True
+
+    @staticmethod
+    def forward(xp, x, *, parts, heads):
+        b, n, c = x.shape
+        return tuple(xp.transpose(xp.reshape(x, (b, n, parts, heads, c // (parts * heads))), (2, 0, 3, 1, 4)))
+
+    def backward(ctx, xp, *dys):
+        some = next(dy for dy in dys if dy is not None)
+        return xp.join_heads([xp.zeros_like(some) if dy is None else dy for dy in dys])
+
+    @staticmethod
+    def samples():
+        yield sample((2, 3, 12), parts=3, heads=2)
+        yield sample((1, 2, 4), parts=1, heads=4)
+
+
+class MergeHeads(Op):
+    """y (B, N, H D) = the heads of x (B, H, N, D) side by side        dx = dy, split into heads"""
+
+    view = True
+
+    @staticmethod
+    def forward(xp, x):
+        b, h, n, d = x.shape
+        return xp.reshape(xp.transpose(x, (0, 2, 1, 3)), (b, n, h * d))
+
+    def backward(ctx, xp, dy):
+        b, h, n, d = ctx.shapes[0]
+        return xp.transpose(xp.reshape(dy, (b, n, h, d)), (0, 2, 1, 3))
+
+    @staticmethod
+    def samples():
+        yield sample((2, 3, 4, 5))
+
+
+def _join_heads(xp: Any, parts: Any) -> Any:
+    """Arrays (B, H, N, D) side by side: (B, N, parts H D)."""
+    b, h, n, d = parts[0].shape
+    base = parts[0].base
+    if base is not None and base.shape == (b, n, len(parts), h, d) and base.flags.c_contiguous:
+        step, start = d * h * base.itemsize, _address(base)
+        if all(part.base is base and _address(part) == start + i * step for i, part in enumerate(parts)):
+            return base.reshape(b, n, len(parts) * h * d)
+    return xp.reshape(xp.stack([xp.transpose(part, (0, 2, 1, 3)) for part in parts], axis=2), (b, n, len(parts) * h * d))
+
+
+def _address(array: Any) -> int:
+    return array.__array_interface__["data"][0]
+
+
+Namespace.extend("join_heads", _join_heads)
+
+
 def attention_probabilities(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float) -> Any:
     """P of `Attention`, (B, H, N, S): softmax over the visible keys; 0 for a query that sees none."""
     scores = xp.matmul(scale * q, xp.swapaxes(k, -1, -2))
@@ -75,6 +137,26 @@ def attention_probabilities(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_ca
 
 
 # What users call ----------------------------------------------------------------------------------------------------
+
+
+def split_heads(x: Tensor, heads: int, parts: int = 3) -> tuple[Tensor, ...]:
+    """(B, N, parts H D), the output of a packed projection -> `parts` views (B, H, N, D), as q, k and v."""
+    if x.ndim != 3 or x.shape[2] % (parts * heads):
+        raise ValueError(f"split_heads: x has shape {x.shape}; for {parts} parts of {heads} heads it must be (B, N, parts H D)")
+    return SplitHeads.apply(x, parts=parts, heads=heads)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, N, D) -> (B, N, H D)."""
+    if x.ndim != 4:
+        raise ValueError(f"merge_heads: x has shape {x.shape}; it must be (B, H, N, D)")
+    return MergeHeads.apply(x)
+
+
+def join_heads(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (B, H, N, D), as q, k and v, side by side: (B, N, parts H D); the opposite of `split_heads`."""
+    b, h, n, d = parts[0].shape
+    return stack([part.transpose(0, 2, 1, 3) for part in parts], axis=2).reshape(b, n, len(parts) * h * d)
 
 
 def scaled_dot_product_attention(

@@ -21,21 +21,8 @@ class Mlp(Module):
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        # The bias of fc1 is left to bias_gelu: one pass over the widest array of the model instead of two.
-        hidden = F.bias_gelu(F.linear(x, self.fc1.weight), self.fc1.bias, self.approximate)
+        hidden = F.linear_gelu(x, self.fc1.weight, self.fc1.bias, self.approximate)
         return self.drop(self.fc2(self.drop(hidden)))
-
-
-def split_heads(x: Tensor, heads: int, parts: int) -> tuple[Tensor, ...]:
-    """(B, N, parts H D), head-major within each part -> `parts` views of (B, H, N, D)."""
-    b, n, c = x.shape
-    return F.unbind(x.reshape(b, n, parts, heads, c // (parts * heads)).transpose(2, 0, 3, 1, 4))
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(B, H, N, D) -> (B, N, H D)."""
-    b, h, n, d = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(b, n, h * d)
 
 
 def _check_heads(dim: int, heads: int) -> None:
@@ -54,10 +41,10 @@ class Attention(Module):
         self.proj_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
-        q, k, v = split_heads(self.qkv(x), self.heads, 3)
+        q, k, v = F.split_heads(self.qkv(x), self.heads, 3)
         dropout_p = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
-        return self.proj_drop(self.proj(merge_heads(out)))
+        return self.proj_drop(self.proj(F.merge_heads(out)))
 
 
 class CrossAttention(Module):
@@ -79,10 +66,10 @@ class CrossAttention(Module):
         self.proj_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, context: Tensor, attn_mask: Any = None) -> Tensor:
-        (q,) = split_heads(self.q(x), self.heads, 1)
-        k, v = split_heads(self.kv(context), self.heads, 2)
+        (q,) = F.split_heads(self.q(x), self.heads, 1)
+        k, v = F.split_heads(self.kv(context), self.heads, 2)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask, self.dropout if self.training else 0.0)
-        return self.proj_drop(self.proj(merge_heads(out)))
+        return self.proj_drop(self.proj(F.merge_heads(out)))
 
 
 class Residual(Module):

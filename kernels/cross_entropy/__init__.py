@@ -1,0 +1,1 @@
+"""Softmax cross-entropy of class ids or probabilities."""

@@ -1,0 +1,222 @@
+"""Softmax cross-entropy of logits against class ids or probabilities, forward and backward.
+
+| version | what it changes, and gains                                                                            |
+|---------|-------------------------------------------------------------------------------------------------------|
+| v1      | one row after the other, in the words of the formula                                                  |
+| v2      | vectors for the largest logit and for the exponentials; each row read once from memory in either      |
+|         | direction, and no row of p or t stored; rows shared among threads in chunks                           |
+
+x (R, K), the leading axes flattened into R. A row's target t is keep * t + share where probabilities t (R, K) are given,
+else share, and keep more at its class: share = s / K and keep = 1 - s for label smoothing s. The row of an ignored class
+has t = 0. Kept for backward are peak (R,), the largest logit, and total (R,), the sum of exp(x - peak), so that
+p = exp(x - peak) / total without the rounding that a large log-sum-exp would bring.
+"""
+
+import numpy as np
+
+from .. import threads as pool
+from ..arrays import dense, rows_of
+from ..compiler import body, entry
+from ..threads import parallel
+from ..vector_loops import as_row, largest
+from ..vector_math import exp
+
+_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
+
+REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
+
+
+# What the versions share --------------------------------------------------------------------------------------------
+
+# `how` is (ignored class, label smoothing, number of the reduction)
+
+
+@body
+def _divisor(classes, rows, how):
+    """What the sum of all losses is divided by; at least 1."""
+    if how[2] != 2:
+        return 1
+    count = rows
+    for c in classes:
+        count -= c == how[0]
+    return max(count, 1)
+
+
+@body
+def _reduce(loss, classes, how, out):
+    """out (1,) = the sum or mean of loss (R,)."""
+    total = 0.0
+    for i in range(loss.size):
+        total += loss[i]
+    out[0] = total / _divisor(classes, loss.size, how)
+
+
+@body
+def _upstream(dloss, i, how, divisor):
+    """The gradient of the loss of row i."""
+    return dloss[i] if how[2] == 0 else dloss[0] / dloss.dtype.type(divisor)
+
+
+# v1 -----------------------------------------------------------------------------------------------------------------
+
+
+@body
+def _fill_weights(i, classes, target, how, t):
+    """t (K,) = the target distribution of row i."""
+    keep, share = 1 - how[1], how[1] / t.size
+    t[:] = 0 if classes.size and classes[i] == how[0] else share
+    if not classes.size:
+        t += keep * target[i]
+    elif classes[i] != how[0]:
+        t[classes[i]] += keep
+
+
+@entry
+def _forward_1(x, classes, target, loss, peak, total, out, how, team):
+    t = np.empty(x.shape[1], x.dtype)
+    for i in range(x.shape[0]):
+        peak[i] = np.max(x[i])
+        total[i] = np.sum(np.exp(x[i] - peak[i]))
+        log_p = x[i] - peak[i] - np.log(total[i])
+        _fill_weights(i, classes, target, how, t)
+        loss[i] = -np.sum(np.where(t == 0, t, t * log_p))  # 0 log 0 = 0
+    if how[2] != 0:
+        _reduce(loss, classes, how, out)
+
+
+@entry
+def _backward_1(dloss, x, classes, target, peak, total, dx, dtarget, how, team):
+    t = np.empty(x.shape[1], x.dtype)
+    divisor = _divisor(classes, x.shape[0], how)
+    for i in range(x.shape[0]):
+        d = _upstream(dloss, i, how, divisor)
+        _fill_weights(i, classes, target, how, t)
+        # loss = -sum(t * log p)
+        dx[i] = d * (np.exp(x[i] - peak[i]) / total[i] * np.sum(t) - t)
+        if dtarget.size:
+            dtarget[i] = -d * (1 - how[1]) * (x[i] - peak[i] - np.log(total[i]))
+
+
+# v2 -----------------------------------------------------------------------------------------------------------------
+
+
+@body
+def _chunk_count(rows):
+    return min(64, max(1, rows // 16))
+
+
+@body
+def _forward_chunk(chunk, chunks, x, classes, target, loss, peak, total, how):
+    rows, columns = x.shape
+    real = x.dtype.type
+    zero, keep, share = real(0), real(1 - how[1]), real(how[1] / columns)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        row = as_row(x, i)
+        m, s, shifted = largest(row), zero, zero
+        for k in range(columns):
+            d = row[k] - m
+            s += exp(d)
+            shifted += d
+        peak[i], total[i] = m, s
+        log_s, mine = np.log(s), zero
+        if not classes.size:
+            given = target[i]
+            for k in range(columns):
+                t = keep * given[k] + share
+                mine += t * (log_s - (row[k] - m)) if t != zero else zero  # 0 log 0 = 0
+        elif classes[i] != how[0]:
+            mine = keep * (log_s - (row[classes[i]] - m))
+            if share > zero:
+                mine += share * (real(columns) * log_s - shifted)
+        loss[i] = mine
+
+
+@entry
+def _forward_2(x, classes, target, loss, peak, total, out, how, team):
+    team = team if x.size > _SERIAL else 0
+    parallel(_forward_chunk, _chunk_count(x.shape[0]), team, (x, classes, target, loss, peak, total, how))
+    if how[2] != 0:
+        _reduce(loss, classes, how, out)
+
+
+@body
+def _backward_chunk(chunk, chunks, dloss, x, classes, target, peak, total, dx, dtarget, how, divisor):
+    rows, columns = x.shape
+    real = x.dtype.type
+    zero, keep, share = real(0), real(1 - how[1]), real(how[1] / columns)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        row, out, m = x[i], dx[i], peak[i]
+        d = _upstream(dloss, i, how, divisor)
+        weight = real(1)
+        if not classes.size:
+            weight = zero
+            given = target[i]
+            for k in range(columns):
+                weight += keep * given[k] + share
+        elif classes[i] == how[0]:
+            weight = zero
+        # loss = -sum(t * log p):  p sum(t) - t
+        a, b = d * weight / total[i], d * weight * share
+        if not classes.size:
+            for k in range(columns):
+                out[k] = exp(row[k] - m) * a - d * (keep * given[k] + share)
+        else:
+            for k in range(columns):
+                out[k] = exp(row[k] - m) * a - b
+            if weight > zero:
+                out[classes[i]] -= d * keep
+        if dtarget.size:
+            slopes, c, log_s = dtarget[i], d * keep, np.log(total[i])
+            for k in range(columns):
+                slopes[k] = c * (log_s - (row[k] - m))
+
+
+@entry
+def _backward_2(dloss, x, classes, target, peak, total, dx, dtarget, how, team):
+    arguments = (dloss, x, classes, target, peak, total, dx, dtarget, how, _divisor(classes, x.shape[0], how))
+    parallel(_backward_chunk, _chunk_count(x.shape[0]), team if x.size > _SERIAL else 0, arguments)
+
+
+VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
+
+
+# Launchers ----------------------------------------------------------------------------------------------------------
+
+
+def forward(logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0, reduction="mean", version):
+    """logits (..., K), target (..., K) or ids (...) -> the loss, peak and total (R,), and a copy of the ids (R,)."""
+    x = rows_of(logits)
+    classes = np.array(() if ids is None else ids, np.int64).reshape(-1)
+    peak, total, loss = (np.empty(x.shape[0], x.dtype) for _ in range(3))
+    out = loss if reduction == "none" else np.empty(1, x.dtype)
+    how = (int(ignore_index), float(label_smoothing), REDUCTIONS[reduction])
+    run, _ = VERSIONS[version]
+    run(x, classes, x[:0] if target is None else rows_of(target), loss, peak, total, out, how, pool.team())
+    return out.reshape(logits.shape[:-1] if reduction == "none" else ()), peak, total, classes
+
+
+def backward(
+    dloss,
+    logits,
+    target,
+    peak,
+    total,
+    classes,
+    *,
+    ids=None,
+    ignore_index=-100,
+    label_smoothing=0.0,
+    reduction="mean",
+    needs,
+    version,
+):
+    """dloss, of the shape of the loss -> dlogits, dtarget (..., K)."""
+    x = rows_of(logits)
+    dx = np.empty_like(x)
+    dtarget = np.empty_like(x) if needs[1] else x[:0]
+    how = (int(ignore_index), float(label_smoothing), REDUCTIONS[reduction])
+    _, run = VERSIONS[version]
+    upstream = dense(dloss.reshape(-1))
+    given = x[:0] if target is None else rows_of(target)
+    run(upstream, x, classes, given, peak, total, dx, dtarget, how, pool.team())
+    return dx.reshape(logits.shape), dtarget.reshape(logits.shape) if needs[1] else None
