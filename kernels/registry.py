@@ -99,6 +99,7 @@ SPECS: tuple[KernelSpec, ...] = (
         forward="add_forward",
         backward="add_backward",
     ),
+    _numba("bias_gelu", "bias_gelu", keeps=("x", "bias"), versions=2),
     _numba(
         *("cross_entropy", "cross_entropy"),
         residuals=("peak", "total", "classes"),

@@ -85,9 +85,14 @@ _team: _Team | None = None
 _starting = threading.Lock()
 
 
-def team() -> int:
-    """What to hand to `parallel` to have it done by all threads; the workers are awake then. 0: by the caller alone."""
+def team(worthwhile: bool = True) -> int:
+    """What to hand to `parallel` to have it done by all threads, who are awake then; 0: by the caller alone.
+
+    `worthwhile` says whether there is enough to do: sharing costs a few microseconds.
+    """
     global _team
+    if not worthwhile:
+        return 0
     if _team is None:
         with _starting:
             if _team is None and thread_count() > 1 and not config.DISABLE_JIT:

@@ -520,6 +520,22 @@ def _share_memory(source: Tensor, views: Sequence[Tensor]) -> None:
 def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
     """The arrays of `inputs` and their one floating dtype; integers among them take it too, scalars stay scalars."""
     arrays: list[Any] = []
+    dtype = None
+    for x in inputs:  # the usual case, quickly: tensors of one dtype
+        if isinstance(x, Tensor):
+            x = x.data
+            if x.dtype is not dtype:
+                if dtype is not None or x.dtype.kind != "f":
+                    return _mixed_arrays(cls, inputs)
+                dtype = x.dtype
+        elif x is not None:
+            return _mixed_arrays(cls, inputs)
+        arrays.append(x)
+    return arrays, dtype
+
+
+def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+    arrays: list[Any] = []
     dtype, integers = None, False
     for i, x in enumerate(inputs):
         if isinstance(x, Tensor):

@@ -15,6 +15,7 @@ are views of shape (B, H, N, S), perhaps with strides of 0. Each head is compute
 """
 
 import math
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -299,14 +300,12 @@ def _backward_1(q, k, v, bias, mask, out, lse, dout, dq, dk, dv, ds, how, team):
 def _forward_2(q, k, v, bias, mask, out, lse, how, team):
     heads = q.shape[0] * q.shape[1]
     groups = min(-(-q.shape[2] // QUERIES), -(-16 // heads))  # a few long heads are shared out too
-    team = team if heads * q.shape[2] * k.shape[2] * q.shape[3] > _SERIAL else 0
     parallel(_forward_chunk_2, min(heads * groups, 64), team, (groups, q, k, v, bias, mask, out, lse, how))
 
 
 @entries(_BACKWARD)
 def _backward_2(q, k, v, bias, mask, out, lse, dout, dq, dk, dv, ds, how, team):
     heads = q.shape[0] * q.shape[1]
-    team = team if heads * q.shape[2] * k.shape[2] * q.shape[3] > _SERIAL else 0
     parallel(_backward_chunk_2, min(heads, 64), team, (q, k, v, bias, mask, out, lse, dout, dq, dk, dv, ds, how))
 
 
@@ -325,10 +324,16 @@ def _heads(array):
     return array if usable else np.array(array, order="C")
 
 
+@cache
+def _nothing(dtype):
+    """What stands for a bias or mask that is not given."""
+    return np.broadcast_to(np.zeros(1, dtype), (1, 1, 1, 1))
+
+
 def _scores_view(array, q, k, dtype):
     """Bias or mask as a read-only view of shape (B, H, N, S); a dummy if there is none."""
     if array is None:
-        return np.broadcast_to(np.zeros(1, dtype), (1, 1, 1, 1))
+        return _nothing(dtype)
     lead = q.shape[:-2]
     view = np.broadcast_to(array, (*lead, q.shape[-2], k.shape[-2]))
     if len(lead) != 2:
@@ -338,11 +343,19 @@ def _scores_view(array, q, k, dtype):
     return view
 
 
+@lru_cache(64)
+def _scalars(dtype, scale, dropout_p):
+    """scale, threshold and factor as compiled code takes them."""
+    real = dtype.type
+    return real(scale), np.uint64(round(dropout_p * 2**32)), real(0 if dropout_p == 1 else 1 / (1 - dropout_p))
+
+
 def _how(q, bias, mask, is_causal, scale, dropout_p, seed, offset):
-    real = q.dtype.type
-    factor = 0.0 if dropout_p == 1 else 1 / (1 - dropout_p)
-    threshold = np.uint64(round(dropout_p * 2**32))
-    return (bias is not None, mask is not None, bool(is_causal), real(scale), threshold, real(factor), seed, offset)
+    return (bias is not None, mask is not None, is_causal, *_scalars(q.dtype, scale, dropout_p), seed, offset)
+
+
+def _team(q, k):
+    return pool.team(q.size * k.shape[2] > _SERIAL)
 
 
 def forward(q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, seed=0, offset=0, version):
@@ -355,7 +368,7 @@ def forward(q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, 
     elif q_.size:
         how = _how(q, bias, mask, is_causal, scale, dropout_p, seed, offset)
         bias, mask = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        VERSIONS[version][0][q.dtype](q_, k_, v_, bias, mask, out, lse, how, pool.team())
+        VERSIONS[version][0][q.dtype](q_, k_, v_, bias, mask, out, lse, how, _team(q_, k_))
     shape = q.shape[:-1]
     return (out, lse) if q.ndim == 4 else (out.reshape(*shape, e), lse.reshape(shape))
 
@@ -393,7 +406,7 @@ def backward(
         how = _how(q, bias, mask, is_causal, scale, dropout_p, seed, offset)
         views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
         lse = lse.reshape(q_.shape[:3])
-        VERSIONS[version][1][q.dtype](q_, k_, v_, *views, out_, lse, dout_, dq, dk, dv, ds, how, pool.team())
+        VERSIONS[version][1][q.dtype](q_, k_, v_, *views, out_, lse, dout_, dq, dk, dv, ds, how, _team(q_, k_))
     dbias = _sum_to(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape) if needs[3] else None
     if q.ndim != 4:
         dq, dk, dv = dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)

@@ -1,19 +1,42 @@
-"""GELU and its slope for one row, as the loops of this kernel and of the linear map before it call them."""
+"""GELU and its slope, for one element and for one row, as this kernel and that of the linear map call them.
+
+Exact, y = x P(x) (`vector_math`); or y = x s with s = 1 / (1 + e^(-2 u)) = (1 + tanh u) / 2 and
+u = sqrt(2 / pi) (x + 0.044715 x^3).
+"""
 
 from ..compiler import body
 from ..vector_math import exp, gelu_slope, normal
 
+_MINUS_TWO_ROOT, _CUBIC = -1.5957691216057308, 0.044715  # -2 sqrt(2 / pi)
+
+
+@body
+def tanh_constants(row):
+    """What `gelu_tanh` and `gelu_tanh_slope` take as c, in the type of the row."""
+    real = row.dtype.type
+    return real(1), real(_MINUS_TWO_ROOT), real(_CUBIC), real(3 * _CUBIC)
+
+
+@body
+def gelu_tanh(v, c):
+    """v s."""
+    return v / (c[0] + exp(c[1] * (v + c[2] * (v * v * v))))
+
+
+@body
+def gelu_tanh_slope(v, c):
+    """s + v s (1 - s) 2 u'."""
+    s = c[0] / (c[0] + exp(c[1] * (v + c[2] * (v * v * v))))
+    return s - v * s * (c[0] - s) * c[1] * (c[0] + c[3] * (v * v))
+
 
 @body
 def gelu_row(x, out, tanh):
-    """out = gelu(x): x P(x), or x s(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3) and s the sigmoid."""
-    one, slope = x.dtype.type(1), x.dtype.type(-1.5957691216057308)
-    cubic = x.dtype.type(0.044715)
+    """out = gelu(x)."""
+    c = tanh_constants(x)
     if tanh:
         for j in range(x.size):
-            v = x[j]
-            # (1 + tanh u) / 2 = 1 / (1 + e^(-2 u))
-            out[j] = v / (one + exp(slope * (v + cubic * (v * v * v))))
+            out[j] = gelu_tanh(x[j], c)
     else:
         for j in range(x.size):
             out[j] = x[j] * normal(x[j])
@@ -21,15 +44,11 @@ def gelu_row(x, out, tanh):
 
 @body
 def gelu_row_backward(dy, x, dx, tanh):
-    """dx = dy gelu'(x): dy (P + x P'), or the same with s(2 u)."""
-    real = x.dtype.type
-    one, slope, cubic, triple = real(1), real(-1.5957691216057308), real(0.044715), real(3 * 0.044715)
+    """dx = dy gelu'(x)."""
+    c = tanh_constants(x)
     if tanh:
         for j in range(x.size):
-            v = x[j]
-            s = one / (one + exp(slope * (v + cubic * (v * v * v))))
-            # y = x s(2 u):  s + x s (1 - s) 2 u'
-            dx[j] = dy[j] * (s - v * s * (one - s) * slope * (one + triple * (v * v)))
+            dx[j] = dy[j] * gelu_tanh_slope(x[j], c)
     else:
         for j in range(x.size):
             dx[j] = dy[j] * gelu_slope(x[j])

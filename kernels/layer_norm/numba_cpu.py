@@ -87,7 +87,7 @@ def _forward_2(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
     parallel(
         _forward_chunk,
         _chunk_count(x.shape[0]),
-        team if x.size > _SERIAL else 0,
+        team,
         (x, residual, weight, bias, total, y, mean, rstd, eps, add),
     )
 
@@ -132,7 +132,6 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, parts, a
 def _backward_2(dy, dsum, x, weight, mean, rstd, dx, dweight, dbias, add, team):
     chunks = _chunk_count(x.shape[0])
     parts = np.empty((chunks, 2, x.shape[1]), x.dtype)
-    team = team if x.size > _SERIAL else 0
     parallel(_backward_chunk, chunks, team, (dy, dsum, x, weight, mean, rstd, dx, parts, add))
     for out, k in ((dweight, 0), (dbias, 1)):
         out[:] = parts[0, k]
@@ -157,7 +156,7 @@ def normalize(x, residual, weight, bias, eps, version):
     mean, rstd = np.empty(rows.shape[0], rows.dtype), np.empty(rows.shape[0], rows.dtype)
     weight, bias, eps = dense(weight), dense(bias), rows.dtype.type(eps)
     forward, _ = VERSIONS[version]
-    forward(rows, rows_of(residual) if add else rows, weight, bias, total, y, mean, rstd, eps, add, pool.team())
+    forward(rows, rows_of(residual) if add else rows, weight, bias, total, y, mean, rstd, eps, add, pool.team(rows.size > _SERIAL))
     shape = x.shape
     return total.reshape(shape) if add else x, y.reshape(shape), mean.reshape(shape[:-1]), rstd.reshape(shape[:-1])
 
@@ -170,7 +169,7 @@ def normalize_backward(dy, dsum, x, weight, mean, rstd, version):
     before = rows_of(dsum) if add else upstream
     mean, rstd = dense(mean.reshape(-1)), dense(rstd.reshape(-1))
     _, backward = VERSIONS[version]
-    backward(upstream, before, rows, weight, mean, rstd, dx, dweight, dbias, add, pool.team())
+    backward(upstream, before, rows, weight, mean, rstd, dx, dweight, dbias, add, pool.team(rows.size > _SERIAL))
     return dx.reshape(x.shape), dweight, dbias
 
 

@@ -28,6 +28,44 @@ _ALONE = 30_000  # elements to pack, below which sharing the work costs more tha
 LINEAR, GELU, GELU_TANH = 0, 1, 2  # what follows the affine map
 
 
+# v1 -----------------------------------------------------------------------------------------------------------------
+
+
+@body
+def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode):
+    """Some rows of y."""
+    rows, depth = x.shape
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        for j in range(weight.shape[0]):
+            total = bias[j] if bias.size else y.dtype.type(0)
+            for k in range(depth):
+                total += x[i, k] * weight[j, k]
+            y[i, j] = total
+        if mode != LINEAR:
+            gelu_row(y[i], out[i], mode == GELU_TANH)
+
+
+@entry
+def _forward_1(x, weight, bias, y, out, mode, team):
+    parallel(_forward_chunk_1, min(x.shape[0], 16), team, (x, weight, bias, y, out, mode))
+
+
+@entry
+def _backward_1(dy, pre, dpre, x, weight, dx, dweight, dbias, mode, wants_dx, wants_dweight, team):
+    if mode != LINEAR:
+        for i in range(dy.shape[0]):
+            gelu_row_backward(dy[i], pre[i], dpre[i], mode == GELU_TANH)
+    if wants_dx:
+        for i in range(dx.shape[0]):
+            for k in range(dx.shape[1]):
+                dx[i, k] = np.sum(dpre[i] * weight[:, k])
+    if wants_dweight:
+        for j in range(dweight.shape[0]):
+            for k in range(dweight.shape[1]):
+                dweight[j, k] = np.sum(dpre[:, j] * x[:, k])
+            dbias[j] = np.sum(dpre[:, j])
+
+
 # v2 -----------------------------------------------------------------------------------------------------------------
 
 
@@ -52,7 +90,7 @@ def _pack_chunk(chunk, chunks, weight, transposed, panels):
 
 
 @body
-def _forward_chunk(chunk, chunks, x, panels, bias, y, out, mode, groups):
+def _forward_chunk_2(chunk, chunks, x, panels, bias, y, out, mode, groups):
     """One block of rows and one group of panels."""
     n, width = y.shape[1], panels.shape[2]
     block, group = chunk // groups, chunk % groups
@@ -122,21 +160,19 @@ def _weight_tile(rows, columns, itemsize):
 
 
 @entry
-def _forward(x, weight, bias, y, out, mode, team):
+def _forward_2(x, weight, bias, y, out, mode, team):
     (rows, depth), n = x.shape, y.shape[1]
     width = PANEL_BYTES // y.itemsize
     panels = np.empty((-(-n // width), depth, width), y.dtype)
     blocks = -(-rows // BLOCK)
     groups = max(1, min(panels.shape[0], 8 // max(blocks, 1)))
-    team = team if rows * n * depth > _SERIAL else 0
     parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, True, panels))
-    parallel(_forward_chunk, blocks * groups, team, (x, panels, bias, y, out, mode, groups))
+    parallel(_forward_chunk_2, blocks * groups, team, (x, panels, bias, y, out, mode, groups))
 
 
 @entry
-def _backward(dy, pre, dpre, x, weight, dx, dweight, dbias, mode, wants_dx, wants_dweight, team):
+def _backward_2(dy, pre, dpre, x, weight, dx, dweight, dbias, mode, wants_dx, wants_dweight, team):
     (rows, depth), n = x.shape, dy.shape[1]
-    team = team if rows * n * depth > _SERIAL else 0
     if wants_dx or mode != LINEAR:
         width = PANEL_BYTES // dx.itemsize
         columns = depth if wants_dx else 0
@@ -149,17 +185,24 @@ def _backward(dy, pre, dpre, x, weight, dx, dweight, dbias, mode, wants_dx, want
         parallel(_weight_chunk, tiles, team, (dpre, x, dweight, dbias, height, width))
 
 
-def _launch_forward(x, weight, bias, mode):
+VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
+
+
+# Launchers ----------------------------------------------------------------------------------------------------------
+
+
+def _launch_forward(x, weight, bias, mode, version):
     rows, weight = rows_of(x), dense(weight)
     y = np.empty((rows.shape[0], weight.shape[0]), x.dtype)
     out = y if mode == LINEAR else np.empty_like(y)
     bias = np.empty(0, x.dtype) if bias is None else dense(bias)
-    _forward(rows, weight, bias, y, out, mode, pool.team())
+    team = pool.team(rows.shape[0] * weight.size > _SERIAL)
+    VERSIONS[version][0](rows, weight, bias, y, out, mode, team)
     shape = x.shape[:-1] + weight.shape[:1]
     return y.reshape(shape), out.reshape(shape)
 
 
-def _launch_backward(dy, pre, x, weight, mode, needs):
+def _launch_backward(dy, pre, x, weight, mode, needs, version):
     upstream, rows, weight = rows_of(dy), rows_of(x), dense(weight)
     before = upstream if mode == LINEAR else rows_of(pre)
     dpre = upstream if mode == LINEAR else np.empty_like(upstream)
@@ -167,26 +210,27 @@ def _launch_backward(dy, pre, x, weight, mode, needs):
     wants_dweight = needs[1] or needs[2]
     dweight = np.empty_like(weight) if wants_dweight else weight
     dbias = np.empty(weight.shape[0] if wants_dweight else 0, x.dtype)
-    _backward(upstream, before, dpre, rows, weight, dx, dweight, dbias, mode, needs[0], wants_dweight, pool.team())
+    team = pool.team(rows.shape[0] * weight.size > _SERIAL)
+    VERSIONS[version][1](upstream, before, dpre, rows, weight, dx, dweight, dbias, mode, needs[0], wants_dweight, team)
     return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
 
 
 def forward(x, weight, bias, *, version):
     """x (..., K), weight (N, K), bias (N,) or None -> y (..., N)."""
-    return _launch_forward(x, weight, bias, LINEAR)[:1]
+    return _launch_forward(x, weight, bias, LINEAR, version)[:1]
 
 
 def backward(dy, x, weight, *, needs, version):
     """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
-    return _launch_backward(dy, None, x, weight, LINEAR, needs)
+    return _launch_backward(dy, None, x, weight, LINEAR, needs, version)
 
 
 def gelu_forward(x, weight, bias, *, approximate, version):
     """y (..., N) = gelu(h), and h = x W^T + b, which backward needs."""
-    h, y = _launch_forward(x, weight, bias, GELU_TANH if approximate == "tanh" else GELU)
+    h, y = _launch_forward(x, weight, bias, GELU_TANH if approximate == "tanh" else GELU, version)
     return y, h
 
 
 def gelu_backward(dy, h, x, weight, *, approximate, needs, version):
     """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
-    return _launch_backward(dy, h, x, weight, GELU_TANH if approximate == "tanh" else GELU, needs)
+    return _launch_backward(dy, h, x, weight, GELU_TANH if approximate == "tanh" else GELU, needs, version)

@@ -109,7 +109,7 @@ def _to(self: Tensor, device_or_dtype: Any) -> Tensor:
         raise TypeError(
             f"to: {device_or_dtype!r} is neither a device, such as 'cpu', nor a dtype, such as 'float32'"
         ) from error
-    return cast(self, dtype)
+    return self if dtype == self.dtype else cast(self, dtype)
 
 
 def _argmax(self: Tensor, axis: int | None = None) -> Tensor:

@@ -116,8 +116,8 @@ class ViT(Module):
             x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1))
         else:  # layer norm treats each token by itself, so only the one that is read needs it
             read = 0 if self.pool == "cls" else self.prefix
-            x = joined(x[:, read], None if branch is None else branch[:, read])
-            x = x if self.norm is None else self.norm(x)
+            x, branch = x[:, read], None if branch is None else branch[:, read]
+            x = joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
         return x if self.head is None else self.head(x)
 
 

@@ -1,0 +1,140 @@
+"""GELU of a sum with a bias, exact or by the tanh formula, forward and backward.
+
+| version | what it changes, and gains                                                                             |
+|---------|--------------------------------------------------------------------------------------------------------|
+| v1      | one element after the other, with the library's erf, tanh and exp; db in a pass of its own             |
+| v2      | vectors, with rational functions for P(x) and the slope (`vector_math`); db in the same pass; rows     |
+|         | shared among threads in chunks, each with its own part of db                                           |
+
+x (R, C), bias (C,), y (R, C), the leading axes flattened into R. The number of chunks depends on R only, and their parts
+of db are summed in order: equal bits with any number of threads.
+"""
+
+import math
+
+import numpy as np
+
+from .. import threads as pool
+from ..arrays import dense, rows_of
+from ..compiler import body, entry
+from ..threads import parallel
+from ..vector_math import gelu_slope, normal
+from .formula import gelu_tanh, gelu_tanh_slope, tanh_constants
+
+_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
+
+
+# v1 -----------------------------------------------------------------------------------------------------------------
+
+
+@entry
+def _forward_1(x, bias, y, tanh, team):
+    rows, columns = x.shape
+    for i in range(rows):
+        for j in range(columns):
+            h = x[i, j] + bias[j]
+            if tanh:
+                y[i, j] = 0.5 * h * (1 + math.tanh(0.7978845608028654 * (h + 0.044715 * h**3)))
+            else:
+                y[i, j] = 0.5 * h * (1 + math.erf(h * 0.7071067811865476))
+
+
+@entry
+def _backward_1(dy, x, bias, dx, dbias, tanh, team):
+    rows, columns = x.shape
+    for i in range(rows):
+        for j in range(columns):
+            h = x[i, j] + bias[j]
+            if tanh:
+                # y = h (1 + t) / 2,  t = tanh(u)
+                t = math.tanh(0.7978845608028654 * (h + 0.044715 * h**3))
+                du = 0.7978845608028654 * (1 + 3 * 0.044715 * h * h)
+                dx[i, j] = dy[i, j] * (0.5 * (1 + t) + 0.5 * h * (1 - t * t) * du)
+            else:
+                # y = h P(h)
+                p, dp = 0.5 * (1 + math.erf(h * 0.7071067811865476)), 0.3989422804014327 * math.exp(-0.5 * h * h)
+                dx[i, j] = dy[i, j] * (p + h * dp)
+    for j in range(columns):
+        dbias[j] = np.sum(dx[:, j])
+
+
+# v2 -----------------------------------------------------------------------------------------------------------------
+
+
+@body
+def _chunk_count(rows):
+    return min(64, max(1, rows // 16))
+
+
+@body
+def _forward_chunk(chunk, chunks, x, bias, y, tanh):
+    rows, c = x.shape[0], tanh_constants(bias)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        row, out = x[i], y[i]
+        if tanh:
+            for j in range(bias.size):
+                out[j] = gelu_tanh(row[j] + bias[j], c)
+        else:
+            for j in range(bias.size):
+                h = row[j] + bias[j]
+                out[j] = h * normal(h)
+
+
+@entry
+def _forward_2(x, bias, y, tanh, team):
+    parallel(_forward_chunk, _chunk_count(x.shape[0]), team if x.size > _SERIAL else 0, (x, bias, y, tanh))
+
+
+@body
+def _backward_chunk(chunk, chunks, dy, x, bias, dx, parts, tanh):
+    rows, c = x.shape[0], tanh_constants(bias)
+    part = parts[chunk]
+    part[:] = bias.dtype.type(0)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        upstream, row, out = dy[i], x[i], dx[i]
+        if tanh:
+            for j in range(bias.size):
+                d = upstream[j] * gelu_tanh_slope(row[j] + bias[j], c)
+                out[j] = d
+                part[j] += d
+        else:
+            for j in range(bias.size):
+                d = upstream[j] * gelu_slope(row[j] + bias[j])
+                out[j] = d
+                part[j] += d
+
+
+@entry
+def _backward_2(dy, x, bias, dx, dbias, tanh, team):
+    chunks = _chunk_count(x.shape[0])
+    parts = np.empty((chunks, bias.size), bias.dtype)
+    parallel(_backward_chunk, chunks, team if x.size > _SERIAL else 0, (dy, x, bias, dx, parts, tanh))
+    dbias[:] = parts[0]
+    for chunk in range(1, chunks):
+        part = parts[chunk]
+        for j in range(dbias.size):
+            dbias[j] += part[j]
+
+
+VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
+
+
+# Launchers ----------------------------------------------------------------------------------------------------------
+
+
+def forward(x, bias, *, approximate="none", version):
+    """x (..., C), bias (C,) -> y (..., C)."""
+    rows = rows_of(x)
+    y = np.empty_like(rows)
+    run, _ = VERSIONS[version]
+    run(rows, dense(bias), y, approximate == "tanh", pool.team())
+    return (y.reshape(x.shape),)
+
+
+def backward(dy, x, bias, *, approximate="none", needs, version):
+    """dy (..., C) -> dx (..., C), dbias (C,)."""
+    rows, bias = rows_of(x), dense(bias)
+    dx, dbias = np.empty_like(rows), np.empty_like(bias)
+    _, run = VERSIONS[version]
+    run(rows_of(dy), rows, bias, dx, dbias, approximate == "tanh", pool.team())
+    return dx.reshape(x.shape), dbias
