@@ -14,10 +14,16 @@ hypothesis.settings.register_profile("tinyvit", derandomize=True, deadline=None,
 hypothesis.settings.load_profile("tinyvit")
 
 
+WHOLE_RUNS = ("test_cli", "test_docs", "test_resume", "test_smoke", "test_train", "test_weights")
+
+
 @pytest.fixture(autouse=True)
-def implementation() -> Iterator[None]:
-    """The plain rules compute: they are the reference. Tests of kernels and of dispatch choose for themselves."""
-    with tv.use_kernels("numpy"):
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The plain rules compute, for they are the reference; tests of kernels and of dispatch choose for themselves.
+
+    Tests of whole runs compute as users do, since they compare with runs of other processes.
+    """
+    with tv.use_kernels("auto" if request.module.__name__ in WHOLE_RUNS else "numpy"):
         yield
 
 

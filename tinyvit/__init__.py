@@ -5,10 +5,12 @@ import tinyvit as tv, tinyvit.functional as F
 
 from . import functional, models, nn, optim
 from .autograd import Tensor, grad, no_grad, tensor
-from .backend import Generator, manual_seed, set_default_device
+from .backend import Generator, limit_threads, manual_seed, set_default_device
 from .checkpoint import load, save
 from .dispatch import use_kernels
 from .study import GradcheckError, gradcheck
+
+limit_threads()
 
 __version__ = "0.1.0"
 

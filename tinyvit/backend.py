@@ -5,6 +5,8 @@ an array library other than NumPy.
 """
 
 import ctypes
+import functools
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -56,17 +58,28 @@ def to_host(array: Array) -> np.ndarray:
     return array
 
 
+@functools.cache
 def keep_freed_memory() -> None:
     """Have the C library keep the memory of freed arrays for the next ones, in this process.
 
     Otherwise every large array comes as fresh pages from the system, and a training step of a small model spends a
-    third of its time on them. Only glibc is told; elsewhere nothing happens.
+    third of its time on them. Called with the first fused kernel that is loaded. Only glibc is told; elsewhere nothing
+    happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-        mallopt(mmap_threshold, 32 * 2**20)  # bytes; glibc allows no more
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+        mallopt(mmap_max, 0)  # large arrays too come from the heap
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def limit_threads() -> None:
+    """Hold the libraries under NumPy to as many threads as TINYVIT_THREADS allows the kernels, where it is set."""
+    wanted = os.environ.get("TINYVIT_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        threadpool_limits(int(wanted))
 
 
 def is_floating(array: Array) -> bool:

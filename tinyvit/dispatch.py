@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from .backend import keep_freed_memory
 from .kernels import registry
 from .kernels.registry import TECHNOLOGIES, KernelSpec
 
@@ -61,6 +62,7 @@ class Implementation:
 
     def __init__(self, spec: KernelSpec, op: Any, version: int) -> None:
         module = importlib.import_module(spec.module)
+        keep_freed_memory()
         self.spec, self.version = spec, version
         self._forward, self._backward = getattr(module, spec.forward), getattr(module, spec.backward)
         self._outputs = len(op.outputs)
@@ -97,7 +99,9 @@ class _Table:
         for spec in specs:
             if self._technology in ("auto", spec.technology):
                 self._rows.setdefault(spec.operation, []).append(spec)
-        self._sure: dict[tuple[Any, Any], Implementation] = {}  # what serves whatever the inputs, by operation and dtype
+        self._sure: dict[
+            tuple[Any, Any], Implementation
+        ] = {}  # what serves whatever the inputs, by operation and dtype
 
     def find(self, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
         served = self._sure.get((op, dtype))
@@ -112,7 +116,9 @@ class _Table:
                 return served
         if rows and self._technology != "auto":
             reasons = "; ".join(str(refusal(spec, op, dtype, arrays, params)) for spec in rows)
-            raise RuntimeError(f"use_kernels({_choice!r}): {op.name} cannot be served: {reasons}; use 'auto' or 'numpy'")
+            raise RuntimeError(
+                f"use_kernels({_choice!r}): {op.name} cannot be served: {reasons}; use 'auto' or 'numpy'"
+            )
         return None
 
 
@@ -134,4 +140,14 @@ def refusal(spec: KernelSpec, op: Any, dtype: Any, arrays: Sequence[Any], params
     if dtype not in spec.dtypes:
         known = ", ".join(sorted(str(d) for d in spec.dtypes))
         return f"the inputs are {dtype or 'not floating'}, and {spec.technology} computes in {known}"
-    return spec.refuses(dict(zip(op.inputs, arrays, strict=False)), params) if spec.refuses else None
+    reason = spec.refuses(dict(zip(op.inputs, arrays, strict=False)), params) if spec.refuses else None
+    return reason or _why_not_loaded(spec.module)
+
+
+@functools.cache
+def _why_not_loaded(module: str) -> str | None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"{module} cannot be imported ({error})"
+    return None

@@ -61,12 +61,17 @@ def _state_of(device: str) -> str:
 def _threads() -> Iterator[tuple[str, str]]:
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
+    from .kernels import compiler, threads
+
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "processors", f"{usable} of {os.cpu_count()}"
+    set_by = "set by TINYVIT_THREADS" if os.environ.get("TINYVIT_THREADS") else "set TINYVIT_THREADS to change it"
+    yield "kernels", f"{threads.thread_count()} threads of their own ({set_by})"
     for pool in threadpool_info():
         name = " ".join(str(part) for part in (pool["internal_api"], pool["version"]) if part)
         kernels = f", kernels for {pool['architecture']}" if "architecture" in pool else ""
-        yield pool["user_api"], f"{name}, {pool['num_threads']} threads{kernels}"
+        yield pool["user_api"], f"{name}, {pool['num_threads']} threads{kernels}; for what no kernel serves"
+    yield "compiled", f"kept in {compiler.cache_folder()}"
 
 
 def _place_of(dataset: str) -> str:
@@ -80,16 +85,23 @@ def _place_of(dataset: str) -> str:
 
 
 def _operations() -> Iterator[tuple[str, str, str]]:
-    """Yield each operation that kernels may serve, with what serves it for float32 on the CPU, and why."""
+    """Yield each operation that kernels may serve, with what serves it for float32 on the CPU, and why not the others."""
     for op in Op.registry.values():
         if op.kernel is None:
             continue
-        known = [spec.technology for spec in registry.SPECS if spec.operation == op.kernel]
-        if not known:
-            yield op.name, "plain NumPy rule", "no kernel is registered"
-            continue
         sample = next(iter(op.samples()))
         arrays = [x.astype(np.float32) if isinstance(x, np.ndarray) else x for x in sample.inputs]
-        chosen = dispatch.select(op, arrays, sample.params)
-        what = f"{chosen.spec.technology} kernel" if chosen else "plain NumPy rule"
-        yield op.name, what, f"kernels: {', '.join(known)}"
+        question = op, np.dtype(np.float32), arrays, sample.params
+        try:
+            served = dispatch.select(*question)
+        except RuntimeError as error:
+            yield op.name, "nothing", str(error)
+            continue
+        rows = [spec for spec in registry.SPECS if spec.operation == op.kernel]
+        if served:
+            yield op.name, f"{served.spec.technology} kernel, version {served.version} of {served.spec.versions}", ""
+        elif dispatch.current_choice() == "numpy" or not rows:
+            yield op.name, "plain NumPy rule", "" if rows else "no kernel is registered"
+        else:
+            reasons = (dispatch.refusal(spec, *question) or "it is not of the chosen technology" for spec in rows)
+            yield op.name, "plain NumPy rule", "; ".join(reasons)

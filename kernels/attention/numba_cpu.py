@@ -309,6 +309,29 @@ def _backward_2(q, k, v, bias, mask, out, lse, dout, dq, dk, dv, ds, how, team):
     parallel(_backward_chunk_2, min(heads, 64), team, (q, k, v, bias, mask, out, lse, dout, dq, dk, dv, ds, how))
 
 
+@body
+def _weights_chunk(chunk, chunks, q, k, bias, mask, lse, p, how):
+    """The probabilities of some heads."""
+    batch, heads, queries, depth = q.shape
+    transposed = np.empty((depth, k.shape[2]), q.dtype)
+    zero = q.dtype.type(0)
+    for head in range(batch * heads * chunk // chunks, batch * heads * (chunk + 1) // chunks):
+        b, h = head // heads, head % heads
+        transpose(k[b, h], how[3], transposed)
+        multiply(q[b, h], transposed, p[b, h], False)
+        for n in range(queries):
+            row = as_row(p[b, h], n)
+            _mask_row(row, b, h, n, 0, bias, mask, how)
+            shift = zero if lse[b, h, n] == -np.inf else lse[b, h, n]
+            for j in range(row.size):
+                row[j] = exp(row[j] - shift)
+
+
+@entries(f"void({_ARRAY}, {_ARRAY}, {_READ}, {_SEEN}, {{0}}[:,:,::1], {_ARRAY}, {_HOW}, int64)")
+def _weights(q, k, bias, mask, lse, p, how, team):
+    parallel(_weights_chunk, min(q.shape[0] * q.shape[1], 64), team, (q, k, bias, mask, lse, p, how))
+
+
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
@@ -411,6 +434,17 @@ def backward(
     if q.ndim != 4:
         dq, dk, dv = dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
     return dq, dk, dv, dbias
+
+
+def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
+    """The probabilities (B, H, N, S) before dropout, from what forward returned as lse (B, H, N)."""
+    q, k = _heads(q), _heads(k)
+    p = np.empty((*q.shape[:3], k.shape[2]), q.dtype)
+    if p.size:
+        how = _how(q, bias, mask, is_causal, scale, 0.0, 0, 0)
+        bias, mask = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
+        _weights[q.dtype](q, k, bias, mask, np.ascontiguousarray(lse), p, how, _team(q, k))
+    return p
 
 
 def _empty_gradients(q, k, v):

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import autograd
 from ..autograd import Tensor
-from . import special  # noqa: F401  (adds erf to the array namespaces)
+from . import plain, special  # noqa: F401  (plain rules for direct calls; erf for the array namespaces)
 from .activation import bias_gelu, gelu, linear_gelu, log_softmax, relu, silu, softmax
 from .attention import join_heads, merge_heads, scaled_dot_product_attention, split_heads
 from .convolution import avg_pool2d, col2im, conv2d, im2col, max_pool2d

@@ -109,7 +109,9 @@ def _join_heads(xp: Any, parts: Any) -> Any:
         step, start = d * h * base.itemsize, _address(base)
         if all(part.base is base and _address(part) == start + i * step for i, part in enumerate(parts)):
             return base.reshape(b, n, len(parts) * h * d)
-    return xp.reshape(xp.stack([xp.transpose(part, (0, 2, 1, 3)) for part in parts], axis=2), (b, n, len(parts) * h * d))
+    return xp.reshape(
+        xp.stack([xp.transpose(part, (0, 2, 1, 3)) for part in parts], axis=2), (b, n, len(parts) * h * d)
+    )
 
 
 def _address(array: Any) -> int:
@@ -121,6 +123,19 @@ Namespace.extend("join_heads", _join_heads)
 
 def attention_probabilities(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float) -> Any:
     """P of `Attention`, (B, H, N, S): softmax over the visible keys; 0 for a query that sees none."""
+    e, _ = _exponentials(xp, q, k, bias, mask, is_causal, scale)
+    total = xp.sum(e, axis=-1, keepdims=True)
+    return e / xp.where(total == 0, 1.0, total)
+
+
+def attention_lse(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float) -> Any:
+    """The logarithm of the sum of e^S over the visible keys, (B, H, N); -inf for a query that sees none."""
+    e, shift = _exponentials(xp, q, k, bias, mask, is_causal, scale)
+    return (shift + xp.log(xp.sum(e, axis=-1, keepdims=True)))[..., 0]
+
+
+def _exponentials(xp, q, k, bias, mask, is_causal, scale):
+    """e^(S - m) with m = max(S), or 0 where nothing is visible; and m."""
     scores = xp.matmul(scale * q, xp.swapaxes(k, -1, -2))
     if bias is not None:
         scores = scores + bias
@@ -131,9 +146,8 @@ def attention_probabilities(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_ca
     if visible is not None:
         scores = xp.where(visible, scores, -np.inf)
     largest = xp.stop_gradient(xp.max(scores, axis=-1, keepdims=True))
-    e = xp.exp(scores - xp.where(largest == -np.inf, 0.0, largest))
-    total = xp.sum(e, axis=-1, keepdims=True)
-    return e / xp.where(total == 0, 1.0, total)
+    shift = xp.where(largest == -np.inf, 0.0, largest)
+    return xp.exp(scores - shift), shift
 
 
 # What users call ----------------------------------------------------------------------------------------------------
@@ -142,7 +156,9 @@ def attention_probabilities(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_ca
 def split_heads(x: Tensor, heads: int, parts: int = 3) -> tuple[Tensor, ...]:
     """(B, N, parts H D), the output of a packed projection -> `parts` views (B, H, N, D), as q, k and v."""
     if x.ndim != 3 or x.shape[2] % (parts * heads):
-        raise ValueError(f"split_heads: x has shape {x.shape}; for {parts} parts of {heads} heads it must be (B, N, parts H D)")
+        raise ValueError(
+            f"split_heads: x has shape {x.shape}; for {parts} parts of {heads} heads it must be (B, N, parts H D)"
+        )
     return SplitHeads.apply(x, parts=parts, heads=heads)
 
 

@@ -1,5 +1,7 @@
 """Layer normalization, by itself and fused with the residual sum before it."""
 
+from typing import Any
+
 from ..autograd import Op, Tensor
 from .samples import sample
 
@@ -9,6 +11,11 @@ def _normalized(xp, x, eps):
     centered = x - xp.mean(x, axis=-1, keepdims=True)
     rstd = 1 / xp.sqrt(xp.mean(centered * centered, axis=-1, keepdims=True) + eps)
     return centered * rstd, rstd
+
+
+def row_statistics(xp: Any, x: Any, eps: float) -> tuple[Any, Any]:
+    """mean and rstd of each row of x (..., C): (...)."""
+    return xp.mean(x, axis=-1), _normalized(xp, x, eps)[1][..., 0]
 
 
 def _backward(xp, dy, x, weight, eps):

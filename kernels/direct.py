@@ -1,0 +1,220 @@
+"""Kernels called directly, on arrays: what `tinyvit.kernels` offers."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from . import registry
+
+
+def attention_forward(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    bias: Any = None,
+    mask: Any = None,
+    key_lengths: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    offset: int = 0,
+    implementation: str = "auto",
+) -> tuple[Any, Any]:
+    """out = softmax(scale q k^T + bias) v, and the logarithm of each softmax's denominator.
+
+    Parameters
+    ----------
+    q : (B, H, N, D), k : (B, H, S, D), v : (B, H, S, E)
+        float32 or float64, of any strides; free of copies where the last axis is contiguous.
+    bias : broadcastable to (B, H, N, S), optional
+        Added to the scores, in the dtype of q.
+    mask : boolean, broadcastable to (B, H, N, S), optional
+        True where attention is allowed.
+    key_lengths : integers (B,), optional
+        Keys from there on are padding.
+    is_causal : bool
+        Key s is visible to query n only if s <= n.
+    scale : 1 / sqrt(D) by default.
+    dropout_p, seed, offset : dropout of the probabilities, drawn from the stream (seed, offset).
+
+    Returns
+    -------
+    out : (B, H, N, E), in memory as (B, N, H, E).
+    lse : (B, H, N), natural logarithm; -inf where a query sees no key, and out is 0 there.
+    """
+    _check_attention(q, k, v, bias, mask, key_lengths, dropout_p)
+    forward, _ = _functions("attention", implementation, q.dtype)
+    mask = _with_lengths(mask, key_lengths, k)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    params = {"mask": mask, "is_causal": bool(is_causal), "scale": scale}
+    return forward(q, k, v, bias, **params, dropout_p=float(dropout_p), seed=seed, offset=offset)
+
+
+def attention_backward(
+    dout: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    *,
+    bias: Any = None,
+    mask: Any = None,
+    key_lengths: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    offset: int = 0,
+    implementation: str = "auto",
+    out_grads: tuple[Any, Any, Any] | None = None,
+) -> tuple[Any, Any, Any, Any]:
+    """The gradients of `attention_forward` from that of its output, and what it was given and returned.
+
+    Returns
+    -------
+    dq, dk, dv : in the shapes of q, k, v; the arrays `out_grads` if given (they may be views of one packed array).
+    dbias : in the shape of bias; None without one.
+    """
+    _check_attention(q, k, v, bias, mask, key_lengths, dropout_p)
+    for name, array, shape in (("dout", dout, (*q.shape[:-1], v.shape[-1])), ("lse", lse, q.shape[:-1])):
+        if array.shape != shape:
+            raise ValueError(f"attention_backward: {name} has shape {array.shape}; for q {q.shape} it must be {shape}")
+    _, backward = _functions("attention", implementation, q.dtype)
+    mask = _with_lengths(mask, key_lengths, k)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    params = {"mask": mask, "is_causal": bool(is_causal), "scale": scale}
+    params |= {"dropout_p": float(dropout_p), "seed": seed, "offset": offset}
+    needs = (True, True, True, bias is not None)
+    dq, dk, dv, dbias = backward(dout, q, k, v, bias, out, lse, needs=needs, **params)
+    if out_grads is not None:
+        for target, gradient in zip(out_grads, (dq, dk, dv), strict=True):
+            target[...] = gradient
+        dq, dk, dv = out_grads
+    return dq, dk, dv, dbias
+
+
+def attention_weights(
+    q: Any,
+    k: Any,
+    lse: Any,
+    *,
+    bias: Any = None,
+    mask: Any = None,
+    key_lengths: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Any:
+    """The probabilities (B, H, N, S) of every head, computed again from the `lse` that `attention_forward` returned.
+
+    They are those before dropout; a row is 0 where a query sees no key.
+    """
+    _check_attention(q, k, k, bias, mask, key_lengths, 0.0)
+    from .attention.numba_cpu import weights
+
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return weights(q, k, lse, bias, mask=_with_lengths(mask, key_lengths, k), is_causal=bool(is_causal), scale=scale)
+
+
+def layer_norm_forward(
+    x: Any, weight: Any, bias: Any, eps: float = 1e-5, *, residual: Any = None, implementation: str = "auto"
+) -> tuple[Any, ...]:
+    """Layer norm of x (..., C), or of x + residual: (y, mean, rstd), or (sum, y, mean, rstd) with a residual.
+
+    weight, bias : (C,).  mean, rstd : (...).
+    """
+    _check_layer_norm("layer_norm_forward", x, weight, bias)
+    if residual is None:
+        return _functions("layer_norm", implementation, x.dtype)[0](x, weight, bias, eps=eps)
+    if residual.shape != x.shape:
+        raise ValueError(f"layer_norm_forward: residual has shape {residual.shape}; it must be that of x, {x.shape}")
+    return _functions("add_layer_norm", implementation, x.dtype)[0](x, residual, weight, bias, eps=eps)
+
+
+def layer_norm_backward(
+    dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, eps: float = 1e-5, *, implementation: str = "auto"
+) -> tuple[Any, Any, Any]:
+    """dx (..., C), dweight and dbias (C,) of a layer norm of x (the sum, where it had a residual)."""
+    _check_layer_norm("layer_norm_backward", x, weight, weight)
+    if dy.shape != x.shape or mean.shape != x.shape[:-1] or rstd.shape != x.shape[:-1]:
+        raise ValueError(
+            f"layer_norm_backward: x has shape {x.shape}, dy {dy.shape}, mean {mean.shape} and rstd {rstd.shape}; "
+            "they must be (..., C), (..., C), (...) and (...)"
+        )
+    _, backward = _functions("layer_norm", implementation, x.dtype)
+    return backward(dy, x, weight, mean, rstd, eps=eps, needs=(True, True, True))
+
+
+# Which functions serve ----------------------------------------------------------------------------------------------
+
+
+def _functions(operation: str, implementation: str, dtype: Any) -> tuple[Any, Any]:
+    """forward and backward of `operation`, as the registry describes them, without `version`."""
+    technology, colon, version = implementation.partition(":v")
+    if technology not in ("auto", "numpy", *registry.TECHNOLOGIES) or (colon and not version.isdecimal()):
+        known = ", ".join(("auto", "numpy", *registry.TECHNOLOGIES))
+        raise ValueError(f"implementation is {implementation!r}; it must be one of {known}, or like 'numba:v1'")
+    rows = [s for s in registry.SPECS if s.operation == operation and technology in ("auto", s.technology)]
+    for spec in rows:
+        if dtype in spec.dtypes:
+            module = importlib.import_module(spec.module)
+            number = min(int(version), spec.versions) if version else spec.versions
+            return _bound(getattr(module, spec.forward), number), _bound(getattr(module, spec.backward), number)
+    if technology in ("auto", "numpy"):
+        return registry.PLAIN[operation]
+    reason = f"it computes in {', '.join(sorted(map(str, rows[0].dtypes)))}, not {dtype}" if rows else "there is none"
+    raise RuntimeError(f"implementation {implementation!r} cannot serve {operation}: {reason}; use 'auto' or 'numpy'")
+
+
+def _bound(function: Any, version: int) -> Any:
+    return lambda *arrays, **params: function(*arrays, **params, version=version)
+
+
+def _with_lengths(mask: Any, key_lengths: Any, k: Any) -> Any:
+    """`mask`, and False for the keys that are padding."""
+    if key_lengths is None:
+        return mask
+    real = np.arange(k.shape[-2]) < np.asarray(key_lengths)[:, None, None, None]
+    return real if mask is None else mask & real
+
+
+def _check_attention(q: Any, k: Any, v: Any, bias: Any, mask: Any, key_lengths: Any, dropout_p: float) -> None:
+    fits = q.ndim == 4 and k.ndim == 4 and v.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]
+    if not fits or q.shape[3] != k.shape[3] or k.shape[2] != v.shape[2]:
+        raise ValueError(
+            f"attention: q has shape {q.shape}, k {k.shape} and v {v.shape}; "
+            "they must be (B, H, N, D), (B, H, S, D) and (B, H, S, E)"
+        )
+    if not q.dtype == k.dtype == v.dtype or (bias is not None and bias.dtype != q.dtype):
+        given = [str(x.dtype) for x in (q, k, v, bias) if x is not None]
+        raise TypeError(f"attention: the dtypes of q, k, v and bias are {', '.join(given)}; they must be one")
+    scores = (*q.shape[:3], k.shape[2])
+    for name, array in (("bias", bias), ("mask", mask)):
+        if array is not None and not _broadcasts(array.shape, scores):
+            raise ValueError(f"attention: {name} has shape {array.shape}; it must broadcast to (B, H, N, S) = {scores}")
+    if mask is not None and mask.dtype != bool:
+        raise TypeError(f"attention: mask has dtype {mask.dtype}; it must be boolean, True where attention is allowed")
+    if key_lengths is not None and np.shape(key_lengths) != q.shape[:1]:
+        raise ValueError(f"attention: key_lengths has shape {np.shape(key_lengths)}; it must be (B,) = {q.shape[:1]}")
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"attention: dropout_p is {dropout_p}; a probability is in [0, 1]")
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
+
+
+def _check_layer_norm(name: str, x: Any, weight: Any, bias: Any) -> None:
+    if x.ndim == 0 or weight.shape != x.shape[-1:] or bias.shape != weight.shape:
+        raise ValueError(
+            f"{name}: x has shape {x.shape}, weight {weight.shape} and bias {bias.shape}; "
+            "they must be (..., C), (C,) and (C,)"
+        )
+    if not x.dtype == weight.dtype == bias.dtype:
+        raise TypeError(f"{name}: x is {x.dtype}, weight {weight.dtype} and bias {bias.dtype}; they must be one dtype")

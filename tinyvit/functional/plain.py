@@ -1,0 +1,51 @@
+"""Plain rules in the form of kernels, for those who call `tinyvit.kernels` directly: the reference beside them."""
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import NUMPY
+from ..kernels import registry
+from .attention import Attention, attention_lse
+from .normalization import AddLayerNorm, LayerNorm, row_statistics
+
+
+def _entry(cls: Any, saved: tuple[Any, ...], needs: tuple[bool, ...], **attributes: Any) -> Any:
+    """An entry of a tape that was never recorded, to call `backward` of."""
+    entry = cls()
+    entry.__dict__.update(attributes, saved=saved, needs=needs)
+    return entry
+
+
+def _attention_forward(q, k, v, bias, *, mask, is_causal, scale, **dropout):
+    out = Attention.forward(NUMPY, q, k, v, bias, mask=mask, is_causal=is_causal, scale=scale, **dropout)
+    return out, attention_lse(NUMPY, q, k, bias, mask, is_causal, scale)
+
+
+def _attention_backward(dout, q, k, v, bias, out, lse, *, needs, **params):
+    shapes = [np.shape(x) for x in (q, k, v, bias)]
+    return _entry(Attention, (q, k, v, bias, out), needs, shapes=shapes, **params).backward(NUMPY, dout)
+
+
+def _layer_norm_forward(x, weight, bias, *, eps):
+    return LayerNorm.forward(NUMPY, x, weight, bias, eps=eps), *row_statistics(NUMPY, x, eps)
+
+
+def _layer_norm_backward(dy, x, weight, mean, rstd, *, eps, needs):
+    return _entry(LayerNorm, (x, weight), needs, eps=eps).backward(NUMPY, dy)
+
+
+def _add_layer_norm_forward(x, residual, weight, bias, *, eps):
+    total, y = AddLayerNorm.forward(NUMPY, x, residual, weight, bias, eps=eps)
+    return total, y, *row_statistics(NUMPY, total, eps)
+
+
+def _add_layer_norm_backward(dsum, dy, total, weight, mean, rstd, *, eps, needs):
+    return _entry(AddLayerNorm, (total, weight), needs, eps=eps).backward(NUMPY, dsum, dy)
+
+
+registry.PLAIN.update(
+    attention=(_attention_forward, _attention_backward),
+    layer_norm=(_layer_norm_forward, _layer_norm_backward),
+    add_layer_norm=(_add_layer_norm_forward, _add_layer_norm_backward),
+)
