@@ -1,0 +1,96 @@
+"""Tables for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from .results import CaseResult, Change, Row, Run
+from .stats import Summary
+
+_STYLES = {"faster": "green", "slower": "red", "same": "dim"}
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration with three digits and its unit: 1.23 s, 45.6 ms, 789 us."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size or unit == "us":
+            return f"{_three_digits(seconds / size)} {unit}"
+    raise AssertionError
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def range_text(summary: Summary) -> str:
+    """The 20 and 80 % quantiles of a duration, in the unit of its median."""
+    scale = 1.0 if summary.median >= 1 else 1e3 if summary.median >= 1e-3 else 1e6
+    return f"{_three_digits(summary.low * scale)} - {_three_digits(summary.high * scale)}"
+
+
+def rate_text(rate: float | None, share: float | None) -> str:
+    """Billions per second, and the share of the ceiling."""
+    return "" if rate is None else f"{rate / 1e9:.1f}" + ("" if share is None else f" ({share:.0%})")
+
+
+def case_table(case: CaseResult, memory: bool) -> Table:
+    """The table of one case; `memory` adds the peak memory of each process."""
+    table = Table(title=f"[bold]{escape(case.label)}[/]", title_justify="left", box=None, pad_edge=False)
+    table.add_column("contender", min_width=14, no_wrap=True)
+    headers = ("median", "20 - 80 %", f"x {case.baseline}", "GFLOP/s (max)", "GB/s (max)", "MB" if memory else "error")
+    for name in headers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in case.rows:
+        if row.time is None:
+            continue
+        speed = case.speed(row)
+        table.add_row(
+            escape(row.contender),
+            seconds_text(row.time.median),
+            range_text(row.time),
+            f"[bold]{speed.median:.2f}[/]" if speed else "",
+            rate_text(case.rate(row), case.share_of_gemm(row)),
+            rate_text(case.bandwidth(row), case.share_of_copy(row)),
+            memory_text(row) if memory else error_text(row),
+        )
+    return table
+
+
+def memory_text(row: Row) -> str:
+    return "" if row.peak_memory is None else f"{row.peak_memory / 2**20:.0f}"
+
+
+def error_text(row: Row) -> str:
+    return "" if row.error is None else f"{row.error:.0e}"
+
+
+def reasons(case: CaseResult) -> list[str]:
+    """A line for each contender that has no times."""
+    styles = {row.contender: "bold red" if row.reason.startswith("WRONG") else "yellow" for row in case.rows}
+    return [
+        f"[{styles[row.contender]}]{escape(row.contender)}[/]: {escape(row.reason)}" for row in case.rows if row.reason
+    ]
+
+
+def comparison_table(before: Run, after: Run, changes: Sequence[Change]) -> Table:
+    """Two runs side by side; what differs beyond the noise is marked."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("case")
+    table.add_column("contender")
+    for run in (before, after):
+        table.add_column(f"{run.date[:10]} {run.commit[:8]}", justify="right")
+    table.add_column("x as fast", justify="right")
+    table.add_column("")
+    shown = ""
+    for change in changes:
+        table.add_row(
+            "" if change.case == shown else escape(change.case),
+            escape(change.contender),
+            seconds_text(change.before.median),
+            seconds_text(change.after.median),
+            f"{change.ratio:.2f}",
+            f"[{_STYLES[change.verdict]}]{change.verdict}[/]",
+        )
+        shown = change.case
+    return table
