@@ -5,7 +5,6 @@ Copy bandwidth: bytes read and written while arrays that fit no cache are copied
 """
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from .worker import limit_processors
 GEMMS: dict[str, Callable[..., Any]] = {"NumPy": np.matmul}  # function(a, b, out=c)
 _SIZES = ((1024, 1024, 1024), (2048, 1024, 1024), (8320, 768, 192))  # M, N, K; the last is of vit-s
 _COPIED = 96 * 2**20  # bytes; larger than most last-level caches
-_CALLS = 3
+_CALLS = 4
 
 
 class Ceilings:
@@ -32,7 +31,7 @@ class Ceilings:
             zip(np.array_split(source, threads), np.array_split(np.zeros_like(source), threads), strict=True)
         )
         products = [self._product(gemm, *size) for gemm in GEMMS.values() for size in _SIZES]
-        self._flops, self._multiply = max(products, key=lambda product: product[0] / _median_seconds(product[1]))
+        self._flops, self._multiply = max(products, key=lambda product: product[0] / _least_seconds(product[1]))
 
     @staticmethod
     def _product(gemm: Callable[..., Any], m: int, n: int, k: int) -> tuple[int, Callable[[], Any]]:
@@ -47,19 +46,19 @@ class Ceilings:
     def measure(self) -> dict[str, Any]:
         """Floating-point operations and copied bytes (read and written), each per second."""
         return {
-            "gemm": self._flops / _median_seconds(self._multiply),
-            "copy": 2 * _COPIED / _median_seconds(self._copy),
+            "gemm": self._flops / _least_seconds(self._multiply),
+            "copy": 2 * _COPIED / _least_seconds(self._copy),
         }
 
 
-def _median_seconds(run: Callable[[], Any]) -> float:
+def _least_seconds(run: Callable[[], Any]) -> float:
     run()  # threads asleep, memory not yet touched
     seconds = []
     for _ in range(_CALLS):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return min(seconds)
 
 
 if __name__ == "__main__":

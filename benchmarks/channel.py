@@ -68,13 +68,14 @@ class Process:
                 start_new_session=True,
             )
         self._answers: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._answers.put(line)
-        self._answers.put(None)
+        self._answers.put(None)  # it has ended
 
     def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; `LostError` if there is none within `timeout` seconds."""
@@ -103,12 +104,11 @@ class Process:
 
     def close(self) -> None:
         """End the child and what it started."""
-        assert self._process.stdin is not None
         if self._process.poll() is None:
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
-        self._process.wait()
+        self._listener.join(timeout=5)
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._process.communicate()

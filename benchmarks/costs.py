@@ -53,9 +53,9 @@ _PER_ELEMENT = {
     # x + b 1, scale 1, erf 1, 0.5 + 0.5 e 2, times x 1;  the same without the last 5, x^2 1, -0.5 1, exp 1, scale 1,
     # x pdf 1, cdf + 1, times dy 1, db 1
     "bias_gelu": ((6, 2), (13, 3)),
-    # x + b 1, x x x 2, c 1, + x 1, scale 1, tanh 1, 1 + t 1, 0.5 x 1, product 1;  the same without the last 9,
-    # 0.5 (1 + t) counted; t t 1, 1 - 1, du 4 (x x, c, 1 +, scale), 0.5 x 1, two products 2, + 1, times dy 1, db 1
-    "bias_gelu_tanh": ((10, 2), (21, 3)),
+    # x + b 1, x x x 2, c 1, + x 1, scale 1, tanh 1, 1 + t 1, 0.5 x 1, product 1;  the same up to 1 + t 8, 0.5 1,
+    # 0.5 x 1, 1 - t t 2, product 1, du = scale (1 + 3 c x x) 3, product 1, sum 1, times dy 1, db 1
+    "bias_gelu_tanh": ((10, 2), (20, 3)),
     # max 1, subtract 1, exp 1, sum 1, divide 1;  dy y 1, sum 1, subtract 1, times y 1
     "softmax": ((5, 2), (4, 3)),
     # max 1, subtract 1, exp 1, sum 1;  x - lse 1, exp 1, times dloss / R 1

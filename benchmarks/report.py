@@ -1,14 +1,14 @@
 """The files of a run: JSON, CSV, plots as PNG, and one HTML page that needs nothing else."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from .measure import MIN_ROUNDS, NOISE
 from .plots import look, panels, to_png, to_svg
 from .results import CaseResult, Row, Run, to_csv, to_json
-from .table import memory_text, range_text, rate_text, seconds_text
+from .table import error_text, memory_text, range_text, rate_text, seconds_text
 
 METHOD = f"""\
 Every contender ran in a process of its own with the same number of threads, on inputs from one seed. Before it was
@@ -17,8 +17,9 @@ timed. Rounds went around the contenders in an order that rotates, each with a p
 rounds (within a round, over its calls), with the 20 and 80 % quantiles; speed is the median of the ratios of each
 round, so what slowed a whole round cancels. A case ended when the standard error of every such median was below
 {NOISE:.0%}, after at least {MIN_ROUNDS} rounds, or when the rounds were used up. The ceilings were measured in each
-round: the fastest of a few float32 matrix products by NumPy, and copying arrays that fit no cache. GFLOP/s and GB/s
-count the work of the algorithm in float32, the same for all, so bfloat16 or caches may exceed a ceiling."""
+round, by the fastest of a few calls: a large float32 matrix product by NumPy, and copying arrays that fit no cache.
+GFLOP/s and GB/s count the work of the algorithm in float32, the same for all, so bfloat16 or caches may exceed a
+ceiling."""
 
 
 def write_files(run: Run, folder: Path) -> list[Path]:
@@ -138,29 +139,30 @@ def _facts(run: Run) -> str:
 
 
 def _table(run: Run, case: CaseResult) -> str:
-    names = ["median"]
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("contender", *names))
-    body = "\n".join(_row(run, case, row, names) for row in case.rows)
+    columns = (
+        *("median", "20 - 80 %", f"x {case.baseline}", "20 - 80 % of it"),
+        *("GFLOP/s (of GEMM)", "GB/s (of copy)", "error", "peak MB"),
+    )
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("contender", *columns))
+    body = "\n".join(_row(run, case, row, columns) for row in case.rows)
     return f"<h3>{escape(case.label)}</h3>\n<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
-def _row(run: Run, case: CaseResult, row: Row, names: list[str]) -> str:
+def _row(run: Run, case: CaseResult, row: Row, columns: Sequence[str]) -> str:
     first = f'<td><i style="background: {look(run, row.contender)[0]}"></i>{escape(row.contender)}</td>'
     if row.time is None:
         kind = "reason wrong" if row.reason.startswith("WRONG") else "reason"
-        return f'<tr>{first}<td class="{kind}" colspan="{len(names)}">{escape(row.reason)}</td></tr>'
-    cells = zip(names, _cells(case, row), strict=True)
-    return f"<tr>{first}" + "".join(f'<td data-name="{escape(n)}">{escape(text)}</td>' for n, text in cells) + "</tr>"
-
-
-def _cells(case: CaseResult, row: Row) -> Iterator[str]:
-    assert row.time is not None
+        return f'<tr>{first}<td class="{kind}" colspan="{len(columns)}">{escape(row.reason)}</td></tr>'
     speed = case.speed(row)
-    yield seconds_text(row.time.median)
-    yield range_text(row.time)
-    yield f"{speed.median:.2f}" if speed else ""
-    yield f"{speed.low:.2f} - {speed.high:.2f}" if speed else ""
-    yield rate_text(case.rate(row), case.share_of_gemm(row))
-    yield rate_text(case.bandwidth(row), case.share_of_copy(row))
-    yield "" if row.error is None else f"{row.error:.0e}"
-    yield memory_text(row)
+    cells = (
+        seconds_text(row.time.median),
+        range_text(row.time),
+        f"{speed.median:.2f}" if speed else "",
+        f"{speed.low:.2f} - {speed.high:.2f}" if speed else "",
+        rate_text(case.rate(row), case.share_of_gemm(row)),
+        rate_text(case.bandwidth(row), case.share_of_copy(row)),
+        error_text(row),
+        memory_text(row),
+    )
+    pairs = zip(columns, cells, strict=True)
+    return f"<tr>{first}" + "".join(f'<td data-name="{escape(n)}">{escape(text)}</td>' for n, text in pairs) + "</tr>"

@@ -25,7 +25,7 @@ class Row:
 
     def give_up(self, reason: str) -> None:
         """Keep no times, only why."""
-        self.seconds, self.reason = [], reason
+        self.seconds, self.reason = [], " ".join(reason.split())
 
     @property
     def time(self) -> Summary | None:
