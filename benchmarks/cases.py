@@ -125,6 +125,12 @@ class Case:
     calls: int = 1
 
     @property
+    def model(self) -> ModelShape:
+        """The shape, of a case about a whole model or its images."""
+        assert isinstance(self.shape, ModelShape), self.id
+        return self.shape
+
+    @property
     def id(self) -> str:
         return f"{self.suite}/{self.operation}/{self.shape.label}/{self.direction}"
 

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .machine import describe_commit, describe_machine, describe_versions
 from .measure import Field, Settings, measure_case
 from .results import Run, compare, read_run
 
-_QUICK = {"rounds": 5, "budget": 0.25}
+_ROUNDS, _QUICK_ROUNDS, _QUICK_BUDGET = 15, 5, 0.25
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,8 +43,8 @@ _OPTIONS = [
     click.option("--peers", metavar="NAME,...", callback=_names, help=(
         f"Who runs beside tinyvit: {', '.join(spec.name for spec in PEERS)}.  [default: all]")),
     click.option("--shapes", metavar="NAME,...", callback=_names, help="Only these shapes.  [default: all]"),
-    click.option("--rounds", type=click.IntRange(1), default=15, show_default=True,
-                 help="At most so many rounds; fewer where the noise is soon low."),
+    click.option("--rounds", type=click.IntRange(1), metavar="N",
+                 help=f"At most so many rounds; fewer where the noise is soon low.  [default: {_ROUNDS}]"),
     click.option("--budget", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
                  help="Time for one contender on one case.  [default: by suite]"),
     click.option("--threads", type=click.IntRange(1), metavar="N", default=_usable_processors,
@@ -81,7 +81,7 @@ def _run_suite(
     kernels: tuple[str, ...],
     peers: tuple[str, ...] | None,
     shapes: tuple[str, ...] | None,
-    rounds: int,
+    rounds: int | None,
     budget: float | None,
     threads: int,
     baseline: str | None,
@@ -95,9 +95,12 @@ def _run_suite(
         raise click.UsageError(str(error)) from error
     if baseline is not None and baseline not in [spec.name for spec in specs]:
         raise click.UsageError(f"--baseline {baseline} does not take part; {', '.join(s.name for s in specs)} do")
-    settings = Settings(threads, rounds, budget or suite.budget, baseline)
-    if quick:
-        settings = replace(settings, **_QUICK)
+    settings = Settings(
+        threads,
+        rounds or (_QUICK_ROUNDS if quick else _ROUNDS),
+        budget or (_QUICK_BUDGET if quick else suite.budget),
+        baseline,
+    )
     run = Run(
         suite.name,
         datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -127,15 +130,16 @@ def measure_run(run: Run, suite: Suite, cases: Sequence[Case], specs: Sequence[S
         field = Field(settings, Path(folder))
         try:
             for number, case in enumerate(cases, 1):
-                title = f"{number}/{len(cases)}  {case.label}"
-                result = measure_case(case, specs, field, lambda doing, title=title: status.update(f"{title}: {doing}"))
+
+                def tell(doing: str, title: str = f"{number}/{len(cases)}  {case.label}") -> None:
+                    status.update(f"{title}: {doing}")
+
+                result = measure_case(case, specs, field, tell)
                 run.cases.append(result)
                 console.print(case_table(result, memory=suite.fresh), highlight=False)
-                for line in reasons(result):
-                    if line not in said:
-                        console.print(f"  {line}", highlight=False)
-                    said.add(line)
-                console.print()
+                news = [line for line in reasons(result) if line not in said]
+                console.print(*(f"  {line}\n" for line in news), sep="", highlight=False, soft_wrap=True)
+                said.update(news)
                 if suite.fresh:
                     field.close()
         finally:

@@ -4,6 +4,7 @@ Inputs travel as .npz files. What an operation takes comes first, in its order, 
 """
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,9 @@ def make_inputs(case: Case) -> Arrays:
     raise TypeError(f"no inputs are known for the shape {case.shape!r}")
 
 
-def _row_inputs(operation: str, shape: RowShape, normal, random: np.random.Generator) -> Arrays:
+def _row_inputs(
+    operation: str, shape: RowShape, normal: Callable[..., np.ndarray], random: np.random.Generator
+) -> Arrays:
     out = 4 * shape.C if operation == "linear" else shape.C
     inputs = {"x": normal(shape.R, shape.C)}
     if operation in _WITH_WEIGHT:

@@ -12,6 +12,7 @@ _LOOKS = {
     "tinyvit": ("#2f7de1", "o"),
     "tinyvit-numba": ("#16a5b8", "D"),
     "numpy": ("#8a8a8a", "s"),
+    "tinyvit-numpy": ("#6c7a89", "d"),
     "torch": ("#e8590c", "^"),
     "torch-compile": ("#d6336c", "v"),
     "torch-bf16": ("#9a5fd0", "<"),
@@ -87,7 +88,7 @@ def _render(run: Run, chosen: Sequence[Panel], colours: tuple[str, str], file: A
     from matplotlib.figure import Figure
 
     ink, faint = colours
-    style = {
+    style: Any = {
         "text.color": ink, "axes.labelcolor": ink, "axes.titlecolor": ink, "xtick.labelcolor": ink,
         "ytick.labelcolor": ink, "axes.edgecolor": faint, "xtick.color": faint, "ytick.color": faint,
         "grid.color": faint, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False,

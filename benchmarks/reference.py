@@ -31,12 +31,14 @@ def plain_outputs(case: Case, inputs: Arrays) -> Arrays:
 def refer(case: str, folder: str) -> dict[str, Any]:
     """Write the inputs and the expected outputs of a case into `folder`."""
     chosen, place = find_case(case), Path(folder)
-    np.savez(place / "inputs.npz", **make_inputs(chosen))
+    drawn: dict[str, Any] = make_inputs(chosen)
+    np.savez(place / "inputs.npz", **drawn)
     inputs = load_inputs(chosen, place / "inputs.npz")
     exact = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in inputs.items()}
     expected, plain = plain_outputs(chosen, exact), plain_outputs(chosen, inputs)
-    errors = {_PLAIN + name: np.asarray(deviation(plain[name], expected[name])) for name in expected}
-    np.savez(place / "expected.npz", **expected, **errors)
+    answers: dict[str, Any] = {**expected}
+    answers |= {_PLAIN + name: deviation(plain[name], expected[name]) for name in expected}
+    np.savez(place / "expected.npz", **answers)
     return {}
 
 

@@ -1,14 +1,14 @@
 """The files of a run: JSON, CSV, plots as PNG, and one HTML page that needs nothing else."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
 from .measure import MIN_ROUNDS, NOISE
 from .plots import look, panels, to_png, to_svg
 from .results import CaseResult, Row, Run, to_csv, to_json
-from .table import error_text, memory_text, range_text, rate_text, seconds_text
+from .table import case_columns, error_text, memory_text
 
 METHOD = f"""\
 Every contender ran in a process of its own with the same number of threads, on inputs from one seed. Before it was
@@ -139,30 +139,16 @@ def _facts(run: Run) -> str:
 
 
 def _table(run: Run, case: CaseResult) -> str:
-    columns = (
-        *("median", "20 - 80 %", f"x {case.baseline}", "20 - 80 % of it"),
-        *("GFLOP/s (of GEMM)", "GB/s (of copy)", "error", "peak MB"),
-    )
+    columns = case_columns(case) | {"error": error_text, "peak MB": memory_text}
     head = "".join(f"<th>{escape(name)}</th>" for name in ("contender", *columns))
-    body = "\n".join(_row(run, case, row, columns) for row in case.rows)
+    body = "\n".join(_row(run, row, columns) for row in case.rows)
     return f"<h3>{escape(case.label)}</h3>\n<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
-def _row(run: Run, case: CaseResult, row: Row, columns: Sequence[str]) -> str:
+def _row(run: Run, row: Row, columns: dict[str, Callable[[Row], str]]) -> str:
     first = f'<td><i style="background: {look(run, row.contender)[0]}"></i>{escape(row.contender)}</td>'
     if row.time is None:
         kind = "reason wrong" if row.reason.startswith("WRONG") else "reason"
         return f'<tr>{first}<td class="{kind}" colspan="{len(columns)}">{escape(row.reason)}</td></tr>'
-    speed = case.speed(row)
-    cells = (
-        seconds_text(row.time.median),
-        range_text(row.time),
-        f"{speed.median:.2f}" if speed else "",
-        f"{speed.low:.2f} - {speed.high:.2f}" if speed else "",
-        rate_text(case.rate(row), case.share_of_gemm(row)),
-        rate_text(case.bandwidth(row), case.share_of_copy(row)),
-        error_text(row),
-        memory_text(row),
-    )
-    pairs = zip(columns, cells, strict=True)
-    return f"<tr>{first}" + "".join(f'<td data-name="{escape(n)}">{escape(text)}</td>' for n, text in pairs) + "</tr>"
+    cells = (f'<td data-name="{escape(name)}">{escape(text(row))}</td>' for name, text in columns.items())
+    return f"<tr>{first}{''.join(cells)}</tr>"

@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -23,10 +23,16 @@ def _three_digits(value: float) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
-def range_text(summary: Summary) -> str:
-    """The 20 and 80 % quantiles of a duration, in the unit of its median."""
-    scale = 1.0 if summary.median >= 1 else 1e3 if summary.median >= 1e-3 else 1e6
-    return f"{_three_digits(summary.low * scale)} - {_three_digits(summary.high * scale)}"
+def median_text(row: Row) -> str:
+    return seconds_text(row.time.median) if row.time else ""
+
+
+def range_text(row: Row) -> str:
+    """The 20 and 80 % quantiles of a call, in the unit of the median."""
+    if row.time is None:
+        return ""
+    scale = 1.0 if row.time.median >= 1 else 1e3 if row.time.median >= 1e-3 else 1e6
+    return f"{_three_digits(row.time.low * scale)} - {_three_digits(row.time.high * scale)}"
 
 
 def rate_text(rate: float | None, share: float | None) -> str:
@@ -37,24 +43,32 @@ def rate_text(rate: float | None, share: float | None) -> str:
 def case_table(case: CaseResult, memory: bool) -> Table:
     """The table of one case; `memory` adds the peak memory of each process."""
     table = Table(title=f"[bold]{escape(case.label)}[/]", title_justify="left", box=None, pad_edge=False)
-    table.add_column("contender", min_width=14, no_wrap=True)
-    headers = ("median", "20 - 80 %", f"x {case.baseline}", "GFLOP/s (max)", "GB/s (max)", "MB" if memory else "error")
-    for name in headers:
+    table.add_column("contender", overflow="fold")  # gives way first where the terminal is narrow
+    columns = case_columns(case) | ({"MB": memory_text} if memory else {"error": error_text})
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for row in case.rows:
-        if row.time is None:
-            continue
-        speed = case.speed(row)
-        table.add_row(
-            escape(row.contender),
-            seconds_text(row.time.median),
-            range_text(row.time),
-            f"[bold]{speed.median:.2f}[/]" if speed else "",
-            rate_text(case.rate(row), case.share_of_gemm(row)),
-            rate_text(case.bandwidth(row), case.share_of_copy(row)),
-            memory_text(row) if memory else error_text(row),
-        )
+        if row.time is not None:
+            table.add_row(escape(row.contender), *(text(row) for text in columns.values()))
     return table
+
+
+def case_columns(case: CaseResult) -> dict[str, Callable[[Row], str]]:
+    """The columns that every case has and those that this one has, each with what makes the text of a timed row."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "median": median_text,
+        "20 - 80 %": range_text,
+        f"x {case.baseline}": lambda row: speed_text(case.speed(row)),
+    }
+    if case.flops:
+        columns["GFLOP/s (max)"] = lambda row: rate_text(case.rate(row), case.share_of_gemm(row))
+    if case.bytes:
+        columns["GB/s (max)"] = lambda row: rate_text(case.bandwidth(row), case.share_of_copy(row))
+    return columns
+
+
+def speed_text(speed: Summary | None) -> str:
+    return f"{speed.median:.2f}" if speed else ""
 
 
 def memory_text(row: Row) -> str:

@@ -6,7 +6,6 @@ It verifies, then times, on the same buffers: `prepare` a case, `time` it as oft
 import importlib
 import math
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -96,6 +95,8 @@ def peak_memory() -> int:
         status = Path("/proc/self/status").read_text("ascii", "replace")
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
+        import resource
+
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

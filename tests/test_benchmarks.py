@@ -347,7 +347,7 @@ def dying_later(q, k, v):
     global calls
     calls += 1
     if calls == 5:
-        os._exit(4)
+        os.kill(os.getpid(), 9)
     return right(q, k, v)
 '''
 
@@ -391,7 +391,7 @@ def test_right_kernels_are_verified_and_timed(attention: CaseResult) -> None:
         ("misshapen", r"WRONG: out has shape \(64, 2, 17, 15\), not \(64, 2, 17, 16\)"),
         ("raising", "RuntimeError: no such instruction"),
         ("dying", r"died \(exit status 3\): out of luck"),
-        ("dying_later", r"died \(exit status 4\)"),
+        ("dying_later", r"died \(SIGKILL\)"),
         ("absent", "a_module_that_nobody_has is not installed"),
     ],
 )
@@ -409,8 +409,6 @@ def test_a_process_that_hangs_is_told_and_ended(tmp_path: Path) -> None:
             process.ask("time", timeout=0.001, calls=10**9)
     finally:
         process.close()
-    with pytest.raises(LostError, match=r"died \(SIGKILL\)"):
-        process.ask("time", timeout=5, calls=1)
 
 
 def test_other_bits_of_dropout_are_right_and_a_wrong_share_is_not() -> None:

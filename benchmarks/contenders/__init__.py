@@ -6,6 +6,7 @@ A contender joins in two places: a class in a file of this folder, and a row her
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..cases import Case
 
@@ -50,6 +51,7 @@ OURS = (
 )
 PEERS = (
     Spec("numpy", f"{_HERE}.engine:Engine", "numpy"),
+    Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
     Spec("torch", _TORCH, "", "torch"),
     Spec("torch-compile", _TORCH, "compile", "torch"),
     Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "inference")),
@@ -79,5 +81,10 @@ def select_contenders(peers: tuple[str, ...] | None, kernels: tuple[str, ...]) -
             chosen.append(Spec(name, f"{_HERE}.kernels:Kernels", implementation, serves=_in("attention", "layer_norm")))
         else:
             raise ValueError(f"there is no peer {name!r}; there are {', '.join(known)}, and tinyvit-IMPLEMENTATION")
-    chosen += [Spec(name, f"{_HERE}.user:UserKernel", name) for name in kernels]
+    for place in kernels:
+        file, _, function = place.rpartition(":")
+        chosen.append(Spec(f"{Path(file).stem}:{function}", f"{_HERE}.user:UserKernel", place))
+    names = [spec.name for spec in chosen]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two contenders have the same name: {', '.join(names)}")
     return chosen

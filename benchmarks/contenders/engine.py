@@ -63,7 +63,7 @@ class Engine(Contender):
         tensors = {name: Tensor(inputs[name], requires_grad=True) for name in operands(inputs)}
         constants = [inputs["labels"]] if "labels" in inputs else []
         if case.operation == "patches":
-            patch = case.shape.patch
+            patch = case.model.patch
             return lambda x: extract_patches(x, patch, patch), tensors, [*tensors.values()]
         return OPERATIONS[case.operation], tensors, [*tensors.values(), *constants]
 
@@ -100,7 +100,7 @@ class Engine(Contender):
 
     @staticmethod
     def _model(case: Case, inputs: Arrays) -> Any:
-        model = build_model(case.shape)
+        model = build_model(case.model)
         model.to(inputs["images"].dtype.name)
         model.load_state_dict(weights_of(inputs))
         return model

@@ -17,8 +17,8 @@ class HipsAutograd(Contender):
     def train(self, case: Case, inputs: Arrays) -> Task:
         weights = weights_of(inputs)
         m, v = ({name: np.zeros_like(array) for name, array in weights.items()} for _ in range(2))
-        images, one_hot = inputs["images"], np.eye(case.shape.classes, dtype=np.float32)[inputs["labels"]]
-        loss_and_gradients = value_and_grad(lambda p: vit_loss(anp, erf, p, images, one_hot, case.shape))
+        images, one_hot = inputs["images"], np.eye(case.model.classes, dtype=np.float32)[inputs["labels"]]
+        loss_and_gradients = value_and_grad(lambda p: vit_loss(anp, erf, p, images, one_hot, case.model))
         steps = 0
 
         def run() -> float:
@@ -35,4 +35,4 @@ class HipsAutograd(Contender):
 
     def inference(self, case: Case, inputs: Arrays) -> Task:
         weights, images = weights_of(inputs), inputs["images"]
-        return Task(lambda: vit_logits(anp, erf, weights, images, case.shape), lambda out: {"out": out})
+        return Task(lambda: vit_logits(anp, erf, weights, images, case.model), lambda out: {"out": out})

@@ -57,7 +57,7 @@ class Jax(Contender):
         if case.operation == "dropout":
             constants.append(jax.random.key(0))
         if case.operation == "patches":
-            patch = case.shape.patch
+            patch = case.model.patch
             return lambda x: patches(jnp, x, patch), names, arrays, constants
         return OPERATIONS[case.operation], names, arrays, constants
 
@@ -89,10 +89,10 @@ class Jax(Contender):
 
     def train(self, case: Case, inputs: Arrays) -> Task:
         state = _initial_state(inputs)
-        images, one_hot = jnp.asarray(inputs["images"]), jax.nn.one_hot(inputs["labels"], case.shape.classes)
+        images, one_hot = jnp.asarray(inputs["images"]), jax.nn.one_hot(inputs["labels"], case.model.classes)
 
         def step(state: Any, images: jax.Array, one_hot: jax.Array) -> Any:
-            loss, gradients = jax.value_and_grad(lambda p: vit_loss(jnp, erf, p, images, one_hot, case.shape))(state[0])
+            loss, gradients = jax.value_and_grad(lambda p: vit_loss(jnp, erf, p, images, one_hot, case.model))(state[0])
             return _update(state, gradients), loss
 
         jitted = jax.jit(step, donate_argnums=(0,))
@@ -106,7 +106,7 @@ class Jax(Contender):
 
     def inference(self, case: Case, inputs: Arrays) -> Task:
         weights, images = _initial_state(inputs)[0], jnp.asarray(inputs["images"])
-        jitted = jax.jit(lambda p, x: vit_logits(jnp, erf, p, x, case.shape))
+        jitted = jax.jit(lambda p, x: vit_logits(jnp, erf, p, x, case.model))
         return Task(lambda: jitted(weights, images).block_until_ready(), lambda out: {"out": np.asarray(out)})
 
 

@@ -50,7 +50,7 @@ class PyTorch(Contender):
         tensors = {name: torch.from_numpy(inputs[name]).to(dtype).requires_grad_() for name in operands(inputs)}
         constants = [torch.from_numpy(inputs["labels"])] if "labels" in inputs else []
         if case.operation == "patches":
-            patch = case.shape.patch
+            patch = case.model.patch
             return self._compiled(lambda x: patches(x, patch)), tensors, [*tensors.values()]
         return self._compiled(OPERATIONS[case.operation]), tensors, [*tensors.values(), *constants]
 
@@ -112,6 +112,6 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
 
 
 def _model(case: Case, inputs: Arrays) -> ViT:
-    model = ViT(case.shape)
+    model = ViT(case.model)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights_of(inputs).items()})
     return model

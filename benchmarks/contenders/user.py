@@ -5,7 +5,10 @@ Its backward pass, if it has one, is the function of the same name with `_backwa
 
 import importlib
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..cases import Case
 from ..inputs import LAYER_NORM_EPS, Arrays
@@ -29,7 +32,7 @@ class UserKernel(Contender):
         place, _, self.name = option.rpartition(":")
         self.module = _load(place)
 
-    def _function(self, name: str):
+    def _function(self, name: str) -> Callable[..., Any]:
         try:
             return getattr(self.module, name)
         except AttributeError:
@@ -37,26 +40,26 @@ class UserKernel(Contender):
 
     def forward(self, case: Case, inputs: Arrays) -> Task:
         function = self._function(self.name)
-        arguments = [array for name, array in inputs.items() if name != "dout"]
+        arguments: list[Any] = [array for name, array in inputs.items() if name != "dout"]
         if case.operation == "layer_norm":
             arguments.append(LAYER_NORM_EPS)
         return Task(lambda: function(*arguments), lambda out: {"out": out})
 
     def backward(self, case: Case, inputs: Arrays) -> Task:
-        function = self._function(f"{self.name}_backward")
+        function, dout = self._function(f"{self.name}_backward"), inputs["dout"]
+        arguments: list[Any]
         if case.operation == "layer_norm":
             names, arguments = ("dx", "dweight", "dbias"), [inputs["x"], inputs["weight"], LAYER_NORM_EPS]
         else:
-            names, arguments = ("dq", "dk", "dv"), [inputs["q"], inputs["k"], inputs["v"]]
-            arguments.append(self.forward(case, inputs).run())
-        dout = inputs["dout"]
+            out = self.forward(case, inputs).run()
+            names, arguments = ("dq", "dk", "dv"), [inputs["q"], inputs["k"], inputs["v"], out]
         return Task(lambda: function(dout, *arguments), lambda grads: dict(zip(names, grads, strict=True)))
 
 
 def _load(place: str) -> ModuleType:
     if not place.endswith(".py"):
         return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location("kernel_under_test", place)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
     if spec is None or spec.loader is None:
         raise ImportError(f"{place} is no Python file")
     module = importlib.util.module_from_spec(spec)
