@@ -68,7 +68,7 @@ def case_columns(case: CaseResult) -> dict[str, Callable[[Row], str]]:
 
 
 def speed_text(speed: Summary | None) -> str:
-    return f"{speed.median:.2f}" if speed else ""
+    return f"{speed.median:.{2 if 0.1 <= speed.median < 100 else 3 if speed.median < 1 else 0}f}" if speed else ""
 
 
 def memory_text(row: Row) -> str:

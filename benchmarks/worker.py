@@ -4,7 +4,6 @@ It verifies, then times, on the same buffers: `prepare` a case, `time` it as oft
 """
 
 import importlib
-import math
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ from .channel import serve
 from .contenders.base import Contender, Task
 from .inputs import Arrays, load_inputs
 from .reference import load_expected
-from .verify import verify
+from .verify import Deviation, verify
 
 
 class Worker:
@@ -64,15 +63,15 @@ class Worker:
     def _verified(self) -> dict[str, Any]:
         outputs = {name: np.asarray(array) for name, array in self.task.outputs(self.result).items()}
         found = verify(self.case, self.inputs, outputs, self.expected, self.plain, self.contender.dtype)
-        wrong = [
-            f"{name} has shape {outputs[name].shape}, not {self.expected[name].shape}"
-            if math.isinf(d.error) and outputs[name].shape != self.expected[name].shape
-            else f"error of {name} is {d.error:.1e}, allowed {d.allowed:.1e}"
-            for name, d in found.items()
-            if not d.is_small
-        ]
-        # JSON has no NaN; a wrong contender is told by its message
-        return {"wrong": "; ".join(wrong)} if wrong else {"deviations": found}
+        wrong = [self._complaint(name, outputs[name], d) for name, d in found.items() if not d.is_small]
+        if wrong:  # told in words: JSON has no NaN
+            return {"wrong": wrong[0] + (f" (and {len(wrong) - 1} more outputs)" if wrong[1:] else "")}
+        return {"deviations": found}
+
+    def _complaint(self, name: str, output: np.ndarray, found: Deviation) -> str:
+        if output.shape != self.expected[name].shape:
+            return f"{name} has shape {output.shape}, not {self.expected[name].shape}"
+        return f"error of {name} is {found.error:.1e}, allowed {found.allowed:.1e}"
 
 
 def _poison(expected: Arrays) -> None:

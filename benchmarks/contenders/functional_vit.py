@@ -1,5 +1,6 @@
 """The ViT of `tinyvit.models` as a function of a dictionary of weights, for libraries with NumPy's names."""
 
+import math
 from typing import Any
 
 from ..cases import ModelShape
@@ -56,5 +57,6 @@ def adamw(np: Any, p: Any, g: Any, m: Any, v: Any, step: Any, lr: float, decay: 
     b1, b2 = 0.9, 0.999
     m = b1 * m + (1 - b1) * g
     v = b2 * v + (1 - b2) * (g * g)
-    update = m / (1 - b1**step) / (np.sqrt(v / (1 - b2**step)) + 1e-8)
+    c1, c2 = (-np.expm1(step * math.log(b)) for b in (b1, b2))  # 1 - b^step, without cancellation in float32
+    update = m / c1 / (np.sqrt(v / c2) + 1e-8)
     return p * (1 - lr * decay) - lr * update, m, v
