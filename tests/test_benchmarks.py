@@ -1,8 +1,7 @@
-"""The benchmarks tell right from wrong, survive what contenders do, and count and compare as they say."""
+"""The benchmarks tell right from wrong, survive what contenders do, and write and compare what they measured."""
 
 import csv
 import io
-import math
 import re
 import shlex
 import xml.etree.ElementTree as ElementTree
@@ -16,286 +15,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import benchmarks.contenders as contenders
+import tinyvit.kernels
 from benchmarks import measure
-from benchmarks.cases import MODELS, SUITES, AttentionShape, Case, ModelShape, RowShape, find_case, select_cases
+from benchmarks.cases import SUITES, find_case
 from benchmarks.channel import LostError, Process
 from benchmarks.cli import main
 from benchmarks.contenders import PEERS, Spec, select_contenders
-from benchmarks.contenders.engine import build_model
-from benchmarks.contenders.functional_vit import vit_logits
-from benchmarks.costs import cost, parameter_count
+from benchmarks.contenders.engine import Engine
+from benchmarks.contenders.kernels import Kernels
+from benchmarks.costs import cost
+from benchmarks.inputs import load_inputs, make_inputs
 from benchmarks.measure import Field, Settings, measure_case
 from benchmarks.report import to_html, write_files
 from benchmarks.results import CaseResult, Row, Run, compare, from_json, to_csv, to_json
-from benchmarks.stats import Summary, differ, is_quiet, noise, quantile, ratios, summarize
+from benchmarks.stats import Summary
 from benchmarks.verify import allowed, deviation
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = st.floats(1e-7, 1e3)
-SERIES = st.lists(SECONDS, min_size=1, max_size=20)
 NUMPY = next(spec for spec in PEERS if spec.name == "numpy")
-
-
-# Statistics ---------------------------------------------------------------------------------------------------------
-
-
-@given(SERIES, st.floats(0, 1))
-def test_quantiles_are_those_of_numpy(values: list[float], q: float) -> None:
-    assert quantile(values, q) == pytest.approx(np.quantile(values, q), rel=1e-9)
-
-
-def test_there_is_no_quantile_of_nothing() -> None:
-    with pytest.raises(ValueError, match="no values"):
-        quantile([], 0.5)
-
-
-@given(SERIES, st.floats(0.1, 10))
-def test_a_contender_that_is_always_as_much_faster_has_that_ratio(seconds: list[float], factor: float) -> None:
-    speed = summarize(ratios([factor * s for s in seconds], seconds))
-    assert speed == pytest.approx((factor, factor, factor))
-
-
-@given(SERIES, st.floats(0.1, 10))
-def test_noise_is_relative(values: list[float], factor: float) -> None:
-    assert noise([factor * v for v in values]) == pytest.approx(noise(values), rel=1e-6, abs=1e-12)
-
-
-@given(st.lists(st.floats(0.9, 1.1), min_size=5, max_size=20))
-def test_more_rounds_of_the_same_are_less_noise(values: list[float]) -> None:
-    assert noise(values * 16) <= noise(values) / 2 + 1e-12
-
-
-def test_the_noise_of_a_median_is_its_standard_error() -> None:
-    random = np.random.default_rng(0)
-    draws = random.normal(100, 5, (2000, 25))
-    estimated = np.mean([noise(row.tolist()) for row in draws])
-    assert estimated == pytest.approx(np.median(draws, axis=1).std() / 100, rel=0.15)
-
-
-def test_a_case_is_done_when_every_series_is_quiet_and_long_enough() -> None:
-    steady, restless = [1.0] * 5, [1.0, 2.0, 1.0, 2.0, 1.5]
-    assert is_quiet([steady, steady], 0.01, rounds=5)
-    assert not is_quiet([steady, restless], 0.01, rounds=5)
-    assert not is_quiet([steady[:4]], 0.01, rounds=5)
-
-
-@given(SERIES, SERIES)
-def test_differing_is_symmetric_and_nothing_differs_from_itself(a: list[float], b: list[float]) -> None:
-    assert differ(summarize(a), summarize(b)) == differ(summarize(b), summarize(a))
-    assert not differ(summarize(a), summarize(a))
-
-
-# Shapes and their work ----------------------------------------------------------------------------------------------
-
-
-def test_cases_are_found_by_their_ids() -> None:
-    cases = [case for suite in SUITES.values() for case in suite.cases]
-    assert len({case.id for case in cases}) == len(cases)
-    assert all(find_case(case.id) == case for case in cases)
-
-
-def test_the_shapes_span_the_vision_transformers() -> None:
-    shapes = [case.shape for case in SUITES["attention"].cases]
-    assert {shape.N for shape in shapes} == {17, 50, 65, 197, 257, 1024}
-    assert (min(shape.D for shape in shapes), max(shape.D for shape in shapes)) == (16, 80)
-    by_name = {shape.name: shape for shape in shapes}
-    for model in MODELS:
-        s = by_name[model.name]
-        assert (model.batch, model.heads, model.N, model.dim) == (s.B, s.H, s.N, s.H * s.D)
-
-
-@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
-def test_quick_runs_name_shapes_of_the_suite(suite) -> None:
-    assert 0 < len(select_cases(suite, suite.quick)) < len(suite.cases)
-
-
-def test_cases_are_selected_by_name_or_label() -> None:
-    attention = SUITES["attention"]
-    assert select_cases(attention, ("vit-s",)) == select_cases(attention, ("vit-s n65 d64",))
-    with pytest.raises(ValueError, match="no shape vit-xxl; it has digits-s"):
-        select_cases(attention, ("vit-s", "vit-xxl"))
-
-
-class Counted:
-    """A number without a value that counts the operations on it."""
-
-    count = 0
-
-    def _count(self, other: object = None) -> "Counted":
-        Counted.count += 1
-        return self
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _count
-    function = larger = _count  # exp, erf, tanh or sqrt; the larger of two
-
-
-def dot(xs: list[Counted], ys: list[Counted]) -> Counted:
-    total = Counted()
-    for x, y in zip(xs, ys, strict=True):
-        total = total + x * y
-    return total
-
-
-def add_all(xs: list[Counted]) -> Counted:
-    total = Counted()
-    for x in xs:
-        total = total + x
-    return total
-
-
-ONE = Counted()
-
-
-def attention_forward(n: int, d: int) -> None:
-    for _ in range(n * n):
-        dot([ONE] * d, [ONE] * d)  # S
-    for _ in range(n * d):
-        dot([ONE] * n, [ONE] * n)  # out
-
-
-def attention_backward(n: int, d: int) -> None:
-    for _ in range(2 * n * n):
-        dot([ONE] * d, [ONE] * d)  # S, dP
-    for _ in range(3 * n * d):
-        dot([ONE] * n, [ONE] * n)  # dv, dq, dk
-
-
-def layer_norm_forward(row: list[Counted]) -> None:
-    mean = add_all(row) / len(row)
-    centered = [x - mean for x in row]
-    rstd = 1 / (dot(centered, centered) / len(row) + ONE).function()
-    for x in row:
-        (x - mean) * rstd * ONE + ONE  # subtracted again: a row is read twice, not kept
-
-
-def layer_norm_backward(row: list[Counted]) -> None:
-    mean = rstd = weight = dweight = dbias = dy = ONE
-    xhat = [(x - mean) * rstd for x in row]
-    g = [dy * weight for _ in row]
-    mean_g, mean_gx = add_all(g) / len(row), dot(g, xhat) / len(row)
-    for x, gi in zip(xhat, g, strict=True):
-        dweight, dbias = dweight + dy * x, dbias + dy
-        rstd * (gi - mean_g - x * mean_gx)
-
-
-def gelu_forward(row: list[Counted]) -> None:
-    for x in row:
-        z = x + ONE
-        z * (0.5 + 0.5 * (ONE * z).function())
-
-
-def gelu_backward(row: list[Counted]) -> None:
-    for x in row:
-        z = x + ONE
-        cdf = 0.5 + 0.5 * (ONE * z).function()
-        slope = cdf + z * (ONE * (-0.5 * (z * z)).function())
-        ONE + ONE * slope  # dx = dy slope, and the bias's sum
-
-
-def gelu_tanh_forward(row: list[Counted]) -> None:
-    for x in row:
-        z = x + ONE
-        0.5 * z * (1 + (ONE * (z + ONE * (z * z * z))).function())
-
-
-def gelu_tanh_backward(row: list[Counted]) -> None:
-    for x in row:
-        z = x + ONE
-        square = z * z
-        t = (ONE * (z + ONE * (square * z))).function()
-        slope = 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * (ONE * (1 + ONE * square))
-        ONE + ONE * slope
-
-
-def softmax_forward(row: list[Counted]) -> None:
-    largest = row[0]
-    for x in row:
-        largest = largest.larger(x)
-    e = [(x - largest).function() for x in row]
-    total = add_all(e)
-    for x in e:
-        x / total
-
-
-def softmax_backward(row: list[Counted]) -> None:
-    inner = dot(row, row)
-    for y in row:
-        y * (y - inner)
-
-
-COUNTED = {
-    "layer_norm": (layer_norm_forward, layer_norm_backward),
-    "bias_gelu": (gelu_forward, gelu_backward),
-    "bias_gelu_tanh": (gelu_tanh_forward, gelu_tanh_backward),
-    "softmax": (softmax_forward, softmax_backward),
-}
-
-
-def counted(run, *arguments) -> int:
-    Counted.count = 0
-    run(*arguments)
-    return Counted.count
-
-
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("operation", COUNTED)
-def test_operations_of_rows_are_those_of_a_counted_loop(operation: str, direction: str) -> None:
-    rows, columns = 3, 40
-    flops = cost(Case("ops", operation, RowShape("tiny", rows, columns), direction)).flops
-    found = rows * counted(COUNTED[operation][direction == "backward"], [ONE] * columns)
-    assert flops <= found <= flops + 6 * rows  # a few for each row are left out
-
-
-@pytest.mark.parametrize(("direction", "loop"), [("forward", attention_forward), ("backward", attention_backward)])
-def test_operations_of_attention_are_those_of_a_counted_loop(direction: str, loop) -> None:
-    shape = AttentionShape("tiny", B=2, H=3, N=5, D=4)
-    assert cost(Case("attention", "attention", shape, direction)).flops == 2 * 3 * counted(loop, 5, 4)
-
-
-def test_operations_of_linear_are_those_of_a_counted_loop() -> None:
-    def forward() -> None:
-        for _ in range(rows * 4 * columns):
-            dot([ONE] * columns, [ONE] * columns) + ONE
-
-    def backward() -> None:
-        for _ in range(rows * columns):  # dx
-            dot([ONE] * 4 * columns, [ONE] * 4 * columns)
-        for _ in range(4 * columns * columns):  # dweight
-            dot([ONE] * rows, [ONE] * rows)
-        for _ in range(4 * columns):  # dbias
-            add_all([ONE] * rows)
-
-    rows, columns = 3, 4
-    for direction, loop in (("forward", forward), ("backward", backward)):
-        assert cost(Case("ops", "linear", RowShape("tiny", rows, columns), direction)).flops == counted(loop)
-
-
-class CountingProducts(np.ndarray):
-    """An array that counts the operations of its matrix products."""
-
-    count = 0
-
-    def __matmul__(self, other):
-        out = np.matmul(self, other)
-        CountingProducts.count += 2 * out.size * self.shape[-1]
-        return out
-
-    def __rmatmul__(self, other):
-        return other.view(CountingProducts) @ self
-
-
-def test_operations_of_a_model_are_those_of_its_matrix_products() -> None:
-    shape = ModelShape("tiny", image=8, channels=3, patch=4, dim=12, depth=2, heads=3, batch=2)
-    weights = {name: w.view(CountingProducts) for name, w in build_model(shape).state_dict().items()}
-    images = np.ones((2, 3, 8, 8), np.float32)
-    CountingProducts.count = 0
-    vit_logits(np, np.vectorize(math.erf), weights, images, shape)
-    assert cost(Case("inference", "inference", shape, "step")).flops == CountingProducts.count
-
-
-@pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)
-def test_parameters_are_counted(shape: ModelShape) -> None:
-    assert parameter_count(shape) == sum(array.size for array in build_model(shape).state_dict().values())
 
 
 # Verification -------------------------------------------------------------------------------------------------------
@@ -354,11 +92,13 @@ def dying_later(q, k, v):
 
 @pytest.fixture(scope="module")
 def attention(tmp_path_factory: pytest.TempPathFactory) -> CaseResult:
-    """Attention of digits-s by the plain path and by all of KERNELS, measured for a moment."""
+    """Attention of digits-s by the plain path, by all of KERNELS and by the README's, measured for a moment."""
     folder = tmp_path_factory.mktemp("field")
     file = folder / "kernels.py"
-    file.write_text(KERNELS)
-    names = re.findall(r"^def (\w+)", KERNELS, re.MULTILINE)
+    shown = re.search(r"```python\n(.*?)```", (ROOT / "benchmarks/README.md").read_text("utf-8"), re.DOTALL)
+    kernels = KERNELS + shown[1].replace("def attention(", "def of_the_readme(")
+    file.write_text(kernels)
+    names = re.findall(r"^def (\w+)", kernels, re.MULTILINE)
     users = [replace(spec, name=name) for name, spec in zip(
         names, select_contenders((), tuple(f"{file}:{name}" for name in names))[len(contenders.OURS):], strict=True
     )]  # fmt: skip
@@ -373,7 +113,7 @@ def attention(tmp_path_factory: pytest.TempPathFactory) -> CaseResult:
 
 def test_right_kernels_are_verified_and_timed(attention: CaseResult) -> None:
     assert attention.baseline == "numpy"
-    for name in ("numpy", "right"):
+    for name in ("numpy", "right", "of_the_readme"):
         row = attention.row(name)
         assert row is not None
         assert not row.reason
@@ -427,6 +167,43 @@ def test_other_bits_of_dropout_are_right_and_a_wrong_share_is_not() -> None:
     assert is_right(np.where(kept, x / 0.9, 0))
     assert not is_right(np.where(kept, x, 0))  # not rescaled
     assert not is_right(np.where(random.random(x.shape) >= 0.2, x / 0.9, 0))  # another rate
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("id", ["attention/attention/digits-s n17 d16", "layer_norm/layer_norm/mnist-s 1088x64"])
+def test_kernels_are_called_by_their_contract(
+    id: str, direction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Functions of the contract's signatures, made of the engine here, give the engine's results."""
+
+    def attention_forward(q, k, v, *, implementation):
+        assert implementation == "numba:v1"
+        return engine.run().numpy(), None
+
+    def attention_backward(dout, q, k, v, out, lse, *, out_grads, implementation):
+        for view, gradient in zip(out_grads, engine.run(), strict=True):
+            view[...] = gradient.numpy()
+        return *out_grads, None
+
+    def layer_norm_forward(x, weight, bias, eps, *, implementation):
+        return engine.run().numpy(), x.mean(-1), x.var(-1)
+
+    def layer_norm_backward(dy, x, weight, mean, rstd, *, implementation):
+        assert mean.shape == rstd.shape == x.shape[:1]
+        return tuple(gradient.numpy() for gradient in engine.run())
+
+    case = find_case(f"{id}/{direction}")
+    np.savez(tmp_path / "inputs.npz", **make_inputs(case))
+    inputs = load_inputs(case, tmp_path / "inputs.npz")
+    engines = {way: Engine("auto").prepare(find_case(f"{id}/{way}"), inputs) for way in ("forward", "backward")}
+    for function in (attention_forward, attention_backward, layer_norm_forward, layer_norm_backward):
+        monkeypatch.setattr(tinyvit.kernels, function.__name__, function, raising=False)
+    engine = engines["forward"]  # also before a backward pass
+    task = Kernels("numba:v1").prepare(case, inputs)
+    engine = engines[direction]
+    expected, actual = engine.outputs(engine.run()), task.outputs(task.run())
+    assert actual.keys() == expected.keys()
+    assert all(np.array_equal(actual[name], expected[name]) for name in expected)
 
 
 # Files and commands -------------------------------------------------------------------------------------------------
