@@ -11,16 +11,19 @@ from .stats import Summary
 _STYLES = {"faster": "green", "slower": "red", "same": "dim"}
 
 
-def seconds_text(seconds: float) -> str:
-    """A duration with three digits and its unit: 1.23 s, 45.6 ms, 789 us."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size or unit == "us":
-            return f"{_three_digits(seconds / size)} {unit}"
-    raise AssertionError
+def _unit(seconds: float) -> tuple[float, str]:
+    """The unit that a duration is best told in: how many of it a second has, and its name."""
+    return (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+    return f"{value:.{3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration with three digits and its unit: 1.23 s, 45.6 ms, 789 us."""
+    scale, name = _unit(seconds)
+    return f"{_three_digits(seconds * scale)} {name}"
 
 
 def median_text(row: Row) -> str:
@@ -31,7 +34,7 @@ def range_text(row: Row) -> str:
     """The 20 and 80 % quantiles of a call, in the unit of the median."""
     if row.time is None:
         return ""
-    scale = 1.0 if row.time.median >= 1 else 1e3 if row.time.median >= 1e-3 else 1e6
+    scale, _ = _unit(row.time.median)
     return f"{_three_digits(row.time.low * scale)} - {_three_digits(row.time.high * scale)}"
 
 
@@ -68,7 +71,7 @@ def case_columns(case: CaseResult) -> dict[str, Callable[[Row], str]]:
 
 
 def speed_text(speed: Summary | None) -> str:
-    return f"{speed.median:.{2 if 0.1 <= speed.median < 100 else 3 if speed.median < 1 else 0}f}" if speed else ""
+    return _three_digits(speed.median) if speed else ""
 
 
 def memory_text(row: Row) -> str:

@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches by reshaping and one matrix product: on a CPU twice as fast as the convolution that is equal to it."""
+    """Patches by reshaping and one matrix product, with the weights of the convolution that is equal to it."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
