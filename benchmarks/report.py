@@ -18,9 +18,9 @@ rounds (within a round, over its calls), with the 20 and 80 % quantiles; speed i
 round, so what slowed a whole round cancels. A case ended when the standard error of every such median was below
 {NOISE:.0%}, after at least {MIN_ROUNDS} rounds, or when the rounds were used up. The ceilings were measured in each
 round, by the fastest of a few calls: a large float32 matrix product by NumPy, and copying arrays that fit no cache.
-GFLOP/s and GB/s count the work of the algorithm in float32, the same for all, with the share of the ceiling in brackets;
-bfloat16 or caches may exceed it. The error is the largest of any output, relative to the largest value; the peak memory
-is that of the process."""
+GFLOP/s and GB/s count the work of the algorithm in float32, the same for all, with the share of the ceiling in
+brackets; bfloat16 or caches may exceed it. The error is the largest of any output, relative to the largest value; the
+peak memory is that of the process."""
 
 
 def write_files(run: Run, folder: Path) -> list[Path]:
