@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import benchmarks.contenders as contenders
-import tinyvit.kernels
 from benchmarks import measure
 from benchmarks.cases import SUITES, find_case
 from benchmarks.channel import LostError, Process
@@ -30,6 +29,7 @@ from benchmarks.report import to_html, write_files
 from benchmarks.results import CaseResult, Row, Run, compare, from_json, to_csv, to_json
 from benchmarks.stats import Summary
 from benchmarks.verify import allowed, deviation
+from tinyvit import kernels, use_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = st.floats(1e-7, 1e3)
@@ -94,11 +94,11 @@ def dying_later(q, k, v):
 def attention(tmp_path_factory: pytest.TempPathFactory) -> CaseResult:
     """Attention of digits-s by the plain path, by all of KERNELS and by the README's, measured for a moment."""
     folder = tmp_path_factory.mktemp("field")
-    file = folder / "kernels.py"
+    file = folder / "mine.py"
     shown = re.search(r"```python\n(.*?)```", (ROOT / "benchmarks/README.md").read_text("utf-8"), re.DOTALL)
-    kernels = KERNELS + shown[1].replace("def attention(", "def of_the_readme(")
-    file.write_text(kernels)
-    names = re.findall(r"^def (\w+)", kernels, re.MULTILINE)
+    source = KERNELS + shown[1].replace("def attention(", "def of_the_readme(")
+    file.write_text(source)
+    names = re.findall(r"^def (\w+)", source, re.MULTILINE)
     users = [replace(spec, name=name) for name, spec in zip(
         names, select_contenders((), tuple(f"{file}:{name}" for name in names))[len(contenders.OURS):], strict=True
     )]  # fmt: skip
@@ -196,8 +196,8 @@ def test_kernels_are_called_by_their_contract(
     np.savez(tmp_path / "inputs.npz", **make_inputs(case))
     inputs = load_inputs(case, tmp_path / "inputs.npz")
     for function in (attention_forward, attention_backward, layer_norm_forward, layer_norm_backward):
-        monkeypatch.setattr(tinyvit.kernels, function.__name__, function, raising=False)
-    with tinyvit.use_kernels("numpy"):
+        monkeypatch.setattr(kernels, function.__name__, function, raising=False)
+    with use_kernels("numpy"):
         engines = {way: Engine("numpy").prepare(find_case(f"{id}/{way}"), inputs) for way in ("forward", "backward")}
         engine = engines["forward"]  # also before a backward pass
         task = Kernels("numba:v1").prepare(case, inputs)
