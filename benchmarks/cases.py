@@ -198,7 +198,7 @@ SUITES = {
         Suite(
             "train",
             "whole training steps of digits-s, mnist-s and vit-s with AdamW",
-            tuple(Case("train", "train", model, "step", calls=4) for model in MODELS),
+            tuple(Case("train", "train", model, "step", calls=3) for model in MODELS),
             budget=20.0,
             quick=("digits-s",),
             fresh=True,
