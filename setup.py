@@ -46,6 +46,7 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14", "nvmath-python", "numba-cuda[cu12]"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "nvmath-python", "numba-cuda[cu13]"],
+        "bench": ["torch", "jax", "autograd"],
         "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff==0.17.*", "mypy"],
     },
 )

@@ -1,0 +1,4 @@
+"""Benchmarks, run from the checkout: `python -m benchmarks` lists the suites.
+
+Every contender runs in a process of its own, is verified against float64, and is timed in turn with the others.
+"""

@@ -1,0 +1,90 @@
+"""The contenders: one table, and one file for each library.
+
+A contender joins in two places: a class in a file of this folder, and a row here.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..cases import Case
+
+
+def _always(case: Case) -> bool:
+    return True
+
+
+def _in(*suites: str) -> Callable[[Case], bool]:
+    return lambda case: case.suite in suites
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One contender.
+
+    `factory` is "module:class", imported in the contender's own process only, and `option` what the class is given.
+    `needs` is a module that must be installed. `serves` tells in which cases it takes part at all.
+    """
+
+    name: str
+    factory: str
+    option: str = ""
+    needs: str = ""
+    serves: Callable[[Case], bool] = _always
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot even start, or None."""
+        if self.needs and importlib.util.find_spec(self.needs) is None:
+            return f"{self.needs} is not installed"
+        return None
+
+
+_HERE = "benchmarks.contenders"
+_TORCH = f"{_HERE}.pytorch:PyTorch"
+
+OURS = (
+    Spec("tinyvit", f"{_HERE}.engine:Engine", "auto"),
+    Spec("tinyvit-numba", f"{_HERE}.kernels:Kernels", "numba", "numba", _in("attention", "layer_norm")),
+)
+PEERS = (
+    Spec("numpy", f"{_HERE}.engine:Engine", "numpy"),
+    Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
+    Spec("torch", _TORCH, "", "torch"),
+    Spec("torch-compile", _TORCH, "compile", "torch"),
+    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "inference")),
+    Spec("jax", f"{_HERE}.jax_jit:Jax", "", "jax"),
+    Spec(
+        "autograd",
+        f"{_HERE}.hips_autograd:HipsAutograd",
+        needs="autograd",
+        serves=lambda case: case.suite in ("train", "inference") and case.shape.name == "digits-s",
+    ),
+)
+BASELINES = ("torch", "numpy")  # the first of them that takes part
+
+
+def select_contenders(peers: tuple[str, ...] | None, kernels: tuple[str, ...]) -> list[Spec]:
+    """Ours, the peers of these names (all if None), and kernels given as "module:function".
+
+    A name "tinyvit-X" beside the table's calls the kernels with implementation X: "tinyvit-numba:v1".
+    """
+    known = {spec.name: spec for spec in PEERS}
+    chosen = [*OURS]
+    for name in known if peers is None else peers:
+        if name in known:
+            chosen.append(known[name])
+        elif name.startswith("tinyvit-"):
+            implementation = name.removeprefix("tinyvit-")
+            chosen.append(Spec(name, f"{_HERE}.kernels:Kernels", implementation, serves=_in("attention", "layer_norm")))
+        else:
+            raise ValueError(f"there is no peer {name!r}; there are {', '.join(known)}, and tinyvit-IMPLEMENTATION")
+    for place in kernels:
+        file, _, function = place.rpartition(":")
+        chosen.append(Spec(f"{Path(file).stem}:{function}", f"{_HERE}.user:UserKernel", place))
+    names = [spec.name for spec in chosen]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two contenders have the same name: {', '.join(names)}")
+    return chosen

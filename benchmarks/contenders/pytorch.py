@@ -1,0 +1,117 @@
+"""PyTorch on the CPU: eager, torch.compile, or in bfloat16."""
+
+import contextlib
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch._functorch import config as functorch
+from torch.nn import functional as F
+
+from ..cases import Case
+from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
+from .base import Contender, Task
+from .pytorch_vit import ViT, patches
+
+OPERATIONS = {
+    "attention": F.scaled_dot_product_attention,
+    "layer_norm": lambda x, weight, bias: F.layer_norm(x, weight.shape, weight, bias, LAYER_NORM_EPS),
+    "linear": F.linear,
+    "bias_gelu": lambda x, bias: F.gelu(x + bias),
+    "bias_gelu_tanh": lambda x, bias: F.gelu(x + bias, approximate="tanh"),
+    "softmax": lambda x: F.softmax(x, dim=-1),
+    "cross_entropy": F.cross_entropy,
+    "dropout": lambda x: F.dropout(x, DROPOUT_P),
+}
+
+
+class PyTorch(Contender):
+    """option : "" (eager), "compile", or "bf16": single operations get bfloat16 inputs, models run under autocast."""
+
+    def __init__(self, option: str) -> None:
+        super().__init__(option)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        torch.manual_seed(0)
+        self.half = option == "bf16"
+        self.dtype = "bfloat16" if self.half else "float32"
+        if option == "compile":
+            functorch.donated_buffer = False  # its backward may then run more than once
+
+    def _compiled(self, function: Any) -> Any:
+        return torch.compile(function) if self.option == "compile" else function
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16) if self.half else contextlib.nullcontext()
+
+    def _operation(self, case: Case, inputs: Arrays) -> tuple[Any, dict[str, torch.Tensor], list[torch.Tensor]]:
+        """The function, its differentiable operands by name, and all of its arguments."""
+        dtype = torch.bfloat16 if self.half else torch.float32
+        tensors = {name: torch.from_numpy(inputs[name]).to(dtype).requires_grad_() for name in operands(inputs)}
+        constants = [torch.from_numpy(inputs["labels"])] if "labels" in inputs else []
+        if case.operation == "patches":
+            patch = case.model.patch
+            return self._compiled(lambda x: patches(x, patch)), tensors, [*tensors.values()]
+        return self._compiled(OPERATIONS[case.operation]), tensors, [*tensors.values(), *constants]
+
+    def forward(self, case: Case, inputs: Arrays) -> Task:
+        operation, _, arguments = self._operation(case, inputs)
+        return Task(lambda: operation(*arguments), lambda out: {"out": _array(out)})
+
+    def backward(self, case: Case, inputs: Arrays) -> Task:
+        operation, operands, arguments = self._operation(case, inputs)
+        out = operation(*arguments)
+        dout = torch.from_numpy(inputs["dout"]).to(out.dtype)
+
+        def run() -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(out, list(operands.values()), dout, retain_graph=True)
+
+        return Task(run, lambda grads: {f"d{name}": _array(g) for name, g in zip(operands, grads, strict=True)})
+
+    def adamw(self, case: Case, inputs: Arrays) -> Task:
+        weights = {name: torch.from_numpy(array.copy()) for name, array in weights_of(inputs).items()}
+        for name, tensor in weights.items():
+            tensor.requires_grad_().grad = torch.from_numpy(inputs[f"grad.{name}"])
+        optimizer = _optimizer(weights.values())
+        step = self._compiled(optimizer.step)
+        return Task(step, lambda _: {name: _array(tensor) for name, tensor in weights.items()})
+
+    def train(self, case: Case, inputs: Arrays) -> Task:
+        model = _model(case, inputs)
+        optimizer = _optimizer(model.parameters())
+        images, labels = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["labels"])
+        loss_of = self._compiled(lambda: F.cross_entropy(model(images), labels))
+
+        def run() -> float:
+            with self._autocast():
+                loss = loss_of()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return Task(run, lambda loss: {"loss": np.asarray(loss)})
+
+    def inference(self, case: Case, inputs: Arrays) -> Task:
+        model = self._compiled(_model(case, inputs).eval())
+        images = torch.from_numpy(inputs["images"])
+
+        def run() -> torch.Tensor:
+            with torch.inference_mode(), self._autocast():
+                return model(images)
+
+        return Task(run, lambda logits: {"out": _array(logits)})
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().float().numpy()
+
+
+def _optimizer(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+
+
+def _model(case: Case, inputs: Arrays) -> ViT:
+    model = ViT(case.model)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights_of(inputs).items()})
+    return model

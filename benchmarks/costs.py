@@ -1,0 +1,94 @@
+"""How much work a case is: floating-point operations, and bytes that must cross the memory bus at least once.
+
+Both count the algorithm, not an implementation, so that every contender is measured by the same work. Additions,
+multiplications, divisions, comparisons, exp, erf, tanh, sqrt and log count as one operation each. Bytes are those of
+the float32 inputs and outputs, each once; a cache may hold some of them, so a rate above the copy bandwidth is
+possible. Kernels in bfloat16 move half the bytes, and are still counted by the float32 ones.
+"""
+
+from typing import NamedTuple
+
+from .cases import AttentionShape, Case, ModelShape, RowShape
+
+FLOAT = 4  # bytes
+
+
+class Cost(NamedTuple):
+    flops: int
+    bytes: int | None  # None where no floor is worth stating: a whole model
+
+
+def cost(case: Case) -> Cost:
+    """The work of one call."""
+    match case.shape:
+        case AttentionShape() as shape:
+            return _attention(shape, case.direction)
+        case RowShape() as shape:
+            return _rows(case.operation, shape, case.direction)
+        case ModelShape() as shape if case.operation == "patches":
+            return Cost(0, FLOAT * 2 * shape.batch * shape.channels * shape.image**2)
+        case ModelShape() as shape if case.operation == "adamw":
+            # p decays 1, m 3, v 4, corrections 2, sqrt 1, + eps 1, quotient 1, times lr 1, p - update 1;
+            # p, m and v are read and written, g is read
+            return Cost(15 * parameter_count(shape), FLOAT * 7 * parameter_count(shape))
+        case ModelShape() as shape:
+            return Cost(_model(shape, training=case.operation == "train"), None)
+    raise TypeError(f"no cost is known for the shape {case.shape!r}")
+
+
+def _attention(s: AttentionShape, direction: str) -> Cost:
+    gemm = 2 * s.B * s.H * s.N * s.N * s.D
+    tensor, statistics = s.B * s.H * s.N * s.D, s.B * s.H * s.N
+    if direction == "forward":  # S = q k^T, out = P v; reads q, k, v, writes out and the log-sum-exp of each row
+        return Cost(2 * gemm, FLOAT * (4 * tensor + statistics))
+    # S again, dv = P^T dout, dP = dout v^T, dq = dS k, dk = dS^T q; reads q, k, v, out, dout, writes dq, dk, dv.
+    # The softmax is left out of both: 5 operations of N N against 4 D of N N.
+    return Cost(5 * gemm, FLOAT * (8 * tensor + statistics))
+
+
+# Operations for each element of x, forward and backward, and how many arrays of its size are read and written.
+_PER_ELEMENT = {
+    # sum 1, variance 3, (x - mean) rstd w + b 4;  xhat 2, g 1, sum g 1, sum g xhat 2, dw 2, db 1, dx 4
+    "layer_norm": ((8, 2), (13, 3)),
+    # x + b 1, scale 1, erf 1, 0.5 + 0.5 e 2, times x 1;  the same without the last 5, x^2 1, -0.5 1, exp 1, scale 1,
+    # x pdf 1, cdf + 1, times dy 1, db 1
+    "bias_gelu": ((6, 2), (13, 3)),
+    # x + b 1, x x x 2, c 1, + x 1, scale 1, tanh 1, 1 + t 1, 0.5 x 1, product 1;  the same up to 1 + t 8, 0.5 1,
+    # 0.5 x 1, 1 - t t 2, product 1, du = scale (1 + 3 c x x) 3, product 1, sum 1, times dy 1, db 1
+    "bias_gelu_tanh": ((10, 2), (20, 3)),
+    # max 1, subtract 1, exp 1, sum 1, divide 1;  dy y 1, sum 1, subtract 1, times y 1
+    "softmax": ((5, 2), (4, 3)),
+    # max 1, subtract 1, exp 1, sum 1;  x - lse 1, exp 1, times dloss / R 1
+    "cross_entropy": ((4, 1), (3, 2)),
+    # one product; random bits are integers
+    "dropout": ((1, 2), (1, 2)),
+}
+
+
+def _rows(operation: str, s: RowShape, direction: str) -> Cost:
+    size = s.R * s.C
+    if operation == "linear":  # (R, C) -> (R, 4 C)
+        gemm, out, weight = 2 * size * 4 * s.C, 4 * size, 4 * s.C * s.C
+        if direction == "forward":
+            return Cost(gemm + out, FLOAT * (size + weight + 4 * s.C + out))
+        return Cost(2 * gemm + out, FLOAT * (2 * size + 2 * weight + 4 * s.C + out))
+    flops, arrays = _PER_ELEMENT[operation][direction == "backward"]
+    return Cost(flops * size, FLOAT * arrays * size)
+
+
+def parameter_count(s: ModelShape) -> int:
+    """Parameters of the ViT: patches, class token and positions; twelve dim^2 and thirteen dim a block; norm, head."""
+    patches = s.channels * s.patch**2 * s.dim + s.dim
+    block = 12 * s.dim**2 + 13 * s.dim
+    return patches + s.dim + s.N * s.dim + s.depth * block + 2 * s.dim + s.dim * s.classes + s.classes
+
+
+def _model(s: ModelShape, training: bool) -> int:
+    """The matrix products of a model. Backward of a linear map is two more, of attention five for two."""
+    tokens = s.batch * s.N
+    linear = 2 * tokens * 12 * s.dim**2 * s.depth + 2 * s.batch * s.dim * s.classes
+    attention = 4 * tokens * s.N * s.dim * s.depth
+    patches = 2 * s.batch * s.patches * s.channels * s.patch**2 * s.dim
+    if not training:
+        return linear + attention + patches
+    return 3 * linear + attention * 7 // 2 + 2 * patches  # the images need no gradient

@@ -1,0 +1,87 @@
+"""The inputs of a case, drawn from one seed, the same bytes for every contender.
+
+Inputs travel as .npz files. What an operation takes comes first, in its order, then `dout`, the gradient of its output.
+"""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .cases import AttentionShape, Case, ModelShape, RowShape
+
+Arrays = dict[str, np.ndarray]
+
+LAYER_NORM_EPS = 1e-5
+MODEL_EPS = 1e-6  # of the layer norms in a ViT, as in timm
+DROPOUT_P = 0.1
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
+
+_WITH_WEIGHT = ("linear", "layer_norm")
+_WITH_BIAS = (*_WITH_WEIGHT, "bias_gelu", "bias_gelu_tanh")
+
+
+def operands(inputs: Arrays) -> list[str]:
+    """Names of the inputs that have a gradient, in the operation's order."""
+    return [name for name in inputs if name not in ("labels", "dout")]
+
+
+def make_inputs(case: Case) -> Arrays:
+    """Draw the inputs of `case`. Only whole models need tinyvit, for their initial weights."""
+    random = np.random.default_rng(zlib.crc32(case.shape.label.encode()))
+
+    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return random.normal(0, scale, shape).astype(np.float32)
+
+    match case.shape:
+        case AttentionShape(B=b, H=h, N=n, D=d):
+            return {"qkv": normal(b, n, 3, h, d), "dout": normal(b, n, h, d)}
+        case RowShape() as shape:
+            return _row_inputs(case.operation, shape, normal, random)
+        case ModelShape() as shape if case.operation == "patches":
+            images = normal(shape.batch, shape.channels, shape.image, shape.image)
+            return {"x": images, "dout": normal(shape.batch, shape.patches, shape.channels * shape.patch**2)}
+        case ModelShape() as shape:
+            weights = _weights(shape)
+            if case.operation == "adamw":
+                gradients = {name.replace("weight", "grad", 1): normal(*w.shape) for name, w in weights.items()}
+                return weights | gradients
+            images = normal(shape.batch, shape.channels, shape.image, shape.image)
+            return weights | {"images": images, "labels": random.integers(0, shape.classes, shape.batch)}
+    raise TypeError(f"no inputs are known for the shape {case.shape!r}")
+
+
+def _row_inputs(
+    operation: str, shape: RowShape, normal: Callable[..., np.ndarray], random: np.random.Generator
+) -> Arrays:
+    out = 4 * shape.C if operation == "linear" else shape.C
+    inputs = {"x": normal(shape.R, shape.C)}
+    if operation in _WITH_WEIGHT:
+        inputs["weight"] = normal(out, shape.C, scale=0.05) if operation == "linear" else 1 + normal(out, scale=0.1)
+    if operation in _WITH_BIAS:
+        inputs["bias"] = normal(out, scale=0.1)
+    if operation == "cross_entropy":
+        return inputs | {"labels": random.integers(0, shape.C, shape.R), "dout": np.ones((), np.float32)}
+    return inputs | {"dout": normal(shape.R, out)}
+
+
+def _weights(shape: ModelShape) -> Arrays:
+    from .contenders.engine import build_model
+
+    return {f"weight.{name}": array for name, array in build_model(shape).state_dict().items()}
+
+
+def weights_of(inputs: Arrays) -> Arrays:
+    """The weights of the model among the inputs, by their names in the model."""
+    return {name.removeprefix("weight."): array for name, array in inputs.items() if name.startswith("weight.")}
+
+
+def load_inputs(case: Case, path: Path) -> Arrays:
+    """Read what `make_inputs` drew; the packed qkv of attention becomes views q, k and v, (B, H, N, D)."""
+    with np.load(path) as file:
+        inputs = dict(file)
+    if "qkv" not in inputs:
+        return inputs
+    q, k, v = inputs["qkv"].transpose(2, 0, 3, 1, 4)
+    return {"q": q, "k": k, "v": v, "dout": inputs["dout"].transpose(0, 2, 1, 3)}

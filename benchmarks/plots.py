@@ -1,0 +1,212 @@
+"""Plots of a run: speed against the baseline, time against N, and the roofline."""
+
+import io
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+from .results import CaseResult, Row, Run
+
+# Colours that can be told apart on white and on black, and markers for eyes that cannot tell them.
+_LOOKS = {
+    "tinyvit": ("#2f7de1", "o"),
+    "tinyvit-numba": ("#16a5b8", "D"),
+    "numpy": ("#8a8a8a", "s"),
+    "tinyvit-numpy": ("#6c7a89", "d"),
+    "torch": ("#e8590c", "^"),
+    "torch-compile": ("#d6336c", "v"),
+    "torch-bf16": ("#9a5fd0", "<"),
+    "jax": ("#37973d", ">"),
+    "autograd": ("#a9762f", "p"),
+}
+_OTHERS = (("#b59f00", "*"), ("#c2255c", "P"), ("#5c7cfa", "X"))  # kernels of users
+
+_PRINT = ("#222222", "#d4d4d4")  # ink, and faint lines, on white
+_PAGE = ("#123456", "#654321")  # stand for the colours of the page, put in afterwards
+
+
+class Panel(NamedTuple):
+    """One picture, `height` inches high, that `draw(figure, run)` fills."""
+
+    title: str
+    height: float
+    draw: Callable[[Any, Run], None]
+
+
+def panels(run: Run) -> list[Panel]:
+    """The pictures that this run has data for."""
+    cases = _timed(run)
+    found = []
+    if cases:
+        spread = max(len(_timed_rows(case)) for case in cases)
+        found.append(Panel("Speed", 1.1 + len(cases) * (0.3 + 0.07 * spread), _draw_speed))
+    if cases and run.suite == "attention":
+        found.append(Panel("Time against N", 4.4, _draw_time_against_tokens))
+    if run.ceilings and any(case.flops and case.bytes for case in cases):
+        found.append(Panel("Roofline", 5.2, _draw_roofline))
+    return found
+
+
+def _timed(run: Run) -> list[CaseResult]:
+    return [case for case in run.cases if case.baseline]
+
+
+def _timed_rows(case: CaseResult) -> list[Row]:
+    return [row for row in case.rows if row.seconds]
+
+
+def look(run: Run, contender: str) -> tuple[str, str]:
+    """The colour and the marker of a contender."""
+    if contender in _LOOKS:
+        return _LOOKS[contender]
+    others = [name for name in run.contenders if name not in _LOOKS]
+    return _OTHERS[others.index(contender) % len(_OTHERS)]
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def to_png(run: Run) -> bytes:
+    """All panels below each other, on white."""
+    picture = io.BytesIO()
+    _render(run, panels(run), _PRINT, picture, format="png", dpi=130)
+    return picture.getvalue()
+
+
+def to_svg(run: Run, panel: Panel) -> str:
+    """One panel as an SVG element whose text and lines take the colours of the page around it."""
+    picture = io.StringIO()
+    _render(run, [panel], _PAGE, picture, format="svg", transparent=True, metadata={"Date": None})
+    svg = picture.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_PAGE[0], "currentColor").replace(_PAGE[1], "var(--line)")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{panel.title}" ', 1)
+
+
+def _render(run: Run, chosen: Sequence[Panel], colours: tuple[str, str], file: Any, **options: Any) -> None:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ink, faint = colours
+    style: Any = {
+        "text.color": ink, "axes.labelcolor": ink, "axes.titlecolor": ink, "xtick.labelcolor": ink,
+        "ytick.labelcolor": ink, "axes.edgecolor": faint, "xtick.color": faint, "ytick.color": faint,
+        "grid.color": faint, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.facecolor": "none", "legend.frameon": False, "font.size": 10,
+        "svg.fonttype": "none", "svg.hashsalt": chosen[0].title,  # ids differ between the pictures of a page
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(10, sum(panel.height for panel in chosen)), layout="constrained")
+        FigureCanvasAgg(figure)
+        parts = figure.subfigures(len(chosen), 1, height_ratios=[panel.height for panel in chosen], squeeze=False)
+        for panel, part in zip(chosen, parts[:, 0], strict=True):
+            if len(chosen) > 1:
+                part.suptitle(panel.title, fontsize=13, weight="bold", x=0.01, ha="left")
+            panel.draw(part, run)
+        figure.savefig(file, **options)
+
+
+# Panels -------------------------------------------------------------------------------------------------------------
+
+
+def _legend(figure: Any, run: Run, names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="none", label=name)
+        for name in names
+        for colour, marker in [look(run, name)]
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=min(len(names), 8), columnspacing=1.2,
+                  handletextpad=0.2)  # fmt: skip
+
+
+def _names(run: Run) -> list[str]:
+    return [
+        name for name in run.contenders if any(row.contender == name for c in _timed(run) for row in _timed_rows(c))
+    ]
+
+
+def _draw_speed(figure: Any, run: Run) -> None:
+    """A line for each case, a mark for each contender: the median ratio, with the 20 to 80 % range."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes = figure.subplots()
+    cases, names = _timed(run), _names(run)
+    for y, case in enumerate(cases):
+        rows = _timed_rows(case)
+        axes.axhspan(y - 0.5, y + 0.5, color="#808080", alpha=0.08 * (y % 2), linewidth=0)
+        for i, row in enumerate(rows):
+            speed = case.speed(row)
+            if speed is None:
+                continue
+            at = y + 0.8 * ((i + 0.5) / len(rows) - 0.5)
+            colour, marker = look(run, row.contender)
+            axes.plot([speed.low, speed.high], [at, at], color=colour, linewidth=1.4, solid_capstyle="butt")
+            axes.plot(speed.median, at, color=colour, marker=marker, markersize=5)
+    axes.axvline(1, color=look(run, cases[0].baseline)[0], linewidth=1, alpha=0.6)
+    axes.set(xscale="log", ylim=(len(cases) - 0.5, -0.5), xlabel=f"times as fast as {cases[0].baseline}")
+    axes.set_yticks(range(len(cases)), [case.label for case in cases])
+    axes.tick_params(axis="y", length=0)
+    left, right = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right < 200 * left else (1,)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x")
+    _legend(figure, run, names)
+
+
+def _draw_time_against_tokens(figure: Any, run: Run) -> None:
+    """Nanoseconds for each element of q: batches, heads and head sizes do not matter, and flat means memory-bound."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    names = _names(run)
+    for axes, direction in zip(figure.subplots(1, 2, sharey=True), ("forward", "backward"), strict=True):
+        cases = [case for case in _timed(run) if case.direction == direction]
+        tokens = sorted({case.shape["N"] for case in cases})
+        for name in names:
+            found: dict[int, list[float]] = {}
+            for case in cases:
+                row, s = case.row(name), case.shape
+                if row is not None and row.time is not None:
+                    found.setdefault(s["N"], []).append(row.time.median / (s["B"] * s["H"] * s["N"] * s["D"]) * 1e9)
+            colour, marker = look(run, name)
+            points = sorted((n, median(times)) for n, times in found.items())
+            axes.plot(*zip(*points, strict=True) if points else ((), ()), color=colour, marker=marker, markersize=5)
+        axes.set(xscale="log", yscale="log", title=direction, xlabel="N (tokens)")
+        axes.set_xticks(tokens, [str(n) for n in tokens], fontsize=8)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.grid()
+    figure.axes[0].set_ylabel("ns for each element of q")
+    _legend(figure, run, names)
+
+
+def _draw_roofline(figure: Any, run: Run) -> None:
+    """What is reached against what the work allows: below the slope memory binds, below the roof arithmetic."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    axes = figure.subplots()
+    assert run.ceilings is not None
+    gemm, copy = run.ceilings
+    cases = [case for case in _timed(run) if case.flops and case.bytes]
+    intensities = [case.flops / case.bytes for case in cases if case.bytes]
+    left, right = min(*intensities, gemm / copy) / 2, max(*intensities, gemm / copy) * 2
+    axes.plot([left, gemm / copy, right], [left * copy / 1e9, gemm / 1e9, gemm / 1e9], color="#808080", linewidth=2)
+    axes.annotate(f"GEMM {gemm / 1e9:.0f} GFLOP/s", (right, gemm / 1e9), (0, 5), textcoords="offset points", ha="right")
+    axes.annotate(
+        f"copy {copy / 1e9:.0f} GB/s", (left, left * copy / 1e9), (8, -8), textcoords="offset points", va="top"
+    )
+    for case, intensity in zip(cases, intensities, strict=True):
+        for row in _timed_rows(case):
+            colour, marker = look(run, row.contender)
+            filled = case.direction != "backward"
+            axes.plot(intensity, (case.rate(row) or 0) / 1e9, color=colour, marker=marker, markersize=6,
+                      fillstyle="full" if filled else "none", linestyle="none")  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="FLOP for each byte (filled: forward, hollow: backward)")
+    axes.set_ylabel("GFLOP/s")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid()
+    _legend(figure, run, _names(run))

@@ -1,0 +1,75 @@
+"""Right or wrong: the outputs of a contender against those of the plain path in float64.
+
+The error of an output is its largest deviation, relative to the largest magnitude of the reference. What is allowed is
+derived: twice the error of the plain path in float32, and some roundings of the contender's own dtype: float32 sums may
+be taken in any order, bfloat16 only stores values and sums in float32. NaN fails.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from .cases import Case
+from .inputs import DROPOUT_P, Arrays
+
+EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
+_ROUNDINGS = {"float32": 16, "bfloat16": 4}
+_LOSS = {"float32": 1e-4, "bfloat16": 3e-2}  # of losses after some steps: updates magnify roundings
+
+
+class Deviation(NamedTuple):
+    error: float
+    allowed: float
+
+    @property
+    def is_small(self) -> bool:
+        return self.error <= self.allowed  # NaN is not
+
+
+def comparable(case: Case, inputs: Arrays, outputs: Arrays) -> Arrays:
+    """The outputs in a form that two right answers share.
+
+    Every library draws other bits for dropout: compared are the values as if none were dropped, and the share kept.
+    """
+    if case.operation != "dropout":
+        return outputs
+    (name,) = outputs
+    given = inputs["x" if case.direction == "forward" else "dout"]
+    values = np.asarray(outputs[name], np.float64)
+    kept = values != 0
+    return {
+        name: np.where(kept, values, given.astype(np.float64) / (1 - DROPOUT_P)),
+        "kept": np.asarray(kept.mean()),
+    }
+
+
+def deviation(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The largest |actual - expected| over the largest |expected|; NaN if anything is NaN, inf for another shape."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    scale = max(float(np.abs(expected).max(initial=0)), np.finfo(np.float64).tiny)
+    return float(np.abs(actual.astype(np.float64) - expected).max(initial=0)) / scale
+
+
+def allowed(case: Case, name: str, plain: float, dtype: str, size: int) -> float:
+    """How far an output may deviate, where the plain path in float32 deviates by `plain`."""
+    if case.operation == "train":
+        return _LOSS[dtype]
+    if name == "kept":  # five standard deviations of each of the two shares
+        return 10 * (DROPOUT_P * (1 - DROPOUT_P) / size) ** 0.5
+    return 2 * plain + _ROUNDINGS[dtype] * EPSILON[dtype]
+
+
+def verify(
+    case: Case, inputs: Arrays, outputs: Arrays, expected: Arrays, plain: Mapping[str, float], dtype: str
+) -> dict[str, Deviation]:
+    """The deviation of every output; KeyError if one is missing or none of that name is expected."""
+    outputs = comparable(case, inputs, outputs)
+    if outputs.keys() != expected.keys():
+        raise KeyError(f"outputs are {sorted(outputs)}; they must be {sorted(expected)}")
+    size = max(array.size for array in expected.values())
+    return {
+        name: Deviation(deviation(outputs[name], answer), allowed(case, name, plain[name], dtype, size))
+        for name, answer in expected.items()
+    }
