@@ -3,18 +3,23 @@
 Sums may be reordered and products fused into them, for that is what vector units do; but NaN, infinities and signs
 keep their meaning. What was compiled is kept in the user's cache folder, under a name that holds a hash of all kernel
 sources: an upgrade or an edit never meets old code. Where that folder cannot be written, compiling is done anew in
-each process.
+each process. The first kernel that has to be compiled starts a second process that compiles others (`ahead`), unless
+TINYVIT_COMPILE_AHEAD is 0.
 """
 
+import atexit
+import contextlib
 import functools
 import hashlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
 from numba.core import config, event
 
 _FLAGS = {"error_model": "numpy", "nogil": True}
@@ -32,6 +37,21 @@ def cache_folder() -> Path:
         return Path(given) / f"tinyvit-{digest}"
     base = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
     return Path(base or Path.home() / ".cache") / "tinyvit" / "kernels" / digest
+
+
+def kept_object(name: str, target: str, compile_it: Callable[[], bytes]) -> bytes:
+    """The object code that `compile_it()` gives for a target, from the cache if it is there."""
+    file = cache_folder() / f"{name}-{hashlib.sha256(target.encode()).hexdigest()[:16]}.o"
+    try:
+        return file.read_bytes()
+    except OSError:
+        code = compile_it()
+    with contextlib.suppress(OSError):  # no folder that can be written
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_bytes(code)
+        part.replace(file)
+    return code
 
 
 def body(function: Callable[..., Any]) -> Any:
@@ -86,19 +106,44 @@ class entries(dict):
 
 
 class _Announcer(event.Listener):
-    """Says on stderr that kernels are being compiled, once for each that Python calls."""
+    """Says on stderr that kernels are being compiled, once for each that Python calls, and has a second process help."""
 
     def __init__(self) -> None:
         self._depth = 0
+        self._helped = os.environ.get(_HELPING) == "0"
 
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"].py_func
         if self._depth == 0 and function.__module__.startswith(__package__ + "."):
             print(f"tinyvit: compiling the kernel {_name(function)}, once on this machine", file=sys.stderr, flush=True)
+            real = next((t for t in map(_real_of, event.data["args"]) if t), None)
+            if real and not self._helped:
+                self._helped = True
+                _start_helper(real)
         self._depth += 1
 
     def on_end(self, event: Any) -> None:
         self._depth -= 1
+
+
+_HELPING = "TINYVIT_COMPILE_AHEAD"  # 0: no second process
+
+
+def _real_of(kind: Any) -> str | None:
+    """The floating type of an array type."""
+    dtype = getattr(kind, "dtype", None)
+    return str(dtype) if isinstance(dtype, types.Float) else None
+
+
+def _start_helper(real: str) -> None:
+    """Compile in a second process too, from the last kernel of a training step back."""
+    command = [sys.executable, "-m", f"{__package__}.ahead", real]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        helper = subprocess.Popen(command, env=os.environ | {_HELPING: "0"}, **quiet)
+    except OSError:  # no interpreter to start: all is compiled here
+        return
+    atexit.register(helper.terminate)
 
 
 def _name(function: Any) -> str:

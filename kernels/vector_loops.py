@@ -1,4 +1,4 @@
-"""Loops that LLVM does not turn into vector instructions by itself, written as such: the largest of a row, a transpose."""
+"""Loops that LLVM does not turn into vector instructions by itself, written as such: a row's largest, a transpose."""
 
 import numpy as np
 from llvmlite import ir

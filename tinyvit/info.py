@@ -85,7 +85,7 @@ def _place_of(dataset: str) -> str:
 
 
 def _operations() -> Iterator[tuple[str, str, str]]:
-    """Yield each operation that kernels may serve, with what serves it for float32 on the CPU, and why not the others."""
+    """Yield each operation that kernels may serve, what serves it for float32 on the CPU, and why not the others."""
     for op in Op.registry.values():
         if op.kernel is None:
             continue

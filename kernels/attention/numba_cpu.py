@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import threads as pool
 from ..compiler import body, entries
-from ..linear.microkernel import ROWS, multiply
+from ..linear.microkernel import ROWS, multiply, ready
 from ..philox import keep_row
 from ..threads import parallel
 from ..vector_loops import as_row, largest, transpose
@@ -340,6 +340,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 def _heads(array):
     """`array` as (B, H, N, D) that kernels can read: last axis contiguous, writeable in the eyes of NumPy."""
+    ready(array.dtype)
     if array.ndim != 4:
         lead = (1,) * (4 - array.ndim) + array.shape[:-2]
         array = array.reshape(math.prod(lead[:-1]), lead[-1], *array.shape[-2:])

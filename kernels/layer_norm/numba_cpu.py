@@ -1,12 +1,12 @@
 """Layer norm of rows, alone or of a residual sum, forward and backward.
 
-| version | what it changes, and gains                                                                                   |
-|---------|--------------------------------------------------------------------------------------------------------------|
-| v1      | one row after the other, in the words of the formula; the gradients of weight and bias in a pass of their own |
-| v2      | each row read once from memory, all its passes in the first-level cache; rows shared among threads in chunks, |
-|         | each with its own part of the gradients of weight and bias                                                   |
+| version | what it changes, and gains                                                                                |
+|---------|-----------------------------------------------------------------------------------------------------------|
+| v1      | one row after the other, in the words of the formula; the gradients of weight and bias in their own pass  |
+| v2      | each row read once from memory, all its passes in the first-level cache; rows shared among threads in     |
+|         | chunks, each with its own part of the gradients of weight and bias                                        |
 
-x (R, C), weight and bias (C,), mean and rstd (R,), the leading axes flattened into R. y = (x - mean) rstd weight + bias.
+y = (x - mean) rstd weight + bias, with x (R, C), weight and bias (C,), mean and rstd (R,), all leading axes in R.
 The number of chunks depends on R only, and their parts are summed in order: equal bits with any number of threads.
 """
 
@@ -134,7 +134,8 @@ def _backward_2(dy, dsum, x, weight, mean, rstd, dx, dweight, dbias, add, team):
     parts = np.empty((chunks, 2, x.shape[1]), x.dtype)
     parallel(_backward_chunk, chunks, team, (dy, dsum, x, weight, mean, rstd, dx, parts, add))
     for out, k in ((dweight, 0), (dbias, 1)):
-        out[:] = parts[0, k]
+        for j in range(out.size):
+            out[j] = parts[0, k, j]
         for chunk in range(1, chunks):
             part = parts[chunk, k]
             for j in range(out.size):
@@ -156,7 +157,19 @@ def normalize(x, residual, weight, bias, eps, version):
     mean, rstd = np.empty(rows.shape[0], rows.dtype), np.empty(rows.shape[0], rows.dtype)
     weight, bias, eps = dense(weight), dense(bias), rows.dtype.type(eps)
     forward, _ = VERSIONS[version]
-    forward(rows, rows_of(residual) if add else rows, weight, bias, total, y, mean, rstd, eps, add, pool.team(rows.size > _SERIAL))
+    forward(
+        rows,
+        rows_of(residual) if add else rows,
+        weight,
+        bias,
+        total,
+        y,
+        mean,
+        rstd,
+        eps,
+        add,
+        pool.team(rows.size > _SERIAL),
+    )
     shape = x.shape
     return total.reshape(shape) if add else x, y.reshape(shape), mean.reshape(shape[:-1]), rstd.reshape(shape[:-1])
 

@@ -14,13 +14,14 @@ order, one fused product after the other, whatever M, N and the number of thread
 
 from functools import cache
 
+import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils, config
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from ..compiler import body
+from ..compiler import body, kept_object
 
 _POINTER = ir.IntType(8).as_pointer()
 _WORD, _HALF, _FLAG = ir.IntType(64), ir.IntType(32), ir.IntType(1)
@@ -39,7 +40,6 @@ WIDE = "avx512f" in cpu_features()
 VECTOR_BYTES = 64 if WIDE else 32 if "avx" in cpu_features() else 16
 ROWS = (14, 8, 4, 1) if WIDE else (6, 4, 2, 1)  # of the tiles that a matrix is cut into
 PANEL_BYTES = _VECTORS * VECTOR_BYTES  # width of a whole tile
-
 
 
 def _tile(rows: int):
@@ -66,6 +66,7 @@ def _tile(rows: int):
             )
             i, j, columns, accumulate = values[4:]
             item = c.dtype.bitwidth // 8
+            ready(np.dtype(str(c.dtype)))
             lanes = VECTOR_BYTES // item
             a_row, a_step = (builder.extract_value(x.strides, axis) for axis in (0, 1))
             b_step, c_row = builder.extract_value(y.strides, 0), builder.extract_value(z.strides, 0)
@@ -138,17 +139,43 @@ def _word(value):
 
 
 def _tile_function(module, rows, vectors, item, masked):
-    """void f(a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate), strides in bytes."""
-    name = f"tinyvit_tile_{rows}x{vectors}_{item}{'_masked' * masked}"
-    if name in module.globals:
-        return module.globals[name]
+    """void f(a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate), strides in bytes.
+
+    Declared here, and compiled once for all kernels by `ready`: in each of them it would cost most of the time.
+    """
     arguments = [_POINTER, _WORD, _WORD, _POINTER, _WORD, _POINTER, _FLAG, _POINTER, _WORD, _WORD, _WORD, _FLAG]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    function.attributes.add("nounwind")
-    _write_tile(function, rows, vectors, item, masked)
-    return function
+    name = f"tinyvit_tile_{rows}x{vectors}_{item}{'_masked' * masked}"
+    return cgutils.get_or_insert_function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+
+
+@cache
+def ready(dtype):
+    """Make the tiles of a floating type known to compiled code: compiled, or taken from the cache. Once in a process."""
+    if config.DISABLE_JIT:
+        return
+    item = dtype.itemsize
+    module = ir.Module("tinyvit_tiles")
+    shapes = [(rows, v, masked) for rows in ROWS for v, masked in ((_VECTORS, False), (_VECTORS, True), (1, True))]
+    functions = [_tile_function(module, rows, v, item, masked) for rows, v, masked in shapes]
+    target = binding.Target.from_default_triple()
+    cpu = config.CPU_NAME or binding.get_host_cpu_name()
+    features = config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
+    machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True, codemodel="jitdefault")
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+
+    def compiled():
+        for function, shape in zip(functions, shapes, strict=True):
+            _write_tile(function, shape[0], shape[1], item, shape[2])
+        return machine.emit_object(binding.parse_assembly(str(module)))
+
+    engine.add_object_file(binding.ObjectFileRef.from_data(kept_object(f"tiles-{item}-{cpu}", features, compiled)))
+    engine.finalize_object()
+    for function in functions:
+        binding.add_symbol(function.name, engine.get_function_address(function.name))
+    _engines.append(engine)
+
+
+_engines: list[binding.ExecutionEngine] = []  # they own the code
 
 
 def _write_tile(function, rows, vectors, item, masked):

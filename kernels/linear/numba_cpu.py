@@ -18,7 +18,7 @@ from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..compiler import body, entry
 from ..threads import parallel
 from ..vector_loops import transpose
-from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add
+from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 
 BLOCK = 8 * ROWS[0]  # rows that pass by all panels together: their part of x and y stays in the second-level cache
 DEPTH = 384  # rows of x and dy taken together in dW = dy^T x
@@ -192,6 +192,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def _launch_forward(x, weight, bias, mode, version):
+    ready(x.dtype)
     rows, weight = rows_of(x), dense(weight)
     y = np.empty((rows.shape[0], weight.shape[0]), x.dtype)
     out = y if mode == LINEAR else np.empty_like(y)
@@ -203,6 +204,7 @@ def _launch_forward(x, weight, bias, mode, version):
 
 
 def _launch_backward(dy, pre, x, weight, mode, needs, version):
+    ready(x.dtype)
     upstream, rows, weight = rows_of(dy), rows_of(x), dense(weight)
     before = upstream if mode == LINEAR else rows_of(pre)
     dpre = upstream if mode == LINEAR else np.empty_like(upstream)

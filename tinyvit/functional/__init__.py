@@ -44,6 +44,7 @@ from .indexing import embedding, index, index_add, index_put, take
 from .linalg import einsum, linear, matmul
 from .loss import binary_cross_entropy_with_logits, contrastive_loss, cross_entropy, mse_loss
 from .normalization import add_layer_norm, layer_norm
+from .patches import patches
 from .random import dropout, dropout_mask
 from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum_to_shape, var
 from .shape import cast, concatenate, flip, pad, reshape, split, stack, swapaxes, transpose, unbind, zeros
@@ -55,9 +56,9 @@ __all__ = [
     "im2col", "index", "index_add", "index_put", "join_heads", "layer_norm", "linear", "linear_gelu", "log",
     "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean", "merge_heads", "min", "minimum",
     "mse_loss", "multiply", "negative",
-    "ones_like", "pad", "power", "relu", "reshape", "scaled_dot_product_attention", "sigmoid", "sign", "silu",
-    "softmax", "split", "split_heads", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape", "swapaxes", "take",
-    "tanh", "transpose", "unbind", "var", "where", "zeros", "zeros_like",
+    "ones_like", "pad", "patches", "power", "relu", "reshape", "scaled_dot_product_attention", "sigmoid", "sign", "silu",
+    "softmax", "split", "split_heads", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape",
+    "swapaxes", "take", "tanh", "transpose", "unbind", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
 autograd.graph_namespace = sys.modules[__name__]

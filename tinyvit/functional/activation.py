@@ -215,7 +215,10 @@ def bias_gelu(x: Any, bias: Any, approximate: str = "none") -> Tensor:
 
 
 def linear_gelu(x: Any, weight: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
-    """gelu(x W^T + b), the first half of a Transformer's MLP: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    """gelu(x W^T + b), the first half of a Transformer's MLP.
+
+    x (..., in), weight (out, in), bias (out,) -> (..., out).
+    """
     check_linear("linear_gelu", x, weight, bias)
     return LinearGelu.apply(x, weight, bias, approximate=_checked(approximate))
 

@@ -1,0 +1,53 @@
+"""Compiling ahead, in a second process, what a training step will soon need: `python -m tinyvit.kernels.ahead float32`.
+
+Compiling holds the interpreter's lock, so threads would not help. When the first kernel has to be compiled on a machine,
+`compiler` starts this beside it. The step compiles from its first kernel on, this from the last one back; each finds in
+the cache what the other has done.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+def last_to_first(dtype: Any) -> Iterator[Callable[[], Any]]:
+    """Calls that compile the kernels of a training step of a ViT, in the opposite order of the step."""
+    from .adamw import numba_cpu as adamw
+    from .attention import numba_cpu as attention
+    from .cross_entropy import numba_cpu as cross_entropy
+    from .layer_norm import numba_cpu as layer_norm
+    from .linear import numba_cpu as linear
+    from .registry import SPECS
+
+    versions = {spec.operation: spec.versions for spec in SPECS if spec.technology == "numba"}
+    rows, weight, vector = np.zeros((2, 4), dtype), np.zeros((4, 4), dtype), np.zeros(4, dtype)
+    heads, scores = np.zeros((1, 1, 2, 4), dtype), np.zeros((1, 1, 2), dtype)
+    statistics, classes = np.ones(2, dtype), np.zeros(2, np.int64)
+    every = {"needs": (True, True, True, False)}
+
+    def version(operation: str) -> dict[str, Any]:
+        return {"version": versions[operation]}
+
+    yield lambda: attention.backward(
+        *(heads, heads, heads, heads, None, heads, scores), scale=1.0, **every, **version("attention")
+    )
+    yield lambda: linear.backward(rows, rows, weight, **every, **version("linear"))
+    yield lambda: layer_norm.backward(
+        *(rows, rows, vector, statistics, statistics), eps=1e-5, **every, **version("layer_norm")
+    )
+    yield lambda: adamw.forward(
+        *(np.zeros((1, 5), np.int64), np.zeros((1, 7)), vector, vector.copy()), **version("adamw")
+    )
+    forward = cross_entropy.forward(rows, None, ids=classes, **version("cross_entropy"))
+    yield lambda: cross_entropy.backward(
+        *(np.ones((), dtype), rows, None, *forward[1:]), ids=classes, **every, **version("cross_entropy")
+    )
+    yield lambda: attention.forward(heads, heads, heads, None, scale=1.0, **version("attention"))
+    yield lambda: layer_norm.forward(rows, vector, vector, eps=1e-5, **version("layer_norm"))
+
+
+if __name__ == "__main__":
+    for compile_one in last_to_first(np.dtype(sys.argv[1])):
+        compile_one()
