@@ -6,7 +6,7 @@ import numpy as np
 
 
 def dense(array: Any) -> Any:
-    """`array` itself if it is contiguous, aligned and writeable (one compiled form of a kernel serves it), else a copy."""
+    """`array` itself if it is contiguous, aligned and writeable, so that one compiled form serves it; else a copy."""
     return array if array.flags.carray else np.array(array, order="C")
 
 

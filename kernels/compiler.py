@@ -106,7 +106,7 @@ class entries(dict):
 
 
 class _Announcer(event.Listener):
-    """Says on stderr that kernels are being compiled, once for each that Python calls, and has a second process help."""
+    """Says on stderr which kernel is being compiled, and has a second process help."""
 
     def __init__(self) -> None:
         self._depth = 0

@@ -33,7 +33,7 @@ def _fill(words, first, seed, offset):
 
 @body
 def keep_row(out, words, first, threshold, factor, seed, offset):
-    """out (n,) = `factor` where the elements first ... first + n - 1 are kept, else 0; words (n + 8,) is scratch space."""
+    """out (n,) = `factor` where the elements first ... first + n - 1 are kept, else 0; words (n + 8,) is scratch."""
     start = first // 4
     count = (first + out.size + 3) // 4 - start
     drawn = words[: 4 * count]

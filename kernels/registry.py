@@ -5,8 +5,8 @@ A kernel is added in two places: its module, and a row here. The module offers t
     forward(*inputs, version, **params)                     -> (*outputs, *residuals)
     backward(*gradients, *kept, needs, version, **params)   -> the gradients of the inputs, in the operation's order
 
-Inputs, outputs and parameters are those of the operation. `kept` are the inputs, outputs and residuals named in the row,
-`needs` says of each input whether its gradient is wanted; None is given for one that is not. `version` is a number of
+Inputs, outputs and parameters are those of the operation. `kept` are the inputs, outputs and residuals named in the
+row, `needs` says of each input whether its gradient is wanted; None is given for one that is not. `version` is a number of
 the table at the top of the module, 1 the simplest, the last the fastest.
 """
 
@@ -66,6 +66,9 @@ class KernelSpec:
             raise ValueError(f"{self.operation}: dtypes is {set(self.dtypes)}; it must be a set of numpy.dtype")
 
 
+# The plain rules in the same form, forward and backward by operation; put here by `tinyvit.functional`.
+PLAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+
 _HERE = __package__
 _CPU = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 
@@ -106,4 +109,8 @@ SPECS: tuple[KernelSpec, ...] = (
         keeps=("logits", "target", "peak", "total", "classes"),
         versions=2,
     ),
+    _numba("softmax", "softmax", keeps=("out",), versions=2),
+    _numba("dropout", "dropout", versions=2),
+    _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
+    _numba("adamw", "adamw", versions=2, backward="forward"),  # an optimizer, not on the tape
 )

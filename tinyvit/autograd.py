@@ -410,7 +410,8 @@ class Op:
         self.needs = needs
         self.shapes = [getattr(a, "shape", ()) for a in arrays]
         self.edges: list[_Edge] | None = [
-            None if not need else x if x._op is None else (x._op, x._index) for x, need in zip(inputs, needs, strict=True)
+            None if not need else x if x._op is None else (x._op, x._index)
+            for x, need in zip(inputs, needs, strict=True)
         ]
         self.arity = len(outputs)
         self.floating = floating  # dtype of the inputs

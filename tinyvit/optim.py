@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from . import dispatch
 from .autograd import Tensor
 from .backend import Array
 
@@ -161,6 +162,8 @@ class Adam(Optimizer):
 
     slots = ("m", "v")
     decoupled = False
+    # What dispatch asks of an operation: the step is none, but has a kernel all the same.
+    name, kernel, inputs, outputs = "adamw", "adamw", (), ()
 
     def __init__(
         self,
@@ -171,6 +174,29 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        members: dict[Any, list[_Member]] = {}
+        arrays = iter(self._arrays)
+        for i, group in enumerate(self.groups):
+            for p in group["params"]:
+                members.setdefault(p.dtype, []).append((p, next(arrays), i))
+        self._bundles = [_Bundle(dtype, entries) for dtype, entries in members.items()]
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient: all of one dtype by one call of a kernel, if there is one."""
+        self.steps += 1
+        settings = np.array([self._settings(group) for group in self.groups])
+        for bundle in self._bundles:
+            implementation = dispatch.select(type(self), bundle.dtype, (), {})
+            for p, kept, i in bundle.step(implementation, settings) if implementation else bundle.members:
+                if p.grad is not None:
+                    self._update(p.data, p.grad.data, kept, self.groups[i])
+                    p.mark_modified()
+
+    def _settings(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """keep, l2, b1, b2, rate, c2 and eps of the kernel `adamw`, whose formula is that of `_update`."""
+        lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
+        keep, l2 = (1 - lr * decay, 0.0) if self.decoupled else (1.0, decay)
+        return keep, l2, b1, b2, lr / (1 - b1**self.steps), 1 / (1 - b2**self.steps), group["eps"]
 
     def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
         lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
@@ -186,6 +212,45 @@ class Adam(Optimizer):
         mhat = m / (1 - b1**self.steps)
         vhat = v / (1 - b2**self.steps)
         p -= lr * mhat / (np.sqrt(vhat) + group["eps"])
+
+
+_Member = tuple[Tensor, dict[str, Array], int]  # a parameter, its moments, the number of its group
+
+
+class _Bundle:
+    """Parameters of one dtype, whose moments lie one after the other in two flat arrays: m and v are views of these."""
+
+    def __init__(self, dtype: Any, members: list[_Member]) -> None:
+        self.dtype, self.members = dtype, members
+        sizes = [p.size for p, _, _ in members]
+        starts = np.cumsum([0, *sizes])
+        self.moments = [np.zeros(starts[-1], dtype) for _ in Adam.slots]
+        for (p, kept, _), start in zip(members, starts, strict=False):
+            for slot, flat in zip(Adam.slots, self.moments, strict=True):
+                kept[slot] = flat[start : start + p.size].reshape(p.shape)
+        self.table = np.zeros((len(members), 5), np.int64)  # see the kernel
+        self.table[:, 2], self.table[:, 3], self.table[:, 4] = starts[:-1], sizes, [i for _, _, i in members]
+
+    def step(self, implementation: dispatch.Implementation, settings: Array) -> list[_Member]:
+        """Have the kernel update all it can, and return the members it cannot reach."""
+        ids, rest = [], []
+        for member in self.members:
+            tensor, kept, _ = member
+            p, gradient = tensor.data, tensor.grad
+            if gradient is None:
+                ids.append((0, 0))
+                continue
+            g = gradient.data
+            fits = p.shape == g.shape == kept["m"].shape and p.dtype == g.dtype == self.dtype
+            if fits and p.flags.carray and g.flags.carray:
+                ids.append((id(p), id(g)))
+                tensor.mark_modified()
+            else:
+                ids.append((0, 0))
+                rest.append(member)
+        self.table[:, :2] = ids
+        implementation.forward((self.table, settings, *self.moments), {})
+        return rest
 
 
 class AdamW(Adam):

@@ -1,17 +1,18 @@
 """Scaled dot-product attention, forward and backward.
 
-| version | what it changes, and gains                                                                                  |
-|---------|-------------------------------------------------------------------------------------------------------------|
-| v1      | one query after the other, in the words of the formula; nothing but a row of scores is stored               |
-| v2      | blocks of queries against blocks of keys, products in register tiles (`multiply`), so that each score is    |
-|         | computed, exponentiated and used while it is in the cache. All keys are one block up to 320 of them, as in  |
-|         | ViTs; more are gone through with a running maximum (online softmax: Milakov and Gimelshein, 2018; Dao et    |
-|         | al., FlashAttention, 2022, algorithm 1)                                                                     |
+| version | what it changes, and gains                                                                               |
+|---------|----------------------------------------------------------------------------------------------------------|
+| v1      | one query after the other, in the words of the formula; nothing but a row of scores is stored            |
+| v2      | blocks of queries against blocks of keys, products in register tiles (`multiply`), so that each score is |
+|         | computed, exponentiated and used while it is in the cache. All keys are one block up to 320 of them, as  |
+|         | in ViTs; more are gone through with a running maximum (online softmax: Milakov and Gimelshein, 2018;     |
+|         | Dao et al., FlashAttention, 2022, algorithm 1)                                                           |
 
-q (B, H, N, D), k (B, H, S, D), v (B, H, S, E), out (B, H, N, E) are views of any strides whose last axis is contiguous:
-the packed output of a qkv projection goes in as it is, and out lies in memory as (B, N, H, E), so that merging the heads
-is free. Saved is lse (B, H, N), the logarithm of the sum of exponentials, from which P is computed again. bias and mask
-are views of shape (B, H, N, S), perhaps with strides of 0. Each head is computed by one thread, in one order.
+q (B, H, N, D), k (B, H, S, D), v (B, H, S, E), out (B, H, N, E) are views of any strides whose last axis is
+contiguous: the packed output of a qkv projection goes in as it is, and out lies in memory as (B, N, H, E), so that
+merging the heads is free. Saved is lse (B, H, N), the logarithm of the sum of exponentials, from which P is computed
+again. bias and mask are views of shape (B, H, N, S), perhaps with strides of 0. Each head is computed by one thread, in
+one order.
 """
 
 import math
@@ -34,8 +35,8 @@ _SERIAL = 100_000  # multiply-adds below which waking another thread costs more 
 
 # What the versions share --------------------------------------------------------------------------------------------
 
-# `how` is (has_bias, has_mask, is_causal, scale, threshold, factor, seed, offset): dropout keeps what draws `threshold` or
-# more, and multiplies it by `factor`.
+# `how` is (has_bias, has_mask, is_causal, scale, threshold, factor, seed, offset): dropout keeps what draws
+# `threshold` or more, and multiplies it by `factor`.
 
 
 @body

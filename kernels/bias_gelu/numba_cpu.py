@@ -6,8 +6,8 @@
 | v2      | vectors, with rational functions for P(x) and the slope (`vector_math`); db in the same pass; rows     |
 |         | shared among threads in chunks, each with its own part of db                                           |
 
-x (R, C), bias (C,), y (R, C), the leading axes flattened into R. The number of chunks depends on R only, and their parts
-of db are summed in order: equal bits with any number of threads.
+x (R, C), bias (C,), y (R, C), the leading axes flattened into R. The number of chunks depends on R only, and their
+parts of db are summed in order: equal bits with any number of threads.
 """
 
 import math

@@ -6,10 +6,10 @@
 | v2      | vectors for the largest logit and for the exponentials; each row read once from memory in either      |
 |         | direction, and no row of p or t stored; rows shared among threads in chunks                           |
 
-x (R, K), the leading axes flattened into R. A row's target t is keep * t + share where probabilities t (R, K) are given,
-else share, and keep more at its class: share = s / K and keep = 1 - s for label smoothing s. The row of an ignored class
-has t = 0. Kept for backward are peak (R,), the largest logit, and total (R,), the sum of exp(x - peak), so that
-p = exp(x - peak) / total without the rounding that a large log-sum-exp would bring.
+x (R, K), the leading axes flattened into R. The target of a row is keep * t + share where probabilities t (R, K) are
+given, else share, and keep more at its class: share = s / K and keep = 1 - s for label smoothing s. That of an ignored
+row is 0. Kept for backward are peak (R,), the largest logit, and total (R,), the sum of exp(x - peak): then
+p = exp(x - peak) / total, without the rounding that a large log-sum-exp would bring.
 """
 
 import numpy as np

@@ -150,7 +150,7 @@ def _tile_function(module, rows, vectors, item, masked):
 
 @cache
 def ready(dtype):
-    """Make the tiles of a floating type known to compiled code: compiled, or taken from the cache. Once in a process."""
+    """Make the tiles of a dtype known to compiled code: compiled, or taken from the cache, once in a process."""
     if config.DISABLE_JIT:
         return
     item = dtype.itemsize

@@ -56,8 +56,8 @@ __all__ = [
     "im2col", "index", "index_add", "index_put", "join_heads", "layer_norm", "linear", "linear_gelu", "log",
     "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean", "merge_heads", "min", "minimum",
     "mse_loss", "multiply", "negative",
-    "ones_like", "pad", "patches", "power", "relu", "reshape", "scaled_dot_product_attention", "sigmoid", "sign", "silu",
-    "softmax", "split", "split_heads", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape",
+    "ones_like", "pad", "patches", "power", "relu", "reshape", "scaled_dot_product_attention", "sigmoid", "sign",
+    "silu",    "softmax", "split", "split_heads", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape",
     "swapaxes", "take", "tanh", "transpose", "unbind", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 

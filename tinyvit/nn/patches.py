@@ -50,15 +50,13 @@ class PatchEmbed(Module):
             )
         x = images if self.stem is None else self.stem(images)
         weight = self.proj.weight
-        patches = extract_patches(x, weight.shape[2], weight.shape[3])
+        patches = F.patches(x, (weight.shape[2], weight.shape[3]))
         return F.linear(patches, weight.reshape(weight.shape[0], -1), self.proj.bias)
 
 
 def extract_patches(x: Tensor, height: int, width: int) -> Tensor:
     """(B, C, H, W) -> (B, N, C height width): non-overlapping patches, row by row."""
-    b, c, h, w = x.shape
-    x = x.reshape(b, c, h // height, height, w // width, width).transpose(0, 2, 4, 1, 3, 5)
-    return x.reshape(b, (h // height) * (w // width), c * height * width)
+    return F.patches(x, (height, width))
 
 
 def _conv_stem(patch: Pair, in_channels: int, dim: int) -> Sequential:

@@ -1,0 +1,1 @@
+"""The step of Adam and AdamW, for all parameters at once."""

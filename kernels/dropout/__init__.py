@@ -1,0 +1,1 @@
+"""Dropout from counter-based random bits."""

@@ -1,0 +1,87 @@
+"""Images cut into patches, and put together again for the gradient.
+
+| version | what it changes, and gains                                                                             |
+|---------|--------------------------------------------------------------------------------------------------------|
+| v1      | one element of the patches after the other, its pixel found by division                                |
+| v2      | rows of pixels, read and written in runs without a division; rows of patches shared among threads      |
+
+x (B, C, H, W), y (B, N, C P Q) with N = (H / P)(W / Q), patches row by row. Each pixel is in one patch, so the way back
+is the same with x and y exchanged: `back` says which is written.
+"""
+
+import numpy as np
+
+from .. import threads as pool
+from ..arrays import dense
+from ..compiler import body, entry
+from ..threads import parallel
+
+_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
+
+
+# v1 -----------------------------------------------------------------------------------------------------------------
+
+
+@entry
+def _move_1(x, y, height, width, back, team):
+    across = x.shape[3] // width
+    for b in range(y.shape[0]):
+        for n in range(y.shape[1]):
+            for k in range(y.shape[2]):
+                c, i, j = k // (height * width), k // width % height, k % width
+                row, column = n // across * height + i, n % across * width + j
+                if back:
+                    x[b, c, row, column] = y[b, n, k]
+                else:
+                    y[b, n, k] = x[b, c, row, column]
+
+
+# v2 -----------------------------------------------------------------------------------------------------------------
+
+
+@body
+def _move_chunk(chunk, chunks, x, y, height, width, back):
+    """Some of the rows of patches, counted over all images."""
+    down, across = x.shape[2] // height, x.shape[3] // width
+    rows = x.shape[0] * down
+    for r in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        image, first = x[r // down], r % down * across
+        patches = y[r // down]
+        for c in range(x.shape[1]):
+            for i in range(height):
+                pixels, start = image[c, r % down * height + i], (c * height + i) * width
+                for n in range(across):
+                    part = patches[first + n, start : start + width]
+                    if back:
+                        for j in range(width):
+                            pixels[n * width + j] = part[j]
+                    else:
+                        for j in range(width):
+                            part[j] = pixels[n * width + j]
+
+
+@entry
+def _move_2(x, y, height, width, back, team):
+    chunks = min(64, max(1, x.shape[0] * (x.shape[2] // height)))
+    parallel(_move_chunk, chunks, team if x.size > _SERIAL else 0, (x, y, height, width, back))
+
+
+VERSIONS = {1: _move_1, 2: _move_2}
+
+
+# Launchers ----------------------------------------------------------------------------------------------------------
+
+
+def forward(x, *, size, version):
+    """x (B, C, H, W), size (P, Q) -> y (B, N, C P Q), and the shape of x."""
+    (b, c, h, w), (height, width) = x.shape, size
+    y = np.empty((b, (h // height) * (w // width), c * height * width), x.dtype)
+    VERSIONS[version](dense(x), y, height, width, False, pool.team())
+    return y, x.shape
+
+
+def backward(dy, shape, *, size, needs, version):
+    """dy (B, N, C P Q) -> dx (B, C, H, W)."""
+    dx = np.empty(shape, dy.dtype)
+    VERSIONS[version](dx, dense(dy), *size, True, pool.team())
+    return (dx,)

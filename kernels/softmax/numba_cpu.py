@@ -1,0 +1,110 @@
+"""Softmax of rows, forward and backward.
+
+| version | what it changes, and gains                                                                             |
+|---------|--------------------------------------------------------------------------------------------------------|
+| v1      | one row after the other, in the words of the formula                                                   |
+| v2      | vectors for the largest element and for the exponentials; all passes over a row in the first-level     |
+|         | cache; rows shared among threads in chunks                                                             |
+
+x (R, C): the axis of the softmax is the last one; another axis is exchanged with it, which costs a copy.
+"""
+
+import numpy as np
+
+from .. import threads as pool
+from ..arrays import rows_of
+from ..compiler import body, entry
+from ..threads import parallel
+from ..vector_loops import as_row, largest
+from ..vector_math import exp
+
+_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
+
+
+# v1 -----------------------------------------------------------------------------------------------------------------
+
+
+@entry
+def _forward_1(x, y, team):
+    for i in range(x.shape[0]):
+        y[i] = np.exp(x[i] - np.max(x[i]))
+        y[i] /= np.sum(y[i])
+
+
+@entry
+def _backward_1(dy, y, dx, team):
+    for i in range(y.shape[0]):
+        dx[i] = y[i] * (dy[i] - np.sum(dy[i] * y[i]))
+
+
+# v2 -----------------------------------------------------------------------------------------------------------------
+
+
+@body
+def _chunk_count(rows):
+    return min(64, max(1, rows // 16))
+
+
+@body
+def _forward_chunk(chunk, chunks, x, y):
+    rows, columns = x.shape
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        row, out = as_row(x, i), y[i]
+        m, s = largest(row), zero
+        for j in range(columns):
+            e = exp(row[j] - m)
+            out[j] = e
+            s += e
+        share = one / s
+        for j in range(columns):
+            out[j] *= share
+
+
+@entry
+def _forward_2(x, y, team):
+    parallel(_forward_chunk, _chunk_count(x.shape[0]), team if x.size > _SERIAL else 0, (x, y))
+
+
+@body
+def _backward_chunk(chunk, chunks, dy, y, dx):
+    rows, columns = y.shape
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        upstream, row, out = dy[i], y[i], dx[i]
+        s = y.dtype.type(0)
+        for j in range(columns):
+            s += upstream[j] * row[j]
+        # dy_i / dx_j = y_i (delta_ij - y_j)
+        for j in range(columns):
+            out[j] = row[j] * (upstream[j] - s)
+
+
+@entry
+def _backward_2(dy, y, dx, team):
+    parallel(_backward_chunk, _chunk_count(y.shape[0]), team if y.size > _SERIAL else 0, (dy, y, dx))
+
+
+VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
+
+
+# Launchers ----------------------------------------------------------------------------------------------------------
+
+
+def forward(x, *, axis=-1, version):
+    """x of any shape -> y."""
+    turned = x.swapaxes(axis, -1)
+    rows = rows_of(turned)
+    y = np.empty_like(rows)
+    run, _ = VERSIONS[version]
+    run(rows, y, pool.team())
+    return (y.reshape(turned.shape).swapaxes(axis, -1),)
+
+
+def backward(dy, out, *, axis=-1, needs, version):
+    """dy and out, both of the shape of x -> dx."""
+    turned = out.swapaxes(axis, -1)
+    rows = rows_of(turned)
+    dx = np.empty_like(rows)
+    _, run = VERSIONS[version]
+    run(rows_of(dy.swapaxes(axis, -1)), rows, dx, pool.team())
+    return (dx.reshape(turned.shape).swapaxes(axis, -1),)

@@ -1,0 +1,24 @@
+"""Here the kernels compute, and few examples do: each is computed eight times over."""
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+import tinyvit as tv
+
+hypothesis.settings.register_profile("kernels", hypothesis.settings.get_profile("tinyvit"), max_examples=25)
+# For planted faults: the first failure is enough.
+hypothesis.settings.register_profile(
+    "faults",
+    hypothesis.settings.get_profile("kernels"),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    report_multiple_bugs=False,
+)
+
+
+@pytest.fixture(autouse=True)
+def implementation() -> Iterator[None]:
+    """Kernels wherever there are some."""
+    with tv.use_kernels("auto"):
+        yield

@@ -1,0 +1,263 @@
+"""What kernels are tried on: for each operation a hypothesis strategy of its inputs and parameters.
+
+Sizes lie on and around the edges at which kernels change their ways: tiles, panels, blocks, chunks, vectors. An
+operation that has no strategy here is tried on its own samples.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numba.core import config
+from tinyvit.kernels.attention.numba_cpu import KEYS, QUERIES
+from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS
+from tinyvit.kernels.linear.numba_cpu import BLOCK, DEPTH
+
+from tinyvit.autograd import Op
+
+Array = np.ndarray
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of one `Op.apply`."""
+
+    inputs: tuple[Array | None, ...]
+    params: dict[str, Any]
+
+
+# How much an example may cost: multiply-adds, and elements. Enough for threads; less where kernels run uncompiled.
+PRODUCTS, ELEMENTS = (6_000, 1_500) if config.DISABLE_JIT else (1_500_000, 60_000)
+
+
+def around(*edges: int) -> list[int]:
+    """The edges, and what lies beside them."""
+    return sorted({n + step for n in edges for step in (-1, 0, 1)})
+
+
+def size(draw: Any, edges: Sequence[int], at_most: float) -> int:
+    """One of the edges."""
+    return draw(st.sampled_from([n for n in edges if n <= max(at_most, edges[0])]))
+
+
+# Arrays --------------------------------------------------------------------------------------------------------------
+
+
+def _spaced(x: Array) -> Array:
+    """Every other element of memory that is NaN in between."""
+    wide = np.full((*x.shape, 2), np.nan, x.dtype)
+    wide[..., 0] = x
+    return wide[..., 0]
+
+
+def _part(x: Array) -> Array:
+    """The middle of a larger array that is NaN around it."""
+    large = np.full([n + 2 for n in x.shape], np.nan, x.dtype)
+    middle = large[(slice(1, -1),) * x.ndim]
+    middle[...] = x
+    return middle
+
+
+def _unaligned(x: Array) -> Array:
+    memory = np.zeros(x.nbytes + 1, np.uint8)
+    view = memory[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+def _read_only(x: Array) -> Array:
+    x.flags.writeable = False
+    return x
+
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "dense": lambda x: x,
+    "spaced": _spaced,
+    "part": _part,
+    "transposed": lambda x: np.array(x.T, order="C").T,
+    "reversed": lambda x: np.flip(np.array(np.flip(x))),
+    "broadcast": lambda x: np.broadcast_to(np.round(8 * x[:1]) / 8, x.shape),  # few digits: equal errors would add up
+    "read-only": _read_only,
+    "unaligned": _unaligned,
+}
+VALUES = {"large": (1e4, -1e4), "hidden": (-math.inf,), "nan": (math.nan,), "inf": (math.inf, -math.inf)}
+FINITE = ("none", "none", "wide", "large")
+SPECIALS = (*FINITE, "hidden", "nan", "inf")
+
+
+@st.composite
+def arrays(draw: Any, shape: Shape, dtype: Any, layout: str | None = None, specials: Sequence[str] = SPECIALS) -> Array:
+    """Normal numbers, perhaps wider or with a few that are extreme, infinite or no number, in some layout."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    x = np.asarray(rng.standard_normal(shape), dtype)
+    special = draw(st.sampled_from(specials))
+    if special == "wide":
+        x *= 4
+    elif special != "none" and x.size:
+        values = {"large": (1e4, -1e4), "hidden": (-math.inf,), "nan": (math.nan,), "inf": (math.inf, -math.inf)}[
+            special
+        ]
+        places = rng.integers(x.size, size=3)
+        x.reshape(-1)[places] = rng.choice(values, 3)
+    return LAYOUTS[layout or draw(st.sampled_from(list(LAYOUTS)))](x) if x.ndim else x
+
+
+@st.composite
+def leading(draw: Any, rows: int) -> Shape:
+    """Leading axes that hold `rows` rows together."""
+    divisor = draw(st.sampled_from([d for d in (1, 2, 3) if rows % d == 0]))
+    return draw(st.sampled_from([(rows,), (divisor, rows // divisor), (divisor, 1, rows // divisor)]))
+
+
+CHUNKS = [0, *around(1, 4, 16, 32, 64, 128, 1024)[1:]]  # rows that chunks are made of
+LANES = around(2, 8, 16, 32, 64, 192)  # columns that vectors are made of
+
+
+@st.composite
+def rows_and_columns(draw: Any) -> Shape:
+    columns = size(draw, LANES, ELEMENTS)
+    return (*draw(leading(size(draw, CHUNKS, ELEMENTS // columns))), columns)
+
+
+# Operations ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def linear(draw: Any, dtype: Any, always_bias: bool = False) -> Case:
+    panel = PANEL_BYTES // np.dtype(dtype).itemsize
+    rows = size(draw, [0, *around(2, *ROWS[:2], BLOCK, DEPTH)], PRODUCTS)
+    depth = size(draw, [1, 2, 5, *around(panel, BLOCK)], PRODUCTS // max(rows, 1))
+    columns = size(draw, [1, 2, *around(panel, 2 * panel)], PRODUCTS // max(rows * depth, 1))
+    x = draw(arrays((*draw(leading(rows)), depth), dtype) if rows != 1 else arrays((depth,), dtype))
+    bias = draw(arrays((columns,), dtype)) if always_bias or draw(st.booleans()) else None
+    return Case((x, draw(arrays((columns, depth), dtype)), bias), {})
+
+
+@st.composite
+def linear_gelu(draw: Any, dtype: Any) -> Case:
+    inputs = draw(linear(dtype, always_bias=True)).inputs
+    return Case(inputs, {"approximate": draw(st.sampled_from(["none", "tanh"]))})
+
+
+@st.composite
+def layer_norm(draw: Any, dtype: Any, summands: int = 1) -> Case:
+    shape = draw(rows_and_columns())
+    inputs = [arrays(shape, dtype)] * summands + [arrays(shape[-1:], dtype)] * 2
+    return Case(tuple(draw(x) for x in inputs), {"eps": draw(st.sampled_from([1e-5, 1e-6, 0.1]))})
+
+
+@st.composite
+def bias_gelu(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns())
+    inputs = draw(arrays(shape, dtype)), draw(arrays(shape[-1:], dtype))
+    return Case(inputs, {"approximate": draw(st.sampled_from(["none", "tanh"]))})
+
+
+@st.composite
+def softmax(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns())
+    axis = draw(st.sampled_from([a for a in range(-1, len(shape)) if shape[a]]))
+    return Case((draw(arrays(shape, dtype)),), {"axis": axis})
+
+
+@st.composite
+def cross_entropy(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns())
+    params: dict[str, Any] = {
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
+        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
+    }
+    rng, target = np.random.default_rng(draw(st.integers(0, 99))), None
+    if draw(st.booleans()):
+        params["ignore_index"] = draw(st.sampled_from([-100, 0]))
+        ids = rng.integers(shape[-1], size=shape[:-1])
+        ids[rng.random(ids.shape) < draw(st.sampled_from([0.0, 0.3, 1.0]))] = params["ignore_index"]
+        params["ids"] = draw(st.sampled_from([ids, ids.astype(np.int32), LAYOUTS["reversed"](ids)]))
+    else:
+        weights = rng.random(shape)
+        weights[rng.random(shape) < 0.2] = 0
+        target = (weights / np.maximum(weights.sum(-1, keepdims=True), 1e-3)).astype(dtype)
+    return Case((draw(arrays(shape, dtype)), target), params)
+
+
+streams = st.fixed_dictionaries(
+    {"seed": st.sampled_from([0, 7, 2**32 - 1, 2**62 + 5]), "offset": st.sampled_from([0, 1, 2**32, 2**40 + 3])}
+)
+
+
+@st.composite
+def dropout(draw: Any, dtype: Any) -> Case:
+    p = draw(st.sampled_from([0.1, 0.5, 0.9, 1e-9, 1.0]))
+    return Case((draw(arrays(draw(rows_and_columns()), dtype)),), {"p": p, **draw(streams)})
+
+
+@st.composite
+def attention(draw: Any, dtype: Any) -> Case:
+    lead = draw(st.sampled_from([(1, 1), (2, 3), (2, 1), (1, 9), (0, 2), (), (3,), (2, 1, 2)]))
+    heads = max(math.prod(lead), 1)
+    depth = size(draw, [1, 3, 8, *around(16, 64)], PRODUCTS / heads)
+    edges = [0, *around(2, ROWS[0], 16, QUERIES, KEYS), 2 * KEYS + 1]
+    queries = size(draw, edges, PRODUCTS / heads / depth)
+    keys = size(draw, edges[1:], PRODUCTS / heads / depth / max(queries, 1))  # without keys the plain rule fails
+    keys = queries if queries and draw(st.booleans()) else keys
+    params: dict[str, Any] = {"scale": draw(st.sampled_from([depth**-0.5, 1.0, 0.0])), "is_causal": draw(st.booleans())}
+    if draw(st.booleans()):
+        params["mask"] = draw(masks(lead, queries, keys))
+    if draw(st.integers(0, 3)) == 0:
+        params |= {"dropout_p": draw(st.sampled_from([0.1, 0.5, 1.0])), **draw(streams)}
+    bias = None
+    if draw(st.booleans()):
+        bias = draw(arrays(draw(score_shapes(lead, queries, keys)), dtype, specials=(*FINITE, "hidden")))
+    # A hidden key has probability 0: whether that times NaN is computed is left to the kernel, so where keys may be
+    # hidden all else is finite.
+    all_seen = bias is None and params.keys() == {"scale", "is_causal"} and not params["is_causal"]
+    if queries == keys and len(lead) == 2 and draw(st.booleans()):
+        packed = draw(arrays((lead[0], queries, 3, lead[1], depth), dtype, specials=(*FINITE, *["nan"] * all_seen)))
+        q, k, v = packed.transpose(2, 0, 3, 1, 4)
+    else:
+        special = draw(st.integers(0, 2))
+        shapes = [(*lead, queries, depth)] + [(*lead, keys, depth)] * 2
+        specials = [(*FINITE, *["nan", "inf"] * (all_seen and i == special)) for i in range(3)]
+        q, k, v = (draw(arrays(shape, dtype, specials=s)) for shape, s in zip(shapes, specials, strict=True))
+    return Case((q, k, v, bias), params)
+
+
+@st.composite
+def score_shapes(draw: Any, lead: Shape, queries: int, keys: int) -> Shape:
+    """A shape that broadcasts to the one of the scores."""
+    shape = [n if draw(st.booleans()) else 1 for n in (*lead, queries)] + [keys]
+    return tuple(shape[draw(st.integers(0, len(lead))) :])
+
+
+@st.composite
+def masks(draw: Any, lead: Shape, queries: int, keys: int) -> Array:
+    """True where a query may look; some look at nothing."""
+    shape = draw(score_shapes(lead, queries, keys))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    visible = rng.random(shape) < draw(st.sampled_from([0.1, 0.7]))
+    return visible & (rng.random((*shape[:-1], 1)) < 0.8)
+
+
+STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
+    "linear": linear,
+    "linear_gelu": linear_gelu,
+    "layer_norm": layer_norm,
+    "add_layer_norm": lambda dtype: layer_norm(dtype, summands=2),
+    "bias_gelu": bias_gelu,
+    "softmax": softmax,
+    "cross_entropy": cross_entropy,
+    "dropout": dropout,
+    "attention": attention,
+}
+
+
+def cases(op: type[Op], dtype: Any) -> st.SearchStrategy[Case]:
+    """The strategy of an operation's inputs."""
+    if op.name in STRATEGIES:
+        return STRATEGIES[op.name](dtype)
+    samples = [Case(tuple(x if x is None else x.astype(dtype) for x in s.inputs), dict(s.params)) for s in op.samples()]
+    return st.sampled_from(samples)

@@ -1,0 +1,71 @@
+"""The results of all kernels on inputs large enough for threads, as hashes; `python results.py` prints them."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tinyvit.kernels import registry
+
+import tinyvit as tv
+from tinyvit.autograd import Op, Tensor
+from tinyvit.functional.samples import Sample, sample
+
+_ROWS = (13, 70, 64)
+
+
+def large_sample(name: str) -> Sample:
+    """One with more elements than kernels leave to a single thread."""
+    heads = (2, 3, 90, 16)
+    known = {
+        "linear": sample((250, 65), (96, 65), (96,)),
+        "linear_gelu": sample((250, 65), (96, 65), (96,)),
+        "layer_norm": sample(_ROWS, (64,), (64,), eps=1e-5),
+        "add_layer_norm": sample(_ROWS, _ROWS, (64,), (64,), eps=1e-5),
+        "bias_gelu": sample(_ROWS, (64,)),
+        "softmax": sample(_ROWS),
+        "cross_entropy": sample(_ROWS, _ROWS, label_smoothing=0.1),
+        "dropout": sample(_ROWS, p=0.3, seed=5, offset=2),
+        "attention": sample(heads, heads, heads, (3, 1, 90), scale=0.25, dropout_p=0.1, seed=3, offset=1),
+    }
+    return known[name] if name in known else next(iter(Op.registry[name].samples()))
+
+
+def of_operation(op: type[Op]) -> list[np.ndarray]:
+    """Outputs and gradients at float32."""
+    given = large_sample(op.name)
+    xs = [None if x is None else Tensor(x.astype(np.float32), requires_grad=True) for x in given.inputs]
+    out = op.apply(*xs, **({"approximate": "none"} if "gelu" in op.name else {}), **given.params)
+    outputs = out if isinstance(out, tuple) else (out,)
+    gradients = tv.grad(outputs, [x for x in xs if x is not None], [y.detach() for y in outputs])
+    return [t.numpy() for t in (*outputs, *gradients) if t is not None]
+
+
+def of_optimizer() -> list[np.ndarray]:
+    """Parameters after three steps of AdamW."""
+    rng = np.random.default_rng(1)
+    params = [Tensor(rng.standard_normal(n).astype(np.float32), requires_grad=True) for n in (30_000, 5)]
+    optimizer = tv.optim.AdamW(params)
+    for _ in range(3):
+        for p in params:
+            p.grad = Tensor(rng.standard_normal(p.shape).astype(np.float32))
+        optimizer.step()
+    return [p.numpy() for p in params]
+
+
+def hashes() -> Iterator[tuple[str, str]]:
+    """The name of each kernel and version, and a hash of what it computes."""
+    for spec in registry.SPECS:
+        if spec.technology != "numba":
+            continue
+        op: Any = next((op for op in Op.registry.values() if op.kernel == spec.operation), None)
+        for version in range(1, spec.versions + 1):
+            with tv.use_kernels(f"numba:v{version}"):
+                arrays = of_operation(op) if op else of_optimizer()
+            digest = hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
+            yield f"{spec.operation} v{version}", digest
+
+
+if __name__ == "__main__":
+    print(json.dumps(dict(hashes())))

@@ -1,0 +1,77 @@
+"""How far rounding may move a result: the plain rule at float64, with a random error put on each of its steps.
+
+This is Monte Carlo arithmetic (Parker, 1997). With u the unit roundoff of a dtype, every elementary result r becomes
+r + u z s, with z normal and s the size of what is rounded on the way to it: |r| itself; for a sum all its partial sums
+S_1 ... S_n, s^2 = S_1^2 + ... + S_n^2, as if its terms were added one after the other; for a product of matrices
+s^2 = n (t_1^2 + ... + t_n^2), which is that for terms t of random signs. What cancels in exact arithmetic, as in the
+gradient of a softmax, no longer cancels, just as in the dtype itself.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from tinyvit import backend
+
+
+class Rounded(np.ndarray):
+    """An array of float64 whose operations err as those of a less exact dtype would."""
+
+    unit = 0.0
+    rng = np.random.default_rng()
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+        given = [np.asarray(x) if isinstance(x, Rounded) else x for x in inputs]
+        result = getattr(ufunc, method)(*given, **kwargs)
+        size = np.abs(result)
+        if ufunc is np.matmul:
+            size = np.sqrt(given[0].shape[-1] * (np.square(given[0]) @ np.square(given[1])))
+        elif ufunc is np.add and method == "reduce":
+            size = _size_of_sum(given[0], kwargs.get("axis", 0)).reshape(np.shape(result))
+        result = _moved(result, size)
+        if out is not None:
+            out[0][...] = result
+        return result
+
+
+def _size_of_sum(terms: np.ndarray, axis: int | tuple[int, ...] | None) -> np.ndarray:
+    """The root of the sum of the squares of all partial sums."""
+    axes = tuple(range(terms.ndim)) if axis is None else np.atleast_1d(axis)
+    last = np.moveaxis(terms, axes, range(-len(axes), 0))
+    lead = last.shape[: last.ndim - len(axes)]
+    partial = np.cumsum(last.reshape(*lead, math.prod(last.shape[len(lead) :])), axis=-1)
+    return np.sqrt(np.sum(np.square(partial), axis=-1))
+
+
+def _moved(result: Any, size: Any) -> Any:
+    """`result` with an error of this size; integers are exact, and infinities stay."""
+    if np.asarray(result).dtype != np.float64:
+        return result
+    error = Rounded.unit * Rounded.rng.standard_normal(np.shape(result)) * size
+    return np.asarray(np.where(np.isfinite(error), result + error, result)).view(Rounded)
+
+
+class _RoundingNamespace(backend.Namespace):
+    """NumPy, but what its functions return errs."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = super().__getattr__(name)
+
+        def rounding(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            return result if isinstance(result, Rounded) else _moved(result, np.abs(result))
+
+        setattr(self, name, rounding)
+        return rounding
+
+
+@contextmanager
+def rounding_to(dtype: Any, seed: int) -> Iterator[None]:
+    """Within this block the plain rules, given arrays of float64 that are `Rounded`, err as those of `dtype` would."""
+    Rounded.unit, Rounded.rng = float(np.finfo(dtype).eps) / 2, np.random.default_rng(seed)
+    with mock.patch.object(backend, "namespace_of", return_value=_RoundingNamespace(np)):
+        yield

@@ -1,0 +1,112 @@
+"""Every kernel of the table, in every version: one body for all, so a new one is tested once it has its row."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from draws import Array, arrays, cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tinyvit.kernels import registry
+from trial import Trial, applied, unmodified
+
+import tinyvit as tv
+from tinyvit.autograd import Op, Tensor
+
+SPECS = [spec for spec in registry.SPECS if spec.technology == "numba"]
+OPERATIONS = {op.kernel: op for op in Op.registry.values() if op.kernel}
+VERSIONS = [
+    pytest.param(OPERATIONS[spec.operation], f"numba:v{version}", id=f"{spec.operation}-v{version}")
+    for spec in SPECS
+    if spec.operation in OPERATIONS
+    for version in range(1, spec.versions + 1)
+]
+every_version = pytest.mark.parametrize(("op", "choice"), VERSIONS)
+
+
+class PoisonedNumpy:
+    """NumPy, but fresh memory is full of NaN, or of large numbers where the dtype has none."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def empty(self, *args: Any, **kwargs: Any) -> Array:
+        return poisoned(np.empty(*args, **kwargs))
+
+    def empty_like(self, *args: Any, **kwargs: Any) -> Array:
+        return poisoned(np.empty_like(*args, **kwargs))
+
+
+def poisoned(x: Array) -> Array:
+    x.fill(np.nan if x.dtype.kind == "f" else 1 if x.dtype.kind == "b" else np.iinfo(x.dtype).max // 2)
+    return x
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Within this block the launchers get memory that is full of NaN; what they call must have been compiled before."""
+    with ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("tinyvit.kernels.") and hasattr(module, "np"):
+                stack.enter_context(mock.patch.object(module, "np", PoisonedNumpy()))
+        yield
+
+
+def drawn_trial(data: st.DataObject, op: type[Op], dtype: Any) -> Trial:
+    """An application of `op` with some outputs used and some gradients wanted."""
+    case = data.draw(cases(op, dtype))
+    with tv.use_kernels("numpy"), np.errstate(all="ignore"):
+        shapes = [y.shape for y in applied(op, case.inputs, case.params)]
+    wanted = data.draw(st.sets(st.sampled_from([i for i, x in enumerate(case.inputs) if x is not None]), min_size=1))
+    used = data.draw(st.sets(st.sampled_from(range(len(shapes))), min_size=1))
+    upstream = [data.draw(arrays(shape, dtype)) if i in used else None for i, shape in enumerate(shapes)]
+    return Trial(op, case, [i in wanted for i in range(len(case.inputs))], upstream)
+
+
+def test_every_row_of_the_table_is_tried() -> None:
+    assert {spec.operation for spec in SPECS} <= OPERATIONS.keys() | {"adamw"}  # which has tests of its own
+
+
+@every_version
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
+    drawn_trial(data, op, dtype).check(choice)
+
+
+@every_version
+@settings(max_examples=15)
+@given(data=st.data())
+def test_nothing_that_comes_in_is_modified(op: type[Op], choice: str, data: st.DataObject) -> None:
+    trial = drawn_trial(data, op, "float32")
+    with unmodified([*trial.case.inputs, *trial.upstream, *trial.case.params.values()]):
+        trial.run(choice)
+
+
+@every_version
+@settings(max_examples=15)
+@given(data=st.data())
+def test_what_fresh_memory_held_changes_nothing(op: type[Op], choice: str, data: st.DataObject) -> None:
+    trial = drawn_trial(data, op, "float32")
+    expected = trial.run(choice)
+    with poisoned_memory():
+        found = trial.run(choice)
+    for y, e in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(y, e)
+
+
+@every_version
+def test_fused_gradients_agree_with_finite_differences(op: type[Op], choice: str) -> None:
+    for sample in op.samples():
+
+        def function(*varied: Tensor, sample: Any = sample) -> Any:
+            rest = iter(varied)
+            return op.apply(*(None if x is None else next(rest) for x in sample.inputs), **sample.params)
+
+        with tv.use_kernels(choice):
+            tv.gradcheck(function, [Tensor(x, True) for x in sample.inputs if x is not None], atol=1e-7, rtol=1e-6)

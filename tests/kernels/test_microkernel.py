@@ -1,0 +1,61 @@
+"""Products of matrices by register tiles: right at every edge, and nothing outside the arrays is read or written."""
+
+import numpy as np
+import pytest
+from draws import Array, around
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tinyvit.kernels.compiler import entries
+from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add
+
+
+@entries("void({0}[:,:], {0}[:,:], {0}[:,:], boolean)")
+def product(a: Array, b: Array, c: Array, accumulate: bool) -> None:
+    multiply(a, b, c, accumulate)
+
+
+@entries("void({0}[:,:], {0}[:,:], {0}[:], {0}[:,:])")
+def product_and_bias(a: Array, b: Array, bias: Array, c: Array) -> None:
+    multiply_add(a, b, bias, c)
+
+
+def within(x: Array) -> tuple[Array, Array]:
+    """A copy of a matrix in the middle of a larger one that is NaN around it, and the larger one."""
+    large = np.full((x.shape[0] + 2, x.shape[1] + 3), np.nan, x.dtype)
+    middle = large[1 : 1 + x.shape[0], 1 : 1 + x.shape[1]]
+    middle[...] = x
+    return middle, large
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_product_of_any_shape_is_right(dtype: str, data: st.DataObject) -> None:
+    panel = PANEL_BYTES // np.dtype(dtype).itemsize
+    m = data.draw(st.sampled_from([0, *around(2, *ROWS, sum(ROWS), 2 * ROWS[0])]))
+    n = data.draw(st.sampled_from([0, *around(2, panel // 2, panel, 2 * panel)]))
+    k = data.draw(st.sampled_from([0, 1, 2, 5, 33]))
+    mode = data.draw(st.sampled_from(["overwrite", "accumulate", "bias"]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape).astype(dtype)
+
+    a, _ = within(normal(m, k))
+    if data.draw(st.booleans()):
+        a = within(normal(k, m))[0].T
+    b, _ = within(normal(k, n))
+    bias = within(normal(1, n))[0][0]
+    before = normal(m, n) if mode == "accumulate" else np.full((m, n), np.nan, dtype)
+    c, around_c = within(before)
+    if mode == "bias":
+        product_and_bias[np.dtype(dtype)](a, b, bias, c)
+    else:
+        product[np.dtype(dtype)](a, b, c, mode == "accumulate")
+
+    start = {"overwrite": np.zeros(1), "accumulate": before, "bias": bias}[mode]
+    exact = a.astype(float) @ b.astype(float) + start
+    bound = (k + 2) * np.finfo(dtype).eps * (np.abs(a).astype(float) @ np.abs(b) + np.abs(start))  # in any order
+    assert (np.abs(c - exact) <= bound).all()
+    c[...] = np.nan
+    assert np.isnan(around_c).all()

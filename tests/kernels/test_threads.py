@@ -1,0 +1,202 @@
+"""The thread team: each chunk is done once, by whoever is free, and the caller goes on when all are done."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numba.core import config
+from tinyvit.kernels import threads
+from tinyvit.kernels.compiler import body, entry
+from tinyvit.kernels.threads import parallel
+
+compiled = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="needs compiled kernels")
+
+
+@body
+def _mark(chunk, chunks, hits, work):
+    """Take a while, then leave a mark."""
+    x = 1.0
+    for _ in range(work[chunk % work.size]):
+        x = np.sqrt(x + 1.0)
+    hits[chunk] += chunks if x > 0 else 0
+
+
+@entry
+def marked(hits, work, team):
+    """The sum of all marks, as soon as `parallel` returns."""
+    parallel(_mark, hits.size, team, (hits, work))
+    total = 0
+    for h in hits:
+        total += h
+    return total
+
+
+@body
+def _meet(chunk, chunks, here, met, patience):
+    """Come in and wait a while for the other."""
+    here[chunk] = 1
+    for i in range(patience):
+        met[chunk] = here[1 - chunk]
+        here[2 + chunk] = i  # so that here[1 - chunk] is read again
+        if met[chunk] == 1:
+            break
+
+
+@entry
+def meeting(here, met, patience, team):
+    parallel(_meet, 2, team, (here, met, patience))
+
+
+@body
+def _fail(chunk, chunks, hits):
+    hits[chunk] += 1
+    if chunk == 1:
+        raise ValueError
+
+
+@entry
+def failing(hits, team):
+    parallel(_fail, hits.size, team, (hits,))
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A team of two, also where there is one processor."""
+    monkeypatch.setenv("TINYVIT_THREADS", "2")
+    threads.thread_count.cache_clear()
+    before, threads._team = threads._team, None
+    yield
+    if threads._team is not None:
+        threads._team.stop()
+    threads._team = before
+    threads.thread_count.cache_clear()
+
+
+def have_met() -> bool:
+    met = np.zeros(2, np.int64)
+    meeting(np.zeros(4, np.int64), met, 2_000_000_000, threads.team())
+    return bool(met.all())
+
+
+@compiled
+@pytest.mark.parametrize("chunks", [0, 1, 2, 3, 64, 1000])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_each_chunk_is_done_once_and_before_the_caller_goes_on(two_threads: None, chunks: int, uneven: bool) -> None:
+    work = np.array([0, 20, 3000, 0, 1] if uneven else [10])
+    for _ in range(300 if chunks < 100 else 30):
+        hits = np.zeros(chunks, np.int64)
+        assert marked(hits, work, threads.team()) == chunks * chunks
+        np.testing.assert_array_equal(hits, chunks)
+
+
+@compiled
+def test_the_caller_waits_for_a_worker_that_is_slower(two_threads: None) -> None:
+    for i in range(400):
+        hits = np.zeros(2, np.int64)
+        assert marked(hits, np.array([i % 5, 20_000]), threads.team()) == 4
+
+
+def test_without_a_team_the_caller_does_it_all() -> None:
+    hits = np.zeros(7, np.int64)
+    assert marked(hits, np.array([1]), 0) == 49
+
+
+@compiled
+def test_two_threads_work_at_the_same_time(two_threads: None) -> None:
+    assert have_met()
+    met = np.zeros(2, np.int64)
+    meeting(np.zeros(4, np.int64), met, 1000, 0)  # the caller alone meets nobody before its second chunk
+    assert met.tolist() == [0, 1]
+
+
+@compiled
+def test_the_team_goes_to_sleep_and_wakes(two_threads: None) -> None:
+    assert have_met()
+    deadline = time.monotonic() + 10
+    while not threads._team.sleeping and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads._team.sleeping == 1
+    start = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - start < 0.1  # it does not spin
+    assert have_met()
+
+
+@compiled
+def test_a_worker_spins_for_a_while_before_it_sleeps(two_threads: None) -> None:
+    assert any(have_met() and not threads._team.sleeping for _ in range(20))
+
+
+@compiled
+def test_a_team_that_is_stopped_ends(two_threads: None) -> None:
+    threads.team()
+    workers = threads._team._workers
+    threads._team.stop()
+    assert len(workers) == 1
+    assert not workers[0].is_alive()
+    threads._team = None
+
+
+@compiled
+def test_a_chunk_that_fails_fails_the_call_and_no_later_one(two_threads: None) -> None:
+    hits = np.zeros(5, np.int64)
+    with pytest.raises(MemoryError, match="no memory is left for a kernel"):
+        failing(hits, threads.team())
+    np.testing.assert_array_equal(hits, 1)
+    assert have_met()
+
+
+def test_too_little_work_wakes_nobody() -> None:
+    assert threads.team(False) == 0
+
+
+@pytest.mark.parametrize("value", ["0", "abc", "-1", "1.5", "1025", " 2"])
+def test_a_wrong_number_of_threads_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TINYVIT_THREADS", value)
+    threads.thread_count.cache_clear()
+    with pytest.raises(ValueError, match=rf"TINYVIT_THREADS is '{value}'; it must be a whole number from 1 to 1024"):
+        threads.thread_count()
+
+
+@pytest.mark.parametrize(("value", "count"), [("1", 1), ("3", 3), ("", None)])
+def test_the_number_of_threads_is_set_or_that_of_the_processors(
+    monkeypatch: pytest.MonkeyPatch, value: str, count: int | None
+) -> None:
+    monkeypatch.setenv("TINYVIT_THREADS", value)
+    threads.thread_count.cache_clear()
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert threads.thread_count() == (count or processors)
+
+
+@pytest.fixture(autouse=True)
+def forget_the_count() -> Iterator[None]:
+    yield
+    threads.thread_count.cache_clear()
+
+
+FORK = """
+import os, sys
+import numpy as np
+import tinyvit as tv, tinyvit.functional as F
+x, one = tv.tensor(np.random.default_rng(0).standard_normal((900, 64)).astype("f")), tv.tensor(np.ones(64, "f"))
+def result():
+    return F.layer_norm(x, one, one).numpy().tobytes()
+with tv.use_kernels("numba"):
+    before = result()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if [result() for _ in range(50)] == [before] * 50 else 3)
+    here = [result() for _ in range(50)] == [before] * 50
+    _, status = os.waitpid(child, 0)
+sys.exit(status or (0 if here else 4))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_after_a_fork_both_compute(tmp_path: object) -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]
+    subprocess.run(command, env=os.environ | {"TINYVIT_THREADS": "2"}, check=True, timeout=120)

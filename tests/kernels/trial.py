@@ -1,0 +1,126 @@
+"""One application of an operation, forward and backward, by whichever implementation; and how results are compared.
+
+The tolerance is derived. With e the result at float64 by the plain rule, and all that is compared in one dtype,
+
+    |kernel - e|  <=  2 max |plain - e|  +  4 max |moved - e|  +  2 u max |e|
+
+where `plain` is the plain rule in that dtype, `moved` are results of the plain rule at float64 whose every step errs by
+a random rounding of that dtype (`rounding`), and u is its unit roundoff. What is infinite or no number in `plain` is
+so in the kernel's result, and nothing else is; which of the two it is must agree too, except for gradients, and where a
+rounding decides.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from draws import Array, Case
+from rounding import Rounded, rounding_to
+
+import tinyvit as tv
+from tinyvit.autograd import Op, Tensor
+
+_MOVES = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an operation shall compute: its outputs, and the gradients of some inputs from those of some outputs."""
+
+    op: type[Op]
+    case: Case
+    needs: Sequence[bool]  # of each input
+    upstream: Sequence[Array | None]  # gradients of the outputs; None for one that nobody uses
+
+    def run(self, choice: str) -> list[Array]:
+        """The outputs, then the gradients wanted, by this choice of `use_kernels`."""
+        return self._run(choice, self.case.inputs, self.upstream)
+
+    def exactly(self) -> list[Array]:
+        """The same by the plain rule at float64."""
+        return self._run("numpy", _as_float64(self.case.inputs), _as_float64(self.upstream))
+
+    def moved(self, dtype: Any, seed: int) -> list[Array]:
+        """The same with random rounding errors of `dtype`."""
+        inputs, upstream = (
+            [x if x is None else x.view(Rounded) for x in _as_float64(arrays)]
+            for arrays in (self.case.inputs, self.upstream)
+        )
+        with rounding_to(dtype, seed):
+            return [np.asarray(y) for y in self._run("numpy", inputs, upstream)]
+
+    def _run(self, choice: str, inputs: Sequence[Array | None], upstream: Sequence[Array | None]) -> list[Array]:
+        xs = [x if x is None else Tensor(x, need) for x, need in zip(inputs, self.needs, strict=True)]
+        with tv.use_kernels(choice), np.errstate(all="ignore"):
+            outputs = applied(self.op, xs, self.case.params)
+            wanted = [x for x in xs if x is not None and x.requires_grad]
+            used = [(y, Tensor(u)) for y, u in zip(outputs, upstream, strict=True) if u is not None]
+            gradients = tv.grad([y for y, _ in used], wanted, [u for _, u in used])
+        return [t.data for t in (*outputs, *gradients)]
+
+    def check(self, choice: str) -> None:
+        """Fail if a kernel's result is further from the exact one than it may be."""
+        found, plain, exact = self.run(choice), self.run("numpy"), self.exactly()
+        dtype = plain[0].dtype
+        moves = [self.moved(dtype, seed) for seed in range(_MOVES)]
+        for i, (y, p, e) in enumerate(zip(found, plain, exact, strict=True)):
+            assert_close(self._name(i), y, p, e, [m[i] for m in moves], alike=i < len(self.op.outputs))
+
+    def _name(self, i: int) -> str:
+        names = [f"d{x}" for x, need in zip(self.op.inputs, self.needs, strict=True) if need]
+        return [*self.op.outputs, *names][i]
+
+
+def applied(op: type[Op], inputs: Sequence[Any], params: dict[str, Any]) -> list[Tensor]:
+    """The outputs of an operation, as a list."""
+    out = op.apply(*inputs, **params)
+    return list(out) if isinstance(out, tuple) else [out]
+
+
+def assert_close(name: str, found: Array, plain: Array, exact: Array, moves: list[Array], alike: bool) -> None:
+    """Hold one array to the tolerance at the top of this file; if not `alike`, NaN and infinity are one."""
+    assert (found.shape, found.dtype) == (plain.shape, plain.dtype), name
+    regular = np.isfinite(plain)
+    np.testing.assert_array_equal(np.isfinite(found), regular, f"{name}: which elements are finite")
+    sure = alike & ~regular & np.logical_and.reduce([_same(m, plain) for m in moves])
+    np.testing.assert_array_equal(found[sure], plain[sure], f"{name}: elements that are not finite")
+    compared = regular & np.isfinite(exact)
+    if not compared.any():
+        return
+    e = exact[compared]
+    plain_error, moved = (max(np.abs(a[compared] - e).max() for a in arrays) for arrays in ([plain], moves))
+    tolerance = 2 * plain_error + 4 * moved + np.finfo(plain.dtype).eps * np.abs(e).max()
+    errors = np.abs(np.where(compared, found, 0) - np.where(compared, exact, 0))
+    worst = np.unravel_index(errors.argmax(), errors.shape)
+    assert errors[worst] <= tolerance, (
+        f"{name}{[int(i) for i in worst]} is {found[worst]!r} and should be {exact[worst]!r}: an error of "
+        f"{errors[worst]:.3g}, where {tolerance:.3g} is allowed (the plain rule errs by {plain_error:.3g})"
+    )
+
+
+def _same(a: Array, b: Array) -> Array:
+    return (a == b) | (np.isnan(a) & np.isnan(b))
+
+
+def _as_float64(arrays: Sequence[Array | None]) -> list[Array | None]:
+    return [x if x is None else np.array(x, np.float64) for x in arrays]
+
+
+# What a kernel may not do --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def unmodified(arrays: Sequence[Any]) -> Iterator[None]:
+    """Fail if the memory of any of these arrays, and what lies around a view, is different afterwards."""
+    roots = [_root(x) for x in arrays if isinstance(x, np.ndarray)]
+    before = [x.tobytes() for x in roots]
+    yield
+    assert [x.tobytes() for x in roots] == before
+
+
+def _root(x: Array) -> Array:
+    while isinstance(x.base, np.ndarray):
+        x = x.base
+    return x

@@ -1,0 +1,82 @@
+"""Run the tests of the kernels with one planted fault after the other; exit status 1 if one is not noticed."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import Family, Fault, read
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PROCESSES = 2
+TIMEOUT = 120  # seconds; a fault may make a kernel wait for ever
+PASSED, FAILED = 0, 1  # pytest's exit status
+
+
+@contextmanager
+def project(fault: Fault | None) -> Iterator[Path]:
+    """A folder with the package, its kernels copied and the fault applied, and the tests of the kernels."""
+    with tempfile.TemporaryDirectory(prefix="tinyvit-fault-") as name:
+        folder = Path(name)
+        (folder / "tinyvit").mkdir()
+        for path in (ROOT / "tinyvit").iterdir():
+            (folder / "tinyvit" / path.name).symlink_to(path)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "kernels", folder / "tinyvit" / "kernels", ignore=ignored)
+        shutil.copytree(ROOT / "tests" / "kernels", folder / "tests" / "kernels", ignore=ignored)
+        shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        if fault is not None:
+            path = folder / "tinyvit" / "kernels" / fault.file
+            path.write_text(fault.applied(path.read_text("utf-8")), "utf-8")
+        yield folder
+
+
+def outcome(family: Family, fault: Fault | None) -> str:
+    """What the tests of a family say of a fault, or of none: "noticed", "not noticed", or what went wrong."""
+    try:
+        with project(fault) as folder:
+            command = [sys.executable, "-m", "pytest", *family.arguments, "-x", "-q", "--rootdir", str(folder)]
+            command += ["-p", "no:cacheprovider", "--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning"]
+            settings = {"PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache"), "TINYVIT_THREADS": "2"}
+            settings |= {"NUMBA_DISABLE_JIT": "0" if family.compiled else "1", "OPENBLAS_NUM_THREADS": "1"}
+            place = {"cwd": folder / "tests" / "kernels", "env": os.environ | settings}
+            run = subprocess.run(command, **place, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return "noticed"
+    except LookupError as error:
+        return str(error)
+    found = {PASSED: "not noticed", FAILED: "noticed"}
+    return found.get(run.returncode, f"the tests could not be run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+
+
+def main() -> int:
+    """The command line."""
+    known = {path.stem: read(path) for path in sorted(HERE.glob("*.txt"))}
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("family", nargs="*", help=f"{', '.join(known)}; all by default")
+    chosen = parser.parse_args().family or list(known)
+    jobs = [(name, fault) for name in chosen for fault in (None, *known[name].faults)]
+    start, wrong = time.perf_counter(), 0
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        outcomes = pool.map(lambda job: outcome(known[job[0]], job[1]), jobs)
+        for (name, fault), found in zip(jobs, outcomes, strict=True):
+            expected = "not noticed" if fault is None else "noticed"
+            wrong += found != expected
+            if found != expected:
+                print(f"{name}: {'without a fault' if fault is None else fault.what}: {found}", flush=True)
+    faults = sum(fault is not None for _, fault in jobs)
+    print(f"{faults} faults, {wrong} surprises, {time.perf_counter() - start:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
