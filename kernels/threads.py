@@ -7,7 +7,7 @@ busy elsewhere slows a kernel down by its share and no more, where a barrier of 
 back. Chunks are chosen by shape alone, never by the number of threads, so results do not depend on it.
 
 The workers are Python threads that run compiled code without the interpreter's lock. Between kernels they spin, for a
-kernel comes every few microseconds; after a millisecond without one they sleep, and `team()` wakes them. There is no
+kernel comes every few microseconds; after a few milliseconds without one they sleep, and `team()` wakes them. There is no
 other pool in it: not OpenMP's, not OpenBLAS's. After a fork the child starts workers of its own.
 """
 
@@ -33,7 +33,7 @@ _WORKER = ir.FunctionType(ir.VoidType(), [_POINTER])
 
 # What caller and workers share: 64-bit words, each on a cache line of its own.
 _BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS, _STOP = range(0, 56, 8)
-_SPINS = 10_000  # looks at _OPEN, some 0.1 microseconds apart, before a worker goes to sleep
+_SPINS = 60_000  # looks at _OPEN, some 20 to 50 nanoseconds apart, before a worker goes to sleep
 
 
 @cache

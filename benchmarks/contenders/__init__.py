@@ -50,6 +50,7 @@ OURS = (
     Spec("tinyvit-numba", f"{_HERE}.kernels:Kernels", "numba", "numba", _in("attention", "layer_norm")),
 )
 PEERS = (
+    Spec("handwritten", f"{_HERE}.handwritten:Handwritten", "", "numba", _in("train", "inference")),
     Spec("numpy", f"{_HERE}.engine:Engine", "numpy"),
     Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
     Spec("torch", _TORCH, "", "torch"),

@@ -49,8 +49,8 @@ def _compiled_elements(identity, size, dtype):
 
 
 def _plain_elements(identity, size, dtype):
-    address = ctypes.c_ssize_t.from_address(identity + _DATA).value
-    return np.frombuffer((ctypes.c_char * (size * dtype.itemsize)).from_address(address), dtype)
+    address = ctypes.c_ssize_t.from_address(int(identity) + _DATA).value
+    return np.frombuffer((ctypes.c_char * int(size * dtype.itemsize)).from_address(address), dtype)
 
 
 _elements = _plain_elements if config.DISABLE_JIT else _compiled_elements
@@ -113,7 +113,7 @@ def _step_chunk(chunk, chunks, table, settings, m, v):
 @entry
 def _step_2(table, settings, m, v, team):
     chunks = (m.size + CHUNK - 1) // CHUNK
-    parallel(_step_chunk, chunks, team if m.size > _SERIAL else 0, (table, settings, m, v))
+    parallel(_step_chunk, chunks, team, (table, settings, m, v))
 
 
 VERSIONS = {1: _step_1, 2: _step_2}
@@ -124,5 +124,5 @@ VERSIONS = {1: _step_1, 2: _step_2}
 
 def forward(table, settings, m, v, *, version):
     """Change the parameters and their moments in place. There is no backward: an optimizer is not on the tape."""
-    VERSIONS[version](table, settings, m, v, pool.team())
+    VERSIONS[version](table, settings, m, v, pool.team(m.size > _SERIAL))
     return ()

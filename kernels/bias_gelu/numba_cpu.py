@@ -82,14 +82,15 @@ def _forward_chunk(chunk, chunks, x, bias, y, tanh):
 
 @entry
 def _forward_2(x, bias, y, tanh, team):
-    parallel(_forward_chunk, _chunk_count(x.shape[0]), team if x.size > _SERIAL else 0, (x, bias, y, tanh))
+    parallel(_forward_chunk, _chunk_count(x.shape[0]), team, (x, bias, y, tanh))
 
 
 @body
 def _backward_chunk(chunk, chunks, dy, x, bias, dx, parts, tanh):
     rows, c = x.shape[0], tanh_constants(bias)
     part = parts[chunk]
-    part[:] = bias.dtype.type(0)
+    for j in range(part.size):
+        part[j] = bias.dtype.type(0)
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         upstream, row, out = dy[i], x[i], dx[i]
         if tanh:
@@ -108,8 +109,9 @@ def _backward_chunk(chunk, chunks, dy, x, bias, dx, parts, tanh):
 def _backward_2(dy, x, bias, dx, dbias, tanh, team):
     chunks = _chunk_count(x.shape[0])
     parts = np.empty((chunks, bias.size), bias.dtype)
-    parallel(_backward_chunk, chunks, team if x.size > _SERIAL else 0, (dy, x, bias, dx, parts, tanh))
-    dbias[:] = parts[0]
+    parallel(_backward_chunk, chunks, team, (dy, x, bias, dx, parts, tanh))
+    for j in range(dbias.size):
+        dbias[j] = parts[0, j]
     for chunk in range(1, chunks):
         part = parts[chunk]
         for j in range(dbias.size):
@@ -127,7 +129,7 @@ def forward(x, bias, *, approximate="none", version):
     rows = rows_of(x)
     y = np.empty_like(rows)
     run, _ = VERSIONS[version]
-    run(rows, dense(bias), y, approximate == "tanh", pool.team())
+    run(rows, dense(bias), y, approximate == "tanh", pool.team(rows.size > _SERIAL))
     return (y.reshape(x.shape),)
 
 
@@ -136,5 +138,5 @@ def backward(dy, x, bias, *, approximate="none", needs, version):
     rows, bias = rows_of(x), dense(bias)
     dx, dbias = np.empty_like(rows), np.empty_like(bias)
     _, run = VERSIONS[version]
-    run(rows_of(dy), rows, bias, dx, dbias, approximate == "tanh", pool.team())
+    run(rows_of(dy), rows, bias, dx, dbias, approximate == "tanh", pool.team(rows.size > _SERIAL))
     return dx.reshape(x.shape), dbias

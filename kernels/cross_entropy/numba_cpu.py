@@ -133,7 +133,6 @@ def _forward_chunk(chunk, chunks, x, classes, target, loss, peak, total, how):
 
 @entry
 def _forward_2(x, classes, target, loss, peak, total, out, how, team):
-    team = team if x.size > _SERIAL else 0
     parallel(_forward_chunk, _chunk_count(x.shape[0]), team, (x, classes, target, loss, peak, total, how))
     if how[2] != 0:
         _reduce(loss, classes, how, out)
@@ -174,7 +173,7 @@ def _backward_chunk(chunk, chunks, dloss, x, classes, target, peak, total, dx, d
 @entry
 def _backward_2(dloss, x, classes, target, peak, total, dx, dtarget, how, team):
     arguments = (dloss, x, classes, target, peak, total, dx, dtarget, how, _divisor(classes, x.shape[0], how))
-    parallel(_backward_chunk, _chunk_count(x.shape[0]), team if x.size > _SERIAL else 0, arguments)
+    parallel(_backward_chunk, _chunk_count(x.shape[0]), team, arguments)
 
 
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
@@ -191,7 +190,17 @@ def forward(logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0,
     out = loss if reduction == "none" else np.empty(1, x.dtype)
     how = (int(ignore_index), float(label_smoothing), REDUCTIONS[reduction])
     run, _ = VERSIONS[version]
-    run(x, classes, x[:0] if target is None else rows_of(target), loss, peak, total, out, how, pool.team())
+    run(
+        x,
+        classes,
+        x[:0] if target is None else rows_of(target),
+        loss,
+        peak,
+        total,
+        out,
+        how,
+        pool.team(x.size > _SERIAL),
+    )
     return out.reshape(logits.shape[:-1] if reduction == "none" else ()), peak, total, classes
 
 
@@ -218,5 +227,5 @@ def backward(
     _, run = VERSIONS[version]
     upstream = dense(dloss.reshape(-1))
     given = x[:0] if target is None else rows_of(target)
-    run(upstream, x, classes, given, peak, total, dx, dtarget, how, pool.team())
+    run(upstream, x, classes, given, peak, total, dx, dtarget, how, pool.team(x.size > _SERIAL))
     return dx.reshape(logits.shape), dtarget.reshape(logits.shape) if needs[1] else None

@@ -49,7 +49,7 @@ def _apply_chunk(chunk, chunks, x, y, threshold, factor, seed, offset):
 def _apply_2(x, y, threshold, factor, seed, offset, team):
     chunks = min(64, (x.size + TILE - 1) // TILE)
     arguments = (x, y, threshold, factor, seed, offset)
-    parallel(_apply_chunk, chunks, team if x.size > _SERIAL else 0, arguments)
+    parallel(_apply_chunk, chunks, team, arguments)
 
 
 VERSIONS = {1: _apply_1, 2: _apply_2}
@@ -64,7 +64,7 @@ def forward(x, *, p, seed, offset, version):
     y = np.empty_like(source)
     factor = source.dtype.type(1 / (1 - p) if p < 1 else 0)
     run = VERSIONS[version]
-    run(source.reshape(-1), y.reshape(-1), round(p * 2**32), factor, seed, offset, pool.team())
+    run(source.reshape(-1), y.reshape(-1), round(p * 2**32), factor, seed, offset, pool.team(y.size > _SERIAL))
     return (y,)
 
 

@@ -63,7 +63,7 @@ def _move_chunk(chunk, chunks, x, y, height, width, back):
 @entry
 def _move_2(x, y, height, width, back, team):
     chunks = min(64, max(1, x.shape[0] * (x.shape[2] // height)))
-    parallel(_move_chunk, chunks, team if x.size > _SERIAL else 0, (x, y, height, width, back))
+    parallel(_move_chunk, chunks, team, (x, y, height, width, back))
 
 
 VERSIONS = {1: _move_1, 2: _move_2}
@@ -76,12 +76,12 @@ def forward(x, *, size, version):
     """x (B, C, H, W), size (P, Q) -> y (B, N, C P Q), and the shape of x."""
     (b, c, h, w), (height, width) = x.shape, size
     y = np.empty((b, (h // height) * (w // width), c * height * width), x.dtype)
-    VERSIONS[version](dense(x), y, height, width, False, pool.team())
+    VERSIONS[version](dense(x), y, height, width, False, pool.team(x.size > _SERIAL))
     return y, x.shape
 
 
 def backward(dy, shape, *, size, needs, version):
     """dy (B, N, C P Q) -> dx (B, C, H, W)."""
     dx = np.empty(shape, dy.dtype)
-    VERSIONS[version](dx, dense(dy), *size, True, pool.team())
+    VERSIONS[version](dx, dense(dy), *size, True, pool.team(dx.size > _SERIAL))
     return (dx,)

@@ -63,7 +63,7 @@ def _forward_chunk(chunk, chunks, x, y):
 
 @entry
 def _forward_2(x, y, team):
-    parallel(_forward_chunk, _chunk_count(x.shape[0]), team if x.size > _SERIAL else 0, (x, y))
+    parallel(_forward_chunk, _chunk_count(x.shape[0]), team, (x, y))
 
 
 @body
@@ -81,7 +81,7 @@ def _backward_chunk(chunk, chunks, dy, y, dx):
 
 @entry
 def _backward_2(dy, y, dx, team):
-    parallel(_backward_chunk, _chunk_count(y.shape[0]), team if y.size > _SERIAL else 0, (dy, y, dx))
+    parallel(_backward_chunk, _chunk_count(y.shape[0]), team, (dy, y, dx))
 
 
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
@@ -96,7 +96,7 @@ def forward(x, *, axis=-1, version):
     rows = rows_of(turned)
     y = np.empty_like(rows)
     run, _ = VERSIONS[version]
-    run(rows, y, pool.team())
+    run(rows, y, pool.team(rows.size > _SERIAL))
     return (y.reshape(turned.shape).swapaxes(axis, -1),)
 
 
@@ -106,5 +106,5 @@ def backward(dy, out, *, axis=-1, needs, version):
     rows = rows_of(turned)
     dx = np.empty_like(rows)
     _, run = VERSIONS[version]
-    run(rows_of(dy.swapaxes(axis, -1)), rows, dx, pool.team())
+    run(rows_of(dy.swapaxes(axis, -1)), rows, dx, pool.team(rows.size > _SERIAL))
     return (dx.reshape(turned.shape).swapaxes(axis, -1),)

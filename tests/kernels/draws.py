@@ -196,6 +196,14 @@ def dropout(draw: Any, dtype: Any) -> Case:
 
 
 @st.composite
+def patches(draw: Any, dtype: Any) -> Case:
+    batch, channels, down, across = (draw(st.sampled_from(n)) for n in ([0, 1, 3], [1, 3], [1, 2, 5], [1, 2, 7]))
+    size = draw(st.sampled_from([(1, 1), (2, 3), (4, 4), (7, 1)]))
+    shape = (batch, channels, down * size[0], across * size[1])
+    return Case((draw(arrays(shape, dtype)),), {"size": size})
+
+
+@st.composite
 def attention(draw: Any, dtype: Any) -> Case:
     lead = draw(st.sampled_from([(1, 1), (2, 3), (2, 1), (1, 9), (0, 2), (), (3,), (2, 1, 2)]))
     heads = max(math.prod(lead), 1)
@@ -251,6 +259,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "softmax": softmax,
     "cross_entropy": cross_entropy,
     "dropout": dropout,
+    "patches": patches,
     "attention": attention,
 }
 

@@ -6,7 +6,7 @@ from draws import Array, around
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinyvit.kernels.compiler import entries
-from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add
+from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 
 
 @entries("void({0}[:,:], {0}[:,:], {0}[:,:], boolean)")
@@ -31,6 +31,7 @@ def within(x: Array) -> tuple[Array, Array]:
 @settings(max_examples=150)
 @given(data=st.data())
 def test_a_product_of_any_shape_is_right(dtype: str, data: st.DataObject) -> None:
+    ready(np.dtype(dtype))
     panel = PANEL_BYTES // np.dtype(dtype).itemsize
     m = data.draw(st.sampled_from([0, *around(2, *ROWS, sum(ROWS), 2 * ROWS[0])]))
     n = data.draw(st.sampled_from([0, *around(2, panel // 2, panel, 2 * panel)]))

@@ -57,7 +57,7 @@ __all__ = [
     "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean", "merge_heads", "min", "minimum",
     "mse_loss", "multiply", "negative",
     "ones_like", "pad", "patches", "power", "relu", "reshape", "scaled_dot_product_attention", "sigmoid", "sign",
-    "silu",    "softmax", "split", "split_heads", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape",
+    "silu", "softmax", "split", "split_heads", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape",
     "swapaxes", "take", "tanh", "transpose", "unbind", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
