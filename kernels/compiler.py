@@ -64,7 +64,7 @@ def exact(function: Callable[..., Any]) -> Any:
 
     Without saying so, Numba would compile it with the flags of the first caller.
     """
-    return numba.njit(forceinline=True, fastmath=False, **_FLAGS)(function)
+    return numba.njit(forceinline=True, fastmath={"contract"}, **_FLAGS)(function)
 
 
 def entry(function: Callable[..., Any]) -> Any:
@@ -114,7 +114,7 @@ class _Announcer(event.Listener):
 
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"].py_func
-        if self._depth == 0 and function.__module__.startswith(__package__ + "."):
+        if self._depth == 0 and (function.__module__ or "").startswith(__package__ + "."):
             print(f"tinyvit: compiling the kernel {_name(function)}, once on this machine", file=sys.stderr, flush=True)
             real = next((t for t in map(_real_of, event.data["args"]) if t), None)
             if real and not self._helped:

@@ -217,6 +217,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "relu": each(lambda x: max(x, 0.0)), "silu": each(lambda x: x * sigmoid(x)),
     "gelu": lambda x, approximate="none": each(lambda v: gelu(v, approximate))(x),
     "linear_gelu": lambda x, w, b, approximate="none": each(lambda v: gelu(v, approximate))(x @ w.T + b),
+    "patches": lambda x, size: im2col(x, size, size, (0, 0)).swapaxes(1, 2),
     "split_heads": split_heads, "merge_heads": lambda x: np.concatenate([x[:, h] for h in range(x.shape[1])], -1),
     "bias_gelu": lambda x, bias, approximate="none": each(lambda v, b: gelu(v + b, approximate))(x, bias),
     "softmax": rows_along(softmax), "log_softmax": rows_along(log_softmax),

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterable, Iterator
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from .data import dataset_names
 from .data.sources import SOURCES, find
 from .errors import DataError
 from .kernels import registry
+from .optim import Adam
 
 _PACKAGES = (
     *("numpy", "numba", "llvmlite", "ml_dtypes", "safetensors", "rich", "Pillow", "matplotlib", "threadpoolctl"),
@@ -86,12 +88,15 @@ def _place_of(dataset: str) -> str:
 
 def _operations() -> Iterator[tuple[str, str, str]]:
     """Yield each operation that kernels may serve, what serves it for float32 on the CPU, and why not the others."""
+    single = np.dtype(np.float32)
+    questions: list[tuple[Any, ...]] = [(Adam, single, (), {})]
     for op in Op.registry.values():
-        if op.kernel is None:
-            continue
-        sample = next(iter(op.samples()))
-        arrays = [x.astype(np.float32) if isinstance(x, np.ndarray) else x for x in sample.inputs]
-        question = op, np.dtype(np.float32), arrays, sample.params
+        if op.kernel is not None:
+            sample = next(iter(op.samples()))
+            arrays = [x.astype(single) if isinstance(x, np.ndarray) else x for x in sample.inputs]
+            questions.append((op, single, arrays, sample.params))
+    for question in questions:
+        op = question[0]
         try:
             served = dispatch.select(*question)
         except RuntimeError as error:

@@ -11,7 +11,6 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.autograd import Tensor
 from tinyvit.backend import keep_freed_memory
-from tinyvit.nn.patches import extract_patches
 
 from ..cases import Case, ModelShape
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
@@ -64,7 +63,7 @@ class Engine(Contender):
         constants = [inputs["labels"]] if "labels" in inputs else []
         if case.operation == "patches":
             patch = case.model.patch
-            return lambda x: extract_patches(x, patch, patch), tensors, [*tensors.values()]
+            return lambda x: F.patches(x, patch), tensors, [*tensors.values()]
         return OPERATIONS[case.operation], tensors, [*tensors.values(), *constants]
 
     def adamw(self, case: Case, inputs: Arrays) -> Task:

@@ -10,24 +10,30 @@ from tinyvit.kernels import registry
 
 import tinyvit as tv
 from tinyvit.autograd import Op, Tensor
-from tinyvit.functional.samples import Sample, sample
+from tinyvit.functional.samples import Sample
 
 _ROWS = (13, 70, 64)
+
+
+def large(*shapes: tuple[int, ...], **params: Any) -> Sample:
+    rng = np.random.default_rng(0)
+    return Sample(tuple(rng.standard_normal(shape) for shape in shapes), params)
 
 
 def large_sample(name: str) -> Sample:
     """One with more elements than kernels leave to a single thread."""
     heads = (2, 3, 90, 16)
     known = {
-        "linear": sample((250, 65), (96, 65), (96,)),
-        "linear_gelu": sample((250, 65), (96, 65), (96,)),
-        "layer_norm": sample(_ROWS, (64,), (64,), eps=1e-5),
-        "add_layer_norm": sample(_ROWS, _ROWS, (64,), (64,), eps=1e-5),
-        "bias_gelu": sample(_ROWS, (64,)),
-        "softmax": sample(_ROWS),
-        "cross_entropy": sample(_ROWS, _ROWS, label_smoothing=0.1),
-        "dropout": sample(_ROWS, p=0.3, seed=5, offset=2),
-        "attention": sample(heads, heads, heads, (3, 1, 90), scale=0.25, dropout_p=0.1, seed=3, offset=1),
+        "linear": large((250, 65), (96, 65), (96,)),
+        "linear_gelu": large((250, 65), (96, 65), (96,)),
+        "layer_norm": large(_ROWS, (64,), (64,)),
+        "add_layer_norm": large(_ROWS, _ROWS, (64,), (64,)),
+        "bias_gelu": large(_ROWS, (64,)),
+        "softmax": large(_ROWS),
+        "cross_entropy": large(_ROWS, _ROWS, label_smoothing=0.1),
+        "dropout": large(_ROWS, p=0.3, seed=5, offset=2),
+        "patches": large((3, 3, 64, 64), size=(4, 8)),
+        "attention": large(heads, heads, heads, (3, 1, 90), scale=0.25, dropout_p=0.1, seed=3, offset=1),
     }
     return known[name] if name in known else next(iter(Op.registry[name].samples()))
 
@@ -36,7 +42,7 @@ def of_operation(op: type[Op]) -> list[np.ndarray]:
     """Outputs and gradients at float32."""
     given = large_sample(op.name)
     xs = [None if x is None else Tensor(x.astype(np.float32), requires_grad=True) for x in given.inputs]
-    out = op.apply(*xs, **({"approximate": "none"} if "gelu" in op.name else {}), **given.params)
+    out = op.apply(*xs, **given.params)
     outputs = out if isinstance(out, tuple) else (out,)
     gradients = tv.grad(outputs, [x for x in xs if x is not None], [y.detach() for y in outputs])
     return [t.numpy() for t in (*outputs, *gradients) if t is not None]

@@ -54,11 +54,6 @@ class PatchEmbed(Module):
         return F.linear(patches, weight.reshape(weight.shape[0], -1), self.proj.bias)
 
 
-def extract_patches(x: Tensor, height: int, width: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, C height width): non-overlapping patches, row by row."""
-    return F.patches(x, (height, width))
-
-
 def _conv_stem(patch: Pair, in_channels: int, dim: int) -> Sequential:
     """Convolutions and ReLUs whose strides multiply to the patch size, up to dim / 2 channels; square patches only."""
     if patch[0] != patch[1]:
