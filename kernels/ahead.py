@@ -1,8 +1,8 @@
 """Compiling ahead, in a second process, what a training step needs: `python -m tinyvit.kernels.ahead float32`.
 
 Compiling holds the interpreter's lock, so threads would not help. When the first kernel has to be compiled on a
-machine, `compiler` starts this beside it. The step compiles from its first kernel on, this from the last one back; each finds in
-the cache what the other has done.
+machine, `compiler` starts this beside it. The step compiles from its first kernel on, this from the last one back;
+each finds in the cache what the other has done.
 """
 
 import sys

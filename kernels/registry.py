@@ -6,8 +6,8 @@ A kernel is added in two places: its module, and a row here. The module offers t
     backward(*gradients, *kept, needs, version, **params)   -> the gradients of the inputs, in the operation's order
 
 Inputs, outputs and parameters are those of the operation. `kept` are the inputs, outputs and residuals named in the
-row, `needs` says of each input whether its gradient is wanted; None is given for one that is not. `version` is a number of
-the table at the top of the module, 1 the simplest, the last the fastest.
+row, `needs` says of each input whether its gradient is wanted; None is given for one that is not. `version` is a
+number of the table at the top of the module, 1 the simplest, the last the fastest.
 """
 
 from collections.abc import Callable, Mapping

@@ -7,8 +7,8 @@ busy elsewhere slows a kernel down by its share and no more, where a barrier of 
 back. Chunks are chosen by shape alone, never by the number of threads, so results do not depend on it.
 
 The workers are Python threads that run compiled code without the interpreter's lock. Between kernels they spin, for a
-kernel comes every few microseconds; after a few milliseconds without one they sleep, and `team()` wakes them. There is no
-other pool in it: not OpenMP's, not OpenBLAS's. After a fork the child starts workers of its own.
+kernel comes every few microseconds; after a few milliseconds without one they sleep, and `team()` wakes them. There
+is no other pool in it: not OpenMP's, not OpenBLAS's. After a fork the child starts workers of its own.
 """
 
 import atexit

@@ -35,7 +35,7 @@ class Step:
         self.scale = (shape.dim // shape.heads) ** -0.5
 
     def _heads(self, qkv: Any) -> Any:
-        b, n, c = qkv.shape
+        b, n, _ = qkv.shape
         return qkv.reshape(b, n, 3, self.shape.heads, -1).transpose(2, 0, 3, 1, 4)
 
     def forward(self, images: Any) -> Any:
