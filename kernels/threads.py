@@ -7,11 +7,12 @@ busy elsewhere slows a kernel down by its share and no more, where a barrier of 
 back. Chunks are chosen by shape alone, never by the number of threads, so results do not depend on it.
 
 The workers are Python threads that run compiled code without the interpreter's lock. Between kernels they spin, for a
-kernel comes every few microseconds; after a few milliseconds without one they sleep, and `team()` wakes them. There
+kernel comes every few microseconds; after a few milliseconds without one they sleep until a bell is rung. There
 is no other pool in it: not OpenMP's, not OpenBLAS's. After a fork the child starts workers of its own.
 """
 
 import atexit
+import ctypes
 import os
 import platform
 import threading
@@ -31,9 +32,12 @@ _WORD = ir.IntType(64)
 _ZERO, _ONE = ir.Constant(_WORD, 0), ir.Constant(_WORD, 1)
 _WORKER = ir.FunctionType(ir.VoidType(), [_POINTER])
 
-# What caller and workers share: 64-bit words, each on a cache line of its own.
-_BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS, _STOP = range(0, 56, 8)
-_SPINS = 60_000  # looks at _OPEN, some 20 to 50 nanoseconds apart, before a worker goes to sleep
+# What caller and workers share: 64-bit words, each on a cache line of its own; and of each worker, whether it sleeps.
+_LINE = 8  # words
+_BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS, _STOP, _CALLS, _WORKERS = range(0, 9 * _LINE, _LINE)
+_ACQUIRE, _RELEASE, _COUNT = _CALLS, _CALLS + 1, _CALLS + 2  # two functions, and the number of workers: never change
+_ASLEEP, _BELL = 0, 1  # in a worker's own line
+_SPINS = 20_000  # looks at _OPEN, some 20 to 50 nanoseconds apart, before a worker goes to sleep
 
 
 @cache
@@ -51,32 +55,28 @@ class _Team:
     """The workers, and the words they share with whoever calls them."""
 
     def __init__(self, size: int) -> None:
-        memory = np.zeros(64 + 8, np.int64)
-        self.words = memory[-(memory.ctypes.data // 8) % 8 :][:64]  # from the start of a cache line
+        memory = np.zeros(_WORKERS + (size + 1) * _LINE, np.int64)
+        self.words = memory[-(memory.ctypes.data // 8) % _LINE :]  # from the start of a cache line
         self.address = self.words.ctypes.data
-        self.sleeping = 0
-        self._bell = threading.Condition()
-        self._workers = [threading.Thread(target=self._serve, name=f"tinyvit-{i}", daemon=True) for i in range(1, size)]
-        for worker in self._workers:
-            worker.start()
-
-    def _serve(self) -> None:
-        while not self.words[_STOP]:
-            _work(self.address)
-            with self._bell:
-                if self.words[_STOP]:
-                    return
-                self.sleeping += 1
-                self._bell.wait()
-                self.sleeping -= 1
-
-    def wake(self) -> None:
-        with self._bell:
-            self._bell.notify_all()
+        # A bell is a lock of the interpreter's own, which compiled code can wait for and ring on every system.
+        python = ctypes.pythonapi
+        python.PyThread_allocate_lock.restype = ctypes.c_void_p
+        python.PyThread_acquire_lock.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        self.words[_ACQUIRE] = ctypes.cast(python.PyThread_acquire_lock, ctypes.c_void_p).value
+        self.words[_RELEASE] = ctypes.cast(python.PyThread_release_lock, ctypes.c_void_p).value
+        self.words[_COUNT] = size - 1
+        self._workers = []
+        for i in range(size - 1):
+            bell = python.PyThread_allocate_lock()
+            python.PyThread_acquire_lock(bell, 1)
+            self.words[_WORKERS + i * _LINE + _BELL] = bell
+            arguments = (self.address, self.address + 8 * (_WORKERS + i * _LINE))
+            self._workers.append(threading.Thread(target=_work, args=arguments, name=f"tinyvit-{i}", daemon=True))
+            self._workers[-1].start()
 
     def stop(self) -> None:
         self.words[_STOP] = 1
-        self.wake()
+        _ring_all(self.address)
         for worker in self._workers:
             worker.join()
 
@@ -86,7 +86,7 @@ _starting = threading.Lock()
 
 
 def team(worthwhile: bool = True) -> int:
-    """What to hand to `parallel` to have it done by all threads, who are awake then; 0: by the caller alone.
+    """What to hand to `parallel` to have it done by all threads; 0: by the caller alone.
 
     `worthwhile` says whether there is enough to do: sharing costs a few microseconds.
     """
@@ -96,13 +96,12 @@ def team(worthwhile: bool = True) -> int:
     if _team is None:
         with _starting:
             if _team is None and thread_count() > 1 and not config.DISABLE_JIT:
-                _work(0)  # compiled before any thread runs it
+                _work(0, 0)  # compiled before any thread runs it
+                _ring_all(0)
                 _team = _Team(thread_count())
                 atexit.register(_team.stop)
         if _team is None:
             return 0
-    if _team.sleeping:
-        _team.wake()
     return _team.address
 
 
@@ -139,16 +138,45 @@ def _pause(builder):
         builder.call(cgutils.get_or_insert_function(builder.module, pause, "llvm.x86.sse2.pause"), [])
 
 
+def _ring(builder, address, worker):
+    """Wake a worker if it sleeps: whoever turns its flag from 1 to 0 rings, so it is rung for once."""
+    flag = builder.gep(worker, [ir.Constant(_WORD, _ASLEEP)])
+    was = builder.atomic_rmw("xchg", flag, _ZERO, "seq_cst")
+    with builder.if_then(builder.icmp_signed("==", was, _ONE)):
+        signature = ir.FunctionType(ir.VoidType(), [_POINTER])
+        release = builder.inttoptr(builder.load(_field(builder, address, _RELEASE)), signature.as_pointer())
+        bell = builder.load(builder.gep(worker, [ir.Constant(_WORD, _BELL)]))
+        builder.call(release, [builder.inttoptr(bell, _POINTER)])
+
+
+def _ring_each(builder, address):
+    with cgutils.for_range(builder, builder.load(_field(builder, address, _COUNT))) as loop:
+        line = builder.add(ir.Constant(_WORD, _WORKERS), builder.mul(loop.index, ir.Constant(_WORD, _LINE)))
+        worker = builder.gep(builder.inttoptr(address, _WORD.as_pointer()), [line])
+        with builder.if_then(builder.icmp_signed("!=", _get(builder, worker), _ZERO)):
+            _ring(builder, address, worker)
+
+
 @intrinsic
-def _serve(typing_context, address):
-    """Take part in every job, until none has come for a while."""
+def _ring_workers(typing_context, address):
+    def codegen(context, builder, signature, values):
+        _ring_each(builder, values[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+@intrinsic
+def _serve(typing_context, address, place):
+    """Take part in every job, sleeping when none has come for a while, until told to stop."""
 
     def codegen(context, builder, signature, values):
-        (address,) = values
-        fields = {i: _field(builder, address, i) for i in (_OPEN, _ACTIVE, _WORK, _DATA, _STOP)}
+        address, place = values
+        fields = {i: _field(builder, address, i) for i in (_OPEN, _ACTIVE, _WORK, _DATA, _STOP, _ACQUIRE)}
+        worker = builder.inttoptr(place, _WORD.as_pointer())
         before = builder.block
-        names = ("look", "check", "rest", "join", "work", "leave", "end")
-        look, check, rest, join, work, leave, end = (builder.append_basic_block(name) for name in names)
+        names = ("look", "check", "rest", "lie_down", "sleep", "join", "work", "leave", "end")
+        look, check, rest, lie_down, sleep, join, work, leave, end = map(builder.append_basic_block, names)
         builder.branch(look)
 
         builder.position_at_end(look)
@@ -163,7 +191,23 @@ def _serve(typing_context, address):
         builder.position_at_end(rest)
         _pause(builder)
         longer = builder.add(idle, _ONE)
-        builder.cbranch(builder.icmp_signed("<", longer, ir.Constant(_WORD, _SPINS)), look, end)
+        builder.cbranch(builder.icmp_signed("<", longer, ir.Constant(_WORD, _SPINS)), look, lie_down)
+
+        builder.position_at_end(lie_down)
+        # First say so, then look once more: the caller first opens a job, then looks who sleeps.
+        _set(builder, _ONE, worker)
+        news = builder.or_(_get(builder, fields[_STOP]), _get(builder, fields[_OPEN]))
+        with builder.if_then(builder.icmp_signed("!=", news, _ZERO)):
+            _ring(builder, address, worker)  # one's own bell, unless somebody rings it already
+        builder.branch(sleep)
+
+        builder.position_at_end(sleep)
+        signature = ir.FunctionType(ir.IntType(32), [_POINTER, ir.IntType(32)])
+        acquire = builder.inttoptr(builder.load(fields[_ACQUIRE]), signature.as_pointer())
+        bell = builder.load(builder.gep(worker, [ir.Constant(_WORD, _BELL)]))
+        builder.call(acquire, [builder.inttoptr(bell, _POINTER), ir.Constant(ir.IntType(32), 1)])
+        awake = builder.block
+        builder.branch(look)
 
         builder.position_at_end(join)
         # Count oneself in, then look again: the caller first closes the job, then waits for those who are in.
@@ -179,21 +223,27 @@ def _serve(typing_context, address):
         builder.atomic_rmw("sub", fields[_ACTIVE], _ONE, "seq_cst")
         builder.branch(look)
 
-        for phi, step in ((idle, longer), (last, last)):
-            phi.add_incoming(_ZERO, before)
-            phi.add_incoming(step, rest)
+        for block, counted, served in ((before, _ZERO, _ZERO), (rest, longer, last), (awake, _ZERO, last)):
+            idle.add_incoming(counted, block)
+            last.add_incoming(served, block)
         idle.add_incoming(_ZERO, leave)
         last.add_incoming(job, leave)
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(types.intp), codegen
+    return types.void(types.intp, types.intp), codegen
 
 
 @entry
-def _work(address):
+def _work(address, place):
     if address != 0:
-        _serve(address)
+        _serve(address, place)
+
+
+@entry
+def _ring_all(address):
+    if address != 0:
+        _ring_workers(address)
 
 
 def _parallel_plain(body, chunks, team, arguments):
@@ -283,6 +333,7 @@ def _call_together(builder, worker, data, team):
             job = builder.add(builder.load(fields[_JOBS]), _ONE)
             builder.store(job, fields[_JOBS])
             _set(builder, job, fields[_OPEN])
+            _ring_each(builder, team)
             builder.call(worker, [data])
             _set(builder, _ZERO, fields[_OPEN])
             wait, finished = builder.append_basic_block("wait"), builder.append_basic_block("finished")
