@@ -423,21 +423,15 @@ class Op:
         # The versions of what backward needs, to notice if it is modified before then.
         self.saved: list[Any] | None = []
         self.guards: list[tuple[int, Memory, int]] | None = []
-        for s, reader in self._sources:
+        for s, reader in self._sources if implementation is None else implementation.sources:
             if reader is None or needs[reader]:
-                self.saved.append(arrays[s] if s >= 0 else outputs[~s].data)
-                self._guard(s, inputs[s] if s >= 0 else outputs[~s])
+                owner = inputs[s] if s >= 0 else outputs[~s]
+                self.saved.append(arrays[s] if s >= 0 else owner.data)
+                if isinstance(owner, Tensor):
+                    memory = owner._memory or owner.memory
+                    self.guards.append((s, memory, memory.version))
             else:
                 self.saved.append(None)
-        if implementation is not None:
-            for s in implementation.guarded:
-                self._guard(s, inputs[s] if s >= 0 else outputs[~s])
-
-    def _guard(self, source: int, owner: Any) -> None:
-        """Remember the version of what is saved."""
-        if isinstance(owner, Tensor):
-            memory = owner.memory
-            self.guards.append((source, memory, memory.version))  # type: ignore[union-attr]
 
     def hooks_of(self, index: int) -> list[Any]:
         self.hooks = {} if self.hooks is None else self.hooks
@@ -480,7 +474,7 @@ class Op:
         assert edges is not None
         ctx = type(self)()
         ctx.__dict__.update(self.__dict__)
-        ctx.saved = [self._connect(a, s, edges) for a, (s, _) in zip(saved, self._sources, strict=True)]
+        ctx.saved = [self._connect(a, s, edges) for a, (s, _) in zip(saved, self._sources, strict=False)]
         return ctx
 
     def _connect(self, array: Array, source: int, edges: Sequence[_Edge]) -> Any:
@@ -691,7 +685,8 @@ def _observed(gradient: Any, place: tuple[Op, int], hooks: dict[int, list[Any]] 
 
 def _observed_leaf(leaf: Tensor, gradient: Any, targets: Any) -> Tensor:
     gradient = gradient if isinstance(gradient, Tensor) else Tensor(gradient)
-    gradient = _hooked(gradient, leaf._hooks or ())
+    if leaf._hooks:
+        gradient = _hooked(gradient, leaf._hooks)
     if targets is not None and leaf in targets:
         targets[leaf] = gradient
     return gradient

@@ -70,8 +70,10 @@ class Implementation:
         returned = op.outputs + spec.residuals
         places = [op.inputs.index(k) if k in op.inputs else ~returned.index(k) for k in spec.keeps]
         self._kept = tuple(places)
-        # Those of them that are tensors of the program, which it could modify before backward.
-        self.guarded = tuple(place for place in places if place >= 0 or ~place < self._outputs)
+        # What an entry of the tape holds on to: what the plain rule saves, and the tensors that this kernel keeps.
+        plain = {source for source, _ in op._sources} if hasattr(op, "_sources") else set()
+        tensors = [place for place in places if place >= 0 or ~place < self._outputs]
+        self.sources = (*getattr(op, "_sources", ()), *((s, None) for s in tensors if s not in plain))
 
     def forward(self, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
         """The outputs of the operation, and what `backward` shall be given again."""

@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numba.core import config
 from tinyvit.kernels.attention.numba_cpu import KEYS, QUERIES
+from tinyvit.kernels.dropout.numba_cpu import TILE
 from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS
 from tinyvit.kernels.linear.numba_cpu import BLOCK, DEPTH
 
@@ -191,13 +192,14 @@ streams = st.fixed_dictionaries(
 
 @st.composite
 def dropout(draw: Any, dtype: Any) -> Case:
-    p = draw(st.sampled_from([0.1, 0.5, 0.9, 1e-9, 1.0]))
-    return Case((draw(arrays(draw(rows_and_columns()), dtype)),), {"p": p, **draw(streams)})
+    p = draw(st.sampled_from([0.1, 0.123, 0.5, 0.9, 1e-9, 1.0]))
+    shape = draw(rows_and_columns() | st.sampled_from([(n,) for n in around(1, TILE, 2 * TILE)]))
+    return Case((draw(arrays(shape, dtype)),), {"p": p, **draw(streams)})
 
 
 @st.composite
 def patches(draw: Any, dtype: Any) -> Case:
-    batch, channels, down, across = (draw(st.sampled_from(n)) for n in ([0, 1, 3], [1, 3], [1, 2, 5], [1, 2, 7]))
+    batch, channels, down, across = (draw(st.sampled_from(n)) for n in ([0, 1, 3], [1, 3], [1, 2, 33], [1, 2, 7]))
     size = draw(st.sampled_from([(1, 1), (2, 3), (4, 4), (7, 1)]))
     shape = (batch, channels, down * size[0], across * size[1])
     return Case((draw(arrays(shape, dtype)),), {"size": size})

@@ -132,11 +132,6 @@ def test_the_team_goes_to_sleep_and_wakes(two_threads: None) -> None:
 
 
 @compiled
-def test_a_worker_spins_for_a_while_before_it_sleeps(two_threads: None) -> None:
-    assert any(have_met() and not threads._team.sleeping for _ in range(100))
-
-
-@compiled
 def test_a_team_that_is_stopped_ends(two_threads: None) -> None:
     threads.team()
     workers = threads._team._workers

@@ -44,30 +44,30 @@ def outcome(family: Family, fault: Fault | None) -> str:
     """What the tests of a family say of a fault, or of none: "noticed", "not noticed", or what went wrong."""
     try:
         with project(fault) as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "pytest",
-                *family.arguments,
-                "-x",
-                "-q",
-                "--rootdir",
-                str(folder),
-                "--timeout",
-                str(TIMEOUT),
-            ]
-            command += ["-p", "no:cacheprovider", "--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning"]
-            settings = {"PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache"), "TINYVIT_THREADS": "2"}
-            settings |= {"NUMBA_DISABLE_JIT": "0" if family.compiled else "1", "OPENBLAS_NUM_THREADS": "1"}
-            settings["TINYVIT_COMPILE_AHEAD"] = "0"
-            place = {"cwd": folder / "tests" / "kernels", "env": os.environ | settings}
-            run = subprocess.run(command, **place, capture_output=True, text=True)
+            run = tested(family, folder)
     except LookupError as error:
         return str(error)
     if run.returncode < 0:  # a crash
         return "noticed"
     found = {PASSED: "not noticed", FAILED: "noticed"}
     return found.get(run.returncode, f"the tests could not be run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+
+
+def tested(family: Family, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """The run of pytest in a project."""
+    command = [sys.executable, "-m", "pytest", *family.arguments, "-x", "-q", "--rootdir", str(folder)]
+    command += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
+    command += ["--timeout", str(TIMEOUT), "--timeout-method", "thread"]  # a signal would wait for compiled code to end
+    settings = {
+        "PYTHONPATH": str(folder),
+        "NUMBA_CACHE_DIR": str(folder / "cache"),
+        "NUMBA_DISABLE_JIT": "0" if family.compiled else "1",
+        "TINYVIT_THREADS": "2",
+        "TINYVIT_COMPILE_AHEAD": "0",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    place = folder / "tests" / "kernels"
+    return subprocess.run(command, cwd=place, env=os.environ | settings, capture_output=True, text=True)
 
 
 def main() -> int:
