@@ -56,7 +56,7 @@ def kept_object(name: str, target: str, compile_it: Callable[[], bytes]) -> byte
 
 def body(function: Callable[..., Any]) -> Any:
     """Compile a function that other compiled code calls: a chunk of a kernel, or a part of one."""
-    return numba.njit(fastmath=_REORDERED, **_FLAGS)(function)
+    return numba.njit(forceinline=True, fastmath=_REORDERED, **_FLAGS)(function)
 
 
 def exact(function: Callable[..., Any]) -> Any:
@@ -115,7 +115,9 @@ class _Announcer(event.Listener):
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"].py_func
         if self._depth == 0 and (function.__module__ or "").startswith(__package__ + "."):
-            print(f"tinyvit: compiling the kernel {_name(function)}, once on this machine", file=sys.stderr, flush=True)
+            if os.environ.get(_ANNOUNCING) != "0":
+                line = f"tinyvit: compiling the kernel {_name(function)}, once on this machine"
+                print(line, file=sys.stderr, flush=True)
             real = next((t for t in map(_real_of, event.data["args"]) if t), None)
             if real and not self._helped:
                 self._helped = True
@@ -127,6 +129,7 @@ class _Announcer(event.Listener):
 
 
 _HELPING = "TINYVIT_COMPILE_AHEAD"  # 0: no second process
+_ANNOUNCING = "TINYVIT_ANNOUNCE"  # 0: no lines
 
 
 def _real_of(kind: Any) -> str | None:
@@ -143,7 +146,12 @@ def _start_helper(real: str) -> None:
         helper = subprocess.Popen(command, env=os.environ | {_HELPING: "0"}, **quiet)
     except OSError:  # no interpreter to start: all is compiled here
         return
-    atexit.register(helper.terminate)
+    atexit.register(_stop, helper)
+
+
+def _stop(helper: "subprocess.Popen[bytes]") -> None:
+    helper.terminate()
+    helper.wait()
 
 
 def _name(function: Any) -> str:

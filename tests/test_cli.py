@@ -165,16 +165,18 @@ def test_info_tells_versions_devices_threads_data_and_what_serves_what(run, tmp_
 def test_info_tells_which_kernel_serves(run, monkeypatch):
     module = types.SimpleNamespace(forward=None, backward=None)
     monkeypatch.setitem(sys.modules, "made_up_kernel", module)
-    float32 = frozenset({"float32"})
+    float32, float16 = frozenset({np.dtype("float32")}), frozenset({np.dtype("float16")})
     specs = (
         KernelSpec("layer_norm", "cupy", "missing", float32, refuses=lambda inputs, params: "no GPU"),
         KernelSpec("layer_norm", "numba", "made_up_kernel", float32),
-        KernelSpec("softmax", "cupy", "missing", frozenset({"float16"})),
+        KernelSpec("softmax", "cupy", "missing", float16),
     )
     monkeypatch.setattr("tinyvit.kernels.registry.SPECS", specs)
     _, out, _ = run("info")
-    assert re.search(r"^  layer_norm +numba kernel +kernels: cupy, numba$", out, re.MULTILINE)
-    assert re.search(r"^  softmax +plain NumPy rule +kernels: cupy$", out, re.MULTILINE)
+    assert re.search(r"^  layer_norm +numba kernel, version 1 of 1$", out, re.MULTILINE)
+    assert re.search(
+        r"^  softmax +plain NumPy rule +the inputs are float32, and cupy computes in float16$", out, re.MULTILINE
+    )
 
 
 def test_info_works_where_the_data_folder_is_missing(run, monkeypatch):

@@ -71,4 +71,6 @@ def settings(*assignments: str) -> list[str]:
     return [word for assignment in assignments for word in ("--set", assignment)]
 
 
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("TINYVIT_")}
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("TINYVIT_")} | {
+    "TINYVIT_ANNOUNCE": "0"
+}

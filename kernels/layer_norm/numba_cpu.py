@@ -186,22 +186,22 @@ def normalize_backward(dy, dsum, x, weight, mean, rstd, version):
     return dx.reshape(x.shape), dweight, dbias
 
 
-def forward(x, weight, bias, *, eps, version):
+def forward(x, weight, bias, *, eps=1e-5, version):
     """(y, mean, rstd) of the operation layer_norm."""
     return normalize(x, None, weight, bias, eps, version)[1:]
 
 
-def backward(dy, x, weight, mean, rstd, *, eps, needs, version):
+def backward(dy, x, weight, mean, rstd, *, eps=1e-5, needs, version):
     """(dx, dweight, dbias)."""
     return normalize_backward(dy, None, x, weight, mean, rstd, version)
 
 
-def add_forward(x, residual, weight, bias, *, eps, version):
+def add_forward(x, residual, weight, bias, *, eps=1e-5, version):
     """(sum, y, mean, rstd) of the operation add_layer_norm."""
     return normalize(x, residual, weight, bias, eps, version)
 
 
-def add_backward(dsum, dy, sum, weight, mean, rstd, *, eps, needs, version):
+def add_backward(dsum, dy, sum, weight, mean, rstd, *, eps=1e-5, needs, version):
     """(dx, dresidual, dweight, dbias); dsum or dy is None where nobody used that output."""
     if dy is None:
         return dsum, dsum, np.zeros_like(weight), np.zeros_like(weight)

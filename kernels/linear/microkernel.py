@@ -192,10 +192,11 @@ def _write_tile(function, rows, vectors, item, masked):
     for _ in range(rows - 1):
         starts.append(builder.gep(starts[-1], [a_row]))
     flags = _broadcast(builder, has_bias, ir.VectorType(_FLAG, lanes))
-    starting = []
+    zeros = ir.Constant(vector, [0.0] * lanes)
+    ends = []  # the bias comes last: from the start, it would be rounded with every partial sum
     for v in range(vectors):
         mask = flags if masks[v] is None else builder.and_(flags, masks[v])
-        starting.append(_load(builder, bias, v, vector, mask))
+        ends.append(_load(builder, bias, v, vector, mask))
     builder.cbranch(builder.icmp_signed(">", depth, _word(0)), loop, end)
 
     builder.position_at_end(loop)
@@ -214,7 +215,7 @@ def _write_tile(function, rows, vectors, item, masked):
     following = builder.add(k, _word(1))
     moves = [(k, _word(0), following), (b_at, b, builder.gep(b_at, [b_step]))]
     moves.append((a_offset, _word(0), builder.add(a_offset, a_step)))
-    moves += [(sums[m][v], starting[v], new[m][v]) for m in range(rows) for v in range(vectors)]
+    moves += [(sums[m][v], zeros, new[m][v]) for m in range(rows) for v in range(vectors)]
     for phi, start, step in moves:
         phi.add_incoming(start, entry)
         phi.add_incoming(step, loop)
@@ -225,7 +226,7 @@ def _write_tile(function, rows, vectors, item, masked):
     for m in range(rows):
         for v in range(vectors):
             result = builder.phi(vector)
-            result.add_incoming(starting[v], entry)
+            result.add_incoming(zeros, entry)
             result.add_incoming(new[m][v], loop)
             results.append((m, v, result))
     row_starts = [c]
@@ -238,7 +239,7 @@ def _write_tile(function, rows, vectors, item, masked):
                 _store(builder, builder.fadd(before, result), row_starts[m], v, masks[v])
         with overwrite:
             for m, v, result in results:
-                _store(builder, result, row_starts[m], v, masks[v])
+                _store(builder, builder.fadd(result, ends[v]), row_starts[m], v, masks[v])
     builder.ret_void()
 
 

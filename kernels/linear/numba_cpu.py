@@ -227,12 +227,12 @@ def backward(dy, x, weight, *, needs, version):
     return _launch_backward(dy, None, x, weight, LINEAR, needs, version)
 
 
-def gelu_forward(x, weight, bias, *, approximate, version):
+def gelu_forward(x, weight, bias, *, approximate="none", version):
     """y (..., N) = gelu(h), and h = x W^T + b, which backward needs."""
     h, y = _launch_forward(x, weight, bias, GELU_TANH if approximate == "tanh" else GELU, version)
     return y, h
 
 
-def gelu_backward(dy, h, x, weight, *, approximate, needs, version):
+def gelu_backward(dy, h, x, weight, *, approximate="none", needs, version):
     """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
     return _launch_backward(dy, h, x, weight, GELU_TANH if approximate == "tanh" else GELU, needs, version)

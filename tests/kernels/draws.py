@@ -25,10 +25,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of one `Op.apply`."""
+    """Arguments of one `Op.apply`, and whether the gradients that come back to it must be finite."""
 
     inputs: tuple[Array | None, ...]
     params: dict[str, Any]
+    only_finite: bool = False
 
 
 # How much an example may cost: multiply-adds, and elements. Enough for threads; less where kernels run uncompiled.
@@ -86,7 +87,7 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "unaligned": _unaligned,
 }
 VALUES = {"large": (1e4, -1e4), "hidden": (-math.inf,), "nan": (math.nan,), "inf": (math.inf, -math.inf)}
-FINITE = ("none", "none", "wide", "large")
+FINITE = ("none", "none", "none", "none", "wide", "large")
 SPECIALS = (*FINITE, "hidden", "nan", "inf")
 
 
@@ -206,15 +207,30 @@ def patches(draw: Any, dtype: Any) -> Case:
 
 
 @st.composite
-def attention(draw: Any, dtype: Any) -> Case:
-    lead = draw(st.sampled_from([(1, 1), (2, 3), (2, 1), (1, 9), (0, 2), (), (3,), (2, 1, 2)]))
+def attention_shape(draw: Any) -> tuple[Shape, int, int, int]:
+    """Leading axes, queries, keys and head size; long ones have more than one block of queries or keys."""
+    few, long_queries, long_keys = around(2, ROWS[0], 16), around(QUERIES, 2 * QUERIES), [*around(KEYS), 2 * KEYS + 1]
+    long = draw(st.sampled_from(["neither", "queries", "keys", "both"]))
+    lead = draw(st.sampled_from([(1, 1), (1, 2), (2,), ()]))
+    if long == "neither":
+        lead = draw(st.sampled_from([(1, 1), (2, 3), (2, 1), (1, 9), (0, 2), (), (3,), (2, 1, 2)]))
+    elif long == "both":
+        lead = (1, 1)
+    queries = draw(st.sampled_from(long_queries if long in ("queries", "both") else [0, *few]))
+    if long in ("keys", "both"):
+        keys = draw(st.sampled_from(long_keys))
+    else:
+        keys = queries if queries and draw(st.booleans()) else draw(st.sampled_from(few))
+    if long == "both" and draw(st.booleans()):
+        queries = keys
     heads = max(math.prod(lead), 1)
-    depth = size(draw, [1, 3, 8, *around(16, 64)], PRODUCTS / heads)
-    edges = [0, *around(2, ROWS[0], 16, QUERIES, KEYS), 2 * KEYS + 1]
-    queries = size(draw, edges, PRODUCTS / heads / depth)
-    keys = size(draw, edges[1:], PRODUCTS / heads / depth / max(queries, 1))  # without keys the plain rule fails
-    keys = queries if queries and draw(st.booleans()) else keys
-    params: dict[str, Any] = {"scale": draw(st.sampled_from([depth**-0.5, 1.0, 0.0])), "is_causal": draw(st.booleans())}
+    return lead, queries, keys, size(draw, [1, 3, 8, *around(16, 64)], PRODUCTS / heads / max(queries * keys, 1))
+
+
+@st.composite
+def attention(draw: Any, dtype: Any) -> Case:
+    lead, queries, keys, depth = draw(attention_shape())
+    params: dict[str, Any] = {"scale": draw(st.sampled_from([depth**-0.5, 0.3, 0.0])), "is_causal": draw(st.booleans())}
     if draw(st.booleans()):
         params["mask"] = draw(masks(lead, queries, keys))
     if draw(st.integers(0, 3)) == 0:
@@ -233,7 +249,7 @@ def attention(draw: Any, dtype: Any) -> Case:
         shapes = [(*lead, queries, depth)] + [(*lead, keys, depth)] * 2
         specials = [(*FINITE, *["nan", "inf"] * (all_seen and i == special)) for i in range(3)]
         q, k, v = (draw(arrays(shape, dtype, specials=s)) for shape, s in zip(shapes, specials, strict=True))
-    return Case((q, k, v, bias), params)
+    return Case((q, k, v, bias), params, only_finite=not all_seen)
 
 
 @st.composite

@@ -27,7 +27,7 @@ LINES = "".join(
 def first_use(cache: Path) -> str:
     """What a fresh process that uses a kernel says on stderr."""
     settings = {"NUMBA_CACHE_DIR": str(cache), "TINYVIT_THREADS": "1", "NUMBA_DISABLE_JIT": "0"}
-    settings["TINYVIT_COMPILE_AHEAD"] = "0"
+    settings |= {"TINYVIT_COMPILE_AHEAD": "0", "TINYVIT_ANNOUNCE": "1"}
     command = [sys.executable, "-W", "error", "-c", CODE]
     run = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
     assert run.stdout == ""

@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from draws import Array, arrays, cases
+from draws import FINITE, SPECIALS, Array, arrays, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinyvit.kernels import registry
@@ -63,7 +63,10 @@ def drawn_trial(data: st.DataObject, op: type[Op], dtype: Any) -> Trial:
         shapes = [y.shape for y in applied(op, case.inputs, case.params)]
     wanted = data.draw(st.sets(st.sampled_from([i for i, x in enumerate(case.inputs) if x is not None]), min_size=1))
     used = data.draw(st.sets(st.sampled_from(range(len(shapes))), min_size=1))
-    upstream = [data.draw(arrays(shape, dtype)) if i in used else None for i, shape in enumerate(shapes)]
+    specials = FINITE if case.only_finite else SPECIALS
+    upstream = [
+        data.draw(arrays(shape, dtype, specials=specials)) if i in used else None for i, shape in enumerate(shapes)
+    ]
     return Trial(op, case, [i in wanted for i in range(len(case.inputs))], upstream)
 
 
@@ -73,7 +76,7 @@ def test_every_row_of_the_table_is_tried() -> None:
 
 @every_version
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     drawn_trial(data, op, dtype).check(choice)

@@ -118,16 +118,30 @@ def test_two_threads_work_at_the_same_time(two_threads: None) -> None:
     assert met.tolist() == [0, 1]
 
 
+def asleep() -> bool:
+    """Whether the worker of a team of two sleeps."""
+    return bool(threads._team.words[threads._WORKERS + threads._ASLEEP])
+
+
 @compiled
 def test_the_team_goes_to_sleep_and_wakes(two_threads: None) -> None:
     assert have_met()
     deadline = time.monotonic() + 10
-    while not threads._team.sleeping and time.monotonic() < deadline:
+    while not asleep() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threads._team.sleeping == 1
+    assert asleep()
     start = time.process_time()
     time.sleep(0.2)
     assert time.process_time() - start < 0.1  # it does not spin
+    assert have_met()
+
+
+@compiled
+def test_a_worker_wakes_however_short_it_slept(two_threads: None) -> None:
+    for pause in np.linspace(0, 0.003, 200):  # some of them end just when it lies down
+        time.sleep(pause)
+        hits = np.zeros(4, np.int64)
+        assert marked(hits, np.array([200]), threads.team()) == 16
     assert have_met()
 
 
