@@ -161,9 +161,9 @@ def test_of_two_signals_at_the_same_moment_the_second_acts(numbers):
     script = f"""
 import os, signal
 from signal import SIGHUP, SIGINT, SIGTERM
+signal.pthread_sigmask(signal.SIG_BLOCK, [{numbers}])  # before there are other threads, which would take the signals
 from tinyvit.interrupt import StopRequest
 with StopRequest():
-    signal.pthread_sigmask(signal.SIG_BLOCK, [{numbers}])
     for number in [{numbers}]:
         os.kill(os.getpid(), number)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [{numbers}])

@@ -72,5 +72,6 @@ def settings(*assignments: str) -> list[str]:
 
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("TINYVIT_")} | {
-    "TINYVIT_ANNOUNCE": "0"
+    "TINYVIT_ANNOUNCE": "0",
+    "TINYVIT_COMPILE_AHEAD": "0",
 }
