@@ -1,5 +1,11 @@
-"""Looking at gradients: checks against finite differences."""
+"""Looking at gradients: recording what runs, telling its steps, and checking it against finite differences."""
 
+from .check import Check, check, check_rule
 from .gradcheck import GradcheckError, gradcheck
+from .narrate import Narration, narrate_backward, narrate_forward
+from .trace import Trace, trace
 
-__all__ = ["GradcheckError", "gradcheck"]
+__all__ = [
+    "Check", "GradcheckError", "Narration", "Trace", "check", "check_rule", "gradcheck", "narrate_backward",
+    "narrate_forward", "trace",
+]  # fmt: skip
