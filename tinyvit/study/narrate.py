@@ -175,7 +175,7 @@ class _Narrator:
         if isinstance(result, (tuple, list)):
             return type(result)(self._written(r, f"{function}[{i}]", operands, params) for i, r in enumerate(result))
         for x in operands:  # nothing happened: a sum to the shape it has already
-            if isinstance(x, _Array) and x._told.value is result:
+            if isinstance(x, _Array) and x._live is result:
                 return x
         return self._written(result, function, operands, params)
 
@@ -200,7 +200,7 @@ class _Function:
         return self._narrator.step(self._name, getattr(NUMPY, self._name), *arguments, **params)
 
     def at(self, target: "_Array", index: Any, x: Any) -> None:
-        getattr(NUMPY, self._name).at(target._told.value, _bare(index), _bare(x))
+        getattr(NUMPY, self._name).at(target._live, _bare(index), _bare(x))
         target._became(f"{self._name}.at", (x,), {"index": index})
 
 
@@ -224,6 +224,9 @@ class _Array:
 
     def __init__(self, narrator: _Narrator, told: Told) -> None:
         self._narrator, self._told = narrator, told
+        self._live = told.value  # what is computed with; `told` keeps what it was if the rule changes it in place
+        if isinstance(told, Step) and told.function in ("zeros", "empty", "copy"):
+            told.value = np.array(told.value)
 
     shape = property(lambda self: np.shape(self._told.value))
     ndim = property(lambda self: np.ndim(self._told.value))
@@ -242,17 +245,17 @@ class _Array:
         return self._narrator.step("index", lambda x, index: x[index], self, index=index)
 
     def __setitem__(self, index: Any, x: Any) -> None:
-        self._told.value[_bare(index)] = _bare(x)
+        self._live[_bare(index)] = _bare(x)
         self._became("put", (x,), {"index": index})
 
     def __iadd__(self, x: Any) -> "_Array":
-        self._told.value += _bare(x)
+        self._live += _bare(x)
         self._became("add", (x,), {})
         return self
 
     def _became(self, function: str, operands: Sequence[Any], params: dict[str, Any]) -> None:
         """Write down that the array was changed in place, which rules do to arrays of their own."""
-        self._narrator._written(np.array(self._told.value), function, [self, *operands], params)
+        self._told = self._narrator._written(np.array(self._live), function, [self, *operands], params)._told
 
     def astype(self, dtype: Any) -> Any:
         return self._narrator.step("astype", lambda x, dtype: x.astype(dtype), self, dtype=dtype)
@@ -280,7 +283,7 @@ class _Array:
 def _bare(x: Any) -> Any:
     """What NumPy is given for an operand: arrays for narrated arrays, within tuples and lists too."""
     if isinstance(x, _Array):
-        return x._told.value
+        return x._live
     if type(x) in (tuple, list):
         return type(x)(_bare(v) for v in x)
     return x
