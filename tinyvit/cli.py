@@ -25,6 +25,7 @@ def commands(context: click.Context) -> None:
     tinyvit train                      on handwritten digits that come along
     tinyvit evaluate runs/digits       how well, class by class?
     tinyvit predict runs/digits a.png  what is on this picture?
+    tinyvit study                      every gradient, step by step
 
     With TINYVIT_TRACEBACK=1 in the environment, errors show where they arose.
     """
@@ -148,6 +149,37 @@ def predict(run: str, images: tuple[str, ...]) -> None:
             click.echo(f"{path}\t{name}\t{probability:.4f}")
     if failed:
         click.get_current_context().exit(2)
+
+
+@commands.command()
+@click.argument("run", default="digits")
+@click.option("--image", metavar="FILE", help="The image to go through.  [default: the test image it is least sure of]")
+@click.option("--out", metavar="FILE", default="study.html", show_default=True, help="The page to write.")
+@click.option("--text", is_flag=True, help="Print the walk instead.")
+@click.option("--operation", metavar="NAME", help="Print all steps of the operations with NAME in their name.")
+@click.option("--plant", metavar="OPERATION", help="Make one gradient rule wrong, to be found: attention ... any.")
+def study(run: str, image: str | None, out: str, text: bool, operation: str | None, plant: str | None) -> None:
+    """Walk through the gradients of a model, step by step.
+
+    Writes one HTML file that works without a network: every operation of a forward and a backward pass, with its
+    formula, its arrays, the steps of its rule and a numeric check.
+
+    RUN is a run folder, the name of a recipe whose trained weights come with the package, or the name of an operation
+    (softmax, layer_norm), which is then studied by itself.
+
+    \b
+    tinyvit study
+    tinyvit study runs/mnist --image seven.png --out seven.html
+    tinyvit study softmax --text
+    tinyvit study --operation blocks.0.attn/attention
+    tinyvit study --plant any
+    """
+    from .study.subject import printed, write_page
+
+    if text or operation:
+        click.echo(printed(run, image, operation, plant))
+    else:
+        click.echo(write_page(run, image, out, plant))
 
 
 # Around it ----------------------------------------------------------------------------------------------------------

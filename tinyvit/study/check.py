@@ -14,7 +14,7 @@ import numpy as np
 
 from ..autograd import Op
 from ..backend import NUMPY
-from .trace import Backward
+from .recording import Backward
 
 STEP = 1e-4
 CURVE = tuple(10.0**-k for k in range(1, 12))  # steps of the curve of error over step

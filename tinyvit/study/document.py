@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from .check import Check, check
+from .letters import axes_of
 from .links import Link, link_of
-from .mathml import docstring_parts, formula, math
-from .narrate import Narration, Step, Told, narrate_backward, narrate_forward
+from .mathml import docstring_parts, formula, math, prose
+from .narrate import Narration, Step, Told, gradient_names
 from .pack import Packer
+from .recording import Backward, Entry, Recording
 from .statements import statements_of
-from .trace import Backward, Entry, Trace
 from .values import Value
 
 FORWARD, BACKWARD = 0, 1
@@ -60,19 +61,20 @@ def _array_of(value: Value) -> np.ndarray:
     return value.array if value.array is not None else np.full(value.shape, np.nan, np.float32)
 
 
-def document_of(trace: Trace) -> Document:
+def document_of(trace: Recording) -> Document:
     """Narrate and check all of a trace.
 
     Operations whose arrays the trace did not keep are there without steps.
     """
     document = Document()
-    for entry in trace.entries:
-        document.ops.append(_describe(entry))
-        document.kinds.setdefault(entry.op.name, _kind(entry))
-        _tell_forward(document, entry)
-    for backward in trace.backwards:
-        if backward is backward.entry.backward:  # the last one, if a rule ran more than once
-            _tell_backward(document, backward)
+    with np.errstate(all="ignore"):  # what is not finite was recorded so, and is shown
+        for entry in trace.entries:
+            document.ops.append(_describe(entry))
+            document.kinds.setdefault(entry.op.name, _kind(entry))
+            _tell_forward(document, entry)
+        for backward in trace.backwards:
+            if backward is backward.entry.backward:  # the last one, if a rule ran more than once
+                _tell_backward(document, backward)
     for entry, op, held in zip(trace.entries, document.ops, trace.held, strict=True):
         op["held"] = [held, entry.backward.held if entry.backward else None]
     return document
@@ -105,7 +107,7 @@ def _shown(parameter: Any) -> str:
 def _kind(entry: Entry) -> dict[str, str]:
     forward, backward, rest = docstring_parts(entry.op.__doc__)
     return {"f": math(formula(forward)), "b": math(formula(backward)) if backward else "", "t": forward, "u": backward,
-            "doc": rest}  # fmt: skip
+            "doc": prose(rest)}  # fmt: skip
 
 
 def _reference(document: Document, name: str, x: Any) -> dict[str, Any] | None:
@@ -118,14 +120,19 @@ def _reference(document: Document, name: str, x: Any) -> dict[str, Any] | None:
 def _tell_forward(document: Document, entry: Entry) -> None:
     op = document.ops[entry.index]
     op["in"] = [_reference(document, entry.input_name(i), x) for i, x in enumerate(entry.inputs)]
-    arrays = _arrays(entry.inputs)
-    if arrays is None or any(v.array is None for v in entry.outputs):
+    if not _is_whole(entry.inputs, entry.outputs):
         for value in entry.outputs:
             document.put(value, document.value(value.name, _array_of(value), None, ["leaf"]))
     else:
-        narration = narrate_forward(entry.op, arrays, entry.params)
+        narration = entry.narration()
         _name_axes(document, narration.inputs, [x for x in entry.inputs if isinstance(x, Value)])
-        told = dict(zip(map(id, narration.inputs), (document.number(x) for x in entry.inputs if isinstance(x, Value)), strict=True))
+        told = dict(
+            zip(
+                map(id, narration.inputs),
+                (document.number(x) for x in entry.inputs if isinstance(x, Value)),
+                strict=True,
+            )
+        )
         _steps(document, entry, FORWARD, narration, told, [v.name for v in entry.outputs])
         for value, result in zip(entry.outputs, narration.results, strict=True):
             _finish(document, entry, FORWARD, value, result, told)
@@ -135,33 +142,32 @@ def _tell_forward(document: Document, entry: Entry) -> None:
 def _tell_backward(document: Document, backward: Backward) -> None:
     entry = backward.entry
     op = document.ops[entry.index]
-    arrays, incoming = _arrays(entry.inputs), _arrays(backward.incoming)
-    outputs = _arrays(entry.outputs)
-    op["din"] = [_reference(document, f"d{entry.outputs[i].name}", x) for i, x in enumerate(backward.incoming)]
+    names = gradient_names(entry.op, len(backward.incoming))
+    op["din"] = [_reference(document, name, x) for name, x in zip(names, backward.incoming, strict=True)]
     found = check(backward)
     if found is not None:
         document.checks[entry.index] = found
         op["check"] = _told_check(found)
-    if arrays is None or incoming is None or outputs is None or any(v is not None and v.array is None for v in backward.outgoing):
+    if not _is_whole(entry.inputs, entry.outputs, backward.incoming, backward.outgoing):
         for value in backward.outgoing:
             if value is not None:
                 document.put(value, document.value(value.name, _array_of(value), None, ["leaf"]))
     else:
-        narration = narrate_backward(entry.op, arrays, outputs, entry.params, entry.needs, incoming)
+        narration = backward.narration()
         told = _match(document, entry, backward, narration)
         names = [f"d{entry.input_name(i)}" for i in range(len(entry.inputs))]
         _steps(document, entry, BACKWARD, narration, told, names)
-        for value, result in zip(backward.outgoing, narration.results, strict=True):
+        for i, (value, result) in enumerate(zip(backward.outgoing, narration.results, strict=True)):
             if value is not None:
                 _finish(document, entry, BACKWARD, value, result, told)
+                row = document.values[document.number(value)]
+                row[2] = row[2] or "".join(axes_of(entry.op.name, entry.input_name(i), value.array) or ()) or None
     op["dout"] = [_reference(document, f"d{entry.input_name(i)}", x) for i, x in enumerate(backward.outgoing)]
 
 
-def _arrays(values: Any) -> list[Any] | None:
-    """The arrays of values, numbers and None as they are; None if one was not kept whole."""
-    if any(isinstance(v, Value) and v.array is None for v in values):
-        return None
-    return [v.array if isinstance(v, Value) else v for v in values]
+def _is_whole(*groups: Any) -> bool:
+    """Whether the trace kept every array of these values."""
+    return not any(isinstance(v, Value) and v.array is None for values in groups for v in values)
 
 
 def _match(document: Document, entry: Entry, backward: Backward, narration: Narration) -> dict[int, int]:
@@ -243,7 +249,10 @@ def _finish(
         document.put(value, document.value(value.name, value.array, None, ["leaf"]))
         return
     number = told[id(result)]
-    same = value.array.shape == np.shape(result.value) and value.array.tobytes() == np.ascontiguousarray(result.value).tobytes()
+    same = (
+        value.array.shape == np.shape(result.value)
+        and value.array.tobytes() == np.ascontiguousarray(result.value).tobytes()
+    )
     if same and isinstance(result, Step):
         row = document.values[number]
         row[0] = row[0] or value.name
@@ -254,13 +263,18 @@ def _finish(
 
 
 def _told_check(found: Check) -> dict[str, Any]:
-    rows = [
-        [r.input, list(r.index) if r.index is not None else None, *map(_number, (r.as_run, r.rule, r.numeric, r.tolerance)),
-         r.verdict]
-        for r in found.rows
-    ]  # fmt: skip
+    rows = []
+    for r in found.rows:
+        numbers = [_number(x) for x in (r.as_run, r.rule, r.numeric, r.tolerance)]
+        rows.append([r.input, None if r.index is None else list(r.index), *numbers, r.verdict])
     curve = [[h, _number(e)] for h, e in found.curve]
-    return {"rows": rows, "curve": curve, "run": _number(found.as_run_error), "verdict": found.verdict, "why": found.reason}
+    return {
+        "rows": rows,
+        "curve": curve,
+        "run": _number(found.as_run_error),
+        "verdict": found.verdict,
+        "why": found.reason,
+    }
 
 
 def _number(x: float) -> float | str:

@@ -143,7 +143,10 @@ def _as_view(source: np.ndarray) -> Link | None:
         one[axis] = 1 if n > 1 else 0
         steps.append(int(source[tuple(one)]) - start)
     told = start + sum(
-        (np.arange(n).reshape([-1 if a == i else 1 for a in range(source.ndim)]) * s for i, (n, s) in enumerate(zip(source.shape, steps, strict=True))),
+        (
+            np.arange(n).reshape([-1 if a == i else 1 for a in range(source.ndim)]) * s
+            for i, (n, s) in enumerate(zip(source.shape, steps, strict=True))
+        ),
         np.zeros(source.shape, np.int64),
     )
     return Link("view", axes=tuple(steps), start=start) if np.array_equal(told, source) else None

@@ -16,6 +16,12 @@ _DIFFERENTIABLE = {
     *("tied", "residual", "log_p"),
 }
 _GREEK = {"eps": "ε", "gamma": "γ", "pi": "π", "delta": "δ"}
+_CONSTANTS = {
+    "_SQRT_HALF": "<msqrt><mfrac><mn>1</mn><mn>2</mn></mfrac></msqrt>",
+    "_SQRT_2_OVER_PI": "<msqrt><mfrac><mn>2</mn><mi>π</mi></mfrac></msqrt>",
+    "_ONE_OVER_SQRT_2PI": "<mfrac><mn>1</mn><msqrt><mn>2</mn><mi>π</mi></msqrt></mfrac>",
+    "_GELU_CUBIC": "<mn>0.044715</mn>",
+}
 _FUNCTIONS = {"exp", "log", "tanh", "sigmoid", "erf", "max", "min", "mean", "softmax", "log_softmax", "sign", "clip"}
 _QUIET = {"stop_gradient", "asarray", "cast"}  # functions that are not worth showing
 Resolver = Callable[[str], str | None]
@@ -23,15 +29,18 @@ Resolver = Callable[[str], str | None]
 
 def identifier(name: str) -> str:
     """A name as mathematics: dx, xhat, mean_gx, eps, weight."""
+    if name in _CONSTANTS:
+        return _CONSTANTS[name]
     if name in _GREEK:
         return f"<mi>{_GREEK[name]}</mi>"
     if name.startswith("d") and name[1:] in _DIFFERENTIABLE:
         return f'<mrow><mi mathvariant="normal">d</mi>{identifier(name[1:])}</mrow>'
     if name.endswith("hat") and len(name) > 3:
         return f'<mover accent="true">{identifier(name[:-3])}<mo>^</mo></mover>'
-    if match := re.fullmatch(r"([A-Za-z]+)_(\w+)", name):
+    match = re.fullmatch(r"([A-Za-z]+)_(\w+)", name)
+    if match and len(match[2]) < 4:
         return f"<msub>{identifier(match[1])}{identifier(match[2])}</msub>"
-    return f"<mi>{escape(name)}</mi>"
+    return f"<mi>{escape(name.replace('_', ' '))}</mi>"
 
 
 def number(value: Any) -> str:
@@ -44,7 +53,7 @@ def number(value: Any) -> str:
 
 
 def math(content: str, block: bool = True) -> str:
-    return f'<math{" display=" + chr(34) + "block" + chr(34) if block else ""}><mrow>{content}</mrow></math>'
+    return f"<math{' display=' + chr(34) + 'block' + chr(34) if block else ''}><mrow>{content}</mrow></math>"
 
 
 # From source --------------------------------------------------------------------------------------------------------
@@ -57,7 +66,9 @@ class Typesetter:
     `ran(source)` whether an expression was computed, to know which branch of a conditional was taken.
     """
 
-    def __init__(self, axis_of: Resolver = lambda source: None, ran: Callable[[str], bool] = lambda source: True) -> None:
+    def __init__(
+        self, axis_of: Resolver = lambda source: None, ran: Callable[[str], bool] = lambda source: True
+    ) -> None:
         self._axis_of, self._ran = axis_of, ran
 
     def statement(self, node: ast.stmt, left: str) -> str:
@@ -174,7 +185,7 @@ class Typesetter:
         if name == "true_divide":
             return f"<mfrac><mrow>{first}</mrow><mrow>{arguments[1]}</mrow></mfrac>"
         if name == "where":
-            rows = ((arguments[1], f"<mtext>where </mtext>{first}"), (arguments[2], "<mtext>elsewhere</mtext>"))
+            rows = ((arguments[1], f"<mtext>where&#160;</mtext>{first}"), (arguments[2], "<mtext>elsewhere</mtext>"))
             cells = "".join(f"<mtr><mtd>{a}</mtd><mtd>{b}</mtd></mtr>" for a, b in rows)
             return f'<mrow><mo>{{</mo><mtable columnalign="left">{cells}</mtable></mrow>'
         if name == "zeros_like":
@@ -227,8 +238,56 @@ def docstring_parts(doc: str | None) -> tuple[str, str, str]:
 def formula(text: str) -> str:
     """MathML of a formula as docstrings write it: identifiers and signs as mathematics, words as words."""
     tokens = _TOKEN.findall(text)
-    out, _ = _sequence(tokens, 0)
+    out, end = "", 0
+    while end < len(tokens):  # more than once only if a parenthesis is closed that was never opened
+        part, end = _sequence(tokens, end)
+        out += part + ("<mo>)</mo>" if end < len(tokens) else "")
+        end += 1
     return out
+
+
+def prose(text: str) -> str:
+    """HTML of a text with formulas in it: runs of symbols and signs become mathematics, words stay words."""
+    out: list[str] = []
+    run: list[str] = []
+
+    def flush() -> None:
+        inner = "".join(run).strip()
+        if re.search(r"[=^*]|\bd[A-Za-z]|_", inner) or (len(inner) == 1 and inner.isalpha() and inner not in "aAI"):
+            space = " " if run[-1].isspace() else ""
+            out.append(f"{math(formula(inner), block=False)}{space}")
+        else:
+            out.append(escape("".join(run)))
+        run.clear()
+
+    for token in _TOKEN.findall(text):
+        depth = run.count("(") - run.count(")")
+        if (
+            depth <= 0
+            and token[0].isalpha()
+            and not _is_symbol(token)
+            and token not in (*_FUNCTIONS, "sum", "sqrt", "T")
+        ):
+            if run:
+                flush()
+            out.append(escape(token))
+        elif (depth <= 0 and token in (".", ",", ";", ":")) or (not run and token.isspace()):
+            if run:
+                flush()
+            out.append(token)
+        else:
+            run.append(token)
+    if run:
+        flush()
+    return "".join(out)
+
+
+def _is_symbol(token: str) -> bool:
+    if token in ("a", "A", "I"):
+        return False
+    if len(token.rstrip("'")) == 1 or token in _SYMBOLS or token in _FUNCTIONS or "_" in token:
+        return True
+    return token[0] == "d" and (token[1:] in _DIFFERENTIABLE or token[1:].split("_")[0] in _DIFFERENTIABLE)
 
 
 def _sequence(tokens: list[str], start: int) -> tuple[str, int]:
@@ -237,9 +296,21 @@ def _sequence(tokens: list[str], start: int) -> tuple[str, int]:
     i = start
     while i < len(tokens) and tokens[i] != ")":
         token = tokens[i]
+        if token.isspace():  # a product is written with a space; around signs there is one anyway
+            follows = tokens[i + 1] if i + 1 < len(tokens) else ""
+            if (
+                parts
+                and parts[-1].endswith(("</mi>", "</mrow>", "</msup>", "</msub>", "</mover>"))
+                and (follows[:1].isalnum() or follows == "(")
+            ):
+                parts.append('<mspace width="0.2em"/>')
+            i += 1
+            continue
         if token == "^" and parts:
             raised, i = _atom(tokens, i + 1)
-            parts[-1] = f"<msup><mrow>{parts[-1]}</mrow><mrow>{raised.replace('<mi>T</mi>', '<mo>⊤</mo>')}</mrow></msup>"
+            parts[-1] = (
+                f"<msup><mrow>{parts[-1]}</mrow><mrow>{raised.replace('<mi>T</mi>', '<mo>⊤</mo>')}</mrow></msup>"
+            )
             continue
         if token == "sqrt" and i + 1 < len(tokens):
             inner, i = _atom(tokens, i + 1)
@@ -267,8 +338,6 @@ def _atom(tokens: list[str], i: int) -> tuple[str, int]:
         return (f'<mo>{mark}</mo><mspace width="0.4em"/>' if token == "," else f"<mo>{mark}</mo>"), i + 1
     if token == "sum" and (i + 1 >= len(tokens) or tokens[i + 1] == "("):
         return "<mo>∑</mo>", i + 1
-    is_symbol = len(token.rstrip("'")) == 1 or token in _SYMBOLS or token in _FUNCTIONS or "_" in token
-    is_symbol = is_symbol or (token[0] == "d" and (token[1:] in _DIFFERENTIABLE or token[1:].split("_")[0] in _DIFFERENTIABLE))
-    if is_symbol and token not in ("a", "A", "I"):
+    if _is_symbol(token):
         return identifier(token.rstrip("'")) + ("<mo>′</mo>" if token.endswith("'") else ""), i + 1
     return f"<mtext>&#160;{escape(token)}&#160;</mtext>", i + 1

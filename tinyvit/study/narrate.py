@@ -104,7 +104,7 @@ def narrate_backward(
     ctx.saved = [
         a if reader is None or needs[reader] else None for a, (_, reader) in zip(saved, op._sources, strict=True)
     ]
-    names = _gradient_names(op, len(incoming))
+    names = gradient_names(op, len(incoming))
     outputs_axes = [axes_of(op.name, t.name or "", t.value) for t in made]
     told = [
         None if dy is None else Told(dy, name, axes)
@@ -122,7 +122,7 @@ def _output_names(op: type[Op], count: int) -> list[str]:
     return list(op.outputs) if len(op.outputs) == count else [f"{op.outputs[0]}_{i}" for i in range(count)]
 
 
-def _gradient_names(op: type[Op], count: int) -> list[str]:
+def gradient_names(op: type[Op], count: int) -> list[str]:
     """What the rule itself calls the gradients that come in."""
     parameters = list(inspect.signature(op.backward).parameters.values())[2:]
     names = [p.name for p in parameters if p.kind != p.VAR_POSITIONAL]

@@ -26,7 +26,7 @@ class Packer:
 
     def add(self, array: np.ndarray) -> int:
         """The number of an array: its row in `entries`, [code, offset or null, shape, statistics]."""
-        array = np.ascontiguousarray(_storable(np.asarray(array)).reshape(np.shape(array)))
+        array = np.ascontiguousarray(_storable(np.asarray(array))).reshape(np.shape(array))
         key = array.dtype.name, array.shape, array.tobytes()
         if key in self._numbers:
             return self._numbers[key]

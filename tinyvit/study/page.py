@@ -6,7 +6,6 @@ HTML, CSS and plain JavaScript that are put together here.
 
 import html
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,28 @@ import numpy as np
 from ..checkpoint import atomic_write
 from .document import Document, document_of
 from .pack import MAX_VALUES
+from .parts import edges_of, groups_of
 from .questions import questions_of
-from .trace import Backward, Entry, Trace
-from .values import Value
+from .recording import Backward, Entry, Recording
 
 SOURCES = Path(__file__).with_name("page")
 _SCRIPTS = ("data", "cells", "heatmap", "timeline", "graph", "card", "inspector", "views", "main")
 _ATTENTION = ("p", "dp", "ds")  # the arrays of attention's gradient rule that are laid over the image
 
 
-def save_page(trace: Trace, path: str | Path, about: dict[str, Any] | None = None) -> None:
+def save_page(trace: Recording, path: str | Path, about: dict[str, Any] | None = None) -> None:
     """Write the page of a trace. Raises OSError."""
     atomic_write(Path(path), page_of(trace, about).encode())
 
 
-def page_of(trace: Trace, about: dict[str, Any] | None = None) -> str:
+def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
     """The page of a trace as text.
 
     Parameters
     ----------
-    about : what else the page may say: `title`, `summary`, `facts` (pairs of text), `notes` (paragraphs), `pixels` (uint8
-        (C, H, W)), `grid` (rows and columns of patches), `prefix` (tokens before the patches), `pool`, `classes`, and
-        `fused` (comparisons of a kernel with its formula).
+    about : what else the page may say: `title`, `summary`, `facts` (pairs of text), `notes` (paragraphs), `pixels`
+        (uint8 (C, H, W)), `grid` (rows and columns of patches), `prefix` (tokens before the patches), `pool`,
+        `classes`, `fused` (comparisons of a kernel with its formula), `exercise` (hide the verdicts until asked).
     """
     about = about or {}
     document = document_of(trace)
@@ -67,9 +66,9 @@ def _filled(template: str, parts: dict[str, str]) -> str:
     return template
 
 
-def _shown(trace: Trace, document: Document, about: dict[str, Any]) -> dict[str, Any]:
+def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[str, Any]:
     """Everything that the page's scripts read."""
-    known = {k: about[k] for k in ("grid", "prefix", "pool", "classes") if k in about}
+    known = {k: about[k] for k in ("grid", "prefix", "pool", "classes", "exercise") if k in about}
     if trace.model is not None:
         known["parameters"] = [name for name, _ in trace.model.named_parameters()]
     if "pixels" in about:
@@ -97,12 +96,12 @@ def _shown(trace: Trace, document: Document, about: dict[str, Any]) -> dict[str,
 
 
 _NOTES = [
-    "Every operation of one forward and one backward pass, in the order in which they ran. The steps of a rule were not "
-    "written down for this page: the rule itself was run with arrays that record what is done to them.",
-    "Numbers are those of the run, exact to the bit of their type. The page adds and multiplies recorded numbers when it "
-    "unfolds one into its terms, holds the result against the recorded one, and computes nothing else.",
-    "The check compares the rule, at float64, with central differences of <dy, f(x)> of two step sizes. Their difference "
-    "and the rounding error are the tolerance, so what is too small to see is called unclear, not wrong.",
+    "Every operation of one forward and one backward pass, in the order in which they ran. The steps of a rule were "
+    "not written down for this page: the rule itself was run with arrays that record what is done to them.",
+    "Numbers are those of the run, exact to the bit of their type. The page adds and multiplies recorded numbers when "
+    "it unfolds one into its terms, holds the result against the recorded one, and computes nothing else.",
+    "The check compares the rule, at float64, with central differences of <dy, f(x)> of two step sizes. Their "
+    "difference and the rounding error are the tolerance, so what is too small to see is called unclear, not wrong.",
 ]
 
 
@@ -110,39 +109,7 @@ def _place(bad: Entry | Backward) -> dict[str, int]:
     return {"op": bad.index, "dir": 0} if isinstance(bad, Entry) else {"op": bad.entry.index, "dir": 1}
 
 
-def groups_of(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """Consecutive operations of one part of the model: a block, or an outermost module."""
-    groups: list[dict[str, Any]] = []
-    for entry in entries:
-        name = part_of(entry.module)
-        if not groups or groups[-1]["module"] != name:
-            title = "loss" if name is None else name or "model"
-            groups.append({"module": name, "title": title, "short": title.replace("blocks.", ""), "ops": []})
-        groups[-1]["ops"].append(entry.index)
-    return groups
-
-
-def part_of(module: str | None) -> str | None:
-    """The outermost part that a module belongs to: "blocks.2" of "blocks.2.attn.qkv"."""
-    if not module:
-        return module
-    first, _, rest = module.partition(".")
-    number = rest.partition(".")[0]
-    return f"{first}.{number}" if number.isdigit() and first != "stem" else first
-
-
-def edges_of(entries: Iterable[Entry]) -> list[list[int]]:
-    """Which operation's output went into which operation."""
-    found = [
-        [x.origin.source.index, entry.index]
-        for entry in entries
-        for x in entry.inputs
-        if isinstance(x, Value) and x.origin.kind == "output"
-    ]
-    return [list(pair) for pair in dict.fromkeys(map(tuple, found))]
-
-
-def _attention(trace: Trace, document: Document) -> list[dict[str, Any]]:
+def _attention(trace: Recording, document: Document) -> list[dict[str, Any]]:
     layers = []
     for entry in trace.entries:
         if entry.op.name == "attention":
@@ -152,7 +119,7 @@ def _attention(trace: Trace, document: Document) -> list[dict[str, Any]]:
     return layers
 
 
-def _layers(trace: Trace) -> list[dict[str, Any]]:
+def _layers(trace: Recording) -> list[dict[str, Any]]:
     """Of each parameter, in the order of the model, the norms of its gradient and of itself."""
     weights = dict(trace.model.named_parameters()) if trace.model else {}
     rows = []
@@ -163,8 +130,8 @@ def _layers(trace: Trace) -> list[dict[str, Any]]:
     return rows
 
 
-def _facts(trace: Trace, document: Document) -> list[list[str]]:
-    from .. import __version__
+def _facts(trace: Recording, document: Document) -> list[list[str]]:
+    from importlib.metadata import version
 
     checks = document.checks.values()
     counts = {v: sum(c.verdict == v for c in checks) for v in ("agrees", "wrong", "unclear")}
@@ -172,7 +139,7 @@ def _facts(trace: Trace, document: Document) -> list[list[str]]:
         ["operations", f"{len(trace.entries)} forward, {len(trace.backwards)} gradient rules"],
         ["checks", f"{counts['agrees']} rules agree, {counts['wrong']} wrong, {counts['unclear']} unclear; "
                    f"{sum(len(c.rows) for c in checks)} numbers"],
-        ["tinyvit", __version__],
+        ["tinyvit", version("tinyvit")],
     ]  # fmt: skip
     if document.packer.left_out:
         facts.append(["left out", f"{document.packer.left_out} arrays, beyond {MAX_VALUES:,} numbers: statistics only"])

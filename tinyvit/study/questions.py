@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from .document import Document
-from .trace import Entry, Trace
+from .recording import Entry, Recording
 from .values import Value
 
 MOST = 14
 
 
-def questions_of(trace: Trace, document: Document) -> list[dict[str, Any]]:
+def questions_of(trace: Recording, document: Document) -> list[dict[str, Any]]:
     """Questions with options, the number of the right one, why it is right, and where to look."""
     found: list[dict[str, Any]] = []
     asked: dict[str, int] = {}
@@ -19,7 +19,9 @@ def questions_of(trace: Trace, document: Document) -> list[dict[str, Any]]:
         ask = _ASKED.get(entry.op.name)
         if ask is None or asked.get(entry.op.name, 0) == 2 or entry.backward is None:
             continue
-        if any(isinstance(v, Value) and v.array is None for v in (*entry.inputs, *entry.outputs, *entry.backward.outgoing)):
+        if any(
+            isinstance(v, Value) and v.array is None for v in (*entry.inputs, *entry.outputs, *entry.backward.outgoing)
+        ):
             continue
         question = ask(entry, asked.get(entry.op.name, 0), document)
         if question is not None:
@@ -62,17 +64,17 @@ def _attention(entry: Entry, times: int, document: Document) -> dict[str, Any] |
     if times == 0:
         return _question(
             f"{entry.module}: what is the sum of a row of ds, the gradient of the scores of one query?",
-            ["0", "1", "the sum of that row of dp"],
-            0,
-            "ds = p (dp - r) with r = sum(p dp), and p sums to 1: softmax does not see what is added to all scores alike.",
+            ["1", "the sum of that row of dp", "0"],
+            2,
+            "ds = p (dp - r) with r = sum(p dp), and p sums to 1: what is added to all scores alike changes nothing.",
             "ds",
         )
     shape = list(_outgoing(entry, 2).shape)
-    wrong = [[*shape[:-1], shape[-2]], [shape[0], *shape[2:]]]
+    options = [[shape[0], shape[2], shape[1] * shape[3]], shape, [*shape[:2], shape[3], 3 * shape[2]]]
     return _question(
         f"{entry.module}: which shape has dv?",
-        [str(shape), *(str(w) for w in wrong)],
-        0,
+        [str(option) for option in options],
+        1,
         "A gradient has the shape of what it is the gradient of.",
         "dv",
     )
@@ -83,8 +85,8 @@ def _layer_norm(entry: Entry, times: int, document: Document) -> dict[str, Any] 
     if times == 0 and entry.op.name == "layer_norm":
         return _question(
             f"{entry.key}: what is the mean of a row of dx?",
-            ["0", "the mean of that row of dy", "1"],
-            0,
+            ["the mean of that row of dy", "0", "1"],
+            1,
             "Layer norm does not see a number that is added to the whole row, so no gradient can point that way.",
             a,
         )

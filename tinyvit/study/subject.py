@@ -1,4 +1,4 @@
-"""What is studied when nobody says: a trained model, one image that it is unsure of, one forward and one backward."""
+"""What is studied by the command: a trained model on an image that it is unsure of, or one operation by itself."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +7,83 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..autograd import Tensor, no_grad
+from ..autograd import Op, Tensor, no_grad
 from ..data import normalize, read_image
 from ..dispatch import use_kernels
-from ..errors import DataError
+from ..errors import DataError, TinyvitError
 from ..runs import TrainedModel, load_data, load_run
+from .page import save_page
+from .plant import planted
 from .trace import Trace, trace
+
+
+class StudyError(TinyvitError):
+    """Something that cannot be studied in this way."""
+
+
+# What the command does ----------------------------------------------------------------------------------------------
+
+
+def write_page(run: str, image: str | None, out: str, plant: str | None = None) -> str:
+    """Write the page of a run, or of an operation, and say where it is and how it is opened."""
+    with planted(plant) as mistake:
+        recorded, told = _studied(run, image)
+        if mistake is not None:
+            told["exercise"] = mistake
+            told["title"] = "One gradient rule of this page is wrong. Which one?"
+        try:
+            save_page(recorded, out, told)
+        except OSError as error:
+            raise StudyError(f"{out} cannot be written: {error.strerror}") from error
+    return f"{told['summary']}\n{out}: {Path(out).stat().st_size / 1e6:.1f} MB; open it in a browser"
+
+
+def printed(run: str, image: str | None, operation: str | None, plant: str | None = None) -> str:
+    """The walk in words, of all operations or of those with `operation` in their name."""
+    with planted(plant):
+        recorded, told = _studied(run, image)
+        if operation is None and run in Op.registry:
+            operation = run
+        try:
+            return f"{told['summary']}\n\n{recorded.text(operation)}"
+        except KeyError as error:
+            raise StudyError(error.args[0]) from error
+
+
+def _studied(run: str, image: str | None) -> tuple[Trace, dict[str, Any]]:
+    if run in Op.registry and not Path(run).exists():
+        if image is not None:
+            raise StudyError(f"{run} is an operation and takes no image; leave out --image")
+        return study_operation(run), about_operation(run)
+    subject = study_run(run, image)
+    return subject.trace, about(subject)
+
+
+# One operation ------------------------------------------------------------------------------------------------------
+
+
+def study_operation(name: str) -> Trace:
+    """Trace an operation, forward and backward, on its own samples, by the plain rule at float64."""
+    rng = np.random.default_rng(0)
+    with use_kernels("numpy"), trace() as recorded:
+        for sample in Op.registry[name].samples():
+            inputs = [None if x is None else Tensor(x, requires_grad=True) for x in sample.inputs]
+            outputs = Op.registry[name].apply(*inputs, **sample.params)
+            for y in outputs if isinstance(outputs, tuple) else (outputs,):
+                y.backward(rng.standard_normal(y.shape), retain_graph=True)
+    for entry in recorded:
+        entry.line = ""
+    return recorded
+
+
+def about_operation(name: str) -> dict[str, Any]:
+    return {
+        "title": f"The gradient of {name.replace('_', ' ')}, step by step",
+        "summary": f"{name} on samples of a few shapes, at float64, with random gradients coming back.",
+    }
+
+
+# One image, through a model -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -68,6 +139,8 @@ def study_run(run: str = "digits", image: str | Path | None = None) -> Subject:
     with use_kernels("numpy"), trace(names={"image": images}) as recorded:
         loss = F.cross_entropy(trained.model(images), np.array([chosen]))
         loss.backward()
+    for entry in recorded:
+        entry.line = ""  # it was called from here, which tells nobody anything
     return Subject(
         run=run,
         image=name,
@@ -109,7 +182,7 @@ def about(subject: Subject) -> dict[str, Any]:
         "summary": f"{subject.image}. The model says {says}. Loss {subject.loss:.4f} against class "
         f"{subject.classes[subject.target]} ({whose}).",
         "facts": [
-            ["model", f"{subject.run}: {parameters:,} parameters, {len(model.blocks)} blocks, {model.blocks[0].attn.heads} heads"],
+            ["model", f"{subject.run}: {parameters:,} parameters, {len(model.blocks)} blocks"],
             ["image", f"{subject.image}, {' x '.join(map(str, subject.pixels.shape))}"],
             ["loss", f"{subject.loss:.6g}, cross-entropy against class {subject.classes[subject.target]} ({whose})"],
             ["computed by", "the plain rules at float32, in eval mode (no dropout)"],

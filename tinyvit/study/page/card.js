@@ -10,21 +10,22 @@ function cardArrays(op, dir) {
     while (taken.has(label)) label += "′";
     taken.add(label);
     seen.add(v);
-    found.push({ label, v, role, k });
+    found.push({ label, v, role, k, also: ends.get(v) || [] });
   };
-  const ends = new Map((dir ? o.dout : o.out).filter((x) => x && x.v !== undefined).map((x) => [x.v, x.n]));
+  const ends = new Map();  // what comes out, and by which names; two inputs may get the same gradient
+  for (const x of dir ? o.dout : o.out) if (x && x.v !== undefined) ends.set(x.v, [...(ends.get(x.v) || []), x.n]);
   for (const x of dir ? o.din : o.in) if (x && x.v !== undefined) add(x.n, x.v, "in");
   if (dir) {
     const used = new Set(o.steps[1].flatMap((s) => s.o.map((x) => x.v)));
     for (const x of [...o.in, ...o.out]) if (x && x.v !== undefined && used.has(x.v) && !seen.has(x.v)) add(x.n, x.v, "saved");
   }
-  o.steps[dir].forEach((s, k) => add(ends.has(s.v) ? ends.get(s.v) : s.n || `~${k + 1}`, s.v, s.n || ends.has(s.v) ? "step" : "part", k));
-  for (const [v, n] of ends) if (!found.some((f) => f.v === v && f.role !== "saved")) add(n, v, "out");
+  o.steps[dir].forEach((s, k) => add(s.n || (ends.has(s.v) ? ends.get(s.v).join(", ") : `~${k + 1}`), s.v, s.n || ends.has(s.v) ? "step" : "part", k));
+  for (const [v, names] of ends) if (!found.some((f) => f.v === v && f.role !== "saved")) add(names.join(", "), v, "out");
   cardCache.set(key, found);
   return found;
 }
 
-const arrayByLabel = (op, dir, label) => cardArrays(op, dir).find((a) => a.label === label);
+const arrayByLabel = (op, dir, label) => cardArrays(op, dir).find((a) => a.label === label) || cardArrays(op, dir).find((a) => a.also.includes(label));
 const labelOf = (op, dir, v) => (cardArrays(op, dir).find((a) => a.v === v) || {}).label;
 
 // Where a value lives: the card that computed it, or the first that uses it.
@@ -45,12 +46,12 @@ const titleOf = (o) => o.op.replaceAll("_", " ");
 function buildCard() {
   const o = T.ops[S.op], kind = T.kinds[o.op], dir = S.dir, list = cardArrays(S.op, dir);
   const card = $("card");
-  const pick = (a) => thumbnail(a.v, a.label, S.a === a.label, () => go({ a: a.label, index: null }, true));
+  const pick = (a) => thumbnail(a.v, a.shown || a.label, S.a === a.label, () => go({ a: a.label, index: null, pane: "array" }, true));
   const chips = el("p", { class: "chips" },
     el("span", { class: "chip" }, o.kernel === "plain" ? "plain rule" : o.kernel),
     el("span", { class: "chip" }, `${(o.ms[dir] ?? 0).toFixed(3)} ms`),
     o.line ? el("span", { class: "chip" }, o.line) : null,
-    dir && o.check ? el("span", { class: `chip ${o.check.verdict}` }, `check: ${o.check.verdict}`) : null,
+    dir && o.check ? el("span", { class: `chip told ${o.check.verdict}` }, `check: ${o.check.verdict}`) : null,
     T.firstBad && T.firstBad.op === S.op && T.firstBad.dir === dir ? el("span", { class: "chip wrong" }, "the first NaN or inf arises here") : null);
   const formula = dir ? kind.b : kind.f;
   const parts = [
@@ -58,11 +59,11 @@ function buildCard() {
     el("h2", { tabindex: "-1", id: "card-title" }, titleOf(o), el("span", { class: dir ? "dir back" : "dir" }, dir ? "backward" : "forward")),
     chips,
     formula ? el("div", { class: "formula", html: formula, "aria-label": dir ? kind.u : kind.t }) : null,
-    kind.doc ? el("p", { class: "doc" }, kind.doc) : null,
+    kind.doc ? el("p", { class: "doc", html: kind.doc }) : null,
     dir ? el("p", { class: "doc" }, sentence(o)) : null,
     section("in", dir ? "What comes back, and what was saved" : "What goes in", el("div", { class: "arrays" }, list.filter((a) => a.role === "in" || a.role === "saved").map(pick), numbersIn(o, dir))),
     steps(o, dir, list, pick),
-    section("out", dir ? "What it hands on" : "What comes out", el("div", { class: "arrays" }, outputs(o, dir).map((x) => pick({ v: x.v, label: labelOf(S.op, dir, x.v) })), accumulation(o, dir))),
+    section("out", dir ? "What it hands on" : "What comes out", el("div", { class: "arrays" }, ends(o, dir).map(pick), accumulation(o, dir))),
     dir ? checkTable(o) : savedTable(o),
     S.quiz ? quizFor(S.op, dir) : null,
   ];
@@ -70,6 +71,12 @@ function buildCard() {
 }
 
 const section = (name, title, ...content) => el("section", { class: name }, el("h3", {}, title), ...content);
+// What comes out, each array once, with all the names it goes out by.
+function ends(o, dir) {
+  const found = [...new Set(outputs(o, dir).map((x) => x.v))].map((v) => cardArrays(S.op, dir).find((a) => a.v === v));
+  return found.map((a) => ({ ...a, shown: a.also.includes(a.label) && a.also.length === 1 ? a.label : a.also.filter((n) => n !== a.label).concat(a.also.join(", ") === a.label ? [] : [a.label]).join(" = ") || a.label }));
+}
+
 const outputs = (o, dir) => (dir ? o.dout : o.out).filter((x) => x && x.v !== undefined);
 
 function numbersIn(o, dir) {
@@ -101,10 +108,9 @@ function steps(o, dir, list, pick) {
     const named = own.filter((a) => a.role === "step"), parts = own.filter((a) => a.role === "part");
     const lit = own.some((a) => a.label === S.a);
     return el("li", { class: lit ? "lit" : "", id: `line-${n}` },
-      line.c ? el("p", { class: "comment" }, line.c) : null,
-      el("div", { class: "formula", html: line.m, "aria-label": line.s }),
-      el("code", { class: "source", title: line.p }, line.s),
-      el("div", { class: "arrays" }, named.map(pick)),
+      el("div", { class: "line" },
+        el("div", { class: "says" }, line.c ? el("p", { class: "comment" }, line.c) : null, el("div", { class: "formula", html: line.m, "aria-label": line.s }), el("code", { class: "source", title: line.p }, line.s)),
+        el("div", { class: "arrays" }, named.map(pick))),
       parts.length ? el("details", { open: parts.some((a) => a.label === S.a) }, el("summary", {}, `${parts.length} single step${parts.length > 1 ? "s" : ""} within`),
         el("div", { class: "arrays" }, parts.map((a) => el("div", { class: "part" }, el("code", {}, o.steps[dir][a.k].s), pick(a))))) : null);
   });
@@ -126,6 +132,7 @@ function checkTable(o) {
     el("th", { scope: "row" }, index === null ? `d${input}, a random direction` : el("button", { class: "link", onclick: () => { const a = labelForCheck(o, input); if (a) go({ a, index }, true); } }, `d${input}[${index.join(", ")}]`)),
     el("td", {}, short(run, 6)), el("td", {}, short(rule, 7)), el("td", {}, short(numeric, 7)), el("td", {}, typeof rule === "number" ? short(Math.abs(rule - numeric) / (Math.max(Math.abs(rule), Math.abs(numeric)) || 1), 2) : ""), el("td", { class: "verdict" }, VERDICTS[verdict])));
   return section("check", "Numeric check",
+    T.about.exercise ? el("p", { class: "exercise" }, S.revealed ? `The mistake: ${T.about.exercise}.` : "Compare rule and difference, and decide. ", S.revealed ? null : el("button", { class: "tool", onclick: () => go({ revealed: true }) }, "show the verdicts")) : null,
     el("p", { class: `summary ${c.verdict}` }, c.why || (c.verdict === "agrees" ? `Finite differences at float64 agree; what ran at float32 is within ${short(c.run, 2)} of the rule at float64.` : "Nothing can be said: the gradient is smaller than the rounding error, or has a kink.")),
     el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["", "as run", "rule, float64", "difference", "error", ""].map((h) => el("th", { scope: "col" }, h)))), el("tbody", {}, rows))),
     curve(c.curve));

@@ -9,7 +9,7 @@ function buildGraph() {
     nodes.push({ g, title: group.title, ops: group.ops, header: true, isOpen, single: group.ops.length === 1 });
     if (isOpen && group.ops.length > 1) group.ops.forEach((i) => nodes.push({ g, i, title: shortKey(T.ops[i], group), ops: [i] }));
   });
-  const height = 30, top = 6, x = 92, width = 196;
+  const height = 30, top = 6, x = 84, width = 214;
   const place = new Map();
   nodes.forEach((node, row) => {
     node.y = top + row * height;
@@ -27,7 +27,7 @@ function buildGraph() {
     const gone = S.dir && to === S.op;
     if (drawn.has(key) && !live) return;
     drawn.add(key);
-    const ya = nodes[a].y + height / 2 - 2, yb = nodes[b].y + height / 2 - 2, bend = Math.min(84, 10 + 9 * Math.abs(b - a));
+    const ya = nodes[a].y + height / 2 - 2, yb = nodes[b].y + height / 2 - 2, bend = Math.min(76, 10 + 9 * Math.abs(b - a));
     const d = b === a + 1 ? `M ${x + 12} ${ya + 11} L ${x + 12} ${yb - 12}` : `M ${x} ${ya + 3} C ${x - bend} ${ya + 3}, ${x - bend} ${yb - 3}, ${x} ${yb - 3}`;
     const flow = gone ? "edge gradient" : live ? "edge live" : "edge";
     picture.append(svg("path", { d: gone ? reversed(d) : d, class: flow, "marker-end": gone ? "url(#back)" : live ? "url(#forth)" : "" }));
@@ -73,7 +73,7 @@ function drawNode(node, x, width, height, most) {
   g.append(text);
   [0, 1].forEach((side) => {
     const norm = normOf(last, side), share = norm > 0 ? Math.max(0.04, 1 + Math.log10(norm / most[side]) / 5) : 0;
-    g.append(svg("rect", { class: side ? "bar grad" : "bar", x: x + width - 46, y: node.y + 6 + 7 * side, width: 40 * Math.max(0, share), height: 4, rx: 2 }));
+    g.append(svg("rect", { class: side ? "bar grad" : "bar", x: x + width - 36, y: node.y + 6 + 7 * side, width: 30 * Math.max(0, share), height: 4, rx: 2 }));
   });
   return g;
 }

@@ -82,5 +82,5 @@ function thumbnail(v, label, chosen, onclick) {
 function shapeWithLetters(v) {
   const shape = contentOf(v).shape, axes = axesOf(v);
   if (!shape.length) return "";
-  return shape.map((n, a) => (axes && axes[a] !== "1" ? `${axes[a]} ${n}` : String(n))).join(" × ");
+  return shape.map((n, a) => (axes && axes[a] !== "1" ? axes[a] + n : String(n))).join(axes ? " · " : " × ");
 }

@@ -11,7 +11,7 @@ function buildInspector() {
   const box = $("inspector"), v = current();
   if (v === null) return box.replaceChildren(el("p", { class: "hint" }, "Choose an array to look into it: point at its cells, and press Enter on one to see why it is what it is."));
   const array = contentOf(v), { rows, columns } = planes(array);
-  const index = S.index || unravel(0, array.shape), lead = Math.max(0, array.shape.length - 2);
+  const index = S.index || unravel(largestOf(array), array.shape), lead = Math.max(0, array.shape.length - 2);
   const statistics = `min ${short(array.min)}, max ${short(array.max)}, mean ${short(array.mean)}, norm ${short(array.norm)}, ${array.zeros} zeros${array.nans ? `, ${array.nans} NaN` : ""}${array.infinities ? `, ${array.infinities} infinite` : ""}`;
   const parts = [el("h3", { id: "inspector-title" }, S.a, " ", el("span", { class: "shape" }, shapeWithLetters(v))), el("p", { class: "stats" }, originWords(v), " ", statistics)];
   if (!array.data) parts.push(el("p", { class: "doc" }, "Only its statistics are on this page: it did not fit."));
@@ -21,6 +21,17 @@ function buildInspector() {
     parts.push(el("section", { id: "why", "aria-label": "why this number" }, why(v, ravel(index, array.shape))));
   }
   box.replaceChildren(...parts);
+}
+
+// What is looked at until somebody points elsewhere: the largest number.
+function largestOf(array) {
+  if (!array.data) return 0;
+  let at = 0, most = -1;
+  for (let i = 0; i < array.size; i++) {
+    const size = Math.abs(array.data[i]);
+    if (size > most) { most = size; at = i; }
+  }
+  return at;
 }
 
 function originWords(v) {
@@ -102,7 +113,7 @@ function table(v, array, index) {
   const is = span(i0, rows, 5), js = span(j0, columns, 5);
   const cell = (i, j) => {
     const at = moved(array, index, i, j), x = array.data[ravel(at, array.shape)], here = i === i0 && j === j0;
-    return el("td", { class: here ? "here" : "" }, el("button", { class: "number", tabindex: here ? "0" : "-1", title: exact(x, array.code), "aria-label": `${S.a} ${at.join(" ")}: ${exact(x, array.code)}`, onclick: () => go({ index: at }, true) }, short(x, 4)));
+    return el("td", { class: here ? "here" : "" }, el("button", { class: "number", tabindex: here ? "0" : "-1", title: exact(x, array.code), "aria-label": `${S.a} ${at.join(" ")}: ${exact(x, array.code)}`, onclick: () => go({ index: at }, true) }, short(x, 3)));
   };
   return el("div", { class: "scroll" }, el("table", { class: "numbers" },
     el("thead", {}, el("tr", {}, el("td", {}), js.map((j) => el("th", { scope: "col" }, j)))),
@@ -188,13 +199,16 @@ function leafWords(v) {
   return `${name}: given from outside.`;
 }
 
+// How strongly a sign binds, and how strongly its operand number i must bind to need no parentheses.
+const binds = (sign) => ({ "+": 1, "-": 1, "*": 2, "/": 2, neg: 2 })[sign] || 9;
+const needs = (sign, i) => ({ "+": 1, "-": i ? 2 : 1, "*": 2, "/": i ? 3 : 2, neg: 3 })[sign] || 0;
 const SIGNS = { "+": " + ", "-": " − ", "*": " × ", "/": " / " };
 
 // An elementwise expression with its numbers in place; what the rule gave no name is written out.
 function expression(u, depth = 0) {
-  const parts = u.cells.map((c) => {
+  const parts = u.cells.map((c, i) => {
     const inner = c.v !== undefined && !c.name && depth < 3 ? termsOf(c.v, c.flat) : null;
-    if (inner && inner.how === "each") return el("span", { class: "inner" }, "(", expression(inner, depth + 1), ")");
+    if (inner && inner.how === "each") return binds(inner.sign) < needs(u.sign, i) ? el("span", {}, "(", expression(inner, depth + 1), ")") : expression(inner, depth + 1);
     return c.v === undefined ? el("span", { class: "number" }, short(c.c, 6)) : chip(c);
   });
   if (u.sign === "neg") return el("span", {}, "−", parts[0]);

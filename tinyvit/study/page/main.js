@@ -1,7 +1,7 @@
 // One state, one way to change it (`go`), one way to show it (`draw`). The address of the page is the whole state.
 
 const moments = [...T.ops.keys()].map((op) => ({ op, dir: 0 })).concat([...T.ops.keys()].reverse().filter((op) => T.ops[op].ms[1] !== null).map((op) => ({ op, dir: 1 })));
-const S = { view: "walk", op: 0, dir: 0, a: null, index: null, trail: [], quiz: false };
+const S = { view: "walk", op: 0, dir: 0, a: null, index: null, trail: [], quiz: false, pane: "card" };
 let playing = null, keysOn = true, written = "";
 
 function go(change, remember = false, focus = null) {
@@ -10,7 +10,8 @@ function go(change, remember = false, focus = null) {
   if (change.op !== undefined && change.view === undefined) S.view = "walk";
   Object.assign(S, change);
   if (T.ops[S.op].ms[1] === null) S.dir = 0;
-  if (!sameCard && S.a === null) S.a = firstArray();
+  if (!sameCard && S.a === null) { S.a = firstArray(); S.pane = "card"; }
+  if (change.index) S.pane = "array";
   const hash = address();
   if (hash !== written) {
     written = hash;
@@ -48,7 +49,7 @@ function fromAddress() {
     notice = `There is no ${key} on this page; this is ${T.ops[op].key}.`;
   }
   const dir = q.get("dir") === "backward" ? 1 : 0;
-  Object.assign(S, { view: q.get("view") || "walk", op, dir: T.ops[op].ms[1] === null ? 0 : dir, quiz: q.get("quiz") === "1", a: q.get("a"), index: null, trail: [] });
+  Object.assign(S, { view: q.get("view") || "walk", op, dir: T.ops[op].ms[1] === null ? 0 : dir, quiz: q.get("quiz") === "1", a: q.get("a"), index: null, trail: [], pane: q.get("i") ? "array" : "card" });
   const array = S.a && arrayByLabel(S.op, S.dir, S.a);
   if (!array) {
     if (S.a) notice = `There is no array ${S.a} in ${T.ops[op].key}.`;
@@ -65,6 +66,12 @@ function fromAddress() {
 
 function draw(keepScroll = false) {
   document.body.dataset.view = S.view;
+  document.body.dataset.pane = S.pane;
+  document.body.dataset.secret = T.about.exercise && !S.revealed ? "yes" : "no";
+  document.querySelectorAll("#panes button").forEach((b) => {
+    b.setAttribute("aria-selected", b.dataset.pane === S.pane ? "true" : "false");
+    if (b.dataset.pane === "array") b.textContent = S.a ? `array ${S.a}` : "array";
+  });
   document.querySelectorAll("#tabs button").forEach((b) => b.setAttribute("aria-selected", b.dataset.view === S.view ? "true" : "false"));
   if (S.view === "walk") {
     const top = $("card").scrollTop;
@@ -107,7 +114,7 @@ function play() {
     if (position() === moments.length - 1) jump(0);
     playing = setInterval(() => { if (move(1) === moments.length - 1) play(); }, 1100);
   }
-  $("play").textContent = playing ? "❚❚" : "▶";
+  $("play").querySelector("path").setAttribute("d", playing ? "M7.5 6.5v7M12.5 6.5v7" : "M8 6.5l5.5 3.5L8 13.5z");
   $("play").setAttribute("aria-label", playing ? "pause" : "play");
 }
 
@@ -191,6 +198,7 @@ async function begin() {
   $("search").addEventListener("input", search);
   $("search").addEventListener("keydown", (e) => { if (e.key === "Enter") $("found").querySelector("button")?.click(); });
   document.querySelectorAll("#tabs button").forEach((b) => b.addEventListener("click", () => go({ view: b.dataset.view }, true)));
+  document.querySelectorAll("#panes button").forEach((b) => b.addEventListener("click", () => { go({ pane: b.dataset.pane }); scrollTo(0, 0); }));
   addEventListener("hashchange", fromAddress);
   addEventListener("popstate", fromAddress);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { palette = null; draw(true); });

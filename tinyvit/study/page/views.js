@@ -8,14 +8,14 @@ function buildView() {
 
 // Attention ----------------------------------------------------------------------------------------------------------
 
-const look = { which: "p", query: 0 };
+const look = { which: "p", query: null };
 
 function attentionView() {
   if (!T.attention.length || !T.about.grid) return [el("p", { class: "doc" }, "Nothing here attends to patches of an image.")];
   const kinds = [["p", "A", "attention weights: how much each token takes from each other one"], ["dp", "dA", "how the loss would change with each weight"], ["ds", "dS", "the gradient of the scores, before softmax"]];
   const choose = el("div", { class: "tools", role: "group", "aria-label": "which array" }, kinds.map(([k, name]) => el("button", { class: "tool", "aria-pressed": look.which === k ? "true" : "false", onclick: () => { look.which = k; buildView(); } }, name)));
   const grid = T.about.grid, prefix = T.about.prefix || 0, n = grid[0] * grid[1] + prefix;
-  look.query = Math.min(look.query, n - 1);
+  look.query = Math.min(look.query ?? Math.floor(n / 2), n - 1);
   const token = el("label", { class: "slider" }, el("span", {}, `query: ${axisWord("N", look.query, n)}`), el("input", { type: "range", min: 0, max: n - 1, value: look.query, "aria-label": "query token", oninput: (e) => { look.query = Number(e.target.value); buildView(); $("view").querySelector("input[type=range]").focus(); } }));
   const rows = T.attention.map((layer) => {
     const v = layer[look.which], array = contentOf(v), heads = array.shape[1], S_ = array.shape[3];
