@@ -58,7 +58,10 @@ def _folder(name: str) -> Path:
 @click.option("--resume", "resumed", metavar="DIR", type=_folder, help="Go on with the run in DIR.")
 @click.option("--device", default="cpu", show_default=True, callback=_use_device, expose_value=False,
               help="Where to compute.")  # fmt: skip
-def train(recipe: str | None, assignments: tuple[str, ...], out: Path | None, resumed: Path | None) -> None:
+@click.option("--study", is_flag=True, help="Look on: gradients, updates, activations and attention of every layer.")
+def train(
+    recipe: str | None, assignments: tuple[str, ...], out: Path | None, resumed: Path | None, study: bool
+) -> None:
     """Train a model.
 
     RECIPE is the name of a recipe that comes with the package (digits if left out), or a .toml file.
@@ -68,9 +71,14 @@ def train(recipe: str | None, assignments: tuple[str, ...], out: Path | None, re
     tinyvit train mnist --set epochs=3 --set lr=5e-4
     tinyvit train my.toml --out runs/first
     tinyvit train --resume runs/first
+    tinyvit train --study
 
     The run folder gets the recipe, a line of metrics for each epoch, the weights, a checkpoint and the learning
     curves. It is a new one each time: runs/digits, runs/digits-2 ...
+
+    With --study it also gets study.html and study.png, which show every layer over the run, and study.jsonl with their
+    numbers; what vanishes, explodes, dies or becomes NaN is told at once, with the place where it began. The weights
+    are the same as without, and it takes less than 3 % longer.
 
     Ctrl-C finishes the step under way and writes a checkpoint; a second one stops at once. A run that is resumed ends
     as if it had never been stopped.
@@ -79,14 +87,19 @@ def train(recipe: str | None, assignments: tuple[str, ...], out: Path | None, re
     from .display import live_display
     from .recipes import load_recipe
 
+    display = live_display()
+    if study:
+        from .study.watch import Watch
+
+        display = Watch(display)
     if resumed is not None:
         if recipe is not None or assignments or out is not None:
             raise click.UsageError("--resume goes on by the recipe in DIR: leave out RECIPE, --set and --out")
-        result = training.resume(resumed, live_display())
+        result = training.resume(resumed, display)
     else:
         name = "digits" if recipe is None else recipe
         chosen = load_recipe(name).override(assignments)
-        result = training.train(chosen, Path(name).stem, out, live_display())
+        result = training.train(chosen, Path(name).stem, out, display)
     click.echo(result)
 
 

@@ -12,6 +12,7 @@ from ..data import normalize, read_image
 from ..dispatch import use_kernels
 from ..errors import DataError, TinyvitError
 from ..runs import TrainedModel, load_data, load_run
+from .fused import comparisons_of
 from .page import save_page
 from .plant import planted
 from .trace import Trace, trace
@@ -192,6 +193,7 @@ def about(subject: Subject) -> dict[str, Any]:
             if subject.is_label
             else "The loss asks for what the model finds most probable, so where it is sure the gradients are small."
         ],
+        "fused": comparisons_of(subject.trace),
         "pixels": subject.pixels,
         "grid": list(model.patch_embed.grid),
         "prefix": model.prefix,

@@ -5,15 +5,17 @@ const cardCache = new Map();
 function cardArrays(op, dir) {
   const key = `${op}-${dir}`;
   if (cardCache.has(key)) return cardCache.get(key);
-  const o = T.ops[op], found = [], taken = new Set(), seen = new Set();
+  const o = T.ops[op], found = [], taken = new Set(), seen = new Set(), ends = new Map(), owner = new Map();
+  for (const x of dir ? o.dout : o.out) if (x && x.v !== undefined) {  // what comes out, and by which names: two
+    ends.set(x.v, [...(ends.get(x.v) || []), x.n]);  // inputs may get the same gradient, and a step of another value
+    owner.set(x.n, x.v);  // may have the name of one
+  }
   const add = (label, v, role, k) => {
-    while (taken.has(label)) label += "′";
+    while (taken.has(label) || (owner.has(label) && owner.get(label) !== v)) label += "′";
     taken.add(label);
     seen.add(v);
     found.push({ label, v, role, k, also: ends.get(v) || [] });
   };
-  const ends = new Map();  // what comes out, and by which names; two inputs may get the same gradient
-  for (const x of dir ? o.dout : o.out) if (x && x.v !== undefined) ends.set(x.v, [...(ends.get(x.v) || []), x.n]);
   for (const x of dir ? o.din : o.in) if (x && x.v !== undefined) add(x.n, x.v, "in");
   if (dir) {
     const used = new Set(o.steps[1].flatMap((s) => s.o.map((x) => x.v)));

@@ -162,7 +162,7 @@ function matches(text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   return moments.filter(({ op, dir }) => {
     const o = T.ops[op], kind = T.kinds[o.op];
-    const hay = `${o.key} ${o.op.replaceAll("_", " ")} ${dir ? "backward bwd " + kind.u : "forward fwd " + kind.t} ${(o.check && dir && o.check.verdict) || ""} ${o.out.map((x) => x && x.v !== undefined ? contentOf(x.v).shape.join("x") : "").join(" ")}`.toLowerCase();
+    const hay = `${o.key} ${o.op.replaceAll("_", " ")} ${dir ? "backward bwd" : "forward fwd"} ${kind.t} ${kind.u} ${(o.check && dir && o.check.verdict) || ""} ${o.out.map((x) => x && x.v !== undefined ? contentOf(x.v).shape.join("x") : "").join(" ")}`.toLowerCase();
     return words.every((w) => hay.includes(w));
   });
 }
