@@ -313,15 +313,15 @@ class Recorder:
 
     # Backward
 
-    def gradients(self, node: Op, xp: Any, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
+    def gradients(self, node: Op, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
         entry = self._entries.get(node.sequence)
         if create_graph:  # the rule runs on tensors, and is recorded as the operations that it is made of
             began = time.perf_counter()
-            grads = node.gradients(xp, incoming, create_graph)
+            grads = node.gradients(incoming, create_graph)
         else:
             with self._aside():
                 began = time.perf_counter()
-                grads = node.gradients(xp, incoming, create_graph)
+                grads = node.gradients(incoming, create_graph)
         seconds = time.perf_counter() - began
         if entry is not None:
             with self._aside():
