@@ -99,7 +99,11 @@ def test_it_opens_without_a_complaint_and_without_a_network(browser: Any, digits
             assert view.complaints == []
             assert [url for url in view.requests if not url.startswith(("file:", "blob:"))] == []
             assert len(view.requests) == 1
-            assert view.text("#card h2").startswith("conv2d")
+            assert view.tab.locator(".tour").count() == 6
+            view.tab.click(".tour >> nth=3")
+            assert view.text("#card h2").startswith("attention")
+            assert view.tab.locator("#why .chipcell").count() > 0
+            assert view.complaints == []
 
 
 def test_numbers_on_the_screen_are_numpys_bit_for_bit(browser: Any, digits: tuple[Recording, Path]) -> None:
@@ -139,7 +143,7 @@ def test_arrow_keys_in_a_picture_read_the_neighbours(browser: Any, digits: tuple
 def test_all_steps_forward_and_back_again(browser: Any, digits: tuple[Recording, Path]) -> None:
     recording, path = digits
     steps = len(recording.entries) + len(recording.backwards)
-    with View(browser, path) as view:
+    with View(browser, path, address=f"#op={recording.entries[0].key}") as view:
         start, seen = view.tab.url, set()
         for i in range(steps):
             live = view.text("#live")
@@ -157,7 +161,7 @@ def test_all_steps_forward_and_back_again(browser: Any, digits: tuple[Recording,
 
 
 def test_the_keyboard_alone_is_enough(browser: Any, digits: tuple[Recording, Path]) -> None:
-    with View(browser, digits[1]) as view:
+    with View(browser, digits[1], address="#op=add") as view:
         view.press("End")
         assert "backward" in view.text("#live")
         view.press("Home", "l")
@@ -237,6 +241,18 @@ def test_a_planted_fault_shows_red_at_its_operation_once_asked(browser: Any, tmp
         assert all("attention" in label for label in red)
         view.tab.click("#tabs [data-view=health]")
         assert "4 of 48 gradient rules are wrong" in view.text("#view")
+
+
+def test_what_does_not_fit_is_said_to_be_missing(browser: Any, tmp_path: Path) -> None:
+    with trace() as recorded:
+        x = tv.tensor(np.ones((1300, 1000), np.float32), requires_grad=True)
+        (x * 2).sum().backward()
+    recorded.save_html(tmp_path / "page.html")
+    with View(browser, tmp_path / "page.html", address="#op=multiply") as view:
+        assert "statistics only" in view.text("#card")
+        assert "did not fit" in view.text("#inspector")
+        view.press(*["ArrowRight"] * 4)
+        assert view.complaints == []
 
 
 def test_damaged_numbers_are_noticed(browser: Any, digits: tuple[Recording, Path], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from .statements import statements_of
 from .values import Value
 
 FORWARD, BACKWARD = 0, 1
+FLOWS, NAMED, LEAF, UNNAMED = range(4)  # ranks of arrays, for pages on which not all fit
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Document:
     _numbers: dict[int, int] = field(default_factory=dict)  # of a trace's values, by id
     _kept: list[Any] = field(default_factory=list)  # alive, so that ids stay theirs
 
-    def value(self, name: str, array: Any, axes: Any, origin: list[Any]) -> int:
-        self.values.append([name, self.packer.add(array), "".join(axes) if axes else None, origin])
+    def value(self, name: str, array: Any, axes: Any, origin: list[Any], rank: int = FLOWS) -> int:
+        self.values.append([name, self.packer.add(array, rank), "".join(axes) if axes else None, origin])
         return len(self.values) - 1
 
     def number(self, value: Value) -> int:
@@ -49,7 +50,8 @@ class Document:
                 origin: list[Any] = ["sum", [self.number(part) for part in value.origin.source]]
             else:
                 origin = [value.origin.kind if value.origin.kind in ("leaf", "seed") else "leaf"]
-            self.put(value, self.value(value.name, _array_of(value), None, origin))
+            rank = LEAF if origin == ["leaf"] and value.statistics.shape else FLOWS
+            self.put(value, self.value(value.name, _array_of(value), None, origin, rank))
         return self._numbers[id(value)]
 
     def put(self, value: Value, number: int) -> None:
@@ -197,7 +199,8 @@ def _steps(
     lines = statements_of(narration, results)
     line_of = {k: n for n, line in enumerate(lines) for k in line.steps}
     for k, step in enumerate(narration.steps):
-        number = document.value(step.name or "", step.value, step.axes, ["step", entry.index, direction, k])
+        origin = ["step", entry.index, direction, k]
+        number = document.value(step.name or "", step.value, step.axes, origin, _rank(entry, narration, step))
         told[id(step)] = number
         op["steps"][direction].append(
             {
@@ -211,6 +214,15 @@ def _steps(
             }
         )
     op["lines"][direction] = [{"m": s.mathml, "s": s.source, "c": s.comment, "p": s.place} for s in lines]
+
+
+def _rank(entry: Entry, narration: Narration, step: Step) -> int:
+    """How much the result of a step is needed: what flows on most, the gradients of parameters less."""
+    if any(step is result for result in narration.results):
+        parameters = {i for i, x in enumerate(entry.inputs) if isinstance(x, Value) and x.origin.kind == "leaf"}
+        is_for_leaf = all(i in parameters for i, result in enumerate(narration.results) if result is step)
+        return LEAF if is_for_leaf and len(narration.results) == len(entry.inputs) else FLOWS
+    return NAMED if step.name else UNNAMED
 
 
 def _operands(document: Document, step: Step, told: dict[int, int]) -> list[dict[str, Any]]:

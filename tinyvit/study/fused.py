@@ -3,7 +3,7 @@
 What the kernel holds after a tile of keys is asked of the kernel itself: it is run on the keys seen so far. That
 happens in a process of its own with the compiler off, so that nobody waits for kernels to be compiled:
 
-    NUMBA_DISABLE_JIT=1 python -m tinyvit.study.fused ARRAYS.npz
+    NUMBA_DISABLE_JIT=1 python -m tinyvit.study.fused FOLDER
 """
 
 import json
@@ -29,17 +29,16 @@ def comparisons_of(recording: Recording) -> list[dict[str, Any]]:
 
     Without those whose arrays the trace did not keep; empty where the kernels cannot run.
     """
-    found = []
-    for name in ("attention", "layer_norm"):
-        entry = next((e for e in recording.entries if e.op.name == name and e.backward), None)
-        if entry is None or any(entry.params.get(key) is not None and entry.params[key] for key in _HIDING):
-            continue
-        try:
-            numbers = _asked(name, _arrays(entry))
-        except (LookupError, subprocess.SubprocessError):
-            continue
-        found.append(_ABOUT[name](entry, numbers))
-    return found
+    chosen: dict[str, Entry] = {}
+    for entry in recording.entries:
+        hides = any(entry.params.get(key) is not None and entry.params[key] for key in _HIDING)
+        if entry.op.name in _ABOUT and entry.backward and not hides:
+            chosen.setdefault(entry.op.name, entry)
+    try:
+        numbers = _asked({name: _arrays(entry) for name, entry in chosen.items()}) if chosen else {}
+    except (LookupError, subprocess.SubprocessError):
+        return []
+    return [_ABOUT[name](chosen[name], numbers[name]) for name in _ABOUT if name in numbers]
 
 
 def _arrays(entry: Entry) -> dict[str, np.ndarray]:
@@ -52,12 +51,12 @@ def _arrays(entry: Entry) -> dict[str, np.ndarray]:
     return {k: np.asarray(v) for k, v in named.items() if v is not None}
 
 
-def _asked(name: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What the other process says of these arrays."""
+def _asked(arrays: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
+    """What the other process says of the arrays of these operations."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.npz"
-        np.savez(path, **arrays)  # type: ignore[arg-type]
-        command = [sys.executable, "-m", __name__, str(path)]
+        for name, named in arrays.items():
+            np.savez(Path(folder) / f"{name}.npz", **named)  # type: ignore[arg-type]
+        command = [sys.executable, "-m", __name__, folder]
         environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     return json.loads(ran.stdout)
@@ -159,5 +158,5 @@ _ABOUT = {"attention": _attention, "layer_norm": _layer_norm}
 _NUMBERS = {"attention": attention_numbers, "layer_norm": layer_norm_numbers}
 
 if __name__ == "__main__":
-    file = Path(sys.argv[1])
-    print(json.dumps(_NUMBERS[file.stem](dict(np.load(file)))))
+    files = sorted(Path(sys.argv[1]).glob("*.npz"))
+    print(json.dumps({file.stem: _NUMBERS[file.stem](dict(np.load(file))) for file in files}))

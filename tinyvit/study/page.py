@@ -20,6 +20,7 @@ from .recording import Backward, Entry, Recording
 
 SOURCES = Path(__file__).with_name("page")
 _SCRIPTS = ("data", "cells", "heatmap", "timeline", "graph", "card", "inspector", "views", "main")
+_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target")
 _ATTENTION = ("p", "dp", "ds")  # the arrays of attention's gradient rule that are laid over the image
 
 
@@ -35,13 +36,14 @@ def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
     ----------
     about : what else the page may say: `title`, `summary`, `facts` (pairs of text), `notes` (paragraphs), `pixels`
         (uint8 (C, H, W)), `grid` (rows and columns of patches), `prefix` (tokens before the patches), `pool`,
-        `classes`, `fused` (comparisons of a kernel with its formula), `exercise` (hide the verdicts until asked).
+        `classes`, `probabilities`, `target`, `tour` (places to begin at), `fused` (comparisons of a kernel with its
+        formula), `exercise` (hide the verdicts until asked).
     """
     about = about or {}
     document = document_of(trace)
     shown = _shown(trace, document, about)
     blobs = document.packer.blobs()
-    shown["blobs"] = list(blobs)
+    shown |= {"blobs": list(blobs), "facts": [*about.get("facts", []), *_facts(trace, document)]}
     title = about.get("title", "The way back, step by step")
     return _filled(
         (SOURCES / "page.html").read_text("utf-8"),
@@ -68,7 +70,7 @@ def _filled(template: str, parts: dict[str, str]) -> str:
 
 def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[str, Any]:
     """Everything that the page's scripts read."""
-    known = {k: about[k] for k in ("grid", "prefix", "pool", "classes", "exercise") if k in about}
+    known = {k: about[k] for k in _KNOWN if k in about}
     if trace.model is not None:
         known["parameters"] = [name for name, _ in trace.model.named_parameters()]
     if "pixels" in about:
@@ -88,8 +90,8 @@ def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[
         "layers": _layers(trace),
         "fused": about.get("fused", []),
         "quiz": questions_of(trace, document),
+        "tour": about.get("tour", []),
         "firstBad": None if bad is None else _place(bad),
-        "facts": [*about.get("facts", []), *_facts(trace, document)],
         "notes": [*about.get("notes", []), *_NOTES],
     }
     return shown

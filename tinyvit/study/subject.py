@@ -199,4 +199,34 @@ def about(subject: Subject) -> dict[str, Any]:
         "prefix": model.prefix,
         "pool": model.pool,
         "classes": list(subject.classes),
+        "probabilities": [float(x) for x in p],
+        "target": subject.target,
+        "tour": _tour(subject),
     }
+
+
+def _tour(subject: Subject) -> list[dict[str, Any]]:
+    """Where a newcomer may begin: places of the page, with what is to be seen there."""
+    recorded, target = subject.trace, subject.target
+    first = recorded.entries[0]
+    last = f"blocks.{len(subject.trained.model.blocks) - 1}.attn/attention"
+    places: list[tuple[str, str, str | None, Any, str, str]] = [
+        ("cross_entropy", "forward", None, None, "The loss",
+         "From the scores of all classes to one number: how surprised the model is by the right answer."),
+        ("cross_entropy", "backward", "dlogits", (0, target), "Where the way back begins",
+         "The slope of the loss for itself is 1. One rule later it is p - t: what the model says, less what is true."),
+        ("head/linear", "backward", "dweight", None, "A matrix product",
+         "The gradient of a weight is what came back times what went in. Open a cell, and see both."),
+        (last, "backward", "ds", None, "Attention and its softmax",
+         "ds = p (dp - r): why every row sums to zero, and how much of it comes from each of the two terms."),
+        ("blocks.0.norm1/layer_norm", "backward", "dx", None, "Layer norm",
+         "Two means are taken off the gradient, one for each thing that the norm forgets of its input."),
+        (first.key, "backward", f"d{first.op.inputs[0]}", None, "The image itself",
+         "The end of the way: how the loss would change with each pixel."),
+    ]  # fmt: skip
+    keys = {entry.key for entry in recorded}
+    return [
+        {"op": recorded[key].index, "dir": int(way == "backward"), "a": a, "index": index, "title": title, "text": text}
+        for key, way, a, index, title, text in places
+        if key in keys
+    ]

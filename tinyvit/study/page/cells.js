@@ -32,6 +32,7 @@ function termsOf(v, flat) {
   v = sourceOf(v);
   const origin = originOf(v), array = contentOf(v);
   if (origin[0] === "sum") {
+    if (origin[1].some((part) => !contentOf(part).data)) return { how: "missing", terms: [] };
     const terms = origin[1].map((part) => cellTerm(part, flat, nameOf(part)));
     return sumOf(v, flat, terms, "gradients that meet here are added");
   }
@@ -39,6 +40,7 @@ function termsOf(v, flat) {
   const step = stepOf(v);
   if (!step) return { how: origin[0], terms: [] };
   const [kind, sign, axes, start, source] = step.l;
+  if (!array.data || step.o.some((o) => o.v !== undefined && !contentOf(o.v).data)) return { how: "missing", step, terms: [] };
   const operands = step.o.filter((o) => o.v !== undefined);
   const index = unravel(flat, array.shape);
   if (kind === "each") {

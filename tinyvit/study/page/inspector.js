@@ -169,6 +169,7 @@ function explanation(v, flat, u) {
   const array = contentOf(v), verdict = sumVerdict(v, flat, u);
   if (u.how === "leaf") return [el("p", {}, leafWords(v))];
   if (u.how === "seed") return [el("p", {}, "This is the slope of the loss for itself: 1. Every gradient of this page is this 1, carried back.")];
+  if (u.how === "missing") return [el("p", {}, "What it is made of did not fit on this page: only its statistics are here.")];
   if (u.how === "constant") return [el("p", {}, "A constant: nothing was read here (the padding around an image, say).")];
   if (u.how === "kernel") return [el("p", {}, `Computed by the kernel ${T.ops[originOf(sourceOf(v))[1]].kernel}. The rule gives, step by step: `, chip({ v: u.rule, flat, name: nameOf(u.rule) || nameOf(v) }))];
   if (u.how === "none") return [el("p", {}, `${u.step.s}: this step is not unfolded element by element; open what goes into it from the rule.`)];

@@ -49,7 +49,8 @@ function fromAddress() {
     notice = `There is no ${key} on this page; this is ${T.ops[op].key}.`;
   }
   const dir = q.get("dir") === "backward" ? 1 : 0;
-  Object.assign(S, { view: q.get("view") || "walk", op, dir: T.ops[op].ms[1] === null ? 0 : dir, quiz: q.get("quiz") === "1", a: q.get("a"), index: null, trail: [], pane: q.get("i") ? "array" : "card" });
+  const begin = T.tour.length && !location.hash ? "start" : "walk";
+  Object.assign(S, { view: q.get("view") || begin, op, dir: T.ops[op].ms[1] === null ? 0 : dir, quiz: q.get("quiz") === "1", a: q.get("a"), index: null, trail: [], pane: q.get("i") ? "array" : "card" });
   const array = S.a && arrayByLabel(S.op, S.dir, S.a);
   if (!array) {
     if (S.a) notice = `There is no array ${S.a} in ${T.ops[op].key}.`;
@@ -141,6 +142,7 @@ function escape() {
 }
 
 addEventListener("keydown", (e) => {
+  if (S.view !== "walk" && ["ArrowRight", "ArrowLeft"].includes(e.key) && !e.target.closest("input")) S.view = "walk";
   if (e.ctrlKey || e.metaKey || e.altKey || !keysOn) return;
   if (e.target.closest("input, select, textarea")) { if (e.key === "Escape") e.target.blur(); return; }
   if ((e.key === "Enter" || e.key === " ") && e.target.closest("button, summary, a")) return;
@@ -169,7 +171,7 @@ function matches(text) {
 
 function search() {
   const text = $("search").value, list = text ? matches(text).slice(0, 12) : [];
-  $("found").replaceChildren(...list.map(({ op, dir }) => el("li", {}, el("button", { onclick: () => { $("search").value = ""; search(); go({ op, dir, a: null, index: null }, true); } }, T.ops[op].key, " ", el("small", {}, dir ? "backward" : "forward")))));
+  $("found").replaceChildren(...list.map(({ op, dir }) => el("li", {}, el("button", { onclick: () => { $("search").value = ""; search(); $("search").blur(); go({ op, dir, a: null, index: null }, true); } }, T.ops[op].key, " ", el("small", {}, dir ? "backward" : "forward")))));
   $("found").hidden = !text;
   if (text && !list.length) $("found").replaceChildren(el("li", { class: "hint" }, "nothing"));
 }
