@@ -181,7 +181,7 @@ def test_the_keyboard_alone_is_enough(browser: Any, digits: tuple[Recording, Pat
         view.press("ArrowRight", "Enter")  # and to why
         assert view.tab.evaluate("document.activeElement.closest('#why') !== null")
         view.press("?")
-        assert "Keys" in view.text("#view")
+        assert "single keys are on" in view.text("#view")
         view.press("Escape")
         assert view.tab.is_visible("#card")
         assert view.complaints == []
@@ -221,6 +221,15 @@ def test_the_terms_of_softmax_are_written_as_the_rule_writes_them(browser: Any, 
             r"ds\[0, 2, 1, 5\] = p\[0,2,1,5\] \S+ \u00d7 \(\s?dp\[0,2,1,5\] \S+ \u2212 r\[0,2,1,0\] \S+\s?\)", words
         ), words
         assert view.tab.locator("#why .verdict.agrees").count() == 1
+
+
+def test_transposed_and_reshaped_arrays_are_seen_through(browser: Any, digits: tuple[Recording, Path]) -> None:
+    with View(browser, digits[1]) as view:
+        view.go("head/linear", True, "dweight", (8, 12))
+        assert re.search(r"rows\[0,8\]\s+\S+\s+\u00d7\s+x\[0,12\]", view.text("#why .terms"))
+        view.go("cross_entropy", True, "dloss", ())
+        assert view.tab.locator(".picture").count() == 0
+        assert "this 1, carried back" in view.text("#why")
 
 
 def test_a_planted_fault_shows_red_at_its_operation_once_asked(browser: Any, tmp_path: Path) -> None:

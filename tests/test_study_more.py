@@ -142,7 +142,7 @@ def test_every_rule_becomes_well_formed_mathematics(name: str) -> None:
 
     for entry in study_operation(name):
         for narration in (entry.narration(), *([entry.backward.narration()] if entry.backward else [])):
-            for statement in statements_of(narration, ["y"]):
+            for statement in statements_of(entry.op, narration, ["y"]):
                 well_formed(statement.mathml)
 
 
@@ -177,7 +177,7 @@ def test_the_axes_of_a_sum_have_their_letters() -> None:
         F.scaled_dot_product_attention(x, x, x).sum().backward()
     entry = recorded["attention"]
     assert entry.op is op
-    lines = statements_of(entry.backward.narration(), ["dq", "dk", "dv", "dbias"])
+    lines = statements_of(op, entry.backward.narration(), ["dq", "dk", "dv", "dbias"])
     r = next(line for line in lines if line.source.startswith("r = "))
     assert r.comment == "p = softmax(s)"
     assert "∑</mo><mtext>D</mtext>" in r.mathml

@@ -49,7 +49,8 @@ def test_every_operation_of_the_tape_is_recorded_with_its_edges() -> None:
         for edge, value in zip(node.edges, entry.inputs, strict=True):
             if isinstance(edge, tuple):
                 assert value is entries[nodes.index(edge[0])].outputs[edge[1]]
-                assert value.origin == ("output", entries[nodes.index(edge[0])], edge[1])
+                origin = value.origin
+                assert (origin.kind, origin.source, origin.index) == ("output", entries[nodes.index(edge[0])], edge[1])
             elif edge is not None:
                 assert value.origin.kind == "leaf"
                 np.testing.assert_array_equal(value.array, edge.data)

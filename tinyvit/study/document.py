@@ -103,7 +103,9 @@ def _describe(entry: Entry) -> dict[str, Any]:
 
 
 def _shown(parameter: Any) -> str:
-    return f"array {list(parameter.shape)}" if isinstance(parameter, np.ndarray) else repr(parameter)
+    if isinstance(parameter, np.ndarray):
+        return repr(parameter.tolist()) if parameter.size <= 8 else f"array {list(parameter.shape)}"
+    return repr(parameter)
 
 
 def _kind(entry: Entry) -> dict[str, str]:
@@ -196,7 +198,7 @@ def _steps(
 ) -> None:
     """Add the steps of a narration to an operation, and their results to the values and to `told`."""
     op = document.ops[entry.index]
-    lines = statements_of(narration, results)
+    lines = statements_of(entry.op, narration, results)
     line_of = {k: n for n, line in enumerate(lines) for k in line.steps}
     for k, step in enumerate(narration.steps):
         origin = ["step", entry.index, direction, k]

@@ -37,6 +37,8 @@ def identifier(name: str) -> str:
         return f'<mrow><mi mathvariant="normal">d</mi>{identifier(name[1:])}</mrow>'
     if name.endswith("hat") and len(name) > 3:
         return f'<mover accent="true">{identifier(name[:-3])}<mo>^</mo></mover>'
+    if name == "log_p":
+        return '<mrow><mi>log</mi><mspace width="0.17em"/><mi>p</mi></mrow>'
     match = re.fullmatch(r"([A-Za-z]+)_(\w+)", name)
     if match and len(match[2]) < 4:
         return f"<msub>{identifier(match[1])}{identifier(match[2])}</msub>"
@@ -79,13 +81,13 @@ class Typesetter:
                 return f"{self.expression(node.targets[0])}<mo>=</mo>{self.expression(value)}"
             pairs = zip(node.targets[0].elts, getattr(value, "elts", [value]), strict=False)
             return _comma(f"{self.expression(t)}<mo>=</mo>{self.expression(v)}" for t, v in pairs)
-        value = node.value if isinstance(node, ast.Return | ast.Expr) else None
-        if value is None:
+        result = node.value if isinstance(node, ast.Return | ast.Expr) else None
+        if result is None:
             return f"<mtext>{escape(ast.unparse(node))}</mtext>"
-        if isinstance(value, ast.Tuple) and len(names := left.split(", ")) == len(value.elts):
-            pairs = zip(names, value.elts, strict=True)
-            return _comma(self._equation(n, v) for n, v in pairs if not isinstance(v, ast.Name))
-        return self._equation(left, value)
+        if isinstance(result, ast.Tuple) and len(names := left.split(", ")) == len(result.elts):
+            named = [(n, v) for n, v in zip(names, result.elts, strict=True) if not isinstance(v, ast.Name)]
+            return _comma(self._equation(n, v) for n, v in named)
+        return self._equation(left, result)
 
     def _equation(self, left: str, value: ast.expr) -> str:
         return (f"{_comma(map(identifier, left.split(', ')))}<mo>=</mo>" if left else "") + self.expression(value)

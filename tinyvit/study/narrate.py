@@ -248,7 +248,7 @@ class _Array:
         self._live[_bare(index)] = _bare(x)
         self._became("put", (x,), {"index": index})
 
-    def __iadd__(self, x: Any) -> "_Array":
+    def __iadd__(self, x: Any) -> "_Array":  # type: ignore[misc]  # __add__ is made below, by a function
         self._live += _bare(x)
         self._became("add", (x,), {})
         return self

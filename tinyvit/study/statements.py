@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..autograd import Op
 from .links import arrays_of, link_of
 from .mathml import Typesetter, math
 from .narrate import Narration, Step
@@ -23,18 +24,19 @@ class Statement:
     steps: list[int] = field(default_factory=list)
 
 
-def statements_of(narration: Narration, results: Sequence[str]) -> list[Statement]:
-    """The statements that computed the steps of a narration; `results` are names for what the rule returns."""
+def statements_of(op: type[Op], narration: Narration, results: Sequence[str]) -> list[Statement]:
+    """The statements that computed the steps of a narrated rule of `op`; `results` are names for what it returns."""
     steps = narration.steps
     letters = {_normal(step.source): _letters(step) for step in steps}
     typesetter = Typesetter(lambda source: letters.get(source), lambda source: source in letters)
     found: list[Statement] = []
     nodes: list[ast.stmt] = []
     for k, step in enumerate(steps):
-        node, is_rule = _statement_at(step.file, step.line)
+        node, owner = _statement_at(step.file, step.line)
         if not nodes or node is not nodes[-1]:
             last = _last_of(steps, k, node)
-            left = ", ".join(results) if is_rule else last.name or ""
+            returns = isinstance(node, ast.Return) and owner == op.__name__
+            left = ", ".join(results) if returns else last.name or ""
             found.append(
                 Statement(
                     source=ast.unparse(node),
@@ -75,25 +77,23 @@ def _letters(step: Step) -> str:
 
 
 @functools.cache
-def _functions(file: str) -> list[ast.FunctionDef]:
-    tree = ast.parse("".join(linecache.getlines(file)))
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+def _tree(file: str) -> ast.Module:
+    return ast.parse("".join(linecache.getlines(file)))
 
 
 @functools.cache
-def _statement_at(file: str, line: int) -> tuple[ast.stmt, bool]:
-    """The innermost statement at a line, and whether it is the return of a rule itself."""
-    best: tuple[int, ast.stmt, bool] | None = None
-    for function in _functions(file):
-        for node in ast.walk(function):
-            if isinstance(node, ast.stmt) and node is not function and node.lineno <= line <= (node.end_lineno or 0):
-                size = (node.end_lineno or 0) - node.lineno
-                is_rule = function.name in ("forward", "backward") and isinstance(node, ast.Return)
-                if best is None or size <= best[0]:
-                    best = size, node, is_rule
-    if best is None:  # not within a function: a lambda, or a line typed in
-        return ast.parse("pass").body[0], False
-    return best[1], best[2]
+def _statement_at(file: str, line: int) -> tuple[ast.stmt, str]:
+    """The innermost statement at a line, and the name of the class that it is in."""
+    within: ast.AST = _tree(file)
+    found, owner = None, ""
+    while True:  # go down to what spans the line
+        parts = [n for n in ast.walk(within) if isinstance(n, ast.stmt) and n is not within]
+        spanning = [n for n in parts if n.lineno <= line <= (n.end_lineno or 0)]
+        if not spanning:
+            break
+        found = within = max(spanning, key=lambda n: (n.end_lineno or 0) - n.lineno)
+        owner = found.name if isinstance(found, ast.ClassDef) else owner
+    return (found or ast.parse("pass").body[0]), owner
 
 
 def _comment_above(file: str, line: int) -> str:

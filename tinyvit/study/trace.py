@@ -56,10 +56,11 @@ def trace(max_bytes: int = 256 * 2**20, names: dict[str, Tensor] | None = None) 
     ------
     Trace, which is filled meanwhile.
     """
-    recorder = Recorder(Trace(), Keeper(max_bytes), names or {})
+    recorded = Trace()
+    recorder = Recorder(recorded, Keeper(max_bytes), names or {})
     before, autograd.recorder = autograd.recorder, recorder
     try:
-        yield recorder.trace
+        yield recorded
     finally:
         autograd.recorder = before
         recorder.finish()

@@ -1,7 +1,7 @@
 """Arrays as a trace keeps them: whole while there is room, else their statistics and some chosen elements."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +44,8 @@ class Statistics:
         return self.nans == self.infinities == 0
 
 
-class Origin(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Origin:
     """Where a value came from.
 
     kind : "leaf" (a parameter, an input, a number), "output" (of `source`, an Entry), "gradient" (given by `source`, a

@@ -48,10 +48,11 @@ class Watch(Display):
         self._display.__enter__()
         return self
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
+        error = exception[1]
         if isinstance(error, Exception) and isinstance(error.__cause__, FloatingPointError):
             self._find_where_it_began()
-        self._display.__exit__(kind, error, traceback)
+        self._display.__exit__(*exception)
         self._write(drawn=True)
 
     def started(self, training: "Training", folder: Path) -> None:

@@ -17,7 +17,9 @@ function buildInspector() {
   if (!array.data) parts.push(el("p", { class: "doc" }, "Only its statistics are on this page: it did not fit."));
   else {
     for (let a = 0; a < lead; a++) if (array.shape[a] > 1) parts.push(slider(v, index, a));
-    parts.push(picture(v, array, index, rows, columns), legend(array), el("p", { id: "pointed", class: "pointed" }, cellWords(v, index)), table(v, array, index), tools(v, array));
+    const pointed = el("p", { id: "pointed", class: "pointed" }, cellWords(v, index));
+    if (array.size === 1) parts.push(pointed, tools(v, array));
+    else parts.push(picture(v, array, index, rows, columns), legend(array), pointed, table(v, array, index), tools(v, array));
     parts.push(el("section", { id: "why", "aria-label": "why this number" }, why(v, ravel(index, array.shape))));
   }
   box.replaceChildren(...parts);
@@ -219,6 +221,7 @@ function expression(u, depth = 0) {
 
 // A number with its name, to follow further back.
 function chip(cell) {
+  cell = settled(cell);
   const array = contentOf(cell.v), index = unravel(cell.flat, array.shape), step = stepOf(cell.v);
   const name = cell.name || (step ? step.s : nameOf(cell.v)) || "it";
   return el("button", { class: "chipcell", title: `${name}[${index.join(", ")}] = ${exact(array.data[cell.flat], array.code)}`, onclick: () => follow(cell) },
