@@ -11,9 +11,11 @@ from typing import Any
 import click.testing
 import numpy as np
 import pytest
+from tiny_run import isolate, tiny_recipe
 
 import tinyvit as tv
 import tinyvit.functional as F
+import tinyvit.train as training
 from tinyvit.autograd import Op
 from tinyvit.cli import commands
 from tinyvit.study import trace
@@ -321,6 +323,27 @@ def test_mistakes_are_told(words: list[str], message: str) -> None:
     result = run(*words)
     assert isinstance(result.exception, tv.errors.TinyvitError)
     assert message in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("pool=cls", "patch_size=2", "register_tokens=1", "pos_embed=learned"),
+        ("norm=post", "layer_scale=0.1", "stem=conv", "pool=first", "dropout=0.1", "depth=2"),
+    ],
+)
+def test_any_run_can_be_studied(how: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolate(tmp_path, monkeypatch)
+    folder = training.train(tiny_recipe(*how, "epochs=1"), "tiny").folder
+    subject = study_run(str(folder))
+    page = Page(page_of(subject.trace, about(subject)))
+    assert {op["check"]["verdict"] for op in page.document["ops"]} <= {"agrees", "unclear"}
+    assert page.document["attention"]
+    assert page.document["about"]["prefix"] == subject.trained.model.prefix
+    tokens = page.document["about"]["grid"][0] ** 2 + subject.trained.model.prefix
+    assert page.value(page.document["attention"][0]["p"]).shape[-1] == tokens
+    assert len(page.document["tour"]) >= 4
+    holds(page)
 
 
 # Other ways to look --------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ function buildCard() {
     T.firstBad && T.firstBad.op === S.op && T.firstBad.dir === dir ? el("span", { class: "chip wrong" }, "the first NaN or inf arises here") : null);
   const formula = dir ? kind.b : kind.f;
   const parts = [
-    el("p", { class: "place" }, o.module || "outside of the model"),
+    el("p", { class: "place" }, o.module || (o.module === "" ? "the model itself" : "outside of the model")),
     el("h2", { tabindex: "-1", id: "card-title" }, titleOf(o), el("span", { class: dir ? "dir back" : "dir" }, dir ? "backward" : "forward")),
     chips,
     formula ? el("div", { class: "formula", html: formula, "aria-label": dir ? kind.u : kind.t }) : null,
@@ -113,10 +113,18 @@ function steps(o, dir, list, pick) {
       el("div", { class: "line" },
         el("div", { class: "says" }, line.c ? el("p", { class: "comment" }, line.c) : null, el("div", { class: "formula", html: line.m, "aria-label": line.s }), el("code", { class: "source", title: line.p }, line.s)),
         el("div", { class: "arrays" }, named.map(pick))),
-      parts.length ? el("details", { open: parts.some((a) => a.label === S.a) }, el("summary", {}, `${parts.length} single step${parts.length > 1 ? "s" : ""} within`),
-        el("div", { class: "arrays" }, parts.map((a) => el("div", { class: "part" }, el("code", {}, o.steps[dir][a.k].s), pick(a))))) : null);
+      parts.length ? within(parts, o.steps[dir], pick) : null);
   });
   return section("steps", dir ? "The rule, as it ran" : "The formula, as it ran", el("ol", {}, items));
+}
+
+// The single steps of a line, drawn when they are asked for.
+function within(parts, steps, pick) {
+  const build = () => el("div", { class: "arrays" }, parts.map((a) => el("div", { class: "part" }, el("code", {}, steps[a.k].s), pick(a))));
+  const chosen = parts.some((a) => a.label === S.a);
+  const box = el("details", { open: chosen }, el("summary", {}, `${parts.length} single step${parts.length > 1 ? "s" : ""} within`), chosen ? build() : null);
+  box.addEventListener("toggle", () => { if (box.open && box.children.length === 1) box.append(build()); });
+  return box;
 }
 
 function savedTable(o) {

@@ -10,6 +10,7 @@ function go(change, remember = false, focus = null) {
   if (change.op !== undefined && change.view === undefined) S.view = "walk";
   Object.assign(S, change);
   if (T.ops[S.op].ms[1] === null) S.dir = 0;
+  if (!sameCard) showGraph(false);
   if (!sameCard && S.a === null) { S.a = firstArray(); S.pane = "card"; }
   if (change.index) S.pane = "array";
   const hash = address();
@@ -135,6 +136,7 @@ const KEYS = {
 };
 
 function escape() {
+  if (document.body.dataset.graph === "open") return showGraph(false);
   if (S.view !== "walk") return go({ view: "walk" }, true);
   if (S.trail.length) return goBack();
   if (S.index) return go({ index: null }, true);
@@ -151,6 +153,13 @@ addEventListener("keydown", (e) => {
   e.preventDefault();
   act();
 });
+
+// On a narrow screen the graph of the model lies over the card while it is asked for.
+function showGraph(shown) {
+  document.body.dataset.graph = shown ? "open" : "closed";
+  $("model").setAttribute("aria-expanded", shown ? "true" : "false");
+  if (shown) $("graph").querySelector(".node")?.focus();
+}
 
 function theme() {
   document.documentElement.dataset.theme = matchesDark() ? "light" : "dark";
@@ -196,6 +205,7 @@ async function begin() {
   $("last").addEventListener("click", () => jump(moments.length - 1));
   $("flip").addEventListener("click", KEYS.b);
   $("loss").addEventListener("click", KEYS.l);
+  $("model").addEventListener("click", () => showGraph(document.body.dataset.graph !== "open"));
   $("theme").addEventListener("click", theme);
   $("search").addEventListener("input", search);
   $("search").addEventListener("keydown", (e) => { if (e.key === "Enter") $("found").querySelector("button")?.click(); });
