@@ -232,6 +232,29 @@ def test_transposed_and_reshaped_arrays_are_seen_through(browser: Any, digits: t
         assert "this 1, carried back" in view.text("#why")
 
 
+def test_what_is_copied_is_what_is_shown(browser: Any, digits: tuple[Recording, Path]) -> None:
+    recording, path = digits
+    attention = recording["blocks.1.attn/attention"].backward
+    with View(browser, path) as view:
+        view.tab.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }")
+        for label, expected in (
+            ("ds", None),
+            ("dv", attention.outgoing[2].array),
+            ("dout", attention.incoming[0].array),
+        ):
+            view.go("blocks.1.attn/attention", True, label, (0, 2, 1, 5))
+            view.tab.click("text=copy as Python")
+            first, last = view.tab.evaluate("copied").split("\n")
+            assert first == 'from tinyvit.study.subject import study_run; trace = study_run("digits").trace'.replace(
+                '"', "'"
+            )
+            assert np.float32(number_shown(view)) == eval(last, {"trace": recording})
+            view.tab.click("text=copy as NumPy")
+            array = eval(view.tab.evaluate("copied"), {"np": np})
+            assert array.shape == (1, 4, 16, 16)
+            assert expected is None or array.tobytes() == expected.tobytes()
+
+
 def test_a_planted_fault_shows_red_at_its_operation_once_asked(browser: Any, tmp_path: Path) -> None:
     with planted("attention") as mistake:
         subject = study_run()

@@ -205,6 +205,21 @@ def test_each_gradient_leads_back_to_the_loss() -> None:
     assert recording.backwards
 
 
+def test_what_a_fused_kernel_gave_is_shown_beside_what_the_rule_gives() -> None:
+    x = tv.tensor(np.random.default_rng(0).standard_normal((3, 8), np.float32), requires_grad=True)
+    w = tv.tensor(np.random.default_rng(1).standard_normal((4, 8), np.float32), requires_grad=True)
+    with tv.use_kernels("numba"), trace() as recorded:
+        F.linear(x, w).sum().backward()
+    page = Page(page_of(recorded))
+    assert page.document["ops"][0]["kernel"].startswith("numba")
+    assert page.document["ops"][0]["check"]["verdict"] == "agrees"
+    for value, v in references(recorded, page):
+        assert page.value(v).tobytes() == value.array.tobytes()  # what ran
+        name, _, _, origin = page.document["values"][v]
+        if origin[0] == "kernel":
+            np.testing.assert_allclose(page.value(origin[3]), value.array, rtol=1e-5, err_msg=name)
+
+
 def test_beyond_its_budget_a_page_says_what_is_left_out() -> None:
     with trace() as recorded:
         x = tv.tensor(np.ones((1300, 1000), np.float32), requires_grad=True)

@@ -19,8 +19,12 @@ from .questions import questions_of
 from .recording import Backward, Entry, Recording
 
 SOURCES = Path(__file__).with_name("page")
-_SCRIPTS = ("data", "cells", "heatmap", "timeline", "graph", "card", "inspector", "views", "main")
-_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target")
+_SCRIPTS = (
+    *("data", "cells", "heatmap", "timeline", "graph", "card", "inspector", "why"),
+    *("start", "attention", "health", "views", "main"),
+)
+_STYLES = ("page", "views")
+_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target", "python")
 _ATTENTION = ("p", "dp", "ds")  # the arrays of attention's gradient rule that are laid over the image
 
 
@@ -51,7 +55,7 @@ def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
             "TITLE": html.escape(title),
             "HEADLINE": html.escape(title),
             "SUMMARY": html.escape(about.get("summary", repr(trace))),
-            "CSS": (SOURCES / "page.css").read_text("utf-8"),
+            "CSS": "\n".join((SOURCES / f"{name}.css").read_text("utf-8") for name in _STYLES),
             "NOSCRIPT": _without_scripts(document),
             "DOCUMENT": json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
             "BLOBS": "\n".join(f'<script type="text/plain" id="blob-{c}">{text}</script>' for c, text in blobs.items()),

@@ -202,6 +202,9 @@ def about(subject: Subject) -> dict[str, Any]:
         "probabilities": [float(x) for x in p],
         "target": subject.target,
         "tour": _tour(subject),
+        "python": f"from tinyvit.study.subject import study_run; trace = study_run({subject.run!r}).trace"
+        if subject.is_label
+        else "",
     }
 
 

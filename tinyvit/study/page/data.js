@@ -6,7 +6,8 @@ const blobs = {};
 
 function bytesOf(base64) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
-  const text = atob(base64), bytes = new Uint8Array(text.length);
+  const text = atob(base64),
+    bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   return bytes;
 }
@@ -16,7 +17,9 @@ async function unpack(code) {
   const packed = bytesOf(document.getElementById("blob-" + code).textContent.trim());
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   const planes = new Uint8Array(await new Response(stream).arrayBuffer());
-  const width = TYPES[code].BYTES_PER_ELEMENT, count = planes.length / width, bytes = new Uint8Array(planes.length);
+  const width = TYPES[code].BYTES_PER_ELEMENT,
+    count = planes.length / width,
+    bytes = new Uint8Array(planes.length);
   for (let b = 0; b < width; b++) {
     const plane = b * count;
     for (let i = 0; i < count; i++) bytes[i * width + b] = planes[plane + i];
@@ -62,12 +65,18 @@ function short(x, digits = 4) {
   if (!Number.isFinite(x)) return exact(x);
   if (x === 0) return "0";
   const size = Math.abs(x);
-  if (size >= 1e5 || size < 1e-3) return x.toExponential(Math.max(digits - 2, 1)).replace("e+", "e").replace("-", "−").replace("e-", "e−");
+  if (size >= 1e5 || size < 1e-3)
+    return x
+      .toExponential(Math.max(digits - 2, 1))
+      .replace("e+", "e")
+      .replace("-", "−")
+      .replace("e-", "e−");
   return String(Number(x.toPrecision(digits))).replace("-", "−");
 }
 
 const signed = (x) => (x < 0 ? short(x) : short(x));
-const bytesText = (n) => (n < 1024 ? n + " B" : n < 1048576 ? (n / 1024).toFixed(n < 10240 ? 1 : 0) + " KB" : (n / 1048576).toFixed(1) + " MB");
+const bytesText = (n) =>
+  n < 1024 ? n + " B" : n < 1048576 ? (n / 1024).toFixed(n < 10240 ? 1 : 0) + " KB" : (n / 1048576).toFixed(1) + " MB";
 const shapeText = (shape) => (shape.length ? shape.join(" × ") : "a number");
 
 // The page -----------------------------------------------------------------------------------------------------------
@@ -79,7 +88,8 @@ function el(tag, attributes, ...children) {
   for (const [key, value] of Object.entries(attributes || {})) {
     if (value === null || value === undefined || value === false) continue;
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (key === "html") node.innerHTML = value;  // only ever what Python wrote
+    else if (key === "html")
+      node.innerHTML = value; // only ever what Python wrote
     else node.setAttribute(key, value === true ? "" : value);
   }
   for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
