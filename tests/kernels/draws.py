@@ -4,18 +4,18 @@ Sizes lie on and around the edges at which kernels change their ways: tiles, pan
 operation that has no strategy here is tried on its own samples.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from blocks import BLOCK, DEPTH, KEYS, PANEL_BYTES, QUERIES, ROWS, TILE
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numba.core import config
-from tinyvit.kernels.attention.numba_cpu import KEYS, QUERIES
-from tinyvit.kernels.dropout.numba_cpu import TILE
-from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS
-from tinyvit.kernels.linear.numba_cpu import BLOCK, DEPTH
 
 from tinyvit.autograd import Op
 
@@ -25,15 +25,42 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of one `Op.apply`, and whether the gradients that come back to it must be finite."""
+    """Arguments of one `Op.apply`, and what its kernel may ask.
+
+    Whether the gradients that come back to it must be finite; and how large a logarithm of probabilities is from which
+    it computes them again, for rounding this logarithm puts an error of as many roundings on all of them.
+    """
 
     inputs: tuple[Array | None, ...]
     params: dict[str, Any]
     only_finite: bool = False
+    logarithm: float = 0.0
 
 
 # How much an example may cost: multiply-adds, and elements. Enough for threads; less where kernels run uncompiled.
 PRODUCTS, ELEMENTS = (6_000, 1_500) if config.DISABLE_JIT else (1_500_000, 60_000)
+
+
+def on_drawn(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test on so many examples drawn from its argument `data`.
+
+    After ten examples hypothesis mostly repeats those it has, with some part copied over another; shapes then hardly
+    change any more. So it draws ten, then ten with another seed, and so on.
+    """
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def on_each(*args: Any, **kwargs: Any) -> None:
+            for start in range(0, examples, 10):
+                ten = settings(max_examples=min(10, examples - start))(given(data=st.data())(test))
+                seed(start)(ten)(*args, **kwargs)
+
+        signature = inspect.signature(test)
+        others = [p for name, p in signature.parameters.items() if name != "data"]
+        on_each.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+        return on_each
+
+    return decorate
 
 
 def around(*edges: int) -> list[int]:
@@ -249,7 +276,15 @@ def attention(draw: Any, dtype: Any) -> Case:
         shapes = [(*lead, queries, depth)] + [(*lead, keys, depth)] * 2
         specials = [(*FINITE, *["nan", "inf"] * (all_seen and i == special)) for i in range(3)]
         q, k, v = (draw(arrays(shape, dtype, specials=s)) for shape, s in zip(shapes, specials, strict=True))
-    return Case((q, k, v, bias), params, only_finite=not all_seen)
+    return Case((q, k, v, bias), params, not all_seen, largest_score(q, k, bias, params["scale"]))
+
+
+def largest_score(q: Array, k: Array, bias: Array | None, scale: float) -> float:
+    """A bound on the scores of attention."""
+    with np.errstate(invalid="ignore"):
+        products = scale * (np.abs(q).astype(float) @ np.swapaxes(np.abs(k).astype(float), -1, -2))
+    largest = [float(np.max(np.abs(x), initial=0, where=np.isfinite(x))) for x in (products, bias) if x is not None]
+    return sum(largest)
 
 
 @st.composite
