@@ -71,7 +71,7 @@ class Dropout(Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, self.training)
+        return F.dropout(x, self.p) if self.training and self.p else x
 
     def _describe(self) -> str:
         return f"p={self.p}"
