@@ -75,7 +75,7 @@ def test_every_row_of_the_table_is_tried() -> None:
 
 @every_version
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@on_drawn(40)
+@on_drawn(60)
 def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     drawn_trial(data, op, dtype).check(choice)
 
