@@ -23,7 +23,10 @@ import numba
 from numba import types
 from numba.core import config, event
 
+from . import processor
 from .parts import PartCompiler
+
+processor.target()  # says what Numba shall compile for, before it compiles anything
 
 _FLAGS = {"error_model": "numpy", "nogil": True}
 _PART = {"forceinline": True, "pipeline_class": PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -86,6 +89,8 @@ def _kept(function: Callable[..., Any], signature: tuple[str, ...]) -> Any:
     before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
     try:
         return compiled(cache=True)(function)
+    except RuntimeError:  # code typed in, with no file it could be known by
+        return compiled()(function)
     finally:
         config.CACHE_DIR = before
 

@@ -12,7 +12,7 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.autograd import Op
 from tinyvit.study import trace
-from tinyvit.study.fused import attention_numbers, comparisons_of, layer_norm_numbers
+from tinyvit.study.fused import comparisons_of
 from tinyvit.study.mathml import Typesetter, docstring_parts, formula, math, prose
 from tinyvit.study.notebook import module_html, tensor_html
 from tinyvit.study.statements import statements_of
@@ -24,49 +24,39 @@ RNG = np.random.default_rng(0)
 
 
 def test_what_the_kernel_holds_after_each_tile_is_the_softmax_of_the_keys_seen() -> None:
-    q, k, v, dout = RNG.standard_normal((4, 1, 2, 7, 4))
-    tensors = [tv.tensor(x, requires_grad=True) for x in (q, k, v)]
-    F.scaled_dot_product_attention(*tensors).backward(dout)
-    gradients = {name: t.grad.numpy() for name, t in zip(("dq", "dk", "dv"), tensors, strict=True)}
-    told = attention_numbers({"q": q, "k": k, "v": v, "scale": 0.5, "dout": dout, **gradients})
-    assert len(told["rows"]) == 4
-    factor = 1.0
-    for _, m, share, held_sum, formula_sum, lse, formula_lse, out, formula_out in told["rows"]:
-        assert held_sum == pytest.approx(formula_sum, rel=1e-9)
-        assert lse == pytest.approx(formula_lse, rel=1e-9)
-        assert out == pytest.approx(formula_out, rel=1e-9)
-        assert np.log(formula_sum) + m == pytest.approx(formula_lse)
-        factor *= share
-    assert factor == pytest.approx(np.exp(told["rows"][0][1] - told["rows"][-1][1]))  # maxima telescope
-    assert told["apart"] < 1e-9
-
-
-def test_the_kernel_of_layer_norm_saves_mean_and_rstd() -> None:
-    x, dout = RNG.standard_normal((2, 3, 5))
-    weight, bias = RNG.standard_normal((2, 5))
-    tensors = [tv.tensor(a, requires_grad=True) for a in (x, weight, bias)]
-    y = F.layer_norm(*tensors)
-    y.backward(dout)
-    gradients = {n: t.grad.numpy() for n, t in zip(("dx", "dweight", "dbias"), tensors, strict=True)}
-    told = layer_norm_numbers({"x": x, "weight": weight, "bias": bias, "out": y.numpy(), "dout": dout, **gradients})
-    for row in told["rows"]:
-        for kernel, plain in zip(row[1::2], row[2::2], strict=True):
-            assert kernel == pytest.approx(plain, rel=1e-9)
-    assert told["apart"] < 1e-9
-
-
-def test_a_trace_is_compared_in_another_process_without_compiling() -> None:
-    x = tv.tensor(RNG.standard_normal((1, 2, 4, 4)), requires_grad=True)
-    w = tv.tensor(np.ones(4), requires_grad=True)
+    """The kernels run in another process, without being compiled."""
+    x = tv.tensor(RNG.standard_normal((1, 2, 7, 4)), requires_grad=True)
+    weight, bias = (tv.tensor(a, requires_grad=True) for a in RNG.standard_normal((2, 4)))
     with trace() as recorded:
-        F.scaled_dot_product_attention(x, x, F.layer_norm(x, w, w)).sum().backward()
+        q, k = 2 * x, F.exp(x)
+        F.scaled_dot_product_attention(q, k, F.layer_norm(x, weight, bias)).backward(RNG.standard_normal(x.shape))
         F.scaled_dot_product_attention(x, x, x, is_causal=True).sum().backward()
-    found = comparisons_of(recorded)
-    assert [f["title"] for f in found] == ["attention: head 0, query 2", "layer_norm"]
-    assert all(len(row) == len(f["columns"]) for f in found for row in f["rows"])
-    with trace() as nothing:
-        F.exp(x)
-    assert comparisons_of(nothing) == []
+    attention, layer_norm = comparisons_of(recorded)
+    assert attention["title"] == "attention: head 0, query 3"
+    assert len(attention["rows"]) == 4
+    scores = 0.5 * q.numpy()[0, 0, 3] @ k.numpy()[0, 0].T
+    telescoped = 1.0
+    for row, seen in zip(attention["rows"], (2, 4, 5, 7), strict=True):
+        _, m, factor, *pairs = row
+        assert row[0] == f"keys 0 to {seen - 1}"
+        assert m == scores[:seen].max()
+        assert pairs[3] == pytest.approx(np.log(np.exp(scores[:seen]).sum()))
+        assert pairs[0::2] == pytest.approx(pairs[1::2], rel=1e-9)  # the kernel's and the formula's
+        telescoped *= factor
+    assert telescoped == pytest.approx(np.exp(attention["rows"][0][1] - m))
+    for row in layer_norm["rows"]:
+        assert row[1::2] == pytest.approx(row[2::2], rel=1e-9)
+    for told in (attention, layer_norm):
+        assert all(len(row) == len(told["columns"]) for row in told["rows"])
+        difference = re.search(r"difference is (\S+) of", told["compare"][-1][2])
+        assert difference
+        assert float(difference[1]) < 1e-9
+
+
+def test_what_has_no_kernel_is_not_compared() -> None:
+    with trace() as recorded:
+        F.exp(tv.tensor([1.0]))
+    assert comparisons_of(recorded) == []
 
 
 # In a notebook -------------------------------------------------------------------------------------------------------

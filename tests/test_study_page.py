@@ -207,9 +207,8 @@ def test_each_gradient_leads_back_to_the_loss() -> None:
 
 def test_what_a_fused_kernel_gave_is_shown_beside_what_the_rule_gives() -> None:
     x = tv.tensor(np.random.default_rng(0).standard_normal((3, 8), np.float32), requires_grad=True)
-    w = tv.tensor(np.random.default_rng(1).standard_normal((4, 8), np.float32), requires_grad=True)
     with tv.use_kernels("numba"), trace() as recorded:
-        F.linear(x, w).sum().backward()
+        F.softmax(x)[:, 3].sum().backward()
     page = Page(page_of(recorded))
     assert page.document["ops"][0]["kernel"].startswith("numba")
     assert page.document["ops"][0]["check"]["verdict"] == "agrees"
