@@ -235,7 +235,7 @@ def _operands(document: Document, step: Step, told: dict[int, int]) -> list[dict
         if isinstance(x, Told):
             if id(x) not in told:  # an array that the rule made without telling
                 told[id(x)] = document.value(x.name or "constant", x.value, x.axes, ["leaf"])
-            out.append({"v": told[id(x)], "n": x.name})
+            out.append({"v": told[id(x)], "n": x.local or x.name})
         elif isinstance(x, tuple):
             for y in x:
                 add(y)

@@ -32,6 +32,7 @@ class Told:
     value: Any
     name: str | None = None
     axes: tuple[str, ...] | None = None  # a letter for each axis, where known
+    local: str | None = None  # of an input: the variable that the rule first binds it to
 
 
 @dataclass(eq=False)
@@ -184,7 +185,8 @@ class _Narrator:
             return result
         source, file, line = _where()
         told = tuple(_told(x) for x in operands)
-        step = Step(result, None, None, source, file, line, function, told, {k: _told(v) for k, v in params.items()})
+        given = {k: _told(v) for k, v in params.items()}
+        step = Step(result, source=source, file=file, line=line, function=function, operands=told, params=given)
         step.axes = axes_after(function, told, step.params, np.shape(result))
         self.steps.append(step)
         return _Array(self, step)
@@ -327,6 +329,10 @@ def _name_what_is_bound(frame: FrameType, event: str, argument: Any) -> Any:
     if frame.f_code.co_filename == _HERE or frame.f_globals.get("__name__", "").partition(".")[0] == "numpy":
         return None
     for name, value in frame.f_locals.items():
-        if isinstance(value, _Array) and value._told.name is None and name != "_" and not name.startswith("."):
-            value._told.name = name
+        if isinstance(value, _Array) and name != "_" and not name.startswith("."):
+            told = value._told
+            if told.name is None:
+                told.name = name
+            elif told.local is None and not isinstance(told, Step):
+                told.local = name
     return _name_what_is_bound

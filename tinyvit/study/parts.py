@@ -13,7 +13,8 @@ def groups_of(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     for entry in entries:
         name = part_of(entry.module)
         if not groups or groups[-1]["module"] != name:
-            title = "loss" if name is None else name or "model"
+            outside = "loss" if groups else "operations"
+            title = outside if name is None else name or "model"
             groups.append({"module": name, "title": title, "short": title.replace("blocks.", ""), "ops": []})
         groups[-1]["ops"].append(entry.index)
     return groups

@@ -17,17 +17,18 @@ function cardArrays(op, dir) {
       ends.set(x.v, [...(ends.get(x.v) || []), x.n]); // inputs may get the same gradient, and a step of another value
       owner.set(x.n, x.v); // may have the name of one
     }
-  const add = (label, v, role, k) => {
+  const add = (label, v, role, k, other) => {
     while (taken.has(label) || (owner.has(label) && owner.get(label) !== v)) label += "′";
     taken.add(label);
     seen.add(v);
-    found.push({ label, v, role, k, also: ends.get(v) || [] });
+    found.push({ label, v, role, k, also: [...(ends.get(v) || []), ...(other ? [other] : [])] });
   };
   for (const x of dir ? o.din : o.in) if (x && x.v !== undefined) add(x.n, x.v, "in");
   if (dir) {
-    const used = new Set(o.steps[1].flatMap((s) => s.o.map((x) => x.v)));
+    const used = new Map(o.steps[1].flatMap((s) => s.o.map((x) => [x.v, x.n]))); // by the rule's own names
     for (const x of [...o.in, ...o.out])
-      if (x && x.v !== undefined && used.has(x.v) && !seen.has(x.v)) add(x.n, x.v, "saved");
+      if (x && x.v !== undefined && used.has(x.v) && !seen.has(x.v))
+        add(used.get(x.v) || x.n, x.v, "saved", undefined, x.n);
   }
   o.steps[dir].forEach((s, k) =>
     add(
@@ -301,7 +302,7 @@ function checkTable(o) {
       { class: `summary ${c.verdict}` },
       c.why ||
         (c.verdict === "agrees"
-          ? `Finite differences at float64 agree; what ran at float32 is within ${short(c.run, 2)} of the rule at float64.`
+          ? `Finite differences at float64 agree; what ran is within ${short(c.run, 2)} of the rule at float64.`
           : "Nothing can be said: the gradient is smaller than the rounding error, or has a kink."),
     ),
     el(

@@ -286,6 +286,8 @@ async function begin() {
   $("search").addEventListener("keydown", (e) => {
     if (e.key === "Enter") $("found").querySelector("button")?.click();
   });
+  for (const [view, content] of Object.entries({ start: T.tour, attention: T.attention, fused: T.fused, quiz: T.quiz }))
+    document.querySelector(`#tabs [data-view=${view}]`).hidden = !content.length;
   document
     .querySelectorAll("#tabs button")
     .forEach((b) => b.addEventListener("click", () => go({ view: b.dataset.view }, true)));
