@@ -6,7 +6,7 @@ Nothing here is consulted unless a trace is open.
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +161,7 @@ class Recorder:
         self.trace = recording
         self._keeper = keeper
         self._names = {id(tensor): name for name, tensor in names.items()}
-        self._named = list(names.values())  # alive, so that no other tensor takes their id
+        self._alive: list[Any] = list(names.values())  # so that nothing else takes their id
         self._module_names: dict[int, str] = {}
         self._entries: dict[int, Entry] = {}  # by the sequence number of the entry on the tape
         self._values: dict[int, tuple[Any, Value]] = {}  # of tensors, by id, with a weak reference to the tensor
@@ -249,8 +249,8 @@ class Recorder:
             self._module_names.setdefault(id(module), name)
         for name, parameter in root.named_parameters():
             self._names.setdefault(id(parameter), name)
-            self._named.append(parameter)
-        self._named.append(root)  # type: ignore[arg-type]
+            self._alive.append(parameter)
+        self._alive.append(root)
 
     def _value_of(self, x: Any, frame: FrameType | None, parameter: str) -> Any:
         """The value of something that goes into an operation; numbers and None stand for themselves."""
@@ -383,8 +383,7 @@ def _host(x: Any) -> np.ndarray:
 
 def _local_name(x: Tensor, frame: FrameType | None) -> str | None:
     """The name of the caller's variable that holds a tensor."""
-    held: Callable[[Any], bool] = lambda value: value is x  # noqa: E731
-    return next((name for name, value in frame.f_locals.items() if held(value)), None) if frame else None
+    return next((name for name, value in frame.f_locals.items() if value is x), None) if frame else None
 
 
 def _kernel(op: type[Op], node: Op | None, inputs: Sequence[Any], params: dict[str, Any]) -> str:
