@@ -229,6 +229,8 @@ def _judged(error: Exception) -> tuple[int, str]:
         return 2, f"error: {error.format_message().rstrip('.')}{where}"
     if isinstance(error, click.ClickException | TinyvitError):
         return 2, f"error: {error}"
+    if isinstance(error, ValueError) and str(error).startswith("TINYVIT_"):  # a setting of the environment
+        return 2, f"error: {error}"
     if isinstance(error, TrainingFailed):
         return 1, f"error: {error}"
     if isinstance(error, OSError):

@@ -21,6 +21,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from .. import threads as pool
+from ..arrays import dense
 from ..compiler import body, entries
 from ..linear.microkernel import ROWS, multiply, ready
 from ..philox import keep_row
@@ -482,7 +483,7 @@ def backward(
     else:
         how = _how(q, bias, mask, is_causal, scale, dropout_p, seed, offset)
         views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        lse = lse.reshape(q_.shape[:3])
+        lse = dense(lse.reshape(q_.shape[:3]))
         VERSIONS[version][1][q.dtype](q_, k_, v_, *views, out_, lse, dout_, dq, dk, dv, ds, how, _team(q_, k_))
     dbias = _sum_to(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape) if needs[3] else None
     if q.ndim != 4:
@@ -497,7 +498,7 @@ def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
     if p.size:
         how = _how(q, bias, mask, is_causal, scale, 0.0, 0, 0)
         bias, mask = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        _weights[q.dtype](q, k, bias, mask, np.ascontiguousarray(lse), p, how, _team(q, k))
+        _weights[q.dtype](q, k, bias, mask, dense(lse), p, how, _team(q, k))
     return p
 
 
