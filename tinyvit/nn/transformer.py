@@ -230,7 +230,8 @@ BlockCache = tuple[KeyValueCache, KeyValueCache] | tuple[None, None]
 class DecoderBlock(Residual):
     """Causal self-attention, attention onto a context, and MLP: (B, N, C), (B, S, context_dim) -> (B, N, C).
 
-    `cache` holds the keys and values of the tokens, and those of the context.
+    Without `causal`, tokens see those after them too. `cache` holds the keys and values of the tokens, and those of
+    the context.
     """
 
     def __init__(
@@ -242,9 +243,10 @@ class DecoderBlock(Residual):
         norm: str = "pre",
         dropout: float = 0.0,
         eps: float = 1e-5,
+        causal: bool = True,
     ) -> None:
         check_norm(norm)
-        self.post = norm == "post"
+        self.post, self.causal = norm == "post", causal
         self.norm1 = LayerNorm(dim, eps)
         self.attn = Attention(dim, heads, dropout=dropout)
         self.norm2 = LayerNorm(dim, eps)
@@ -264,12 +266,12 @@ class DecoderBlock(Residual):
         own, onto = cache
         if self.post:
             x = joined(x, branch)
-            _, x = self.norm1.after_sum(x, self.attn(x, attn_mask, True, own))
+            _, x = self.norm1.after_sum(x, self.attn(x, attn_mask, self.causal, own))
             _, x = self.norm2.after_sum(x, self.cross(x, context, context_mask, onto))
             _, x = self.norm3.after_sum(x, self.mlp(x))
             return x, None
         x, y = self.norm1.after_sum(x, branch)
-        x, y = self.norm2.after_sum(x, self.attn(y, attn_mask, True, own))
+        x, y = self.norm2.after_sum(x, self.attn(y, attn_mask, self.causal, own))
         x, y = self.norm3.after_sum(x, self.cross(y, context, context_mask, onto))
         return x, self.mlp(y)
 
@@ -296,7 +298,10 @@ class TransformerEncoder(Module):
 
 
 class TransformerDecoder(Module):
-    """A stack of `DecoderBlock`s: (B, N, C), (B, S, context_dim) -> (B, N, C), token n seeing tokens up to n."""
+    """A stack of `DecoderBlock`s: (B, N, C), (B, S, context_dim) -> (B, N, C), token n seeing tokens up to n.
+
+    Without `causal`, every token sees all.
+    """
 
     def __init__(
         self,
@@ -308,9 +313,10 @@ class TransformerDecoder(Module):
         norm: str = "pre",
         dropout: float = 0.0,
         eps: float = 1e-5,
+        causal: bool = True,
     ) -> None:
         self.blocks = ModuleList(
-            DecoderBlock(dim, heads, mlp_dim, context_dim, norm, dropout, eps) for _ in range(depth)
+            DecoderBlock(dim, heads, mlp_dim, context_dim, norm, dropout, eps, causal) for _ in range(depth)
         )
         self.norm = LayerNorm(dim, eps) if norm == "pre" else None
 
