@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tinyvit.data import Augment, dataset_names
 from tinyvit.errors import RecipeError
 from tinyvit.models import ViT
-from tinyvit.recipes import About, Data, Model, Recipe, Train, load_recipe, recipe_names
+from tinyvit.recipes import About, Data, Model, Recipe, Task, Train, load_recipe, recipe_names
 
 MINIMAL = """
 [data]
@@ -54,6 +54,7 @@ recipes = st.builds(
     about=sections(About),
     data=sections(Data),
     model=sections(Model),
+    task=sections(Task),
     train=sections(Train).filter(lambda train: train.min_lr <= train.lr),
 )
 
@@ -241,8 +242,8 @@ def test_a_missing_file_is_told_by_path(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digts", "there is no recipe 'digts' (did you mean 'digits'?): give cifar-10, digits, "),
-        ("xyzzy", "there is no recipe 'xyzzy': give cifar-10, digits, "),
+        ("digts", "there is no recipe 'digts' (did you mean 'digits'?): give audio, caption, "),
+        ("xyzzy", "there is no recipe 'xyzzy': give audio, caption, "),
         ("../recipes/digits", "there is no recipe '../recipes/digits'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,7 +11,9 @@ from .autograd import no_grad
 from .data import Dataset, normalize, read_image
 from .errors import DataError
 from .nn import Module
-from .runs import TrainedModel
+
+if TYPE_CHECKING:
+    from .runs import TrainedModel
 
 
 def _nothing() -> None:
@@ -50,7 +53,7 @@ def evaluate(
 
 
 @no_grad()
-def predict(trained: TrainedModel, path: str | Path) -> tuple[str, float]:
+def predict(trained: "TrainedModel", path: str | Path) -> tuple[str, float]:
     """Return the most probable class of an image file, by name, and its probability.
 
     The image is brought to the model's size and channels by the rules of `tinyvit.data.read_image`. Raises DataError.
