@@ -110,7 +110,7 @@ def written_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int64]
 
 # easy-VQA -----------------------------------------------------------------------------------------------------------
 
-EASY_KINDS = ("yes/no", "other answers")
+EASY_KINDS = ("yes or no", "other answers")
 
 
 def _easy_vqa(split: str) -> TextDataset:

@@ -7,8 +7,9 @@ import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor, no_grad
+from ..backend import default_generator
 from ..data import Batch
-from ..data.tokenizer import PAD, SPECIAL
+from ..data.tokenizer import MASK, PAD, SPECIAL
 from ..models import Captioner, EncoderDecoder, TextDecoder, greedy
 from ..nn import Module
 from .base import DataSpec, Task, batches, by_kind, evaluating, nothing
@@ -17,8 +18,9 @@ from .base import DataSpec, Task, batches, by_kind, evaluating, nothing
 class Write(Task):
     """A text for each sample, right if every word is.
 
-    Training gives the decoder the right words before each (teacher forcing); the test lets it write by itself. The loss
-    is the mean over the words.
+    Training gives the decoder the right words before each (teacher forcing), some of them as `<mask>` by
+    task.word_dropout (Bowman et al., Generating sentences from a continuous space, 2016): what it cannot read before,
+    it must see in the source. The test lets it write by itself. The loss is the mean over the words.
     """
 
     def source(self, batch: Batch) -> Any:
@@ -26,7 +28,11 @@ class Write(Task):
         raise NotImplementedError
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        logits, smoothing = model(self.source(batch), batch.labels[:, :-1]), self.recipe.train.label_smoothing
+        before, smoothing = batch.labels[:, :-1], self.recipe.train.label_smoothing
+        if self.recipe.task.word_dropout:
+            dropped = default_generator.numpy().random(before.shape) < self.recipe.task.word_dropout
+            before = np.where(dropped & (before >= len(SPECIAL)), MASK, before)
+        logits = model(self.source(batch), before)
         mean = F.cross_entropy(logits, batch.labels[:, 1:], ignore_index=PAD, label_smoothing=smoothing)
         return mean * len(batch.labels)
 
