@@ -86,6 +86,8 @@ def _kept(function: Callable[..., Any], signature: tuple[str, ...]) -> Any:
     before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
     try:
         return compiled(cache=True)(function)
+    except RuntimeError:  # code typed in, with no file it could be known by
+        return compiled()(function)
     finally:
         config.CACHE_DIR = before
 

@@ -117,9 +117,13 @@ class Tensor:
         __setitem__: Callable[..., None]
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
+        if type(data) is not np.ndarray:
+            if not hasattr(data, "dtype"):
+                raise TypeError(f"Tensor takes an array, not a {type(data).__name__}; tinyvit.tensor(data) makes one")
+            data = np.asarray(data) if isinstance(data, np.generic) else data
         if requires_grad and not backend.is_floating(data):
             raise TypeError(f"requires_grad=True needs a floating dtype, not {data.dtype}")
-        self.data: Array = np.asarray(data) if isinstance(data, np.generic) else data
+        self.data: Array = data
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
         self._op: Op | None = None  # the entry of the tape that made this tensor; None for a leaf
@@ -482,7 +486,8 @@ class Op:
         assert edges is not None
         ctx = type(self)()
         ctx.__dict__.update(self.__dict__)
-        ctx.saved = [self._connect(a, s, edges) for a, (s, _) in zip(saved, self._sources, strict=False)]
+        pairs = zip(saved, self._sources, strict=False)
+        ctx.saved = [None if a is None else self._connect(a, s, edges) for a, (s, _) in pairs]
         return ctx
 
     def _connect(self, array: Array, source: int, edges: Sequence[_Edge]) -> Any:

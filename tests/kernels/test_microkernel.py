@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from draws import Array, around
-from hypothesis import given, settings
+from draws import Array, around, on_drawn
 from hypothesis import strategies as st
 from tinyvit.kernels.compiler import entries
 from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
@@ -28,8 +27,7 @@ def within(x: Array) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@settings(max_examples=150)
-@given(data=st.data())
+@on_drawn(150)
 def test_a_product_of_any_shape_is_right(dtype: str, data: st.DataObject) -> None:
     ready(np.dtype(dtype))
     panel = PANEL_BYTES // np.dtype(dtype).itemsize
