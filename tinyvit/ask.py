@@ -5,7 +5,6 @@ words that the model never read is refused, and so is one that is empty or longe
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ def require_kind(trained: TrainedModel, kind: str) -> None:
 def ask(trained: TrainedModel, path: str | Path, question: str) -> tuple[str, float, Looks]:
     """The answer to a question about an image file, its probability, and where the words look. Raises DataError."""
     require_kind(trained, "vqa")
-    _, model, data = trained
+    model: Any = trained.model
+    data = trained.data
     pixels, ids = read_for(data, path), _read(trained, question)
     with keep_attention(model) as kept:
         probabilities = F.softmax(model(_seen(trained, pixels), ids)).numpy()[0]
@@ -62,7 +62,8 @@ def ask(trained: TrainedModel, path: str | Path, question: str) -> tuple[str, fl
 def caption(trained: TrainedModel, path: str | Path) -> tuple[str, Looks]:
     """What is on an image file, and where the model looked as it wrote each word. Raises DataError."""
     require_kind(trained, "caption")
-    _, model, data = trained
+    model: Any = trained.model
+    data = trained.data
     pixels = read_for(data, path)
     context, mask = model.encode(_seen(trained, pixels))
     (ids,) = beam_search(model.decoder, context, mask, data.lengths[1] - 1, BEAMS)
@@ -79,7 +80,8 @@ def retrieve(trained: TrainedModel, folder: str | Path, text: str) -> tuple[list
     A word looks at a patch of the best image as much as their vectors are alike. Raises DataError.
     """
     require_kind(trained, "retrieve")
-    _, model, data = trained
+    model: Any = trained.model
+    data = trained.data
     if not Path(folder).is_dir():
         raise DataError(f"{folder} is not a folder")
     paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -146,12 +148,12 @@ def draw_looks(path: Path, looks: Looks, title: str) -> None:
 
     image = looks.pixels.transpose(1, 2, 0) / 255
     image = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-    pictures: Sequence[tuple[str, np.ndarray]] = [("", image)]
+    pictures: list[Any] = [("", image)]
     if looks.maps is not None:
         rows, columns = (n // m for n, m in zip(image.shape[:2], looks.maps.shape[1:], strict=True))
         for word, weights in zip(looks.words, looks.maps, strict=True):
             light = np.kron(weights / weights.max(), np.ones((rows, columns)))[..., None]
-            pictures = [*pictures, (word, image * (0.2 + 0.8 * light))]
+            pictures.append((word, image * (0.2 + 0.8 * light)))
     across = min(8, len(pictures))
     down = -(-len(pictures) // across)
     figure = Figure(figsize=(1.5 * across, 1.7 * down + 0.4), dpi=120, layout="constrained")

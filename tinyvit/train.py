@@ -292,7 +292,7 @@ class Training:
             loss, accuracy, more = self.task.evaluate(self.model, self.test_data, size, after_batch)
         self._require_finite(f"the loss on the test images after step {position.step}", loss)
         self._lap()
-        line = {
+        line: dict[str, Any] = {
             "epoch": position.epoch + 1,
             "step": position.step,
             "train_loss": position.loss_sum / position.images,

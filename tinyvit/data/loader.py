@@ -7,7 +7,6 @@ there sees exactly what an uninterrupted one would.
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -106,8 +105,11 @@ class Loader:
 
     def _batch(self, order: NDArray[np.int64], epoch: int, index: int) -> Batch:
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        augment = self.augment
+        if augment is None:
+            return self.dataset.batch(chosen, index)
         rng = self._stream(_AUGMENT, epoch, index)
-        return self.dataset.batch(chosen, index, self.augment and partial(self.augment, rng=rng))
+        return self.dataset.batch(chosen, index, lambda images: augment(images, rng))
 
     def _stream(self, purpose: int, epoch: int, index: int) -> np.random.Generator:
         """Return the random stream of one batch: a key and a counter of its own, so that no two overlap."""

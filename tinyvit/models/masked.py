@@ -116,7 +116,8 @@ class MaskedModel(Module):
 
     def hidden_pixels(self, images: np.ndarray, order: np.ndarray, visible: int) -> np.ndarray:
         """What `forward` should say of the hidden patches, each patch normalized by its mean and deviation."""
-        patches = F.patches(Tensor(images), self.vision.patch_embed.patch_size).numpy()
+        vision: Any = self.vision
+        patches = F.patches(Tensor(images), vision.patch_embed.patch_size).numpy()
         hidden = patches[np.arange(len(order))[:, None], order[:, visible:]]
         centred = hidden - hidden.mean(axis=-1, keepdims=True)
         return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-2).astype(hidden.dtype)

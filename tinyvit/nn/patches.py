@@ -51,7 +51,8 @@ class PatchEmbed(Module):
         self.in_channels = in_channels
         self.stem = _conv_stem(self.patch_size, in_channels, dim) if stem == "conv" else None
         if axes == 2:
-            patch, channels = (self.patch_size, in_channels) if self.stem is None else ((1, 1), dim // 2)
+            p, q = self.patch_size
+            patch, channels = ((p, q), in_channels) if self.stem is None else ((1, 1), dim // 2)
             self.proj: Conv2d | TubeletProjection = Conv2d(channels, dim, patch, stride=patch)
         else:
             self.proj = TubeletProjection(in_channels, dim, self.patch_size)

@@ -333,6 +333,7 @@ class TransformerDecoder(Module):
         caches: Sequence[BlockCache] | None = None,
     ) -> Tensor:
         branch = None
-        for block, cache in zip(self.blocks, caches or [(None, None)] * len(self.blocks), strict=True):
+        pairs: Iterable[Any] = zip(self.blocks, caches or [(None, None)] * len(self.blocks), strict=True)
+        for block, cache in pairs:
             x, branch = block.advance(x, branch, context, attn_mask, context_mask, cache)
         return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]

@@ -24,7 +24,7 @@ class Answer(Task):
 
     def build(self, data: DataSpec) -> VQA:
         model, text = self.recipe.model, self.text_options()
-        encoder_options = {"vocabulary": len(data.words), "max_length": data.lengths[0]}
+        encoder_options: dict[str, Any] = {"vocabulary": len(data.words), "max_length": data.lengths[0]}
         fusion_options = {key: text[key] for key in ("dim", "heads", "mlp_dim", "dropout")}
         vision: Any
         words: Module

@@ -52,13 +52,13 @@ class Mask(Task):
 
     def hidden(self, model: Any, batch: Batch, rng: np.random.Generator) -> Hidden:
         """Draw what is hidden of a batch."""
-        task, order, visible, words, asked = self.recipe.task, None, 0, None, None
+        task, texts, order, visible, words, asked = self.recipe.task, np.asarray(batch.texts), None, 0, None, None
         if model.vision is not None:
             patches = int(np.prod(model.vision.patch_embed.grid))
             order = choose_patches(len(batch.labels), patches, rng)
             visible = visible_patches(patches, task.hide_patches)
         if model.text is not None:
-            words, asked = hide_words(batch.texts, model.to_words.weight.shape[0], task.hide_words, rng)
+            words, asked = hide_words(texts, model.to_words.weight.shape[0], task.hide_words, rng)
         return Hidden(order, visible, words, asked)
 
     def loss(self, model: Module, batch: Batch) -> Tensor:

@@ -42,7 +42,7 @@ class Retrieve(Task):
                 texts.append(text.numpy())
                 after_batch()
         cosines = np.concatenate(images) @ np.concatenate(texts).T
-        found = {}
+        found: dict[str, float] = {}
         for number, kind in enumerate(dataset.kinds):
             chosen = np.flatnonzero(dataset.kind_of == number)
             among = cosines[np.ix_(chosen, chosen)]
