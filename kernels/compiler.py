@@ -23,7 +23,10 @@ import numba
 from numba import types
 from numba.core import config, event
 
+from . import processor
 from .parts import PartCompiler
+
+processor.target()  # says what Numba shall compile for, before it compiles anything
 
 _FLAGS = {"error_model": "numpy", "nogil": True}
 _PART = {"forceinline": True, "pipeline_class": PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -159,7 +162,7 @@ def _real_of(kind: Any) -> str | None:
 def _start_helper(real: str) -> None:
     """Compile in a second process too, from the last kernel of a training step back."""
     command = [sys.executable, "-m", f"{__package__}.ahead", real]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         helper = subprocess.Popen(command, env=os.environ | {_HELPING: "0"}, **quiet)
     except OSError:  # no interpreter to start: all is compiled here

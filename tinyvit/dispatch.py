@@ -103,7 +103,7 @@ class _Table:
         self.sure: dict[Any, dict[Any, Implementation]] = {}  # what serves whatever the inputs, by operation and dtype
 
     def find(self, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
-        rows = self._rows.get(op.kernel, ())
+        rows: Sequence[KernelSpec] = self._rows.get(op.kernel, ())
         for spec in rows:
             if refusal(spec, op, dtype, arrays, params) is None:
                 served = _load(spec, op, self._version)
