@@ -18,7 +18,7 @@ LAYERS = [
     ("functional",),
     ("nn",),
     ("models", "optim", "data", "checkpoint", "interop"),
-    ("train", "study", "recipes", "runs", "evaluate", "curves", "display", "interrupt"),
+    ("train", "study", "recipes", "runs", "evaluate", "curves", "display", "interrupt", "tasks", "ask"),
     ("__init__",),
     ("cli", "info", "__main__"),
 ]

@@ -111,18 +111,24 @@ def train(
 def evaluate(run: str) -> None:
     """Measure a trained model on test images.
 
-    RUN is a run folder, or the name of a recipe whose trained weights come with the package. The images are the test
-    images of the data that it was trained on.
+    RUN is a run folder, or the name of a recipe whose trained weights come with the package. The images, or questions,
+    or texts, are those of the test split of the data that it was trained on.
 
     \b
     tinyvit evaluate runs/digits
     """
-    from .evaluate import evaluate
     from .runs import load_data, load_run
+    from .tasks import task_of
 
     trained = load_run(run)
-    dataset = load_data(trained.recipe, "test")
-    loss, accuracy, confusion = evaluate(trained.model, dataset, trained.recipe.data.batch_size)
+    dataset, task = load_data(trained.recipe, "test"), task_of(trained.recipe)
+    loss, accuracy, found = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
+    if isinstance(found, dict):
+        click.echo(f"accuracy {100 * accuracy:.2f} % ({len(dataset):,} {task.samples}), loss {loss:.4f}")
+        for name, share in found.items():
+            click.echo(f"  {name}: {100 * share:.2f} %")
+        return
+    confusion = found
     right, images = confusion.diagonal(), confusion.sum(axis=1)
     click.echo(f"accuracy {100 * accuracy:.2f} % ({right.sum():,} of {images.sum():,} test images), loss {loss:.4f}\n")
     width = max(5, *map(len, dataset.classes))
@@ -148,10 +154,12 @@ def predict(run: str, images: tuple[str, ...]) -> None:
     tinyvit predict runs/digits three.png
     tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
     """
+    from .ask import require_kind
     from .evaluate import predict
     from .runs import load_run
 
     trained, failed = load_run(run), False
+    require_kind(trained, "classify")
     for path in images:
         try:
             name, probability = predict(trained, path)
@@ -193,6 +201,75 @@ def study(run: str, image: str | None, out: str, text: bool, operation: str | No
         click.echo(printed(run, image, operation, plant))
     else:
         click.echo(write_page(run, image, out, plant))
+
+
+# Images and texts ---------------------------------------------------------------------------------------------------
+
+_picture = click.option("--out", metavar="FILE", type=Path, default=Path("attention.png"), show_default=True,
+                        help="The picture of where each word looks.")  # fmt: skip
+
+
+@commands.command()
+@click.argument("run")
+@click.argument("image")
+@click.argument("question")
+@_picture
+def ask(run: str, image: str, question: str, out: Path) -> None:
+    """Answer a question about an image.
+
+    Prints the answer and its probability, with a tab between, and draws where each word looks.
+
+    \b
+    tinyvit ask runs/vqa shape.png "what color is the circle?"
+    """
+    from .ask import ask, draw_looks
+    from .runs import load_run
+
+    answer, probability, looks = ask(load_run(run), image, question)
+    draw_looks(out, looks, f"{question}  {answer}")
+    click.echo(f"{answer}\t{probability:.4f}")
+
+
+@commands.command()
+@click.argument("run")
+@click.argument("image")
+@_picture
+def caption(run: str, image: str, out: Path) -> None:
+    """Say what is on an image.
+
+    Prints the caption, and draws where the model looked as it wrote each word.
+
+    \b
+    tinyvit caption runs/caption scene.png
+    """
+    from .ask import caption, draw_looks
+    from .runs import load_run
+
+    text, looks = caption(load_run(run), image)
+    draw_looks(out, looks, text)
+    click.echo(text)
+
+
+@commands.command()
+@click.argument("run")
+@click.option("--images", "folder", metavar="DIR", required=True, help="The images to look among.")
+@click.argument("text")
+@_picture
+def retrieve(run: str, folder: str, text: str, out: Path) -> None:
+    """Find the images that a text is about.
+
+    Prints the ten that fit best, each with its cosine after a tab, and draws where each word looks on the first.
+
+    \b
+    tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
+    """
+    from .ask import draw_looks, retrieve
+    from .runs import load_run
+
+    found, looks = retrieve(load_run(run), folder, text)
+    draw_looks(out, looks, text)
+    for path, cosine in found[:10]:
+        click.echo(f"{path}\t{cosine:.4f}")
 
 
 # Around it ----------------------------------------------------------------------------------------------------------
@@ -273,6 +350,8 @@ def _judged(error: Exception) -> tuple[int, str]:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         return 2, f"error: {error.format_message().rstrip('.')}{where}"
     if isinstance(error, click.ClickException | TinyvitError):
+        return 2, f"error: {error}"
+    if isinstance(error, ValueError) and str(error).startswith("TINYVIT_"):  # a setting of the environment
         return 2, f"error: {error}"
     if isinstance(error, TrainingFailed):
         return 1, f"error: {error}"
