@@ -28,7 +28,14 @@ setup(
     ],
     package_data={
         "": ["*.cu", "*.cuh"],
-        "tinyvit": ["py.typed", "recipes/*.toml", "data/*.csv.gz", "data/*.txt", "weights/*.safetensors"],
+        "tinyvit": [
+            "py.typed",
+            "recipes/*.toml",
+            "data/*.csv.gz",
+            "data/*.txt",
+            "weights/*.safetensors",
+            "study/page/*",
+        ],
     },
     zip_safe=False,
     entry_points={"console_scripts": ["tinyvit = tinyvit.cli:main"]},
@@ -47,6 +54,6 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14", "nvmath-python", "numba-cuda[cu12]"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "nvmath-python", "numba-cuda[cu13]"],
         "bench": ["torch", "jax", "autograd"],
-        "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff==0.17.*", "mypy"],
+        "dev": ["pytest>=8", "pytest-timeout", "hypothesis", "ruff==0.17.*", "mypy", "playwright"],
     },
 )

@@ -24,6 +24,9 @@ from .backend import Array
 # itself, since it has every function of a Namespace, but on tensors and recorded on the tape.
 graph_namespace: Any = None
 
+# Runs operations and gradient rules in their place, to record them; None when nobody does (see `tinyvit.study.trace`).
+recorder: Any = None
+
 
 class _Mode(threading.local):
     recording = True
@@ -377,6 +380,8 @@ class Op:
 
         Inputs are tensors, arrays, Python or NumPy scalars (which never promote) or None.
         """
+        if recorder is not None:
+            return recorder.apply(cls, inputs, params)
         arrays, dtype = _arrays(cls, inputs)
         implementation = dispatch.select(cls, dtype, arrays, params) if cls.kernel else None
         if implementation is None:
@@ -635,7 +640,10 @@ def _run_backward(
                 outputs = [_observed(g, (op, i), op.hooks, targets) for i, g in enumerate(outputs)]
             if wanted is not None and op not in wanted:
                 continue
-            grads = op.gradients(outputs, create_graph)
+            if recorder is None:
+                grads = op.gradients(outputs, create_graph)
+            else:
+                grads = recorder.gradients(op, outputs, create_graph)
             for edge, gradient in zip(op.edges or (), grads, strict=True):
                 if edge is not None and (wanted is None or is_wanted(edge)):
                     send(

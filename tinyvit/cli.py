@@ -25,6 +25,7 @@ def commands(context: click.Context) -> None:
     tinyvit train                      on handwritten digits that come along
     tinyvit evaluate runs/digits       how well, class by class?
     tinyvit predict runs/digits a.png  what is on this picture?
+    tinyvit study                      every gradient, step by step
 
     With TINYVIT_TRACEBACK=1 in the environment, errors show where they arose.
     """
@@ -57,7 +58,10 @@ def _folder(name: str) -> Path:
 @click.option("--resume", "resumed", metavar="DIR", type=_folder, help="Go on with the run in DIR.")
 @click.option("--device", default="cpu", show_default=True, callback=_use_device, expose_value=False,
               help="Where to compute.")  # fmt: skip
-def train(recipe: str | None, assignments: tuple[str, ...], out: Path | None, resumed: Path | None) -> None:
+@click.option("--study", is_flag=True, help="Look on: gradients, updates, activations and attention of every layer.")
+def train(
+    recipe: str | None, assignments: tuple[str, ...], out: Path | None, resumed: Path | None, study: bool
+) -> None:
     """Train a model.
 
     RECIPE is the name of a recipe that comes with the package (digits if left out), or a .toml file.
@@ -67,9 +71,14 @@ def train(recipe: str | None, assignments: tuple[str, ...], out: Path | None, re
     tinyvit train mnist --set epochs=3 --set lr=5e-4
     tinyvit train my.toml --out runs/first
     tinyvit train --resume runs/first
+    tinyvit train --study
 
     The run folder gets the recipe, a line of metrics for each epoch, the weights, a checkpoint and the learning
     curves. It is a new one each time: runs/digits, runs/digits-2 ...
+
+    With --study it also gets study.html and study.png, which show every layer over the run, and study.jsonl with their
+    numbers; what vanishes, explodes, dies or becomes NaN is told at once, with the place where it began. The weights
+    are the same as without, and it takes less than 3 % longer.
 
     Ctrl-C finishes the step under way and writes a checkpoint; a second one stops at once. A run that is resumed ends
     as if it had never been stopped.
@@ -78,14 +87,19 @@ def train(recipe: str | None, assignments: tuple[str, ...], out: Path | None, re
     from .display import live_display
     from .recipes import load_recipe
 
+    display = live_display()
+    if study:
+        from .study.watch import Watch
+
+        display = Watch(display)
     if resumed is not None:
         if recipe is not None or assignments or out is not None:
             raise click.UsageError("--resume goes on by the recipe in DIR: leave out RECIPE, --set and --out")
-        result = training.resume(resumed, live_display())
+        result = training.resume(resumed, display)
     else:
         name = "digits" if recipe is None else recipe
         chosen = load_recipe(name).override(assignments)
-        result = training.train(chosen, Path(name).stem, out, live_display())
+        result = training.train(chosen, Path(name).stem, out, display)
     click.echo(result)
 
 
@@ -156,6 +170,37 @@ def predict(run: str, images: tuple[str, ...]) -> None:
             click.echo(f"{path}\t{name}\t{probability:.4f}")
     if failed:
         click.get_current_context().exit(2)
+
+
+@commands.command()
+@click.argument("run", default="digits")
+@click.option("--image", metavar="FILE", help="The image to go through.  [default: the test image it is least sure of]")
+@click.option("--out", metavar="FILE", default="study.html", show_default=True, help="The page to write.")
+@click.option("--text", is_flag=True, help="Print the walk instead.")
+@click.option("--operation", metavar="NAME", help="Print all steps of the operations with NAME in their name.")
+@click.option("--plant", metavar="OPERATION", help="Make one gradient rule wrong, to be found: attention ... any.")
+def study(run: str, image: str | None, out: str, text: bool, operation: str | None, plant: str | None) -> None:
+    """Walk through the gradients of a model, step by step.
+
+    Writes one HTML file that works without a network: every operation of a forward and a backward pass, with its
+    formula, its arrays, the steps of its rule and a numeric check.
+
+    RUN is a run folder, the name of a recipe whose trained weights come with the package, or the name of an operation
+    (softmax, layer_norm), which is then studied by itself.
+
+    \b
+    tinyvit study
+    tinyvit study runs/mnist --image seven.png --out seven.html
+    tinyvit study softmax --text
+    tinyvit study --operation blocks.0.attn/attention
+    tinyvit study --plant any
+    """
+    from .study.subject import printed, write_page
+
+    if text or operation:
+        click.echo(printed(run, image, operation, plant))
+    else:
+        click.echo(write_page(run, image, out, plant))
 
 
 # Images and texts ---------------------------------------------------------------------------------------------------
@@ -305,6 +350,8 @@ def _judged(error: Exception) -> tuple[int, str]:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         return 2, f"error: {error.format_message().rstrip('.')}{where}"
     if isinstance(error, click.ClickException | TinyvitError):
+        return 2, f"error: {error}"
+    if isinstance(error, ValueError) and str(error).startswith("TINYVIT_"):  # a setting of the environment
         return 2, f"error: {error}"
     if isinstance(error, TrainingFailed):
         return 1, f"error: {error}"

@@ -174,23 +174,38 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        self._bundles = self._bundled()
+
+    def _bundled(self) -> "list[_Bundle]":
         members: dict[Any, list[_Member]] = {}
         arrays = iter(self._arrays)
         for i, group in enumerate(self.groups):
             for p in group["params"]:
                 members.setdefault(p.dtype, []).append((p, next(arrays), i))
-        self._bundles = [_Bundle(dtype, entries) for dtype, entries in members.items()]
+        return [_Bundle(dtype, entries) for dtype, entries in members.items()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: its moments will be views of arrays of its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_bundles"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bundles = self._bundled()
 
     def step(self) -> None:
         """Update every parameter that has a gradient: all of one dtype by one call of a kernel, if there is one."""
         self.steps += 1
         settings = np.array([self._settings(group) for group in self.groups])
         for bundle in self._bundles:
-            implementation = dispatch.select(type(self), bundle.dtype, (), {})
+            implementation = dispatch.select(type(self), bundle.dtype, (), {}) if self._is_as_published() else None
             for p, kept, i in bundle.step(implementation, settings) if implementation else bundle.members:
                 if p.grad is not None:
                     self._update(p.data, p.grad.data, kept, self.groups[i])
                     p.mark_modified()
+
+    def _is_as_published(self) -> bool:
+        """Whether the rule is the kernel's; a subclass may have one of its own."""
+        return type(self)._update is Adam._update and type(self)._settings is Adam._settings
 
     def _settings(self, group: dict[str, Any]) -> tuple[float, ...]:
         """keep, l2, b1, b2, rate, c2 and eps of the kernel `adamw`, whose formula is that of `_update`."""
@@ -227,7 +242,9 @@ class _Bundle:
         self.moments = [np.zeros(starts[-1], dtype) for _ in Adam.slots]
         for (p, kept, _), start in zip(members, starts, strict=False):
             for slot, flat in zip(Adam.slots, self.moments, strict=True):
-                kept[slot] = flat[start : start + p.size].reshape(p.shape)
+                view = flat[start : start + p.size].reshape(p.shape)
+                view[...] = kept[slot]
+                kept[slot] = view
         self.table = np.zeros((len(members), 5), np.int64)  # see the kernel
         self.table[:, 2], self.table[:, 3], self.table[:, 4] = starts[:-1], sizes, [i for _, _, i in members]
 
