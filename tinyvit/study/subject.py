@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..ask import require_kind
 from ..autograd import Op, Tensor, no_grad
 from ..data import normalize, read_image
 from ..dispatch import use_kernels
@@ -125,6 +126,7 @@ def study_run(run: str = "digits", image: str | Path | None = None) -> Subject:
     RunError, RecipeError, CheckpointError, DataError
     """
     trained = load_run(run)
+    require_kind(trained, "classify")
     if image is None:
         pixels, target, name = _least_sure(trained)
     else:
