@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..ask import require_kind
 from ..autograd import Op, Tensor, no_grad
 from ..data import normalize, read_image
 from ..dispatch import use_kernels
