@@ -374,6 +374,8 @@ class Op:
         Inputs are tensors, arrays, Python or NumPy scalars (which never promote) or None.
         """
         arrays, dtype = _arrays(cls, inputs)
+        if backend.gpu_in_use:
+            arrays, params = backend.on_one_device(cls.name, arrays, params)
         implementation = dispatch.select(cls, dtype, arrays, params) if cls.kernel else None
         if implementation is None:
             result, extra = cls.forward(backend.namespace_of(arrays[0]), *arrays, **params), ()
@@ -563,7 +565,7 @@ def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]
 
 def _finished(result: Any, dtype: Any) -> Array:
     """`result` as an array; what was computed from integers alone is float32 where it is floating."""
-    if type(result) is not np.ndarray:
+    if type(result) is not np.ndarray and not backend.is_on_gpu(result):
         result = np.asarray(result)
     if dtype is None:
         return result.astype(np.float32) if result.dtype == np.float64 else result
@@ -642,7 +644,8 @@ def _root_gradient(root: Tensor, gradient: Any) -> Tensor:
         if root.size != 1:
             raise RuntimeError(f"backward of a tensor of shape {root.shape} needs a gradient of that shape")
         return Tensor(np.ones_like(root.data))
-    gradient = gradient if isinstance(gradient, Tensor) else Tensor(np.asarray(gradient, root.dtype))
+    if not isinstance(gradient, Tensor):
+        gradient = Tensor(backend.as_array(gradient, root.dtype, root.device))
     if gradient.shape != root.shape or gradient.dtype != root.dtype:
         raise ValueError(
             f"gradient has shape {gradient.shape} and dtype {gradient.dtype}; "

@@ -67,7 +67,7 @@ inline void (*entry)();
 [[noreturn]] inline void fail(const char* what) {
   fprintf(stderr, "cuda_cpu: %s (block %u,%u,%u thread %d)\n", what, block_index.x, block_index.y, block_index.z,
           current ? current->number : -1);
-  _Exit(86);
+  abort();
 }
 inline void yield(State state, int collective = 0) {
   current->state = state;

@@ -4,6 +4,7 @@ Its arrays never meet those of NumPy, as CuPy's do not: an operation on both, or
 """
 
 import functools
+import math
 import operator
 import sys
 import types
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+from tinyvit import backend
 
 
 class _Pointer:
@@ -209,20 +212,47 @@ def module() -> types.ModuleType:
         is_available=lambda: True, Device=_DeviceNumber, runtime=runtime, get_current_stream=lambda: stream
     )
     fake.cuda = cuda  # type: ignore[attr-defined]
+    fake.add = _Ufunc(np.add)  # type: ignore[attr-defined]
     return fake
+
+
+class _Ufunc:
+    """A function of CuPy that is called on elements at an index too."""
+
+    def __init__(self, ufunc: Any) -> None:
+        self._ufunc = ufunc
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _call(self._ufunc, args, kwargs)
+
+    def at(self, x: ndarray, index: Any, values: Any) -> None:
+        self._ufunc.at(x._host, _host(index), _host(values))
+
+
+def _special() -> types.ModuleType:
+    """The module `cupyx.scipy.special`."""
+    special = types.ModuleType("cupyx.scipy.special")
+    special.erf = lambda x: ndarray(np.vectorize(math.erf, [float])(x._host).astype(x.dtype))  # type: ignore[attr-defined]
+    return special
 
 
 @contextmanager
 def installed() -> Iterator[types.ModuleType]:
     """Within this block `import cupy` gives the stand-in."""
-    before = {name: m for name, m in sys.modules.items() if name.partition(".")[0] == "cupy"}
+    before = dict(sys.modules)
     for name in before:
-        del sys.modules[name]
+        if name.partition(".")[0] in ("cupy", "cupyx"):
+            del sys.modules[name]
     fake = module()
-    sys.modules |= {"cupy": fake, "cupy.cuda": fake.cuda}
+    packages = {name: types.ModuleType(name) for name in ("cupyx", "cupyx.scipy")}
+    own = {"cupy": fake, "cupy.cuda": fake.cuda, **packages, "cupyx.scipy.special": _special()}
+    sys.modules |= own
+    backend.gpu.cache_clear()
     try:
         yield fake
     finally:
-        for name in [n for n in sys.modules if n.partition(".")[0] == "cupy"]:
+        for name in own:
             del sys.modules[name]
-        sys.modules |= before
+        sys.modules |= {name: m for name, m in before.items() if name.partition(".")[0] in ("cupy", "cupyx")}
+        backend.gpu.cache_clear()
+        backend.gpu_in_use = False

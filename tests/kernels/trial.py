@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from draws import Array, Case
 from rounding import Rounded, rounding_to
@@ -91,7 +92,7 @@ def assert_close(name: str, found: Array, plain: Array, exact: Array, moves: lis
         return
     e = exact[compared]
     plain_error, moved = (max(np.abs(a[compared] - e).max() for a in arrays) for arrays in ([plain], moves))
-    tolerance = 2 * plain_error + 4 * moved + np.finfo(plain.dtype).eps * np.abs(e).max()
+    tolerance = 2 * plain_error + 4 * moved + float(ml_dtypes.finfo(plain.dtype).eps) * np.abs(e).max()
     errors = np.abs(np.where(compared, found, 0) - np.where(compared, exact, 0))
     worst = np.unravel_index(errors.argmax(), errors.shape)
     assert errors[worst] <= tolerance, (

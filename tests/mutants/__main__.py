@@ -31,7 +31,8 @@ def project(fault: Fault | None) -> Iterator[Path]:
             (folder / "tinyvit" / path.name).symlink_to(path)
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "kernels", folder / "tinyvit" / "kernels", ignore=ignored)
-        shutil.copytree(ROOT / "tests" / "kernels", folder / "tests" / "kernels", ignore=ignored)
+        for tests in ("kernels", "cuda"):
+            shutil.copytree(ROOT / "tests" / tests, folder / "tests" / tests, ignore=ignored)
         shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
         shutil.copy(ROOT / "pyproject.toml", folder)
         if fault is not None:
@@ -61,12 +62,13 @@ def tested(family: Family, folder: Path) -> "subprocess.CompletedProcess[str]":
     settings = {
         "PYTHONPATH": str(folder),
         "NUMBA_CACHE_DIR": str(folder / "cache"),
-        "NUMBA_DISABLE_JIT": "0" if family.compiled else "1",
+        "NUMBA_DISABLE_JIT": "1" if family.kind == "run" else "0",
+        "TINYVIT_EMULATED": str(folder / "emulated"),
         "TINYVIT_THREADS": "2",
         "TINYVIT_COMPILE_AHEAD": "0",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    place = folder / "tests" / "kernels"
+    place = folder / "tests" / ("cuda" if family.kind == "emulated" else "kernels")
     return subprocess.run(command, cwd=place, env=os.environ | settings, capture_output=True, text=True)
 
 
