@@ -78,6 +78,7 @@ PLAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
 _HERE = __package__
 _CPU = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+_SINGLE = frozenset({np.dtype(np.float32)})
 _GPU = frozenset({np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
 
 
@@ -87,6 +88,10 @@ def _numba(operation: str, folder: str, **settings: Any) -> KernelSpec:
 
 def _cupy(operation: str, folder: str, **settings: Any) -> KernelSpec:
     return KernelSpec(operation, "cupy", f"{_HERE}.{folder}.cupy_raw", _GPU, **settings)
+
+
+def _numba_cuda(operation: str, folder: str, **settings: Any) -> KernelSpec:
+    return KernelSpec(operation, "numba-cuda", f"{_HERE}.{folder}.numba_cuda", _SINGLE, versions=2, **settings)
 
 
 def _refused_by(module: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]:
@@ -161,4 +166,23 @@ SPECS: tuple[KernelSpec, ...] = (
     _cupy("softmax", "softmax", keeps=("out",), versions=2),
     _cupy("dropout", "dropout", versions=2),
     _cupy("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
+    _numba_cuda(
+        *("attention", "attention"),
+        residuals=("lse",),
+        keeps=("q", "k", "v", "bias", "out", "lse"),
+        refuses=_refused_by(f"{_HERE}.attention.numba_cuda"),
+    ),
+    _numba_cuda("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd")),
+    _numba_cuda(
+        *("add_layer_norm", "layer_norm"),
+        residuals=("mean", "rstd"),
+        keeps=("sum", "weight", "mean", "rstd"),
+        forward="add_forward",
+        backward="add_backward",
+    ),
+    KernelSpec(
+        *("adamw", "cupy", f"{_HERE}.adamw.cupy_raw", _SINGLE),
+        versions=2,
+        backward="forward",
+    ),
 )

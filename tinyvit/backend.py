@@ -104,6 +104,13 @@ def to_device(array: Array, device: str) -> Array:
         return cupy.asarray(array)
 
 
+def is_capturing() -> bool:
+    """Whether the current stream of the GPU records a graph instead of computing."""
+    if not gpu_in_use:
+        return False
+    return bool(gpu()[0].cuda.get_current_stream().is_capturing())
+
+
 def to_host(array: Array) -> np.ndarray:
     """`array` in the host's memory; itself if it is there."""
     return array.get() if is_on_gpu(array) else array

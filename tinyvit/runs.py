@@ -15,6 +15,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from .backend import default_device
 from .checkpoint import atomic_write, load
 from .data import Dataset, load_dataset
 from .errors import CheckpointError, RecipeError, TinyvitError
@@ -201,7 +202,7 @@ def load_run(run: str | Path) -> TrainedModel:
         model.load_state_dict(load(weights))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
-    return TrainedModel(recipe, model.eval(), data)
+    return TrainedModel(recipe, model.eval().to(default_device()), data)
 
 
 def read_recipe(folder: Path) -> Recipe:

@@ -77,7 +77,7 @@ def _rows(array: Any) -> Any:
 
 
 def forward(logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0, reduction="mean", version):
-    """logits (..., K), target (..., K) or ids (...) -> the loss, peak and total (R,), the ids (R,), the divisor (1,)."""
+    """logits (..., K), target (..., K) or ids (...) -> the loss, peak and total (R,), the ids (R,), divisor (1,)."""
     xp, x = library_of(logits), _rows(logits)
     classes = None if ids is None else dense(xp.asarray(ids).reshape(-1).astype("int64"))
     t = None if target is None else _rows(target)

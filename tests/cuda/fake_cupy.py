@@ -206,7 +206,7 @@ def module() -> types.ModuleType:
 
     fake.__getattr__ = missing  # type: ignore[method-assign]
     runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
-    stream = types.SimpleNamespace(ptr=0, synchronize=lambda: None)
+    stream = types.SimpleNamespace(ptr=0, synchronize=lambda: None, is_capturing=lambda: False)
     cuda = types.ModuleType("cupy.cuda")
     cuda.__dict__.update(
         is_available=lambda: True, Device=_DeviceNumber, runtime=runtime, get_current_stream=lambda: stream

@@ -41,7 +41,7 @@ DEVICE = emulator.EmulatedDevice()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _on_device() -> Iterator[None]:
+def on_the_device() -> Iterator[None]:
     if ON_GPU:
         yield
         return
@@ -75,8 +75,9 @@ def on_device(array: Any) -> Any:
 # Sizes around what the kernels are cut into, and not so large that running them on the CPU takes long.
 draws.PRODUCTS, draws.ELEMENTS = 150_000, 6_000
 draws.CHUNKS = [0, *draws.around(1, 4, 16, 32)[1:], 129]
-draws.LANES = [*draws.around(1, 8, 32, 128)[1:], 200, 256, 264, 512, 768, 1024, 1040]
+draws.LANES = [*draws.around(1, 8, 32)[1:], 40, 64, 127, 128, 136, 200, 256, 264, 384, 512, 768, 1024, 1040]
 del draws.LAYOUTS["unaligned"]  # no GPU reads what is not aligned to its size
+draws.LAYOUTS |= {f"dense {i}": draws.LAYOUTS["dense"] for i in range(6)}  # what the last versions serve
 
 
 @st.composite
