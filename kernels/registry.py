@@ -156,6 +156,11 @@ SPECS: tuple[KernelSpec, ...] = (
         forward="add_forward",
         backward="add_backward",
     ),
+    KernelSpec(
+        *("linear", "cupy", f"{_HERE}.linear.cublaslt", _GPU),
+        keeps=("x", "weight"),
+        refuses=_refused_by(f"{_HERE}.linear.cublaslt"),
+    ),
     _cupy("bias_gelu", "bias_gelu", keeps=("x", "bias"), versions=2),
     _cupy(
         *("cross_entropy", "cross_entropy"),

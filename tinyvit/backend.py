@@ -224,9 +224,17 @@ def erf_on_gpu(x: Array) -> Array:
 
 def matmul(xp: Namespace, x: Array, y: Array) -> Array:
     """Matrix product; a stack of matrices times one matrix becomes a single GEMM instead of one for each."""
+    if is_on_gpu(x):
+        return _matmul_on_gpu(x, y)
     if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous:
         return (x.reshape(-1, x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[-1])
     return x @ y
+
+
+def _matmul_on_gpu(x: Array, y: Array) -> Array:
+    from .kernels.linear import cublaslt
+
+    return cublaslt.matmul(x, y) if cublaslt.is_available() and is_floating(x) else x @ y
 
 
 Namespace.extend("matmul", matmul)

@@ -11,8 +11,11 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
+import fake_cublaslt
 import numpy as np
+from tinyvit.kernels.linear import cublaslt
 
 from tinyvit import backend
 
@@ -247,12 +250,16 @@ def installed() -> Iterator[types.ModuleType]:
     packages = {name: types.ModuleType(name) for name in ("cupyx", "cupyx.scipy")}
     own = {"cupy": fake, "cupy.cuda": fake.cuda, **packages, "cupyx.scipy.special": _special()}
     sys.modules |= own
-    backend.gpu.cache_clear()
+    caches = (backend.gpu, cublaslt._handle, cublaslt._workspace, cublaslt._descriptors, cublaslt.is_available)
+    for cache in caches:
+        cache.cache_clear()
     try:
-        yield fake
+        with mock.patch.object(cublaslt, "library", lambda: fake_cublaslt):
+            yield fake
     finally:
         for name in own:
             del sys.modules[name]
         sys.modules |= {name: m for name, m in before.items() if name.partition(".")[0] in ("cupy", "cupyx")}
-        backend.gpu.cache_clear()
+        for cache in caches:
+            cache.cache_clear()
         backend.gpu_in_use = False
