@@ -161,6 +161,14 @@ SPECS: tuple[KernelSpec, ...] = (
         keeps=("x", "weight"),
         refuses=_refused_by(f"{_HERE}.linear.cublaslt"),
     ),
+    KernelSpec(
+        *("linear_gelu", "cupy", f"{_HERE}.linear.cublaslt", _GPU),
+        residuals=("h",),
+        keeps=("h", "x", "weight", "bias"),
+        forward="gelu_forward",
+        backward="gelu_backward",
+        refuses=_refused_by(f"{_HERE}.linear.cublaslt"),
+    ),
     _cupy("bias_gelu", "bias_gelu", keeps=("x", "bias"), versions=2),
     _cupy(
         *("cross_entropy", "cross_entropy"),

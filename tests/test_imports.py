@@ -20,6 +20,7 @@ LAYERS = [
     ("optim_gpu",),
     ("models", "optim", "data", "checkpoint", "interop"),
     ("autocast",),
+    ("captured",),
     ("train", "study", "recipes", "runs", "evaluate", "curves", "display", "interrupt"),
     ("__init__",),
     ("cli", "info", "__main__"),

@@ -8,7 +8,8 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -255,12 +256,28 @@ class Generator:
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must be in [0, 2**63)")
         self.seed, self.offset = int(seed), int(offset)
+        self._on_device: tuple[Array, int] | None = None
 
     def draw(self) -> tuple[int, int]:
-        """Use up one draw: the (seed, offset) that identifies it."""
+        """Use up one draw: the (seed, offset) that identifies it.
+
+        Within `on_device`, the seed is an array that holds both seed and offset, and offset what to add to that.
+        """
         offset = self.offset
         self.offset += 1
+        if self._on_device is not None:
+            array, start = self._on_device
+            return array, offset - start
         return self.seed, offset
+
+    @contextmanager
+    def on_device(self, array: Array) -> Iterator[None]:
+        """Within this block, have kernels read the stream from `array` (2,) on a GPU when they run."""
+        self._on_device = array, self.offset
+        try:
+            yield
+        finally:
+            self._on_device = None
 
     def numpy(self) -> np.random.Generator:
         """A NumPy generator that serves one draw (initial weights, sampling)."""

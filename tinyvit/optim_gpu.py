@@ -43,6 +43,11 @@ class DeviceBundle:
     def __setitem__(self, name: str, value: float) -> None:
         self.state[_STATE.index(name)] = value
 
+    def scale_of_losses(self) -> Any:
+        """The scale as a float32 scalar, on the device."""
+        at = _STATE.index("scale")
+        return self.state[at : at + 1].astype("float32").reshape(())
+
     def set_groups(self, groups: Sequence[dict[str, Any]]) -> None:
         """Bring the settings of the groups to the device."""
         rows = [(g["lr"], *g["betas"], g["eps"], g["weight_decay"]) for g in groups]

@@ -9,12 +9,13 @@ import operator
 import sys
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
 import fake_cublaslt
 import numpy as np
+from emulator import EmulatedDevice
 from tinyvit.kernels.linear import cublaslt
 
 from tinyvit import backend
@@ -47,6 +48,8 @@ class ndarray:
     def __init__(self, host: np.ndarray, base: "ndarray | None" = None) -> None:
         self._host, self._number = host, 0
         self._base = base
+        if _recording is not None:
+            _recording.append(functools.partial(id, host))  # a graph keeps the memory it works in
 
     @property
     def base(self) -> "ndarray | None":
@@ -65,9 +68,11 @@ class ndarray:
         return _wrapped(self._host.T, self)
 
     def get(self) -> np.ndarray:
+        _wait()
         return self._host.copy()
 
     def item(self) -> Any:
+        _wait()
         return self._host.item()
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -83,7 +88,8 @@ class ndarray:
         return _wrapped(np.asarray(self._host[_host(key)]), self)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._host[_host(key)] = _host(value)
+        target, key = self._host, _host(key)
+        _do(lambda: target.__setitem__(key, _host(value)))
 
     def __len__(self) -> int:
         return len(self._host)
@@ -92,13 +98,13 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
-        return bool(self._host)
+        return bool(self.item())
 
     def __float__(self) -> float:
-        return float(self._host)
+        return float(self.item())
 
     def __int__(self) -> int:
-        return int(self._host)
+        return int(self.item())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -122,13 +128,102 @@ def _wrapped(result: Any, source: Any = None) -> Any:
     return [_wrapped(x) for x in result] if isinstance(result, list) else result
 
 
+# Streams and graphs -------------------------------------------------------------------------------------------------
+
+_recording: list[Any] | None = None  # what a capture has seen so far
+
+
+def _do(action: Any) -> None:
+    """Do something that changes memory, or put it into the graph."""
+    if _recording is None:
+        action()
+    else:
+        _recording.append(action)
+
+
+def _wait() -> None:
+    if _recording is not None:
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+
+
+class Stream:
+    """Does at once what it is asked to; while it captures, nothing but noting it down."""
+
+    ptr = 0
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        pass
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def record(self) -> None:
+        return None
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        _wait()
+
+    def is_capturing(self) -> bool:
+        return _recording is not None
+
+    def begin_capture(self) -> None:
+        global _recording
+        _recording = []
+
+    def end_capture(self) -> "Graph":
+        global _recording
+        graph, _recording = Graph(_recording or []), None
+        return graph
+
+
+class Graph:
+    """What was captured, in order."""
+
+    def __init__(self, actions: list[Any]) -> None:
+        self._actions = actions
+
+    def launch(self, stream: Stream) -> None:
+        for action in self._actions:
+            action()
+
+
+class CapturableDevice(EmulatedDevice):
+    """A device whose launches go into the graph while a stream captures."""
+
+    def _start(self, kernel: Any, grid: Any, threads: int, arguments: Any, shared: int) -> None:
+        given = [type(argument).from_buffer_copy(argument) for argument in arguments]
+        _do(lambda: super(CapturableDevice, self)._start(kernel, grid, threads, given, shared))
+
+
+def _recorded_matmul(*arguments: Any) -> None:
+    """cublasLtMatmul reads its description when it is called, not when the graph runs."""
+    description = dict(fake_cublaslt._objects[arguments[1]])
+    where = fake_cublaslt._new(**description)
+    _do(lambda: fake_cublaslt.matmul(arguments[0], where, *arguments[2:]))
+
+
 def _call(function: Any, args: Any, kwargs: Any) -> Any:
     out = kwargs.get("out")
-    result = function(*(_host(a) for a in args), **{k: _host(v) for k, v in kwargs.items()})
+
+    def compute() -> Any:
+        with np.errstate(all="ignore"):
+            return function(*(_host(a) for a in args), **{k: _host(v) for k, v in kwargs.items()})
+
+    result = compute()
     if out is not None:
         return out[0] if isinstance(out, tuple) else out
     source = next((a for a in args if isinstance(a, ndarray)), None)
     shares = isinstance(result, np.ndarray) and source is not None and np.shares_memory(result, source._host)
+    if _recording is not None and not shares and isinstance(result, (np.ndarray, np.generic)):
+        result = np.asarray(result)
+        target = result
+        _recording.append(lambda: target.__setitem__(..., compute()))
     owner = source if source is None or source.base is None else source.base
     return _wrapped(result, owner if shares else None)
 
@@ -154,7 +249,7 @@ def _binary(name: str) -> None:
         in_place = getattr(operator, f"__i{name}__")
 
         def inplace(self: ndarray, other: Any) -> ndarray:
-            in_place(self._host, _host(other))
+            _do(lambda: in_place(self._host, _host(other)))
             return self
 
         setattr(ndarray, f"__i{name}__", inplace)
@@ -174,6 +269,8 @@ ndarray.__module__ = "cupy"
 
 def asarray(data: Any, dtype: Any = None, **_: Any) -> ndarray:
     """On the device, from wherever it is."""
+    if not isinstance(data, ndarray) and np.ndim(data):
+        _wait()
     if isinstance(data, ndarray):
         return data if dtype is None or data.dtype == dtype else data.astype(dtype)
     return ndarray(np.array(data, dtype=dtype))
@@ -209,10 +306,16 @@ def module() -> types.ModuleType:
 
     fake.__getattr__ = missing  # type: ignore[method-assign]
     runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
-    stream = types.SimpleNamespace(ptr=0, synchronize=lambda: None, is_capturing=lambda: False)
+    stream = Stream()
     cuda = types.ModuleType("cupy.cuda")
     cuda.__dict__.update(
-        is_available=lambda: True, Device=_DeviceNumber, runtime=runtime, get_current_stream=lambda: stream
+        is_available=lambda: True,
+        Device=_DeviceNumber,
+        runtime=runtime,
+        get_current_stream=lambda: stream,
+        Stream=Stream,
+        MemoryPool=lambda: types.SimpleNamespace(malloc=None),
+        using_allocator=nullcontext,
     )
     fake.cuda = cuda  # type: ignore[attr-defined]
     fake.add = _Ufunc(np.add)  # type: ignore[attr-defined]
@@ -232,10 +335,14 @@ class _Ufunc:
         self._ufunc.at(x._host, _host(index), _host(values))
 
 
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf, [float])(x).astype(x.dtype)
+
+
 def _special() -> types.ModuleType:
     """The module `cupyx.scipy.special`."""
     special = types.ModuleType("cupyx.scipy.special")
-    special.erf = lambda x: ndarray(np.vectorize(math.erf, [float])(x._host).astype(x.dtype))  # type: ignore[attr-defined]
+    special.erf = lambda x: _call(_erf, (x,), {})  # type: ignore[attr-defined]
     return special
 
 
@@ -253,8 +360,9 @@ def installed() -> Iterator[types.ModuleType]:
     caches = (backend.gpu, cublaslt._handle, cublaslt._workspace, cublaslt._descriptors, cublaslt.is_available)
     for cache in caches:
         cache.cache_clear()
+    bindings = types.SimpleNamespace(**{**vars(fake_cublaslt), "matmul": _recorded_matmul})
     try:
-        with mock.patch.object(cublaslt, "library", lambda: fake_cublaslt):
+        with mock.patch.object(cublaslt, "library", return_value=bindings):
             yield fake
     finally:
         for name in own:

@@ -14,13 +14,24 @@ pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 def run(*arguments: str, file: str = "kernel_trials.py", **environment: str) -> "subprocess.CompletedProcess[str]":
     """Pytest on a file of this folder."""
-    command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["--hypothesis-profile=first-failure", "--timeout", "800", *arguments]
     settings = os.environ | {"TINYVIT_COMPILE_AHEAD": "0", **environment}
     return subprocess.run(command, cwd=HERE.parents[1], env=settings, capture_output=True, text=True, timeout=900)
 
 
 def assert_passed(found: "subprocess.CompletedProcess[str]") -> None:
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+
+
+def test_the_stand_ins_for_the_primitives_are_right() -> None:
+    assert_passed(run(file="primitive_trials.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_on_the_emulated_device_follows_training_on_the_cpu() -> None:
+    assert_passed(run(file="training_trials.py"))
 
 
 @pytest.mark.slow

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulator import EmulatedDevice
-from fake_cupy import installed
+from fake_cupy import CapturableDevice, installed
 from kernel_trials import ON_GPU
 from tinyvit.kernels.cuda import device
 
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.autograd import Tensor
+from tinyvit.captured import CapturedStep
 
 IMAGES = np.random.default_rng(0).standard_normal((6, 1, 8, 8)).astype(np.float32)
 LABELS = np.arange(6) % 5
@@ -24,7 +24,7 @@ def on_the_device() -> Iterator[Any]:
         yield
         return
     with installed(), tv.use_kernels("auto"):
-        device.DEVICES[0] = EmulatedDevice()
+        device.DEVICES[0] = CapturableDevice()
         yield device.DEVICES[0]
         device.DEVICES.clear()
 
@@ -163,3 +163,58 @@ def test_plain_rules_serve_what_no_kernel_can() -> None:
         F.layer_norm(x, w, w)
     with tv.use_kernels("numba"), pytest.raises(RuntimeError, match="on 'cuda', and numba computes on 'cpu'"):
         F.softmax(Tensor(x.data.astype("float32")))
+
+
+# CUDA graphs --------------------------------------------------------------------------------------------------------
+
+
+def run_of(captured: bool, precision: str, steps: int = 7, dropout: float = 0.2) -> tuple[Any, CapturedStep]:
+    """The losses and the weights after some steps, with a batch of another size among them."""
+    model = model_on("cuda", dropout=dropout)
+    optimizer = tv.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    step = CapturedStep(
+        lambda images, labels: F.cross_entropy(model(Tensor(images)), labels), optimizer, precision, clip_norm=0.5
+    )
+    if not captured:
+        step.reason = "it shall not be"
+    losses = []
+    for i in range(steps):
+        optimizer.set_lr(1e-2 / (i + 1))
+        size = 4 if i == 5 else 6
+        images = np.roll(IMAGES, i, axis=0)[:size]
+        losses.append(step(images, np.roll(LABELS, i)[:size]).item())
+    return (losses, [p.numpy().tobytes() for p in model.parameters()], optimizer.state_dict()["steps"]), step
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_captured_steps_give_the_bits_of_uncaptured_ones(precision: str) -> None:
+    found, step = run_of(True, precision)
+    assert step.reason is None
+    assert step.is_captured
+    expected, other = run_of(False, precision)
+    assert not other.is_captured
+    assert found == expected
+    assert len(set(found[0])) == len(found[0])
+
+
+def test_what_cannot_be_captured_runs_as_usual_and_says_why() -> None:
+    model = model_on("cuda")
+    optimizer = tv.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def loss_of(images: Any, labels: Any) -> Tensor:
+        loss = F.cross_entropy(model(Tensor(images)), labels)
+        loss.item()  # waits for the device
+        return loss
+
+    step = CapturedStep(loss_of, optimizer)
+    losses = [step(IMAGES, LABELS).item() for _ in range(5)]
+    assert step.reason is not None
+    assert "not permitted when stream is capturing" in step.reason
+    assert losses[-1] < losses[0]
+    assert optimizer.steps == 5
+
+
+def test_only_parameters_on_a_gpu_are_captured() -> None:
+    optimizer = tv.optim.AdamW(model_on("cpu").parameters())
+    with pytest.raises(ValueError, match="all of them on one GPU"):
+        CapturedStep(lambda: tv.tensor(1.0), optimizer)
