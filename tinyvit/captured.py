@@ -56,6 +56,7 @@ class CapturedStep:
         self._random = like(np.zeros(2, np.uint64), self._bundle.state)
         self._graph: Any = None
         self._draws = self._runs = 0
+        self._rows: Any = None  # where the graph has its gradients
         self._held: Any = None  # what the graph writes to and others read
         self.reason: str | None = None
 
@@ -120,8 +121,8 @@ class CapturedStep:
             self.reason = f"the step cannot be captured in a CUDA graph ({type(error).__name__}: {error})"
             self._abandon()
         else:
+            self._rows, self._graph = self._bundle.rows, graph
             self._bundle.upload_table()
-            self._graph = graph
         self._optimizer.steps, default_generator.offset = steps, offset
 
     def _abandon(self) -> None:
@@ -135,6 +136,9 @@ class CapturedStep:
     def _replay(self) -> Tensor:
         self._random[...] = like(np.array([default_generator.seed, default_generator.offset], np.uint64), self._random)
         default_generator.offset += self._draws
+        if self._bundle.rows is not self._rows:  # a step that ran as usual had its gradients elsewhere
+            self._bundle.rows = self._rows
+            self._bundle.upload_table()
         self._graph.launch(self._stream)
         self._optimizer.steps += 1
         return Tensor(self._held[0].data.copy())

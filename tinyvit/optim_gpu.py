@@ -34,7 +34,7 @@ class DeviceBundle:
         self.state = xp.zeros(len(_STATE), "float64")
         self.groups = xp.zeros((groups, 5), "float64")
         self._table = xp.zeros((len(members), 5), "int64")
-        self._rows: np.ndarray | None = None  # what is in the table
+        self.rows: np.ndarray | None = None  # what is, or shall be, in the table
 
     def __getitem__(self, name: str) -> float:
         """A field of the state; waits for the device."""
@@ -74,11 +74,11 @@ class DeviceBundle:
         from .kernels.adamw.cupy_raw import table_of
 
         rows = table_of(*zip(*reached, strict=True))
-        if self._rows is None or (rows != self._rows).any():
-            self._rows = rows
+        if self.rows is None or (rows != self.rows).any():
+            self.rows = rows
             if not backend.is_capturing():
                 self.upload_table()
 
     def upload_table(self) -> None:
         """Bring the addresses of parameters and gradients to the device; after a capture, which cannot do so itself."""
-        self._table[...] = backend.like(self._rows, self._table)
+        self._table[...] = backend.like(self.rows, self._table)
