@@ -1,7 +1,7 @@
 """`python -m benchmarks gpu`: the kernels on an NVIDIA GPU beside their peers and the limits of the device.
 
-Every case is verified, then timed by the device's own clock, with a cold and with a warm second-level cache. A result is
-a line of one file, written when it is there; started again for the same commit, what is in the file is not measured
+Every case is verified, then timed by the device's own clock, with a cold and with a warm second-level cache. A result
+is a line of one file, written when it is there; started again for the same commit, what is in the file is not measured
 again.
 """
 

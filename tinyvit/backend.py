@@ -136,6 +136,9 @@ def on_one_device(name: str, arrays: list[Any], params: dict[str, Any]) -> tuple
         raise ValueError(
             f"{name}: its inputs are on {', '.join(devices)}; bring them to one device, as with .to({devices[0]!r})"
         )
+    cuda, number = gpu()[0].cuda, neighbour.device.id
+    if cuda.runtime.getDevice() != number:  # results, too, are made on the current device
+        cuda.Device(number).use()
     moved = [like(x, neighbour) if isinstance(x, np.ndarray) else x for x in arrays]
     return moved, {key: _constants_like(value, neighbour) for key, value in params.items()}
 

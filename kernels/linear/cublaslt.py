@@ -93,6 +93,7 @@ class Product:
     epilogue: str = "none"
     tf32: bool = False
     aux_ld: int = 0
+    alignment: tuple[int, int, int] = (256, 256, 256)  # bytes, of a, b and d; an algorithm may rely on it
 
 
 def operand_of(array: Any) -> Operand | None:
@@ -137,7 +138,7 @@ class _Descriptors:
         self.d = self._layout(data, p.m, p.n, p.d, p.batch)
         scalar = ctypes.c_double if p.dtype == "float64" else ctypes.c_float
         self.one, self.zero = scalar(1), scalar(0)
-        self.algorithm = self._chosen(handle)
+        self.algorithm = self._chosen(handle, p.alignment)
 
     def set_pointer(self, name: str, array: Any) -> None:
         self._set(getattr(self._lt.MatmulDescAttribute, name), address(array))
@@ -156,12 +157,16 @@ class _Descriptors:
             lt.matrix_layout_set_attribute(layout, name, buffer.ctypes.data, buffer.nbytes)
         return int(layout)
 
-    def _chosen(self, handle: int) -> Any:
+    def _chosen(self, handle: int, alignment: tuple[int, int, int]) -> Any:
         lt = self._lt
         preference = lt.matmul_preference_create()
-        attribute = lt.MatmulPreferenceAttribute.MAX_WORKSPACE_BYTES
-        limit = np.array([_WORKSPACE], lt.get_matmul_preference_attribute_dtype(attribute))
-        lt.matmul_preference_set_attribute(preference, attribute, limit.ctypes.data, limit.nbytes)
+        of_a, of_b, of_d = alignment
+        wishes = {"MAX_WORKSPACE_BYTES": _WORKSPACE, "MIN_ALIGNMENT_A_BYTES": of_b, "MIN_ALIGNMENT_B_BYTES": of_a}
+        wishes |= {"MIN_ALIGNMENT_C_BYTES": of_d, "MIN_ALIGNMENT_D_BYTES": of_d}
+        for name, value in wishes.items():
+            attribute = getattr(lt.MatmulPreferenceAttribute, name)
+            buffer = np.array([value], lt.get_matmul_preference_attribute_dtype(attribute))
+            lt.matmul_preference_set_attribute(preference, attribute, buffer.ctypes.data, buffer.nbytes)
         found, count = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
         layouts = (self.b, self.a, self.d, self.d)
         results = (1, found.ctypes.data, count.ctypes.data)
@@ -213,7 +218,9 @@ def product_of(a: Any, b: Any, d: Any, epilogue: str = "none", tf32: bool = Fals
     batch = math.prod(d.shape[:-2])
     (m, n), k = d.shape[-2:], a.shape[-1]
     aux_ld = 0 if aux is None else aux.shape[-1]
-    return Product(m, n, k, batch, d.dtype.name, *operands, epilogue, tf32, aux_ld)  # type: ignore[arg-type]
+    alignment = tuple(min(256, address(x) & -address(x)) for x in (a, b, d))
+    how = (epilogue, tf32, aux_ld, alignment)
+    return Product(m, n, k, batch, d.dtype.name, *operands, *how)  # type: ignore[arg-type]
 
 
 def matmul(x: Any, y: Any, tf32: bool = False) -> Any:

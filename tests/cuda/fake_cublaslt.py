@@ -16,7 +16,9 @@ MatmulDescAttribute = IntEnum(
     "MatmulDescAttribute", ["TRANSA", "TRANSB", "EPILOGUE", "BIAS_POINTER", "EPILOGUE_AUX_POINTER", "EPILOGUE_AUX_LD"]
 )
 MatrixLayoutAttribute = IntEnum("MatrixLayoutAttribute", ["BATCH_COUNT", "STRIDED_BATCH_OFFSET"])
-MatmulPreferenceAttribute = IntEnum("MatmulPreferenceAttribute", ["MAX_WORKSPACE_BYTES"])
+MatmulPreferenceAttribute = IntEnum(
+    "MatmulPreferenceAttribute", ["MAX_WORKSPACE_BYTES", *(f"MIN_ALIGNMENT_{x}_BYTES" for x in "ABCD")]
+)
 matmul_heuristic_result_dtype = np.dtype("V64")
 _DTYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16), 14: np.dtype(ml_dtypes.bfloat16)}
 _BIAS, _GELU, _AUX, _DGELU, _DGELU_BGRAD, _BGRADB = 4, 32, 128, 192, 208, 512

@@ -305,7 +305,7 @@ def module() -> types.ModuleType:
         return found
 
     fake.__getattr__ = missing  # type: ignore[method-assign]
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0)
     stream = Stream()
     cuda = types.ModuleType("cupy.cuda")
     cuda.__dict__.update(

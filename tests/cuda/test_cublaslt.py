@@ -59,6 +59,16 @@ def test_strided_operands_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatc
     assert_is(cublaslt.matmul(scores, ndarray(v)), scores.get().astype(float) @ v)
 
 
+def test_algorithms_are_chosen_for_operands_as_aligned_as_they_are() -> None:
+    x = ndarray(normal(64, 65))
+    (a, b), d = (x[:8, 1:9], x[8:16, 3:11]), ndarray(normal(8, 8))
+    product = cublaslt.product_of(a, b, d)
+    assert product is not None
+    for found, array in zip(product.alignment, (a, b, d), strict=True):
+        assert array.data.ptr % found == 0
+        assert found == 256 or array.data.ptr % (2 * found)
+
+
 def test_what_no_stride_describes_is_copied() -> None:
     packed = normal(2, 5, 3, 4, 8)
     q, k, _ = packed.transpose(2, 0, 3, 1, 4)
