@@ -34,7 +34,7 @@ setup(
     entry_points={"console_scripts": ["tinyvit = tinyvit.cli:main"]},
     install_requires=[
         "numpy>=2.0",
-        "numba>=0.61",
+        "numba>=0.63",
         "ml_dtypes>=0.5",
         "safetensors>=0.5",
         "rich>=13",

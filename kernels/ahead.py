@@ -25,25 +25,31 @@ def last_to_first(dtype: Any) -> Iterator[Callable[[], Any]]:
     rows, weight, vector = np.zeros((2, 4), dtype), np.zeros((4, 4), dtype), np.zeros(4, dtype)
     heads, scores = np.zeros((1, 1, 2, 4), dtype), np.zeros((1, 1, 2), dtype)
     statistics, classes = np.ones(2, dtype), np.zeros(2, np.int64)
-    every = {"needs": (True, True, True, False)}
+    every: dict[str, Any] = {"needs": (True, True, True, False)}
 
     def version(operation: str) -> dict[str, Any]:
         return {"version": versions[operation]}
 
-    yield lambda: attention.backward(
-        *(heads, heads, heads, heads, None, heads, scores), scale=1.0, **every, **version("attention")
-    )
+    def attention_backward() -> None:
+        attention.backward(heads, heads, heads, heads, None, heads, scores, scale=1.0, **every, **version("attention"))
+
+    def layer_norm_backward() -> None:
+        given = (rows, rows, vector, statistics, statistics)
+        layer_norm.backward(*given, eps=1e-5, needs=(True, True, True), **version("layer_norm"))
+
+    def adamw_step() -> None:
+        adamw.forward(np.zeros((1, 5), np.int64), np.zeros((1, 7)), vector, vector.copy(), **version("adamw"))
+
+    def cross_entropy_both() -> None:
+        _, *kept = cross_entropy.forward(rows, None, ids=classes, **version("cross_entropy"))
+        given = (np.ones((), dtype), rows, None, *kept)
+        cross_entropy.backward(*given, ids=classes, needs=(True, False), **version("cross_entropy"))
+
+    yield attention_backward
     yield lambda: linear.backward(rows, rows, weight, **every, **version("linear"))
-    yield lambda: layer_norm.backward(
-        *(rows, rows, vector, statistics, statistics), eps=1e-5, **every, **version("layer_norm")
-    )
-    yield lambda: adamw.forward(
-        *(np.zeros((1, 5), np.int64), np.zeros((1, 7)), vector, vector.copy()), **version("adamw")
-    )
-    forward = cross_entropy.forward(rows, None, ids=classes, **version("cross_entropy"))
-    yield lambda: cross_entropy.backward(
-        *(np.ones((), dtype), rows, None, *forward[1:]), ids=classes, **every, **version("cross_entropy")
-    )
+    yield layer_norm_backward
+    yield adamw_step
+    yield cross_entropy_both
     yield lambda: attention.forward(heads, heads, heads, None, scale=1.0, **version("attention"))
     yield lambda: layer_norm.forward(rows, vector, vector, eps=1e-5, **version("layer_norm"))
 

@@ -14,6 +14,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ import numba
 from numba import types
 from numba.core import config, event
 
+from . import processor
+from .parts import PartCompiler
+
+processor.target()  # says what Numba shall compile for, before it compiles anything
+
 _FLAGS = {"error_model": "numpy", "nogil": True}
+_PART = {"forceinline": True, "pipeline_class": PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _REORDERED = {"reassoc", "nsz", "contract", "arcp"}
 
 
@@ -56,7 +63,7 @@ def kept_object(name: str, target: str, compile_it: Callable[[], bytes]) -> byte
 
 def body(function: Callable[..., Any]) -> Any:
     """Compile a function that other compiled code calls: a chunk of a kernel, or a part of one."""
-    return numba.njit(forceinline=True, fastmath=_REORDERED, **_FLAGS)(function)
+    return numba.njit(fastmath=_REORDERED, **_PART, **_FLAGS)(function)
 
 
 def exact(function: Callable[..., Any]) -> Any:
@@ -64,7 +71,7 @@ def exact(function: Callable[..., Any]) -> Any:
 
     Without saying so, Numba would compile it with the flags of the first caller.
     """
-    return numba.njit(forceinline=True, fastmath={"contract"}, **_FLAGS)(function)
+    return numba.njit(fastmath={"contract"}, **_PART, **_FLAGS)(function)
 
 
 def entry(function: Callable[..., Any]) -> Any:
@@ -76,13 +83,27 @@ def _kept(function: Callable[..., Any], signature: tuple[str, ...]) -> Any:
     _announce_compilations()
     if config.DISABLE_JIT:
         return function
+    compiled = functools.partial(numba.njit, *signature, fastmath=_REORDERED, no_cfunc_wrapper=True, **_FLAGS)
+    if not _can_keep():
+        return compiled()(function)
     before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
     try:
-        return numba.njit(*signature, cache=True, fastmath=_REORDERED, **_FLAGS)(function)
-    except RuntimeError:  # no folder that can be written
-        return numba.njit(*signature, fastmath=_REORDERED, **_FLAGS)(function)
+        return compiled(cache=True)(function)
+    except RuntimeError:  # code typed in, with no file it could be known by
+        return compiled()(function)
     finally:
         config.CACHE_DIR = before
+
+
+@functools.cache
+def _can_keep() -> bool:
+    """Whether the cache folder can be written. (Numba would else keep code beside the sources, and not see edits.)"""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_folder()):
+            return True
+    except OSError:
+        return False
 
 
 class entries(dict):
@@ -141,7 +162,7 @@ def _real_of(kind: Any) -> str | None:
 def _start_helper(real: str) -> None:
     """Compile in a second process too, from the last kernel of a training step back."""
     command = [sys.executable, "-m", f"{__package__}.ahead", real]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         helper = subprocess.Popen(command, env=os.environ | {_HELPING: "0"}, **quiet)
     except OSError:  # no interpreter to start: all is compiled here

@@ -62,8 +62,8 @@ class _Team:
         python = ctypes.pythonapi
         python.PyThread_allocate_lock.restype = ctypes.c_void_p
         python.PyThread_acquire_lock.argtypes = (ctypes.c_void_p, ctypes.c_int)
-        self.words[_ACQUIRE] = ctypes.cast(python.PyThread_acquire_lock, ctypes.c_void_p).value
-        self.words[_RELEASE] = ctypes.cast(python.PyThread_release_lock, ctypes.c_void_p).value
+        self.words[_ACQUIRE] = ctypes.cast(python.PyThread_acquire_lock, ctypes.c_void_p).value or 0
+        self.words[_RELEASE] = ctypes.cast(python.PyThread_release_lock, ctypes.c_void_p).value or 0
         self.words[_COUNT] = size - 1
         self._workers = []
         for i in range(size - 1):

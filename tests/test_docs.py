@@ -17,7 +17,7 @@ def test_python_examples_run(name: str) -> None:
     """One page is one program: later examples use what earlier ones made."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
     assert blocks
-    scope: dict[str, object] = {}
+    scope: dict[str, object] = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, name, "exec"), scope)
 

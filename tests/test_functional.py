@@ -365,3 +365,19 @@ def test_errors_say_what_came_and_what_is_allowed(
 ) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("join", [F.stack, F.concatenate])
+def test_nothing_cannot_be_joined(join):
+    with pytest.raises(ValueError, match="tensors is empty"):
+        join([])
+
+
+def test_an_axis_is_not_split_into_no_parts():
+    with pytest.raises(ValueError, match="cannot be cut into 0 equal parts"):
+        F.split(tv.tensor([1.0, 2.0]), 0)
+
+
+def test_a_tensor_is_made_of_an_array():
+    with pytest.raises(TypeError, match=r"not a str; tinyvit\.tensor\(data\) makes one"):
+        tv.Tensor("hello")

@@ -1,5 +1,6 @@
 """Modules find, name, save and load their parameters; layers and transformer blocks compute their papers' formulas."""
 
+import re
 from typing import Any
 
 import ml_dtypes
@@ -362,3 +363,21 @@ def test_drop_path_drops_both_branches_of_a_block() -> None:
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(ValueError, match="norm is 'middle'; it must be 'pre' or 'post'"):
         nn.Block(4, 2, norm="middle")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(0, 3), "Linear: in_features is 0"),
+        (lambda: nn.Linear(3, 2.5), "Linear: out_features is 2.5"),
+        (lambda: nn.LayerNorm(-1), "LayerNorm: dim is -1"),
+        (lambda: nn.Embedding(0, 3), "Embedding: num_embeddings is 0"),
+        (lambda: nn.Conv2d(3, 0, 3), "Conv2d: out_channels is 0"),
+        (lambda: tv.models.ViT(8, 2, 10, "32", 1, 2), "ViT: dim is '32'"),
+        (lambda: tv.models.ViT(8, 2, 10, 32, -1, 2), "ViT: depth is -1"),
+        (lambda: tv.models.ViT(8, 2, True, 32, 1, 2), "ViT: num_classes is True"),
+    ],
+)
+def test_sizes_that_make_no_layer_are_named(make, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}; it must be an integer, at least"):
+        make()

@@ -120,9 +120,13 @@ class Tensor:
         __setitem__: Callable[..., None]
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
+        if type(data) is not np.ndarray:
+            if not hasattr(data, "dtype"):
+                raise TypeError(f"Tensor takes an array, not a {type(data).__name__}; tinyvit.tensor(data) makes one")
+            data = np.asarray(data) if isinstance(data, np.generic) else data
         if requires_grad and not backend.is_floating(data):
             raise TypeError(f"requires_grad=True needs a floating dtype, not {data.dtype}")
-        self.data: Array = np.asarray(data) if isinstance(data, np.generic) else data
+        self.data: Array = data
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
         self._op: Op | None = None  # the entry of the tape that made this tensor; None for a leaf
@@ -385,21 +389,26 @@ class Op:
         if implementation is None:
             narrow = dtype is not None and dtype.itemsize == 2 and not cls.view  # computed in float32, then rounded
             given = [_widened(a) for a in arrays] if narrow else arrays
-            result, extra = cls.forward(backend.namespace_of(given[0]), *given, **params), ()
+            returned = cls.forward(backend.namespace_of(given[0]), *given, **params)
             out_dtype = params.get("dtype", dtype)  # an operation with a parameter `dtype` gives that
-            several = isinstance(result, tuple)
-            outputs = [Tensor(_finished(r, out_dtype)) for r in (result if several else (result,))]
+            if type(returned) is tuple:
+                outputs = [Tensor(_finished(r, out_dtype)) for r in returned]
+            else:
+                outputs = [Tensor(_finished(returned, out_dtype))]
         else:
-            result, extra = implementation.forward(arrays, params)
-            several = len(cls.outputs) > 1
-            outputs = [Tensor(r) for r in (result if several else (result,))]
+            returned = implementation.forward(*arrays, **params)
+            outputs = (
+                [Tensor(returned[0])] if len(cls.outputs) == 1 else list(map(Tensor, returned[: len(cls.outputs)]))
+            )
 
         if _mode.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
             if True in needs:
+                extra = None if implementation is None else (implementation.kept(arrays, returned), params)
                 cls()._record(inputs, needs, arrays, outputs, params, dtype, implementation, extra)
         if cls.view and isinstance(inputs[0], Tensor):
             _share_memory(inputs[0], outputs)
+        several = len(cls.outputs) > 1 if implementation is not None else type(returned) is tuple
         return tuple(outputs) if several else outputs[0]
 
     def _record(
@@ -414,14 +423,15 @@ class Op:
         extra: Any,
     ) -> None:
         """Become the entry of the tape that led from `inputs` to `outputs`."""
-        self.__dict__.update(params)
+        if params:
+            self.__dict__.update(params)
         self.sequence = next(_sequence)
         self.needs = needs
-        self.shapes = [getattr(a, "shape", ()) for a in arrays]
-        self.edges: list[_Edge] | None = [
-            None if not need else x if x._op is None else (x._op, x._index)
-            for x, need in zip(inputs, needs, strict=True)
-        ]
+        self.shapes: list[tuple[int, ...]] = []
+        self.edges: list[_Edge] | None = []
+        for x, array, need in zip(inputs, arrays, needs, strict=True):
+            self.shapes.append(getattr(array, "shape", ()))
+            self.edges.append(None if not need else x if x._op is None else (x._op, x._index))
         self.arity = len(outputs)
         self.floating = floating  # dtype of the inputs
         self.implementation = implementation
@@ -446,19 +456,22 @@ class Op:
         self.hooks = {} if self.hooks is None else self.hooks
         return self.hooks.setdefault(index, [])
 
-    def gradients(self, xp: Any, outputs: Sequence[Any], create_graph: bool) -> Sequence[Any]:
+    def gradients(self, outputs: Sequence[Any], create_graph: bool) -> Sequence[Any]:
         """The gradient of each input from those of the outputs; on tensors if `create_graph`, else on arrays."""
         self.check_alive()
-        self._check_guards()
+        for _, memory, version in self.guards or ():
+            if memory.version != version:
+                self._report_modified()
         if create_graph:
-            grads = self._on_tensors().backward(xp, *outputs)
+            grads = self._on_tensors().backward(graph_namespace, *outputs)
         elif self.implementation is not None:
             grads = self.implementation.backward(self, outputs)
         elif self.floating.itemsize == 2 and not self.view:
-            grads = self._in_float32().backward(xp, *(_widened(g) for g in outputs))
+            wide = [_widened(g) for g in outputs]
+            grads = self._in_float32().backward(backend.namespace_of(next(g for g in wide if g is not None)), *wide)
         else:
-            grads = self.backward(xp, *outputs)
-        if not isinstance(grads, tuple):
+            grads = self.backward(backend.namespace_of(next(g for g in outputs if g is not None)), *outputs)
+        if type(grads) is not tuple:
             grads = (grads,)
         if not create_graph and self.floating.itemsize == 2:
             grads = tuple(g if g is None else _unpromoted(g, self.floating) for g in grads)
@@ -492,7 +505,8 @@ class Op:
         assert edges is not None
         ctx = type(self)()
         ctx.__dict__.update(self.__dict__)
-        ctx.saved = [self._connect(a, s, edges) for a, (s, _) in zip(saved, self._sources, strict=False)]
+        pairs = zip(saved, self._sources, strict=False)
+        ctx.saved = [None if a is None else self._connect(a, s, edges) for a, (s, _) in pairs]
         return ctx
 
     def _connect(self, array: Array, source: int, edges: Sequence[_Edge]) -> Any:
@@ -505,14 +519,13 @@ class Op:
             return Tensor(array) if hasattr(array, "dtype") else array
         return _on_tape(array, *edge)
 
-    def _check_guards(self) -> None:
-        for source, memory, version in self.guards or ():
-            if memory.version != version:
-                name = self._input(source) if source >= 0 else self.outputs[~source]
-                raise RuntimeError(
-                    f"{name!r}, saved for the backward of {self.name}, was modified in place after it was used; "
-                    "modify a copy, or write x = x + y instead of x += y"
-                )
+    def _report_modified(self) -> None:
+        source = next(source for source, memory, version in self.guards or () if memory.version != version)
+        name = self._input(source) if source >= 0 else self.outputs[~source]
+        raise RuntimeError(
+            f"{name!r}, saved for the backward of {self.name}, was modified in place after it was used; "
+            "modify a copy, or write x = x + y instead of x += y"
+        )
 
     def free(self) -> None:
         """Let go of what was saved and of the entries before this one."""
@@ -522,12 +535,13 @@ class Op:
 
 def _share_memory(source: Tensor, views: Sequence[Tensor]) -> None:
     """Have those of `views` that lie in the memory of `source` count their modifications together with it."""
-    owner = source.data if source.data.base is None else source.data.base
+    array, memory = source.data, source._memory or source.memory
+    owner = array if array.base is None else array.base
     for out in views:
-        if out.data is source.data or out.data.base is owner:
-            if source.memory.sharers is None:
-                source.memory.share(source)
-            source.memory.share(out)
+        if out.data.base is owner or out.data is array:
+            if memory.sharers is None:
+                memory.share(source)
+            memory.share(out)
 
 
 def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -620,8 +634,6 @@ def _run_backward(
     wanted = None if targets is None else _leading_to(targets, [root._op for root in roots if root._op])
 
     def send(edge: Any, gradient: Any, owned: bool) -> None:
-        if wanted is not None and edge not in (targets or ()) and not (type(edge) is tuple and edge[0] in wanted):
-            return
         if type(edge) is not tuple:
             before = leaves.get(edge)
             leaves[edge] = (gradient, owned) if before is None else (before[0] + gradient, True)
@@ -633,9 +645,13 @@ def _run_backward(
             heapq.heappush(queue, (-op.sequence, op))
         slots[index] = gradient if slots[index] is None else slots[index] + gradient
 
+    def is_wanted(edge: Any) -> bool:
+        return wanted is None or edge in (targets or ()) or (type(edge) is tuple and edge[0] in wanted)
+
     for root, gradient in zip(roots, root_gradients, strict=True):
         start = _root_gradient(root, gradient)
-        send(_edge(root), start if create_graph else start.data, False)
+        if is_wanted(_edge(root)):
+            send(_edge(root), start if create_graph else start.data, False)
     with _record() if create_graph else no_grad():
         while queue:
             op = heapq.heappop(queue)[1]
@@ -644,12 +660,12 @@ def _run_backward(
                 outputs = [_observed(g, (op, i), op.hooks, targets) for i, g in enumerate(outputs)]
             if wanted is not None and op not in wanted:
                 continue
-            xp = graph_namespace if create_graph else backend.namespace_of(next(g for g in outputs if g is not None))
-            grads = op.gradients(xp, outputs, create_graph)
+            grads = op.gradients(outputs, create_graph)
             for edge, gradient in zip(op.edges or (), grads, strict=True):
-                if edge is not None:
-                    leaf = type(edge) is not tuple
-                    send(edge, gradient, leaf and not create_graph and _is_new(gradient, outputs, grads))
+                if edge is not None and (wanted is None or is_wanted(edge)):
+                    send(
+                        edge, gradient, not (create_graph or type(edge) is tuple) and _is_new(gradient, outputs, grads)
+                    )
             if not (retain_graph or create_graph):
                 op.free()
         return {leaf: (_observed_leaf(leaf, g, targets), own and not leaf._hooks) for leaf, (g, own) in leaves.items()}
@@ -734,13 +750,15 @@ def _hooked(gradient: Tensor, hooks: Iterable[Callable[[Tensor], Tensor | None]]
 
 def _is_new(gradient: Any, outputs: Sequence[Any], grads: Sequence[Any]) -> bool:
     """Whether nobody else can hold this array: it is no view, was not handed in, and was not handed out twice."""
-    if getattr(gradient, "base", None) is not None:
+    if gradient.base is not None:
         return False
     times = 0
     for g in grads:
-        times += g is gradient
+        if g is gradient:
+            times += 1
     for g in outputs:
-        times += g is gradient
+        if g is gradient:
+            times += 1
     return times == 1
 
 

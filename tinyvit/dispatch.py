@@ -66,26 +66,25 @@ class Implementation:
         module = importlib.import_module(spec.module)
         keep_freed_memory()
         self.spec, self.version = spec, version
-        self._forward, self._backward = getattr(module, spec.forward), getattr(module, spec.backward)
-        self._outputs = len(op.outputs)
+        # (*arrays, **params) -> the outputs of the operation and the residuals of the kernel.
+        self.forward = functools.partial(getattr(module, spec.forward), version=version)
+        self._backward = functools.partial(getattr(module, spec.backward), version=version)
+        outputs = len(op.outputs)
         # Where each kept value is found: input i as i, output or residual j as ~j.
         returned = op.outputs + spec.residuals
-        places = [op.inputs.index(k) if k in op.inputs else ~returned.index(k) for k in spec.keeps]
-        self._kept = tuple(places)
+        self._kept = tuple(op.inputs.index(k) if k in op.inputs else ~returned.index(k) for k in spec.keeps)
         # What an entry of the tape holds on to: what the plain rule saves, and the tensors that this kernel keeps.
         plain = {source for source, _ in op._sources} if hasattr(op, "_sources") else set()
-        tensors = [place for place in places if place >= 0 or ~place < self._outputs]
+        tensors = [place for place in self._kept if place >= 0 or ~place < outputs]
         self.sources = (*getattr(op, "_sources", ()), *((s, None) for s in tensors if s not in plain))
 
-    def forward(self, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
-        """The outputs of the operation, and what `backward` shall be given again."""
-        returned = self._forward(*arrays, **params, version=self.version)
-        kept = [arrays[place] if place >= 0 else returned[~place] for place in self._kept]
-        return returned[0] if self._outputs == 1 else returned[: self._outputs], (kept, params)
+    def kept(self, arrays: Sequence[Any], returned: Sequence[Any]) -> list[Any]:
+        """What `backward` shall be given again, of the inputs and of what forward returned."""
+        return [arrays[place] if place >= 0 else returned[~place] for place in self._kept]
 
     def backward(self, ctx: Any, gradients: Sequence[Any]) -> tuple[Any, ...]:
         kept, params = ctx.extra
-        return self._backward(*gradients, *kept, **params, needs=ctx.needs, version=self.version)
+        return self._backward(*gradients, *kept, **params, needs=ctx.needs)
 
 
 @functools.cache
@@ -103,20 +102,15 @@ class _Table:
         for spec in specs:
             if spec.technology == self._technology or (self._technology == "auto" and spec.device == device):
                 self._rows.setdefault(spec.operation, []).append(spec)
-        self._sure: dict[
-            tuple[Any, Any], Implementation
-        ] = {}  # what serves whatever the inputs, by operation and dtype
+        self.sure: dict[Any, dict[Any, Implementation]] = {}  # what serves whatever the inputs, by operation and dtype
 
     def find(self, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
-        served = self._sure.get((op, dtype))
-        if served is not None:
-            return served
-        rows = self._rows.get(op.kernel, ())
+        rows: Sequence[KernelSpec] = self._rows.get(op.kernel, ())
         for spec in rows:
             if self._refusal(spec, op, dtype, arrays, params) is None:
                 served = _load(spec, op, self._version)
                 if spec.refuses is None and spec is rows[0]:
-                    self._sure[op, dtype] = served
+                    self.sure.setdefault(op, {})[dtype] = served
                 return served
         if rows and self._technology != "auto":
             reasons = "; ".join(str(self._refusal(spec, op, dtype, arrays, params)) for spec in rows)
@@ -142,7 +136,9 @@ def select(op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -
     table = _tables.get((_choice, device))
     if table is None or table.specs is not registry.SPECS:
         table = _tables[_choice, device] = _Table(registry.SPECS, _choice, device)
-    return table.find(op, dtype, arrays, params)
+    served = table.sure.get(op)
+    found = None if served is None else served.get(dtype)
+    return table.find(op, dtype, arrays, params) if found is None else found
 
 
 def refusal(spec: KernelSpec, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> str | None:

@@ -63,11 +63,13 @@ def _state_of(device: str) -> str:
 def _threads() -> Iterator[tuple[str, str]]:
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-    from .kernels import compiler, threads
+    from .kernels import compiler, processor, threads
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "processors", f"{usable} of {os.cpu_count()}"
     set_by = "set by TINYVIT_THREADS" if os.environ.get("TINYVIT_THREADS") else "set TINYVIT_THREADS to change it"
+    forced = "set by TINYVIT_CPU" if "TINYVIT_CPU" in os.environ else "the best that this processor has"
+    yield "vectors", f"{processor.level()} ({forced})"
     yield "kernels", f"{threads.thread_count()} threads of their own ({set_by})"
     for pool in threadpool_info():
         name = " ".join(str(part) for part in (pool["internal_api"], pool["version"]) if part)

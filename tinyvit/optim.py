@@ -277,7 +277,7 @@ class _Bundle:
                 ids.append((0, 0))
                 rest.append(member)
         self.table[:, :2] = ids
-        implementation.forward((self.table, settings, *self.moments), {})
+        implementation.forward(self.table, settings, *self.moments)
         return rest
 
 

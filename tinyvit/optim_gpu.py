@@ -65,7 +65,7 @@ class DeviceBundle:
                 rest.append(member)
             reached.append((p, g if fits else None, member[2]))
         self._write_table(reached)
-        implementation.forward((self._table, self.groups, self.state, *self.moments), {"decoupled": decoupled})
+        implementation.forward(self._table, self.groups, self.state, *self.moments, decoupled=decoupled)
         for tensor, _, _ in self.members:
             tensor.mark_modified()
         return rest

@@ -8,8 +8,8 @@ fused multiply-adds are done; c is touched once, at the end. Any M, N, K (K = 0 
 a transposed operand needs no copy; b and c need a contiguous last axis. Columns beyond the last whole tile are loaded
 and stored under a mask, rows left over go to smaller tiles, so nothing outside the arrays is read or written.
 
-How large a tile is depends on the vector registers: 14 x 2 with AVX-512's 32, 6 x 2 with 16. Each sum runs over k in
-order, one fused product after the other, whatever M, N and the number of threads.
+How large a tile is depends on the vector registers (`processor`): 14 x 2 with AVX-512's 32, 6 x 2 with 16. Each sum
+runs over k in order, one fused product after the other, whatever M, N and the number of threads.
 """
 
 from functools import cache
@@ -21,6 +21,7 @@ from numba.core import cgutils, config
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from .. import processor
 from ..compiler import body, kept_object
 
 _POINTER = ir.IntType(8).as_pointer()
@@ -28,17 +29,8 @@ _WORD, _HALF, _FLAG = ir.IntType(64), ir.IntType(32), ir.IntType(1)
 _VECTORS = 2  # of b and c in a whole tile
 
 
-@cache
-def cpu_features() -> frozenset[str]:
-    """Names of the vector extensions that code is compiled for."""
-    if config.CPU_FEATURES is not None:
-        return frozenset(f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+"))
-    return frozenset(name for name, present in binding.get_host_cpu_features().items() if present)
-
-
-WIDE = "avx512f" in cpu_features()
-VECTOR_BYTES = 64 if WIDE else 32 if "avx" in cpu_features() else 16
-ROWS = (14, 8, 4, 1) if WIDE else (6, 4, 2, 1)  # of the tiles that a matrix is cut into
+VECTOR_BYTES = processor.VECTOR_BYTES[processor.level()]
+ROWS = (14, 8, 4, 1) if processor.level() == "avx512" else (6, 4, 2, 1)  # of the tiles that a matrix is cut into
 PANEL_BYTES = _VECTORS * VECTOR_BYTES  # width of a whole tile
 
 
@@ -157,9 +149,8 @@ def ready(dtype):
     module = ir.Module("tinyvit_tiles")
     shapes = [(rows, v, masked) for rows in ROWS for v, masked in ((_VECTORS, False), (_VECTORS, True), (1, True))]
     functions = [_tile_function(module, rows, v, item, masked) for rows, v, masked in shapes]
+    cpu, features = processor.target()
     target = binding.Target.from_default_triple()
-    cpu = config.CPU_NAME or binding.get_host_cpu_name()
-    features = config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
     machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True, codemodel="jitdefault")
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
 
@@ -204,14 +195,17 @@ def _write_tile(function, rows, vectors, item, masked):
     a_offset = builder.phi(_WORD)
     sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
     loads = [_load(builder, b_at, v, vector, masks[v]) for v in range(vectors)]
-    fma = _intrinsic(module, "fma", vector, [vector, vector, vector])
+    fma = _intrinsic(module, "fma", vector, [vector, vector, vector]) if processor.fuses() else None
     new = []
     for m in range(rows):
         place = builder.gep(starts[m], [a_offset])
         value = builder.load(builder.bitcast(place, number.as_pointer()))
         value.align = item
         spread = _broadcast(builder, value, vector)
-        new.append([builder.call(fma, [spread, loads[v], sums[m][v]]) for v in range(vectors)])
+        if fma is None:
+            new.append([builder.fadd(builder.fmul(spread, loads[v]), sums[m][v]) for v in range(vectors)])
+        else:
+            new.append([builder.call(fma, [spread, loads[v], sums[m][v]]) for v in range(vectors)])
     following = builder.add(k, _word(1))
     moves = [(k, _word(0), following), (b_at, b, builder.gep(b_at, [b_step]))]
     moves.append((a_offset, _word(0), builder.add(a_offset, a_step)))

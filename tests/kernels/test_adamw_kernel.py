@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from blocks import CHUNK
+from draws import on_drawn
 from hypothesis import strategies as st
 from tinyvit.kernels import registry
-from tinyvit.kernels.adamw.numba_cpu import CHUNK
 
 import tinyvit as tv
 from tinyvit.autograd import Tensor
@@ -38,8 +38,7 @@ def as_float64(arrays: list[Array | None]) -> list[Array | None]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("version", range(1, VERSIONS + 1))
-@settings(max_examples=20)
-@given(data=st.data())
+@on_drawn(20)
 def test_a_fused_step_is_as_exact_as_the_plain_one(version: int, dtype: str, data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.sampled_from([0, 1, 7, 33, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]), min_size=1))
     sizes = sizes if len(sizes) < 5 else sizes[:5]

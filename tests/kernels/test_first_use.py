@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tinyvit.kernels import compiler
 
 CODE = """
 import sys
@@ -55,11 +56,11 @@ def read_only(path: Path) -> Path:
 def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path, unusable: object) -> None:
     folder = unusable(tmp_path / "cache")  # type: ignore[operator]
     assert first_use(folder) == LINES
+    assert first_use(folder) == LINES or folder.is_dir()  # root may write everywhere
+    assert not list(Path(compiler.__file__).parent.rglob("*.nbi"))
 
 
 def test_the_cache_is_found_by_what_the_sources_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from tinyvit.kernels import compiler
-
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     here = compiler.cache_folder.__wrapped__()
     assert here.parent == tmp_path

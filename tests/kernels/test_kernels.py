@@ -8,8 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from draws import FINITE, SPECIALS, Array, arrays, cases
-from hypothesis import given, settings
+from draws import FINITE, SPECIALS, Array, arrays, cases, on_drawn
 from hypothesis import strategies as st
 from tinyvit.kernels import registry
 from trial import Trial, applied, unmodified
@@ -76,15 +75,13 @@ def test_every_row_of_the_table_is_tried() -> None:
 
 @every_version
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@settings(max_examples=40)
-@given(data=st.data())
+@on_drawn(60)
 def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     drawn_trial(data, op, dtype).check(choice)
 
 
 @every_version
-@settings(max_examples=15)
-@given(data=st.data())
+@on_drawn(15)
 def test_nothing_that_comes_in_is_modified(op: type[Op], choice: str, data: st.DataObject) -> None:
     trial = drawn_trial(data, op, "float32")
     with unmodified([*trial.case.inputs, *trial.upstream, *trial.case.params.values()]):
@@ -92,8 +89,7 @@ def test_nothing_that_comes_in_is_modified(op: type[Op], choice: str, data: st.D
 
 
 @every_version
-@settings(max_examples=15)
-@given(data=st.data())
+@on_drawn(15)
 def test_what_fresh_memory_held_changes_nothing(op: type[Op], choice: str, data: st.DataObject) -> None:
     trial = drawn_trial(data, op, "float32")
     expected = trial.run(choice)

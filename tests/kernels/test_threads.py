@@ -157,10 +157,11 @@ def test_a_team_that_is_stopped_ends(two_threads: None) -> None:
 
 @compiled
 def test_a_chunk_that_fails_fails_the_call_and_no_later_one(two_threads: None) -> None:
-    hits = np.zeros(5, np.int64)
-    with pytest.raises(MemoryError, match="no memory is left for a kernel"):
-        failing(hits, threads.team())
-    np.testing.assert_array_equal(hits, 1)
+    for team in (0, threads.team()):
+        hits = np.zeros(5, np.int64)
+        with pytest.raises(MemoryError, match="no memory is left for a kernel"):
+            failing(hits, team)
+        np.testing.assert_array_equal(hits, 1)
     assert have_met()
 
 

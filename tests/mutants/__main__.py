@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from . import Family, Fault, read
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PROCESSES = 2
-TIMEOUT = 20  # seconds for one test; a fault may make a kernel wait for ever
+# Seconds for one test, and for all of a family and the end of the process: a fault may make a kernel wait for ever.
+TIMEOUT, END = 10, 60
+EMULATED = 20  # times as long: there, kernels are compiled by g++ and run on the CPU
 PASSED, FAILED = 0, 1  # pytest's exit status
+NO_FAULT = re.compile(r"(SyntaxError|NameError|UnboundLocalError|AttributeError|TypingError|LoweringError): .*")
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def project(fault: Fault | None) -> Iterator[Path]:
         (folder / "tinyvit").mkdir()
         for path in (ROOT / "tinyvit").iterdir():
             (folder / "tinyvit" / path.name).symlink_to(path)
-        ignored = shutil.ignore_patterns("__pycache__")
+        ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
         shutil.copytree(ROOT / "kernels", folder / "tinyvit" / "kernels", ignore=ignored)
         for tests in ("kernels", "cuda"):
             shutil.copytree(ROOT / "tests" / tests, folder / "tests" / tests, ignore=ignored)
@@ -48,17 +52,29 @@ def outcome(family: Family, fault: Fault | None) -> str:
             run = tested(family, folder)
     except LookupError as error:
         return str(error)
+    except subprocess.TimeoutExpired:
+        return "noticed"
     if run.returncode < 0:  # a crash
         return "noticed"
-    found = {PASSED: "not noticed", FAILED: "noticed"}
-    return found.get(run.returncode, f"the tests could not be run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+    if run.returncode not in (PASSED, FAILED):
+        return f"the tests could not be run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
+    unfit = NO_FAULT.search(run.stdout)
+    if unfit:
+        return f"this is no code: {unfit[0]}"
+    return "not noticed" if run.returncode == PASSED else "noticed"
 
 
 def tested(family: Family, folder: Path) -> "subprocess.CompletedProcess[str]":
     """The run of pytest in a project."""
     command = [sys.executable, "-m", "pytest", *family.arguments, "-x", "-q", "--rootdir", str(folder)]
     command += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
-    command += ["--timeout", str(TIMEOUT), "--timeout-method", "thread"]  # a signal would wait for compiled code to end
+    patience = EMULATED if family.kind == "emulated" else 1
+    command += [
+        "--timeout",
+        str(patience * TIMEOUT),
+        "--timeout-method",
+        "thread",
+    ]  # a signal would wait for compiled code to end
     settings = {
         "PYTHONPATH": str(folder),
         "NUMBA_CACHE_DIR": str(folder / "cache"),
@@ -69,7 +85,8 @@ def tested(family: Family, folder: Path) -> "subprocess.CompletedProcess[str]":
         "OPENBLAS_NUM_THREADS": "1",
     }
     place = folder / "tests" / ("cuda" if family.kind == "emulated" else "kernels")
-    return subprocess.run(command, cwd=place, env=os.environ | settings, capture_output=True, text=True)
+    given = {"cwd": place, "env": os.environ | settings, "timeout": patience * END}
+    return subprocess.run(command, capture_output=True, text=True, **given)
 
 
 def main() -> int:
@@ -78,16 +95,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("family", nargs="*", help=f"{', '.join(known)}; all by default")
     chosen = parser.parse_args().family or list(known)
-    jobs = [(name, fault) for name in chosen for fault in (None, *known[name].faults)]
-    start, wrong = time.perf_counter(), 0
+    start, faults, wrong = time.perf_counter(), 0, 0
     with ThreadPoolExecutor(PROCESSES) as pool:
-        outcomes = pool.map(lambda job: outcome(known[job[0]], job[1]), jobs)
-        for (name, fault), found in zip(jobs, outcomes, strict=True):
-            expected = "not noticed" if fault is None else "noticed"
-            wrong += found != expected
-            if found != expected:
-                print(f"{name}: {'without a fault' if fault is None else fault.what}: {found}", flush=True)
-    faults = sum(fault is not None for _, fault in jobs)
+        runs = {n: [(f, pool.submit(outcome, known[n], f)) for f in (None, *known[n].faults)] for n in chosen}
+        for name, family in runs.items():
+            surprises = 0
+            for fault, run in family:
+                found, expected = run.result(), "not noticed" if fault is None else "noticed"
+                surprises += found != expected
+                if found != expected:
+                    print(f"{name}: {'without a fault' if fault is None else fault.what}: {found}", flush=True)
+            print(f"{name}: {len(family) - 1} faults, {surprises} surprises", flush=True)
+            faults, wrong = faults + len(family) - 1, wrong + surprises
     print(f"{faults} faults, {wrong} surprises, {time.perf_counter() - start:.0f} s")
     return 1 if wrong else 0
 

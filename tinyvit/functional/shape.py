@@ -228,12 +228,18 @@ def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
 
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """The tensors one after the other along an existing axis."""
-    return Concatenate.apply(*tensors, axis=axis)
+    return Concatenate.apply(*_some("concatenate", tensors), axis=axis)
 
 
 def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """The tensors, all of one shape, side by side along a new axis."""
-    return Stack.apply(*tensors, axis=axis)
+    return Stack.apply(*_some("stack", tensors), axis=axis)
+
+
+def _some(name: str, tensors: Sequence[Any]) -> Sequence[Any]:
+    if len(tensors) == 0:
+        raise ValueError(f"{name}: tensors is empty; give at least one")
+    return tensors
 
 
 def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
@@ -246,7 +252,7 @@ def split(x: Tensor, indices_or_sections: int | Sequence[int], axis: int = 0) ->
     axis = normalize_axis_index(axis, x.ndim)
     length = x.shape[axis]
     if isinstance(indices_or_sections, int):
-        if length % indices_or_sections:
+        if indices_or_sections < 1 or length % indices_or_sections:
             raise ValueError(f"split: an axis of length {length} cannot be cut into {indices_or_sections} equal parts")
         step = length // indices_or_sections
         stops = tuple(range(step, length, step))

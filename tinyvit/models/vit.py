@@ -65,6 +65,8 @@ class ViT(Module):
             raise ValueError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
         if pos_embed not in POSITIONS:
             raise ValueError(f"pos_embed is {pos_embed!r}; it must be one of {', '.join(POSITIONS)}")
+        init.check_sizes("ViT", dim=dim, heads=heads, in_channels=in_channels)
+        init.check_sizes("ViT", 0, num_classes=num_classes, depth=depth, register_tokens=register_tokens)
         self.pool = pool
         self.cls_token = Parameter(init.trunc_normal((1, 1, dim), 1e-6)) if pool == "cls" else None
         self.reg_token = Parameter(init.trunc_normal((1, register_tokens, dim), 1e-6)) if register_tokens else None

@@ -8,6 +8,13 @@ from ..backend import default_generator
 from .module import Parameter
 
 
+def check_sizes(what: str, least: int = 1, **sizes: int) -> None:
+    """Raise ValueError, naming the argument, unless each of `sizes` is an integer, at least `least`."""
+    for name, value in sizes.items():
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{what}: {name} is {value!r}; it must be an integer, at least {least}")
+
+
 def trunc_normal(shape: tuple[int, ...], std: float = 0.02) -> np.ndarray:
     """Normal with mean 0, redrawn outside [-2, 2] (an absolute bound, as in timm), float32."""
     rng = default_generator.numpy()

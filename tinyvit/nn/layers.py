@@ -18,6 +18,7 @@ class Linear(Module):
     """y = x W^T + b: (..., in_features) -> (..., out_features); weight (out, in), bias (out,)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        init.check_sizes("Linear", in_features=in_features, out_features=out_features)
         self.weight = Parameter(init.uniform_fan_in((out_features, in_features), in_features))
         self.bias = Parameter(init.uniform_fan_in((out_features,), in_features)) if bias else None
 
@@ -38,6 +39,7 @@ class LayerNorm(Module):
     """Layer normalization of the last axis: (..., dim) -> (..., dim)."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        init.check_sizes("LayerNorm", dim=dim)
         self.weight, self.bias, self.eps = init.ones(dim), init.zeros(dim), eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,6 +59,7 @@ class Embedding(Module):
     """Rows of a table: integers (...) -> (..., dim); weight (num_embeddings, dim), truncated normal 0.02."""
 
     def __init__(self, num_embeddings: int, dim: int) -> None:
+        init.check_sizes("Embedding", num_embeddings=num_embeddings, dim=dim)
         self.weight = Parameter(init.trunc_normal((num_embeddings, dim)))
 
     def forward(self, ids: Any) -> Tensor:
@@ -71,7 +74,7 @@ class Dropout(Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, self.training)
+        return F.dropout(x, self.p) if self.training and self.p else x
 
     def _describe(self) -> str:
         return f"p={self.p}"
@@ -117,6 +120,7 @@ class Conv2d(Module):
         bias: bool = True,
     ) -> None:
         kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        init.check_sizes("Conv2d", in_channels=in_channels, out_channels=out_channels, kernel_size=min(kernel))
         fan_in = in_channels * kernel[0] * kernel[1]
         self.weight = Parameter(init.uniform_fan_in((out_channels, in_channels, *kernel), fan_in))
         self.bias = Parameter(init.uniform_fan_in((out_channels,), fan_in)) if bias else None

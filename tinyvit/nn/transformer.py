@@ -21,6 +21,7 @@ class Mlp(Module):
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.fc1.bias is not None
         hidden = F.linear_gelu(x, self.fc1.weight, self.fc1.bias, self.approximate)
         return self.drop(self.fc2(self.drop(hidden)))
 

@@ -1,0 +1,67 @@
+"""Which vector instructions the kernels are compiled for: all that the processor has, or fewer, as TINYVIT_CPU says.
+
+| level   | vector registers | what it takes                                            |
+|---------|------------------|----------------------------------------------------------|
+| avx512  | 32 of 64 bytes   | AVX-512 F, BW, DQ and VL                                 |
+| avx2    | 16 of 32 bytes   | AVX2 and fused multiply-add                              |
+| generic | 16 of 16 bytes   | nothing: x86-64 as it began, or another kind of processor |
+
+`TINYVIT_CPU=avx2 python -m pytest tests/kernels` tests what the kernels do on another processor. The code of each level
+is kept apart in the cache. The variable must be set before the first kernel is loaded.
+"""
+
+import os
+from functools import cache
+
+from llvmlite import binding
+from numba.core import config
+
+VECTOR_BYTES = {"avx512": 64, "avx2": 32, "generic": 16}
+_NEEDED = {"avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"), "avx2": ("avx2", "fma"), "generic": ()}
+_TARGETS = {"avx2": "x86-64-v3", "generic": "x86-64"}  # LLVM's names, on x86-64, for a level that was asked for
+
+
+def usable() -> list[str]:
+    """The levels that this processor has, best first."""
+    features = binding.get_host_cpu_features() if "TINYVIT_CPU" in os.environ else _features()
+    return [name for name, needed in _NEEDED.items() if all(features.get(f) for f in needed)]
+
+
+@cache
+def level() -> str:
+    """The level that kernels are compiled for: the best that this processor has, unless TINYVIT_CPU names one.
+
+    Raises ValueError if TINYVIT_CPU names none, or one that this processor does not have.
+    """
+    wanted = os.environ.get("TINYVIT_CPU", usable()[0])
+    if wanted not in usable():
+        names, has = ", ".join(_NEEDED), ", ".join(usable())
+        raise ValueError(f"TINYVIT_CPU is {wanted!r}; it must be one of {names}, and this processor has {has}")
+    return wanted
+
+
+def _features() -> dict[str, bool]:
+    """The features that Numba compiles for."""
+    if config.CPU_FEATURES is None:
+        return binding.get_host_cpu_features()
+    return {f[1:]: f.startswith("+") for f in config.CPU_FEATURES.split(",") if f}
+
+
+@cache
+def target() -> tuple[str, str]:
+    """Name and features of the processor to compile for, as LLVM writes them; Numba is told too."""
+    if "TINYVIT_CPU" in os.environ and level() in _TARGETS and _is_x86():
+        os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = _TARGETS[level()], ""
+        config.reload_config()
+    features = config.CPU_FEATURES
+    host = binding.get_host_cpu_features().flatten() if features is None else features
+    return config.CPU_NAME or binding.get_host_cpu_name(), host
+
+
+def fuses() -> bool:
+    """Whether the level can fuse a product with a sum; where not, LLVM would call a slow function of the C library."""
+    return level() != "generic" or not _is_x86()
+
+
+def _is_x86() -> bool:
+    return binding.get_process_triple().startswith("x86_64")

@@ -1,0 +1,27 @@
+"""The sizes at which kernels change their ways; import them from here.
+
+Uncompiled kernels get small blocks, and the tiles of a processor without wide vectors, so that small examples cross
+every edge. That does not change what they compute but where they cut it.
+"""
+
+from numba.core import config
+
+if config.DISABLE_JIT:
+    config.CPU_FEATURES = ""
+
+from tinyvit.kernels.adamw import numba_cpu as adamw
+from tinyvit.kernels.attention import numba_cpu as attention
+from tinyvit.kernels.dropout import numba_cpu as dropout
+from tinyvit.kernels.linear import microkernel
+from tinyvit.kernels.linear import numba_cpu as linear
+
+if config.DISABLE_JIT:
+    adamw.CHUNK, dropout.TILE = 64, 64
+    attention.KEYS, attention.QUERIES = 16, 2 * microkernel.ROWS[0]
+    linear.BLOCK, linear.DEPTH = 2 * microkernel.ROWS[0], 16
+
+CHUNK, TILE = adamw.CHUNK, dropout.TILE
+KEYS, QUERIES = attention.KEYS, attention.QUERIES
+BLOCK, DEPTH = linear.BLOCK, linear.DEPTH
+weight_tile = linear._weight_tile if config.DISABLE_JIT else linear._weight_tile.py_func
+ROWS, PANEL_BYTES = microkernel.ROWS, microkernel.PANEL_BYTES

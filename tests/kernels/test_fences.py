@@ -1,0 +1,26 @@
+"""No kernel reads or writes outside of its arrays, by however little."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pages are closed with mprotect")
+
+
+def run_fenced(side: str) -> "subprocess.CompletedProcess[str]":
+    here = Path(__file__).parent
+    command = [sys.executable, str(here / "fenced.py"), side]
+    return subprocess.run(command, cwd=here, capture_output=True, text=True)
+
+
+def test_the_fence_stops_what_touches_it() -> None:
+    assert run_fenced("beyond").returncode == -signal.SIGSEGV
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_no_kernel_touches_what_lies_beside_its_arrays(side: str) -> None:
+    run = run_fenced(side)
+    assert run.returncode == 0, f"the last one named here did, or failed:\n{run.stdout[-200:]}{run.stderr[-2000:]}"
