@@ -59,8 +59,9 @@ class DeviceBundle:
         for member in self.members:
             p, gradient = member[0].data, member[0].grad
             g = None if gradient is None else gradient.data
-            fits = g is not None and p.shape == g.shape and p.dtype == g.dtype and p.flags.c_contiguous
-            fits = fits and g.flags.c_contiguous
+            fits = g is not None and p.shape == g.shape and p.dtype == g.dtype
+            if g is not None:
+                fits = fits and p.flags.c_contiguous and g.flags.c_contiguous
             if g is not None and not fits:
                 rest.append(member)
             reached.append((p, g if fits else None, member[2]))

@@ -212,15 +212,18 @@ def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None, aux: Any = N
 
 def product_of(a: Any, b: Any, d: Any, epilogue: str = "none", tf32: bool = False, aux: Any = None) -> Product | None:
     """The kind of d = a b; None if an operand lies so that it would have to be copied."""
-    operands = [operand_of(x) for x in (a, b, d)]
-    if None in operands:
+    of_a, of_b, of_d = (operand_of(x) for x in (a, b, d))
+    if of_a is None or of_b is None or of_d is None:
         return None
-    batch = math.prod(d.shape[:-2])
-    (m, n), k = d.shape[-2:], a.shape[-1]
-    aux_ld = 0 if aux is None else aux.shape[-1]
-    alignment = tuple(min(256, address(x) & -address(x)) for x in (a, b, d))
-    how = (epilogue, tf32, aux_ld, alignment)
-    return Product(m, n, k, batch, d.dtype.name, *operands, *how)  # type: ignore[arg-type]
+    (m, n), k, batch = d.shape[-2:], a.shape[-1], math.prod(d.shape[:-2])
+    of_aux = 0 if aux is None else aux.shape[-1]
+    alignment = (_alignment(a), _alignment(b), _alignment(d))
+    return Product(m, n, k, batch, d.dtype.name, of_a, of_b, of_d, epilogue, tf32, of_aux, alignment)
+
+
+def _alignment(array: Any) -> int:
+    """The largest power of two, up to 256, of which an array's address is a multiple."""
+    return min(256, address(array) & -address(array))
 
 
 def matmul(x: Any, y: Any, tf32: bool = False) -> Any:
@@ -231,13 +234,13 @@ def matmul(x: Any, y: Any, tf32: bool = False) -> Any:
     if d.size == 0 or x.shape[-1] == 0:
         d[...] = 0
         return d
-    wide = [xp.broadcast_to(a, (*lead, *a.shape[-2:])) for a in (x, y)]
-    product = product_of(*wide, d, tf32=tf32)
+    left, right = (xp.broadcast_to(a, (*lead, *a.shape[-2:])) for a in (x, y))
+    product = product_of(left, right, d, tf32=tf32)
     if product is None:
-        wide = [a if operand_of(a) is not None else xp.ascontiguousarray(a) for a in wide]
-        product = product_of(*wide, d, tf32=tf32)
+        left, right = (a if operand_of(a) is not None else xp.ascontiguousarray(a) for a in (left, right))
+        product = product_of(left, right, d, tf32=tf32)
     assert product is not None
-    run(product, *wide, d)
+    run(product, left, right, d)
     return d
 
 
