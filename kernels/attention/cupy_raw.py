@@ -32,7 +32,7 @@ _FMA, _MMA = "attention/attention.cu", "attention/attention_mma.cu"
 WARP, ROWS = 32, 16  # ROWS of a warp on tensor cores
 DEPTHS = (16, 32, 64, 128, 256)
 LONGEST = {16: (80, 272), 32: (80, 272), 64: (80, 272), 128: (80,)}  # keys that v4 holds in registers, by head size
-TILE = {16: 64, 32: 64, 64: 64, 128: 64, 256: 32}  # keys in a tile of v3, forward
+TILE = {16: 64, 32: 64, 64: 64, 128: 64, 256: 16}  # keys in a tile of v3, forward
 TILE_BACKWARD = {16: 64, 32: 64, 64: 64, 128: 32, 256: 16}
 
 
