@@ -28,7 +28,14 @@ setup(
     ],
     package_data={
         "": ["*.cu", "*.cuh"],
-        "tinyvit": ["py.typed", "recipes/*.toml", "data/*.csv.gz", "data/*.txt", "weights/*.safetensors"],
+        "tinyvit": [
+            "py.typed",
+            "recipes/*.toml",
+            "data/*.csv.gz",
+            "data/*.txt",
+            "weights/*.safetensors",
+            "study/page/*",
+        ],
     },
     zip_safe=False,
     entry_points={"console_scripts": ["tinyvit = tinyvit.cli:main"]},
@@ -49,7 +56,7 @@ setup(
         "bench": ["torch", "jax", "autograd"],
         # NVRTC and NVVM compile the CUDA kernels without a GPU; numba-cuda brings their simulator.
         "dev": [
-            *("pytest>=8", "pytest-timeout", "hypothesis", "ruff==0.17.*", "mypy"),
+            *("pytest>=8", "pytest-timeout", "hypothesis", "ruff==0.17.*", "mypy", "playwright"),
             *("nvidia-cuda-nvrtc>=13", "nvidia-nvvm>=13", "cuda-pathfinder", "numba-cuda>=0.23"),
         ],
     },

@@ -22,6 +22,7 @@ from typing import Any
 import numba
 from numba import types
 from numba.core import config, event
+from numba.core.caching import FunctionCache
 
 from . import processor
 from .parts import PartCompiler
@@ -43,21 +44,29 @@ def cache_folder() -> Path:
     if given:
         return Path(given) / f"tinyvit-{digest}"
     base = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "tinyvit" / "kernels" / digest
+    try:
+        return Path(base or Path.home() / ".cache") / "tinyvit" / "kernels" / digest
+    except RuntimeError:  # a user without a home
+        return Path(os.devnull) / digest
 
 
 def kept_object(name: str, target: str, compile_it: Callable[[], bytes]) -> bytes:
     """The object code that `compile_it()` gives for a target, from the cache if it is there."""
     file = cache_folder() / f"{name}-{hashlib.sha256(target.encode()).hexdigest()[:16]}.o"
-    try:
-        return file.read_bytes()
-    except OSError:
-        code = compile_it()
-    with contextlib.suppress(OSError):  # no folder that can be written
+    with contextlib.suppress(OSError):
+        digest, code = (kept := file.read_bytes())[:32], kept[32:]
+        if hashlib.sha256(code).digest() == digest:  # else it was cut short, and would crash whoever runs it
+            return code
+    code = compile_it()
+    with contextlib.suppress(OSError):  # no folder that can be written, or no space
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_bytes(code)
-        part.replace(file)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+            try:
+                part.write(hashlib.sha256(code).digest() + code)
+                part.close()
+                os.replace(part.name, file)
+            except OSError:
+                os.unlink(part.name)
     return code
 
 
@@ -75,7 +84,10 @@ def exact(function: Callable[..., Any]) -> Any:
 
 
 def entry(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls, and keep it in the cache."""
+    """Compile a function that Python calls; if it is one of this package, keep it in the cache.
+
+    (Of others the cache would not see that a part of them, in another file, was edited.)
+    """
     return _kept(function, ())
 
 
@@ -83,16 +95,31 @@ def _kept(function: Callable[..., Any], signature: tuple[str, ...]) -> Any:
     _announce_compilations()
     if config.DISABLE_JIT:
         return function
-    compiled = functools.partial(numba.njit, *signature, fastmath=_REORDERED, no_cfunc_wrapper=True, **_FLAGS)
-    if not _can_keep():
-        return compiled()(function)
-    before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
-    try:
-        return compiled(cache=True)(function)
-    except RuntimeError:  # code typed in, with no file it could be known by
-        return compiled()(function)
-    finally:
+    compiled = numba.njit(fastmath=_REORDERED, no_cfunc_wrapper=True, **_FLAGS)(function)
+    if (function.__module__ or "").startswith(f"{__package__}.") and _can_keep():
+        before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
+        compiled._cache = _Cache(function)
         config.CACHE_DIR = before
+    for one in signature:
+        compiled.compile(one)
+        compiled.disable_compile()
+    return compiled
+
+
+class _Cache(FunctionCache):
+    """Numba's cache of compiled code, for which a damaged file is as good as none, and a full disk no error."""
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(signature, target_context)
+        except Exception:  # whatever unpickling half a file raises
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().save_overload(signature, data)
 
 
 @functools.cache

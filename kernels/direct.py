@@ -80,9 +80,9 @@ def attention_backward(
     dbias : in the shape of bias; None without one.
     """
     _check_attention(q, k, v, bias, mask, key_lengths, dropout_p)
-    for name, array, shape in (("dout", dout, (*q.shape[:-1], v.shape[-1])), ("lse", lse, q.shape[:-1])):
-        if array.shape != shape:
-            raise ValueError(f"attention_backward: {name} has shape {array.shape}; for q {q.shape} it must be {shape}")
+    like_out = (*q.shape[:-1], v.shape[-1])
+    for name, array, shape in (("dout", dout, like_out), ("out", out, like_out), ("lse", lse, q.shape[:-1])):
+        _check_saved("attention_backward", name, array, shape, q)
     _, backward = _functions("attention", implementation, q=q, k=k, v=v)
     mask = _with_lengths(mask, key_lengths, k)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -113,6 +113,9 @@ def attention_weights(
     They are those before dropout; a row is 0 where a query sees no key.
     """
     _check_attention(q, k, k, bias, mask, key_lengths, 0.0)
+    _check_saved("attention_weights", "lse", lse, q.shape[:-1], q)
+    if q.dtype not in (np.float32, np.float64):
+        raise TypeError(f"attention_weights: q is {q.dtype}; it must be float32 or float64")
     from .attention.numba_cpu import weights
 
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -154,7 +157,7 @@ def layer_norm_backward(
 def _functions(operation: str, implementation: str, **inputs: Any) -> tuple[Any, Any]:
     """forward and backward of `operation`, as the registry describes them, without `version`."""
     technology, colon, version = implementation.partition(":v")
-    if technology not in ("auto", "numpy", *registry.TECHNOLOGIES) or (colon and not version.isdecimal()):
+    if technology not in ("auto", "numpy", *registry.TECHNOLOGIES) or (colon and not _is_version(version)):
         known = ", ".join(("auto", "numpy", *registry.TECHNOLOGIES))
         raise ValueError(f"implementation is {implementation!r}; it must be one of {known}, or like 'numba:v1'")
     reason = "there is none"
@@ -182,6 +185,10 @@ def _refusal(spec: registry.KernelSpec, inputs: dict[str, Any]) -> str | None:
     return spec.refuses(inputs, {}) if spec.refuses else None
 
 
+def _is_version(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and int(text) > 0
+
+
 def _bound(function: Any, version: int) -> Any:
     return lambda *arrays, **params: function(*arrays, **params, version=version)
 
@@ -204,6 +211,8 @@ def _check_attention(q: Any, k: Any, v: Any, bias: Any, mask: Any, key_lengths: 
             f"attention: q has shape {q.shape}, k {k.shape} and v {v.shape}; "
             "they must be (B, H, N, D), (B, H, S, D) and (B, H, S, E)"
         )
+    if q.shape[3] == 0:
+        raise ValueError(f"attention: q has shape {q.shape}; D must be at least 1")
     if not q.dtype == k.dtype == v.dtype or (bias is not None and bias.dtype != q.dtype):
         given = [str(x.dtype) for x in (q, k, v, bias) if x is not None]
         raise TypeError(f"attention: the dtypes of q, k, v and bias are {', '.join(given)}; they must be one")
@@ -217,6 +226,13 @@ def _check_attention(q: Any, k: Any, v: Any, bias: Any, mask: Any, key_lengths: 
         raise ValueError(f"attention: key_lengths has shape {np.shape(key_lengths)}; it must be (B,) = {q.shape[:1]}")
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"attention: dropout_p is {dropout_p}; a probability is in [0, 1]")
+
+
+def _check_saved(function: str, name: str, array: Any, shape: tuple[int, ...], q: Any) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{function}: {name} has shape {array.shape}; for q {q.shape} it must be {shape}")
+    if array.dtype != q.dtype and not (name == "lse" and q.dtype.itemsize == 2):
+        raise TypeError(f"{function}: {name} is {array.dtype} and q {q.dtype}; they must be one dtype")
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

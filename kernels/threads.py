@@ -46,7 +46,7 @@ def thread_count() -> int:
     wanted = os.environ.get("TINYVIT_THREADS", "")
     if not wanted:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not wanted.isdecimal() or not 1 <= int(wanted) <= 1024:
+    if not (wanted.isascii() and wanted.isdecimal()) or not 1 <= int(wanted) <= 1024:
         raise ValueError(f"TINYVIT_THREADS is {wanted!r}; it must be a whole number from 1 to 1024")
     return int(wanted)
 
@@ -64,15 +64,19 @@ class _Team:
         python.PyThread_acquire_lock.argtypes = (ctypes.c_void_p, ctypes.c_int)
         self.words[_ACQUIRE] = ctypes.cast(python.PyThread_acquire_lock, ctypes.c_void_p).value or 0
         self.words[_RELEASE] = ctypes.cast(python.PyThread_release_lock, ctypes.c_void_p).value or 0
-        self.words[_COUNT] = size - 1
         self._workers = []
         for i in range(size - 1):
             bell = python.PyThread_allocate_lock()
             python.PyThread_acquire_lock(bell, 1)
             self.words[_WORKERS + i * _LINE + _BELL] = bell
             arguments = (self.address, self.address + 8 * (_WORKERS + i * _LINE))
-            self._workers.append(threading.Thread(target=_work, args=arguments, name=f"tinyvit-{i}", daemon=True))
-            self._workers[-1].start()
+            worker = threading.Thread(target=_work, args=arguments, name=f"tinyvit-{i}", daemon=True)
+            try:
+                worker.start()
+            except RuntimeError:  # the system allows no more: those there are do the work
+                break
+            self._workers.append(worker)
+            self.words[_COUNT] = len(self._workers)
 
     def stop(self) -> None:
         self.words[_STOP] = 1
@@ -271,7 +275,9 @@ def _parallel(typing_context, body, chunks, team, arguments):
             with alone:
                 builder.call(worker, [data])
         with cgutils.if_unlikely(builder, builder.icmp_signed("!=", builder.load(fields[2]), _ZERO)):
-            context.call_conv.return_user_exc(builder, MemoryError, ("no memory is left for a kernel",))
+            context.call_conv.return_user_exc(
+                builder, MemoryError, ("no memory is left for a kernel, or it raised an error",)
+            )
         return context.get_dummy_value()
 
     return types.void(body, types.intp, types.intp, arguments), codegen

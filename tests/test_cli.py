@@ -382,3 +382,11 @@ def test_errors_of_a_process_are_those_of_the_function():
     with start("evaluate", "nope") as process:
         _, err = process.communicate()
     assert (process.returncode, err) == (2, "tinyvit: error: there is no run 'nope'; there is digits\n")
+
+
+@pytest.mark.parametrize("name", ["TINYVIT_THREADS", "TINYVIT_CPU"])
+def test_a_setting_of_the_environment_that_cannot_be_is_named(name):
+    command = [sys.executable, "-m", "tinyvit", "info"]
+    ended = subprocess.run(command, env=ENVIRONMENT | {name: "many"}, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"tinyvit: error: {name} is 'many'; it must be ")

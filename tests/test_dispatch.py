@@ -191,7 +191,9 @@ def test_use_kernels_as_a_call_and_as_a_block(fake_kernels: Callable[..., None])
     tv.use_kernels("auto")
 
 
-@pytest.mark.parametrize("name", ["cuda", "numba:", "numba:v", "numba:vx", "numba:v-1", "numpy:v1", "auto:v1", None, 1])
+@pytest.mark.parametrize(
+    "name", ["cuda", "numba:", "numba:v", "numba:vx", "numba:v-1", "numba:v0", "numpy:v1", "auto:v1", None, 1]
+)
 def test_an_unknown_name_is_refused_with_the_known_ones(name: Any) -> None:
     with pytest.raises(ValueError, match=rf"name is {name!r}; it must be one of auto, numpy, numba, cupy, numba-cuda"):
         tv.use_kernels(name)

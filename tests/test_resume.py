@@ -99,14 +99,14 @@ def test_a_signal_stops_the_run_after_the_step_and_the_run_goes_on_exactly(whole
 
 
 def test_a_signal_during_the_test_of_an_epoch_stops_there(whole, monkeypatch):
-    evaluate = tinyvit.train.evaluate
+    evaluate = tinyvit.tasks.classify.evaluate
 
     def interrupted(model, dataset, batch_size, after_batch):
         signal.raise_signal(signal.SIGINT)
         return evaluate(model, dataset, batch_size, after_batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tinyvit.train, "evaluate", interrupted)
+        patch.setattr(tinyvit.tasks.classify, "evaluate", interrupted)
         with pytest.raises(Interrupted, match="in epoch 1 of 3, after step 4"):
             train(RECIPE, "run")
     resume(RUN)

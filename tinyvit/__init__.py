@@ -3,7 +3,7 @@
 import tinyvit as tv, tinyvit.functional as F
 """
 
-from . import functional, models, nn, optim
+from . import functional, models, nn, optim, study
 from .autocast import LossScaler, autocast
 from .autograd import Tensor, grad, no_grad, tensor
 from .backend import Generator, limit_threads, manual_seed, set_default_device
@@ -17,5 +17,5 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Generator", "GradcheckError", "LossScaler", "Tensor", "autocast", "functional", "grad", "gradcheck", "load",
-    "manual_seed", "models", "nn", "no_grad", "optim", "save", "set_default_device", "tensor", "use_kernels",
+    "manual_seed", "models", "nn", "no_grad", "optim", "save", "set_default_device", "study", "tensor", "use_kernels",
 ]  # fmt: skip

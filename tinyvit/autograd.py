@@ -27,6 +27,9 @@ graph_namespace: Any = None
 # What brings the inputs of an operation to one dtype: (operation, inputs) -> inputs, put here by `autocast`; or None.
 adapt_inputs: Callable[[Any, Sequence[Any]], Sequence[Any]] | None = None
 
+# Runs operations and gradient rules in their place, to record them; None when nobody does (see `tinyvit.study.trace`).
+recorder: Any = None
+
 
 class _Mode(threading.local):
     recording = True
@@ -382,6 +385,8 @@ class Op:
         """
         if adapt_inputs is not None and cls.name != "cast":
             inputs = tuple(adapt_inputs(cls, inputs))
+        if recorder is not None:
+            return recorder.apply(cls, inputs, params)
         arrays, dtype = _arrays(cls, inputs)
         if backend.gpu_in_use:
             arrays, params = backend.on_one_device(cls.name, arrays, params)
@@ -660,7 +665,10 @@ def _run_backward(
                 outputs = [_observed(g, (op, i), op.hooks, targets) for i, g in enumerate(outputs)]
             if wanted is not None and op not in wanted:
                 continue
-            grads = op.gradients(outputs, create_graph)
+            if recorder is None:
+                grads = op.gradients(outputs, create_graph)
+            else:
+                grads = recorder.gradients(op, outputs, create_graph)
             for edge, gradient in zip(op.edges or (), grads, strict=True):
                 if edge is not None and (wanted is None or is_wanted(edge)):
                     send(

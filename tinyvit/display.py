@@ -120,9 +120,10 @@ def heading(training: "Training", folder: Path) -> str:
         return f"{folder} is finished: all {epochs} epochs are trained"
     begun = f", going on in epoch {position.epoch + 1} after step {position.step:,}" if position.step else ""
     weights, steps = sum(p.size for p in training.model.parameters()), training.total_steps
+    learnt = f"{len(training.train_data):,} {training.task.samples} to learn from"
     return (
-        f"{training.recipe.data.name}: {len(training.train_data):,} images to learn from, {len(training.test_data):,} "
-        f"held out for the test; {weights:,} weights; {steps:,} step{'s' * (steps > 1)}{begun} -> {folder}"
+        f"{training.recipe.data.name}: {learnt}, {len(training.test_data):,} held out for the test; "
+        f"{weights:,} weights; {steps:,} step{'s' * (steps > 1)}{begun} -> {folder}"
     )
 
 

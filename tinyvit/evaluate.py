@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,7 +11,10 @@ from .autograd import no_grad
 from .data import Dataset, normalize, read_image
 from .errors import DataError
 from .nn import Module
-from .runs import TrainedModel
+
+if TYPE_CHECKING:
+    from .runs import TrainedModel
+    from .tasks import DataSpec
 
 
 def _nothing() -> None:
@@ -50,16 +54,22 @@ def evaluate(
 
 
 @no_grad()
-def predict(trained: TrainedModel, path: str | Path) -> tuple[str, float]:
+def predict(trained: "TrainedModel", path: str | Path) -> tuple[str, float]:
     """Return the most probable class of an image file, by name, and its probability.
 
     The image is brought to the model's size and channels by the rules of `tinyvit.data.read_image`. Raises DataError.
     """
     _, model, data = trained
+    pixels = read_for(data, path)
+    probabilities = F.softmax(model(normalize(pixels[None], data.mean, data.std))).numpy()[0]
+    best = int(probabilities.argmax())
+    return data.classes[best], float(probabilities[best])
+
+
+def read_for(data: "DataSpec", path: str | Path) -> np.ndarray:
+    """Read an image file as the pixels that a model of such data takes, uint8 (C, H, W). Raises DataError."""
     channels, height, width = data.shape
     pixels = read_image(path, channels, height if height == width else None)
     if pixels.shape != data.shape:
         raise DataError(f"{path} has {pixels.shape[2]} x {pixels.shape[1]} pixels; this model takes {width} x {height}")
-    probabilities = F.softmax(model(normalize(pixels[None], data.mean, data.std))).numpy()[0]
-    best = int(probabilities.argmax())
-    return data.classes[best], float(probabilities[best])
+    return pixels

@@ -177,6 +177,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        self._bundle()
+
+    def _bundle(self) -> None:
+        """Have the moments of each dtype lie together."""
         members: dict[Any, list[_Member]] = {}
         arrays = iter(self._arrays)
         for i, group in enumerate(self.groups):
@@ -185,13 +189,23 @@ class Adam(Optimizer):
         on_gpu = {dtype for dtype, entries in members.items() if any(is_on_gpu(p.data) for p, _, _ in entries)}
         self._bundles = [_Bundle(dtype, entries) for dtype, entries in members.items() if dtype not in on_gpu]
         self.device_bundles = [DeviceBundle(dtype, members[dtype], len(self.groups)) for dtype in on_gpu]
+        for bundle in self.device_bundles:
+            bundle["step"] = self.steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: its moments will be views of arrays of its own."""
+        return {name: value for name, value in self.__dict__.items() if not name.endswith("_bundles")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bundle()
 
     def step(self) -> None:
         """Update every parameter that has a gradient: all of one dtype by one call of a kernel, if there is one."""
         self.steps += 1
         settings = np.array([self._settings(group) for group in self.groups])
         for bundle in self._bundles:
-            implementation = dispatch.select(type(self), bundle.dtype, (), {})
+            implementation = dispatch.select(type(self), bundle.dtype, (), {}) if self._is_as_published() else None
             for p, kept, i in bundle.step(implementation, settings) if implementation else bundle.members:
                 if p.grad is not None:
                     self._update(p.data, p.grad.data, kept, self.groups[i])
@@ -201,7 +215,8 @@ class Adam(Optimizer):
 
     def _step_on_gpu(self) -> None:
         for bundle in self.device_bundles:
-            implementation = dispatch.select(type(self), bundle.dtype, (bundle.moments[0],), {})
+            published, arrays = self._is_as_published(), (bundle.moments[0],)
+            implementation = dispatch.select(type(self), bundle.dtype, arrays, {}) if published else None
             if implementation and not is_capturing():
                 bundle.set_groups(self.groups)
             rest = bundle.step(implementation, self.decoupled) if implementation else bundle.members
@@ -219,6 +234,10 @@ class Adam(Optimizer):
         super().load_state_dict(state)
         for bundle in self.device_bundles:
             bundle["step"] = self.steps
+
+    def _is_as_published(self) -> bool:
+        """Whether the rule is the kernel's; a subclass may have one of its own."""
+        return type(self)._update is Adam._update and type(self)._settings is Adam._settings
 
     def _settings(self, group: dict[str, Any]) -> tuple[float, ...]:
         """keep, l2, b1, b2, rate, c2 and eps of the kernel `adamw`, whose formula is that of `_update`."""
@@ -255,7 +274,9 @@ class _Bundle:
         self.moments = [np.zeros(starts[-1], dtype) for _ in Adam.slots]
         for (p, kept, _), start in zip(members, starts, strict=False):
             for slot, flat in zip(Adam.slots, self.moments, strict=True):
-                kept[slot] = flat[start : start + p.size].reshape(p.shape)
+                view = flat[start : start + p.size].reshape(p.shape)
+                view[...] = kept[slot]
+                kept[slot] = view
         self.table = np.zeros((len(members), 5), np.int64)  # see the kernel
         self.table[:, 2], self.table[:, 3], self.table[:, 4] = starts[:-1], sizes, [i for _, _, i in members]
 

@@ -30,7 +30,9 @@ class DeviceBundle:
         self.moments = [xp.zeros(starts[-1], dtype) for _ in range(2)]
         for (p, kept, _), start in zip(members, starts, strict=False):
             for slot, flat in zip(("m", "v"), self.moments, strict=True):
-                kept[slot] = flat[start : start + p.size].reshape(p.shape)
+                view = flat[start : start + p.size].reshape(p.shape)
+                view[...] = kept[slot]
+                kept[slot] = view
         self.state = xp.zeros(len(_STATE), "float64")
         self.groups = xp.zeros((groups, 5), "float64")
         self._table = xp.zeros((len(members), 5), "int64")

@@ -6,21 +6,21 @@ use), checkpoint.safetensors (all that `tinyvit train --resume` needs) and curve
 
 import dataclasses
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from .backend import default_device
 from .checkpoint import atomic_write, load
-from .data import Dataset, load_dataset
-from .errors import CheckpointError, RecipeError, TinyvitError
+from .errors import CheckpointError, TinyvitError
 from .models import ViT
-from .recipes import Model, Recipe, Train, load_recipe
+from .nn import Module
+from .recipes import Recipe, load_recipe
+from .tasks import DataSpec, mistake_in, task_of
+from .tasks.base import AnyDataset
 
 RECIPE, METRICS, CURVES = "recipe.toml", "metrics.jsonl", "curves.png"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
@@ -32,60 +32,54 @@ class RunError(TinyvitError):
     """A run folder that cannot be made, found, or gone on with."""
 
 
-# What a model needs to know of its data -----------------------------------------------------------------------------
+# What lies in a run, by its recipe ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DataSpec:
-    """What a data set decides about a model, kept with the run so that predicting needs no data set.
-
-    Attributes
-    ----------
-    classes : their names, in the order of the logits.
-    shape : of an image, (C, H, W).
-    mean, std : of each channel, see `tinyvit.data.normalize`.
-    """
-
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> Self:
-        channels, height, width = dataset.images.shape[1:]
-        return cls(dataset.classes, (channels, height, width), dataset.mean, dataset.std)
-
-    @classmethod
-    def from_state(cls, state: dict[str, list[Any]]) -> Self:
-        return cls(**{name: tuple(values) for name, values in state.items()})
-
-    def state_dict(self) -> dict[str, list[Any]]:
-        return {name: list(values) for name, values in dataclasses.asdict(self).items()}
+def load_data(recipe: Recipe, split: str) -> AnyDataset:
+    """Load one split ("train", "test") of the data that `recipe` names; of the train split, what it learns from."""
+    dataset = task_of(recipe).load(split)
+    return dataset.first(recipe.data.limit) if split == "train" and recipe.data.limit else dataset
 
 
-def load_data(recipe: Recipe, split: str) -> Dataset:
-    """Load one split ("train", "test") of the data that `recipe` names."""
-    return load_dataset(recipe.data.name, split, image_size=recipe.data.image_size or None)
-
-
-def build_model(recipe: Recipe, data: DataSpec) -> ViT:
+def build_model(recipe: Recipe, data: DataSpec) -> Module:
     """Make the model of `recipe` for such data, with new weights. Raises RecipeError if its keys do not fit."""
-    arguments = dataclasses.asdict(recipe.model)
-    for key in ("mlp_dim", "layer_scale"):
-        arguments[key] = arguments[key] or None
-    channels, height, width = data.shape
     try:
-        return ViT(image_size=(height, width), num_classes=len(data.classes), in_channels=channels, **arguments)
+        return task_of(recipe).build(data)
     except ValueError as error:
         raise mistake_in(recipe.model, error) from error
 
 
-def mistake_in(section: Model | Train, error: ValueError) -> RecipeError:
-    """What is wrong with a section of a recipe whose values `error` complains of, by the keys that it mentions."""
-    keys = [key.name for key in dataclasses.fields(section) if re.search(rf"\b{key.name}\b", str(error))]
-    name = type(section).__name__.lower()
-    return RecipeError(f"{', '.join(f'{name}.{key}' for key in keys) or f'[{name}]'}: {error}")
+def encoders_of(model: Module) -> dict[str, Any]:
+    """The encoders of a model by the names "vision" and "text"; a ViT is one itself."""
+    if isinstance(model, ViT):
+        return {"vision": model}
+    return {name: getattr(model, name) for name in ("vision", "text") if getattr(model, name, None) is not None}
+
+
+def take_encoders(model: Module, data: DataSpec, run: str) -> None:
+    """Give the encoders of `model` the weights of those that the run in folder `run` has too.
+
+    Raises
+    ------
+    RunError, CheckpointError
+        If there is no such run, or it has no encoder in common with the model, of the same form and vocabulary.
+    """
+    trained = load_run(run)
+    own, theirs = encoders_of(model), encoders_of(trained.model)
+    if trained.data.words != data.words:
+        theirs.pop("text", None)
+    common = own.keys() & theirs.keys()
+    if not common:
+        raise RunError(
+            f"task.start_from: {run} has no encoder of images, or of texts of this vocabulary, to begin with"
+        )
+    for name in common:
+        state = theirs[name].state_dict()
+        taken = {key: value for key, value in state.items() if not key.startswith(("head.", "norm.", "fc_norm."))}
+        try:
+            own[name].load_state_dict(taken, strict=False)
+        except ValueError as error:
+            raise RunError(f"task.start_from: the {name} encoder of {run} is of another form: {error}") from error
 
 
 # Making a folder ----------------------------------------------------------------------------------------------------
@@ -176,7 +170,7 @@ class TrainedModel(NamedTuple):
     """A recipe, the model that was trained by it (in eval mode), and what that model knows of its data."""
 
     recipe: Recipe
-    model: ViT
+    model: Module
     data: DataSpec
 
 
@@ -218,7 +212,7 @@ def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
         return DataSpec.of(load_data(recipe, "test"))
     state = load(folder / CHECKPOINT)
     try:
-        require_same_recipe(folder / CHECKPOINT, state, recipe, ("model", "data.name", "data.image_size"))
+        require_same_recipe(folder / CHECKPOINT, state, recipe, ("model", "data.name", "data.image_size", "task"))
         return DataSpec.from_state(state["data"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is not the checkpoint of a run") from error

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from . import functional as F
 from .autocast import LossScaler, autocast
 from .backend import default_device, default_generator, keep_freed_memory, manual_seed
 from .checkpoint import atomic_write, load, save
@@ -29,9 +28,8 @@ from .curves import draw_curves
 from .data import Augment, Batch, Loader
 from .display import Display
 from .errors import CheckpointError, DataError
-from .evaluate import evaluate
 from .interrupt import Interrupted, Stopped, StopRequest
-from .models import ViT
+from .nn import Module
 from .optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, clip_grad_norm, decay_groups
 from .recipes import Recipe
 from .runs import (
@@ -39,16 +37,17 @@ from .runs import (
     CURVES,
     METRICS,
     MODEL,
-    DataSpec,
     RunError,
     build_model,
     claimed,
+    encoders_of,
     load_data,
-    mistake_in,
     new_run,
     read_recipe,
     require_same_recipe,
+    take_encoders,
 )
+from .tasks import DataSpec, mistake_in, task_of
 
 
 class TrainingFailed(Exception):
@@ -109,6 +108,8 @@ def train(recipe: Recipe, name: str, out: Path | None = None, display: Display |
         checkpoint written. A second Ctrl-C stops at once, with KeyboardInterrupt.
     """
     training = Training(recipe)
+    if recipe.task.start_from:
+        take_encoders(training.model, training.data, recipe.task.start_from)
     folder = new_run(recipe, name, out)
     with claimed(folder):
         return _go_on(training, folder, display or Display())
@@ -221,7 +222,7 @@ class Training:
 
     def __init__(self, recipe: Recipe) -> None:
         settings = recipe.train
-        self.recipe = recipe
+        self.recipe, self.task = recipe, task_of(recipe)
         self.train_data, self.test_data = (load_data(recipe, split) for split in ("train", "test"))
         self.data = DataSpec.of(self.train_data)
         if self.test_data.images.shape[1:] != self.data.shape:
@@ -237,6 +238,8 @@ class Training:
 
         manual_seed(settings.seed)
         self.model = build_model(recipe, self.data).to(default_device())
+        for name, encoder in encoders_of(self.model).items():
+            encoder.requires_grad_(recipe.task.freeze not in (name, "both"))
         self.optimizer = _build_optimizer(recipe, self.model)
         self.scaler = LossScaler(self.optimizer) if settings.precision == "float16" else None
         self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None
@@ -258,8 +261,7 @@ class Training:
         self.optimizer.zero_grad()
         for batch in batches:
             with autocast(settings.precision):
-                logits = self.model(batch.images)
-                loss = F.cross_entropy(logits, batch.labels, label_smoothing=settings.label_smoothing, reduction="sum")
+                loss = self.task.loss(self.model, batch)
             mean = loss / images
             (self.scaler.scaled(mean) if self.scaler else mean).backward()
             loss_sum += loss.item()
@@ -297,10 +299,11 @@ class Training:
         """
         position = self.position
         with self.averaged():
-            loss, accuracy, _ = evaluate(self.model, self.test_data, self.recipe.data.batch_size, after_batch)
+            size = self.recipe.data.batch_size
+            loss, accuracy, more = self.task.evaluate(self.model, self.test_data, size, after_batch)
         self._require_finite(f"the loss on the test images after step {position.step}", loss)
         self._lap()
-        line = {
+        line: dict[str, Any] = {
             "epoch": position.epoch + 1,
             "step": position.step,
             "train_loss": position.loss_sum / position.images,
@@ -310,6 +313,8 @@ class Training:
             "images_per_s": round(position.images / position.epoch_seconds, 1),
             "seconds": round(position.seconds, 3),
         }
+        if isinstance(more, dict) and more:
+            line["val_accuracies"] = more
         position.metrics.append(line)
         position.epoch += 1
         position.batch = position.images = 0
@@ -379,14 +384,15 @@ class Training:
 
     def _check_origin(self, path: Path, state: Mapping[str, Any]) -> None:
         """Refuse to go on with another recipe or other data: the run would be neither the old one nor a new one."""
-        require_same_recipe(path, state, self.recipe, ("data", "model", "train"))
+        require_same_recipe(path, state, self.recipe, ("data", "model", "train", "task"))
         if (DataSpec.from_state(state["data"]), state["train_images"]) != (self.data, len(self.train_data)):
             raise CheckpointError(f"{path} is of a run on other images than {self.recipe.data.name} now holds")
 
 
-def _build_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
+def _build_optimizer(recipe: Recipe, model: Module) -> Optimizer:
     settings = recipe.train
-    groups = decay_groups(model.named_parameters(), settings.weight_decay)
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = decay_groups(learning, settings.weight_decay)
     if settings.optimizer != "sgd":
         rule = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
         return rule(groups, settings.lr, (settings.beta1, settings.beta2))

@@ -11,8 +11,8 @@
 q (B, H, N, D), k (B, H, S, D), v (B, H, S, E), out (B, H, N, E) are views of any strides whose last axis is
 contiguous: the packed output of a qkv projection goes in as it is, and out lies in memory as (B, N, H, E), so that
 merging the heads is free. Saved is lse (B, H, N), the logarithm of the sum of exponentials, from which P is computed
-again. bias and mask are views of shape (B, H, N, S), perhaps with strides of 0. Each head is computed by one thread, in
-one order.
+again: exp(S - lse), or from the sum itself where lse is so large that rounding it would tell on P. bias and mask are
+views of shape (B, H, N, S), perhaps with strides of 0. Each head is computed by one thread, in one order.
 """
 
 import math
@@ -21,6 +21,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from .. import threads as pool
+from ..arrays import dense
 from ..compiler import body, entries
 from ..linear.microkernel import ROWS, multiply, ready
 from ..philox import keep_row
@@ -30,6 +31,7 @@ from ..vector_math import exp
 
 QUERIES = 5 * ROWS[0]  # in a block
 KEYS = 320  # in a block, at most
+EXACT = 16  # |lse| beyond which backward does not rely on it: P is off by as many roundings as lse is large
 _SERIAL = 100_000  # multiply-adds below which waking another thread costs more than it saves
 
 
@@ -61,6 +63,12 @@ def _draw_row(factors, words, b, h, n, start, lse, keys, how):
     _, heads, queries = lse.shape
     first = ((b * heads + h) * queries + n) * keys + start
     keep_row(factors, words, first, how[4], how[5], how[6], how[7])
+
+
+@body
+def _is_coarse(lse):
+    """Whether a row's probabilities are better computed from its scores than from this logarithm of their sum."""
+    return abs(lse) > EXACT and lse != -np.inf
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -117,13 +125,19 @@ def _backward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk
     for n in range(q.shape[2]):
         _score_row_1(row, q, k, b, h, n, bias, mask, how)
         shift = zero if lse[b, h, n] == -np.inf else lse[b, h, n]
+        share = row.dtype.type(1)
+        if _is_coarse(shift):
+            shift, total = largest(row), zero
+            for s in range(keys):
+                total += exp(row[s] - shift)
+            share /= total
         if how[4] > 0:
             _draw_row(kept, words, b, h, n, 0, lse, keys, how)
         r = zero
         for e in range(v.shape[3]):
             r += dout[b, h, n, e] * out[b, h, n, e]
         for s in range(keys):
-            p = exp(row[s] - shift)
+            p = share * exp(row[s] - shift)
             dp = zero
             for e in range(v.shape[3]):
                 # out = (p * m) @ v
@@ -211,25 +225,55 @@ def _forward_chunk_2(chunk, chunks, groups, q, k, v, bias, mask, out, lse, how):
 
 
 @body
-def _backward_rows(p, dp, b, h, start, s0, bias, mask, lse, r, ds, kept, words, keys, how):
+def _anchor_rows(q, kt, b, h, start, bias, mask, lse, scores, shift, share, block, how):
+    """What the probabilities of some queries are made with: p = share exp(score - shift)."""
+    zero, one = shift.dtype.type(0), shift.dtype.type(1)
+    coarse = False
+    for i in range(q.shape[0]):
+        lse_n = lse[b, h, start + i]
+        shift[i], share[i] = zero if lse_n == -np.inf else lse_n, one
+        coarse = coarse or _is_coarse(lse_n)
+    if not coarse:
+        return
+    for s0 in range(0, kt.shape[1], block):  # the largest score of each row and the sum over it, as in forward
+        s = scores[: q.shape[0], : min(block, kt.shape[1] - s0)]
+        multiply(q, kt[:, s0 : s0 + block], s, False)
+        for i in range(q.shape[0]):
+            if _is_coarse(lse[b, h, start + i]):
+                row = as_row(s, i)
+                _mask_row(row, b, h, start + i, s0, bias, mask, how)
+                top = largest(row)
+                if s0 > 0 and shift[i] > top:
+                    top = shift[i]
+                base = zero if top == -np.inf else top
+                total = share[i] * exp(shift[i] - base) if s0 > 0 else zero
+                for j in range(row.size):
+                    total += exp(row[j] - base)
+                shift[i], share[i] = top, total
+    for i in range(q.shape[0]):
+        if _is_coarse(lse[b, h, start + i]):
+            share[i] = one / share[i]
+
+
+@body
+def _backward_rows(p, dp, b, h, start, s0, bias, mask, lse, shift, share, r, ds, kept, words, keys, how):
     """From scores and (dout v^T): p = the probabilities, with dropout, and dp = scale * the gradient of the scores."""
-    zero, scale = p.dtype.type(0), how[3]
+    scale = how[3]
     masked = how[0] or how[1] or how[2]
     for i in range(p.shape[0]):
         row, slope, n = as_row(p, i), as_row(dp, i), start + i
         if masked:
             _mask_row(row, b, h, n, s0, bias, mask, how)
-        shift = zero if lse[b, h, n] == -np.inf else lse[b, h, n]
-        r_n = r[i]
+        shift_n, share_n, r_n = shift[i], share[i], r[i]
         if how[4] > 0:
             _draw_row(kept[: row.size], words, b, h, n, s0, lse, keys, how)
             for j in range(row.size):
-                e = exp(row[j] - shift)
+                e = share_n * exp(row[j] - shift_n)
                 slope[j] = e * (slope[j] * kept[j] - r_n)
                 row[j] = e * kept[j]
         else:
             for j in range(row.size):
-                e = exp(row[j] - shift)
+                e = share_n * exp(row[j] - shift_n)
                 slope[j] = e * (slope[j] - r_n)
                 row[j] = e
         if ds.size > 0:
@@ -249,6 +293,7 @@ def _backward_chunk_2(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk
     kt, vt = np.empty((depth, keys), q.dtype), np.empty((width, keys), q.dtype)
     scores, slopes = np.empty((QUERIES, block), q.dtype), np.empty((QUERIES, block), q.dtype)
     r, kept, words = np.empty(QUERIES, q.dtype), np.empty(block, q.dtype), np.empty(block + 8, np.uint32)
+    shift, share = np.empty(QUERIES, q.dtype), np.empty(QUERIES, q.dtype)
     for head in range(batch * heads * chunk // chunks, batch * heads * (chunk + 1) // chunks):
         b, h = head // heads, head % heads
         q_, k_, out_, dout_, dq_, dk_, dv_ = q[b, h], k[b, h], out[b, h], dout[b, h], dq[b, h], dk[b, h], dv[b, h]
@@ -264,12 +309,13 @@ def _backward_chunk_2(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk
                 for e in range(width):
                     total += left[e] * right[e]
                 r[n - start] = total
+            _anchor_rows(q_[start:stop], kt, b, h, start, bias, mask, lse, scores, shift, share, block, how)
             for s0 in range(0, min(keys, stop) if is_causal else keys, block):
                 s1 = min(s0 + block, keys)
                 p, dp = scores[: stop - start, : s1 - s0], slopes[: stop - start, : s1 - s0]
                 multiply(q_[start:stop], kt[:, s0:s1], p, False)
                 multiply(dout_[start:stop], vt[:, s0:s1], dp, False)
-                _backward_rows(p, dp, b, h, start, s0, bias, mask, lse, r, ds, kept, words, keys, how)
+                _backward_rows(p, dp, b, h, start, s0, bias, mask, lse, shift, share, r, ds, kept, words, keys, how)
                 later = start > 0 or is_causal
                 multiply(p.T, dout_[start:stop], dv_[s0:s1], later)
                 multiply(dp, k_[s0:s1], dq_[start:stop], s0 > 0)
@@ -324,8 +370,15 @@ def _weights_chunk(chunk, chunks, q, k, bias, mask, lse, p, how):
             row = as_row(p[b, h], n)
             _mask_row(row, b, h, n, 0, bias, mask, how)
             shift = zero if lse[b, h, n] == -np.inf else lse[b, h, n]
+            coarse, total = _is_coarse(shift), zero
+            if coarse:
+                shift = largest(row)
             for j in range(row.size):
                 row[j] = exp(row[j] - shift)
+                total += row[j]
+            if coarse:
+                for j in range(row.size):
+                    row[j] /= total
 
 
 @entries(f"void({_ARRAY}, {_ARRAY}, {_READ}, {_SEEN}, {{0}}[:,:,::1], {_ARRAY}, {_HOW}, int64)")
@@ -430,7 +483,7 @@ def backward(
     else:
         how = _how(q, bias, mask, is_causal, scale, dropout_p, seed, offset)
         views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        lse = lse.reshape(q_.shape[:3])
+        lse = dense(lse.reshape(q_.shape[:3]))
         VERSIONS[version][1][q.dtype](q_, k_, v_, *views, out_, lse, dout_, dq, dk, dv, ds, how, _team(q_, k_))
     dbias = _sum_to(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape) if needs[3] else None
     if q.ndim != 4:
@@ -445,7 +498,7 @@ def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
     if p.size:
         how = _how(q, bias, mask, is_causal, scale, 0.0, 0, 0)
         bias, mask = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        _weights[q.dtype](q, k, bias, mask, np.ascontiguousarray(lse), p, how, _team(q, k))
+        _weights[q.dtype](q, k, bias, mask, dense(lse), p, how, _team(q, k))
     return p
 
 

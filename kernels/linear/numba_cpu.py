@@ -120,7 +120,7 @@ def _product_chunk(chunk, chunks, dy, pre, dpre, panels, dx, mode):
 @body
 def _weight_chunk(chunk, chunks, dpre, x, dweight, dbias, height, width):
     """A tile of dW = dpre^T x, `height` rows and `width` columns, and the part of db that belongs to its rows."""
-    across = -(-x.shape[1] // width)
+    across = max(1, -(-x.shape[1] // width))
     i, j = chunk // across * height, chunk % across * width
     target = dweight[i : i + height, j : j + width]
     if j == 0:
@@ -181,7 +181,7 @@ def _backward_2(dy, pre, dpre, x, weight, dx, dweight, dbias, mode, wants_dx, wa
         parallel(_product_chunk, -(-rows // BLOCK), team, (dy, pre, dpre, panels, dx, mode))
     if wants_dweight:
         height, width = _weight_tile(n, depth, dx.itemsize)
-        tiles = -(-n // height) * -(-depth // width)
+        tiles = -(-n // height) * max(1, -(-depth // width))  # without columns there still is db
         parallel(_weight_chunk, tiles, team, (dpre, x, dweight, dbias, height, width))
 
 

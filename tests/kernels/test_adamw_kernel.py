@@ -1,5 +1,6 @@
 """The fused step of Adam and AdamW against the plain one."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -74,3 +75,40 @@ def test_gradients_are_left_as_they_were() -> None:
     before = slopes[0][0].tobytes(), starts[0].tobytes()
     trained("numba", tv.optim.AdamW, starts, slopes)
     assert (slopes[0][0].tobytes(), starts[0].tobytes()) == before
+
+
+class Signs(tv.optim.AdamW):
+    """Steps of one length, whatever the gradient."""
+
+    def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
+        p -= group["lr"] * np.sign(g)
+
+
+def test_a_rule_of_ones_own_is_followed() -> None:
+    p = Tensor(np.zeros(3, np.float32), requires_grad=True)
+    optimizer = Signs([p], lr=0.5)
+    p.grad = Tensor(np.array([3, -2, 0], np.float32))
+    with tv.use_kernels("auto"):
+        optimizer.step()
+    np.testing.assert_array_equal(p.data, np.array([-0.5, 0.5, 0], np.float32))
+
+
+@pytest.mark.parametrize("choice", ["auto", "numpy"])
+def test_a_copy_goes_on_by_itself(choice: str) -> None:
+    def step(p: Tensor, optimizer: Any) -> None:
+        p.grad = Tensor(np.linspace(-1, 1, 5, dtype=np.float32))
+        optimizer.step()
+
+    p = Tensor(np.ones(5, np.float32), requires_grad=True)
+    optimizer = tv.optim.AdamW([p], lr=0.1)
+    with tv.use_kernels(choice):
+        step(p, optimizer)
+        q, other = copy.deepcopy((p, optimizer))
+        step(q, other)
+        before = p.data.copy()
+        step(p, optimizer)
+    assert (before != q.data).any()
+    np.testing.assert_array_equal(p.data, q.data)
+    mine, others = optimizer.state_dict()["arrays"]["0"], other.state_dict()["arrays"]["0"]
+    for slot in ("m", "v"):
+        np.testing.assert_array_equal(mine[slot], others[slot])

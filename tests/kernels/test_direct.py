@@ -164,7 +164,7 @@ WRONG: list[tuple[type[Exception], str, Any, tuple[Any, ...], dict[str, Any]]] =
     (ValueError, "key_lengths has shape \\(3,\\)", attention_forward, (Q, K, V), {"key_lengths": [1, 2, 3]}),
     (ValueError, "dropout_p is 1.5", attention_forward, (Q, K, V), {"dropout_p": 1.5}),
     (ValueError, "dout has shape", attention_backward, (Q, Q, K, V, Q, Q[..., 0]), {}),
-    (ValueError, "lse has shape", attention_backward, (Q @ normal(D, E), Q, K, V, Q, Q), {}),
+    (ValueError, "lse has shape", attention_backward, (Q @ normal(D, E), Q, K, V, Q @ normal(D, E), Q), {}),
     (ValueError, "implementation is 'fast'", attention_forward, (Q, K, V), {"implementation": "fast"}),
     (ValueError, "implementation is 'numba:vx'", attention_forward, (Q, K, V), {"implementation": "numba:vx"}),
     (
@@ -185,3 +185,50 @@ WRONG: list[tuple[type[Exception], str, Any, tuple[Any, ...], dict[str, Any]]] =
 def test_what_does_not_fit_is_refused(error: Any, says: str, function: Any, arguments: Any, options: Any) -> None:
     with pytest.raises(error, match=says):
         function(*arguments, **options)
+
+
+@pytest.mark.parametrize("keys", [16, 400])  # in one block, and in several
+@pytest.mark.parametrize("far", [-1e9, -1e4, 1e6, np.finfo(np.float32).min])
+def test_scores_that_are_all_far_away_still_tell_probabilities(far: float, keys: int) -> None:
+    """Padding by a large negative bias, in a sample that is all padding: its weights are even."""
+    q, k, v = (normal(1, 1, n, D).astype(np.float32) for n in (3, keys, keys))
+    q[...] = 0
+    bias = np.full((1, 1, 1, keys), far, np.float32)
+    out, lse = attention_forward(q, k, v, bias=bias)
+    np.testing.assert_allclose(attention_weights(q, k, lse, bias=bias), 1 / keys, rtol=1e-5)
+    dout = normal(1, 1, 3, D, seed=1).astype(np.float32)
+    for implementation in ("numba", "numba:v1"):
+        *_, dv, _ = attention_backward(dout, q, k, v, out, lse, bias=bias, implementation=implementation)
+        expected = np.broadcast_to(dout.sum(axis=2, keepdims=True) / keys, dv.shape)
+        np.testing.assert_allclose(dv, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_what_was_saved_must_fit() -> None:
+    q, k, v = heads()
+    out, lse = attention_forward(q, k, v)
+    with pytest.raises(ValueError, match=r"attention_backward: out has shape \(2, 3, 1, 6\)"):
+        attention_backward(out, q, k, v, out[:, :, :1], lse)
+    with pytest.raises(TypeError, match="attention_backward: dout is float32 and q float64"):
+        attention_backward(out.astype(np.float32), q, k, v, out, lse)
+    with pytest.raises(ValueError, match="attention_weights: lse has shape"):
+        attention_weights(q, k, lse[:1])
+    with pytest.raises(ValueError, match="D must be at least 1"):
+        attention_forward(q[..., :0], k[..., :0], v)
+
+
+def test_the_saved_logarithm_may_lie_in_memory_as_it_likes() -> None:
+    q, k, v = heads()
+    out, lse = attention_forward(q, k, v)
+    other = np.asfortranarray(lse)
+    other.flags.writeable = False
+    expected, found = (attention_backward(out, q, k, v, out, x)[:3] for x in (lse, other))
+    for e, f in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(e, f)
+    np.testing.assert_array_equal(attention_weights(q, k, other), attention_weights(q, k, lse))
+
+
+def test_the_bias_of_a_map_without_columns_has_its_gradient() -> None:
+    x, w, b = (tv.Tensor(a, requires_grad=True) for a in (np.zeros((5, 0)), np.zeros((40, 0)), np.zeros(40)))
+    with tv.use_kernels("numba"):
+        tv.functional.linear(x, w, b).sum().backward()
+    np.testing.assert_array_equal(b.grad.numpy(), np.full(40, 5.0))

@@ -69,3 +69,14 @@ def test_the_cache_is_found_by_what_the_sources_say(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert compiler.cache_folder.__wrapped__().parent == tmp_path / "xdg" / "tinyvit" / "kernels"
+
+
+@pytest.mark.parametrize("length", [0, 100])
+def test_damaged_files_of_the_cache_are_replaced(tmp_path: Path, length: int) -> None:
+    assert first_use(tmp_path) == LINES
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".nbi", ".nbc", ".o"}
+    for path in files:
+        os.truncate(path, length)
+    assert first_use(tmp_path) == LINES
+    assert first_use(tmp_path) == ""

@@ -3,6 +3,7 @@
 from tinyvit.data.augment import Augment
 from tinyvit.data.datasets import (
     CHANNEL_STATISTICS,
+    Batch,
     Dataset,
     dataset_names,
     image_folder,
@@ -11,7 +12,9 @@ from tinyvit.data.datasets import (
 )
 from tinyvit.data.download import fetch
 from tinyvit.data.images import read_image
-from tinyvit.data.loader import Batch, Loader
+from tinyvit.data.loader import Loader
+from tinyvit.data.texts import TextDataset, load_texts
+from tinyvit.data.tokenizer import Tokenizer
 
 __all__ = [
     "CHANNEL_STATISTICS",
@@ -19,10 +22,13 @@ __all__ = [
     "Batch",
     "Dataset",
     "Loader",
+    "TextDataset",
+    "Tokenizer",
     "dataset_names",
     "fetch",
     "image_folder",
     "load_dataset",
+    "load_texts",
     "normalize",
     "read_image",
 ]

@@ -1,8 +1,8 @@
 """The data sets by name: what is in them, and how they are loaded into memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tinyvit.data.digits import read_digits
 from tinyvit.data.download import fetch
 from tinyvit.data.formats import damaged, read_cifar, read_cifar_archive, read_idx
 from tinyvit.data.images import read_image
+from tinyvit.data.moving import MOTIONS, SWEEPS, chirps, motion
 from tinyvit.data.sources import DATASET_NAMES, SOURCES, check_name, find, find_part
 from tinyvit.errors import DataError
 
@@ -26,8 +27,11 @@ CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "fashion-mnist": ((0.2860,), (0.3530,)),
     "cifar-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar-100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "motion": ((0.12,), (0.15,)),
+    "chirps": ((0.4,), (0.2,)),
     "folder": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+_MADE = {"digits": read_digits, "motion": motion, "chirps": chirps}  # without a download
 _DIGITS = tuple("0123456789")
 _CIFAR_100 = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -47,7 +51,30 @@ CLASSES: dict[str, tuple[str, ...]] = {
     ),
     "cifar-10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "cifar-100": tuple(_CIFAR_100.split()),
+    "motion": MOTIONS,
+    "chirps": SWEEPS,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch.
+
+    Attributes
+    ----------
+    images : float32 (B, C, H, W)
+        Normalized, C-contiguous; (B, T, C, H, W) of videos, None where there are none.
+    labels : int64 (B,), or (B, M) where they are texts
+    index : int
+        Its number in the epoch, from 0.
+    texts : int64 (B, N)
+        Numbers of words, filled up with `<pad>`; None where there are none.
+    """
+
+    images: NDArray[np.float32] | None
+    labels: NDArray[np.int64]
+    index: int
+    texts: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +84,7 @@ class Dataset:
     Attributes
     ----------
     name, split : str
-    images : uint8 (n, C, H, W)
+    images : uint8 (n, C, H, W), or (n, T, C, H, W) of videos
     labels : int64 (n,)
         Indices into `classes`.
     classes : tuple of str
@@ -74,22 +101,35 @@ class Dataset:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images are {self.images.dtype} {self.images.shape}, not uint8 (n, C, H, W)")
+        if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
+            raise ValueError(
+                f"images are {self.images.dtype} {self.images.shape}, not uint8 (n, C, H, W) or (n, T, C, H, W)"
+            )
         if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels are {self.labels.dtype} {self.labels.shape}, not int64 ({len(self.images)},)")
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(
                 f"labels go from {self.labels.min()} to {self.labels.max()}, of {len(self.classes)} classes"
             )
-        if not len(self.mean) == len(self.std) == self.images.shape[1]:
+        if not len(self.mean) == len(self.std) == self.images.shape[-3]:
             raise ValueError(
                 f"mean {self.mean} and std {self.std} do not have one number for each of the "
-                f"{self.images.shape[1]} channels"
+                f"{self.images.shape[-3]} channels"
             )
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def first(self, count: int) -> "Dataset":
+        """The data set of its first `count` images."""
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def batch(
+        self, chosen: NDArray[np.int64], index: int = 0, change: Callable[[NDArray], NDArray] | None = None
+    ) -> Batch:
+        """Batch number `index`, of the images `chosen`, changed by `change`."""
+        images = self.images[chosen]
+        return Batch(self.normalize(images if change is None else change(images)), self.labels[chosen], index)
 
     def normalize(self, images: NDArray) -> NDArray[np.float32]:
         """Return `normalize` of the images with the mean and std of this data set."""
@@ -135,8 +175,10 @@ def load_dataset(name: str, split: str, *, image_size: int | None = None) -> Dat
     if name.startswith("folder:"):
         return image_folder(name.removeprefix("folder:"), split, image_size=image_size)
     check_name(name)
-    if name == "digits":
-        images, labels = read_digits(split)
+    if name not in CLASSES:
+        raise DataError(f"{name} has texts, not classes: it is for recipes of other kinds (task.kind) than classify")
+    if name in _MADE:
+        images, labels = _MADE[name](split)
     elif name.startswith("cifar"):
         images, labels = _read_cifar(name, find(name) or fetch(name), split)
     else:

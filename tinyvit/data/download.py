@@ -29,7 +29,8 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None, *, timeo
     Parameters
     ----------
     name : str
-        One of `dataset_names`. There is nothing to do for the digits, which come with the package.
+        One of `dataset_names`. There is nothing to do for the digits, which come with the package, and for
+        what is generated.
     destination : path, optional
         Download to ``destination/<name>`` instead of the cache folder; ``TINYVIT_DATA=destination`` then
         finds it.
@@ -43,7 +44,7 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None, *, timeo
         writable.
     """
     check_name(name)
-    if name not in SOURCES:  # the digits come with the package
+    if name not in SOURCES:  # the digits come with the package, others are generated
         return Path(__file__).parent
     source = SOURCES[name]
     *elsewhere, root = data_roots() if destination is None else [Path(destination)]

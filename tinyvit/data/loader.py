@@ -7,33 +7,15 @@ there sees exactly what an uninterrupted one would.
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvit.data.datasets import Dataset
+from tinyvit.data.datasets import Batch, Dataset
+from tinyvit.data.texts import TextDataset
 
 _ORDER, _AUGMENT = 0, 1  # the second word of a stream's key: what it is drawn for
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One batch.
-
-    Attributes
-    ----------
-    images : float32 (B, C, H, W)
-        Normalized, C-contiguous.
-    labels : int64 (B,)
-    index : int
-        Its number in the epoch, from 0.
-    """
-
-    images: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    index: int
 
 
 class Loader:
@@ -41,7 +23,7 @@ class Loader:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : Dataset or TextDataset
     batch_size : int
     seed : int
         From 0 to 2**64 - 1.
@@ -57,7 +39,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | TextDataset,
         batch_size: int,
         *,
         seed: int = 0,
@@ -123,10 +105,11 @@ class Loader:
 
     def _batch(self, order: NDArray[np.int64], epoch: int, index: int) -> Batch:
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        images: NDArray = self.dataset.images[chosen]
-        if self.augment is not None:
-            images = self.augment(images, self._stream(_AUGMENT, epoch, index))
-        return Batch(self.dataset.normalize(images), self.dataset.labels[chosen], index)
+        augment = self.augment
+        if augment is None:
+            return self.dataset.batch(chosen, index)
+        rng = self._stream(_AUGMENT, epoch, index)
+        return self.dataset.batch(chosen, index, lambda images: augment(images, rng))
 
     def _stream(self, purpose: int, epoch: int, index: int) -> np.random.Generator:
         """Return the random stream of one batch: a key and a counter of its own, so that no two overlap."""

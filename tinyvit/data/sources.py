@@ -90,8 +90,22 @@ SOURCES = {
             ),
         ),
     ),
+    "easy-vqa": Source(
+        (
+            "https://files.pythonhosted.org/packages/32/e7/dbdd733ea110ff04c8b0b7ce7d49acce06f1dd18ed304d9f8f9b3f26c1a3/",
+        ),
+        (
+            RemoteFile(
+                "easy_vqa-1.0-py3-none-any.whl",
+                3215672,
+                "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+                ("answers.txt", "train/questions.json", "test/questions.json"),
+            ),
+        ),
+    ),
 }
-DATASET_NAMES = ("digits", *SOURCES)
+GENERATED = ("scenes-questions", "scenes-captions", "reverse", "motion", "chirps")  # made anew from a seed
+DATASET_NAMES = ("digits", *SOURCES, *GENERATED)
 
 
 def check_name(name: str) -> None:

@@ -1,7 +1,10 @@
-"""Images cut into patches: the first step of a ViT."""
+"""Images, and arrays of any number of axes, cut into patches: the first step of a ViT."""
+
+import math
 
 from ..autograd import Op, Tensor
 from .samples import sample
+from .shape import reshape, transpose
 
 Pair = tuple[int, int]
 
@@ -36,14 +39,23 @@ class Patches(Op):
         yield sample((2, 1, 2, 2), size=(2, 2))
 
 
-def patches(x: Tensor, size: int | Pair) -> Tensor:
-    """Cut images into patches of `size` = (P, Q), P x P if it is one number: (B, C, H, W) -> (B, N, C P Q).
+def patches(x: Tensor, size: int | tuple[int, ...]) -> Tensor:
+    """Cut x (B, C, *sizes) into patches of `size`: (B, N, C times the elements of a patch), in row-major order.
 
-    N = (H / P)(W / Q), row by row; ValueError if patches of that size do not tile the images.
+    One number for each axis after the channels, or one for all. Images (B, C, H, W) in patches (P, Q) give N =
+    (H / P)(W / Q) rows; videos (B, C, T, H, W) are cut into tubelets in the same way (Arnab et al., ViViT, 2021).
+    ValueError if patches of that size do not tile x.
     """
-    p, q = (size, size) if isinstance(size, int) else size
-    if x.ndim != 4 or min(p, q) < 1 or x.shape[2] % p or x.shape[3] % q:
+    axes = x.ndim - 2
+    sizes = (size,) * axes if isinstance(size, int) else tuple(size)
+    if axes < 1 or len(sizes) != axes or min(sizes) < 1 or any(n % p for n, p in zip(x.shape[2:], sizes, strict=True)):
         raise ValueError(
             f"patches: x has shape {x.shape} and size is {size}; x must be (B, C, H, W), tiled by the patches"
         )
-    return Patches.apply(x, size=(p, q))
+    if axes == 2:
+        return Patches.apply(x, size=sizes)
+    b, c = x.shape[:2]
+    counts = tuple(n // p for n, p in zip(x.shape[2:], sizes, strict=True))
+    split = reshape(x, (b, c, *(n for pair in zip(counts, sizes, strict=True) for n in pair)))
+    order = (0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
+    return reshape(transpose(split, order), (b, math.prod(counts), c * math.prod(sizes)))

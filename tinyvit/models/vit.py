@@ -1,5 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al., An image is worth 16x16 words, 2021)."""
 
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -8,7 +9,7 @@ from .. import functional as F
 from ..autograd import Tensor
 from ..backend import like
 from ..nn import Block, Dropout, LayerNorm, Linear, Module, ModuleList, Parameter, PatchEmbed, init, initialize_linear
-from ..nn.patches import Pair, sincos1d, sincos2d
+from ..nn.patches import Sizes, sincos1d, sincos2d
 from ..nn.transformer import advance_all, joined
 
 EPS = 1e-6  # of every layer norm, as in timm
@@ -24,6 +25,7 @@ class ViT(Module):
     Parameters
     ----------
     image_size, patch_size : int or (height, width)
+        Three numbers, (frames, height, width), for videos (B, T, in_channels, H, W).
     num_classes : 0 for no head: the model then returns the pooled features (B, dim).
     dim, depth, heads, mlp_dim : width, number of blocks, attention heads, width of the MLP (4 x dim by default).
     pool : {"cls", "mean", "first"}
@@ -42,8 +44,8 @@ class ViT(Module):
 
     def __init__(
         self,
-        image_size: int | Pair,
-        patch_size: int | Pair,
+        image_size: int | Sizes,
+        patch_size: int | Sizes,
         num_classes: int,
         dim: int,
         depth: int,
@@ -86,7 +88,7 @@ class ViT(Module):
     def _positions(self, kind: str, dim: int) -> Parameter | Tensor | None:
         """What is added to the tokens, (1, N, dim): a parameter, a constant, or nothing."""
         grid = self.patch_embed.grid
-        tokens = self.prefix + grid[0] * grid[1]
+        tokens = self.prefix + math.prod(grid)
         if kind == "none":
             return None
         if kind == "learned":
@@ -110,7 +112,11 @@ class ViT(Module):
 
     def features(self, images: Any) -> Tensor:
         """The tokens after the last block and the final norm (if the form has one): (B, N, dim)."""
-        x, branch = advance_all(self.blocks, self.embed(self._images(images)))
+        return self.encode(self.embed(self._images(images)))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """The same of embedded tokens, or of some of them: (B, N, dim) -> (B, N, dim)."""
+        x, branch = advance_all(self.blocks, tokens)
         return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
 
     def forward(self, images: Any) -> Tensor:

@@ -21,13 +21,16 @@ from .transformer import (
     Block,
     CrossAttention,
     DecoderBlock,
+    KeyValueCache,
     Mlp,
     TransformerDecoder,
     TransformerEncoder,
+    keep_attention,
 )
 
 __all__ = [
-    "GELU", "Attention", "Block", "Conv2d", "CrossAttention", "DecoderBlock", "DropPath", "Dropout", "Embedding",
-    "LayerNorm", "LayerScale", "Linear", "MaxPool2d", "Mlp", "Module", "ModuleList", "Parameter", "PatchEmbed", "ReLU",
-    "Sequential", "TransformerDecoder", "TransformerEncoder", "init", "initialize_linear",
+    "GELU", "Attention", "Block", "Conv2d", "CrossAttention", "DecoderBlock", "DropPath", "Dropout",
+    "Embedding", "KeyValueCache", "LayerNorm", "LayerScale", "Linear", "MaxPool2d", "Mlp", "Module",
+    "ModuleList", "Parameter", "PatchEmbed", "ReLU", "Sequential", "TransformerDecoder", "TransformerEncoder",
+    "init", "initialize_linear", "keep_attention",
 ]  # fmt: skip

@@ -1,20 +1,26 @@
-"""Images to tokens: patch embedding, convolutional stem, fixed positions."""
+"""Images and videos to tokens: patch embedding, convolutional stem, fixed positions."""
+
+import math
 
 import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor
+from . import init
 from .layers import Conv2d, ReLU
-from .module import Module, Sequential
+from .module import Module, Parameter, Sequential
 
 Pair = tuple[int, int]
+Sizes = tuple[int, ...]
 
 
-def as_pair(name: str, value: int | Pair) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
-        raise ValueError(f"{name} is {value!r}; it must be one or two positive integers")
-    return pair
+def as_sizes(name: str, value: int | Sizes, axes: int = 2) -> Sizes:
+    """One positive integer for each axis."""
+    sizes = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(sizes) != axes or not all(isinstance(v, int) and v >= 1 for v in sizes):
+        many = {1: "one", 2: "two", 3: "three"}.get(axes, str(axes))
+        raise ValueError(f"{name} is {value!r}; it must be one or {many} positive integers")
+    return sizes
 
 
 class PatchEmbed(Module):
@@ -23,38 +29,55 @@ class PatchEmbed(Module):
     The weights are those of a convolution with kernel and stride P: proj.weight (dim, C, P, P). With stem="conv" a few
     small convolutions take the image down to one pixel for each patch first (Xiao et al., Early convolutions help
     transformers see better, 2021), and `proj` is 1 x 1.
+
+    An `image_size` of three numbers (T, H, W) is that of videos (B, T, C, H, W): patches are then tubelets, of P frames
+    or `patch_size` = (frames, height, width), and proj.weight is (dim, C, *patch_size). A spectrogram is an image of
+    one channel.
     """
 
     def __init__(
-        self, image_size: int | Pair, patch_size: int | Pair, in_channels: int, dim: int, stem: str = "linear"
+        self, image_size: int | Sizes, patch_size: int | Sizes, in_channels: int, dim: int, stem: str = "linear"
     ) -> None:
+        axes = 2 if isinstance(image_size, int) else max(2, len(image_size))
         self.image_size, self.patch_size = (
-            as_pair("image_size", image_size),
-            as_pair("patch_size", patch_size),
+            as_sizes("image_size", image_size, axes),
+            as_sizes("patch_size", patch_size, axes),
         )
         if any(n % p for n, p in zip(self.image_size, self.patch_size, strict=True)):
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
-        if stem not in ("linear", "conv"):
-            raise ValueError(f"stem is {stem!r}; it must be 'linear' or 'conv'")
-        self.grid = (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
+        if stem not in ("linear", "conv") or (stem == "conv" and axes > 2):
+            raise ValueError(f"stem is {stem!r}; it must be 'linear' or, for images, 'conv'")
+        self.grid = tuple(n // p for n, p in zip(self.image_size, self.patch_size, strict=True))
         self.in_channels = in_channels
         self.stem = _conv_stem(self.patch_size, in_channels, dim) if stem == "conv" else None
-        patch, channels = (self.patch_size, in_channels) if self.stem is None else ((1, 1), dim // 2)
-        self.proj = Conv2d(channels, dim, patch, stride=patch)
+        if axes == 2:
+            p, q = self.patch_size
+            patch, channels = ((p, q), in_channels) if self.stem is None else ((1, 1), dim // 2)
+            self.proj: Conv2d | TubeletProjection = Conv2d(channels, dim, patch, stride=patch)
+        else:
+            self.proj = TubeletProjection(in_channels, dim, self.patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1:] != (self.in_channels, *self.image_size):
-            raise ValueError(
-                f"images have shape {images.shape}; this model takes (B, {self.in_channels}, "
-                f"{self.image_size[0]}, {self.image_size[1]})"
-            )
-        x = images if self.stem is None else self.stem(images)
+        frames, pixels = self.image_size[:-2], self.image_size[-2:]
+        expected = (*frames, self.in_channels, *pixels)
+        if images.shape[1:] != expected:
+            raise ValueError(f"images have shape {images.shape}; this model takes (B, {', '.join(map(str, expected))})")
+        x = images.swapaxes(1, 2) if frames else images  # channels first
+        x = x if self.stem is None else self.stem(x)
         weight = self.proj.weight
-        patches = F.patches(x, (weight.shape[2], weight.shape[3]))
-        return F.linear(patches, weight.reshape(weight.shape[0], -1), self.proj.bias)
+        return F.linear(F.patches(x, weight.shape[2:]), weight.reshape(weight.shape[0], -1), self.proj.bias)
 
 
-def _conv_stem(patch: Pair, in_channels: int, dim: int) -> Sequential:
+class TubeletProjection(Module):
+    """The weights that project a patch of any number of axes: weight (dim, C, *patch_size), bias (dim,)."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: Sizes) -> None:
+        fan_in = in_channels * math.prod(patch_size)
+        self.weight = Parameter(init.uniform_fan_in((dim, in_channels, *patch_size), fan_in))
+        self.bias = Parameter(init.uniform_fan_in((dim,), fan_in))
+
+
+def _conv_stem(patch: Sizes, in_channels: int, dim: int) -> Sequential:
     """Convolutions and ReLUs whose strides multiply to the patch size, up to dim / 2 channels; square patches only."""
     if patch[0] != patch[1]:
         raise ValueError(f"stem='conv' needs square patches, not {patch}")
@@ -93,8 +116,10 @@ def sincos1d(count: int, dim: int) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(count, dim).astype(np.float32)
 
 
-def sincos2d(grid: Pair, dim: int) -> np.ndarray:
+def sincos2d(grid: Sizes, dim: int) -> np.ndarray:
     """Positions of a grid, row by row: the first dim / 2 channels encode the row, the others the column; (N, dim)."""
+    if len(grid) != 2:
+        raise ValueError(f"two-dimensional sinusoidal positions need images, not patches in a grid of {grid}")
     if dim % 4:
         raise ValueError(f"two-dimensional sinusoidal positions need a dim that is a multiple of 4, not {dim}")
     rows, columns = (sincos1d(n, dim // 2) for n in grid)

@@ -1,10 +1,16 @@
 """Transformer blocks and stacks of them. B batch, N tokens, S tokens of a context, H heads, D head size, C channels."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor
+from ..backend import NUMPY
+from ..functional.attention import attention_probabilities
+from ..functional.elementwise import constant
 from .layers import Dropout, DropPath, LayerNorm, LayerScale, Linear
 from .module import Module, ModuleList
 
@@ -31,8 +37,36 @@ def _check_heads(dim: int, heads: int) -> None:
         raise ValueError(f"dim is {dim} and heads {heads}; dim must be a multiple of heads")
 
 
+class KeyValueCache:
+    """Keys and values (B, H, S, D) of the tokens one attention layer has seen, so that new ones need only their own.
+
+    `parts` is (k, v), or None before the first token.
+    """
+
+    def __init__(self) -> None:
+        self.parts: tuple[Tensor, Tensor] | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens, and return those of all."""
+        if self.parts is not None:
+            k, v = (F.concatenate([old, new], axis=2) for old, new in zip(self.parts, (k, v), strict=True))
+        self.parts = k, v
+        return k, v
+
+    def select(self, rows: np.ndarray) -> None:
+        """Keep these rows of the batch, in this order; a row may be taken more than once."""
+        if self.parts is not None:
+            k, v = self.parts
+            self.parts = k[rows], v[rows]
+
+
 class Attention(Module):
-    """Multi-head self-attention: (B, N, C) -> (B, N, C). `qkv` is one linear map with rows q, k, v, head-major."""
+    """Multi-head self-attention: (B, N, C) -> (B, N, C). `qkv` is one linear map with rows q, k, v, head-major.
+
+    With a cache, x is the tokens that follow those of earlier calls; a mask then covers all keys so far.
+    """
+
+    kept: list[np.ndarray] | None = None  # see `keep_attention`
 
     def __init__(self, dim: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
         _check_heads(dim, heads)
@@ -41,15 +75,25 @@ class Attention(Module):
         self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Any = None, is_causal: bool = False, cache: KeyValueCache | None = None
+    ) -> Tensor:
         q, k, v = F.split_heads(self.qkv(x), self.heads, 3)
-        dropout_p = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
-        return self.proj_drop(self.proj(F.merge_heads(out)))
+        if cache is not None:
+            k, v = cache.extend(k, v)
+            if is_causal:  # the mask of all tokens, its rows of the new ones
+                seen = np.tri(x.shape[1], k.shape[2], k.shape[2] - x.shape[1], dtype=bool)
+                attn_mask, is_causal = seen if attn_mask is None else attn_mask & seen, False
+        return _attend(self, q, k, v, attn_mask, is_causal)
 
 
 class CrossAttention(Module):
-    """Multi-head attention of x (B, N, C) onto a context (B, S, context_dim) -> (B, N, C)."""
+    """Multi-head attention of x (B, N, C) onto a context (B, S, context_dim) -> (B, N, C).
+
+    With a cache, the context is projected at the first call only.
+    """
+
+    kept: list[np.ndarray] | None = None  # see `keep_attention`
 
     def __init__(
         self,
@@ -66,11 +110,44 @@ class CrossAttention(Module):
         self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Tensor, attn_mask: Any = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, attn_mask: Any = None, cache: KeyValueCache | None = None) -> Tensor:
         (q,) = F.split_heads(self.q(x), self.heads, 1)
-        k, v = F.split_heads(self.kv(context), self.heads, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask, self.dropout if self.training else 0.0)
-        return self.proj_drop(self.proj(F.merge_heads(out)))
+        if cache is None:
+            k, v = F.split_heads(self.kv(context), self.heads, 2)
+        else:
+            k, v = cache.parts or cache.extend(*F.split_heads(self.kv(context), self.heads, 2))
+        return _attend(self, q, k, v, attn_mask)
+
+
+def _attend(
+    layer: Attention | CrossAttention, q: Tensor, k: Tensor, v: Tensor, attn_mask: Any, is_causal: bool = False
+) -> Tensor:
+    """What both kinds of attention do with queries, keys and values: (B, H, N, D) -> (B, N, C)."""
+    if layer.kept is not None:
+        mask = None if attn_mask is None else constant(attn_mask)
+        scale = q.shape[-1] ** -0.5
+        layer.kept.append(attention_probabilities(NUMPY, q.numpy(), k.numpy(), None, mask, is_causal, scale))
+    dropout_p = layer.dropout if layer.training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
+    return layer.proj_drop(layer.proj(F.merge_heads(out)))
+
+
+@contextmanager
+def keep_attention(model: Module) -> Iterator[dict[str, list[np.ndarray]]]:
+    """Within this block, every attention layer of `model` keeps its weights.
+
+    Yields a mapping from the names of the layers to lists of arrays (B, H, N, S), one for each call. Masks must be
+    boolean; dropout is not in the weights.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Attention | CrossAttention)}
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in layers}
+    for name, layer in layers.items():
+        layer.kept = kept[name]
+    try:
+        yield kept
+    finally:
+        for layer in layers.values():
+            layer.kept = None
 
 
 class Residual(Module):
@@ -148,8 +225,15 @@ def check_norm(norm: str) -> None:
         raise ValueError(f"norm is {norm!r}; it must be 'pre' or 'post'")
 
 
+BlockCache = tuple[KeyValueCache, KeyValueCache] | tuple[None, None]
+
+
 class DecoderBlock(Residual):
-    """Causal self-attention, attention onto a context, and MLP: (B, N, C), (B, S, context_dim) -> (B, N, C)."""
+    """Causal self-attention, attention onto a context, and MLP: (B, N, C), (B, S, context_dim) -> (B, N, C).
+
+    Without `causal`, tokens see those after them too. `cache` holds the keys and values of the tokens, and those of
+    the context.
+    """
 
     def __init__(
         self,
@@ -160,9 +244,10 @@ class DecoderBlock(Residual):
         norm: str = "pre",
         dropout: float = 0.0,
         eps: float = 1e-5,
+        causal: bool = True,
     ) -> None:
         check_norm(norm)
-        self.post = norm == "post"
+        self.post, self.causal = norm == "post", causal
         self.norm1 = LayerNorm(dim, eps)
         self.attn = Attention(dim, heads, dropout=dropout)
         self.norm2 = LayerNorm(dim, eps)
@@ -177,16 +262,18 @@ class DecoderBlock(Residual):
         context: Tensor,
         attn_mask: Any = None,
         context_mask: Any = None,
+        cache: BlockCache = (None, None),
     ) -> tuple[Tensor, Tensor | None]:
+        own, onto = cache
         if self.post:
             x = joined(x, branch)
-            _, x = self.norm1.after_sum(x, self.attn(x, attn_mask, is_causal=True))
-            _, x = self.norm2.after_sum(x, self.cross(x, context, context_mask))
+            _, x = self.norm1.after_sum(x, self.attn(x, attn_mask, self.causal, own))
+            _, x = self.norm2.after_sum(x, self.cross(x, context, context_mask, onto))
             _, x = self.norm3.after_sum(x, self.mlp(x))
             return x, None
         x, y = self.norm1.after_sum(x, branch)
-        x, y = self.norm2.after_sum(x, self.attn(y, attn_mask, is_causal=True))
-        x, y = self.norm3.after_sum(x, self.cross(y, context, context_mask))
+        x, y = self.norm2.after_sum(x, self.attn(y, attn_mask, self.causal, own))
+        x, y = self.norm3.after_sum(x, self.cross(y, context, context_mask, onto))
         return x, self.mlp(y)
 
 
@@ -212,7 +299,10 @@ class TransformerEncoder(Module):
 
 
 class TransformerDecoder(Module):
-    """A stack of `DecoderBlock`s: (B, N, C), (B, S, context_dim) -> (B, N, C), token n seeing tokens up to n."""
+    """A stack of `DecoderBlock`s: (B, N, C), (B, S, context_dim) -> (B, N, C), token n seeing tokens up to n.
+
+    Without `causal`, every token sees all.
+    """
 
     def __init__(
         self,
@@ -224,12 +314,27 @@ class TransformerDecoder(Module):
         norm: str = "pre",
         dropout: float = 0.0,
         eps: float = 1e-5,
+        causal: bool = True,
     ) -> None:
         self.blocks = ModuleList(
-            DecoderBlock(dim, heads, mlp_dim, context_dim, norm, dropout, eps) for _ in range(depth)
+            DecoderBlock(dim, heads, mlp_dim, context_dim, norm, dropout, eps, causal) for _ in range(depth)
         )
         self.norm = LayerNorm(dim, eps) if norm == "pre" else None
 
-    def forward(self, x: Tensor, context: Tensor, attn_mask: Any = None, context_mask: Any = None) -> Tensor:
-        x, branch = advance_all(self.blocks, x, context=context, attn_mask=attn_mask, context_mask=context_mask)
+    def new_caches(self) -> list[tuple[KeyValueCache, KeyValueCache]]:
+        """What `forward` takes as `caches` to be called with a few tokens at a time."""
+        return [(KeyValueCache(), KeyValueCache()) for _ in self.blocks]
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        attn_mask: Any = None,
+        context_mask: Any = None,
+        caches: Sequence[BlockCache] | None = None,
+    ) -> Tensor:
+        branch = None
+        pairs: Iterable[Any] = zip(self.blocks, caches or [(None, None)] * len(self.blocks), strict=True)
+        for block, cache in pairs:
+            x, branch = block.advance(x, branch, context, attn_mask, context_mask, cache)
         return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]

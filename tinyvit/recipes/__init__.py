@@ -109,6 +109,7 @@ class Data(_Section):
     rotate: float = _key(Range(at_least=0, at_most=180), 0.0)  # up to so many degrees, either way
     scale: float = _key(_FRACTION, 0.0)  # by a factor between 1 - scale and 1 + scale
     cutout: int = _key(_PIXELS, 0)  # side, in pixels, of a square that is blanked
+    limit: int = _key(Range(at_least=0, at_most=2**31 - 1), 0)  # learn from the first so many only; 0 is all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,21 @@ class Model(_Section):
     layer_scale: float = _key(_NOT_NEGATIVE, 0.0)  # initial value; 0 is no layer scale
     register_tokens: int = _key(_SIZE_OR_NONE, 0)
     stem: str = _key(("linear", "conv"), "linear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(_Section):
+    """What is learnt of the data; the defaults are those of image classification."""
+
+    kind: str = _key(("classify", "vqa", "caption", "retrieve", "masked", "translate"), "classify")
+    fusion: str = _key(("cnn", "cross", "joint"), "joint")  # of vqa: how image and question meet
+    text_depth: int = _key(Range(at_least=1, at_most=10_000), 2)  # blocks of what reads or writes texts
+    hide: str = _key(("patches", "words", "both"), "patches")  # of masked
+    hide_patches: float = _key(Range(above=0, below=1), 0.75)  # the share of the patches
+    hide_words: float = _key(Range(above=0, below=1), 0.15)  # the share of the words
+    word_dropout: float = _key(_FRACTION, 0.0)  # of what is written: how many of the words before are read as <mask>
+    start_from: str = ""  # a run folder, to begin with its encoders of images and texts
+    freeze: str = _key(("none", "vision", "text", "both"), "none")  # encoders that do not learn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +180,7 @@ class Recipe:
     data: Data
     model: Model
     train: Train
+    task: Task = dataclasses.field(default_factory=Task)
 
     def __post_init__(self) -> None:
         if self.train.min_lr > self.train.lr:
@@ -241,9 +258,9 @@ def _recipe(tables: dict[str, Any]) -> Recipe:
 
 def _section(name: str, table: dict[str, Any]) -> Any:
     """Make the section `name` of its table."""
-    for field in dataclasses.fields(_SECTIONS[name]):
-        if field.default is dataclasses.MISSING and field.name not in table:
-            raise RecipeError(f"{name}.{field.name} is missing: every recipe must state it")
+    for key in dataclasses.fields(_SECTIONS[name]):
+        if key.default is dataclasses.MISSING and key.name not in table:
+            raise RecipeError(f"{name}.{key.name} is missing: every recipe must state it")
     return _SECTIONS[name](**table)
 
 

@@ -1,5 +1,17 @@
-"""Looking at gradients: checks against finite differences."""
+"""Looking at gradients: recording what runs, telling its steps, and checking it against finite differences."""
 
+from ..autograd import Tensor
+from ..nn import Module
+from .check import Check, check, check_rule
 from .gradcheck import GradcheckError, gradcheck
+from .narrate import Narration, narrate_backward, narrate_forward
+from .notebook import module_html, tensor_html
+from .trace import Trace, trace
 
-__all__ = ["GradcheckError", "gradcheck"]
+setattr(Tensor, "_repr_html_", tensor_html)  # noqa: B010  (what notebooks show)
+setattr(Module, "_repr_html_", module_html)  # noqa: B010
+
+__all__ = [
+    "Check", "GradcheckError", "Narration", "Trace", "check", "check_rule", "gradcheck", "narrate_backward",
+    "narrate_forward", "trace",
+]  # fmt: skip

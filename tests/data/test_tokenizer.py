@@ -1,0 +1,76 @@
+"""Words to numbers and back."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyvit.data.tokenizer import END, PAD, SPECIAL, UNK, Tokenizer, padded, words_of
+from tinyvit.errors import DataError
+
+TEXTS = ["Is there a red circle?", "a circle, a square."]
+
+
+def test_a_text_becomes_words_and_marks_in_lower_case():
+    assert words_of(TEXTS[0] + "\n") == ["is", "there", "a", "red", "circle", "?"]
+    assert words_of("") == []
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+@settings(max_examples=50)
+def test_what_a_vocabulary_was_built_from_has_no_unknown_words(texts):
+    tokenizer = Tokenizer.build(texts)
+    assert tokenizer.words[:6] == SPECIAL
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert all(6 <= i < len(tokenizer) for i in ids)
+        assert tokenizer.decode(ids) == " ".join(words_of(text))
+        assert tokenizer.unknown(text) == []
+
+
+def test_unknown_words_are_told_and_shown():
+    tokenizer = Tokenizer.build(TEXTS)
+    assert tokenizer.encode("a zebra")[1] == UNK
+    assert tokenizer.unknown("A zebra, a yak") == ["zebra", "yak"]
+    assert tokenizer.decode([PAD, *tokenizer.encode("a zebra"), END]) == "a <unk>"
+
+
+def test_a_saved_vocabulary_is_read_back(tmp_path):
+    tokenizer = Tokenizer.build(TEXTS)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.read(tmp_path / "tokenizer.json") == tokenizer
+
+
+def test_the_tokenizers_library_reads_it_alike(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    tokenizer = Tokenizer.build(TEXTS)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    theirs = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in [*TEXTS, "a zebra?"]:
+        assert theirs.encode(text).ids == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no tokenizer.json"), ("[]", "is no tokenizer.json"),
+        (json.dumps({"model": {"type": "BPE", "vocab": {}}}), "kind BPE; only WordLevel"),
+        (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}}}), "must begin with"),
+        (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 3}}}), "not 0, 1, 2"),
+    ],
+)  # fmt: skip
+def test_other_files_are_refused(tmp_path, content, message):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        Tokenizer.read(tmp_path / "t.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        Tokenizer.read(tmp_path / "none.json")
+
+
+def test_rows_are_filled_up():
+    np.testing.assert_array_equal(padded([[7], [8, 9]]), [[7, PAD], [8, 9]])
+    assert padded([[7]], 3).shape == (1, 3)
+    with pytest.raises(ValueError, match="the longest has 2 words; there may be 1"):
+        padded([[7, 8]], 1)

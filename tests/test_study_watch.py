@@ -1,0 +1,114 @@
+"""Looking on while a model trains: what is seen is true, what is wrong is told, and the run is the same as without."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_run import isolate, sha256, tiny_recipe
+
+import tinyvit as tv
+import tinyvit.functional as F
+import tinyvit.train as training
+from tinyvit.display import Display
+from tinyvit.study import trace
+from tinyvit.study.watch import LINES, PAGE, PICTURE, Watch, alarms, attention_entropy, silent_units
+
+
+def watched(folder: Path, *assignments: str) -> tuple[Watch, Path]:
+    watch = Watch(Display())
+    result = training.train(tiny_recipe(*assignments), "tiny", folder, watch)
+    return watch, result.folder
+
+
+def test_a_watched_run_has_the_same_weights_and_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolate(tmp_path, monkeypatch)
+    plain = training.train(tiny_recipe("dropout=0.1"), "tiny", tmp_path / "plain")
+    watch, folder = watched(tmp_path / "watched", "dropout=0.1")
+    assert sha256(folder) == sha256(plain.folder)
+    lines = [json.loads(line) for line in (folder / LINES).read_text().splitlines()]
+    assert lines == watch.lines
+    assert lines[0]["step"] == 2  # the first step has nothing before it to compare with
+    assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+    page = (folder / PAGE).read_text("utf-8")
+    assert "<svg" in page
+    assert "blocks.0.attn.qkv.weight" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+
+
+def test_what_is_written_is_what_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of plain gradient descent: the update is lr times the gradient."""
+    isolate(tmp_path, monkeypatch)
+    how = (
+        "optimizer=sgd",
+        "momentum=0",
+        "weight_decay=0",
+        "schedule=constant",
+        "lr=0.1",
+        "warmup_epochs=0",
+        "epochs=1",
+    )
+    kept: dict[str, Any] = {}
+
+    class Look(Watch):
+        def _look(self, position: Any) -> None:
+            kept["before"] = dict(self._before or {})
+            super()._look(position)
+
+    watch = Look(Display())
+    training.train(tiny_recipe(*how), "tiny", tmp_path / "run", watch)
+    line = watch.lines[-1]
+    for name, norm in line["gradients"].items():
+        size = np.linalg.norm(kept["before"][name])
+        if size:
+            assert line["updates"][name] == pytest.approx(0.1 * norm / size, rel=1e-3, abs=1e-7), name
+    keys = next(iter(line["entropy"]))
+    assert keys == "blocks.0.attn/attention"
+    assert 0 < line["entropy"][keys][0] <= np.log(4) + 1e-6
+    assert set(line["silent"]) == {"blocks.0.mlp/linear_gelu"}
+
+
+def test_where_nan_began_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    isolate(tmp_path, monkeypatch)
+    with pytest.raises(training.TrainingFailed):
+        watched(tmp_path / "run", "lr=1e9", "warmup_epochs=0", "optimizer=sgd", "schedule=constant")
+    told = capsys.readouterr().err
+    assert "the first NaN or infinity is in " in told
+    assert "the first NaN or infinity is in" in (tmp_path / "run" / PAGE).read_text("utf-8")
+
+
+def test_entropy_is_that_of_the_weights() -> None:
+    k = np.zeros((1, 2, 5, 4))
+    k[0, 1, 3] = 1000.0  # head 1 looks at key 3 alone, head 0 at all alike
+    with trace() as recorded:
+        F.scaled_dot_product_attention(tv.tensor(np.ones((1, 2, 3, 4))), tv.tensor(k), tv.tensor(k))
+    even, single = attention_entropy(recorded.entries[0])
+    assert even == pytest.approx(np.log(5))
+    assert single == pytest.approx(0, abs=1e-6)
+
+
+def test_silent_units_are_counted() -> None:
+    x = np.array([[1.0, -1.0, -2.0], [2.0, -1.0, 3.0]])
+    with trace() as recorded:
+        F.relu(tv.tensor(x))
+    assert silent_units(recorded.entries[0]) == pytest.approx(1 / 3)
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    usual = {"gradients": {"a.weight": 1.0, "b.weight": 0.5}, "silent": {}, "entropy": {"blocks.0": [1.0, 2.0]}}
+    return usual | changes
+
+
+def test_alarms_are_raised_for_what_is_wrong_and_only_then() -> None:
+    assert alarms(line(), [line()] * 10) == {}
+    assert "a.weight is 1.0e-09" in alarms(line(gradients={"a.weight": 1e-9, "b.weight": 1.0}), [])["vanishing"]
+    assert (
+        "b.weight is 1.0e+05" in alarms(line(gradients={"a.weight": 1.0, "b.weight": 1e5}), [line()] * 5)["exploding"]
+    )
+    assert "90 % of the units of mlp" in alarms(line(silent={"mlp": 0.9}), [])["dead mlp"]
+    assert "head 1 of attn" in alarms(line(entropy={"attn": [1.0, 0.0]}), [])["collapsed attn"]

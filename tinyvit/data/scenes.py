@@ -1,0 +1,225 @@
+"""Scenes of a few shapes: drawn, described, and asked about; everything follows from a seed.
+
+A scene has two to four things in the cells of a 3 x 3 grid, each with a shape, a colour and a size. Some pairs of
+colour and shape (`HELD_OUT`) never stand in a scene to learn from: whoever names them has put them together.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 48, 49), "green": (39, 160, 82), "blue": (41, 98, 210), "yellow": (241, 196, 15),
+    "purple": (142, 68, 173), "black": (45, 52, 54),
+}  # fmt: skip
+SIZES = {"small": 3.6, "big": 6.2}  # pixels from the centre to the rim
+HELD_OUT = (("red", "triangle"), ("blue", "circle"), ("yellow", "square"))
+GRID, CELL = 3, 16  # cells along a side, pixels along a cell
+JITTER = 1.6  # pixels that a centre may lie off the middle of its cell, so that a thing stays in its cell
+TRAIN_SCENES, TEST_SCENES = 12_000, 1_000
+QUESTIONS = 6  # about each scene, half of them relational where there are as many
+
+ANSWERS = ("yes", "no", *SHAPES, *COLOURS, *SIZES, "0", "1", "2", "3", "4")
+VOCABULARY = (
+    *ANSWERS, "a an and , ? what shape color size is are the there how many thing things circles squares triangles of",
+    "closest to farthest from left right above below same as have other in",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing of a scene; x and y are pixels from the left and from above."""
+
+    shape: str
+    colour: str
+    size: str
+    cell: int
+    x: float
+    y: float
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.colour, self.shape
+
+    def __str__(self) -> str:
+        return f"a {self.size} {self.colour} {self.shape}"
+
+
+Scene = tuple[Thing, ...]  # row by row, each from the left
+
+
+def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
+    """Draw a scene; with `held_out`, one with a held-out pair in it, else one without."""
+    while True:
+        count = int(rng.integers(2, 5))
+        cells = np.sort(rng.permutation(GRID * GRID)[:count])
+        offsets = rng.uniform(-JITTER, JITTER, (count, 2))
+        looks = rng.integers(0, (len(SHAPES), len(COLOURS), len(SIZES)), (count, 3))
+        scene = tuple(
+            Thing(
+                SHAPES[s], tuple(COLOURS)[c], tuple(SIZES)[z], int(cell),
+                float((cell % GRID + 0.5) * CELL + dx), float((cell // GRID + 0.5) * CELL + dy),
+            )
+            for (s, c, z), cell, (dx, dy) in zip(looks, cells, offsets, strict=True)
+        )  # fmt: skip
+        if any(thing.pair in HELD_OUT for thing in scene) == held_out:
+            return scene
+
+
+def caption(scene: Scene) -> str:
+    """Every thing, row by row: "a big red circle, a small blue square and a big green circle"."""
+    *first, last = map(str, scene)
+    return f"{', '.join(first)} and {last}"
+
+
+# Splits -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The scenes of a split: those without a held-out pair, then those with one. No two have the same caption."""
+
+    seed: int
+    seen: tuple[Scene, ...]
+    unseen: tuple[Scene, ...]
+
+    @property
+    def all(self) -> tuple[Scene, ...]:
+        return self.seen + self.unseen
+
+
+@cache
+def of_split(split: str) -> Scenes:
+    """The scenes of "train" (12,000) or "test" (1,000, and 1,000 with held-out pairs), none in both."""
+    test = tuple(islice(_distinct(1, held_out=False), TEST_SCENES))
+    if split == "test":
+        return Scenes(1, test, tuple(islice(_distinct(2, held_out=True), TEST_SCENES)))
+    known = {caption(scene) for scene in test}
+    fresh = (scene for scene in _distinct(0, held_out=False) if caption(scene) not in known)
+    return Scenes(0, tuple(islice(fresh, TRAIN_SCENES)), ())
+
+
+def _distinct(seed: int, held_out: bool) -> Iterator[Scene]:
+    rng, captions = np.random.default_rng(seed), set()
+    while True:
+        scene = draw_scene(rng, held_out)
+        if (text := caption(scene)) not in captions:
+            captions.add(text)
+            yield scene
+
+
+# Drawing ------------------------------------------------------------------------------------------------------------
+
+
+def render(scenes: Sequence[Scene]) -> NDArray[np.uint8]:
+    """Draw scenes, (n, 3, 48, 48): smooth edges, light from the upper left, on a pale ground."""
+    side = GRID * CELL
+    fall = np.linspace(0, 1, side)
+    ground = 236 - 22 * (fall[:, None] + fall[None, :]) / 2
+    images = np.broadcast_to(ground, (len(scenes), 3, side, side)).astype(np.float32)
+    things = [(i, thing) for i, scene in enumerate(scenes) for thing in scene]
+    for start in range(0, len(things), 4096):
+        chunk = things[start : start + 4096]
+        covered, lit = _coverage([thing for _, thing in chunk])
+        for (i, thing), cover, light in zip(chunk, covered, lit, strict=True):
+            top, left = thing.cell // GRID * CELL, thing.cell % GRID * CELL
+            window = images[i, :, top : top + CELL, left : left + CELL]
+            colour = np.array(COLOURS[thing.colour], np.float32)[:, None, None] * light
+            window += cover * (colour - window)
+    return np.rint(images.clip(0, 255)).astype(np.uint8)
+
+
+def _coverage(things: list[Thing]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """How much of each pixel of its cell a thing covers, and how light it is there: (n, 16, 16) each."""
+    pixel = np.arange(CELL, dtype=np.float32) + 0.5
+    radius, kind, x0, y0 = (
+        np.array(values, np.float32)[:, None, None]
+        for values in (
+            [SIZES[t.size] for t in things],
+            [SHAPES.index(t.shape) for t in things],
+            [t.x % CELL for t in things],
+            [t.y % CELL for t in things],
+        )
+    )
+    x, y = pixel - x0, pixel[:, None] - y0
+    circle = np.hypot(x, y) - radius
+    square = np.maximum(np.abs(x), np.abs(y)) - 0.88 * radius
+    triangle = np.maximum(y - 0.75 * radius, (2 * np.abs(x) - y - 0.95 * radius) / 5**0.5)
+    distance = np.select([kind == 0, kind == 1], [circle, square], triangle)
+    light = 1 - 0.16 * (x + y) / radius
+    return (0.5 - distance).clip(0, 1), light.clip(0.75, 1.2)
+
+
+# Asking -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its answer; a relational one compares things."""
+
+    text: str
+    answer: str
+    relational: bool
+
+
+def questions(scene: Scene, seed: int, number: int) -> list[Question]:
+    """Draw questions about a scene, scene `number` of a split with this seed; none is ambiguous, none stands twice."""
+    rng = np.random.default_rng((seed, number))
+    chosen: list[Question] = []
+    for pool in (_about_one(scene, rng), _relational(scene, rng)):
+        order = rng.permutation(len(pool))
+        chosen += [pool[i] for i in order[: QUESTIONS // 2]]
+    return chosen
+
+
+def _about_one(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    asked = [
+        *((f"what shape is the {t.colour} thing?", t.shape) for t in _unique(scene, "colour")),
+        *((f"what size is the {t.colour} thing?", t.size) for t in _unique(scene, "colour")),
+        *((f"what color is the {t.shape}?", t.colour) for t in _unique(scene, "shape")),
+    ]
+    shape = SHAPES[rng.integers(len(SHAPES))]
+    asked.append((f"how many {shape}s are there?", str(sum(t.shape == shape for t in scene))))
+    some = scene[rng.integers(len(scene))]
+    other = tuple(COLOURS)[rng.integers(len(COLOURS))]
+    for colour in dict.fromkeys((some.colour, other)):
+        there = any(t.pair == (colour, some.shape) for t in scene)
+        asked.append((f"is there a {colour} {some.shape}?", "yes" if there else "no"))
+    return [Question(text, answer, False) for text, answer in asked]
+
+
+def _unique(scene: Scene, attribute: str) -> list[Thing]:
+    """The things that no other thing of the scene shares this attribute with."""
+    values = [getattr(t, attribute) for t in scene]
+    return [t for t, value in zip(scene, values, strict=True) if values.count(value) == 1]
+
+
+def _relational(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    asked: list[tuple[str, str]] = []
+    named = _unique(scene, "colour")
+    for t in named:
+        others = sorted((o for o in scene if o is not t), key=lambda o: _distance(o, t))
+        if len(others) > 1 and _distance(others[1], t) - _distance(others[0], t) > 4:  # pixels: no close call
+            asked.append((f"what shape is the thing closest to the {t.colour} thing?", others[0].shape))
+            asked.append((f"what color is the thing closest to the {t.colour} thing?", others[0].colour))
+        if len(others) > 1 and _distance(others[-1], t) - _distance(others[-2], t) > 4:
+            asked.append((f"what color is the thing farthest from the {t.colour} thing?", others[-1].colour))
+        same = sum(o.shape == t.shape for o in others)
+        asked.append((f"how many other things have the same shape as the {t.colour} thing?", str(same)))
+        for o in named:
+            if o is t:
+                continue
+            if abs(o.x - t.x) > 4:
+                asked.append((f"is the {o.colour} thing left of the {t.colour} thing?", "no" if o.x > t.x else "yes"))
+            if abs(o.y - t.y) > 4:
+                asked.append((f"is the {o.colour} thing above the {t.colour} thing?", "no" if o.y > t.y else "yes"))
+    return [Question(text, answer, True) for text, answer in asked]
+
+
+def _distance(a: Thing, b: Thing) -> float:
+    return float(np.hypot(a.x - b.x, a.y - b.y))

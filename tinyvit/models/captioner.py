@@ -1,0 +1,25 @@
+"""Images to texts: a ViT reads, a Transformer decoder writes."""
+
+from typing import Any
+
+from ..autograd import Tensor
+from ..nn import Module
+from .text import TextDecoder
+from .vit import ViT
+
+
+class Captioner(Module):
+    """Images and the words of their captions so far (B, N) -> logits of the next words (B, N, vocabulary).
+
+    `vision` and `decoder` may be any that fit: features (B, S, dim), and a decoder with that `context_dim`.
+    """
+
+    def __init__(self, vision: ViT, decoder: TextDecoder) -> None:
+        self.vision, self.decoder = vision, decoder
+
+    def encode(self, images: Any) -> tuple[Tensor, None]:
+        """What the decoder looks at: features of patches (B, S, dim), all of them visible."""
+        return self.vision.features(images), None
+
+    def forward(self, images: Any, words: Any) -> Tensor:
+        return self.decoder(words, *self.encode(images))

@@ -1,0 +1,42 @@
+"""Images and texts in one space, each beside what belongs to it (Radford et al., CLIP, 2021)."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F
+from ..autograd import Tensor
+from ..nn import Linear, Module, Parameter
+from .text import TextEncoder
+from .vit import ViT
+
+LARGEST_SCALE = 100.0  # of the cosines, as published
+
+
+class TwoTowers(Module):
+    """A tower for images and one for texts: each to rows of unit length, (B, embedding_dim).
+
+    The features of all patches are averaged; a text is read at its first word. `logit_scale` is the logarithm of the
+    learned factor of the cosines, 1 / 0.07 at first.
+    """
+
+    def __init__(self, vision: ViT, text: TextEncoder, dim: int, embedding_dim: int | None = None) -> None:
+        self.vision, self.text = vision, text
+        self.image_proj = Linear(dim, embedding_dim or dim, bias=False)
+        self.text_proj = Linear(dim, embedding_dim or dim, bias=False)
+        self.logit_scale = Parameter(np.full((), np.log(1 / 0.07), np.float32))
+
+    def encode_images(self, images: Any) -> Tensor:
+        return _unit(self.image_proj(self.vision.features(images).mean(axis=1)))
+
+    def encode_texts(self, words: Any) -> Tensor:
+        return _unit(self.text_proj(self.text(words)[:, 0]))
+
+    def forward(self, images: Any, words: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Images and texts as rows of unit length, and the factor of their cosines."""
+        scale = F.minimum(F.exp(self.logit_scale), LARGEST_SCALE)
+        return self.encode_images(images), self.encode_texts(words), scale
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / F.sqrt((x * x).sum(axis=-1, keepdims=True) + 1e-12)

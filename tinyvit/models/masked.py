@@ -1,0 +1,123 @@
+"""Pre-training without labels: hidden patches of images and hidden words of texts are to be told from the rest."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F
+from ..autograd import Tensor
+from ..data.tokenizer import CLS, MASK, PAD, SPECIAL, START
+from ..nn import LayerNorm, Linear, Module, Parameter, TransformerDecoder, TransformerEncoder
+from ..nn import init as initial
+from ..nn.patches import sincos1d
+from .text import TextEncoder, words_mask
+from .vit import ViT
+
+IGNORED = -100  # the label of a word that is not asked for
+
+
+def choose_patches(count: int, patches: int, rng: np.random.Generator) -> np.ndarray:
+    """For each of `count` images, the numbers of its patches in random order, (count, patches) int64.
+
+    The first `visible_patches(patches, share)` of a row are seen, the others hidden.
+    """
+    return np.argsort(rng.random((count, patches)), axis=1)
+
+
+def visible_patches(patches: int, share: float) -> int:
+    """How many of the patches are seen when `share` of them is hidden; at least one, and not all."""
+    return min(max(1, round(patches * (1 - share))), patches - 1)
+
+
+def hide_words(
+    words: np.ndarray, vocabulary: int, share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hide words of texts (B, N): what is read instead, and the labels, `IGNORED` for words that are not asked for.
+
+    Each word is asked for with probability `share`; it is read as `<mask>` in 80 % of these cases, as a random word in
+    10 %, and as itself in 10 % (Devlin et al., BERT, 2019). Special words stay.
+    """
+    asked = (rng.random(words.shape) < share) & ~np.isin(words, [PAD, START, CLS])
+    how = rng.random(words.shape)
+    others = rng.integers(len(SPECIAL), vocabulary, words.shape)
+    read = np.where(asked & (how < 0.8), MASK, np.where(asked & (how >= 0.9), others, words))
+    return read, np.where(asked, words, IGNORED)
+
+
+class MaskedModel(Module):
+    """Hidden patches and hidden words, told from those that are seen.
+
+    The image encoder sees the visible patches only; a light decoder gets its features, and a learned token for each
+    hidden patch, all with their positions (He et al., Masked autoencoders are scalable vision learners, 2022). The text
+    encoder sees all words, some of them `<mask>`. With both, words look at the visible patches of their image.
+
+    Parameters
+    ----------
+    vision : ViT with num_classes=0, or None
+    text, vocabulary : TextEncoder and how many words it knows, or None and 0
+    dim, heads : of the encoders, and of all that is built on them.
+    decoder_dim, decoder_depth : of the light decoder of images.
+    """
+
+    def __init__(
+        self,
+        vision: ViT | None,
+        text: TextEncoder | None,
+        dim: int,
+        heads: int,
+        vocabulary: int = 0,
+        decoder_dim: int | None = None,
+        decoder_depth: int = 1,
+    ) -> None:
+        if vision is None and text is None:
+            raise ValueError("vision and text are both None; at least one must be there to learn something")
+        self.vision, self.text = vision, text
+        if vision is not None:
+            if vision.prefix:
+                raise ValueError(f"vision has {vision.prefix} tokens before its patches; it must have none")
+            width, patch = decoder_dim or dim // 2, vision.patch_embed.patch_size
+            tokens = int(np.prod(vision.patch_embed.grid))
+            self.to_decoder = Linear(dim, width)
+            self.hidden = Parameter(initial.trunc_normal((1, 1, width)))
+            self.positions = Tensor(sincos1d(tokens, width)[None])
+            self.decoder = TransformerEncoder(width, decoder_depth, heads)
+            self.to_pixels = Linear(width, vision.patch_embed.in_channels * int(np.prod(patch)))
+        if text is not None:
+            self.look = TransformerDecoder(dim, 1, heads, causal=False) if vision is not None else None
+            self.norm, self.to_words = LayerNorm(dim), Linear(dim, vocabulary)
+
+    def forward(self, images: Any, order: Any, visible: int, words: Any) -> tuple[Tensor | None, Tensor | None]:
+        """What is hidden, as the model believes.
+
+        Parameters
+        ----------
+        images, order, visible : see `choose_patches`; not looked at without `vision`.
+        words : (B, N) to be read; not looked at without `text`.
+
+        Returns
+        -------
+        pixels : (B, hidden patches, pixels of a patch), in the order of `order`, or None
+        logits : (B, N, vocabulary), or None
+        """
+        pixels = logits = features = None
+        if self.vision is not None:
+            rows = np.arange(len(order))[:, None]
+            features = self.vision.encode(self.vision.embed(Tensor(np.asarray(images)))[rows, order[:, :visible]])
+            x = self.to_decoder(features)
+            hidden = self.hidden.broadcast_to(x.shape[0], order.shape[1] - visible, x.shape[2])
+            x = F.concatenate([x, hidden], axis=1) + self.positions.to(x.dtype)[0][order]
+            pixels = self.to_pixels(self.decoder(x)[:, visible:])
+        if self.text is not None:
+            x = self.text(words)
+            if self.look is not None:
+                x = self.look(x, features, words_mask(words))
+            logits = self.to_words(self.norm(x))
+        return pixels, logits
+
+    def hidden_pixels(self, images: np.ndarray, order: np.ndarray, visible: int) -> np.ndarray:
+        """What `forward` should say of the hidden patches, each patch normalized by its mean and deviation."""
+        vision: Any = self.vision
+        patches = F.patches(Tensor(images), vision.patch_embed.patch_size).numpy()
+        hidden = patches[np.arange(len(order))[:, None], order[:, visible:]]
+        centred = hidden - hidden.mean(axis=-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-2).astype(hidden.dtype)

@@ -1,0 +1,110 @@
+"""Questions about images, three ways behind one interface.
+
+A model is a vision module, a text module and a fusion module; any may be replaced by another of its kind, or frozen
+with `requires_grad_(False)`:
+
+- vision has `features`: images -> (B, S, dim). `ConvEncoder`, or a `ViT` (with depth 0: nothing but patches);
+- text: numbers of words (B, N), the first of them `<cls>` -> (B, N, dim). `TextEncoder`, or a `TextEmbedding`;
+- fusion: both, and which words may be looked at -> (B, dim). `ProductFusion`, `CrossFusion` or `JointFusion`.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import functional as F
+from ..autograd import Tensor
+from ..nn import (
+    Conv2d,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    Mlp,
+    Module,
+    ReLU,
+    Sequential,
+    TransformerDecoder,
+    TransformerEncoder,
+    init,
+)
+from .text import words_mask
+
+
+class Vision(Protocol):
+    """What looks at images."""
+
+    def features(self, images: Any) -> Tensor: ...
+
+
+class VQA(Module):
+    """Images (B, C, H, W) and questions (B, N) -> logits of the answers (B, num_answers)."""
+
+    def __init__(self, vision: Vision, text: Module, fusion: Module, dim: int, num_answers: int) -> None:
+        self.vision, self.text, self.fusion = vision, text, fusion
+        self.head = Linear(dim, num_answers)
+
+    def forward(self, images: Any, questions: Any) -> Tensor:
+        features = self.vision.features(images)
+        return self.head(self.fusion(features, self.text(questions), words_mask(questions)))
+
+
+class ConvEncoder(Module):
+    """Convolutions and pooling: images (B, in_channels, H, W) -> one token (B, 1, dim).
+
+    A 7 x 7 convolution of stride 2, ReLU and 3 x 3 pooling of stride 2; then twice a 3 x 3 convolution, ReLU and 2 x 2
+    pooling; all that is left of the image is flattened, and projected.
+    """
+
+    def __init__(self, image_size: tuple[int, int], in_channels: int, dim: int, channels: int = 16) -> None:
+        if any(n % 16 for n in image_size):
+            raise ValueError(f"image_size is {image_size}; both sides must be multiples of 16")
+        self.layers = Sequential(
+            *(Conv2d(in_channels, channels, 7, stride=2, padding=3), ReLU(), MaxPool2d(3, stride=2, padding=1)),
+            *(Conv2d(channels, 2 * channels, 3, padding=1), ReLU(), MaxPool2d(2)),
+            *(Conv2d(2 * channels, 2 * channels, 3, padding=1), ReLU(), MaxPool2d(2)),
+        )
+        self.proj = Linear(2 * channels * image_size[0] * image_size[1] // 256, dim)
+
+    def features(self, images: Any) -> Tensor:
+        x = self.layers(images if isinstance(images, Tensor) else Tensor(np.asarray(images)))
+        return F.relu(self.proj(x.reshape(x.shape[0], 1, -1)))
+
+
+class ProductFusion(Module):
+    """The means v and t of image and text, side by side with their product: an MLP of [v, t, v * t]."""
+
+    def __init__(self, dim: int) -> None:
+        self.fc, self.mlp = Linear(3 * dim, dim), Mlp(dim, 2 * dim)
+
+    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray) -> Tensor:
+        weights = (mask / mask.sum(axis=-1, keepdims=True)).reshape(*words.shape[:2], 1).astype(words.dtype)
+        v, t = features.mean(axis=1), (words * weights).sum(axis=1)
+        return self.mlp(F.relu(self.fc(F.concatenate([v, t, v * t], axis=-1))))
+
+
+class CrossFusion(Module):
+    """Words look at one another and at the image, in `depth` blocks; `<cls>` has the result."""
+
+    def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int | None = None, dropout: float = 0.0) -> None:
+        self.decoder = TransformerDecoder(dim, depth, heads, mlp_dim, dropout=dropout, causal=False)
+
+    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray) -> Tensor:
+        return self.decoder(words, features, mask)[:, 0]
+
+
+class JointFusion(Module):
+    """Patches and words are tokens of one Transformer; `<cls>`, the first word, has the result.
+
+    Each kind of token has a learned vector added, after a layer norm of its own.
+    """
+
+    def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int | None = None, dropout: float = 0.0) -> None:
+        self.norm_image, self.norm_text = LayerNorm(dim), LayerNorm(dim)
+        self.kind_image, self.kind_text = init.zeros(dim), init.zeros(dim)
+        self.encoder = TransformerEncoder(dim, depth, heads, mlp_dim, dropout=dropout)
+
+    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray) -> Tensor:
+        image = self.norm_image(features) + self.kind_image
+        tokens = F.concatenate([self.norm_text(words) + self.kind_text, image], axis=1)
+        visible = np.concatenate([mask, np.ones((*mask.shape[:3], image.shape[1]), bool)], axis=-1)
+        return self.encoder(tokens, visible)[:, 0]

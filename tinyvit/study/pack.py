@@ -1,0 +1,80 @@
+"""Arrays in a page: each content once, all of one dtype in one blob, shuffled by byte and deflated."""
+
+import base64
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .values import Statistics
+
+MAX_VALUES = 1_200_000  # of a page, whole; what does not fit is there by its statistics
+_CODES = {"float32": "f4", "float64": "f8", "int32": "i4", "uint8": "u1"}
+
+
+@dataclass
+class Packer:
+    """Collects arrays and gives each a number; equal contents have one.
+
+    Attributes
+    ----------
+    entries : of each array [code, offset in the blob of its dtype or None, shape, statistics].
+    left_out : how many arrays did not fit, once `blobs` was called: those of the highest rank, and the later ones.
+    """
+
+    entries: list[list[Any]] = field(default_factory=list)
+    left_out: int = 0
+    _numbers: dict[Any, int] = field(default_factory=dict)
+    _arrays: list[np.ndarray] = field(default_factory=list)
+    _ranks: list[int] = field(default_factory=list)
+
+    def add(self, array: np.ndarray, rank: int = 0) -> int:
+        """The number of an array; it is needed the more, the lower its rank."""
+        array = np.ascontiguousarray(_storable(np.asarray(array))).reshape(np.shape(array))
+        key = array.dtype.name, array.shape, array.tobytes()
+        number = self._numbers.get(key)
+        if number is not None:
+            self._ranks[number] = min(rank, self._ranks[number])
+            return number
+        s = Statistics.of(array)
+        statistics = [s.smallest, s.largest, s.mean, s.norm, s.zeros, s.nans, s.infinities]
+        told = [float(f"{x:.9g}") for x in statistics]
+        self.entries.append([_CODES[array.dtype.name], None, list(array.shape), told])
+        self._arrays.append(array)
+        self._ranks.append(rank)
+        number = self._numbers[key] = len(self._arrays) - 1
+        return number
+
+    def blobs(self) -> dict[str, str]:
+        """Of each dtype all arrays: base64 of the deflated bytes, those of equal significance together."""
+        room = MAX_VALUES
+        parts: dict[str, list[np.ndarray]] = {}
+        sizes: dict[str, int] = {}
+        order = list(range(len(self._arrays)))  # neighbours are alike, and deflate well together
+        if sum(array.size for array in self._arrays) > room:
+            order.sort(key=lambda i: self._ranks[i])
+        for number in order:
+            array, code = self._arrays[number], self.entries[number][0]
+            if array.size > room:
+                self.left_out += 1
+                continue
+            room -= array.size
+            self.entries[number][1] = sizes.get(code, 0)
+            sizes[code] = sizes.get(code, 0) + array.size
+            parts.setdefault(code, []).append(array.ravel())
+        return {code: _packed(np.concatenate(arrays)) for code, arrays in parts.items()}
+
+
+def _packed(flat: np.ndarray) -> str:
+    planes = flat.astype(flat.dtype.newbyteorder("<")).view(np.uint8).reshape(flat.size, -1).T
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)).decode()
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """`array` in a dtype that the page knows."""
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype.name in _CODES:
+        return array
+    return array.astype(np.int32 if array.dtype.kind in "iu" else np.float64 if array.dtype.kind == "f" else np.float32)

@@ -1,0 +1,368 @@
+// The card of one operation, forward or backward: formula, what goes in, the rule as it ran, what comes out, the check.
+
+// The arrays of a card by unique labels: what goes in, named steps, what comes out. Labels are the names of links.
+const cardCache = new Map();
+function cardArrays(op, dir) {
+  const key = `${op}-${dir}`;
+  if (cardCache.has(key)) return cardCache.get(key);
+  const o = T.ops[op],
+    found = [],
+    taken = new Set(),
+    seen = new Set(),
+    ends = new Map(),
+    owner = new Map();
+  for (const x of dir ? o.dout : o.out)
+    if (x && x.v !== undefined) {
+      // what comes out, and by which names: two
+      ends.set(x.v, [...(ends.get(x.v) || []), x.n]); // inputs may get the same gradient, and a step of another value
+      owner.set(x.n, x.v); // may have the name of one
+    }
+  const add = (label, v, role, k, other) => {
+    while (taken.has(label) || (owner.has(label) && owner.get(label) !== v)) label += "′";
+    taken.add(label);
+    seen.add(v);
+    found.push({ label, v, role, k, also: [...(ends.get(v) || []), ...(other ? [other] : [])] });
+  };
+  for (const x of dir ? o.din : o.in) if (x && x.v !== undefined) add(x.n, x.v, "in");
+  if (dir) {
+    const used = new Map(o.steps[1].flatMap((s) => s.o.map((x) => [x.v, x.n]))); // by the rule's own names
+    for (const x of [...o.in, ...o.out])
+      if (x && x.v !== undefined && used.has(x.v) && !seen.has(x.v))
+        add(used.get(x.v) || x.n, x.v, "saved", undefined, x.n);
+  }
+  o.steps[dir].forEach((s, k) =>
+    add(
+      s.n || (ends.has(s.v) ? ends.get(s.v).join(", ") : `~${k + 1}`),
+      s.v,
+      s.n || ends.has(s.v) ? "step" : "part",
+      k,
+    ),
+  );
+  for (const [v, names] of ends)
+    if (!found.some((f) => f.v === v && f.role !== "saved")) add(names.join(", "), v, "out");
+  cardCache.set(key, found);
+  return found;
+}
+
+const arrayByLabel = (op, dir, label) =>
+  cardArrays(op, dir).find((a) => a.label === label) || cardArrays(op, dir).find((a) => a.also.includes(label));
+const labelOf = (op, dir, v) => (cardArrays(op, dir).find((a) => a.v === v) || {}).label;
+
+// Where a value lives: the card that computed it, or the first that uses it.
+function homeOf(v) {
+  v = sourceOf(v);
+  const [kind, op, dir] = originOf(v);
+  if (kind === "step" || kind === "kernel") return { op, dir, a: labelOf(op, dir, v) };
+  for (let i = 0; i < T.ops.length; i++) {
+    const at = (refs) => refs.some((x) => x && x.v !== undefined && sourceOf(x.v) === v);
+    if (at(T.ops[i].din))
+      return { op: i, dir: 1, a: labelOf(i, 1, T.ops[i].din.find((x) => x && sourceOf(x.v) === v).v) };
+    if (at(T.ops[i].in))
+      return {
+        op: i,
+        dir: 0,
+        a: labelOf(i, 0, T.ops[i].in.find((x) => x && x.v !== undefined && sourceOf(x.v) === v).v),
+      };
+  }
+  return null;
+}
+
+const titleOf = (o) => o.op.replaceAll("_", " ");
+
+function buildCard() {
+  const o = T.ops[S.op],
+    kind = T.kinds[o.op],
+    dir = S.dir,
+    list = cardArrays(S.op, dir);
+  const card = $("card");
+  const pick = (a) =>
+    thumbnail(a.v, a.shown || a.label, S.a === a.label, () => go({ a: a.label, index: null, pane: "array" }, true));
+  const chips = el(
+    "p",
+    { class: "chips" },
+    el("span", { class: "chip" }, o.kernel === "plain" ? "plain rule" : o.kernel),
+    el("span", { class: "chip" }, `${(o.ms[dir] ?? 0).toFixed(3)} ms`),
+    o.line ? el("span", { class: "chip" }, o.line) : null,
+    dir && o.check ? el("span", { class: `chip told ${o.check.verdict}` }, `check: ${o.check.verdict}`) : null,
+    T.firstBad && T.firstBad.op === S.op && T.firstBad.dir === dir
+      ? el("span", { class: "chip wrong" }, "the first NaN or inf arises here")
+      : null,
+  );
+  const formula = dir ? kind.b : kind.f;
+  const parts = [
+    el("p", { class: "place" }, o.module || (o.module === "" ? "the model itself" : "outside of the model")),
+    el(
+      "h2",
+      { tabindex: "-1", id: "card-title" },
+      titleOf(o),
+      el("span", { class: dir ? "dir back" : "dir" }, dir ? "backward" : "forward"),
+    ),
+    chips,
+    formula ? el("div", { class: "formula", html: formula, "aria-label": dir ? kind.u : kind.t }) : null,
+    kind.doc ? el("p", { class: "doc", html: kind.doc }) : null,
+    dir ? el("p", { class: "doc" }, sentence(o)) : null,
+    section(
+      "in",
+      dir ? "What comes back, and what was saved" : "What goes in",
+      el(
+        "div",
+        { class: "arrays" },
+        list.filter((a) => a.role === "in" || a.role === "saved").map(pick),
+        numbersIn(o, dir),
+      ),
+    ),
+    steps(o, dir, list, pick),
+    section(
+      "out",
+      dir ? "What it hands on" : "What comes out",
+      el("div", { class: "arrays" }, ends(o, dir).map(pick), accumulation(o, dir)),
+    ),
+    dir ? checkTable(o) : savedTable(o),
+    S.quiz ? quizFor(S.op, dir) : null,
+  ];
+  card.replaceChildren(...parts.filter(Boolean));
+}
+
+const section = (name, title, ...content) => el("section", { class: name }, el("h3", {}, title), ...content);
+// What comes out, each array once, with all the names it goes out by.
+function ends(o, dir) {
+  const found = [...new Set(outputs(o, dir).map((x) => x.v))].map((v) => cardArrays(S.op, dir).find((a) => a.v === v));
+  return found.map((a) => ({
+    ...a,
+    shown:
+      a.also.includes(a.label) && a.also.length === 1
+        ? a.label
+        : a.also
+            .filter((n) => n !== a.label)
+            .concat(a.also.join(", ") === a.label ? [] : [a.label])
+            .join(" = ") || a.label,
+  }));
+}
+
+const outputs = (o, dir) => (dir ? o.dout : o.out).filter((x) => x && x.v !== undefined);
+
+function numbersIn(o, dir) {
+  if (dir) return null;
+  const words = [
+    ...o.in.filter((x) => x && x.v === undefined).map((x) => `${x.n} = ${x.c}`),
+    ...Object.entries(o.params).map(([k, v]) => `${k} = ${v}`),
+  ];
+  return words.length ? el("p", { class: "params" }, words.join(", ")) : null;
+}
+
+function sentence(o) {
+  const wanted = o.dout.map((x, i) => (x ? x.n : null)).filter(Boolean);
+  const given = o.din.filter(Boolean).map((x) => x.n);
+  return `Given ${given.join(" and ")} (the slope of the loss for each element of the output), the rule returns ${wanted.join(", ")}, each in the shape of its input. The Jacobian, output by input, is never built.`;
+}
+
+// Where gradients meet: this output went to several operations, so what came back was a sum.
+function accumulation(o, dir) {
+  const sums = dir ? o.din.filter((x) => x && originOf(x.v)[0] === "sum") : [];
+  if (!sums.length) return null;
+  return el(
+    "p",
+    { class: "doc" },
+    `Before this rule ran, ${sums.map((x) => `${x.n} was added up from ${originOf(x.v)[1].length} gradients`).join("; ")}: the output was used more than once. Open it to see the parts.`,
+  );
+}
+
+function steps(o, dir, list, pick) {
+  if (!o.lines[dir].length) {
+    const identity = outputs(o, dir).length ? "The gradient is handed on as it is; no step is needed." : "";
+    return section(
+      "steps",
+      "The rule, as it ran",
+      el(
+        "p",
+        { class: "doc" },
+        o.steps[dir].length || identity
+          ? identity
+          : "The arrays of this operation were not kept, so there are no steps.",
+      ),
+    );
+  }
+  const items = o.lines[dir].map((line, n) => {
+    const own = list.filter((a) => a.k !== undefined && o.steps[dir][a.k].t === n);
+    const named = own.filter((a) => a.role === "step"),
+      parts = own.filter((a) => a.role === "part");
+    const lit = own.some((a) => a.label === S.a);
+    return el(
+      "li",
+      { class: lit ? "lit" : "", id: `line-${n}` },
+      el(
+        "div",
+        { class: "line" },
+        el(
+          "div",
+          { class: "says" },
+          line.c ? el("p", { class: "comment" }, line.c) : null,
+          el("div", { class: "formula", html: line.m, "aria-label": line.s }),
+          el("code", { class: "source", title: line.p }, line.s),
+        ),
+        el("div", { class: "arrays" }, named.map(pick)),
+      ),
+      parts.length ? within(parts, o.steps[dir], pick) : null,
+    );
+  });
+  return section("steps", dir ? "The rule, as it ran" : "The formula, as it ran", el("ol", {}, items));
+}
+
+// The single steps of a line, drawn when they are asked for.
+function within(parts, steps, pick) {
+  const build = () =>
+    el(
+      "div",
+      { class: "arrays" },
+      parts.map((a) => el("div", { class: "part" }, el("code", {}, steps[a.k].s), pick(a))),
+    );
+  const chosen = parts.some((a) => a.label === S.a);
+  const box = el(
+    "details",
+    { open: chosen },
+    el("summary", {}, `${parts.length} single step${parts.length > 1 ? "s" : ""} within`),
+    chosen ? build() : null,
+  );
+  box.addEventListener("toggle", () => {
+    if (box.open && box.children.length === 1) box.append(build());
+  });
+  return box;
+}
+
+function savedTable(o) {
+  const needed = o.saved.filter(([, n]) => n > 0),
+    total = needed.reduce((s, [, n]) => s + n, 0);
+  const words = needed.length ? needed.map(([name, n]) => `${name} (${bytesText(n)})`).join(", ") : "nothing";
+  return section(
+    "saved",
+    "Saved for backward",
+    el(
+      "p",
+      {},
+      `${words}${total ? `: ${bytesText(total)}` : ""}. The tape holds ${bytesText(o.held[0])} after this operation${o.held[1] === null ? "" : ` and ${bytesText(o.held[1])} after its gradient rule`}.`,
+    ),
+  );
+}
+
+const VERDICTS = { agrees: "✓ agrees", wrong: "✗ wrong", unclear: "· unclear" };
+
+function checkTable(o) {
+  if (!o.check)
+    return section("check", "Numeric check", el("p", { class: "doc" }, "Not checked: the arrays were not kept."));
+  const c = o.check;
+  const rows = c.rows.map(([input, index, run, rule, numeric, tolerance, verdict]) =>
+    el(
+      "tr",
+      { class: verdict },
+      el(
+        "th",
+        { scope: "row" },
+        index === null
+          ? `d${input}, a random direction`
+          : el(
+              "button",
+              {
+                class: "link",
+                onclick: () => {
+                  const a = labelForCheck(o, input);
+                  if (a) go({ a, index }, true);
+                },
+              },
+              `d${input}[${index.join(", ")}]`,
+            ),
+      ),
+      el("td", {}, short(run, 6)),
+      el("td", {}, short(rule, 7)),
+      el("td", {}, short(numeric, 7)),
+      el(
+        "td",
+        {},
+        typeof rule === "number"
+          ? short(Math.abs(rule - numeric) / (Math.max(Math.abs(rule), Math.abs(numeric)) || 1), 2)
+          : "",
+      ),
+      el("td", { class: "verdict" }, VERDICTS[verdict]),
+    ),
+  );
+  return section(
+    "check",
+    "Numeric check",
+    T.about.exercise
+      ? el(
+          "p",
+          { class: "exercise" },
+          S.revealed ? `The mistake: ${T.about.exercise}.` : "Compare rule and difference, and decide. ",
+          S.revealed
+            ? null
+            : el("button", { class: "tool", onclick: () => go({ revealed: true }) }, "show the verdicts"),
+        )
+      : null,
+    el(
+      "p",
+      { class: `summary ${c.verdict}` },
+      c.why ||
+        (c.verdict === "agrees"
+          ? `Finite differences at float64 agree; what ran is within ${short(c.run, 2)} of the rule at float64.`
+          : "Nothing can be said: the gradient is smaller than the rounding error, or has a kink."),
+    ),
+    el(
+      "div",
+      { class: "scroll" },
+      el(
+        "table",
+        {},
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            ["", "as run", "rule, float64", "difference", "error", ""].map((h) => el("th", { scope: "col" }, h)),
+          ),
+        ),
+        el("tbody", {}, rows),
+      ),
+    ),
+    curve(c.curve),
+  );
+}
+
+function labelForCheck(o, input) {
+  const ref = o.dout.find((x) => x && x.n === `d${input}`);
+  return ref ? labelOf(S.op, 1, ref.v) : null;
+}
+
+// The error of a difference over its step: curvature on the right, rounding on the left, the best in between.
+function curve(points) {
+  const shown = points.filter(([, e]) => typeof e === "number" && e > 0);
+  if (shown.length < 3) return null;
+  const x = (h) => 20 + 20 * (11 + Math.log10(h)),
+    y = (e) => 14 + 6.2 * (2 - Math.max(-13, Math.min(2, Math.log10(e))));
+  const path = shown.map(([h, e], i) => `${i ? "L" : "M"}${x(h).toFixed(1)} ${y(e).toFixed(1)}`).join(" ");
+  const best = shown.reduce((a, b) => (b[1] < a[1] ? b : a));
+  return el(
+    "figure",
+    {},
+    svg(
+      "svg",
+      {
+        viewBox: "0 0 240 122",
+        role: "img",
+        "aria-label": `error over step; smallest ${short(best[1], 2)} at step ${best[0]}`,
+      },
+      svg("line", { class: "axis", x1: 16, y1: 108, x2: 236, y2: 108 }),
+      svg("path", { class: "curve", d: path }),
+      ...shown.map(([h, e]) => svg("circle", { class: "dot", cx: x(h), cy: y(e), r: 2.4 })),
+      label(20, 119, "h = 1e−11"),
+      label(196, 119, "1e−1"),
+      label(x(best[0]) - 14, Math.min(y(best[1]) + 12, 106), short(best[1], 2)),
+    ),
+    el("figcaption", {}, "Error of the difference over its step h: rounding on the left, curvature on the right."),
+  );
+}
+
+function label(x, y, text) {
+  const node = svg("text", { x, y });
+  node.textContent = text;
+  return node;
+}

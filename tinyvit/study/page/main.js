@@ -1,0 +1,324 @@
+// One state, one way to change it (`go`), one way to show it (`draw`). The address of the page is the whole state.
+
+const moments = [...T.ops.keys()]
+  .map((op) => ({ op, dir: 0 }))
+  .concat(
+    [...T.ops.keys()]
+      .reverse()
+      .filter((op) => T.ops[op].ms[1] !== null)
+      .map((op) => ({ op, dir: 1 })),
+  );
+const S = { view: "walk", op: 0, dir: 0, a: null, index: null, trail: [], quiz: false, pane: "card" };
+let playing = null,
+  keysOn = true,
+  written = "";
+
+function go(change, remember = false, focus = null) {
+  const sameCard =
+    (change.op === undefined || change.op === S.op) && (change.dir === undefined || change.dir === S.dir);
+  if (change.op !== undefined && change.trail === undefined) S.trail = [];
+  if (change.op !== undefined && change.view === undefined) S.view = "walk";
+  Object.assign(S, change);
+  if (T.ops[S.op].ms[1] === null) S.dir = 0;
+  if (!sameCard) showGraph(false);
+  if (!sameCard && S.a === null) {
+    S.a = firstArray();
+    S.pane = "card";
+  }
+  if (change.index) S.pane = "array";
+  const hash = address();
+  if (hash !== written) {
+    written = hash;
+    history[remember ? "pushState" : "replaceState"](null, "", hash);
+  }
+  draw(sameCard && change.view === undefined);
+  if (focus === "picture") document.querySelector(".picture")?.focus({ preventScroll: true });
+  if (focus === "why") $("why")?.scrollIntoView({ block: "nearest" });
+}
+
+// What a card opens with: what the rule hands on, or what the operation gives.
+function firstArray() {
+  const o = T.ops[S.op],
+    ends = outputs(o, S.dir);
+  return ends.length ? labelOf(S.op, S.dir, ends[0].v) : null;
+}
+
+function address() {
+  const q = new URLSearchParams();
+  if (S.view !== "walk") q.set("view", S.view);
+  q.set("op", T.ops[S.op].key);
+  if (S.dir) q.set("dir", "backward");
+  if (S.a) q.set("a", S.a);
+  if (S.index) q.set("i", S.index.join(","));
+  if (S.quiz) q.set("quiz", "1");
+  return "#" + q.toString().replaceAll("%2F", "/").replaceAll("%2C", ",").replaceAll("%23", "%23");
+}
+
+// Names, not numbers: a link still works after another run. An unknown name falls back, and the page says so.
+function fromAddress() {
+  const q = new URLSearchParams(location.hash.slice(1)),
+    key = q.get("op");
+  let op = key === null ? moments[0].op : T.ops.findIndex((o) => o.key === key);
+  let notice = "";
+  if (op < 0) {
+    op = Math.max(
+      0,
+      T.ops.findIndex((o) => key.startsWith(o.module || "\u0000")),
+    );
+    notice = `There is no ${key} on this page; this is ${T.ops[op].key}.`;
+  }
+  const dir = q.get("dir") === "backward" ? 1 : 0;
+  const begin = T.tour.length && !location.hash ? "start" : "walk";
+  Object.assign(S, {
+    view: q.get("view") || begin,
+    op,
+    dir: T.ops[op].ms[1] === null ? 0 : dir,
+    quiz: q.get("quiz") === "1",
+    a: q.get("a"),
+    index: null,
+    trail: [],
+    pane: q.get("i") ? "array" : "card",
+  });
+  const array = S.a && arrayByLabel(S.op, S.dir, S.a);
+  if (!array) {
+    if (S.a) notice = `There is no array ${S.a} in ${T.ops[op].key}.`;
+    S.a = firstArray();
+  } else if (q.get("i")) {
+    const index = q.get("i").split(",").map(Number),
+      shape = contentOf(array.v).shape;
+    if (index.length === shape.length && index.every((i, a) => Number.isInteger(i) && i >= 0 && i < shape[a]))
+      S.index = index;
+    else notice = `[${q.get("i")}] is not in ${S.a}.`;
+  }
+  written = location.hash;
+  draw();
+  tell(notice);
+}
+
+function draw(keepScroll = false) {
+  document.body.dataset.view = S.view;
+  document.body.dataset.pane = S.pane;
+  document.body.dataset.secret = T.about.exercise && !S.revealed ? "yes" : "no";
+  document.querySelectorAll("#panes button").forEach((b) => {
+    b.setAttribute("aria-selected", b.dataset.pane === S.pane ? "true" : "false");
+    if (b.dataset.pane === "array") b.textContent = S.a ? `array ${S.a}` : "array";
+  });
+  document
+    .querySelectorAll("#tabs button")
+    .forEach((b) => b.setAttribute("aria-selected", b.dataset.view === S.view ? "true" : "false"));
+  if (S.view === "walk") {
+    const top = $("card").scrollTop;
+    lightTimeline();
+    buildGraph();
+    buildCard();
+    buildInspector();
+    $("card").scrollTop = keepScroll ? top : 0;
+    announce(spoken());
+  } else buildView();
+}
+
+function spoken() {
+  const o = T.ops[S.op],
+    at = moments.findIndex((m) => m.op === S.op && m.dir === S.dir) + 1,
+    v = current();
+  const array = v === null ? "" : `, ${S.a}, ${shapeText(contentOf(v).shape)}`;
+  return `Step ${at} of ${moments.length}: ${o.module || ""} ${titleOf(o)} ${S.dir ? "backward" : "forward"}${array}${S.dir && o.check ? `, check ${o.check.verdict}` : ""}`;
+}
+
+const announce = (text) => ($("live").textContent = text);
+function tell(text) {
+  $("notice").textContent = text;
+  $("notice").hidden = !text;
+}
+
+// Stepping -----------------------------------------------------------------------------------------------------------
+
+const position = () => moments.findIndex((m) => m.op === S.op && m.dir === S.dir);
+function move(by) {
+  const at = Math.max(0, Math.min(moments.length - 1, position() + by));
+  go({ ...moments[at], a: null, index: null });
+  return at;
+}
+const jump = (at) => go({ ...moments[Math.max(0, Math.min(moments.length - 1, at))], a: null, index: null }, true);
+
+function play() {
+  if (playing) {
+    clearInterval(playing);
+    playing = null;
+  } else {
+    if (position() === moments.length - 1) jump(0);
+    playing = setInterval(() => {
+      if (move(1) === moments.length - 1) play();
+    }, 1100);
+  }
+  $("play")
+    .querySelector("path")
+    .setAttribute("d", playing ? "M7.5 6.5v7M12.5 6.5v7" : "M8 6.5l5.5 3.5L8 13.5z");
+  $("play").setAttribute("aria-label", playing ? "pause" : "play");
+}
+
+function along(by) {
+  const list = cardArrays(S.op, S.dir).filter((a) => a.role !== "part"),
+    at = list.findIndex((a) => a.label === S.a);
+  const next = list[Math.max(0, Math.min(list.length - 1, at + by))];
+  if (!next) return;
+  go({ a: next.label, index: null });
+  document.querySelector("#card .array.chosen")?.scrollIntoView({ block: "nearest" });
+}
+
+const KEYS = {
+  ArrowRight: () => move(1),
+  ArrowLeft: () => move(-1),
+  ArrowDown: () => along(1),
+  ArrowUp: () => along(-1),
+  Home: () => jump(0),
+  End: () => jump(moments.length - 1),
+  " ": play,
+  b: () => go({ dir: 1 - S.dir, a: null, index: null }, true),
+  l: () => jump(T.ops.length - 1),
+  "/": () => $("search").focus(),
+  "?": () => go({ view: "about" }, true),
+  t: theme,
+  Enter: () => document.querySelector(".picture")?.focus(),
+  Escape: escape,
+};
+
+function escape() {
+  if (document.body.dataset.graph === "open") return showGraph(false);
+  if (S.view !== "walk") return go({ view: "walk" }, true);
+  if (S.trail.length) return goBack();
+  if (S.index) return go({ index: null }, true);
+  document.activeElement?.blur();
+}
+
+addEventListener("keydown", (e) => {
+  if (S.view !== "walk" && ["ArrowRight", "ArrowLeft"].includes(e.key) && !e.target.closest("input")) S.view = "walk";
+  if (e.ctrlKey || e.metaKey || e.altKey || !keysOn) return;
+  if (e.target.closest("input, select, textarea")) {
+    if (e.key === "Escape") e.target.blur();
+    return;
+  }
+  if ((e.key === "Enter" || e.key === " ") && e.target.closest("button, summary, a")) return;
+  const act = KEYS[e.key];
+  if (!act) return;
+  e.preventDefault();
+  act();
+});
+
+// On a narrow screen the graph of the model lies over the card while it is asked for.
+function showGraph(shown) {
+  document.body.dataset.graph = shown ? "open" : "closed";
+  $("model").setAttribute("aria-expanded", shown ? "true" : "false");
+  if (shown) $("graph").querySelector(".node")?.focus();
+}
+
+function theme() {
+  document.documentElement.dataset.theme = matchesDark() ? "light" : "dark";
+  palette = null;
+  draw(true);
+}
+
+// Search -------------------------------------------------------------------------------------------------------------
+
+function matches(text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  return moments.filter(({ op, dir }) => {
+    const o = T.ops[op],
+      kind = T.kinds[o.op];
+    const hay =
+      `${o.key} ${o.op.replaceAll("_", " ")} ${dir ? "backward bwd" : "forward fwd"} ${kind.t} ${kind.u} ${(o.check && dir && o.check.verdict) || ""} ${o.out.map((x) => (x && x.v !== undefined ? contentOf(x.v).shape.join("x") : "")).join(" ")}`.toLowerCase();
+    return words.every((w) => hay.includes(w));
+  });
+}
+
+function search() {
+  const text = $("search").value,
+    list = text ? matches(text).slice(0, 12) : [];
+  $("found").replaceChildren(
+    ...list.map(({ op, dir }) =>
+      el(
+        "li",
+        {},
+        el(
+          "button",
+          {
+            onclick: () => {
+              $("search").value = "";
+              search();
+              $("search").blur();
+              go({ op, dir, a: null, index: null }, true);
+            },
+          },
+          T.ops[op].key,
+          " ",
+          el("small", {}, dir ? "backward" : "forward"),
+        ),
+      ),
+    ),
+  );
+  $("found").hidden = !text;
+  if (text && !list.length) $("found").replaceChildren(el("li", { class: "hint" }, "nothing"));
+}
+
+// Beginning ----------------------------------------------------------------------------------------------------------
+
+async function begin() {
+  makePalette();
+  try {
+    await Promise.all(T.blobs.map(unpack));
+  } catch (error) {
+    tell("The numbers of this page are damaged: its checksum does not match. Write it again with `tinyvit study`.");
+    return;
+  }
+  buildTimeline();
+  $("scrubber").max = moments.length - 1;
+  $("scrubber").addEventListener("input", (e) => go({ ...moments[Number(e.target.value)], a: null, index: null }));
+  $("first").addEventListener("click", () => jump(0));
+  $("previous").addEventListener("click", () => move(-1));
+  $("play").addEventListener("click", play);
+  $("next").addEventListener("click", () => move(1));
+  $("last").addEventListener("click", () => jump(moments.length - 1));
+  $("flip").addEventListener("click", KEYS.b);
+  $("loss").addEventListener("click", KEYS.l);
+  $("model").addEventListener("click", () => showGraph(document.body.dataset.graph !== "open"));
+  $("theme").addEventListener("click", theme);
+  $("search").addEventListener("input", search);
+  $("search").addEventListener("keydown", (e) => {
+    if (e.key === "Enter") $("found").querySelector("button")?.click();
+  });
+  for (const [view, content] of Object.entries({ start: T.tour, attention: T.attention, fused: T.fused, quiz: T.quiz }))
+    document.querySelector(`#tabs [data-view=${view}]`).hidden = !content.length;
+  document
+    .querySelectorAll("#tabs button")
+    .forEach((b) => b.addEventListener("click", () => go({ view: b.dataset.view }, true)));
+  document.querySelectorAll("#panes button").forEach((b) =>
+    b.addEventListener("click", () => {
+      go({ pane: b.dataset.pane });
+      scrollTo(0, 0);
+    }),
+  );
+  addEventListener("hashchange", fromAddress);
+  addEventListener("popstate", fromAddress);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    palette = null;
+    draw(true);
+  });
+  let start = null;
+  $("main").addEventListener(
+    "touchstart",
+    (e) => {
+      start = e.target.closest(".picture, .scroll, input") ? null : e.touches[0];
+    },
+    { passive: true },
+  );
+  $("main").addEventListener("touchend", (e) => {
+    if (!start || S.view !== "walk") return;
+    const dx = e.changedTouches[0].clientX - start.clientX,
+      dy = e.changedTouches[0].clientY - start.clientY;
+    if (Math.abs(dx) > 70 && Math.abs(dx) > 2 * Math.abs(dy)) move(dx < 0 ? 1 : -1);
+  });
+  fromAddress();
+  document.body.dataset.ready = "yes";
+}
+
+begin();

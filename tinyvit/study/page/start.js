@@ -1,0 +1,74 @@
+// Where a newcomer begins: what the model was shown, what it says, and places to go to.
+
+function startView() {
+  const wrong = T.about.exercise && !S.revealed;
+  const intro = wrong
+    ? "Everything here ran, and one gradient rule is wrong. Walk back from the loss, compare the rule with finite differences, and find it."
+    : "A model looks at one image, is told the right answer, and works out, operation by operation, how every one of its numbers should change. Each step of that way back is here: the formula, the arrays, the rule as it ran, and a check.";
+  const places = T.tour.map((t, i) =>
+    el(
+      "li",
+      {},
+      el(
+        "button",
+        { class: "tour", onclick: () => go({ view: "walk", op: t.op, dir: t.dir, a: t.a, index: t.index }, true) },
+        el("small", {}, `${i + 1} · ${T.ops[t.op].key}`),
+        el("b", {}, t.title),
+        el("span", {}, t.text),
+      ),
+    ),
+  );
+  const image =
+    T.about.pixels === undefined ? null : el("canvas", { class: "hero", role: "img", "aria-label": "the image" });
+  if (image) drawImage(image, Math.max(1, Math.round(192 / contentOf(T.about.pixels).shape[1])));
+  return [
+    el(
+      "div",
+      { class: "row" },
+      image,
+      T.about.probabilities ? probabilities() : null,
+      el(
+        "div",
+        { class: "intro" },
+        el("p", {}, intro),
+        el(
+          "p",
+          {},
+          el(
+            "button",
+            { class: "tool begin", onclick: () => go({ view: "walk", op: 0, dir: 0, a: null, index: null }, true) },
+            "Walk from the first operation →",
+          ),
+        ),
+        el("p", { class: "doc" }, "Arrow keys step; ? lists all keys. Any cell of any array answers the question why."),
+      ),
+    ),
+    el("ol", { class: "places" }, places),
+  ];
+}
+
+function probabilities() {
+  const p = T.about.probabilities,
+    order = [...p.keys()]
+      .sort((a, b) => p[b] - p[a])
+      .slice(0, 10)
+      .sort((a, b) => a - b);
+  return el(
+    "table",
+    { class: "says" },
+    el("caption", {}, "what the model says"),
+    el(
+      "tbody",
+      {},
+      order.map((i) =>
+        el(
+          "tr",
+          {},
+          el("th", { scope: "row" }, T.about.classes[i], i === T.about.target ? " ←" : ""),
+          el("td", { class: "wide" }, el("i", { class: "bar", style: `width:${(100 * p[i]).toFixed(1)}%` })),
+          el("td", {}, (100 * p[i]).toFixed(1) + " %"),
+        ),
+      ),
+    ),
+  );
+}

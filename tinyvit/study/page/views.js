@@ -1,0 +1,201 @@
+// The views besides the walk; here fused kernels beside the formula, questions, and what the page is.
+
+function buildView() {
+  const box = $("view");
+  const make = {
+    start: startView,
+    attention: attentionView,
+    health: healthView,
+    fused: fusedView,
+    quiz: quizView,
+    about: aboutView,
+  }[S.view];
+  box.replaceChildren(...(make ? make() : []));
+}
+
+// Fused against plain ------------------------------------------------------------------------------------------------
+
+function fusedView() {
+  if (!T.fused.length)
+    return [
+      el("h2", {}, "Fused against plain"),
+      el("p", { class: "doc" }, "No operation of this trace has a fused kernel here."),
+    ];
+  return [
+    el("h2", {}, "Fused against plain"),
+    el(
+      "p",
+      { class: "doc" },
+      "A fused kernel computes the same formula in another order, keeps less and computes some of it again on the way back. Left, what the kernel holds after each tile; right, the plain formula. Every number was computed by Python when this page was written: the left by the kernel itself, on the keys it had seen so far.",
+    ),
+    ...T.fused.map((f) =>
+      el(
+        "section",
+        { class: "fused" },
+        el("h3", {}, f.title),
+        el("p", { class: "doc" }, f.words),
+        el(
+          "div",
+          { class: "scroll" },
+          el(
+            "table",
+            {},
+            el(
+              "thead",
+              {},
+              el(
+                "tr",
+                {},
+                f.columns.map((c) => el("th", { scope: "col" }, c)),
+              ),
+            ),
+            el(
+              "tbody",
+              {},
+              f.rows.map((r) =>
+                el(
+                  "tr",
+                  {},
+                  r.map((c, i) =>
+                    el(i ? "td" : "th", i ? {} : { scope: "row" }, typeof c === "number" ? short(c, 7) : c),
+                  ),
+                ),
+              ),
+            ),
+          ),
+        ),
+        el(
+          "table",
+          { class: "compare" },
+          el(
+            "thead",
+            {},
+            el(
+              "tr",
+              {},
+              ["", "fused", "plain"].map((h) => el("th", { scope: "col" }, h)),
+            ),
+          ),
+          el(
+            "tbody",
+            {},
+            f.compare.map((r) =>
+              el("tr", {}, el("th", { scope: "row" }, r[0]), el("td", {}, r[1]), el("td", {}, r[2])),
+            ),
+          ),
+        ),
+      ),
+    ),
+  ];
+}
+
+// Questions ----------------------------------------------------------------------------------------------------------
+
+function question(q) {
+  const answer = el(
+    "p",
+    { class: "answer", hidden: true },
+    q.why,
+    " ",
+    el(
+      "button",
+      {
+        class: "link",
+        onclick: () => go({ view: "walk", op: q.op, dir: q.dir, a: q.a, index: q.index || null }, true),
+      },
+      "look",
+    ),
+  );
+  const options = el(
+    "div",
+    { class: "tools" },
+    q.options.map((text, i) =>
+      el(
+        "button",
+        {
+          class: "tool",
+          onclick: (e) => {
+            options.querySelectorAll("button").forEach((b, k) => {
+              b.disabled = true;
+              if (k === q.answer) b.classList.add("right");
+            });
+            if (i !== q.answer) e.target.classList.add("no");
+            answer.hidden = false;
+            announce(i === q.answer ? "Right." : `No: ${q.options[q.answer]}.`);
+          },
+        },
+        text,
+      ),
+    ),
+  );
+  return el("article", { class: "question" }, el("p", {}, q.text), options, answer);
+}
+
+function quizView() {
+  return [
+    el("h2", {}, "Predict, then look"),
+    el(
+      "p",
+      { class: "doc" },
+      "Questions made from the numbers of this page. Decide first; then the page shows the number.",
+    ),
+    ...T.quiz.map(question),
+  ];
+}
+
+const quizFor = (op, dir) => {
+  const own = T.quiz.filter((q) => q.op === op && q.dir === dir);
+  return own.length ? section("questions", "Predict", ...own.map(question)) : null;
+};
+
+// About --------------------------------------------------------------------------------------------------------------
+
+function aboutView() {
+  const keys = [
+    ["→ ←", "next, previous operation"],
+    ["↓ ↑", "next, previous array of the card"],
+    ["Home End", "first operation, last gradient rule"],
+    ["b", "from an operation to its gradient rule and back"],
+    ["l", "to the loss"],
+    ["space", "play, pause"],
+    ["/", "search"],
+    ["Enter", "on an array: into it; on a cell: why"],
+    ["Esc", "out of it"],
+    ["t", "light or dark"],
+    ["?", "this page"],
+  ];
+  return [
+    el("h2", {}, "What this is"),
+    ...T.notes.map((n) => el("p", { class: "doc" }, n)),
+    el("h3", {}, "How it was made"),
+    el(
+      "div",
+      { class: "scroll" },
+      el(
+        "table",
+        {},
+        el(
+          "tbody",
+          {},
+          T.facts.map(([k, x]) => el("tr", {}, el("th", { scope: "row" }, k), el("td", {}, x))),
+        ),
+      ),
+    ),
+    el("h3", {}, "Keys"),
+    el(
+      "table",
+      {},
+      el(
+        "tbody",
+        {},
+        keys.map(([k, x]) => el("tr", {}, el("th", { scope: "row" }, el("kbd", {}, k)), el("td", {}, x))),
+      ),
+    ),
+    el(
+      "label",
+      { class: "switch" },
+      el("input", { type: "checkbox", checked: keysOn, onchange: (e) => (keysOn = e.target.checked) }),
+      " single keys are on",
+    ),
+  ];
+}

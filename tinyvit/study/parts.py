@@ -1,0 +1,40 @@
+"""The parts of a model that a trace went through, and what flowed between its operations."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .recording import Entry
+from .values import Value
+
+
+def groups_of(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """Consecutive operations of one part of the model: a block, or an outermost module."""
+    groups: list[dict[str, Any]] = []
+    for entry in entries:
+        name = part_of(entry.module)
+        if not groups or groups[-1]["module"] != name:
+            outside = "loss" if groups else "operations"
+            title = outside if name is None else name or "model"
+            groups.append({"module": name, "title": title, "short": title.replace("blocks.", ""), "ops": []})
+        groups[-1]["ops"].append(entry.index)
+    return groups
+
+
+def part_of(module: str | None) -> str | None:
+    """The outermost part that a module belongs to: "blocks.2" of "blocks.2.attn.qkv"."""
+    if not module:
+        return module
+    first, _, rest = module.partition(".")
+    number = rest.partition(".")[0]
+    return f"{first}.{number}" if number.isdigit() else first
+
+
+def edges_of(entries: Iterable[Entry]) -> list[list[int]]:
+    """Which operation's output went into which operation."""
+    found = [
+        [x.origin.source.index, entry.index]
+        for entry in entries
+        for x in entry.inputs
+        if isinstance(x, Value) and x.origin.kind == "output"
+    ]
+    return [list(pair) for pair in dict.fromkeys(map(tuple, found))]

@@ -1,0 +1,102 @@
+"""Learning without labels, from what is hidden."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import functional as F
+from ..autograd import Tensor, no_grad
+from ..backend import default_generator
+from ..data import Batch, load_dataset
+from ..data.texts import TEXT_DATASETS
+from ..models import MaskedModel, TextEncoder
+from ..models.masked import IGNORED, choose_patches, hide_words, visible_patches
+from ..nn import Module
+from .base import AnyDataset, DataSpec, Task, batches, evaluating, nothing
+
+
+class Hidden(NamedTuple):
+    """What is hidden of a batch."""
+
+    order: Any  # of the patches, (B, patches)
+    visible: int
+    words: Any  # as they are read, (B, N)
+    asked: Any  # labels, (B, N)
+
+
+class Mask(Task):
+    """Hidden patches and words are told from the rest; `task.hide` says of which kind.
+
+    The accuracy is the share of the hidden words that are right; with images alone, the share of the variance of the
+    hidden pixels (each patch normalized) that is explained. What is hidden in training is drawn from the run's random
+    stream, in the test from the number of the batch.
+    """
+
+    def _hides(self, kind: str) -> bool:
+        return self.recipe.task.hide in (kind, "both")
+
+    def load(self, split: str) -> AnyDataset:
+        data = self.recipe.data
+        if self._hides("words") or data.name in TEXT_DATASETS:
+            return super().load(split)
+        return load_dataset(data.name, split, image_size=data.image_size or None)
+
+    def build(self, data: DataSpec) -> MaskedModel:
+        model = self.recipe.model
+        vision = self.vision(data) if self._hides("patches") else None
+        text = None
+        if self._hides("words"):
+            text = TextEncoder(len(data.words), max_length=data.lengths[0], **self.text_options())
+        return MaskedModel(vision, text, model.dim, model.heads, len(data.words))
+
+    def hidden(self, model: Any, batch: Batch, rng: np.random.Generator) -> Hidden:
+        """Draw what is hidden of a batch."""
+        task, texts, order, visible, words, asked = self.recipe.task, np.asarray(batch.texts), None, 0, None, None
+        if model.vision is not None:
+            patches = int(np.prod(model.vision.patch_embed.grid))
+            order = choose_patches(len(batch.labels), patches, rng)
+            visible = visible_patches(patches, task.hide_patches)
+        if model.text is not None:
+            words, asked = hide_words(texts, model.to_words.weight.shape[0], task.hide_words, rng)
+        return Hidden(order, visible, words, asked)
+
+    def loss(self, model: Module, batch: Batch) -> Tensor:
+        hidden = self.hidden(model, batch, default_generator.numpy())
+        return sum(self._parts(model, batch, hidden)[0], Tensor(np.float32(0))) * len(batch.labels)
+
+    def _parts(self, model: Any, batch: Batch, hidden: Hidden) -> tuple[list[Tensor], Any, Any]:
+        """The mean losses of pixels and words, and what is believed of each."""
+        pixels, logits = model(batch.images, hidden.order, hidden.visible, hidden.words)
+        losses = []
+        if pixels is not None:
+            losses.append(F.mse_loss(pixels, model.hidden_pixels(batch.images, hidden.order, hidden.visible)))
+        if logits is not None:
+            losses.append(F.cross_entropy(logits, hidden.asked, ignore_index=IGNORED))
+        return losses, pixels, logits
+
+    @no_grad()
+    def evaluate(
+        self, model: Any, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
+    ) -> tuple[float, float, Any]:
+        loss = error = total = right = asked = 0.0
+        with evaluating(model):
+            for where, batch in batches(dataset, batch_size):
+                hidden = self.hidden(model, batch, np.random.default_rng(where.start))
+                losses, pixels, logits = self._parts(model, batch, hidden)
+                loss += sum(part.item() for part in losses) * len(batch.labels)
+                if pixels is not None:
+                    truth = model.hidden_pixels(batch.images, hidden.order, hidden.visible)
+                    error += float(((pixels.numpy() - truth) ** 2).sum())
+                    total += float((truth**2).sum())
+                if logits is not None:
+                    chosen = hidden.asked != IGNORED
+                    asked += chosen.sum()
+                    right += (logits.numpy().argmax(axis=-1) == hidden.asked)[chosen].sum()
+                after_batch()
+        found = {}
+        if total:
+            found["variance of hidden pixels explained"] = 1 - error / total
+        if asked:
+            found["hidden words"] = float(right / asked)
+        return loss / len(dataset), list(found.values())[-1], found
