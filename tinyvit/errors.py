@@ -19,3 +19,7 @@ class CheckpointError(TinyvitError):
 
 class RecipeError(TinyvitError):
     """A recipe with an unknown key, a wrong type or a value out of range."""
+
+
+class StudyError(TinyvitError):
+    """Something that cannot be studied in this way."""

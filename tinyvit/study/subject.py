@@ -10,17 +10,13 @@ from .. import functional as F
 from ..autograd import Op, Tensor, no_grad
 from ..data import normalize, read_image
 from ..dispatch import use_kernels
-from ..errors import DataError, TinyvitError
+from ..errors import DataError, StudyError
+from ..models import ViT
 from ..runs import TrainedModel, load_data, load_run
 from .fused import comparisons_of
 from .page import save_page
 from .plant import planted
 from .trace import Trace, trace
-
-
-class StudyError(TinyvitError):
-    """Something that cannot be studied in this way."""
-
 
 # What the command does ----------------------------------------------------------------------------------------------
 
@@ -108,6 +104,7 @@ class Subject:
     probabilities: np.ndarray
     loss: float
     trained: TrainedModel
+    model: ViT
     trace: Trace
 
 
@@ -125,6 +122,8 @@ def study_run(run: str = "digits", image: str | Path | None = None) -> Subject:
     RunError, RecipeError, CheckpointError, DataError
     """
     trained = load_run(run)
+    if not isinstance(trained.model, ViT) or len(trained.data.shape) != 3 or not trained.data.classes:
+        raise StudyError(f"{run} is no classifier of images; those are what tinyvit study walks through")
     if image is None:
         pixels, target, name = _least_sure(trained)
     else:
@@ -152,6 +151,7 @@ def study_run(run: str = "digits", image: str | Path | None = None) -> Subject:
         probabilities=probabilities,
         loss=loss.item(),
         trained=trained,
+        model=trained.model,
         trace=recorded,
     )
 
@@ -173,7 +173,7 @@ def _least_sure(trained: TrainedModel) -> tuple[np.ndarray, int, str]:
 
 def about(subject: Subject) -> dict[str, Any]:
     """What the page says of a subject, see `tinyvit.study.page.page_of`."""
-    model, p = subject.trained.model, subject.probabilities
+    model, p = subject.model, subject.probabilities
     order = [int(i) for i in np.argsort(-p)]
     says = ", ".join(f"{subject.classes[i]} {p[i]:.1%}".replace("%", " %") for i in order[:3])
     whose = "its label" if subject.is_label else "the most probable class"
@@ -212,7 +212,7 @@ def _tour(subject: Subject) -> list[dict[str, Any]]:
     """Where a newcomer may begin: places of the page, with what is to be seen there."""
     recorded, target = subject.trace, subject.target
     first = recorded.entries[0]
-    last = f"blocks.{len(subject.trained.model.blocks) - 1}.attn/attention"
+    last = f"blocks.{len(subject.model.blocks) - 1}.attn/attention"
     places: list[tuple[str, str, str | None, Any, str, str]] = [
         ("cross_entropy", "forward", None, None, "The loss",
          "From the scores of all classes to one number: how surprised the model is by the right answer."),

@@ -17,7 +17,10 @@ import numpy as np
 from .. import functional as F
 from ..autograd import no_grad
 from ..checkpoint import atomic_write
+from ..data import Dataset
 from ..display import Display
+from ..errors import StudyError
+from ..models import ViT
 from .recording import Backward, Entry, whole
 from .trace import trace
 from .watch_page import draw_page
@@ -57,7 +60,9 @@ class Watch(Display):
 
     def started(self, training: "Training", folder: Path) -> None:
         self._display.started(training, folder)
-        self._training, self._folder = training, folder
+        if not isinstance(training.test_data, Dataset) or not isinstance(training.model, ViT):
+            raise StudyError("--study looks on while a classifier of images trains; leave it out for this recipe")
+        self._training, self._folder, self._data = training, folder, training.test_data
         self._every = max(1, training.total_steps // SAMPLES)
         self._began = time.perf_counter()
         path = folder / LINES
@@ -98,7 +103,7 @@ class Watch(Display):
     @no_grad()
     def _activations(self) -> dict[str, Any]:
         """Spread and silence of every layer's output and entropy of every head, on a few test images."""
-        model, data = self._training.model, self._training.test_data
+        model, data = self._training.model, self._data
         was_training = model.training
         model.eval()
         try:
