@@ -402,9 +402,7 @@ class Op:
                 outputs = [Tensor(_finished(returned, out_dtype))]
         else:
             returned = implementation.forward(*arrays, **params)
-            outputs = (
-                [Tensor(returned[0])] if len(cls.outputs) == 1 else list(map(Tensor, returned[: len(cls.outputs)]))
-            )
+            outputs = [Tensor(r) for r in returned[: len(cls.outputs)]]
 
         if _mode.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])

@@ -77,7 +77,7 @@ def device_of(array: Array) -> str:
 
 def is_on_gpu(array: Array) -> bool:
     """Whether an array is one of CuPy."""
-    return type(array).__module__.partition(".")[0] == "cupy"
+    return type(array) is not np.ndarray and type(array).__module__.partition(".")[0] == "cupy"
 
 
 def as_array(data: Any, dtype: Any = None, device: str | None = None) -> Array:
