@@ -28,6 +28,7 @@ def main(context: click.Context) -> None:
         click.echo("python -m benchmarks SUITE [OPTIONS]        -h tells the options\n")
         for suite in SUITES.values():
             click.echo(f"  {suite.name:12}{suite.about}")
+        click.echo(f"  {'gpu':12}the kernels on an NVIDIA GPU, their peers and its limits")
         click.echo(f"  {'compare':12}two result files side by side")
 
 
@@ -74,6 +75,22 @@ def _add_suite(suite: Suite) -> None:
 
 for _suite in SUITES.values():
     _add_suite(_suite)
+
+
+@main.command("gpu", short_help="the kernels on an NVIDIA GPU")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", default="gpu-benchmarks.jsonl",
+              show_default=True, help="A line for each result; what it holds is not measured again.")  # fmt: skip
+def _gpu(out: Path) -> None:
+    """Benchmark attention, layer norm and training steps on an NVIDIA GPU."""
+    from tinyvit.backend import check_device
+
+    from .gpu import run
+
+    try:
+        check_device("cuda")
+    except RuntimeError as reason:
+        raise click.ClickException(str(reason)) from reason
+    run(out, click.echo)
 
 
 def _run_suite(

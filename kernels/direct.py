@@ -46,7 +46,7 @@ def attention_forward(
     lse : (B, H, N), natural logarithm; -inf where a query sees no key, and out is 0 there.
     """
     _check_attention(q, k, v, bias, mask, key_lengths, dropout_p)
-    forward, _ = _functions("attention", implementation, q.dtype)
+    forward, _ = _functions("attention", implementation, q=q, k=k, v=v)
     mask = _with_lengths(mask, key_lengths, k)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     params = {"mask": mask, "is_causal": bool(is_causal), "scale": scale}
@@ -83,7 +83,7 @@ def attention_backward(
     like_out = (*q.shape[:-1], v.shape[-1])
     for name, array, shape in (("dout", dout, like_out), ("out", out, like_out), ("lse", lse, q.shape[:-1])):
         _check_saved("attention_backward", name, array, shape, q)
-    _, backward = _functions("attention", implementation, q.dtype)
+    _, backward = _functions("attention", implementation, q=q, k=k, v=v)
     mask = _with_lengths(mask, key_lengths, k)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     params = {"mask": mask, "is_causal": bool(is_causal), "scale": scale}
@@ -131,10 +131,10 @@ def layer_norm_forward(
     """
     _check_layer_norm("layer_norm_forward", x, weight, bias)
     if residual is None:
-        return _functions("layer_norm", implementation, x.dtype)[0](x, weight, bias, eps=eps)
+        return _functions("layer_norm", implementation, x=x)[0](x, weight, bias, eps=eps)
     if residual.shape != x.shape:
         raise ValueError(f"layer_norm_forward: residual has shape {residual.shape}; it must be that of x, {x.shape}")
-    return _functions("add_layer_norm", implementation, x.dtype)[0](x, residual, weight, bias, eps=eps)
+    return _functions("add_layer_norm", implementation, x=x)[0](x, residual, weight, bias, eps=eps)
 
 
 def layer_norm_backward(
@@ -147,29 +147,42 @@ def layer_norm_backward(
             f"layer_norm_backward: x has shape {x.shape}, dy {dy.shape}, mean {mean.shape} and rstd {rstd.shape}; "
             "they must be (..., C), (..., C), (...) and (...)"
         )
-    _, backward = _functions("layer_norm", implementation, x.dtype)
+    _, backward = _functions("layer_norm", implementation, x=x)
     return backward(dy, x, weight, mean, rstd, eps=eps, needs=(True, True, True))
 
 
 # Which functions serve ----------------------------------------------------------------------------------------------
 
 
-def _functions(operation: str, implementation: str, dtype: Any) -> tuple[Any, Any]:
+def _functions(operation: str, implementation: str, **inputs: Any) -> tuple[Any, Any]:
     """forward and backward of `operation`, as the registry describes them, without `version`."""
     technology, colon, version = implementation.partition(":v")
     if technology not in ("auto", "numpy", *registry.TECHNOLOGIES) or (colon and not _is_version(version)):
         known = ", ".join(("auto", "numpy", *registry.TECHNOLOGIES))
         raise ValueError(f"implementation is {implementation!r}; it must be one of {known}, or like 'numba:v1'")
-    rows = [s for s in registry.SPECS if s.operation == operation and technology in ("auto", s.technology)]
-    for spec in rows:
-        if dtype in spec.dtypes:
-            module = importlib.import_module(spec.module)
-            number = min(int(version), spec.versions) if version else spec.versions
-            return _bound(getattr(module, spec.forward), number), _bound(getattr(module, spec.backward), number)
+    reason = "there is none"
+    for spec in registry.SPECS:
+        if spec.operation == operation and technology in ("auto", spec.technology):
+            refused = _refusal(spec, inputs)
+            if refused is None:
+                module = importlib.import_module(spec.module)
+                number = min(int(version), spec.versions) if version else spec.versions
+                return _bound(getattr(module, spec.forward), number), _bound(getattr(module, spec.backward), number)
+            reason = refused
     if technology in ("auto", "numpy"):
         return registry.PLAIN[operation]
-    reason = f"it computes in {', '.join(sorted(map(str, rows[0].dtypes)))}, not {dtype}" if rows else "there is none"
     raise RuntimeError(f"implementation {implementation!r} cannot serve {operation}: {reason}; use 'auto' or 'numpy'")
+
+
+def _refusal(spec: registry.KernelSpec, inputs: dict[str, Any]) -> str | None:
+    """Why a kernel cannot serve; None if it can."""
+    first = next(iter(inputs.values()))
+    device = "cpu" if isinstance(first, np.ndarray) else "cuda"
+    if spec.device != device:
+        return f"it computes on {spec.device!r}, and the arrays are on {device!r}"
+    if first.dtype not in spec.dtypes:
+        return f"it computes in {', '.join(sorted(map(str, spec.dtypes)))}, not {first.dtype}"
+    return spec.refuses(inputs, {}) if spec.refuses else None
 
 
 def _is_version(text: str) -> bool:
@@ -184,7 +197,10 @@ def _with_lengths(mask: Any, key_lengths: Any, k: Any) -> Any:
     """`mask`, and False for the keys that are padding."""
     if key_lengths is None:
         return mask
-    real = np.arange(k.shape[-2]) < np.asarray(key_lengths)[:, None, None, None]
+    from .cuda.device import library_of
+
+    xp = library_of(k)
+    real = xp.arange(k.shape[-2]) < xp.asarray(key_lengths)[:, None, None, None]
     return real if mask is None else mask & real
 
 

@@ -10,10 +10,12 @@ row, `needs` says of each input whether its gradient is wanted; None is given fo
 number of the table at the top of the module, 1 the simplest, the last the fastest.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 TECHNOLOGIES = ("numba", "cupy", "numba-cuda")
@@ -56,6 +58,11 @@ class KernelSpec:
     backward: str = "backward"
     refuses: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] | None = None
 
+    @property
+    def device(self) -> str:
+        """The kind of device it computes on: "cpu" or "cuda"."""
+        return "cpu" if self.technology == "numba" else "cuda"
+
     def __post_init__(self) -> None:
         if self.technology not in TECHNOLOGIES:
             raise ValueError(f"{self.operation}: technology is {self.technology!r}; it must be one of {TECHNOLOGIES}")
@@ -71,10 +78,30 @@ PLAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
 _HERE = __package__
 _CPU = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+_SINGLE = frozenset({np.dtype(np.float32)})
+_GPU = frozenset({np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
 
 
 def _numba(operation: str, folder: str, **settings: Any) -> KernelSpec:
     return KernelSpec(operation, "numba", f"{_HERE}.{folder}.numba_cpu", _CPU, **settings)
+
+
+def _cupy(operation: str, folder: str, **settings: Any) -> KernelSpec:
+    return KernelSpec(operation, "cupy", f"{_HERE}.{folder}.cupy_raw", _GPU, **settings)
+
+
+def _numba_cuda(operation: str, folder: str, **settings: Any) -> KernelSpec:
+    return KernelSpec(operation, "numba-cuda", f"{_HERE}.{folder}.numba_cuda", _SINGLE, versions=2, **settings)
+
+
+def _refused_by(module: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]:
+    """The function `refuses` of a module, imported when it is first asked."""
+
+    def refuses(inputs: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
+        found: str | None = importlib.import_module(module).refuses(inputs, params)
+        return found
+
+    return refuses
 
 
 SPECS: tuple[KernelSpec, ...] = (
@@ -113,4 +140,62 @@ SPECS: tuple[KernelSpec, ...] = (
     _numba("dropout", "dropout", versions=2),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     _numba("adamw", "adamw", versions=2, backward="forward"),  # an optimizer, not on the tape
+    _cupy(
+        *("attention", "attention"),
+        residuals=("lse",),
+        keeps=("q", "k", "v", "bias", "out", "lse"),
+        versions=4,
+        refuses=_refused_by(f"{_HERE}.attention.cupy_raw"),
+    ),
+    _cupy("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
+    _cupy(
+        *("add_layer_norm", "layer_norm"),
+        residuals=("mean", "rstd"),
+        keeps=("sum", "weight", "mean", "rstd"),
+        versions=2,
+        forward="add_forward",
+        backward="add_backward",
+    ),
+    KernelSpec(
+        *("linear", "cupy", f"{_HERE}.linear.cublaslt", _GPU),
+        keeps=("x", "weight"),
+        refuses=_refused_by(f"{_HERE}.linear.cublaslt"),
+    ),
+    KernelSpec(
+        *("linear_gelu", "cupy", f"{_HERE}.linear.cublaslt", _GPU),
+        residuals=("h",),
+        keeps=("h", "x", "weight", "bias"),
+        forward="gelu_forward",
+        backward="gelu_backward",
+        refuses=_refused_by(f"{_HERE}.linear.cublaslt"),
+    ),
+    _cupy("bias_gelu", "bias_gelu", keeps=("x", "bias"), versions=2),
+    _cupy(
+        *("cross_entropy", "cross_entropy"),
+        residuals=("peak", "total", "classes", "divisor"),
+        keeps=("logits", "target", "peak", "total", "classes", "divisor"),
+        versions=2,
+    ),
+    _cupy("softmax", "softmax", keeps=("out",), versions=2),
+    _cupy("dropout", "dropout", versions=2),
+    _cupy("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
+    _numba_cuda(
+        *("attention", "attention"),
+        residuals=("lse",),
+        keeps=("q", "k", "v", "bias", "out", "lse"),
+        refuses=_refused_by(f"{_HERE}.attention.numba_cuda"),
+    ),
+    _numba_cuda("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd")),
+    _numba_cuda(
+        *("add_layer_norm", "layer_norm"),
+        residuals=("mean", "rstd"),
+        keeps=("sum", "weight", "mean", "rstd"),
+        forward="add_forward",
+        backward="add_backward",
+    ),
+    KernelSpec(
+        *("adamw", "cupy", f"{_HERE}.adamw.cupy_raw", _SINGLE),
+        versions=2,
+        backward="forward",
+    ),
 )

@@ -229,6 +229,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "split": lambda x, stops, axis: tuple(np.split(x, stops, axis)),
     "pad": lambda x, width, value=0.0: np.pad(x, width, constant_values=value), "flip": np.flip,
     "cast": lambda x, dtype, source: x.astype(dtype),
+    "to_device": lambda x, device, source: x,
     "basic_index": lambda x, index: x[index], "advanced_index": lambda x, index: x[index],
     "index_add": index_add, "index_put": index_put,
     "embedding": lambda weight, ids: np.stack([weight[i] for i in ids.ravel()]).reshape(*ids.shape, -1),

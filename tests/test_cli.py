@@ -251,7 +251,10 @@ RECIPES = ", ".join(recipe_names())
         ("train --device cuda", "Invalid value for '--device': device 'cuda' is not usable"),
         ("train --device gpu", "Invalid value for '--device': device is 'gpu'; it must be 'cpu'"),
         ("train --resume nope", "nope is no run folder: it has no recipe.toml; `tinyvit train` makes one"),
-        ("train digits --resume x", "--resume goes on by the recipe in DIR: leave out RECIPE, --set and --out"),
+        (
+            "train digits --resume x",
+            "--resume goes on by the recipe in DIR: leave out RECIPE, --set, --precision and --out",
+        ),
         ("train --resume x --set lr=1", "--resume goes on by the recipe in DIR"),
         ("evaluate", "Missing argument 'RUN' (see tinyvit evaluate --help)"),
         ("evaluate nope", "there is no run 'nope'; there is digits"),

@@ -24,6 +24,9 @@ from .backend import Array
 # itself, since it has every function of a Namespace, but on tensors and recorded on the tape.
 graph_namespace: Any = None
 
+# What brings the inputs of an operation to one dtype: (operation, inputs) -> inputs, put here by `autocast`; or None.
+adapt_inputs: Callable[[Any, Sequence[Any]], Sequence[Any]] | None = None
+
 # Runs operations and gradient rules in their place, to record them; None when nobody does (see `tinyvit.study.trace`).
 recorder: Any = None
 
@@ -253,7 +256,7 @@ class Tensor:
 
     def assign(self, array: Any) -> None:
         """Copy values of the same shape into this tensor's memory, off the tape, as when weights are loaded."""
-        self.data[...] = array
+        self.data[...] = backend.like(array, self.data)
         self.mark_modified()
 
     def mark_modified(self) -> None:
@@ -380,12 +383,18 @@ class Op:
 
         Inputs are tensors, arrays, Python or NumPy scalars (which never promote) or None.
         """
+        if adapt_inputs is not None and cls.name != "cast":
+            inputs = tuple(adapt_inputs(cls, inputs))
         if recorder is not None:
             return recorder.apply(cls, inputs, params)
         arrays, dtype = _arrays(cls, inputs)
+        if backend.gpu_in_use:
+            arrays, params = backend.on_one_device(cls.name, arrays, params)
         implementation = dispatch.select(cls, dtype, arrays, params) if cls.kernel else None
         if implementation is None:
-            returned = cls.forward(backend.namespace_of(arrays[0]), *arrays, **params)
+            narrow = dtype is not None and dtype.itemsize == 2 and not cls.view  # computed in float32, then rounded
+            given = [_widened(a) for a in arrays] if narrow else arrays
+            returned = cls.forward(backend.namespace_of(given[0]), *given, **params)
             out_dtype = params.get("dtype", dtype)  # an operation with a parameter `dtype` gives that
             if type(returned) is tuple:
                 outputs = [Tensor(_finished(r, out_dtype)) for r in returned]
@@ -393,9 +402,7 @@ class Op:
                 outputs = [Tensor(_finished(returned, out_dtype))]
         else:
             returned = implementation.forward(*arrays, **params)
-            outputs = (
-                [Tensor(returned[0])] if len(cls.outputs) == 1 else list(map(Tensor, returned[: len(cls.outputs)]))
-            )
+            outputs = [Tensor(r) for r in returned[: len(cls.outputs)]]
 
         if _mode.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
@@ -462,11 +469,14 @@ class Op:
             grads = self._on_tensors().backward(graph_namespace, *outputs)
         elif self.implementation is not None:
             grads = self.implementation.backward(self, outputs)
+        elif self.floating.itemsize == 2 and not self.view:
+            wide = [_widened(g) for g in outputs]
+            grads = self._in_float32().backward(backend.namespace_of(next(g for g in wide if g is not None)), *wide)
         else:
             grads = self.backward(backend.namespace_of(next(g for g in outputs if g is not None)), *outputs)
         if type(grads) is not tuple:
             grads = (grads,)
-        if not create_graph and self.floating.kind == "V":
+        if not create_graph and self.floating.itemsize == 2:
             grads = tuple(g if g is None else _unpromoted(g, self.floating) for g in grads)
         for shape, need, gradient in zip(self.shapes, self.needs, grads, strict=True):
             if need and (gradient is None or gradient.shape != shape):
@@ -475,6 +485,13 @@ class Op:
                     f"backward of {self.name} gave a gradient of shape {got} for an input of shape {shape}"
                 )
         return grads
+
+    def _in_float32(self) -> "Op":
+        """This entry with what it saved in float32: plain rules in 16 bits round their results only."""
+        ctx = type(self)()
+        ctx.__dict__.update(self.__dict__)
+        ctx.saved = [_widened(a) for a in self.saved or ()]
+        return ctx
 
     def check_alive(self) -> None:
         """Raise RuntimeError if an earlier backward freed this entry."""
@@ -581,7 +598,7 @@ def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]
 
 def _finished(result: Any, dtype: Any) -> Array:
     """`result` as an array; what was computed from integers alone is float32 where it is floating."""
-    if type(result) is not np.ndarray:
+    if type(result) is not np.ndarray and not backend.is_on_gpu(result):
         result = np.asarray(result)
     if dtype is None:
         return result.astype(np.float32) if result.dtype == np.float64 else result
@@ -589,8 +606,14 @@ def _finished(result: Any, dtype: Any) -> Array:
 
 
 def _unpromoted(array: Array, dtype: Any) -> Array:
-    """`array` in `dtype` where that is bfloat16, which Python numbers promote, unlike NumPy's own dtypes."""
-    return array.astype(dtype) if dtype.kind == "V" and array.dtype.kind == "f" else array
+    """`array` in `dtype` where that has 16 bits and `array`, computed in float32, more."""
+    return array.astype(dtype) if dtype.itemsize == 2 and array.dtype.kind == "f" and array.dtype != dtype else array
+
+
+def _widened(array: Any) -> Any:
+    """`array` in float32 where it is floating and has 16 bits."""
+    narrow = hasattr(array, "dtype") and array.dtype.itemsize == 2 and backend.is_floating(array)
+    return array.astype(np.float32) if narrow else array
 
 
 # The way back -------------------------------------------------------------------------------------------------------
@@ -665,7 +688,8 @@ def _root_gradient(root: Tensor, gradient: Any) -> Tensor:
         if root.size != 1:
             raise RuntimeError(f"backward of a tensor of shape {root.shape} needs a gradient of that shape")
         return Tensor(np.ones_like(root.data))
-    gradient = gradient if isinstance(gradient, Tensor) else Tensor(np.asarray(gradient, root.dtype))
+    if not isinstance(gradient, Tensor):
+        gradient = Tensor(backend.as_array(gradient, root.dtype, root.device))
     if gradient.shape != root.shape or gradient.dtype != root.dtype:
         raise ValueError(
             f"gradient has shape {gradient.shape} and dtype {gradient.dtype}; "

@@ -8,13 +8,14 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-Array = Any  # np.ndarray here; other array libraries with the same interface later
+Array = Any  # np.ndarray, or cupy.ndarray
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
 
@@ -22,15 +23,40 @@ FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
 # Devices ------------------------------------------------------------------------------------------------------------
 
 _default_device = "cpu"
+gpu_in_use = False  # whether any array was ever brought to a GPU
+
+
+@functools.cache
+def gpu() -> tuple[Any, str | None]:
+    """CuPy and None where there is a GPU that works, else None and the reason; asked once, and never raises."""
+    try:
+        import cupy
+    except Exception as error:  # ImportError, but a broken installation raises others
+        return None, f"CuPy cannot be imported ({error}); install tinyvit with its extra cuda12 or cuda13"
+    try:
+        if not cupy.cuda.is_available():
+            return None, "CuPy finds no device that it can use (no NVIDIA GPU is visible, or its driver is too old)"
+        if int((cupy.arange(3) + 1).sum()) != 6:
+            return None, "the GPU computes a wrong result"
+    except Exception as error:  # no compiler or headers: errors of several libraries
+        return None, f"there is a GPU, but it does not compute ({type(error).__name__}: {error})"
+    return cupy, None
 
 
 def check_device(name: str) -> str:
-    """Return `name` if arrays can live there; raise ValueError or RuntimeError with the reason otherwise."""
+    """Return `name` ("cpu", "cuda", "cuda:1") if arrays can live there; raise ValueError or RuntimeError otherwise."""
     if name == "cpu":
         return name
-    if isinstance(name, str) and name.split(":")[0] == "cuda":
-        raise RuntimeError(f"device {name!r} is not usable: this version of tinyvit computes on 'cpu' only")
-    raise ValueError(f"device is {name!r}; it must be 'cpu'")
+    kind, colon, number = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise ValueError(f"device is {name!r}; it must be 'cpu', 'cuda', or a GPU by its number, as in 'cuda:1'")
+    cupy, reason = gpu()
+    if reason:
+        raise RuntimeError(f"device {name!r} is not usable: {reason}")
+    count = cupy.cuda.runtime.getDeviceCount()
+    if int(number or 0) >= count:
+        raise RuntimeError(f"device {name!r} is not usable: there are {count}, numbered from 0")
+    return name
 
 
 def set_default_device(name: str) -> None:
@@ -39,23 +65,88 @@ def set_default_device(name: str) -> None:
     _default_device = check_device(name)
 
 
+def default_device() -> str:
+    """The device of tensors created without one."""
+    return _default_device
+
+
 def device_of(array: Array) -> str:
-    return "cpu"
+    """Where an array lives: "cpu", "cuda:0", "cuda:1"."""
+    return f"cuda:{array.device.id}" if is_on_gpu(array) else "cpu"
+
+
+def is_on_gpu(array: Array) -> bool:
+    """Whether an array is one of CuPy."""
+    return type(array) is not np.ndarray and type(array).__module__.partition(".")[0] == "cupy"
 
 
 def as_array(data: Any, dtype: Any = None, device: str | None = None) -> Array:
     """Copy `data` into a new array on `device`; Python floats become float32, arrays keep their dtype."""
-    check_device(device or _default_device)
-    array = np.array(data, dtype=dtype)
-    if dtype is None and array.dtype == np.float64 and not isinstance(data, (np.ndarray, np.generic)):
+    device = check_device(device or _default_device)
+    array = np.array(to_host(data), dtype=dtype)
+    if dtype is None and array.dtype == np.float64 and not hasattr(data, "dtype"):
         array = array.astype(np.float32)
     if array.dtype.kind not in "fiub" and array.dtype.name not in FLOATING:
         raise TypeError(f"data has dtype {array.dtype}; a tensor holds real numbers, integers or booleans")
-    return array
+    return to_device(array, device)
+
+
+def to_device(array: Array, device: str) -> Array:
+    """`array` on `device`; itself if it is there."""
+    if device == "cpu":
+        return to_host(array)
+    global gpu_in_use
+    gpu_in_use = True
+    number = int(device.partition(":")[2] or 0)
+    if is_on_gpu(array) and array.device.id == number:
+        return array
+    cupy, _ = gpu()
+    with cupy.cuda.Device(number):
+        return cupy.asarray(array)
+
+
+def is_capturing() -> bool:
+    """Whether the current stream of the GPU records a graph instead of computing."""
+    if not gpu_in_use:
+        return False
+    return bool(gpu()[0].cuda.get_current_stream().is_capturing())
 
 
 def to_host(array: Array) -> np.ndarray:
-    return array
+    """`array` in the host's memory; itself if it is there."""
+    return array.get() if is_on_gpu(array) else array
+
+
+def like(array: Array, neighbour: Array) -> Array:
+    """A constant, such as a mask, where `neighbour` lives."""
+    return to_device(array, device_of(neighbour)) if is_on_gpu(neighbour) else array
+
+
+def on_one_device(name: str, arrays: list[Any], params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of an operation where its inputs live: numbers, masks, ids and indices go there.
+
+    Raises ValueError where the inputs live on different devices.
+    """
+    inputs = [x for x in arrays if getattr(x, "ndim", 0) or is_on_gpu(x)]
+    neighbour = next((x for x in inputs if is_on_gpu(x)), None)
+    if neighbour is None:
+        return arrays, params
+    devices = [device_of(x) for x in inputs]
+    if len(set(devices)) > 1:
+        raise ValueError(
+            f"{name}: its inputs are on {', '.join(devices)}; bring them to one device, as with .to({devices[0]!r})"
+        )
+    cuda, number = gpu()[0].cuda, neighbour.device.id
+    if cuda.runtime.getDevice() != number:  # results, too, are made on the current device
+        cuda.Device(number).use()
+    moved = [like(x, neighbour) if isinstance(x, np.ndarray) else x for x in arrays]
+    return moved, {key: _constants_like(value, neighbour) for key, value in params.items()}
+
+
+def _constants_like(value: Any, neighbour: Array) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_constants_like(v, neighbour) for v in value)
+    return like(value, neighbour) if isinstance(value, np.ndarray) else value
 
 
 @functools.cache
@@ -118,16 +209,36 @@ class Namespace:
 NUMPY = Namespace(np)
 
 
+@functools.cache
+def _namespace_of_module(module: Any) -> Namespace:
+    return Namespace(module)
+
+
 def namespace_of(array: Array) -> Namespace:
     """The namespace that computes where `array` lives."""
-    return NUMPY
+    return _namespace_of_module(gpu()[0]) if is_on_gpu(array) else NUMPY
+
+
+def erf_on_gpu(x: Array) -> Array:
+    """The error function of a CuPy array."""
+    from cupyx.scipy.special import erf
+
+    return erf(x)
 
 
 def matmul(xp: Namespace, x: Array, y: Array) -> Array:
     """Matrix product; a stack of matrices times one matrix becomes a single GEMM instead of one for each."""
+    if is_on_gpu(x):
+        return _matmul_on_gpu(x, y)
     if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous:
         return (x.reshape(-1, x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[-1])
     return x @ y
+
+
+def _matmul_on_gpu(x: Array, y: Array) -> Array:
+    from .kernels.linear import cublaslt
+
+    return cublaslt.matmul(x, y) if cublaslt.is_available() and is_floating(x) else x @ y
 
 
 Namespace.extend("matmul", matmul)
@@ -148,12 +259,28 @@ class Generator:
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must be in [0, 2**63)")
         self.seed, self.offset = int(seed), int(offset)
+        self._on_device: tuple[Array, int] | None = None
 
     def draw(self) -> tuple[int, int]:
-        """Use up one draw: the (seed, offset) that identifies it."""
+        """Use up one draw: the (seed, offset) that identifies it.
+
+        Within `on_device`, the seed is an array that holds both seed and offset, and offset what to add to that.
+        """
         offset = self.offset
         self.offset += 1
+        if self._on_device is not None:
+            array, start = self._on_device
+            return array, offset - start
         return self.seed, offset
+
+    @contextmanager
+    def on_device(self, array: Array) -> Iterator[None]:
+        """Within this block, have kernels read the stream from `array` (2,) on a GPU when they run."""
+        self._on_device = array, self.offset
+        try:
+            yield
+        finally:
+            self._on_device = None
 
     def numpy(self) -> np.random.Generator:
         """A NumPy generator that serves one draw (initial weights, sampling)."""

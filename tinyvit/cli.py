@@ -45,6 +45,11 @@ def _use_device(context: click.Context, parameter: click.Parameter, name: str) -
         raise click.BadParameter(str(error)) from error
 
 
+_device = click.option(
+    "--device", default="cpu", show_default=True, callback=_use_device, expose_value=False, help="Where to compute."
+)
+
+
 def _folder(name: str) -> Path:
     if not name:  # an empty variable of a shell, say: Path("") would be the current folder
         raise click.BadParameter("it is empty; give the name of a folder.")
@@ -56,11 +61,17 @@ def _folder(name: str) -> Path:
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a key of the recipe.")
 @click.option("--out", metavar="DIR", type=_folder, help="The run folder, new or empty.  [default: runs/RECIPE]")
 @click.option("--resume", "resumed", metavar="DIR", type=_folder, help="Go on with the run in DIR.")
-@click.option("--device", default="cpu", show_default=True, callback=_use_device, expose_value=False,
-              help="Where to compute.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
+              help="Of matrix products, attention and GELU; the same as --set precision=...")  # fmt: skip
+@_device
 @click.option("--study", is_flag=True, help="Look on: gradients, updates, activations and attention of every layer.")
 def train(
-    recipe: str | None, assignments: tuple[str, ...], out: Path | None, resumed: Path | None, study: bool
+    recipe: str | None,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    resumed: Path | None,
+    precision: str | None,
+    study: bool,
 ) -> None:
     """Train a model.
 
@@ -92,9 +103,13 @@ def train(
         from .study.watch import Watch
 
         display = Watch(display)
+    if precision is not None:
+        assignments = (*assignments, f"precision={precision}")
     if resumed is not None:
         if recipe is not None or assignments or out is not None:
-            raise click.UsageError("--resume goes on by the recipe in DIR: leave out RECIPE, --set and --out")
+            raise click.UsageError(
+                "--resume goes on by the recipe in DIR: leave out RECIPE, --set, --precision and --out"
+            )
         result = training.resume(resumed, display)
     else:
         name = "digits" if recipe is None else recipe
@@ -108,6 +123,7 @@ def train(
 
 @commands.command()
 @click.argument("run")
+@_device
 def evaluate(run: str) -> None:
     """Measure a trained model on test images.
 
@@ -140,6 +156,7 @@ def evaluate(run: str) -> None:
 @commands.command()
 @click.argument("run")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@_device
 def predict(run: str, images: tuple[str, ...]) -> None:
     """Name what is on images.
 

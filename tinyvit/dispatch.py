@@ -5,7 +5,9 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from .backend import keep_freed_memory
+import numpy as np
+
+from .backend import device_of, keep_freed_memory
 from .kernels import registry
 from .kernels.registry import TECHNOLOGIES, KernelSpec
 
@@ -95,43 +97,49 @@ def _load(spec: KernelSpec, op: Any, version: int | None) -> Implementation:
 
 
 class _Table:
-    """The registry as one choice sees it, arranged for finding a kernel quickly."""
+    """The registry as one choice sees it on one kind of device, arranged for finding a kernel quickly."""
 
-    def __init__(self, specs: Sequence[KernelSpec], choice: str) -> None:
-        self.specs = specs
+    def __init__(self, specs: Sequence[KernelSpec], choice: str, device: str) -> None:
+        self.specs, self._device = specs, device
         self._technology, self._version = split_choice(choice)
         self._rows: dict[str, list[KernelSpec]] = {}
         for spec in specs:
-            if self._technology in ("auto", spec.technology):
+            if spec.technology == self._technology or (self._technology == "auto" and spec.device == device):
                 self._rows.setdefault(spec.operation, []).append(spec)
         self.sure: dict[Any, dict[Any, Implementation]] = {}  # what serves whatever the inputs, by operation and dtype
 
     def find(self, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
         rows: Sequence[KernelSpec] = self._rows.get(op.kernel, ())
         for spec in rows:
-            if refusal(spec, op, dtype, arrays, params) is None:
+            if self._refusal(spec, op, dtype, arrays, params) is None:
                 served = _load(spec, op, self._version)
                 if spec.refuses is None and spec is rows[0]:
                     self.sure.setdefault(op, {})[dtype] = served
                 return served
         if rows and self._technology != "auto":
-            reasons = "; ".join(str(refusal(spec, op, dtype, arrays, params)) for spec in rows)
+            reasons = "; ".join(str(self._refusal(spec, op, dtype, arrays, params)) for spec in rows)
             raise RuntimeError(
                 f"use_kernels({_choice!r}): {op.name} cannot be served: {reasons}; use 'auto' or 'numpy'"
             )
         return None
 
+    def _refusal(self, spec: KernelSpec, *question: Any) -> str | None:
+        if spec.device != self._device:
+            return f"the inputs are on {self._device!r}, and {spec.technology} computes on {spec.device!r}"
+        return refusal(spec, *question)
 
-_tables: dict[str, _Table] = {}
+
+_tables: dict[tuple[str, str], _Table] = {}
 
 
 def select(op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
     """The kernel that shall serve this application of operation `op`, or None for the plain rule."""
     if _choice == "numpy":
         return None
-    table = _tables.get(_choice)
+    device = "cpu" if not arrays or type(arrays[0]) is np.ndarray else device_of(arrays[0]).partition(":")[0]
+    table = _tables.get((_choice, device))
     if table is None or table.specs is not registry.SPECS:
-        table = _tables[_choice] = _Table(registry.SPECS, _choice)
+        table = _tables[_choice, device] = _Table(registry.SPECS, _choice, device)
     served = table.sure.get(op)
     found = None if served is None else served.get(dtype)
     return table.find(op, dtype, arrays, params) if found is None else found

@@ -104,7 +104,7 @@ def _operations() -> Iterator[tuple[str, str, str]]:
         except RuntimeError as error:
             yield op.name, "nothing", str(error)
             continue
-        rows = [spec for spec in registry.SPECS if spec.operation == op.kernel]
+        rows = [spec for spec in registry.SPECS if spec.operation == op.kernel and spec.device == "cpu"]
         if served:
             yield op.name, f"{served.spec.technology} kernel, version {served.version} of {served.spec.versions}", ""
         elif dispatch.current_choice() == "numpy" or not rows:

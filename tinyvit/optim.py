@@ -10,7 +10,8 @@ import numpy as np
 
 from . import dispatch
 from .autograd import Tensor
-from .backend import Array
+from .backend import Array, is_capturing, is_on_gpu, like, to_host
+from .optim_gpu import DeviceBundle
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -87,7 +88,9 @@ class Optimizer:
             str(i): {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k != "params"}
             for i, group in enumerate(self.groups)
         }
-        arrays = {str(i): {k: a.copy() for k, a in kept.items()} for i, kept in enumerate(self._arrays) if kept}
+        arrays = {
+            str(i): {k: to_host(a).copy() for k, a in kept.items()} for i, kept in enumerate(self._arrays) if kept
+        }
         return {"steps": self.steps, "groups": settings, "arrays": arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -107,7 +110,7 @@ class Optimizer:
             group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
         for key, kept in own.items():
             for name, array in kept.items():
-                array[...] = arrays[key][name]
+                array[...] = like(arrays[key][name], array)
 
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
@@ -174,23 +177,28 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
-        self._bundles = self._bundled()
+        self._bundle()
 
-    def _bundled(self) -> "list[_Bundle]":
+    def _bundle(self) -> None:
+        """Have the moments of each dtype lie together."""
         members: dict[Any, list[_Member]] = {}
         arrays = iter(self._arrays)
         for i, group in enumerate(self.groups):
             for p in group["params"]:
                 members.setdefault(p.dtype, []).append((p, next(arrays), i))
-        return [_Bundle(dtype, entries) for dtype, entries in members.items()]
+        on_gpu = {dtype for dtype, entries in members.items() if any(is_on_gpu(p.data) for p, _, _ in entries)}
+        self._bundles = [_Bundle(dtype, entries) for dtype, entries in members.items() if dtype not in on_gpu]
+        self.device_bundles = [DeviceBundle(dtype, members[dtype], len(self.groups)) for dtype in on_gpu]
+        for bundle in self.device_bundles:
+            bundle["step"] = self.steps
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made of: its moments will be views of arrays of its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_bundles"}
+        return {name: value for name, value in self.__dict__.items() if not name.endswith("_bundles")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._bundles = self._bundled()
+        self._bundle()
 
     def step(self) -> None:
         """Update every parameter that has a gradient: all of one dtype by one call of a kernel, if there is one."""
@@ -202,6 +210,30 @@ class Adam(Optimizer):
                 if p.grad is not None:
                     self._update(p.data, p.grad.data, kept, self.groups[i])
                     p.mark_modified()
+        if self.device_bundles:
+            self._step_on_gpu()
+
+    def _step_on_gpu(self) -> None:
+        for bundle in self.device_bundles:
+            published, arrays = self._is_as_published(), (bundle.moments[0],)
+            implementation = dispatch.select(type(self), bundle.dtype, arrays, {}) if published else None
+            if implementation and not is_capturing():
+                bundle.set_groups(self.groups)
+            rest = bundle.step(implementation, self.decoupled) if implementation else bundle.members
+            for p, kept, i in rest:
+                if p.grad is not None:
+                    self._update(p.data, p.grad.data, kept, self.groups[i])
+                    p.mark_modified()
+
+    def state_dict(self) -> dict[str, Any]:
+        for bundle in self.device_bundles:
+            self.steps = int(bundle["step"]) or self.steps
+        return super().state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for bundle in self.device_bundles:
+            bundle["step"] = self.steps
 
     def _is_as_published(self) -> bool:
         """Whether the rule is the kernel's; a subclass may have one of its own."""
@@ -312,11 +344,16 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm is {max_norm}; it must be above 0")
     gradients = [p.grad.data for p in parameters if p.grad is not None]
-    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients))
+    norm = joint_norm(gradients)
     if max_norm < norm < math.inf:
         for g in gradients:
             g *= max_norm / norm
     return norm
+
+
+def joint_norm(arrays: Iterable[Array]) -> float:
+    """The Euclidean norm of all elements together."""
+    return math.sqrt(sum(float(np.vdot(a, a)) for a in arrays))
 
 
 # Schedules: the learning rate of a step -----------------------------------------------------------------------------
@@ -390,7 +427,7 @@ class EMA:
                 p.assign(values)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "averages": {str(i): a.copy() for i, a in enumerate(self.averages)}}
+        return {"steps": self.steps, "averages": {str(i): to_host(a).copy() for i, a in enumerate(self.averages)}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         averages = [state["averages"][str(i)] for i in range(len(state["averages"]))]
@@ -398,4 +435,4 @@ class EMA:
             raise ValueError("EMA state belongs to other parameters: their number or shapes differ")
         self.steps = int(state["steps"])
         for own, a in zip(self.averages, averages, strict=True):
-            own[...] = a
+            own[...] = like(a, own)

@@ -13,6 +13,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .backend import default_device
 from .checkpoint import atomic_write, load
 from .errors import CheckpointError, TinyvitError
 from .models import ViT
@@ -195,7 +196,7 @@ def load_run(run: str | Path) -> TrainedModel:
         model.load_state_dict(load(weights))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
-    return TrainedModel(recipe, model.eval(), data)
+    return TrainedModel(recipe, model.eval().to(default_device()), data)
 
 
 def read_recipe(folder: Path) -> Recipe:

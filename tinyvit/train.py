@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import default_generator, keep_freed_memory, manual_seed
+from .autocast import LossScaler, autocast
+from .backend import default_device, default_generator, keep_freed_memory, manual_seed
 from .checkpoint import atomic_write, load, save
 from .curves import draw_curves
 from .data import Augment, Batch, Loader
@@ -236,10 +237,11 @@ class Training:
         self.total_steps = settings.epochs * self.steps_per_epoch
 
         manual_seed(settings.seed)
-        self.model = build_model(recipe, self.data)
+        self.model = build_model(recipe, self.data).to(default_device())
         for name, encoder in encoders_of(self.model).items():
             encoder.requires_grad_(recipe.task.freeze not in (name, "both"))
         self.optimizer = _build_optimizer(recipe, self.model)
+        self.scaler = LossScaler(self.optimizer) if settings.precision == "float16" else None
         self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None
         self.position = Position()
         self._lap_began = self._written = time.perf_counter()
@@ -258,15 +260,17 @@ class Training:
         images, loss_sum = sum(len(batch.labels) for batch in batches), 0.0
         self.optimizer.zero_grad()
         for batch in batches:
-            loss = self.task.loss(self.model, batch)
-            (loss / images).backward()
+            with autocast(settings.precision):
+                loss = self.task.loss(self.model, batch)
+            mean = loss / images
+            (self.scaler.scaled(mean) if self.scaler else mean).backward()
             loss_sum += loss.item()
         self._require_finite(f"the loss of step {position.step + 1}", loss_sum)
-        if settings.clip_norm:
-            norm = clip_grad_norm(self.model.parameters(), settings.clip_norm)
-            self._require_finite(f"the gradient's norm of step {position.step + 1}", norm)
         self.optimizer.set_lr(self.learning_rate(position.step + 1))
-        self.optimizer.step()
+        if self.scaler:
+            self.scaler.step(settings.clip_norm)
+        else:
+            self._step_of_optimizer()
         if self.ema:
             self.ema.update()
         position.step += 1
@@ -274,6 +278,13 @@ class Training:
         position.images += images
         position.loss_sum += loss_sum
         position.epoch_seconds += self._lap()
+
+    def _step_of_optimizer(self) -> None:
+        settings, position = self.recipe.train, self.position
+        if settings.clip_norm:
+            norm = clip_grad_norm(self.model.parameters(), settings.clip_norm)
+            self._require_finite(f"the gradient's norm of step {position.step + 1}", norm)
+        self.optimizer.step()
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step number `step`, counted from 1 to `total_steps`."""
@@ -331,7 +342,7 @@ class Training:
 
     def write_checkpoint(self, folder: Path) -> None:
         """Write the checkpoint, then what follows from it: a run killed in between makes up for it when it resumes."""
-        if not all(np.isfinite(p.data).all() for p in self.model.parameters()):
+        if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
             raise FloatingPointError(f"the weights are not finite after step {self.position.step}")
         with self.averaged():
             weights = self.model.state_dict()
@@ -352,6 +363,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
         }
 
     def read_checkpoint(self, path: Path) -> None:
@@ -365,6 +377,8 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
+            if self.scaler:
+                self.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} is not the checkpoint of a run ({type(error).__name__}: {error})") from error
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 
 from tinyvit import backend
@@ -72,6 +73,6 @@ class _RoundingNamespace(backend.Namespace):
 @contextmanager
 def rounding_to(dtype: Any, seed: int) -> Iterator[None]:
     """Within this block the plain rules, given arrays of float64 that are `Rounded`, err as those of `dtype` would."""
-    Rounded.unit, Rounded.rng = float(np.finfo(dtype).eps) / 2, np.random.default_rng(seed)
+    Rounded.unit, Rounded.rng = float(ml_dtypes.finfo(dtype).eps) / 2, np.random.default_rng(seed)
     with mock.patch.object(backend, "namespace_of", return_value=_RoundingNamespace(np)):
         yield

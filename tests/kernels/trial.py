@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from draws import Array, Case
 from rounding import Rounded, rounding_to
@@ -97,7 +98,8 @@ def assert_close(
         return
     e = exact[compared]
     plain_error, moved = (max(np.abs(a[compared] - e).max() for a in arrays) for arrays in ([plain], moves))
-    tolerance = 2 * plain_error + 4 * moved + roundings * np.finfo(plain.dtype).eps / 2 * np.abs(e).max()
+    unit = float(ml_dtypes.finfo(plain.dtype).eps) / 2
+    tolerance = 2 * plain_error + 4 * moved + roundings * unit * np.abs(e).max()
     errors = np.abs(np.where(compared, found, 0) - np.where(compared, exact, 0))
     worst = np.unravel_index(errors.argmax(), errors.shape)
     assert errors[worst] <= tolerance, (

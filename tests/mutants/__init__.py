@@ -4,7 +4,8 @@ A test proves something only if it can fail. `python -m tests.mutants [FAMILY ..
 this folder to a copy of the kernels, runs the tests of its family there, and lists the faults that they did not notice.
 
 A table, FAMILY.txt, first says which tests it runs: a file of tests/kernels and pytest's -k. With `compiled:` instead
-of `run:` the kernels are compiled for them; otherwise they run as plain Python, on tiny sizes. Then come the faults,
+of `run:` the kernels are compiled for them; otherwise they run as plain Python, on tiny sizes. With `emulated:` they
+are CUDA kernels, and the tests those of tests/cuda, where g++ compiles them for the CPU. Then come the faults,
 each a line of what it is, the text that stands once in the file, and what replaces it:
 
     # the causal mask hides the query's own key
@@ -39,7 +40,7 @@ class Family:
     """The faults of one table, and the arguments of pytest for the tests that must notice them."""
 
     arguments: list[str]
-    compiled: bool
+    kind: str  # "run", "compiled" or "emulated"
     faults: list[Fault]
 
 
@@ -47,7 +48,7 @@ def read(path: Path) -> Family:
     """The table in a file."""
     first, *lines = path.read_text("utf-8").splitlines()
     kind, _, arguments = first.partition(": ")
-    family, file = Family(shlex.split(arguments), kind == "compiled", []), ""
+    family, file = Family(shlex.split(arguments), kind, []), ""
     for line in lines:
         mark, text = line[:2], line[2:]
         if mark == "# ":

@@ -20,6 +20,7 @@ ROOT = HERE.parents[1]
 PROCESSES = 2
 # Seconds for one test, and for all of a family and the end of the process: a fault may make a kernel wait for ever.
 TIMEOUT, END = 10, 60
+EMULATED = 20  # times as long: there, kernels are compiled by g++ and run on the CPU
 PASSED, FAILED = 0, 1  # pytest's exit status
 NO_FAULT = re.compile(r"(SyntaxError|NameError|UnboundLocalError|AttributeError|TypingError|LoweringError): .*")
 
@@ -34,7 +35,8 @@ def project(fault: Fault | None) -> Iterator[Path]:
             (folder / "tinyvit" / path.name).symlink_to(path)
         ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
         shutil.copytree(ROOT / "kernels", folder / "tinyvit" / "kernels", ignore=ignored)
-        shutil.copytree(ROOT / "tests" / "kernels", folder / "tests" / "kernels", ignore=ignored)
+        for tests in ("kernels", "cuda"):
+            shutil.copytree(ROOT / "tests" / tests, folder / "tests" / tests, ignore=ignored)
         shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
         shutil.copy(ROOT / "pyproject.toml", folder)
         if fault is not None:
@@ -66,17 +68,25 @@ def tested(family: Family, folder: Path) -> "subprocess.CompletedProcess[str]":
     """The run of pytest in a project."""
     command = [sys.executable, "-m", "pytest", *family.arguments, "-x", "-q", "--rootdir", str(folder)]
     command += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
-    command += ["--timeout", str(TIMEOUT), "--timeout-method", "thread"]  # a signal would wait for compiled code to end
+    patience = EMULATED if family.kind == "emulated" else 1
+    command += [
+        "--timeout",
+        str(patience * TIMEOUT),
+        "--timeout-method",
+        "thread",
+    ]  # a signal would wait for compiled code to end
     settings = {
         "PYTHONPATH": str(folder),
         "NUMBA_CACHE_DIR": str(folder / "cache"),
-        "NUMBA_DISABLE_JIT": "0" if family.compiled else "1",
+        "NUMBA_DISABLE_JIT": "1" if family.kind == "run" else "0",
+        "TINYVIT_EMULATED": str(folder / "emulated"),
         "TINYVIT_THREADS": "2",
         "TINYVIT_COMPILE_AHEAD": "0",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    place = folder / "tests" / "kernels"
-    return subprocess.run(command, cwd=place, env=os.environ | settings, capture_output=True, text=True, timeout=END)
+    place = folder / "tests" / ("cuda" if family.kind == "emulated" else "kernels")
+    given = {"cwd": place, "env": os.environ | settings, "timeout": patience * END}
+    return subprocess.run(command, capture_output=True, text=True, **given)
 
 
 def main() -> int:

@@ -47,7 +47,7 @@ from .normalization import add_layer_norm, layer_norm
 from .patches import patches
 from .random import dropout, dropout_mask
 from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum_to_shape, var
-from .shape import cast, concatenate, flip, pad, reshape, split, stack, swapaxes, transpose, unbind, zeros
+from .shape import cast, concatenate, flip, pad, reshape, split, stack, swapaxes, to_device, transpose, unbind, zeros
 
 __all__ = [
     "abs", "add", "add_layer_norm", "avg_pool2d", "bias_gelu", "binary_cross_entropy_with_logits",
@@ -100,10 +100,9 @@ def _set_item(self: Tensor, key: Any, value: Any) -> None:
 
 
 def _to(self: Tensor, device_or_dtype: Any) -> Tensor:
-    """This tensor on another device ("cpu") or in another dtype ("float64", numpy.float32)."""
+    """This tensor on another device ("cpu", "cuda:0") or in another dtype ("float64", numpy.float32)."""
     if isinstance(device_or_dtype, str) and device_or_dtype.split(":")[0] in ("cpu", "cuda"):
-        autograd.backend.check_device(device_or_dtype)
-        return self
+        return to_device(self, device_or_dtype)
     try:
         dtype = np.dtype(device_or_dtype)
     except TypeError as error:

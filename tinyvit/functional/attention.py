@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Op, Tensor
-from ..backend import Generator, Namespace, default_generator, is_floating
+from ..backend import Generator, Namespace, default_generator, is_floating, is_on_gpu, namespace_of
 from .elementwise import constant
 from .random import check_probability
 from .samples import sample
@@ -115,7 +115,7 @@ def _join_heads(xp: Any, parts: Any) -> Any:
 
 
 def _address(array: Any) -> int:
-    return array.__array_interface__["data"][0]
+    return array.data.ptr if is_on_gpu(array) else array.__array_interface__["data"][0]
 
 
 Namespace.extend("join_heads", _join_heads)
@@ -141,7 +141,8 @@ def _exponentials(xp, q, k, bias, mask, is_causal, scale):
         scores = scores + bias
     visible = mask
     if is_causal:
-        causal = np.tril(np.ones(scores.shape[-2:], bool))  # key s is visible to query n iff s <= n
+        lib = namespace_of(constant(scores))
+        causal = lib.tril(lib.ones(scores.shape[-2:], bool))  # key s is visible to query n iff s <= n
         visible = causal if mask is None else mask & causal
     if visible is not None:
         scores = xp.where(visible, scores, -np.inf)

@@ -443,7 +443,7 @@ def constant(x: Any) -> Any:
 def as_floating(x: Any) -> Any:
     """x, as float32 where it holds integers or booleans: for operations whose result is floating."""
     array = x.data if isinstance(x, Tensor) else x
-    if isinstance(array, np.ndarray) and array.dtype.kind in "iub":
+    if hasattr(array, "dtype") and array.dtype.kind in "iub":
         return Tensor(array.astype(np.float32))
     return x
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from ..autograd import Op, Tensor
-from ..backend import Namespace
+from ..backend import Namespace, is_on_gpu, to_host
 from .elementwise import constant
 from .samples import sample
 from .shape import reshape
@@ -159,7 +159,7 @@ def _repeats(key: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
     """Whether an index picks an element of an array of this shape more than once."""
     if _is_basic(key):
         return False
-    picked = np.arange(math.prod(shape)).reshape(shape)[key]
+    picked = np.arange(math.prod(shape)).reshape(shape)[tuple(to_host(i) for i in key)]
     return np.unique(picked).size < picked.size
 
 
@@ -178,5 +178,6 @@ def embedding(ids: Any, weight: Tensor) -> Tensor:
 
 
 def check_ids(what: str, ids: np.ndarray, count: int) -> None:
-    if ids.size and not (ids.min() >= 0 and ids.max() < count):
+    """Raise ValueError unless ids are in [0, count); those on a GPU are not looked at, which would wait for it."""
+    if ids.size and not is_on_gpu(ids) and not (ids.min() >= 0 and ids.max() < count):
         raise ValueError(f"{what} go from {ids.min()} to {ids.max()}; they must be in [0, {count})")

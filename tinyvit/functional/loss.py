@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Op, Tensor
+from ..backend import namespace_of
 from .elementwise import as_floating, constant
 from .indexing import check_ids
 from .linalg import matmul
@@ -57,7 +58,10 @@ def _distribution(xp, logits, target, ids, ignore_index, label_smoothing):
     if ids is None:
         return (1 - label_smoothing) * target + label_smoothing / classes if label_smoothing else target
     kept = ids != ignore_index
-    hot = (np.where(kept, ids, 0)[..., None] == np.arange(classes)) * (1 - label_smoothing) + label_smoothing / classes
+    lib = namespace_of(ids)
+    hot = (lib.where(kept, ids, 0)[..., None] == lib.arange(classes)) * (
+        1 - label_smoothing
+    ) + label_smoothing / classes
     return xp.where(kept[..., None], xp.zeros_like(logits) + hot.astype(logits.dtype), 0.0)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import NUMPY
+from ..backend import namespace_of
 from ..kernels import registry
 from .attention import Attention, attention_lse
 from .normalization import AddLayerNorm, LayerNorm, row_statistics
@@ -18,30 +18,30 @@ def _entry(cls: Any, saved: tuple[Any, ...], needs: tuple[bool, ...], **attribut
 
 
 def _attention_forward(q, k, v, bias, *, mask, is_causal, scale, **dropout):
-    out = Attention.forward(NUMPY, q, k, v, bias, mask=mask, is_causal=is_causal, scale=scale, **dropout)
-    return out, attention_lse(NUMPY, q, k, bias, mask, is_causal, scale)
+    out = Attention.forward(namespace_of(q), q, k, v, bias, mask=mask, is_causal=is_causal, scale=scale, **dropout)
+    return out, attention_lse(namespace_of(q), q, k, bias, mask, is_causal, scale)
 
 
 def _attention_backward(dout, q, k, v, bias, out, lse, *, needs, **params):
     shapes = [np.shape(x) for x in (q, k, v, bias)]
-    return _entry(Attention, (q, k, v, bias, out), needs, shapes=shapes, **params).backward(NUMPY, dout)
+    return _entry(Attention, (q, k, v, bias, out), needs, shapes=shapes, **params).backward(namespace_of(dout), dout)
 
 
 def _layer_norm_forward(x, weight, bias, *, eps):
-    return LayerNorm.forward(NUMPY, x, weight, bias, eps=eps), *row_statistics(NUMPY, x, eps)
+    return LayerNorm.forward(namespace_of(x), x, weight, bias, eps=eps), *row_statistics(namespace_of(x), x, eps)
 
 
 def _layer_norm_backward(dy, x, weight, mean, rstd, *, eps, needs):
-    return _entry(LayerNorm, (x, weight), needs, eps=eps).backward(NUMPY, dy)
+    return _entry(LayerNorm, (x, weight), needs, eps=eps).backward(namespace_of(dy), dy)
 
 
 def _add_layer_norm_forward(x, residual, weight, bias, *, eps):
-    total, y = AddLayerNorm.forward(NUMPY, x, residual, weight, bias, eps=eps)
-    return total, y, *row_statistics(NUMPY, total, eps)
+    total, y = AddLayerNorm.forward(namespace_of(x), x, residual, weight, bias, eps=eps)
+    return total, y, *row_statistics(namespace_of(total), total, eps)
 
 
 def _add_layer_norm_backward(dsum, dy, total, weight, mean, rstd, *, eps, needs):
-    return _entry(AddLayerNorm, (total, weight), needs, eps=eps).backward(NUMPY, dsum, dy)
+    return _entry(AddLayerNorm, (total, weight), needs, eps=eps).backward(namespace_of(total), dsum, dy)
 
 
 registry.PLAIN.update(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Op, Tensor
-from ..backend import NUMPY, Array, Generator, Namespace, default_generator, is_floating
+from ..backend import NUMPY, Array, Generator, Namespace, default_generator, is_floating, namespace_of, to_device
 from .elementwise import constant
 from .samples import sample
 
@@ -32,7 +32,7 @@ def philox4x32(counter: Array, key: tuple[int, int]) -> Array:
             p0 & low,
         )
         k0, k1 = (k0 + _PHILOX_W[0]) & 0xFFFFFFFF, (k1 + _PHILOX_W[1]) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3]).astype(np.uint32)
+    return namespace_of(counter).stack([c0, c1, c2, c3]).astype(np.uint32)
 
 
 def _dropout_mask(xp: Namespace, shape: tuple[int, ...], p: float, seed: int, offset: int, dtype: Any) -> Array:
@@ -42,10 +42,10 @@ def _dropout_mask(xp: Namespace, shape: tuple[int, ...], p: float, seed: int, of
     where that word is at least p * 2**32: every implementation of dropout draws the same mask.
     """
     if p == 1:
-        return np.zeros(shape, dtype)
+        return xp.zeros(shape, dtype)
     size = math.prod(shape)
-    block = np.arange(-(-size // 4), dtype=np.uint64)
-    counter = np.empty((4, block.size), np.uint32)
+    block = xp.arange(-(-size // 4), dtype=np.uint64)
+    counter = xp.empty((4, block.size), np.uint32)
     counter[0], counter[1] = block & np.uint64(0xFFFFFFFF), block >> np.uint64(32)
     counter[2], counter[3] = offset & 0xFFFFFFFF, offset >> 32
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
@@ -96,6 +96,6 @@ def check_probability(name: str, p: float) -> None:
         raise ValueError(f"{name} is {p}; a probability is in [0, 1]")
 
 
-def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, dtype: Any) -> Tensor:
+def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, dtype: Any, device: str = "cpu") -> Tensor:
     """The factors of dropout; a constant."""
-    return Tensor(NUMPY.dropout_mask(shape, p, seed, offset, dtype))
+    return Tensor(to_device(NUMPY.dropout_mask(shape, p, seed, offset, dtype), device))

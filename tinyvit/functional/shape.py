@@ -8,7 +8,8 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from ..autograd import Op, Tensor
-from ..backend import Namespace, is_floating
+from ..backend import Namespace, check_device, device_of, is_floating
+from ..backend import to_device as moved
 from .samples import sample
 
 
@@ -183,6 +184,24 @@ class Cast(Op):
 Namespace.extend("cast", lambda xp, x, dtype: x.astype(dtype))
 
 
+class ToDevice(Op):
+    """y = x on another device        dx = dy on x's device"""
+
+    @staticmethod
+    def forward(xp, x, *, device, source):
+        return moved(x, device)
+
+    def backward(ctx, xp, dy):
+        return xp.to_device(dy, ctx.source)
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), device="cpu", source="cpu")
+
+
+Namespace.extend("to_device", lambda xp, x, device: moved(x, device))
+
+
 # What users call ----------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +281,15 @@ def cast(x: Tensor, dtype: Any) -> Tensor:
     if is_floating(x) and is_floating(np.empty(0, dtype)):
         return Cast.apply(x, dtype=np.dtype(dtype), source=x.dtype)
     return Tensor(x.data.astype(dtype))
+
+
+def to_device(x: Tensor, device: str) -> Tensor:
+    """x on another device, "cpu" or "cuda:1"; x itself if it is there. The gradient goes the way back."""
+    check_device(device)
+    number = device.partition(":")[2]
+    if x.device == ("cpu" if device == "cpu" else f"cuda:{number or 0}"):
+        return x
+    return ToDevice.apply(x, device=device, source=device_of(x.data))
 
 
 def zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> Tensor:

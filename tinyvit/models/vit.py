@@ -1,12 +1,13 @@
 """The Vision Transformer (Dosovitskiy et al., An image is worth 16x16 words, 2021)."""
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor
+from ..backend import like
 from ..nn import Block, Dropout, LayerNorm, Linear, Module, ModuleList, Parameter, PatchEmbed, init, initialize_linear
 from ..nn.patches import Sizes, sincos1d, sincos2d
 from ..nn.transformer import advance_all, joined
@@ -106,12 +107,12 @@ class ViT(Module):
         ]
         x = F.concatenate([*prefix, x], axis=1) if prefix else x
         if self.pos_embed is not None:
-            x = x + self.pos_embed.to(x.dtype)
+            x = x + self.pos_embed
         return self.pos_drop(x)
 
     def features(self, images: Any) -> Tensor:
         """The tokens after the last block and the final norm (if the form has one): (B, N, dim)."""
-        return self.encode(self.embed(_as_images(images)))
+        return self.encode(self.embed(self._images(images)))
 
     def encode(self, tokens: Tensor) -> Tensor:
         """The same of embedded tokens, or of some of them: (B, N, dim) -> (B, N, dim)."""
@@ -119,7 +120,7 @@ class ViT(Module):
         return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
 
     def forward(self, images: Any) -> Tensor:
-        x, branch = advance_all(self.blocks, self.embed(_as_images(images)))
+        x, branch = advance_all(self.blocks, self.embed(self._images(images)))
         if self.fc_norm is not None:  # pool="mean"
             x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1))
         else:  # layer norm treats each token by itself, so only the one that is read needs it
@@ -128,6 +129,15 @@ class ViT(Module):
             x = joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
         return x if self.head is None else self.head(x)
 
+    def to(self, device_or_dtype: Any) -> Self:
+        if self.pos_embed is not None and not isinstance(self.pos_embed, Parameter):
+            self.pos_embed = self.pos_embed.to(device_or_dtype)
+        return super().to(device_or_dtype)
 
-def _as_images(images: Any) -> Tensor:
-    return images if isinstance(images, Tensor) else Tensor(np.asarray(images))
+    def _images(self, images: Any) -> Tensor:
+        """Images as a tensor where the weights are."""
+        return (
+            images
+            if isinstance(images, Tensor)
+            else Tensor(like(np.asarray(images), self.patch_embed.proj.weight.data))
+        )

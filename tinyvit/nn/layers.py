@@ -91,7 +91,7 @@ class DropPath(Module):
         if not self.training or self.p == 0:
             return x
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        return x * F.dropout_mask(shape, self.p, *default_generator.draw(), x.dtype)
+        return x * F.dropout_mask(shape, self.p, *default_generator.draw(), x.dtype, x.device)
 
     def _describe(self) -> str:
         return f"p={self.p}"

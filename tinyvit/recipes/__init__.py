@@ -167,6 +167,7 @@ class Train(_Section):
     label_smoothing: float = _key(_FRACTION, 0.0)
     ema: float = _key(_FRACTION, 0.0)  # decay of the running average of the weights
     accumulate: int = _key(_COUNT, 1)  # batches whose gradients make one step
+    precision: str = _key(("float32", "bfloat16", "float16"), "float32")  # of matrix products, attention and GELU
     seed: int = _key(Range(at_least=0, below=2**63), 0)
     checkpoint_minutes: float = _key(Range(above=0), 10.0)  # between checkpoints, besides one each epoch
 

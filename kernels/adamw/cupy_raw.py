@@ -1,0 +1,79 @@
+"""One step of Adam or AdamW for all parameters in CUDA C++, with clipping, loss scale and step counter on the device.
+
+| version | what it changes, and gains                                                                             |
+|---------|--------------------------------------------------------------------------------------------------------|
+| v1      | a block for a parameter                                                                                |
+| v2      | a block for 8192 elements, which may be several small parameters or a part of a large one              |
+
+`State` is what a step needs and leaves behind, in the device's memory, so that a captured graph may be replayed: the
+number of steps, the norm that gradients are clipped to, and for float16 the factor that losses, hence gradients, are
+multiplied by. A norm that is not finite then skips the step and halves the factor; after `growth` steps without one it
+is doubled. (Micikevicius et al., Mixed precision training, 2018, section 3.2.)
+"""
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..cuda.device import Kernel, address, device_of, library_of, pointer
+
+_SOURCE = "adamw/adamw.cu"
+_CHUNK, _THREADS = 8192, 256
+STATE = np.dtype(
+    [(n, "f8") for n in ("step", "max_norm", "norm", "scale", "growth", "good", "skipped", "factor")]
+)  # `State` of adamw.cu
+GROUP = ("lr", "b1", "b2", "eps", "decay")  # the columns of what each group of parameters is given
+_SETTING_WORDS = 9  # floats of `Setting`
+
+
+def kernels() -> Iterator[tuple[Kernel, int]]:
+    """Every kernel there is, and the most registers it may have."""
+    for name in ("adamw_squares", "adamw_settings", "adamw_step_1", "adamw_step_2"):
+        yield Kernel(_SOURCE, f"{name}<float>"), 128
+
+
+def _blocks_1(parameters: int, elements: int) -> int:
+    return parameters
+
+
+def _blocks_2(parameters: int, elements: int) -> int:
+    return -(-elements // _CHUNK)
+
+
+VERSIONS = {1: _blocks_1, 2: _blocks_2}  # how many blocks there are
+
+
+def table_of(parameters: Any, gradients: Any, groups: Any) -> np.ndarray:
+    """`Parameter` of adamw.cu for arrays whose moments lie one after the other; a gradient may be None."""
+    table, start = np.zeros((len(parameters), 5), np.int64), 0
+    for row, p, g, group in zip(table, parameters, gradients, groups, strict=True):
+        row[:] = address(p), address(g), start, p.size, group
+        start += p.size
+    return table
+
+
+def forward(table, groups, state, m, v, *, decoupled, version):
+    """Change the parameters, their moments and the state in place, all of it on the device.
+
+    Parameters
+    ----------
+    table : (T, 5) int64, from `table_of`, on the device.
+    groups : (G, 5) float64, with the columns `GROUP`.
+    state : (8,) float64, with the fields of `STATE`.
+    m, v : (E,) float32, the moments.
+    decoupled : weight decay does not pass through the moments (AdamW).
+    """
+    xp, device = library_of(m), device_of(m)
+    chunks = -(-m.size // _CHUNK)
+    parts, settings = xp.empty(chunks, "float64"), xp.empty((groups.shape[0], _SETTING_WORDS), "float32")
+    count, groups_count = ctypes.c_int(table.shape[0]), ctypes.c_int(groups.shape[0])
+    arguments = [pointer(table), count, pointer(parts)]
+    device.launch(Kernel(_SOURCE, "adamw_squares<float>"), (chunks,), _THREADS, arguments, 4 * 32)
+    arguments = [*map(pointer, (state, groups, settings, parts)), ctypes.c_int(chunks), groups_count]
+    device.launch(Kernel(_SOURCE, "adamw_settings<float>"), (1,), 1, [*arguments, ctypes.c_int(decoupled)])
+    arguments = [pointer(table), count, *map(pointer, (state, settings, m, v))]
+    kernel = Kernel(_SOURCE, f"adamw_step_{version}<float>")
+    device.launch(kernel, (VERSIONS[version](table.shape[0], m.size),), _THREADS, arguments)
+    return ()

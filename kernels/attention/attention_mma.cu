@@ -1,0 +1,391 @@
+// Attention on tensor cores, for float16 and bfloat16 with sums in float32.
+//
+// A warp has 16 rows. Of a 16 x 8 tile of scores or of a result, lane l holds the rows l / 4 and l / 4 + 8, and of each
+// the columns 2 (l % 4) and the one after it (`mma` in prims.cuh). A tile of scores is at once the left operand of the
+// product that follows, so probabilities never leave registers. Tiles lie in shared memory with 8 elements between
+// rows, so that the 8 rows of a small matrix fall into different banks.
+#include "attention/attention.cuh"
+
+template <int D> constexpr int PITCH = D + 8;
+constexpr int ROWS = 16;  // of a warp
+
+// Tiles ---------------------------------------------------------------------------------------------------------------
+
+// Have `threads` threads, of which this is number `thread`, copy `count` rows from number `first` on; zeros past the end.
+template <typename T, int D>
+DEVICE void stage(T* tile, const Attention& a, const View& view, const Head& head, int first, int count, int total,
+                  int thread, int threads) {
+  const T* source = matrix<T>(view, head);
+  if (a.aligned) {
+    for (int i = thread; i < count * (D / 8); i += threads) {
+      int row = i / (D / 8), d = i % (D / 8) * 8;
+      bool real = first + row < total && d < a.depth;
+      copy_async(tile + row * PITCH<D> + d, real ? source + (first + row) * view.row + d : source, real);
+    }
+  } else {
+    for (int i = thread; i < count * D; i += threads) {
+      int row = i / D, d = i % D;
+      bool real = first + row < total && d < a.depth;
+      tile[row * PITCH<D> + d] = real ? source[(first + row) * view.row + d] : from_float<T>(0.f);
+    }
+  }
+}
+
+// s (16, C) = rows (16, D) columns (C, D)^T, of which `count` columns are real; the rest stays 0.
+template <typename T, int D, int C>
+DEVICE void multiply(float (&s)[C / 8][4], const T* rows, const T* columns, int count) {
+  int lane = threadIdx.x % WARP;
+#pragma unroll
+  for (int j = 0; j < C / 8; j++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) s[j][i] = 0;
+#pragma unroll
+  for (int d = 0; d < D; d += 16) {
+    unsigned a[4];
+    load_matrices(a, rows + lane % 16 * PITCH<D> + d + lane / 16 * 8);
+#pragma unroll
+    for (int c = 0; c < C; c += 16) {
+      if (c >= count) continue;
+      unsigned b[4];
+      load_matrices(b, columns + (c + lane % 8 + lane / 16 * 8) * PITCH<D> + d + lane / 8 % 2 * 8);
+      unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+      mma(s[c / 8], a, left, T());
+      mma(s[c / 8 + 1], a, right, T());
+    }
+  }
+}
+
+// result (16, D) += p (16, C) columns (C, D).
+template <typename T, int D, int C>
+DEVICE void accumulate(float (&result)[D / 8][4], const float (&p)[C / 8][4], const T* columns, int count) {
+  int lane = threadIdx.x % WARP;
+#pragma unroll
+  for (int c = 0; c < C; c += 16) {
+    if (c >= count) continue;
+    const float(&x)[4] = p[c / 8], (&y)[4] = p[c / 8 + 1];
+    unsigned a[4] = {pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(y[0], y[1]), pack<T>(y[2], y[3])};
+#pragma unroll
+    for (int d = 0; d < D; d += 16) {
+      unsigned b[4];
+      load_matrices_transposed(b, columns + (c + lane % 16) * PITCH<D> + d + lane / 16 * 8);
+      unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+      mma(result[d / 8], a, left, T());
+      mma(result[d / 8 + 1], a, right, T());
+    }
+  }
+}
+
+// Write a warp's result, its two rows of each lane times `factor`; `scratch` (16, PITCH) is the warp's own.
+template <typename T, int D>
+DEVICE void write(T* scratch, const float (&result)[D / 8][4], const float (&factor)[2], const Attention& a,
+                  const View& view, const Head& head, int first, int total) {
+  int lane = threadIdx.x % WARP;
+  __syncwarp();  // what was in scratch has been read
+#pragma unroll
+  for (int j = 0; j < D / 8; j++)
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      *reinterpret_cast<unsigned*>(scratch + (lane / 4 + 8 * i) * PITCH<D> + 8 * j + lane % 4 * 2) =
+          pack<T>(result[j][2 * i] * factor[i], result[j][2 * i + 1] * factor[i]);
+  __syncwarp();
+  T* target = matrix<T>(view, head);
+  if (a.aligned) {
+    for (int i = lane; i < ROWS * (D / 8); i += WARP) {
+      int row = i / (D / 8), d = i % (D / 8) * 8;
+      if (first + row < total && d < a.depth)
+        *reinterpret_cast<uint4*>(target + (first + row) * view.row + d) =
+            *reinterpret_cast<const uint4*>(scratch + row * PITCH<D> + d);
+    }
+  } else {
+    for (int i = lane; i < ROWS * D; i += WARP) {
+      int row = i / D, d = i % D;
+      if (first + row < total && d < a.depth) target[(first + row) * view.row + d] = scratch[row * PITCH<D> + d];
+    }
+  }
+  __syncwarp();
+}
+
+// Forward -------------------------------------------------------------------------------------------------------------
+
+// The softmax of 16 queries as it grows: for the two rows of this lane the largest score and the sum, in powers of 2.
+template <int D> struct Softmax {
+  float out[D / 8][4] = {}, peak[2] = {-INFINITY, -INFINITY}, total[2] = {};
+
+  // From products to probabilities, for the keys from `start` on. FIRST: there were none before.
+  template <typename T, int C, bool EXTRAS, bool FIRST>
+  DEVICE void add(float (&s)[C / 8][4], const Attention& a, const Head& head, int row, int start) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int n = row + lane / 4 + 8 * i;
+      float top = peak[i];
+#pragma unroll
+      for (int j = 0; j < C / 8; j++)
+#pragma unroll
+        for (int e = 2 * i; e < 2 * i + 2; e++) {
+          s[j][e] = LOG2_E * score<T, EXTRAS>(a, head, n, start + 8 * j + lane % 4 * 2 + e % 2, s[j][e]);
+          top = fmaxf(top, s[j][e]);
+        }
+      top = warp_max(top, 4);
+      float shift = shift_of(top), sum = 0;
+#pragma unroll
+      for (int j = 0; j < C / 8; j++)
+#pragma unroll
+        for (int e = 2 * i; e < 2 * i + 2; e++) {
+          s[j][e] = exp2_fast(s[j][e] - shift);
+          sum += s[j][e];
+          s[j][e] *= kept<EXTRAS>(a, head, n, start + 8 * j + lane % 4 * 2 + e % 2);
+        }
+      if (!FIRST) {
+        float fade = exp2_fast(peak[i] - shift);
+        total[i] *= fade;
+#pragma unroll
+        for (int j = 0; j < D / 8; j++) out[j][2 * i] *= fade, out[j][2 * i + 1] *= fade;
+      }
+      total[i] += sum;
+      peak[i] = top;
+    }
+  }
+
+  template <typename T> DEVICE void finish(T* scratch, const Attention& a, const Head& head, int row) {
+    int lane = threadIdx.x % WARP;
+    float share[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float sum = warp_sum(total[i], 4);
+      int n = row + lane / 4 + 8 * i;
+      share[i] = sum == 0 ? 0.f : 1 / sum;
+      if (lane % 4 == 0 && n < a.queries) a.lse[head.row + n] = LN_2 * shift_of(peak[i]) + logf(sum);
+    }
+    write<T, D>(scratch, out, share, a, a.out, head, row, a.queries);
+  }
+};
+
+// v3: a block has 16 queries for each warp; tiles of C keys come while the ones before are used.
+template <typename T, int D, int C, bool EXTRAS> __global__ void __launch_bounds__(128, 2) attention_forward_3(Attention a) {
+  DYNAMIC_SHARED(memory);
+  int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, first = blockIdx.x * warps * ROWS;
+  T* queries = reinterpret_cast<T*>(memory);          // (16 warps, PITCH)
+  T* tiles = queries + warps * ROWS * PITCH<D>;       // 2 x (k, v) x (C, PITCH)
+  T* mine = queries + warp * ROWS * PITCH<D>;
+  Head head = head_of(a, blockIdx.y);
+  auto fetch = [&](int start) {
+    T* tile = tiles + start / C % 2 * (2 * C * PITCH<D>);
+    stage<T, D>(tile, a, a.k, head, start, C, a.keys, threadIdx.x, blockDim.x);
+    stage<T, D>(tile + C * PITCH<D>, a, a.v, head, start, C, a.keys, threadIdx.x, blockDim.x);
+    copy_commit();
+  };
+  int end = a.is_causal ? min(a.keys, first + warps * ROWS) : a.keys;
+  stage<T, D>(queries, a, a.q, head, first, warps * ROWS, a.queries, threadIdx.x, blockDim.x);
+  fetch(0);
+  Softmax<D> softmax;
+  for (int start = 0; start < end; start += C) {
+    if (start + C < end) {
+      fetch(start + C);
+      copy_wait<1>();
+    } else {
+      copy_wait<0>();
+    }
+    __syncthreads();
+    const T* tile = tiles + start / C % 2 * (2 * C * PITCH<D>);
+    float s[C / 8][4];
+    multiply<T, D, C>(s, mine, tile, a.keys - start);
+    softmax.template add<T, C, EXTRAS, false>(s, a, head, first + warp * ROWS, start);
+    accumulate<T, D, C>(softmax.out, s, tile + C * PITCH<D>, a.keys - start);
+    __syncthreads();  // before this tile is written again
+  }
+  softmax.finish(mine, a, head, first + warp * ROWS);
+}
+
+// v4: all keys of a head lie in shared memory, and all scores of a query in registers, so nothing is rescaled; warps
+// take one group of 16 queries after the other. C: the most keys there may be. No mask, bias or dropout, as in most ViTs.
+template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) attention_forward_4(Attention a) {
+  DYNAMIC_SHARED(memory);
+  int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, padded = (a.keys + 15) / 16 * 16;
+  T* k = reinterpret_cast<T*>(memory);  // (padded, PITCH)
+  T* v = k + padded * PITCH<D>;
+  T* mine = v + padded * PITCH<D> + warp * ROWS * PITCH<D>;
+  Head head = head_of(a, blockIdx.x);
+  stage<T, D>(k, a, a.k, head, 0, padded, a.keys, threadIdx.x, blockDim.x);
+  stage<T, D>(v, a, a.v, head, 0, padded, a.keys, threadIdx.x, blockDim.x);
+  copy_commit();
+  bool waiting = true;
+  for (int row = warp * ROWS; row < a.queries || waiting; row += warps * ROWS) {
+    if (row < a.queries) stage<T, D>(mine, a, a.q, head, row, ROWS, a.queries, threadIdx.x % WARP, WARP);
+    copy_commit();
+    copy_wait<0>();
+    if (waiting) __syncthreads();  // the first time round also k and v, which all have copied
+    waiting = false;
+    __syncwarp();
+    if (row >= a.queries) break;
+    float s[C / 8][4];
+    Softmax<D> softmax;
+    multiply<T, D, C>(s, mine, k, a.keys);
+    softmax.template add<T, C, false, true>(s, a, head, row, 0);
+    accumulate<T, D, C>(softmax.out, s, v, a.keys);
+    softmax.finish(mine, a, head, row);
+  }
+}
+
+// Backward ------------------------------------------------------------------------------------------------------------
+
+// Rows are queries and columns keys for dq, with OF_KEYS the other way round for dk and dv: the same products, computed
+// once on either side, so that nobody adds to what another warp writes.
+//   rows:     left = q or k, right = dout or v         columns: left = k or q, right = v or dout
+//   p and dp: left left^T and right right^T            result:  dleft = ds left_columns, dright = p right_columns
+template <bool OF_KEYS> DEVICE const View& left_rows(const Attention& a) { return OF_KEYS ? a.k : a.q; }
+template <bool OF_KEYS> DEVICE const View& right_rows(const Attention& a) { return OF_KEYS ? a.v : a.dout; }
+
+// From products to p with dropout and ds, for C columns from `start` on. Of the queries, `lse` and `r` are given: from
+// the first row of the warp on, or with OF_KEYS from column `start` on.
+template <typename T, int C, bool OF_KEYS, bool EXTRAS>
+DEVICE void slopes(float (&p)[C / 8][4], float (&ds)[C / 8][4], const Attention& a, const Head& head, int row, int start,
+                   const float* lse, const float* r) {
+  int lane = threadIdx.x % WARP;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    int y = lane / 4 + 8 * i;
+#pragma unroll
+    for (int j = 0; j < C / 8; j++)
+#pragma unroll
+      for (int e = 2 * i; e < 2 * i + 2; e++) {
+        int x = 8 * j + lane % 4 * 2 + e % 2;
+        int n = OF_KEYS ? start + x : row + y, s = OF_KEYS ? row + y : start + x;
+        if (n >= a.queries || s >= a.keys) {
+          p[j][e] = ds[j][e] = 0;
+          continue;
+        }
+        int query = OF_KEYS ? x : y;
+        float weight = exp2_fast(LOG2_E * (score<T, EXTRAS>(a, head, n, s, p[j][e]) - shift_of(lse[query])));
+        float factor = kept<EXTRAS>(a, head, n, s);
+        // out = (p * m) @ v and p = softmax(s)
+        ds[j][e] = weight * (ds[j][e] * factor - r[query]);
+        p[j][e] = weight * factor;
+        if (EXTRAS && !OF_KEYS && a.ds) a.ds[(head.row + n) * a.keys + s] = ds[j][e];
+      }
+  }
+}
+
+// What a warp adds up for its 16 rows. DLEFT, DRIGHT: which of the two it is asked for.
+template <int D, bool DLEFT, bool DRIGHT> struct Gradients {
+  float dleft[DLEFT ? D / 8 : 1][4] = {}, dright[DRIGHT ? D / 8 : 1][4] = {};
+
+  template <typename T, int C, bool OF_KEYS, bool EXTRAS>
+  DEVICE void add(const Attention& a, const Head& head, int row, int start, const T* left, const T* right,
+                  const T* left_columns, const T* right_columns, const float* lse, const float* r) {
+    int count = (OF_KEYS ? a.queries : a.keys) - start;
+    float p[C / 8][4], ds[C / 8][4];
+    multiply<T, D, C>(p, left, left_columns, count);
+    multiply<T, D, C>(ds, right, right_columns, count);
+    slopes<T, C, OF_KEYS, EXTRAS>(p, ds, a, head, row, start, lse, r);
+    if constexpr (DLEFT) accumulate<T, D, C>(dleft, ds, left_columns, count);
+    if constexpr (DRIGHT) accumulate<T, D, C>(dright, p, right_columns, count);
+  }
+
+  template <typename T, bool OF_KEYS> DEVICE void finish(T* scratch, const Attention& a, const Head& head, int row) {
+    float scale[2] = {a.scale, a.scale}, one[2] = {1, 1};
+    int total = OF_KEYS ? a.keys : a.queries;
+    if constexpr (DLEFT) write<T, D>(scratch, dleft, scale, a, OF_KEYS ? a.dk : a.dq, head, row, total);
+    if constexpr (DRIGHT) write<T, D>(scratch, dright, one, a, a.dv, head, row, total);
+  }
+};
+
+// v3: a block has 16 rows for each warp; tiles of C columns come while the ones before are used.
+template <typename T, int D, int C, bool OF_KEYS, bool DLEFT, bool DRIGHT, bool EXTRAS>
+__global__ void __launch_bounds__(128, 2) attention_backward_3(Attention a) {
+  DYNAMIC_SHARED(memory);
+  int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, first = blockIdx.x * warps * ROWS;
+  int rows = OF_KEYS ? a.keys : a.queries, columns = OF_KEYS ? a.queries : a.keys;
+  T* left = reinterpret_cast<T*>(memory);                // (16 warps, PITCH)
+  T* right = left + warps * ROWS * PITCH<D>;
+  T* tiles = right + warps * ROWS * PITCH<D>;            // 2 x (left, right) x (C, PITCH)
+  float* of_queries = reinterpret_cast<float*>(tiles + 4 * C * PITCH<D>);  // lse and r: of the rows, or 2 x of a tile
+  int span = OF_KEYS ? C : warps * ROWS;
+  Head head = head_of(a, blockIdx.y);
+  auto fetch_scalars = [&](float* target, int start) {
+    for (int i = threadIdx.x; i < span; i += blockDim.x) {
+      bool real = start + i < a.queries;
+      target[i] = real ? a.lse[head.row + start + i] : 0.f;
+      target[span + i] = real ? a.r[head.row + start + i] : 0.f;
+    }
+  };
+  auto fetch = [&](int start) {
+    int half = start / C % 2;
+    T* tile = tiles + half * (2 * C * PITCH<D>);
+    stage<T, D>(tile, a, left_rows<!OF_KEYS>(a), head, start, C, columns, threadIdx.x, blockDim.x);
+    stage<T, D>(tile + C * PITCH<D>, a, right_rows<!OF_KEYS>(a), head, start, C, columns, threadIdx.x, blockDim.x);
+    copy_commit();
+    if (OF_KEYS) fetch_scalars(of_queries + half * 2 * C, start);
+  };
+  int begin = OF_KEYS && a.is_causal ? first / C * C : 0;
+  int end = !OF_KEYS && a.is_causal ? min(columns, first + warps * ROWS) : columns;
+  stage<T, D>(left, a, left_rows<OF_KEYS>(a), head, first, warps * ROWS, rows, threadIdx.x, blockDim.x);
+  stage<T, D>(right, a, right_rows<OF_KEYS>(a), head, first, warps * ROWS, rows, threadIdx.x, blockDim.x);
+  if (!OF_KEYS) fetch_scalars(of_queries, first);
+  fetch(begin);
+  Gradients<D, DLEFT, DRIGHT> gradients;
+  int offset = warp * ROWS * PITCH<D>;
+  for (int start = begin; start < end; start += C) {
+    if (start + C < end) {
+      fetch(start + C);
+      copy_wait<1>();
+    } else {
+      copy_wait<0>();
+    }
+    __syncthreads();
+    const T* tile = tiles + start / C % 2 * (2 * C * PITCH<D>);
+    const float* lse = of_queries + (OF_KEYS ? start / C % 2 * 2 * C : warp * ROWS);
+    gradients.template add<T, C, OF_KEYS, EXTRAS>(a, head, first + warp * ROWS, start, left + offset, right + offset, tile,
+                                                  tile + C * PITCH<D>, lse, lse + span);
+    __syncthreads();  // before this tile is written again
+  }
+  copy_wait<0>();
+  gradients.template finish<T, OF_KEYS>(left + offset, a, head, first + warp * ROWS);
+}
+
+// v4: q, k, v and dout of a head lie in shared memory, r is computed from there, and warps take groups of 16 queries,
+// then groups of 16 keys.
+template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) attention_backward_4(Attention a) {
+  DYNAMIC_SHARED(memory);
+  int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  int padded_q = (a.queries + 15) / 16 * 16, padded_k = (a.keys + 15) / 16 * 16;
+  T* q = reinterpret_cast<T*>(memory);
+  T* dout = q + padded_q * PITCH<D>;
+  T* k = dout + padded_q * PITCH<D>;
+  T* v = k + padded_k * PITCH<D>;
+  T* scratch = v + padded_k * PITCH<D> + warp * ROWS * PITCH<D>;
+  float* lse = reinterpret_cast<float*>(v + padded_k * PITCH<D> + warps * ROWS * PITCH<D>);
+  float* r = lse + padded_q;
+  Head head = head_of(a, blockIdx.x);
+  stage<T, D>(q, a, a.q, head, 0, padded_q, a.queries, threadIdx.x, blockDim.x);
+  stage<T, D>(dout, a, a.dout, head, 0, padded_q, a.queries, threadIdx.x, blockDim.x);
+  stage<T, D>(k, a, a.k, head, 0, padded_k, a.keys, threadIdx.x, blockDim.x);
+  stage<T, D>(v, a, a.v, head, 0, padded_k, a.keys, threadIdx.x, blockDim.x);
+  copy_commit();
+  copy_wait<0>();
+  __syncthreads();
+  for (int n = warp; n < padded_q; n += warps) {
+    float sum = 0;
+    if (n < a.queries) {
+      const T* out = matrix<T>(a.out, head) + n * a.out.row;
+      for (int d = lane; d < a.depth; d += WARP) sum += to_float(out[d]) * to_float(dout[n * PITCH<D> + d]);
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) r[n] = sum, lse[n] = n < a.queries ? a.lse[head.row + n] : 0.f;
+  }
+  __syncthreads();
+  for (int row = warp * ROWS; row < a.queries; row += warps * ROWS) {
+    Gradients<D, true, false> gradients;
+    for (int start = 0; start < a.keys; start += C)
+      gradients.template add<T, C, false, false>(a, head, row, start, q + row * PITCH<D>, dout + row * PITCH<D>,
+                                                  k + start * PITCH<D>, v + start * PITCH<D>, lse + row, r + row);
+    gradients.template finish<T, false>(scratch, a, head, row);
+  }
+  for (int row = warp * ROWS; row < a.keys; row += warps * ROWS) {
+    Gradients<D, true, true> gradients;
+    for (int start = 0; start < a.queries; start += C)
+      gradients.template add<T, C, true, false>(a, head, row, start, k + row * PITCH<D>, v + row * PITCH<D>,
+                                                 q + start * PITCH<D>, dout + start * PITCH<D>, lse + start, r + start);
+    gradients.template finish<T, true>(scratch, a, head, row);
+  }
+}

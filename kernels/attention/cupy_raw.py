@@ -1,0 +1,361 @@
+"""Scaled dot-product attention in CUDA C++, forward and backward.
+
+| version | what it changes, and gains                                                                               |
+|---------|----------------------------------------------------------------------------------------------------------|
+| v1      | a warp for a query, in the words of the formula: all its scores lie in shared memory; for the gradients  |
+|         | of k and v, a warp for a key                                                                             |
+| v2      | tiles of rows against tiles of columns, both read once from memory into shared memory; a running maximum |
+|         | (online softmax: Milakov and Gimelshein, 2018; Dao et al., FlashAttention, 2022)                         |
+| v3      | tensor cores, for float16 and bfloat16; probabilities stay in registers, and the next tile comes while   |
+|         | this one is used                                                                                         |
+| v4      | all keys of a head in shared memory and all scores of a query in registers, as they fit for ViTs: nothing |
+|         | is rescaled, and each of q, k and v is read once, forward and backward                                   |
+
+The gradients of queries and of keys are computed apart, each with the products it needs, so that no two blocks add to
+the same number: no atomics, equal bits. A version that cannot serve (v3 and v4 need 16 bits, v4 short sequences without
+mask, bias and dropout, each its shared memory) leaves it to the one before.
+
+q (B, H, N, D), k and v (B, H, S, D) are views of any strides whose last axis is contiguous; where they, D included, are
+aligned to 16 bytes, they are read so. out lies in memory as (B, N, H, D). Saved is lse (B, H, N), in float32.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..cuda.device import CTYPES, Device, Kernel, address, device_of, is_aligned, library_of
+from ..cuda.dropout import Dropout, dropout_of
+
+_FMA, _MMA = "attention/attention.cu", "attention/attention_mma.cu"
+WARP, ROWS = 32, 16  # ROWS of a warp on tensor cores
+DEPTHS = (16, 32, 64, 128, 256)
+LONGEST = {16: (80, 272), 32: (80, 272), 64: (80, 272), 128: (80,)}  # keys that v4 holds in registers, by head size
+TILE = {16: 64, 32: 64, 64: 64, 128: 64, 256: 16}  # keys in a tile of v3, forward
+TILE_BACKWARD = {16: 64, 32: 64, 64: 64, 128: 32, 256: 16}
+
+
+class _View(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), *((n, ctypes.c_longlong) for n in ("batch", "head", "row")))
+
+
+class _Scores(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), *((n, ctypes.c_longlong) for n in ("batch", "head", "query", "key")))
+
+
+class _Attention(ctypes.Structure):
+    """`Attention` of attention.cuh."""
+
+    _fields_ = (
+        *((name, _View) for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")),
+        *((name, _Scores) for name in ("bias", "mask")),
+        *((name, ctypes.c_void_p) for name in ("lse", "r", "ds")),
+        ("dropout", Dropout),
+        *((name, ctypes.c_int) for name in ("heads", "queries", "keys", "depth")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_int) for name in ("is_causal", "aligned")),
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a launch depends on. `extras`: there is a mask, a bias or dropout, or it is causal."""
+
+    ctype: str
+    batch_heads: int
+    queries: int
+    keys: int
+    depth: int
+    extras: bool
+
+    @property
+    def d(self) -> int:
+        """The head size that the kernel is compiled for."""
+        return next(d for d in DEPTHS if d >= self.depth)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and how to launch it."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    threads: int
+    shared: int
+
+
+# Launch configurations -----------------------------------------------------------------------------------------------
+
+
+def _padded(n: int) -> int:
+    return -(-n // ROWS) * ROWS
+
+
+def _each_row(name: str, s: Shape, rows: int, shared: int = 0) -> Launch:
+    return Launch(Kernel(_FMA, f"{name}<{s.ctype}>"), (rows, s.batch_heads), WARP, shared)
+
+
+def _products(s: Shape) -> Launch:
+    return _each_row("attention_products", s, s.queries)
+
+
+def forward_1(s: Shape) -> list[Launch]:
+    return [_each_row("attention_forward_1", s, s.queries, 4 * s.keys)]
+
+
+def backward_1(s: Shape) -> list[Launch]:
+    return [_products(s), _each_row("attention_dq_1", s, s.queries), _each_row("attention_dkv_1", s, s.keys)]
+
+
+def _tiles(d: int) -> tuple[int, int]:
+    """Rows and columns of a tile of v2."""
+    return (32 if d <= 128 else 16), (32 if d <= 64 else 16 if d <= 128 else 8)
+
+
+def forward_2(s: Shape) -> list[Launch]:
+    rows, columns = _tiles(d := max(s.d, 32))
+    kernel = Kernel(_FMA, f"attention_forward_2<{s.ctype}, {d}>")
+    return [Launch(kernel, (-(-s.queries // rows), s.batch_heads), 128, 4 * (rows + 2 * columns) * (d + 1))]
+
+
+def backward_2(s: Shape) -> list[Launch]:
+    rows, columns = _tiles(d := max(s.d, 32))
+    shared = 8 * (rows + columns) * (d + 1)
+    return [_products(s)] + [
+        Launch(
+            Kernel(_FMA, f"attention_backward_2<{s.ctype}, {d}, {of_keys}>"),
+            (-(-count // rows), s.batch_heads),
+            128,
+            shared,
+        )
+        for of_keys, count in (("false", s.queries), ("true", s.keys))
+    ]
+
+
+def forward_3(s: Shape) -> list[Launch]:
+    if s.ctype == "float":
+        return []
+    d, warps = s.d, 4
+    kernel = Kernel(_MMA, f"attention_forward_3<{s.ctype}, {d}, {TILE[d]}, {_bool(s.extras)}>")
+    shared = 2 * (d + 8) * (warps * ROWS + 4 * TILE[d])
+    return [Launch(kernel, (-(-s.queries // (warps * ROWS)), s.batch_heads), warps * WARP, shared)]
+
+
+def backward_3(s: Shape) -> list[Launch]:
+    if s.ctype == "float":
+        return []
+    d, c = s.d, TILE_BACKWARD[s.d]
+    warps = 4 if d < 256 else 2
+    parts = [("false", "true", "false", s.queries)]
+    if d < 256:
+        parts.append(("true", "true", "true", s.keys))
+    else:  # dk and dv together would not fit in registers
+        parts += [("true", "true", "false", s.keys), ("true", "false", "true", s.keys)]
+    launches = [_products(s)]
+    for of_keys, dleft, dright, count in parts:
+        kernel = f"attention_backward_3<{s.ctype}, {d}, {c}, {of_keys}, {dleft}, {dright}, {_bool(s.extras)}>"
+        span = 2 * c if of_keys == "true" else warps * ROWS
+        shared = 2 * (d + 8) * (2 * warps * ROWS + 4 * c) + 8 * span
+        launches.append(
+            Launch(Kernel(_MMA, kernel), (-(-count // (warps * ROWS)), s.batch_heads), warps * WARP, shared)
+        )
+    return launches
+
+
+def forward_4(s: Shape) -> list[Launch]:
+    longest = next((c for c in LONGEST.get(s.d, ()) if c >= s.keys), None)
+    if s.ctype == "float" or s.extras or longest is None:
+        return []
+    warps = min(4, -(-s.queries // ROWS))
+    shared = 2 * (s.d + 8) * (2 * _padded(s.keys) + warps * ROWS)
+    kernel = Kernel(_MMA, f"attention_forward_4<{s.ctype}, {s.d}, {longest}>")
+    return [Launch(kernel, (s.batch_heads,), warps * WARP, shared)]
+
+
+def backward_4(s: Shape) -> list[Launch]:
+    if s.ctype == "float" or s.extras or s.d > 64:
+        return []
+    n, k, warps = _padded(s.queries), _padded(s.keys), 4
+    shared = 2 * (s.d + 8) * (2 * n + 2 * k + warps * ROWS) + 8 * n
+    kernel = Kernel(_MMA, f"attention_backward_4<{s.ctype}, {s.d}, 64>")
+    return [Launch(kernel, (s.batch_heads,), warps * WARP, shared)]
+
+
+VERSIONS = {
+    1: (forward_1, backward_1),
+    2: (forward_2, backward_2),
+    3: (forward_3, backward_3),
+    4: (forward_4, backward_4),
+}
+
+
+def _bool(flag: bool) -> str:
+    return "true" if flag else "false"
+
+
+def plan(version: int, backward: bool, shape: Shape, device: Device) -> list[Launch]:
+    """The launches of the last version, up to `version`, that can serve; RuntimeError if none fits on the device."""
+    launches: list[Launch] = []
+    for number in range(version, 0, -1):
+        launches = VERSIONS[number][backward](shape)
+        if launches and all(launch.shared <= device.shared for launch in launches):
+            return launches
+    for launch in launches:
+        device.check(launch.kernel, launch.shared)
+    return launches
+
+
+def kernels() -> Iterator[tuple[Kernel, int]]:
+    """Every kernel there is, and the most registers it may have."""
+    seen: dict[Kernel, int] = {}
+    for ctype in CTYPES.values():
+        for depth in DEPTHS:
+            for extras in (False, True):
+                for keys in (80, 272):
+                    shape = Shape(ctype, 1, 64, keys, depth, extras)
+                    for number, (forward, backward) in VERSIONS.items():
+                        for launch in forward(shape) + backward(shape):
+                            seen[launch.kernel] = 128 if number == 1 or "products" in launch.kernel.expression else 255
+    yield from seen.items()
+
+
+def refuses(inputs: Any, params: Any) -> str | None:
+    """Why these inputs cannot be served."""
+    q, v = inputs["q"], inputs["v"]
+    if q.shape[-1] != v.shape[-1] or not 0 < q.shape[-1] <= DEPTHS[-1]:
+        return f"the head sizes are {q.shape[-1]} and {v.shape[-1]}; they must be equal and at most {DEPTHS[-1]}"
+    if q.dtype.name == "bfloat16" and device_of(q).arch < 80:
+        return f"bfloat16 needs compute capability 8.0, and the device has {device_of(q).arch / 10}; use float16"
+    return None
+
+
+# Launchers -----------------------------------------------------------------------------------------------------------
+
+
+def _heads(array: Any) -> Any:
+    """`array` as (B, H, N, D) with a last axis that is contiguous."""
+    if array.ndim != 4:
+        lead = (1,) * (4 - array.ndim) + array.shape[:-2]
+        array = array.reshape(math.prod(lead[:-1]), lead[-1], *array.shape[-2:])
+    usable = array.strides[3] == array.itemsize or array.shape[3] == 1
+    return array if usable else library_of(array).ascontiguousarray(array)
+
+
+def _view(array: Any) -> _View:
+    b, h, n, _ = (s // array.itemsize for s in array.strides)
+    return _View(address(array), b, h, n)
+
+
+def _scores(array: Any, q: Any, k: Any) -> _Scores:
+    """A bias or mask, broadcast to (B, H, N, S)."""
+    if array is None:
+        return _Scores()
+    lead = q.shape[:-2]
+    view = library_of(q).broadcast_to(array, (*lead, q.shape[-2], k.shape[-2]))
+    if len(lead) != 2:
+        lead = (1,) * (2 - len(lead)) + lead
+        view = view.reshape(math.prod(lead[:-1]), lead[-1], *view.shape[-2:])
+    scores = _Scores(address(view), *(s // view.itemsize for s in view.strides))
+    scores.kept = view  # its memory must live until the launch
+    return scores
+
+
+def _argument(q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float, dropout: Dropout) -> _Attention:
+    """What all launches share."""
+    q4, k4 = _heads(q), _heads(k)
+    given = _Attention(bias=_scores(bias, q, k), mask=_scores(mask, q, k), dropout=dropout)
+    given.heads, given.queries, given.depth = q4.shape[1:]
+    given.keys, given.scale, given.is_causal = k4.shape[2], scale, is_causal
+    return given
+
+
+def _shape(q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, dropout_p: float) -> Shape:
+    b, h, n, d = q.shape
+    extras = bias is not None or mask is not None or is_causal or dropout_p > 0
+    return Shape(CTYPES[q.dtype.name], b * h, n, k.shape[2], d, extras)
+
+
+def _run(launches: list[Launch], device: Device, argument: _Attention) -> None:
+    for launch in launches:
+        device.launch(launch.kernel, launch.grid, launch.threads, [argument], launch.shared)
+
+
+def forward(q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, seed=0, offset=0, version):
+    """q (..., N, D), k and v (..., S, D), bias or None -> out (..., N, D), lse (..., N)."""
+    xp, device = library_of(q), device_of(q)
+    q_, k_, v_ = _heads(q), _heads(k), _heads(v)
+    b, h, n, d = q_.shape
+    out = xp.empty((b, n, h, d), q.dtype).transpose(0, 2, 1, 3)
+    lse = xp.empty((b, h, n), "float32")
+    if k_.shape[2] == 0:
+        out[...], lse[...] = 0, -math.inf
+    else:
+        given = _argument(q, k, bias, mask, is_causal, scale, dropout_of(dropout_p, seed, offset))
+        given.q, given.k, given.v, given.out = map(_view, (q_, k_, v_, out))
+        given.lse, given.aligned = address(lse), is_aligned(q_, k_, v_, out)
+        shape = _shape(q_, k_, bias, mask, is_causal, dropout_p)
+        _run(plan(version, False, shape, device), device, given)
+    return out.reshape(q.shape), lse.reshape(q.shape[:-1])
+
+
+def backward(
+    dout,
+    q,
+    k,
+    v,
+    bias,
+    out,
+    lse,
+    *,
+    mask=None,
+    is_causal=False,
+    scale,
+    dropout_p=0.0,
+    seed=0,
+    offset=0,
+    needs,
+    version,
+    out_grads=None,
+):
+    """dq, dk, dv, and dbias in the shape of bias; written to the arrays `out_grads` (dq, dk, dv) if given.
+
+    Otherwise, where their shapes allow, dq, dk and dv are views of one array (B, N, 3, H, D), the gradient of a packed
+    qkv projection.
+    """
+    xp, device = library_of(q), device_of(q)
+    q_, k_, v_, out_, dout_ = map(_heads, (q, k, v, out, dout))
+    gradients = _empty_gradients(xp, q_, k_, v_) if out_grads is None else out_grads
+    r = xp.empty(q_.shape[:3], "float32")
+    # Where is_causal hides a tile, nobody writes to ds.
+    ds = xp.zeros((*q_.shape[:3], k_.shape[2]), "float32") if needs[3] else None
+    if k_.shape[2] == 0 or q_.size == 0:
+        for gradient in gradients:
+            gradient[...] = 0
+    else:
+        given = _argument(q, k, bias, mask, is_causal, scale, dropout_of(dropout_p, seed, offset))
+        arrays = (q_, k_, v_, out_, dout_, *gradients)
+        given.q, given.k, given.v, given.out, given.dout, given.dq, given.dk, given.dv = map(_view, arrays)
+        lse = xp.ascontiguousarray(lse)
+        given.lse, given.r, given.ds = address(lse), address(r), address(ds)
+        given.aligned = is_aligned(*arrays)
+        _run(plan(version, True, _shape(q_, k_, bias, mask, is_causal, dropout_p), device), device, given)
+    dbias = _sum_to(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape).astype(q.dtype) if needs[3] else None
+    dq, dk, dv = (g.reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
+    return dq, dk, dv, dbias
+
+
+def _empty_gradients(xp: Any, q: Any, k: Any, v: Any) -> tuple[Any, ...]:
+    b, h, n, d = q.shape
+    if k.shape == q.shape:
+        return tuple(xp.empty((b, n, 3, h, d), q.dtype).transpose(2, 0, 3, 1, 4))
+    return tuple(xp.empty((b, x.shape[2], h, d), q.dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
+
+
+def _sum_to(array: Any, shape: tuple[int, ...]) -> Any:
+    """The sum over the axes along which an array of this shape was broadcast."""
+    array = array.sum(axis=tuple(range(array.ndim - len(shape))))
+    return array.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
+
+
+Version = Callable[[Shape], list[Launch]]

@@ -1,0 +1,388 @@
+"""Scaled dot-product attention in Python for NVIDIA GPUs, forward and backward.
+
+| version | what it changes, and gains                                                                               |
+|---------|----------------------------------------------------------------------------------------------------------|
+| v1      | a block for a query, a thread for a key, in the words of the formula; all scores lie in shared memory.   |
+|         | For the gradients of k and v, a block for a key                                                          |
+| v2      | tiles of 16 rows against tiles of 16 columns, read once from memory into shared memory; a running        |
+|         | maximum (online softmax: Milakov and Gimelshein, 2018; Dao et al., FlashAttention, 2022)                 |
+
+The twin of attention.cu in numba.cuda: the same split of the work, with sums in shared memory where that uses shuffles,
+so that the simulator runs it too. The gradients of queries and of keys are computed apart, so there are no atomics.
+
+q (B, H, N, D), k and v (B, H, S, D) are views of any strides; out lies in memory as (B, N, H, D). Saved is lse
+(B, H, N). bias and mask are views of shape (B, H, N, S).
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32
+
+from ..cuda.device import library_of
+from ..cuda.simt import group_max, group_sum, keep_factor
+
+_THREADS = 32  # of a block of v1
+_SQUARE = 256  # threads of v2
+_TILE = 16  # rows, columns, and threads in either direction, of v2
+LONGEST = 8192  # keys whose scores v1 finds room for
+
+
+@cuda.jit(device=True)
+def _score(product, b, h, n, s, bias, mask, how):
+    """scale q k^T + bias, from the product; -inf where n may not see s."""
+    x = product * how[3]
+    if (how[2] and s > n) or (how[1] and not mask[b, h, n, s]):
+        x = float32(-np.inf)
+    elif how[0]:
+        x += bias[b, h, n, s]
+    return x
+
+
+@cuda.jit(device=True)
+def _kept(b, h, n, s, heads, queries, keys, how):
+    """The factor of dropout."""
+    if how[4] == 0:
+        return float32(1)
+    element = ((b * heads + h) * queries + n) * keys + s
+    return keep_factor(element, how[4], how[5], how[6], how[7])
+
+
+@cuda.jit(device=True)
+def _product(x, y, b, h, i, j):
+    total = float32(0)
+    for d in range(x.shape[3]):
+        total += x[b, h, i, d] * y[b, h, j, d]
+    return total
+
+
+# v1 ------------------------------------------------------------------------------------------------------------------
+
+
+@cuda.jit
+def _forward_1(q, k, v, bias, mask, out, lse, how):
+    p = cuda.shared.array(0, float32)  # (S + 32,)
+    n, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    b, h = head // heads, head % heads
+    scratch = p[keys:]
+    top = float32(-np.inf)
+    for s in range(t, keys, _THREADS):
+        x = _score(_product(q, k, b, h, n, s), b, h, n, s, bias, mask, how)
+        p[s] = x
+        if x > top or x != x:
+            top = x
+    top = group_max(top, scratch, t, 0, _THREADS)
+    shift = float32(0) if top == -np.inf else top
+    part = float32(0)
+    for s in range(t, keys, _THREADS):
+        e = math.exp(p[s] - shift)
+        part += e
+        p[s] = e * _kept(b, h, n, s, heads, queries, keys, how)
+    total = group_sum(part, scratch, t, 0, _THREADS)
+    share = float32(0) if total == 0 else float32(1) / total
+    for d in range(t, v.shape[3], _THREADS):
+        value = float32(0)
+        for s in range(keys):
+            value += p[s] * v[b, h, s, d]
+        out[b, h, n, d] = value * share
+    if t == 0:
+        lse[b, h, n] = shift + math.log(total) if total > 0 else total - float32(np.inf)
+
+
+@cuda.jit(device=True)
+def _slopes(qk, dov, b, h, n, s, bias, mask, lse, r, heads, queries, keys, how):
+    """p with dropout, and the gradient of the score."""
+    shift = float32(0) if lse == -np.inf else lse
+    p = math.exp(_score(qk, b, h, n, s, bias, mask, how) - shift)
+    factor = _kept(b, h, n, s, heads, queries, keys, how)
+    # out = (p * m) @ v and p = softmax(s)
+    return p * factor, p * (dov * factor - r)
+
+
+@cuda.jit
+def _dq_1(q, k, v, bias, mask, lse, r, dout, dq, ds, how):
+    slopes = cuda.shared.array(0, float32)  # (S,)
+    n, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    b, h = head // heads, head % heads
+    for s in range(t, keys, _THREADS):
+        qk, dov = _product(q, k, b, h, n, s), _product(dout, v, b, h, n, s)
+        slopes[s] = _slopes(qk, dov, b, h, n, s, bias, mask, lse[b, h, n], r[b, h, n], heads, queries, keys, how)[1]
+        if ds.size > 0:
+            ds[b, h, n, s] = slopes[s]
+    cuda.syncthreads()
+    for d in range(t, q.shape[3], _THREADS):
+        # s = scale * q @ k.T + bias
+        total = float32(0)
+        for s in range(keys):
+            total += slopes[s] * k[b, h, s, d]
+        dq[b, h, n, d] = how[3] * total
+
+
+@cuda.jit
+def _dkv_1(q, k, v, bias, mask, lse, r, dout, dk, dv, how):
+    both = cuda.shared.array(0, float32)  # (2 N,): ds, then p
+    s, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    b, h = head // heads, head % heads
+    for n in range(t, queries, _THREADS):
+        qk, dov = _product(q, k, b, h, n, s), _product(dout, v, b, h, n, s)
+        p, slope = _slopes(qk, dov, b, h, n, s, bias, mask, lse[b, h, n], r[b, h, n], heads, queries, keys, how)
+        both[n] = slope
+        both[queries + n] = p
+    cuda.syncthreads()
+    for d in range(t, q.shape[3], _THREADS):
+        dk_d = float32(0)
+        dv_d = float32(0)
+        for n in range(queries):
+            dk_d += both[n] * q[b, h, n, d]
+            dv_d += both[queries + n] * dout[b, h, n, d]
+        dk[b, h, s, d] = how[3] * dk_d
+        dv[b, h, s, d] = dv_d
+
+
+# v2 ------------------------------------------------------------------------------------------------------------------
+
+
+@cuda.jit(device=True)
+def _stage(tile, x, b, h, first, y, t):
+    """16 rows of x from `first` on; zeros past the end."""
+    for d in range(t, tile.shape[1], _TILE):
+        row = first + y
+        tile[y, d] = x[b, h, row, d] if row < x.shape[2] and d < x.shape[3] else float32(0)
+
+
+@cuda.jit(device=True)
+def _row_product(left, right, i, j):
+    total = float32(0)
+    for d in range(left.shape[1]):
+        total += left[i, d] * right[j, d]
+    return total
+
+
+@cache
+def _tiled(depth):
+    """The kernels for head sizes of up to `depth`: thread (y, t) has row y, column t of the scores, columns t + 16 i of
+    a result."""
+    per_thread = depth // _TILE
+
+    @cuda.jit
+    def forward(q, k, v, bias, mask, out, lse, how):
+        q_tile = cuda.shared.array((_TILE, depth), float32)
+        k_tile = cuda.shared.array((_TILE, depth), float32)
+        v_tile = cuda.shared.array((_TILE, depth), float32)
+        p = cuda.shared.array((_TILE, _TILE), float32)
+        scratch = cuda.shared.array(_SQUARE, float32)
+        result = cuda.local.array(per_thread, float32)
+        t, y, head = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
+        heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+        b, h = head // heads, head % heads
+        first = cuda.blockIdx.x * _TILE
+        n, thread = first + y, y * _TILE + t
+        _stage(q_tile, q, b, h, first, y, t)
+        peak = float32(-np.inf)
+        total = float32(0)
+        for i in range(per_thread):
+            result[i] = float32(0)
+        end = min(keys, first + _TILE) if how[2] else keys
+        for start in range(0, end, _TILE):
+            cuda.syncthreads()  # the tiles before these have been used
+            _stage(k_tile, k, b, h, start, y, t)
+            _stage(v_tile, v, b, h, start, y, t)
+            cuda.syncthreads()
+            s = start + t
+            x = float32(-np.inf)
+            if s < keys and n < queries:
+                x = _score(_row_product(q_tile, k_tile, y, t), b, h, n, s, bias, mask, how)
+            top = group_max(x, scratch, thread, y * _TILE, _TILE)
+            top = peak if peak > top else top
+            shift = float32(0) if top == -np.inf else top
+            e = math.exp(x - shift)
+            fade = math.exp(peak - shift)
+            total = total * fade + group_sum(e, scratch, thread, y * _TILE, _TILE)
+            peak = top
+            p[y, t] = e * _kept(b, h, n, s, heads, queries, keys, how)
+            cuda.syncthreads()
+            for i in range(per_thread):
+                value = result[i] * fade
+                for j in range(_TILE):
+                    value += p[y, j] * v_tile[j, i * _TILE + t]
+                result[i] = value
+        share = float32(0) if total == 0 else float32(1) / total
+        if n < queries:
+            for i in range(per_thread):
+                d = i * _TILE + t
+                if d < q.shape[3]:
+                    out[b, h, n, d] = result[i] * share
+            if t == 0:
+                shift = float32(0) if peak == -np.inf else peak
+                lse[b, h, n] = shift + math.log(total) if total > 0 else total - float32(np.inf)
+
+    @cuda.jit
+    def backward(q, k, v, bias, mask, lse, r, dout, dq, dk, dv, ds, of_keys, how):
+        left = cuda.shared.array((_TILE, depth), float32)
+        right = cuda.shared.array((_TILE, depth), float32)
+        left_columns = cuda.shared.array((_TILE, depth), float32)
+        right_columns = cuda.shared.array((_TILE, depth), float32)
+        p_tile = cuda.shared.array((_TILE, _TILE), float32)
+        ds_tile = cuda.shared.array((_TILE, _TILE), float32)
+        dleft = cuda.local.array(per_thread, float32)
+        dright = cuda.local.array(per_thread, float32)
+        t, y, head = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
+        heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+        b, h = head // heads, head % heads
+        first = cuda.blockIdx.x * _TILE
+        columns = queries if of_keys else keys
+        row = first + y
+        if of_keys:
+            _stage(left, k, b, h, first, y, t)
+            _stage(right, v, b, h, first, y, t)
+        else:
+            _stage(left, q, b, h, first, y, t)
+            _stage(right, dout, b, h, first, y, t)
+        for i in range(per_thread):
+            dleft[i] = float32(0)
+            dright[i] = float32(0)
+        for start in range(0, columns, _TILE):
+            cuda.syncthreads()
+            if of_keys:
+                _stage(left_columns, q, b, h, start, y, t)
+                _stage(right_columns, dout, b, h, start, y, t)
+            else:
+                _stage(left_columns, k, b, h, start, y, t)
+                _stage(right_columns, v, b, h, start, y, t)
+            cuda.syncthreads()
+            n, s = (start + t, row) if of_keys else (row, start + t)
+            p_tile[y, t] = float32(0)
+            ds_tile[y, t] = float32(0)
+            if n < queries and s < keys:
+                qk, dov = _row_product(left, left_columns, y, t), _row_product(right, right_columns, y, t)
+                p, d = _slopes(qk, dov, b, h, n, s, bias, mask, lse[b, h, n], r[b, h, n], heads, queries, keys, how)
+                p_tile[y, t] = p
+                ds_tile[y, t] = d
+                if ds.size > 0 and not of_keys:
+                    ds[b, h, n, s] = d
+            cuda.syncthreads()
+            for i in range(per_thread):
+                for j in range(_TILE):
+                    dleft[i] += ds_tile[y, j] * left_columns[j, i * _TILE + t]
+                    dright[i] += p_tile[y, j] * right_columns[j, i * _TILE + t]
+        for i in range(per_thread):
+            d = i * _TILE + t
+            if d < q.shape[3]:
+                if of_keys and row < keys:
+                    dk[b, h, row, d] = how[3] * dleft[i]
+                    dv[b, h, row, d] = dright[i]
+                elif not of_keys and row < queries:
+                    dq[b, h, row, d] = how[3] * dleft[i]
+
+    return forward, backward
+
+
+# Launchers -----------------------------------------------------------------------------------------------------------
+
+
+def forward_1(q, k, v, bias, mask, out, lse, how):
+    grid, shared = (q.shape[2], q.shape[0] * q.shape[1]), 4 * (k.shape[2] + _THREADS)
+    _forward_1[grid, _THREADS, 0, shared](q, k, v, bias, mask, out, lse, how)
+
+
+def backward_1(q, k, v, bias, mask, lse, r, dout, dq, dk, dv, ds, how):
+    heads, queries, keys = q.shape[0] * q.shape[1], q.shape[2], k.shape[2]
+    _dq_1[(queries, heads), _THREADS, 0, 4 * keys](q, k, v, bias, mask, lse, r, dout, dq, ds, how)
+    _dkv_1[(keys, heads), _THREADS, 0, 8 * queries](q, k, v, bias, mask, lse, r, dout, dk, dv, how)
+
+
+def _depth(q: Any) -> int:
+    return next(d for d in (16, 32, 64, 128) if d >= q.shape[3])
+
+
+def forward_2(q, k, v, bias, mask, out, lse, how):
+    grid = (-(-q.shape[2] // _TILE), q.shape[0] * q.shape[1])
+    _tiled(_depth(q))[0][grid, (_TILE, _TILE)](q, k, v, bias, mask, out, lse, how)
+
+
+def backward_2(q, k, v, bias, mask, lse, r, dout, dq, dk, dv, ds, how):
+    run, heads = _tiled(_depth(q))[1], q.shape[0] * q.shape[1]
+    for of_keys, count in ((False, q.shape[2]), (True, k.shape[2])):
+        grid = (-(-count // _TILE), heads)
+        run[grid, (_TILE, _TILE)](q, k, v, bias, mask, lse, r, dout, dq, dk, dv, ds, of_keys, how)
+
+
+VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}
+
+
+def refuses(inputs: Any, params: Any) -> str | None:
+    """Why these inputs cannot be served."""
+    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    if q.ndim != 4 or q.shape[-1] != v.shape[-1] or q.shape[-1] > 128:
+        return f"q has shape {q.shape} and v {v.shape}; it must be (B, H, N, D) with one D of at most 128"
+    if max(q.shape[2], k.shape[2]) > LONGEST:
+        return f"there are {q.shape[2]} queries and {k.shape[2]} keys; it takes at most {LONGEST}"
+    return None
+
+
+def _scores_view(array: Any, q: Any, k: Any, dtype: Any) -> Any:
+    """A bias or mask as (B, H, N, S); a dummy if there is none."""
+    xp = library_of(q)
+    shape = (*q.shape[:3], k.shape[2])
+    return xp.zeros((1, 1, 1, 1), dtype) if array is None else xp.broadcast_to(array, shape)
+
+
+def _how(bias, mask, is_causal, scale, dropout_p, seed, offset):
+    threshold, factor = round(dropout_p * 2**32), 1 / (1 - dropout_p) if dropout_p < 1 else 0
+    switches = (bias is not None, mask is not None, bool(is_causal))
+    return (*switches, np.float32(scale), np.uint64(threshold), np.float32(factor), np.uint64(seed), np.uint64(offset))
+
+
+def forward(q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, seed=0, offset=0, version):
+    """q (B, H, N, D), k and v (B, H, S, D), bias or None -> out (B, H, N, D), lse (B, H, N)."""
+    xp, (b, h, n, d) = library_of(q), q.shape
+    out, lse = xp.empty((b, n, h, d), q.dtype).transpose(0, 2, 1, 3), xp.empty((b, h, n), q.dtype)
+    if k.shape[2] == 0:
+        out[...], lse[...] = 0, -math.inf
+    elif q.size:
+        how = _how(bias, mask, is_causal, scale, dropout_p, seed, offset)
+        views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
+        VERSIONS[version][0](q, k, v, *views, out, lse, how)
+    return out, lse
+
+
+def backward(
+    dout,
+    q,
+    k,
+    v,
+    bias,
+    out,
+    lse,
+    *,
+    mask=None,
+    is_causal=False,
+    scale,
+    dropout_p=0.0,
+    seed=0,
+    offset=0,
+    needs,
+    version,
+):
+    """dq, dk, dv, and dbias in the shape of bias."""
+    xp = library_of(q)
+    dq, dk, dv = (xp.zeros_like(x) for x in (q, k, v))
+    ds = xp.zeros((*q.shape[:3], k.shape[2]) if needs[3] else (0, 0, 0, 0), q.dtype)
+    if k.shape[2] and q.size:
+        how = _how(bias, mask, is_causal, scale, dropout_p, seed, offset)
+        views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
+        r = (dout * out).sum(axis=-1)
+        VERSIONS[version][1](q, k, v, *views, lse, r, dout, dq, dk, dv, ds, how)
+    dbias = _sum_to(ds, bias.shape) if needs[3] else None
+    return dq, dk, dv, dbias
+
+
+def _sum_to(array: Any, shape: tuple[int, ...]) -> Any:
+    """The sum over the axes along which an array of this shape was broadcast."""
+    array = array.sum(axis=tuple(range(array.ndim - len(shape))))
+    return array.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

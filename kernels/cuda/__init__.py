@@ -1,0 +1,1 @@
+"""What the CUDA kernels share: hardware primitives, the compiler, and launching."""

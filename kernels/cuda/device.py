@@ -1,0 +1,141 @@
+"""The device an array lives on: its limits, and launching a kernel there.
+
+Launchers describe a launch with plain numbers and `ctypes` values, so that tests can carry it out elsewhere: they put a
+device of their own into `DEVICES`.
+"""
+
+import ctypes
+import functools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .compiler import compile_cubin
+
+CTYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bfloat_t"}  # how CUDA C++ calls a dtype here
+FREE_SHARED = 48 * 1024  # bytes a block may have without asking
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of a .cu file: a template with its arguments."""
+
+    source: str
+    expression: str
+
+
+@dataclass
+class Device:
+    """A GPU.
+
+    Attributes
+    ----------
+    number : as in "cuda:1".
+    arch : compute capability times 10, like 90.
+    shared : the most bytes of shared memory a block may have.
+    """
+
+    number: int
+    arch: int
+    shared: int
+
+    def launch(
+        self, kernel: Kernel, grid: Sequence[int], threads: int, arguments: Sequence[Any], shared: int = 0
+    ) -> None:
+        """Put a kernel on the current stream.
+
+        Parameters
+        ----------
+        grid : the number of blocks in up to three directions.
+        threads : of a block.
+        arguments : `ctypes` values, in the order of the kernel's parameters.
+        shared : bytes of dynamic shared memory.
+        """
+        self.check(kernel, shared)
+        x, y, z = (*grid, 1, 1)[:3]
+        if x * y * z == 0:
+            return
+        self._start(kernel, (x, y, z), threads, arguments, shared)
+
+    def check(self, kernel: Kernel, shared: int) -> None:
+        """Raise RuntimeError if the kernel wants more shared memory than there is."""
+        if shared > self.shared:
+            raise RuntimeError(
+                f"{kernel.expression} needs {shared} bytes of shared memory, and device cuda:{self.number} "
+                f"(sm_{self.arch}) has {self.shared} for a block; choose another version, or use 'numpy'"
+            )
+
+    def _start(self, kernel: Kernel, grid: Any, threads: int, arguments: Sequence[Any], shared: int) -> None:
+        from cupy.cuda import driver, get_current_stream
+
+        function = _function(kernel, self.number, self.arch)
+        if shared > FREE_SHARED:
+            _allow_shared(function, self.shared)
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
+        stream = get_current_stream().ptr
+        driver.launchKernel(function, *grid, threads, 1, 1, shared, stream, ctypes.addressof(pointers), 0)
+
+
+DEVICES: dict[int, Device] = {}
+
+
+def device_of(array: Any) -> Device:
+    """The device that holds a CuPy array."""
+    number = array.device.id
+    if number not in DEVICES:
+        import cupy
+
+        facts = cupy.cuda.Device(number).attributes
+        arch = 10 * facts["ComputeCapabilityMajor"] + facts["ComputeCapabilityMinor"]
+        DEVICES[number] = Device(number, arch, facts["MaxSharedMemoryPerBlockOptin"])
+    return DEVICES[number]
+
+
+@functools.cache
+def _function(kernel: Kernel, number: int, arch: int) -> int:
+    """The driver's handle of a compiled kernel, on one device, which is the current one."""
+    from cupy.cuda import driver
+
+    cubin = compile_cubin(kernel.source, (kernel.expression,), arch)
+    module = driver.moduleLoadData(cubin.code)  # never unloaded
+    return driver.moduleGetFunction(module, cubin.names[kernel.expression])
+
+
+@functools.cache
+def _allow_shared(function: int, limit: int) -> None:
+    from cupy.cuda import driver
+
+    maximal_dynamic_shared_size = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    driver.funcSetAttribute(function, maximal_dynamic_shared_size, limit)
+
+
+# Arguments -----------------------------------------------------------------------------------------------------------
+
+
+def library_of(array: Any) -> Any:
+    """The module that makes arrays like this one: cupy."""
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def address(array: Any) -> int:
+    """Where an array begins; 0 for None."""
+    return 0 if array is None else array.data.ptr
+
+
+def pointer(array: Any) -> ctypes.c_void_p:
+    """An array as an argument of a kernel; a null pointer for None."""
+    return ctypes.c_void_p(address(array))
+
+
+def dense(array: Any) -> Any:
+    """`array` itself if it is contiguous, else a copy."""
+    return array if array.flags.c_contiguous else library_of(array).ascontiguousarray(array)
+
+
+def is_aligned(*arrays: Any, to: int = 16) -> bool:
+    """Whether every row (along the last axis) of all these arrays begins at a multiple of `to` bytes."""
+    for array in arrays:
+        if address(array) % to or any(s % to for s in array.strides[:-1]) or array.shape[-1] * array.itemsize % to:
+            return False
+    return True

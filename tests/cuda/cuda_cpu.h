@@ -1,0 +1,324 @@
+// CUDA C++ on the CPU, for tests only: the kernels' sources are compiled by g++ and run, one block after the other, one
+// fiber for each CUDA thread.
+//
+// A warp runs as far as it can before the next one does, and a lane as far as it can before the next lane: the order
+// least friendly to a missing barrier. `schedule` says which goes first: 0 forward, 1 reverse, else shuffled anew at
+// each barrier. Shared memory is NaN at the start of a block, and exactly as large as was asked for. What would hang or
+// be undefined on a GPU (a barrier or a warp collective that not all reach, a misaligned access, a copy that is never
+// waited for) ends the process with a message.
+#pragma once
+#include <setjmp.h>
+#include <ucontext.h>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+#define DEVICE inline
+
+struct uint3 { unsigned x, y, z; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+
+namespace cpu {
+
+// Fibers --------------------------------------------------------------------------------------------------------------
+
+enum State { RUNNING, AT_COLLECTIVE, AT_BARRIER, DONE };
+enum Collective { SHUFFLE = 1, SYNC_WARP, MMA, LOAD_MATRICES, LOAD_TRANSPOSED };
+constexpr int LANES = 32, MAX_THREADS = 1024, MAX_COPIES = 512;
+constexpr size_t STACK = 64 << 10;
+
+struct Copy {
+  void* target;
+  const void* source;
+  bool valid;
+  int group;  // counted from 0; those of the open group have the number of commits so far
+};
+
+struct Fiber {
+  ucontext_t context;
+  jmp_buf jump;
+  State state;
+  int collective;
+  bool started;
+  uint3 thread;
+  int number, parity;
+  Copy copies[MAX_COPIES];  // under way
+  int copy_count, commits;
+};
+
+struct alignas(16) Slot { unsigned char bytes[64]; };  // what a lane shows the others of its warp
+
+inline Fiber* fibers;
+inline char* stacks;
+inline Slot slots[2][MAX_THREADS];
+inline jmp_buf scheduler;
+inline Fiber* current;
+inline uint3 block_index, block_size, grid_size;
+inline unsigned char* shared;
+inline void (*entry)();
+
+[[noreturn]] inline void fail(const char* what) {
+  fprintf(stderr, "cuda_cpu: %s (block %u,%u,%u thread %d)\n", what, block_index.x, block_index.y, block_index.z,
+          current ? current->number : -1);
+  abort();
+}
+inline void yield(State state, int collective = 0) {
+  current->state = state;
+  current->collective = collective;
+  if (!_setjmp(current->jump)) _longjmp(scheduler, 1);
+}
+inline void run_fiber() {
+  entry();
+  if (current->copy_count) fail("an asynchronous copy was never waited for");
+  current->state = DONE;
+  _longjmp(scheduler, 1);
+}
+inline void resume(Fiber* fiber) {
+  current = fiber;
+  if (_setjmp(scheduler)) return;
+  if (fiber->started) _longjmp(fiber->jump, 1);
+  fiber->started = true;
+  setcontext(&fiber->context);
+}
+
+// Scheduling ----------------------------------------------------------------------------------------------------------
+
+struct Random {  // xorshift
+  uint32_t state;
+  unsigned below(unsigned n) {
+    state ^= state << 13, state ^= state >> 17, state ^= state << 5;
+    return state % n;
+  }
+};
+
+// Run the lanes of one warp until all are at a barrier or done; whether any of them ran.
+inline bool run_warp(int first, int last, bool reverse) {
+  bool ran = false;
+  for (;;) {
+    for (int i = first; i < last; i++) {
+      Fiber* fiber = &fibers[reverse ? first + last - 1 - i : i];
+      if (fiber->state == RUNNING) resume(fiber), ran = true;
+    }
+    int waiting = 0;
+    for (int i = first; i < last; i++) waiting += fibers[i].state == AT_COLLECTIVE;
+    if (!waiting) return ran;
+    if (waiting < last - first) fail("not all lanes of a warp reach its collective");
+    for (int i = first; i < last; i++)
+      if (fibers[i].collective != fibers[first].collective) fail("the lanes of a warp are at different collectives");
+    for (int i = first; i < last; i++) fibers[i].state = RUNNING;
+  }
+}
+
+inline void run_block(int threads, int schedule) {
+  int warps = (threads + LANES - 1) / LANES, order[MAX_THREADS / LANES];
+  Random random{uint32_t(schedule) * 2654435761u + block_index.x + 1};
+  for (int w = 0; w < warps; w++) order[w] = schedule == 1 ? warps - 1 - w : w;
+  for (int i = 0; i < threads; i++) {
+    Fiber& f = fibers[i];
+    f.state = RUNNING, f.started = false, f.number = i, f.parity = f.copy_count = f.commits = 0;
+    f.thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = stacks + i * STACK;
+    f.context.uc_stack.ss_size = STACK;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, run_fiber, 0);
+  }
+  for (;;) {
+    bool ran = false;
+    if (schedule > 1)
+      for (int w = warps - 1; w > 0; w--) std::swap(order[w], order[random.below(w + 1)]);
+    for (int w = 0; w < warps; w++) {
+      int first = order[w] * LANES, last = first + LANES < threads ? first + LANES : threads;
+      bool reverse = schedule == 1 || (schedule > 1 && random.below(2));
+      ran |= run_warp(first, last, reverse);
+    }
+    int done = 0;
+    for (int i = 0; i < threads; i++) done += fibers[i].state == DONE;
+    if (done == threads) return;
+    current = nullptr;
+    if (done || !ran) fail("not all threads reach a __syncthreads");
+    for (int i = 0; i < threads; i++) fibers[i].state = RUNNING;
+  }
+}
+
+// Calls `kernel` with the arguments that `arguments` points to, for every block.
+template <typename... A, size_t... I>
+void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, size_t shared_bytes, void** arguments,
+            int schedule, std::index_sequence<I...>) {
+  static void (*called)(A...);
+  static void** given;
+  called = kernel, given = arguments;
+  entry = [] { called(*static_cast<A*>(given[I])...); };
+  grid_size = {grid[0], grid[1], grid[2]}, block_size = {block[0], block[1], block[2]};
+  int threads = block[0] * block[1] * block[2];
+  fibers = new Fiber[threads];
+  stacks = new char[threads * STACK];
+  for (unsigned i = 0, blocks = grid[0] * grid[1] * grid[2]; i < blocks; i++) {
+    block_index = {i % grid[0], i / grid[0] % grid[1], i / grid[0] / grid[1]};
+    void* memory = nullptr;
+    if (shared_bytes && posix_memalign(&memory, 128, shared_bytes)) fail("no memory");
+    if (memory) memset(memory, 0xff, shared_bytes);
+    shared = static_cast<unsigned char*>(memory);
+    run_block(threads, schedule);
+    free(memory);
+  }
+  delete[] fibers;
+  delete[] stacks;
+}
+template <typename... A>
+void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, size_t shared_bytes, void** arguments,
+            int schedule) {
+  launch(kernel, grid, block, shared_bytes, arguments, schedule, std::index_sequence_for<A...>{});
+}
+
+// A warp collective: each lane shows a value, waits for the others, and may then read any lane's.
+template <typename T> struct Shown {
+  const Slot* first;
+  const T& of(int lane) const { return *reinterpret_cast<const T*>(first + lane); }
+};
+template <typename T> Shown<T> show(int collective, const T& value) {
+  static_assert(sizeof(T) <= sizeof(Slot));
+  int number = current->number;
+  Slot* mine = slots[current->parity ^= 1];  // the other half may still be read
+  memcpy(&mine[number], &value, sizeof value);
+  yield(AT_COLLECTIVE, collective);
+  return {mine + number / LANES * LANES};
+}
+inline int lane() { return current->number % LANES; }
+inline void require_full(unsigned mask) {
+  if (mask != 0xffffffffu) fail("a warp collective with a partial mask");
+}
+
+}  // namespace cpu
+
+#define EXPORT(symbol, ...)                                                                                            \
+  extern "C" void symbol(const unsigned* grid, const unsigned* block, size_t shared, void** arguments, int schedule) {  \
+    cpu::launch(__VA_ARGS__, grid, block, shared, arguments, schedule);                                                 \
+  }
+#define DYNAMIC_SHARED(name) unsigned char* name = cpu::shared
+
+// CUDA C++ ------------------------------------------------------------------------------------------------------------
+
+#define threadIdx (cpu::current->thread)
+#define blockIdx (cpu::block_index)
+#define blockDim (cpu::block_size)
+#define gridDim (cpu::grid_size)
+
+inline void __syncthreads() { cpu::yield(cpu::AT_BARRIER); }
+inline void __syncwarp(unsigned mask = ~0u) {
+  cpu::require_full(mask);
+  cpu::show(cpu::SYNC_WARP, 0);
+}
+template <typename T> T __shfl_xor_sync(unsigned mask, T value, int step) {
+  cpu::require_full(mask);
+  int from = cpu::lane() ^ step;
+  return cpu::show(cpu::SHUFFLE, value).of(from);
+}
+template <typename T> T __shfl_sync(unsigned mask, T value, int from) {
+  cpu::require_full(mask);
+  return cpu::show(cpu::SHUFFLE, value).of(from & 31);
+}
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline long long min(long long a, long long b) { return a < b ? a : b; }
+
+// The functions of prims.cuh ------------------------------------------------------------------------------------------
+
+inline float to_float(float x) { return x; }
+inline float to_float(half_t x) {
+  _Float16 y;
+  memcpy(&y, &x, 2);
+  return float(y);
+}
+inline float to_float(bfloat_t x) {
+  uint32_t u = uint32_t(x.bits) << 16;
+  float y;
+  memcpy(&y, &u, 4);
+  return y;
+}
+template <typename T> T from_float(float x);
+template <> inline float from_float<float>(float x) { return x; }
+template <> inline half_t from_float<half_t>(float x) {
+  _Float16 y = _Float16(x);
+  half_t z;
+  memcpy(&z, &y, 2);
+  return z;
+}
+template <> inline bfloat_t from_float<bfloat_t>(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  if ((u & 0x7fffffff) > 0x7f800000) return {uint16_t(u >> 16 | 64)};
+  return {uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16)};
+}
+template <typename T> unsigned pack(float low, float high) {
+  return unsigned(from_float<T>(low).bits) | unsigned(from_float<T>(high).bits) << 16;
+}
+inline float exp2_fast(float x) { return exp2f(x); }
+
+// Written from the tables of the PTX ISA, by coordinates: where each element of the matrices lies.
+template <typename T> void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], T) {
+  struct Fragments { T a[4][2], b[2][2]; } mine;
+  memcpy(mine.a, a, 16);
+  memcpy(mine.b, b, 8);
+  auto warp = cpu::show(cpu::MMA, mine);
+  int lane = cpu::lane();
+  for (int i = 0; i < 4; i++) {
+    int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 0; k < 16; k++) {
+      T left = warp.of(row % 8 * 4 + k % 8 / 2).a[k / 8 * 2 + row / 8][k % 2];
+      T right = warp.of(column * 4 + k % 8 / 2).b[k / 8][k % 2];
+      sum += to_float(left) * to_float(right);
+    }
+    d[i] += sum;
+  }
+}
+namespace cpu {
+inline void load_matrices(unsigned (&r)[4], const void* row, bool transposed) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) fail("a row for ldmatrix is not aligned to 16 bytes");
+  auto rows = show(transposed ? LOAD_TRANSPOSED : LOAD_MATRICES, static_cast<const uint16_t*>(row));
+  int l = lane();
+  for (int m = 0; m < 4; m++) {
+    uint16_t pair[2];
+    for (int i = 0; i < 2; i++) {
+      int y = transposed ? l % 4 * 2 + i : l / 4, x = transposed ? l / 4 : l % 4 * 2 + i;
+      pair[i] = rows.of(m * 8 + y)[x];
+    }
+    memcpy(&r[m], pair, 4);
+  }
+}
+}  // namespace cpu
+inline void load_matrices(unsigned (&r)[4], const void* row) { cpu::load_matrices(r, row, false); }
+inline void load_matrices_transposed(unsigned (&r)[4], const void* row) { cpu::load_matrices(r, row, true); }
+
+// A copy takes place when it is waited for, and no sooner.
+inline void copy_async(void* shared, const void* global, bool valid) {
+  if ((uintptr_t(shared) | uintptr_t(global)) % 16) cpu::fail("an asynchronous copy is not aligned to 16 bytes");
+  cpu::Fiber* f = cpu::current;
+  if (f->copy_count == cpu::MAX_COPIES) cpu::fail("too many asynchronous copies");
+  f->copies[f->copy_count++] = {shared, global, valid, f->commits};
+}
+inline void copy_commit() { cpu::current->commits++; }
+template <int PENDING> void copy_wait() {
+  cpu::Fiber* f = cpu::current;
+  int left = 0;
+  for (int i = 0; i < f->copy_count; i++) {
+    cpu::Copy& c = f->copies[i];
+    if (c.group >= f->commits - PENDING)
+      f->copies[left++] = c;
+    else if (c.valid)
+      memcpy(c.target, c.source, 16);
+    else
+      memset(c.target, 0, 16);
+  }
+  f->copy_count = left;
+}

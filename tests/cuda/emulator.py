@@ -1,0 +1,65 @@
+"""A device without a GPU: kernels compiled by g++ against cuda_cpu.h, on arrays in ordinary memory."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tinyvit.kernels.cuda import compiler
+from tinyvit.kernels.cuda.device import Device, Kernel
+
+HERE = Path(__file__).resolve().parent
+SANITIZERS = ("-fsanitize=address,alignment", "-fno-sanitize-recover=all", "--param=asan-stack=0")
+_FLAGS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas")
+_FLAGS += ("-Wno-attributes", "-U_FORTIFY_SOURCE", f"-I{HERE}")
+
+
+class EmulatedDevice(Device):
+    """Runs kernels at once, in this process.
+
+    Attributes
+    ----------
+    schedule : in what order warps and lanes run: 0 forward, 1 reverse, else shuffled.
+    launched : the kernels so far, in order.
+    """
+
+    def __init__(self, arch: int = 90, shared: int = 232_448, number: int = 0) -> None:
+        super().__init__(number, arch, shared)
+        self.schedule = 0
+        self.launched: list[Kernel] = []
+
+    def _start(self, kernel: Kernel, grid: Any, threads: int, arguments: Sequence[Any], shared: int) -> None:
+        self.launched.append(kernel)
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
+        triple = ctypes.c_uint * 3
+        run = compiled(kernel)
+        run(triple(*grid), triple(threads, 1, 1), ctypes.c_size_t(shared), pointers, ctypes.c_int(self.schedule))
+
+
+@functools.cache
+def compiled(kernel: Kernel) -> Any:
+    """The function that runs a kernel: (grid, block, shared, arguments, schedule)."""
+    sanitized = bool(os.environ.get("TINYVIT_SANITIZE"))
+    folder = Path(os.environ.get("TINYVIT_EMULATED", Path(tempfile.gettempdir()) / f"tinyvit-emulated-{os.getuid()}"))
+    source = compiler.KERNELS / kernel.source  # or an absolute path
+    headers = [*sorted(compiler.KERNELS.rglob("*.cuh")), HERE / "cuda_cpu.h", source]
+    told = repr((kernel.expression, sanitized, _FLAGS, str(source))).encode()
+    digest = hashlib.sha256(told + b"".join(path.read_bytes() for path in headers)).hexdigest()[:24]
+    library = folder / f"{digest}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unit = f'#include "{source}"\nEXPORT(run_kernel, {kernel.expression})\n'
+        part = library.with_suffix(f".{os.getpid()}")
+        flags = [*_FLAGS, f"-I{compiler.KERNELS}", *(SANITIZERS if sanitized else ())]
+        command = ["g++", *flags, "-x", "c++", "-", "-o", str(part)]
+        run = subprocess.run(command, input=unit, text=True, capture_output=True)
+        if run.returncode:
+            pytest.exit(f"g++ refused {kernel.expression}:\n{run.stderr[-4000:]}", returncode=3)
+        part.replace(library)
+    return ctypes.CDLL(str(library)).run_kernel

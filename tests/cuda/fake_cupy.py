@@ -1,0 +1,373 @@
+"""A stand-in for CuPy in ordinary memory: the same arrays, functions and refusals, as far as this project uses them.
+
+Its arrays never meet those of NumPy, as CuPy's do not: an operation on both, or a silent conversion, raises TypeError.
+"""
+
+import functools
+import math
+import operator
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import fake_cublaslt
+import numpy as np
+from emulator import EmulatedDevice
+from tinyvit.kernels.linear import cublaslt
+
+from tinyvit import backend
+
+
+class _Pointer:
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+
+class _DeviceNumber:
+    id = 0
+
+    def __init__(self, number: int = 0) -> None:
+        self.id = number
+
+    def __enter__(self) -> "_DeviceNumber":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class ndarray:
+    """An array on the device; `_host` is where it really is."""
+
+    __slots__ = ("__weakref__", "_base", "_host", "_number")
+    __array_priority__ = 100
+
+    def __init__(self, host: np.ndarray, base: "ndarray | None" = None) -> None:
+        self._host, self._number = host, 0
+        self._base = base
+        if _recording is not None:
+            _recording.append(functools.partial(id, host))  # a graph keeps the memory it works in
+
+    @property
+    def base(self) -> "ndarray | None":
+        return self._base
+
+    @property
+    def data(self) -> _Pointer:
+        return _Pointer(self._host.ctypes.data)
+
+    @property
+    def device(self) -> _DeviceNumber:
+        return _DeviceNumber(self._number)
+
+    @property
+    def T(self) -> "ndarray":
+        return _wrapped(self._host.T, self)
+
+    def get(self) -> np.ndarray:
+        _wait()
+        return self._host.copy()
+
+    def item(self) -> Any:
+        _wait()
+        return self._host.item()
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return _call(getattr(ufunc, method), inputs, kwargs)
+
+    def __array_function__(self, function: Any, _: Any, args: Any, kwargs: Any) -> Any:
+        return _call(function, args, kwargs)
+
+    def __getitem__(self, key: Any) -> "ndarray":
+        return _wrapped(np.asarray(self._host[_host(key)]), self)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        target, key = self._host, _host(key)
+        _do(lambda: target.__setitem__(key, _host(value)))
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __iter__(self) -> Iterator["ndarray"]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _host(x: Any) -> Any:
+    """What NumPy shall compute with; TypeError for a NumPy array, as from CuPy."""
+    if isinstance(x, ndarray):
+        return x._host
+    if isinstance(x, np.ndarray) and x.ndim:
+        raise TypeError(f"Unsupported type {type(x)}")
+    if isinstance(x, (tuple, list)):
+        return type(x)(_host(item) for item in x)
+    return x
+
+
+def _wrapped(result: Any, source: Any = None) -> Any:
+    if isinstance(result, (np.ndarray, np.generic)):
+        return ndarray(np.asarray(result), source if isinstance(source, ndarray) else None)
+    if isinstance(result, tuple):
+        return tuple(_wrapped(x) for x in result)
+    return [_wrapped(x) for x in result] if isinstance(result, list) else result
+
+
+# Streams and graphs -------------------------------------------------------------------------------------------------
+
+_recording: list[Any] | None = None  # what a capture has seen so far
+
+
+def _do(action: Any) -> None:
+    """Do something that changes memory, or put it into the graph."""
+    if _recording is None:
+        action()
+    else:
+        _recording.append(action)
+
+
+def _wait() -> None:
+    if _recording is not None:
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+
+
+class Stream:
+    """Does at once what it is asked to; while it captures, nothing but noting it down."""
+
+    ptr = 0
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        pass
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def record(self) -> None:
+        return None
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        _wait()
+
+    def is_capturing(self) -> bool:
+        return _recording is not None
+
+    def begin_capture(self) -> None:
+        global _recording
+        _recording = []
+
+    def end_capture(self) -> "Graph":
+        global _recording
+        graph, _recording = Graph(_recording or []), None
+        return graph
+
+
+class Graph:
+    """What was captured, in order."""
+
+    def __init__(self, actions: list[Any]) -> None:
+        self._actions = actions
+
+    def launch(self, stream: Stream) -> None:
+        for action in self._actions:
+            action()
+
+
+class CapturableDevice(EmulatedDevice):
+    """A device whose launches go into the graph while a stream captures."""
+
+    def _start(self, kernel: Any, grid: Any, threads: int, arguments: Any, shared: int) -> None:
+        given = [type(argument).from_buffer_copy(argument) for argument in arguments]
+        _do(lambda: super(CapturableDevice, self)._start(kernel, grid, threads, given, shared))
+
+
+def _recorded_matmul(*arguments: Any) -> None:
+    """cublasLtMatmul reads its description when it is called, not when the graph runs."""
+    description = dict(fake_cublaslt._objects[arguments[1]])
+    where = fake_cublaslt._new(**description)
+    _do(lambda: fake_cublaslt.matmul(arguments[0], where, *arguments[2:]))
+
+
+def _call(function: Any, args: Any, kwargs: Any) -> Any:
+    out = kwargs.get("out")
+
+    def compute() -> Any:
+        with np.errstate(all="ignore"):
+            return function(*(_host(a) for a in args), **{k: _host(v) for k, v in kwargs.items()})
+
+    result = compute()
+    if out is not None:
+        return out[0] if isinstance(out, tuple) else out
+    source = next((a for a in args if isinstance(a, ndarray)), None)
+    shares = isinstance(result, np.ndarray) and source is not None and np.shares_memory(result, source._host)
+    if _recording is not None and not shares and isinstance(result, (np.ndarray, np.generic)):
+        result = np.asarray(result)
+        target = result
+        _recording.append(lambda: target.__setitem__(..., compute()))
+    owner = source if source is None or source.base is None else source.base
+    return _wrapped(result, owner if shares else None)
+
+
+_VALUES = ("shape", "strides", "dtype", "itemsize", "size", "ndim", "flags", "nbytes")
+_METHODS = ("astype", "reshape", "transpose", "swapaxes", "copy", "sum", "mean", "max", "min", "ravel", "fill", "view")
+_METHODS += ("any", "all", "argmax", "squeeze", "cumsum", "var", "clip", "repeat", "take")
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+
+
+def _method(name: str) -> Any:
+    def method(self: ndarray, *args: Any, **kwargs: Any) -> Any:
+        return _call(getattr(np.ndarray, name), (self, *args), kwargs)
+
+    return method
+
+
+def _binary(name: str) -> None:
+    function = getattr(operator, f"__{name}__")
+    setattr(ndarray, f"__{name}__", lambda self, other: _call(function, (self, other), {}))
+    if name not in ("lt", "le", "gt", "ge", "eq", "ne"):
+        setattr(ndarray, f"__r{name}__", lambda self, other: _call(function, (other, self), {}))
+        in_place = getattr(operator, f"__i{name}__")
+
+        def inplace(self: ndarray, other: Any) -> ndarray:
+            _do(lambda: in_place(self._host, _host(other)))
+            return self
+
+        setattr(ndarray, f"__i{name}__", inplace)
+
+
+for _name in _VALUES:
+    setattr(ndarray, _name, property(operator.attrgetter(f"_host.{_name}")))
+for _name in _METHODS:
+    setattr(ndarray, _name, _method(_name))
+for _name in (*_BINARY, "lt", "le", "gt", "ge", "eq", "ne"):
+    _binary(_name)
+ndarray.__neg__ = lambda self: _call(operator.neg, (self,), {})  # type: ignore[attr-defined]
+ndarray.__abs__ = lambda self: _call(operator.abs, (self,), {})  # type: ignore[attr-defined]
+ndarray.__invert__ = lambda self: _call(operator.invert, (self,), {})  # type: ignore[attr-defined]
+ndarray.__module__ = "cupy"
+
+
+def asarray(data: Any, dtype: Any = None, **_: Any) -> ndarray:
+    """On the device, from wherever it is."""
+    if not isinstance(data, ndarray) and np.ndim(data):
+        _wait()
+    if isinstance(data, ndarray):
+        return data if dtype is None or data.dtype == dtype else data.astype(dtype)
+    return ndarray(np.array(data, dtype=dtype))
+
+
+def array(data: Any, dtype: Any = None, copy: bool = True, **_: Any) -> ndarray:
+    host = data._host if isinstance(data, ndarray) else data
+    return ndarray(np.array(host, dtype=dtype))
+
+
+def empty(shape: Any, dtype: Any = float, **_: Any) -> ndarray:
+    """Full of NaN, or of large numbers where the dtype has none: what a kernel forgets to write is seen."""
+    host = np.empty(shape, dtype)
+    host.reshape(-1).view(np.uint8).fill(0xFF)
+    return ndarray(host)
+
+
+def empty_like(x: ndarray, dtype: Any = None, **_: Any) -> ndarray:
+    return empty(x.shape, dtype or x.dtype)
+
+
+def module() -> types.ModuleType:
+    """The module `cupy`."""
+    fake = types.ModuleType("cupy")
+    own = {"ndarray": ndarray, "asarray": asarray, "array": array, "empty": empty, "empty_like": empty_like}
+    fake.__dict__.update(own, asnumpy=lambda x: x.get(), __version__="0", __path__=[])
+
+    def missing(name: str) -> Any:
+        found = getattr(np, name)
+        if isinstance(found, (types.FunctionType, np.ufunc, types.BuiltinFunctionType)) or name in ("vdot", "where"):
+            return functools.wraps(found)(lambda *args, **kwargs: _call(found, args, kwargs))
+        return found
+
+    fake.__getattr__ = missing  # type: ignore[method-assign]
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0)
+    stream = Stream()
+    cuda = types.ModuleType("cupy.cuda")
+    cuda.__dict__.update(
+        is_available=lambda: True,
+        Device=_DeviceNumber,
+        runtime=runtime,
+        get_current_stream=lambda: stream,
+        Stream=Stream,
+        MemoryPool=lambda: types.SimpleNamespace(malloc=None),
+        using_allocator=nullcontext,
+    )
+    fake.cuda = cuda  # type: ignore[attr-defined]
+    fake.add = _Ufunc(np.add)  # type: ignore[attr-defined]
+    return fake
+
+
+class _Ufunc:
+    """A function of CuPy that is called on elements at an index too."""
+
+    def __init__(self, ufunc: Any) -> None:
+        self._ufunc = ufunc
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _call(self._ufunc, args, kwargs)
+
+    def at(self, x: ndarray, index: Any, values: Any) -> None:
+        self._ufunc.at(x._host, _host(index), _host(values))
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf, [float])(x).astype(x.dtype)
+
+
+def _special() -> types.ModuleType:
+    """The module `cupyx.scipy.special`."""
+    special = types.ModuleType("cupyx.scipy.special")
+    special.erf = lambda x: _call(_erf, (x,), {})  # type: ignore[attr-defined]
+    return special
+
+
+@contextmanager
+def installed() -> Iterator[types.ModuleType]:
+    """Within this block `import cupy` gives the stand-in."""
+    before = dict(sys.modules)
+    for name in before:
+        if name.partition(".")[0] in ("cupy", "cupyx"):
+            del sys.modules[name]
+    fake = module()
+    packages = {name: types.ModuleType(name) for name in ("cupyx", "cupyx.scipy")}
+    own = {"cupy": fake, "cupy.cuda": fake.cuda, **packages, "cupyx.scipy.special": _special()}
+    sys.modules |= own
+    caches = (backend.gpu, cublaslt._handle, cublaslt._workspace, cublaslt._descriptors, cublaslt.is_available)
+    for cache in caches:
+        cache.cache_clear()
+    bindings = types.SimpleNamespace(**{**vars(fake_cublaslt), "matmul": _recorded_matmul})
+    try:
+        with mock.patch.object(cublaslt, "library", return_value=bindings):
+            yield fake
+    finally:
+        for name in own:
+            del sys.modules[name]
+        sys.modules |= {name: m for name, m in before.items() if name.partition(".")[0] in ("cupy", "cupyx")}
+        for cache in caches:
+            cache.cache_clear()
+        backend.gpu_in_use = False

@@ -1,0 +1,160 @@
+"""The CUDA kernels against the plain rules, in every version and dtype: one body for the emulator and for a GPU.
+
+Not collected by itself: `test_emulated.py` runs it in a process of its own, where arrays and device are stand-ins, and
+`test_gpu.py` on a device.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import draws
+import emulator
+import fake_cupy
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_kernels import OPERATIONS, drawn_trial
+from tinyvit.kernels import registry
+from tinyvit.kernels.cuda import device
+from trial import Trial, unmodified
+
+import tinyvit as tv
+from tinyvit import backend
+from tinyvit.autograd import Op, Tensor
+
+ON_GPU = os.environ.get("TINYVIT_TRIALS") == "gpu"
+SCHEDULES = [0] if ON_GPU else [0, 1, 7]
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+VERSIONS = [
+    pytest.param(OPERATIONS[spec.operation], f"cupy:v{version}", id=f"{spec.operation}-v{version}")
+    for spec in registry.SPECS
+    if spec.technology == "cupy" and spec.operation in OPERATIONS
+    for version in range(1, spec.versions + 1)
+]
+every_version = pytest.mark.parametrize(("op", "choice"), VERSIONS)
+DEVICE = emulator.EmulatedDevice()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_the_device() -> Iterator[None]:
+    if ON_GPU:
+        yield
+        return
+    with fake_cupy.installed():
+        device.DEVICES[0] = DEVICE
+        yield
+        device.DEVICES.clear()
+
+
+class DeviceTrial(Trial):
+    """A trial whose kernels run on the device; what they are compared with is computed on the host."""
+
+    def _run(self, choice: str, inputs: Sequence[Any], upstream: Sequence[Any]) -> list[Any]:
+        if not choice.startswith("cupy"):
+            return super()._run(choice, inputs, upstream)
+        there = [[x if x is None else on_device(x) for x in arrays] for arrays in (inputs, upstream)]
+        host = unmodified([x._host for arrays in there for x in arrays if isinstance(x, fake_cupy.ndarray)])
+        with host:
+            found = super()._run(choice, *there)
+        return [backend.to_host(y) for y in found]
+
+
+def on_device(array: Any) -> Any:
+    """`array` there, with its strides where the stand-in can keep them: it shares the host's memory."""
+    backend.gpu_in_use = True
+    if ON_GPU:
+        return backend.to_device(array, "cuda")
+    return fake_cupy.ndarray(array)
+
+
+# Sizes around what the kernels are cut into, and not so large that running them on the CPU takes long.
+draws.PRODUCTS, draws.ELEMENTS = 150_000, 6_000
+draws.CHUNKS = [0, *draws.around(1, 4, 16, 32)[1:], 129]
+draws.LANES = [*draws.around(1, 8, 32)[1:], 40, 64, 127, 128, 136, 200, 256, 264, 384, 512, 768, 1024, 1040]
+del draws.LAYOUTS["unaligned"]  # no GPU reads what is not aligned to its size
+draws.LAYOUTS |= {f"dense {i}": draws.LAYOUTS["dense"] for i in range(6)}  # what the last versions serve
+
+
+@st.composite
+def attention_shape(draw: Any) -> tuple[tuple[int, ...], int, int, int]:
+    """Leading axes, queries, keys and head size, on and around the edges of the tiles."""
+    lead = draw(st.sampled_from([(1, 1), (1, 2), (2, 3), (2,), ()]))
+    edges = [*draws.around(1, 8, 16, 32, 64, 80), 97, 128, 130, 145, 197, 271, 272, 273]
+    queries = draw(st.sampled_from([0, *edges[1:-6]]))
+    keys = queries if queries and draw(st.booleans()) else draw(st.sampled_from(edges[1:]))
+    depths = [1, 3, 8, 15, 16, 17, 24, 32, 33, 64, 64, 65, 128, 136, 256]
+    most = draws.PRODUCTS / max(math.prod(lead), 1) / max(queries * keys, 1)
+    return lead, queries, keys, draws.size(draw, depths, most)
+
+
+draws.attention_shape = attention_shape
+
+
+def trial_of(data: st.DataObject, op: type[Op], dtype: str) -> DeviceTrial:
+    with np.errstate(all="ignore"):
+        drawn = drawn_trial(data, op, DTYPES[dtype])
+    trial = DeviceTrial(drawn.op, drawn.case, drawn.needs, drawn.upstream)
+    return trial if dtype == "float32" else _small(trial)
+
+
+def _small(trial: DeviceTrial) -> DeviceTrial:
+    """The trial with values that stay finite in 16 bits, so that the plain rule in them has something to say."""
+
+    def tamed(x: Any) -> Any:
+        if x is None or x.dtype.kind in "iub":
+            return x
+        hidden = np.isneginf(x) & (trial.op.name == "attention")
+        with np.errstate(invalid="ignore"):
+            y = np.array(np.clip(np.nan_to_num(x.astype(np.float32), nan=0, posinf=1, neginf=-1), -8, 8), x.dtype)
+        y[hidden] = -np.inf
+        return y
+
+    # The logarithm that these kernels keep is float32: it costs no roundings of 16 bits.
+    case = replace(trial.case, inputs=tuple(tamed(x) for x in trial.case.inputs), logarithm=0.0)
+    return DeviceTrial(trial.op, case, trial.needs, [tamed(x) for x in trial.upstream])
+
+
+@every_version
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=int(os.environ.get("TINYVIT_EXAMPLES", "12")))
+@given(data=st.data())
+def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
+    DEVICE.schedule = data.draw(st.sampled_from(SCHEDULES))
+    trial_of(data, op, dtype).check(choice)
+
+
+@every_version
+@settings(max_examples=6)
+@given(data=st.data())
+def test_any_order_of_warps_gives_the_same_bits(op: type[Op], choice: str, data: st.DataObject) -> None:
+    trial = trial_of(data, op, "bfloat16")
+    results = []
+    for schedule in (*SCHEDULES, 0):
+        DEVICE.schedule = schedule
+        results.append([y.tobytes() for y in trial.run(choice)])
+    assert all(found == results[0] for found in results)
+
+
+def test_long_sequences_run_through_both_halves_of_the_double_buffer() -> None:
+    rng, op = np.random.default_rng(0), OPERATIONS["attention"]
+    q = rng.standard_normal((1, 1, 70, 16)).astype(np.float16)
+    k, v = rng.standard_normal((2, 1, 1, 333, 16)).astype(np.float16)
+    for params in ({}, {"is_causal": True}, {"dropout_p": 0.3, "seed": 5, "offset": 2}):
+        case = draws.Case((q, k, v, None), {"scale": 0.25, **params})
+        for choice in ("cupy:v2", "cupy:v3"):
+            DeviceTrial(op, case, (True, True, True, False), (q,)).check(choice)
+
+
+def test_dropout_draws_the_same_bits_everywhere() -> None:
+    x = np.ones((7, 33), np.float32)
+    with tv.use_kernels("numpy"):
+        expected = OPERATIONS["dropout"].apply(Tensor(x), p=0.3, seed=2**40 + 1, offset=3).numpy()
+    for choice in ("cupy:v1", "cupy:v2"):
+        with tv.use_kernels(choice):
+            found = OPERATIONS["dropout"].apply(Tensor(on_device(x)), p=0.3, seed=2**40 + 1, offset=3)
+        np.testing.assert_array_equal(found.numpy(), expected)

@@ -1,0 +1,190 @@
+"""Detection, launching and their errors, without a GPU."""
+
+import builtins
+import ctypes
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator import EmulatedDevice
+from fake_cupy import installed
+from tinyvit.kernels import registry
+from tinyvit.kernels.attention import cupy_raw as attention
+from tinyvit.kernels.cuda import device
+from tinyvit.kernels.cuda.device import Kernel
+from tinyvit.kernels.cuda.rows import parts_of, spread
+
+import tinyvit as tv
+import tinyvit.functional as F
+from tinyvit import backend
+
+
+@pytest.fixture
+def _fresh() -> Iterator[None]:
+    backend.gpu.cache_clear()
+    yield
+    backend.gpu.cache_clear()
+
+
+class _Broken:
+    def __getattr__(self, name: str) -> Any:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+
+# Detection -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_without_cupy_the_reason_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(RuntimeError, match=r"device 'cuda' is not usable: CuPy cannot be imported .* extra cuda12"):
+        tv.tensor([1.0], device="cuda")
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_an_installation_that_fails_to_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def failing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "cupy":
+            raise OSError("libnvrtc.so.13 is damaged")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(builtins, "__import__", failing)
+    assert backend.gpu() == (None, backend.gpu()[1])
+    assert "libnvrtc.so.13 is damaged" in backend.gpu()[1]
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize(
+    ("cupy", "says"),
+    [
+        (types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False)), "finds no device"),
+        (types.SimpleNamespace(cuda=_Broken()), "does not compute (OSError: libcuda.so.1"),
+        (
+            types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: True), arange=lambda n: np.zeros(n)),
+            "computes a wrong result",
+        ),
+    ],
+)
+def test_a_gpu_that_does_not_work_is_a_reason(monkeypatch: pytest.MonkeyPatch, cupy: Any, says: str) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    module, reason = backend.gpu()
+    assert module is None
+    assert says in reason
+
+
+def test_devices_that_there_are_not() -> None:
+    with installed():
+        with pytest.raises(RuntimeError, match="device 'cuda:3' is not usable: there are 1, numbered from 0"):
+            tv.set_default_device("cuda:3")
+        for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", 7):
+            with pytest.raises(ValueError, match="it must be 'cpu', 'cuda', or a GPU by its number"):
+                tv.set_default_device(name)  # type: ignore[arg-type]
+
+
+def test_tensors_are_made_where_they_shall_be() -> None:
+    with installed():
+        try:
+            tv.set_default_device("cuda")
+            x = tv.tensor([[1.0, 2.0]], requires_grad=True)
+            assert (x.device, x.dtype) == ("cuda:0", np.float32)
+            assert tv.tensor(x, device="cpu").device == "cpu"
+            assert "1., 2." in repr(x)
+        finally:
+            tv.set_default_device("cpu")
+
+
+# Launching -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_that_wants_too_much_shared_memory_is_refused_with_the_numbers() -> None:
+    small = EmulatedDevice(arch=75, shared=65_536)
+    with pytest.raises(RuntimeError, match=r"some_kernel needs 70000 bytes .* cuda:0 \(sm_75\) has 65536"):
+        small.launch(Kernel("a.cu", "some_kernel"), (1,), 32, [ctypes.c_int(1)], 70_000)
+
+
+def test_an_empty_grid_launches_nothing() -> None:
+    EmulatedDevice().launch(Kernel("there is no such file", "kernel"), (0, 5), 32, [])
+
+
+@pytest.mark.parametrize(
+    ("arch", "shared", "ctype", "keys", "depth", "served"),
+    [
+        (90, 232_448, "bfloat_t", 197, 64, "4"),
+        (90, 232_448, "bfloat_t", 257, 64, "4"),
+        (90, 232_448, "bfloat_t", 577, 64, "3"),
+        (90, 232_448, "half_t", 65, 128, "4"),
+        (90, 232_448, "float", 65, 64, "2"),
+        (75, 65_536, "half_t", 65, 64, "4"),
+        (75, 65_536, "half_t", 197, 64, "3"),
+        (75, 65_536, "half_t", 65, 256, "2"),
+        (75, 65_536, "float", 8192, 256, "2"),
+    ],
+)
+def test_the_last_version_that_fits_is_launched(
+    arch: int, shared: int, ctype: str, keys: int, depth: int, served: str
+) -> None:
+    shape = attention.Shape(ctype, 6, keys, keys, depth, False)
+    (launch,) = attention.plan(4, False, shape, EmulatedDevice(arch, shared))
+    assert launch.kernel.expression.startswith(f"attention_forward_{served}")
+
+
+def test_extras_are_left_to_the_version_that_knows_them() -> None:
+    shape = attention.Shape("half_t", 6, 65, 65, 64, True)
+    for backward in (False, True):
+        launches = attention.plan(4, backward, shape, EmulatedDevice())
+        assert launches[-1].kernel.expression.startswith("attention_backward_3" if backward else "attention_forward_3")
+        assert launches[-1].kernel.expression.endswith("true>")
+
+
+def test_what_fits_nowhere_is_refused_with_the_numbers() -> None:
+    shape = attention.Shape("float", 1, 10, 10, 256, False)
+    with pytest.raises(RuntimeError, match=r"needs \d+ bytes of shared memory, and device cuda:0 \(sm_75\) has 30"):
+        attention.plan(2, False, shape, EmulatedDevice(75, 30))
+
+
+def test_bfloat16_is_refused_where_there_are_no_products_of_it() -> None:
+    with installed(), tv.use_kernels("cupy"):
+        device.DEVICES[0] = EmulatedDevice(arch=75, shared=65_536)
+        q = tv.tensor(np.ones((1, 1, 4, 8), np.float32), device="cuda").to("bfloat16")
+        with pytest.raises(RuntimeError, match=r"bfloat16 needs compute capability 8.0, and the device has 7.5"):
+            F.scaled_dot_product_attention(q, q, q)
+        device.DEVICES.clear()
+
+
+def test_head_sizes_that_differ_or_are_too_large_are_refused() -> None:
+    with installed():
+        device.DEVICES[0] = EmulatedDevice()
+        q, v = (tv.tensor(np.ones((1, 1, 4, d), np.float32), device="cuda").data for d in (8, 300))
+        assert "the head sizes are 8 and 300" in (attention.refuses({"q": q, "v": v}, {}) or "")
+        device.DEVICES.clear()
+
+
+# Launch configurations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "itemsize", "expected"),
+    [(64, 4, (4, 1)), (384, 4, (4, 3)), (768, 4, (4, 6)), (768, 2, (8, 3)), (1024, 2, (8, 4)), (1032, 2, None)],
+)
+def test_rows_are_spread_over_as_few_registers_as_will_do(columns: int, itemsize: int, expected: Any) -> None:
+    assert spread(columns, itemsize, True) == expected
+    assert spread(columns, itemsize, False) is None
+    assert spread(columns + 1, itemsize, True) is None
+
+
+def test_the_number_of_parts_depends_on_the_rows_only() -> None:
+    assert [parts_of(n, 4) for n in (1, 16, 17, 50_432)] == [1, 1, 2, 512]
+
+
+def test_the_registry_tells_where_a_kernel_computes() -> None:
+    assert {spec.technology: spec.device for spec in registry.SPECS} == {
+        "numba": "cpu",
+        "cupy": "cuda",
+        "numba-cuda": "cuda",
+    }

@@ -1,0 +1,51 @@
+"""The CUDA kernels on the CPU: compiled by g++, run in a process of its own, since a fault there ends the process."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+
+
+def run(*arguments: str, file: str = "kernel_trials.py", **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Pytest on a file of this folder."""
+    command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["--hypothesis-profile=first-failure", "--timeout", "800", *arguments]
+    settings = os.environ | {"TINYVIT_COMPILE_AHEAD": "0", **environment}
+    return subprocess.run(command, cwd=HERE.parents[1], env=settings, capture_output=True, text=True, timeout=900)
+
+
+def assert_passed(found: "subprocess.CompletedProcess[str]") -> None:
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+
+
+def test_the_stand_ins_for_the_primitives_are_right() -> None:
+    assert_passed(run(file="primitive_trials.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_on_the_emulated_device_follows_training_on_the_cpu() -> None:
+    assert_passed(run(file="training_trials.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("part", ["attention", "layer_norm", "not attention and not layer_norm"])
+def test_the_kernels_agree_with_the_plain_rules(part: str) -> None:
+    assert_passed(run("-k", part))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_kernel_leaves_its_memory() -> None:
+    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not Path(library).exists():
+        pytest.skip("needs AddressSanitizer")
+    options = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0", "TINYVIT_SANITIZE": "1"}
+    assert_passed(run("-k", "exact", LD_PRELOAD=library, TINYVIT_EXAMPLES="3", **options))

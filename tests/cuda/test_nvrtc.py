@@ -1,0 +1,72 @@
+"""NVRTC compiles every kernel for every architecture, with no GPU and no driver: no warning, spill, or stack."""
+
+import importlib
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+from tinyvit.kernels import registry
+from tinyvit.kernels.cuda import compiler, device
+from tinyvit.kernels.cuda.compiler import ARCHITECTURES, CompilationFailed, CompilerMissing, compile_cubin, resources
+
+MODULES = sorted({spec.module for spec in registry.SPECS if spec.module.endswith("cupy_raw")})
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    try:
+        compiler.nvrtc_version()
+    except CompilerMissing as reason:
+        pytest.skip(str(reason))
+
+
+def kernels_of(module: str, arch: int) -> dict[str, dict[str, int]]:
+    """By source: each kernel that serves on an architecture, and the most registers it may have."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for kernel, registers in importlib.import_module(module).kernels():
+        if arch >= 80 or "bfloat_t" not in kernel.expression:
+            found[kernel.source][kernel.expression] = registers
+    return found
+
+
+def complaints(source: str, allowed: dict[str, int], arch: int) -> Iterator[str]:
+    """What is wrong with the kernels of a file on an architecture."""
+    cubin = compile_cubin(source, sorted(allowed), arch)
+    yield from (line for line in cubin.log.splitlines() if "warning" in line or "remark" in line)
+    used = {r.symbol: r for r in resources(cubin.log)}
+    for expression, most in allowed.items():
+        found = used[cubin.names[expression]]
+        if found.stack or found.spills or found.registers > most:
+            yield f"sm_{arch} {expression}: {found}; it may have {most} registers, no stack and no spills"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_compiles(module: str) -> None:
+    """The first kernels of each file, for one architecture."""
+    for source, allowed in kernels_of(module, 90).items():
+        few = dict(list(allowed.items())[:3])
+        assert not list(complaints(source, few, 90))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("module", MODULES)
+def test_every_kernel_compiles_for_every_architecture(module: str, arch: int) -> None:
+    wrong = [w for source, allowed in kernels_of(module, arch).items() for w in complaints(source, allowed, arch)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_source_that_does_not_compile_is_an_error_with_its_log() -> None:
+    with pytest.raises(CompilationFailed, match="missing_kernel"):
+        compile_cubin("dropout/dropout.cu", ["missing_kernel<float>"], 90)
+
+
+def test_cubins_are_kept_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compile_cubin("dropout/dropout.cu", ["dropout_1<float>"], 90)
+    monkeypatch.setattr(compiler, "_compiled", None)  # compiling again would fail
+    assert compile_cubin("dropout/dropout.cu", ["dropout_1<float>"], 90) == first
+
+
+def test_every_dtype_of_the_registry_has_a_name_in_cuda() -> None:
+    assert {str(d) for spec in registry.SPECS if spec.device == "cuda" for d in spec.dtypes} == device.CTYPES.keys()

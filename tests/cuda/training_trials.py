@@ -1,0 +1,220 @@
+"""A ViT, its optimizer and mixed precision on the device, against the same on the host; run by `test_emulated.py`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_cupy import CapturableDevice, installed
+from kernel_trials import ON_GPU
+from tinyvit.kernels.cuda import device
+
+import tinyvit as tv
+import tinyvit.functional as F
+from tinyvit.autograd import Tensor
+from tinyvit.captured import CapturedStep
+
+IMAGES = np.random.default_rng(0).standard_normal((6, 1, 8, 8)).astype(np.float32)
+LABELS = np.arange(6) % 5
+
+
+@pytest.fixture(autouse=True)
+def on_the_device() -> Iterator[Any]:
+    if ON_GPU:
+        yield
+        return
+    with installed(), tv.use_kernels("auto"):
+        device.DEVICES[0] = CapturableDevice()
+        yield device.DEVICES[0]
+        device.DEVICES.clear()
+
+
+def model_on(where: str, **settings: Any) -> tv.models.ViT:
+    tv.manual_seed(3)
+    model = tv.models.ViT(8, 4, 5, dim=32, depth=2, heads=2, in_channels=1, **settings)
+    return model.to(where)
+
+
+def losses(where: str, precision: str = "float32", steps: int = 4, **settings: Any) -> list[float]:
+    """The losses of some steps of training."""
+    model, found = model_on(where, **settings), []
+    optimizer = tv.optim.AdamW(model.parameters(), lr=3e-3)
+    scaler = tv.LossScaler(optimizer, initial=1024) if precision == "float16" else None
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with tv.autocast(precision):
+            loss = F.cross_entropy(model(IMAGES), LABELS)
+        (scaler.scaled(loss) if scaler else loss).backward()
+        if scaler:
+            scaler.step(clip_norm=1.0)
+        else:
+            tv.optim.clip_grad_norm(model.parameters(), 1.0)
+            optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos2d"])
+def test_training_on_the_device_follows_training_on_the_host(pos_embed: str) -> None:
+    settings = {"pos_embed": pos_embed, "dropout": 0.1}
+    np.testing.assert_allclose(losses("cuda", **settings), losses("cpu", **settings), rtol=2e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_stays_near_float32(precision: str) -> None:
+    np.testing.assert_allclose(losses("cuda", precision), losses("cpu"), rtol=0.05)
+
+
+def test_what_serves_on_the_device_are_its_kernels(on_the_device: Any) -> None:
+    losses("cuda", "bfloat16", steps=1)
+    if not ON_GPU:
+        used = {kernel.expression for kernel in on_the_device.launched}
+        for name in ("attention_forward_4<bfloat_t", "attention_backward_4<bfloat_t", "layer_norm_forward_2<float",
+                     "cross_entropy_backward_2<float", "adamw_step_2"):  # fmt: skip
+            assert any(name in expression for expression in used), (name, used)
+
+
+@pytest.mark.parametrize("rule", [tv.optim.AdamW, tv.optim.Adam])
+@pytest.mark.parametrize("version", ["cupy:v1", "cupy:v2"])
+def test_the_optimizer_on_the_device_is_the_plain_one(rule: Any, version: str) -> None:
+    rng = np.random.default_rng(1)
+    shapes = [(3,), (9000,), (40, 5), (1,), (8192,)]
+    start = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+    gradients = [[rng.standard_normal(s).astype(np.float32) for s in shapes] for _ in range(3)]
+
+    def trained(where: str, choice: str) -> list[np.ndarray]:
+        with tv.use_kernels(choice):
+            ps = [tv.tensor(x, device=where, requires_grad=True) for x in start]
+            groups = [{"params": ps[:2], "weight_decay": 0.1}, {"params": ps[2:], "lr": 1e-2}]
+            optimizer = rule(groups, lr=1e-3)
+            for step in gradients:
+                for p, g in zip(ps, step, strict=True):
+                    p.grad = tv.tensor(g, device=where)
+                ps[3].grad = None
+                optimizer.step()
+            state = optimizer.state_dict()
+        assert state["steps"] == 3
+        return [p.numpy() for p in ps] + [a for kept in state["arrays"].values() for a in kept.values()]
+
+    for found, expected in zip(trained("cuda", version), trained("cpu", "numpy"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_a_norm_that_is_not_finite_skips_the_step_on_the_device() -> None:
+    p = tv.tensor(np.ones(5, np.float32), device="cuda", requires_grad=True)
+    optimizer = tv.optim.AdamW([p], lr=0.1)
+    (bundle,) = optimizer.device_bundles
+    bundle["scale"], bundle["growth"] = 1024, 2
+    for gradient, scale, steps in ((np.inf, 512, 0), (1.0, 512, 1), (1.0, 1024, 2), (np.nan, 512, 2)):
+        before = p.numpy().copy()
+        p.grad = tv.tensor(np.full(5, gradient, np.float32), device="cuda")
+        optimizer.step()
+        assert (bundle["scale"], bundle["step"]) == (scale, steps)
+        assert np.array_equal(p.numpy(), before) == (not np.isfinite(gradient))
+
+
+def test_clipping_on_the_device_divides_by_the_norm() -> None:
+    def stepped(gradient: float, max_norm: float) -> np.ndarray:
+        p = tv.tensor(np.ones(4, np.float32), device="cuda", requires_grad=True)
+        optimizer = tv.optim.AdamW([p], lr=0.1, eps=1.0)  # with a large eps the size of a gradient matters
+        (bundle,) = optimizer.device_bundles
+        bundle["max_norm"] = max_norm
+        p.grad = tv.tensor(np.full(4, gradient, np.float32), device="cuda")
+        optimizer.step()
+        assert bundle["norm"] == pytest.approx(2 * gradient)
+        return p.numpy()
+
+    np.testing.assert_allclose(stepped(5.0, 1.0), stepped(0.5, 0.0), rtol=1e-6)
+
+
+def test_devices_are_never_mixed() -> None:
+    there, here = tv.tensor([1.0], device="cuda"), tv.tensor([1.0])
+    with pytest.raises(ValueError, match=r"add: its inputs are on cpu, cuda:0; bring them to one device"):
+        here + there
+    with pytest.raises(ValueError, match="layer_norm: its inputs are on cuda:0, cpu"):
+        F.layer_norm(there, here, here)
+    assert (there + 1).device == "cuda:0"
+    assert (1 - there).device == "cuda:0"
+    assert (there + here.to("cuda")).to("cpu").numpy() == 2
+
+
+def test_gradients_go_back_over_a_transfer() -> None:
+    x = tv.tensor([1.0, 2.0], requires_grad=True)
+    (x.to("cuda") * 3).sum().backward()
+    assert x.grad is not None
+    assert x.grad.device == "cpu"
+    np.testing.assert_array_equal(x.grad.numpy(), 3)
+
+
+def test_states_go_from_one_device_to_the_other() -> None:
+    there, here = model_on("cuda"), model_on("cpu")
+    here.load_state_dict({name: 0 * a for name, a in here.state_dict().items()})
+    here.load_state_dict(there.state_dict())
+    there.load_state_dict(here.state_dict())
+    for name, array in there.state_dict().items():
+        np.testing.assert_array_equal(array, here.state_dict()[name])
+
+
+def test_plain_rules_serve_what_no_kernel_can() -> None:
+    x = tv.tensor(np.ones((2, 3)), device="cuda")
+    w = tv.tensor(np.ones(3), device="cuda")
+    assert F.layer_norm(x, w, w).dtype == np.float64
+    with tv.use_kernels("cupy"), pytest.raises(RuntimeError, match="the inputs are float64, and cupy computes in"):
+        F.layer_norm(x, w, w)
+    with tv.use_kernels("numba"), pytest.raises(RuntimeError, match="on 'cuda', and numba computes on 'cpu'"):
+        F.softmax(Tensor(x.data.astype("float32")))
+
+
+# CUDA graphs --------------------------------------------------------------------------------------------------------
+
+
+def run_of(captured: bool, precision: str, steps: int = 7, dropout: float = 0.2) -> tuple[Any, CapturedStep]:
+    """The losses and the weights after some steps, with a batch of another size among them."""
+    model = model_on("cuda", dropout=dropout)
+    optimizer = tv.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    step = CapturedStep(
+        lambda images, labels: F.cross_entropy(model(Tensor(images)), labels), optimizer, precision, clip_norm=0.5
+    )
+    if not captured:
+        step.reason = "it shall not be"
+    losses = []
+    for i in range(steps):
+        optimizer.set_lr(1e-2 / (i + 1))
+        size = 4 if i == 5 else 6
+        images = np.roll(IMAGES, i, axis=0)[:size]
+        losses.append(step(images, np.roll(LABELS, i)[:size]).item())
+    return (losses, [p.numpy().tobytes() for p in model.parameters()], optimizer.state_dict()["steps"]), step
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_captured_steps_give_the_bits_of_uncaptured_ones(precision: str) -> None:
+    found, step = run_of(True, precision)
+    assert step.reason is None
+    assert step.is_captured
+    expected, other = run_of(False, precision)
+    assert not other.is_captured
+    assert found == expected
+    assert len(set(found[0])) == len(found[0])
+
+
+def test_what_cannot_be_captured_runs_as_usual_and_says_why() -> None:
+    model = model_on("cuda")
+    optimizer = tv.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def loss_of(images: Any, labels: Any) -> Tensor:
+        loss = F.cross_entropy(model(Tensor(images)), labels)
+        loss.item()  # waits for the device
+        return loss
+
+    step = CapturedStep(loss_of, optimizer)
+    losses = [step(IMAGES, LABELS).item() for _ in range(5)]
+    assert step.reason is not None
+    assert "not permitted when stream is capturing" in step.reason
+    assert losses[-1] < losses[0]
+    assert optimizer.steps == 5
+
+
+def test_only_parameters_on_a_gpu_are_captured() -> None:
+    optimizer = tv.optim.AdamW(model_on("cpu").parameters())
+    with pytest.raises(ValueError, match="all of them on one GPU"):
+        CapturedStep(lambda: tv.tensor(1.0), optimizer)

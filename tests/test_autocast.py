@@ -1,0 +1,152 @@
+"""Mixed precision: which dtype computes what, what stays float32, and the scale of the losses."""
+
+import itertools
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import tinyvit as tv
+import tinyvit.functional as F
+from tinyvit.autograd import Op, Tensor
+
+NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int, requires_grad: bool = False) -> Tensor:
+    return Tensor(RNG.standard_normal(shape).astype(np.float32), requires_grad)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_gemms_attention_and_gelu_compute_in_the_dtype_and_all_else_in_float32(name: str) -> None:
+    x, w, b = normal(4, 8), normal(8, 8), normal(8)
+    q = normal(1, 2, 3, 4)
+    with tv.autocast(name):
+        narrow = [x @ w, F.linear(x, w, b), F.gelu(x), F.bias_gelu(x, b), F.scaled_dot_product_attention(q, q, q)]
+        h = F.linear(x, w, b)
+        wide = [F.layer_norm(h, b, b), F.softmax(h), F.cross_entropy(h, np.zeros(4, int)), x + h, h.sum(), h.exp()]
+    assert {y.dtype for y in narrow} == {NARROW[name]}
+    assert {y.dtype for y in wide} == {np.dtype(np.float32)}
+    assert F.linear(x, w, b).dtype == np.float32  # the block has ended
+
+
+def test_float64_and_integers_are_left_alone() -> None:
+    x, ids = Tensor(np.ones((2, 2))), np.array([1, 0])
+    with tv.autocast("bfloat16"):
+        assert (x @ x).dtype == np.float64
+        assert F.embedding(ids, x).dtype == np.float64
+        assert (Tensor(ids) + 1).dtype == np.int64
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_gradients_are_float32_and_near_those_of_float32(name: str) -> None:
+    model = tv.models.ViT(8, 4, 5, dim=16, depth=2, heads=2, in_channels=1)
+    images, labels = RNG.standard_normal((6, 1, 8, 8)).astype(np.float32), np.arange(6) % 5
+
+    def gradients(dtype: str) -> list[np.ndarray]:
+        for p in model.parameters():
+            p.grad = None
+        with tv.autocast(dtype):
+            F.cross_entropy(model(images), labels).backward()
+        return [p.grad.numpy() for p in model.parameters()]
+
+    exact, found = gradients("float32"), gradients(name)
+    assert {g.dtype for g in found} == {np.dtype(np.float32)}
+    a, b = (np.concatenate([g.ravel() for g in gs]).astype(float) for gs in (exact, found))
+    # Each of about 20 products in a row rounds its inputs and its result.
+    unit = float(ml_dtypes.finfo(NARROW[name]).eps)
+    assert np.linalg.norm(a - b) < 20 * unit * np.linalg.norm(a)
+    assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_plain_rule_in_16_bits_rounds_its_results_only(name: str) -> None:
+    for op in Op.registry.values():
+        for sample in itertools.islice(op.samples(), 1):
+            if "dtype" in sample.params:
+                continue
+            narrow = [None if x is None else x.astype(NARROW[name]) for x in sample.inputs]
+
+            def run(arrays: Any, op: Any = op, sample: Any = sample) -> list[np.ndarray]:
+                xs = [x if x is None else Tensor(x, True) for x in arrays]
+                out = op.apply(*xs, **sample.params)
+                outs = [y for y in (out if isinstance(out, tuple) else (out,)) if y.requires_grad]
+                ones = [Tensor(np.ones(y.shape, y.dtype)) for y in outs]
+                grads = tv.grad(outs, [x for x in xs if x is not None], ones, allow_unused=True)
+                return [t.data for t in (*outs, *grads) if t is not None]
+
+            wide = run([None if x is None else x.astype(np.float32) for x in narrow])
+            for y, e in zip(run(narrow), wide, strict=True):
+                assert y.dtype == NARROW[name], op.name
+                # Backward is given outputs that were rounded, so it may differ by more than the last rounding.
+                scale = float(ml_dtypes.finfo(NARROW[name]).eps) * max(1.0, float(np.abs(e).max(initial=0)))
+                np.testing.assert_allclose(y.astype(np.float32), e, rtol=0, atol=2 * scale, err_msg=op.name)
+
+
+def test_a_dtype_that_is_none_of_the_three_is_refused() -> None:
+    with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of float32, float16, bfloat16"):
+        tv.autocast("int8")
+
+
+# The scale of the losses ---------------------------------------------------------------------------------------------
+
+
+def trained(gradient: float, **settings: Any) -> tuple[Tensor, tv.LossScaler]:
+    """A parameter after one step whose scaled gradient was `gradient`."""
+    p = Tensor(np.ones(3, np.float32), True)
+    scaler = tv.LossScaler(tv.optim.SGD([p], lr=1.0), **settings)
+    p.grad = Tensor(np.full(3, gradient, np.float32))
+    scaler.step()
+    return p, scaler
+
+
+def test_gradients_are_divided_by_the_scale() -> None:
+    p, scaler = trained(512.0, initial=1024)
+    np.testing.assert_array_equal(p.numpy(), 0.5)
+    assert scaler.scale == 1024
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_a_step_that_overflowed_is_skipped_and_the_scale_halved(bad: float) -> None:
+    p, scaler = trained(bad, initial=1024)
+    np.testing.assert_array_equal(p.numpy(), 1.0)
+    assert scaler.scale == 512
+
+
+def test_the_scale_grows_again() -> None:
+    p, scaler = trained(0.0, initial=8, growth=2)
+    assert scaler.scale == 8
+    p.grad = Tensor(np.zeros(3, np.float32))
+    scaler.step()
+    assert scaler.scale == 16
+
+
+def test_clipping_is_of_the_gradients_without_the_scale() -> None:
+    p = Tensor(np.zeros(1, np.float32), True)
+    scaler = tv.LossScaler(tv.optim.SGD([p], lr=1.0), initial=4)
+    p.grad = Tensor(np.array([40.0], np.float32))
+    assert scaler.step(clip_norm=2.0) == 10
+    np.testing.assert_allclose(p.numpy(), -2.0)
+
+
+def test_the_scale_keeps_small_gradients_of_float16() -> None:
+    x = Tensor(np.full((1, 4), 1e-3, np.float32))
+    w = Tensor(np.full((1, 4), 1e-3, np.float32), True)
+    scaler = tv.LossScaler(tv.optim.SGD([w], lr=1.0))
+    with tv.autocast("float16"):
+        loss = F.linear(x, w).sum() * 1e-6
+    loss.backward(retain_graph=True)
+    assert not w.grad.numpy().any()
+    w.grad = None
+    scaler.scaled(loss).backward()
+    np.testing.assert_allclose(w.grad.numpy() / scaler.scale, 1e-9, rtol=0.1)
+
+
+def test_a_scaler_goes_on_where_it_was() -> None:
+    _, scaler = trained(math.nan, initial=64)
+    _, other = trained(0.0)
+    other.load_state_dict(scaler.state_dict())
+    assert (other.scale, other.good_steps) == (32, 0)

@@ -1,0 +1,125 @@
+"""Mixed precision: which operations compute in 16 bits, and the scale that keeps gradients in float16 above zero.
+
+Parameters, residual sums, statistics, softmax, losses and the optimizer stay float32. (Micikevicius et al., Mixed
+precision training, 2018.)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from . import autograd
+from .autograd import Op, Tensor
+from .functional import cast
+from .optim import Optimizer, joint_norm
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+# What computes in the dtype of `autocast`, by the names of the operations.
+NARROW = frozenset({"linear", "linear_gelu", "matmul", "conv2d", "attention", "gelu", "bias_gelu"})
+# What needs the range or the digits of float32: statistics, exponentials, sums, losses.
+WIDE = frozenset(
+    {"layer_norm", "add_layer_norm", "softmax", "log_softmax", "logsumexp", "cross_entropy", "mse_loss"}
+    | {"binary_cross_entropy_with_logits", "sum", "mean", "var", "cumsum", "exp", "log", "power"}
+)
+
+
+class autocast:
+    """Within this block, operations of the table `NARROW` compute in `dtype`; gradients come back in float32.
+
+    All others take what they are given, and float32 where that differs or where they are in the table `WIDE`. float64
+    is left alone. As a call it lasts; as a `with` block it ends there.
+
+    Parameters
+    ----------
+    dtype : {"bfloat16", "float16", "float32"}
+        "float32" changes nothing.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"autocast: dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        self._before = autograd.adapt_inputs
+        autograd.adapt_inputs = None if dtype == "float32" else _Adapter(DTYPES[dtype])
+
+    def __enter__(self) -> "autocast":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        autograd.adapt_inputs = self._before
+
+
+class _Adapter:
+    """Brings the inputs of an operation to one dtype."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
+
+    def __call__(self, op: type[Op], inputs: Sequence[Any]) -> Sequence[Any]:
+        met = {x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in _MIXED}
+        if not met:
+            return inputs
+        if op.name in NARROW:
+            dtype = self._dtype
+        elif op.name in WIDE or len(met) > 1:
+            dtype = DTYPES["float32"]
+        else:
+            return inputs
+        return [cast(x, dtype) if isinstance(x, Tensor) and x.dtype in _MIXED - {dtype} else x for x in inputs]
+
+
+_MIXED = frozenset(DTYPES.values())
+
+
+class LossScaler:
+    """Multiplies losses, so that gradients in float16 do not vanish, and divides the gradients again before a step.
+
+    A step whose gradients are not finite is skipped, and the scale halved; after `growth` steps without one it is
+    doubled. For parameters on a GPU all of that happens there: nothing waits for the host.
+
+    Parameters
+    ----------
+    optimizer : what makes the steps.
+    initial : the first scale, a power of two, so that it costs no digits.
+    growth : steps until the scale is doubled.
+    """
+
+    def __init__(self, optimizer: Optimizer, initial: float = 65536.0, growth: int = 2000) -> None:
+        if not initial > 0 or growth < 1:
+            raise ValueError(f"LossScaler: initial is {initial} and growth {growth}; they must be above 0")
+        self._optimizer, self._growth = optimizer, int(growth)
+        self.scale, self.good_steps = float(initial), 0
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss to call `backward` on."""
+        return loss * self.scale
+
+    def step(self, clip_norm: float = 0.0) -> float:
+        """One step by the gradients divided by the scale, unless they are not finite; returns their norm."""
+        gradients = [p.grad for group in self._optimizer.groups for p in group["params"] if p.grad is not None]
+        norm = joint_norm(g.data for g in gradients) / self.scale
+        if not np.isfinite(norm):
+            self.scale, self.good_steps = self.scale / 2, 0
+            return norm
+        factor = 1 / self.scale
+        if 0 < clip_norm < norm:
+            factor *= clip_norm / norm
+        for g in gradients:
+            g.data *= factor
+            g.mark_modified()
+        self._optimizer.step()
+        self.good_steps += 1
+        if self.good_steps == self._growth:
+            self.scale, self.good_steps = self.scale * 2, 0
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale, "good_steps": self.good_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])

@@ -1,0 +1,144 @@
+"""A training step as one CUDA graph: forward, backward, clipping and the optimizer, launched by a single call.
+
+What changes from step to step lies in the device's memory: the batch, the learning rates, the number of steps, the
+scale of the losses, the state of the random stream. So a graph that was recorded once computes each step, bit for bit
+what the same step computes when it is not captured.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .autocast import autocast
+from .autograd import Tensor
+from .backend import default_generator, gpu, is_on_gpu, like
+from .optim import Adam
+
+WARM_UP = 3  # steps before the capture: kernels are compiled, memory is found, algorithms are chosen
+_FIRST_SCALE, _GROWTH = 65536.0, 2000
+
+
+class CapturedStep:
+    """Makes training steps for parameters on a GPU, by a CUDA graph as soon as it can.
+
+    The first steps run as usual; then one is captured. A batch of other shapes than the first one's runs as usual too,
+    and so do all steps where the capture failed: `reason` then says why.
+
+    Parameters
+    ----------
+    loss_of : Callable
+        `loss_of(*batch)` gives the loss, a scalar tensor, of arrays on the device. It must not wait for the device.
+    optimizer : Adam or AdamW, of float32 parameters on one GPU.
+    precision : as of `autocast`; with "float16" losses are scaled.
+    clip_norm : what the joint norm of the gradients is clipped to; 0 for no clipping.
+
+    Attributes
+    ----------
+    reason : why steps are not captured; None as long as nothing speaks against it.
+    is_captured : whether there is a graph.
+    """
+
+    def __init__(
+        self, loss_of: Callable[..., Tensor], optimizer: Adam, precision: str = "float32", clip_norm: float = 0.0
+    ) -> None:
+        if len(optimizer.device_bundles) != 1 or optimizer.device_bundles[0].dtype != np.float32:
+            raise ValueError("CapturedStep: optimizer must have float32 parameters, all of them on one GPU")
+        self._loss_of, self._optimizer, self._precision = loss_of, optimizer, precision
+        (self._bundle,) = optimizer.device_bundles
+        self._bundle["max_norm"] = clip_norm
+        if precision == "float16":
+            self._bundle["scale"], self._bundle["growth"] = _FIRST_SCALE, _GROWTH
+        cuda = gpu()[0].cuda
+        self._stream, self._pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+        self._batch: list[Any] = []
+        self._random = like(np.zeros(2, np.uint64), self._bundle.state)
+        self._graph: Any = None
+        self._draws = self._runs = 0
+        self._rows: Any = None  # where the graph has its gradients
+        self._held: Any = None  # what the graph writes to and others read
+        self.reason: str | None = None
+
+    @property
+    def is_captured(self) -> bool:
+        return self._graph is not None
+
+    def __call__(self, *batch: Any) -> Tensor:
+        """One step; the loss stays on the device."""
+        with self._own_stream():
+            self._bundle.set_groups(self._optimizer.groups)
+            usual = self._take(batch)
+            if usual and self._graph is None and self.reason is None and self._runs >= WARM_UP:
+                self._capture()
+            self._runs += 1
+            if not usual or self._graph is None:
+                return self._step([like(np.asarray(x), self._bundle.state) if not is_on_gpu(x) else x for x in batch])
+            return self._replay()
+
+    @contextmanager
+    def _own_stream(self) -> Any:
+        """Work on a stream and in memory of its own, after what was asked for before, and before what comes later."""
+        cuda = gpu()[0].cuda
+        current = cuda.get_current_stream()
+        self._stream.wait_event(current.record())
+        with self._stream, cuda.using_allocator(self._pool.malloc):
+            yield
+        current.wait_event(self._stream.record())
+
+    def _take(self, batch: tuple[Any, ...]) -> bool:
+        """Copy a batch to where the graph reads it; False if it has other shapes than the first one."""
+        if not self._batch:
+            self._batch = [like(np.array(x), self._bundle.state) if not is_on_gpu(x) else x.copy() for x in batch]
+            return True
+        if [x.shape for x in batch] != [x.shape for x in self._batch]:
+            return False
+        for place, x in zip(self._batch, batch, strict=True):
+            place[...] = like(x, place)
+        return True
+
+    def _step(self, batch: list[Any]) -> Tensor:
+        self._optimizer.zero_grad()
+        with autocast(self._precision):
+            loss = self._loss_of(*batch)
+        scaled = loss
+        if self._precision == "float16":
+            scaled = loss * Tensor(self._bundle.scale_of_losses())
+        scaled.backward()
+        self._optimizer.step()
+        return loss.detach()
+
+    def _capture(self) -> None:
+        self._stream.begin_capture()
+        steps, offset = self._optimizer.steps, default_generator.offset
+        try:
+            with default_generator.on_device(self._random):
+                loss = self._step(self._batch)
+                self._draws = default_generator.offset - offset
+            self._held = loss, [p.grad for p, _, _ in self._bundle.members]
+            graph = self._stream.end_capture()
+        except Exception as error:  # whatever asked for something that a graph cannot hold
+            self.reason = f"the step cannot be captured in a CUDA graph ({type(error).__name__}: {error})"
+            self._abandon()
+        else:
+            self._rows, self._graph = self._bundle.rows, graph
+            self._bundle.upload_table()
+        self._optimizer.steps, default_generator.offset = steps, offset
+
+    def _abandon(self) -> None:
+        """End a capture that failed."""
+        try:
+            if self._stream.is_capturing():
+                self._stream.end_capture()
+        except Exception as error:
+            self.reason = f"{self.reason}; ending the capture gave {error}"
+
+    def _replay(self) -> Tensor:
+        self._random[...] = like(np.array([default_generator.seed, default_generator.offset], np.uint64), self._random)
+        default_generator.offset += self._draws
+        if self._bundle.rows is not self._rows:  # a step that ran as usual had its gradients elsewhere
+            self._bundle.rows = self._rows
+            self._bundle.upload_table()
+        self._graph.launch(self._stream)
+        self._optimizer.steps += 1
+        return Tensor(self._held[0].data.copy())
