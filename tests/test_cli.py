@@ -169,13 +169,13 @@ def test_info_tells_which_kernel_serves(run, monkeypatch):
     specs = (
         KernelSpec("layer_norm", "cupy", "missing", float32, refuses=lambda inputs, params: "no GPU"),
         KernelSpec("layer_norm", "numba", "made_up_kernel", float32),
-        KernelSpec("softmax", "cupy", "missing", float16),
+        KernelSpec("softmax", "numba", "missing", float16),
     )
     monkeypatch.setattr("tinyvit.kernels.registry.SPECS", specs)
     _, out, _ = run("info")
     assert re.search(r"^  layer_norm +numba kernel, version 1 of 1$", out, re.MULTILINE)
     assert re.search(
-        r"^  softmax +plain NumPy rule +the inputs are float32, and cupy computes in float16$", out, re.MULTILINE
+        r"^  softmax +plain NumPy rule +the inputs are float32, and numba computes in float16$", out, re.MULTILINE
     )
 
 
