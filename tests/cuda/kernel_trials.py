@@ -16,7 +16,6 @@ import fake_cupy
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kernels import OPERATIONS, drawn_trial
 from tinyvit.kernels import registry
@@ -121,16 +120,14 @@ def _small(trial: DeviceTrial) -> DeviceTrial:
 
 @every_version
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=int(os.environ.get("TINYVIT_EXAMPLES", "12")))
-@given(data=st.data())
+@draws.on_drawn(int(os.environ.get("TINYVIT_EXAMPLES", "12")))
 def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     DEVICE.schedule = data.draw(st.sampled_from(SCHEDULES))
     trial_of(data, op, dtype).check(choice)
 
 
 @every_version
-@settings(max_examples=6)
-@given(data=st.data())
+@draws.on_drawn(6)
 def test_any_order_of_warps_gives_the_same_bits(op: type[Op], choice: str, data: st.DataObject) -> None:
     trial = trial_of(data, op, "bfloat16")
     results = []

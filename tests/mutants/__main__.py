@@ -80,6 +80,7 @@ def tested(family: Family, folder: Path) -> "subprocess.CompletedProcess[str]":
         "NUMBA_CACHE_DIR": str(folder / "cache"),
         "NUMBA_DISABLE_JIT": "1" if family.kind == "run" else "0",
         "TINYVIT_EMULATED": str(folder / "emulated"),
+        "TINYVIT_EXAMPLES": "40",
         "TINYVIT_THREADS": "2",
         "TINYVIT_COMPILE_AHEAD": "0",
         "OPENBLAS_NUM_THREADS": "1",
