@@ -79,11 +79,12 @@ PLAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 _HERE = __package__
 _CPU = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 _SINGLE = frozenset({np.dtype(np.float32)})
-_GPU = frozenset({np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_GPU = frozenset({np.dtype(np.float32), np.dtype(np.float16), _BFLOAT16})
 
 
-def _numba(operation: str, folder: str, **settings: Any) -> KernelSpec:
-    return KernelSpec(operation, "numba", f"{_HERE}.{folder}.numba_cpu", _CPU, **settings)
+def _numba(operation: str, folder: str, dtypes: frozenset[Any] = _CPU, **settings: Any) -> KernelSpec:
+    return KernelSpec(operation, "numba", f"{_HERE}.{folder}.numba_cpu", dtypes, **settings)
 
 
 def _cupy(operation: str, folder: str, **settings: Any) -> KernelSpec:
@@ -111,9 +112,9 @@ SPECS: tuple[KernelSpec, ...] = (
         keeps=("q", "k", "v", "bias", "out", "lse"),
         versions=2,
     ),
-    _numba("linear", "linear", keeps=("x", "weight"), versions=2),
+    _numba("linear", "linear", _CPU | {_BFLOAT16}, keeps=("x", "weight"), versions=2),
     _numba(
-        *("linear_gelu", "linear"),
+        *("linear_gelu", "linear", _CPU | {_BFLOAT16}),
         residuals=("h",),
         keeps=("h", "x", "weight"),
         versions=2,
