@@ -91,8 +91,7 @@ def assert_close(
     """Hold one array to the tolerance at the top of this file; if not `alike`, NaN and infinity are one."""
     assert (found.shape, found.dtype) == (plain.shape, plain.dtype), name
     unit = float(ml_dtypes.finfo(plain.dtype).eps) / 2
-    if plain.dtype == ml_dtypes.bfloat16:  # which NumPy's comparisons do not know
-        found, plain = found.astype(np.float32), plain.astype(np.float32)
+    found, plain = comparable(found), comparable(plain)
     regular = np.isfinite(plain)
     np.testing.assert_array_equal(np.isfinite(found), regular, f"{name}: which elements are finite")
     sure = alike & ~regular & np.logical_and.reduce([_same(m, plain) for m in moves])
@@ -109,6 +108,11 @@ def assert_close(
         f"{name}{[int(i) for i in worst]} is {found[worst]!r} and should be {exact[worst]!r}: an error of "
         f"{errors[worst]:.3g}, where {tolerance:.3g} is allowed (the plain rule errs by {plain_error:.3g})"
     )
+
+
+def comparable(x: Array) -> Array:
+    """x itself, or in float32 if it is bfloat16, whose NaN NumPy's comparisons do not know."""
+    return x.astype(np.float32) if x.dtype == ml_dtypes.bfloat16 else x
 
 
 def _same(a: Array, b: Array) -> Array:
