@@ -156,17 +156,18 @@ def layer_norm_backward(
 
 def _functions(operation: str, implementation: str, **inputs: Any) -> tuple[Any, Any]:
     """forward and backward of `operation`, as the registry describes them, without `version`."""
-    technology, colon, version = implementation.partition(":v")
-    if technology not in ("auto", "numpy", *registry.TECHNOLOGIES) or (colon and not _is_version(version)):
+    chosen = registry.split_choice(implementation)
+    if chosen is None:
         known = ", ".join(("auto", "numpy", *registry.TECHNOLOGIES))
         raise ValueError(f"implementation is {implementation!r}; it must be one of {known}, or like 'numba:v1'")
+    technology, version = chosen
     reason = "there is none"
     for spec in registry.SPECS:
         if spec.operation == operation and technology in ("auto", spec.technology):
             refused = _refusal(spec, inputs)
             if refused is None:
                 module = importlib.import_module(spec.module)
-                number = min(int(version), spec.versions) if version else spec.versions
+                number = min(version or spec.versions, spec.versions)
                 return _bound(getattr(module, spec.forward), number), _bound(getattr(module, spec.backward), number)
             reason = refused
     if technology in ("auto", "numpy"):
@@ -183,10 +184,6 @@ def _refusal(spec: registry.KernelSpec, inputs: dict[str, Any]) -> str | None:
     if first.dtype not in spec.dtypes:
         return f"it computes in {', '.join(sorted(map(str, spec.dtypes)))}, not {first.dtype}"
     return spec.refuses(inputs, {}) if spec.refuses else None
-
-
-def _is_version(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and int(text) > 0
 
 
 def _bound(function: Any, version: int) -> Any:
