@@ -73,6 +73,15 @@ class KernelSpec:
             raise ValueError(f"{self.operation}: dtypes is {set(self.dtypes)}; it must be a set of numpy.dtype")
 
 
+def split_choice(name: Any) -> tuple[str, int | None] | None:
+    """What a name such as "numba:v1" chooses: a technology, "auto" or "numpy", and the version; None if nothing."""
+    technology, colon, version = name.partition(":v") if isinstance(name, str) else ("", "", "")
+    if not colon:
+        return (technology, None) if technology in ("auto", "numpy", *TECHNOLOGIES) else None
+    is_number = version.isascii() and version.isdecimal() and int(version) > 0
+    return (technology, int(version)) if technology in TECHNOLOGIES and is_number else None
+
+
 # The plain rules in the same form, forward and backward by operation; put here by `tinyvit.functional`.
 PLAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 

@@ -46,7 +46,7 @@ class Optimizer:
                 raise ValueError(
                     f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(defaults)}"
                 )
-            self.groups.append({**defaults, **group, "params": list(group["params"])})
+            self.groups.append({**defaults, **group, "params": tuple(group["params"])})
             _check_settings(type(self).__name__, self.groups[-1])
         tensors = [p for group in self.groups for p in group["params"]]
         if not tensors:

@@ -16,6 +16,7 @@ from .. import threads as pool
 from ..arrays import dense, rows_of
 from ..compiler import body, entry
 from ..threads import parallel
+from .operations import operations
 
 _SERIAL = 20_000  # elements below which waking another thread costs more than it saves
 
@@ -186,24 +187,4 @@ def normalize_backward(dy, dsum, x, weight, mean, rstd, version):
     return dx.reshape(x.shape), dweight, dbias
 
 
-def forward(x, weight, bias, *, eps=1e-5, version):
-    """(y, mean, rstd) of the operation layer_norm."""
-    return normalize(x, None, weight, bias, eps, version)[1:]
-
-
-def backward(dy, x, weight, mean, rstd, *, eps=1e-5, needs, version):
-    """(dx, dweight, dbias)."""
-    return normalize_backward(dy, None, x, weight, mean, rstd, version)
-
-
-def add_forward(x, residual, weight, bias, *, eps=1e-5, version):
-    """(sum, y, mean, rstd) of the operation add_layer_norm."""
-    return normalize(x, residual, weight, bias, eps, version)
-
-
-def add_backward(dsum, dy, sum, weight, mean, rstd, *, eps=1e-5, needs, version):
-    """(dx, dresidual, dweight, dbias); dsum or dy is None where nobody used that output."""
-    if dy is None:
-        return dsum, dsum, np.zeros_like(weight), np.zeros_like(weight)
-    dx, dweight, dbias = normalize_backward(dy, dsum, sum, weight, mean, rstd, version)
-    return dx, dx, dweight, dbias
+forward, backward, add_forward, add_backward = operations(normalize, normalize_backward)

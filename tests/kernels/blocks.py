@@ -10,7 +10,7 @@ if config.DISABLE_JIT:
     config.CPU_FEATURES = ""
 
 from tinyvit.kernels.adamw import numba_cpu as adamw
-from tinyvit.kernels.attention import numba_cpu as attention
+from tinyvit.kernels.attention import by_block as attention
 from tinyvit.kernels.dropout import numba_cpu as dropout
 from tinyvit.kernels.linear import microkernel
 from tinyvit.kernels.linear import numba_cpu as linear

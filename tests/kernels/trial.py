@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from draws import Array, Case
 from rounding import Rounded, rounding_to
-from tinyvit.kernels.attention.numba_cpu import EXACT
+from tinyvit.kernels.attention.by_query import EXACT
 
 import tinyvit as tv
 from tinyvit.autograd import Op, Tensor
