@@ -4,6 +4,10 @@
     rounded(value, out)  a value as an element of `out`: to bfloat16 if that is uint16, ties to even; else as it is
     real(value, array)   a constant in the dtype that is computed in
 
+    as_float(matrix)     the matrix with its elements widened, or itself if it is not of bfloat16
+    float_like(matrix)   memory for results in float32, or `matrix` itself if it is not of bfloat16
+    settle(x, matrix)    put such results where they belong, rounded
+
 Loops over them become vector instructions. Kernels read with the one and write with the other, and so compute in
 float32 what is kept in bfloat16. Where the processor has instructions for bfloat16 (`processor`), they take numbers
 below 1.2e-38 for 0.
@@ -19,6 +23,8 @@ from numba.core import config
 from numba.extending import intrinsic, overload
 
 from . import processor
+from .compiler import body
+from .vector_loops import as_row
 
 DTYPE = np.dtype(ml_dtypes.bfloat16)
 NATIVE = processor.has_bfloat16()  # instructions that convert to it, and that add up its products
@@ -28,6 +34,11 @@ _HALF, _WORD = ir.IntType(16), ir.IntType(32)
 def bits(array: Any) -> Any:
     """A view of a bfloat16 array as compiled code takes it; other arrays as they are."""
     return array.view(np.uint16) if array.dtype == DTYPE else array
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """The dtype that elements of `dtype` are computed and added up in."""
+    return np.dtype(np.float32) if dtype == DTYPE else dtype
 
 
 # LLVM's code --------------------------------------------------------------------------------------------------------
@@ -108,6 +119,59 @@ def real(value, array):
     return (np.float32 if array.dtype == np.uint16 else array.dtype.type)(value)
 
 
+# Matrices, whose last axis is contiguous ------------------------------------------------------------------------------
+
+
+@body
+def _itself(matrix):
+    return matrix
+
+
+@body
+def _widen_matrix(matrix):
+    wide = np.empty(matrix.shape, np.float32)
+    for i in range(matrix.shape[0]):
+        row, out = as_row(matrix, i), wide[i]
+        for j in range(row.size):
+            out[j] = widened(row[j])
+    return wide
+
+
+@body
+def _new_float(matrix):
+    return np.empty(matrix.shape, np.float32)
+
+
+@body
+def _round_matrix(x, matrix):
+    for i in range(matrix.shape[0]):
+        row, out = x[i], as_row(matrix, i)
+        for j in range(row.size):
+            out[j] = rounded(row[j], out)
+
+
+@body
+def _leave_matrix(x, matrix):
+    pass
+
+
+def as_float(matrix):
+    """The matrix with its elements widened, or itself."""
+    return (_widen_matrix if matrix.dtype == np.uint16 else _itself)(matrix)
+
+
+def float_like(matrix):
+    """Memory for the results that belong in `matrix`."""
+    return (_new_float if matrix.dtype == np.uint16 else _itself)(matrix)
+
+
+def settle(x, matrix):
+    """Put results from such memory where they belong."""
+    (_round_matrix if matrix.dtype == np.uint16 else _leave_matrix)(x, matrix)
+
+
+# What the compiler takes for them -------------------------------------------------------------------------------------
+
 if not config.DISABLE_JIT:
 
     @overload(widened, inline="always")
@@ -123,3 +187,18 @@ if not config.DISABLE_JIT:
         if array.dtype == types.float64:
             return lambda value, array: np.float64(value)
         return lambda value, array: np.float32(value)
+
+    @overload(as_float, inline="always")
+    def _as_float(matrix):
+        convert = _widen_matrix if matrix.dtype == types.uint16 else _itself
+        return lambda matrix: convert(matrix)
+
+    @overload(float_like, inline="always")
+    def _float_like(matrix):
+        allocate = _new_float if matrix.dtype == types.uint16 else _itself
+        return lambda matrix: allocate(matrix)
+
+    @overload(settle, inline="always")
+    def _settle(x, matrix):
+        finish = _round_matrix if matrix.dtype == types.uint16 else _leave_matrix
+        return lambda x, matrix: finish(x, matrix)

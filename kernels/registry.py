@@ -116,7 +116,7 @@ def _refused_by(module: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]],
 
 SPECS: tuple[KernelSpec, ...] = (
     _numba(
-        *("attention", "attention"),
+        *("attention", "attention", _CPU | {_BFLOAT16}),
         residuals=("lse",),
         keeps=("q", "k", "v", "bias", "out", "lse"),
         versions=2,
@@ -139,7 +139,7 @@ SPECS: tuple[KernelSpec, ...] = (
         forward="add_forward",
         backward="add_backward",
     ),
-    _numba("bias_gelu", "bias_gelu", keeps=("x", "bias"), versions=2),
+    _numba("bias_gelu", "bias_gelu", _CPU | {_BFLOAT16}, keeps=("x", "bias"), versions=2),
     _numba(
         *("cross_entropy", "cross_entropy"),
         residuals=("peak", "total", "classes"),
@@ -148,6 +148,7 @@ SPECS: tuple[KernelSpec, ...] = (
     ),
     _numba("softmax", "softmax", keeps=("out",), versions=2),
     _numba("dropout", "dropout", versions=2),
+    _numba("cast", "cast", _CPU | _GPU),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     _numba("adamw", "adamw", versions=2, backward="forward"),  # an optimizer, not on the tape
     _cupy(

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import threads as pool
 from ..arrays import dense, rows_of
-from ..bfloat16 import DTYPE, bits, real, rounded, widened
+from ..bfloat16 import bits, real, rounded, sum_dtype, widened
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..compiler import body, entry
 from ..threads import parallel
@@ -203,11 +203,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 def _tiles_ready(dtype):
     """Have the tiles for inputs of this dtype at hand: those that give an output, and those that give dW."""
     ready(operand_dtype(dtype), bits(np.empty(0, dtype)).dtype)
-    ready(operand_dtype(dtype), _sum_dtype(dtype))
-
-
-def _sum_dtype(dtype):
-    return np.dtype(np.float32) if dtype == DTYPE else dtype
+    ready(operand_dtype(dtype), sum_dtype(dtype))
 
 
 def _new_panels(columns, depth, dtype):
@@ -222,7 +218,7 @@ def _launch_forward(x, weight, bias, mode, version):
     rows, n = left_rows(x.reshape(-1, x.shape[-1])), weight.shape[0]
     y = np.empty((rows.shape[0], n), x.dtype)
     out = y if mode == LINEAR else np.empty_like(y)
-    sums = _sum_dtype(x.dtype)
+    sums = sum_dtype(x.dtype)
     bias = np.empty(0, sums) if bias is None else dense(bias.astype(sums, copy=False))
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
     panels = _new_panels(n, x.shape[-1], x.dtype)
@@ -237,7 +233,7 @@ def _launch_backward(dy, pre, x, weight, mode, needs, version):
     before = upstream if mode == LINEAR else left_rows(pre.reshape(-1, pre.shape[-1]))
     dpre = upstream if mode == LINEAR else np.empty_like(upstream)
     dx = np.empty(rows.shape if needs[0] else (1, 1), x.dtype)
-    wants_dweight, sums = needs[1] or needs[2], _sum_dtype(x.dtype)
+    wants_dweight, sums = needs[1] or needs[2], sum_dtype(x.dtype)
     dweight = np.empty(weight.shape if wants_dweight else (0, 0), sums)
     dbias = np.empty(weight.shape[0] if wants_dweight else 0, sums)
     panels = _new_panels(x.shape[-1] if needs[0] else 0, weight.shape[0], x.dtype)

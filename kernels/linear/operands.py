@@ -14,7 +14,7 @@ from numba.core import config
 from numba.extending import overload
 
 from ..arrays import dense
-from ..bfloat16 import DTYPE, NATIVE, bits, widened
+from ..bfloat16 import DTYPE, NATIVE, as_float, bits
 from ..compiler import body
 from ..vector_loops import as_row
 
@@ -45,23 +45,8 @@ def left_rows(x):
 
 
 @body
-def _as_it_is(block):
-    return block
-
-
-@body
 def _in_words(block):
     return block.view(np.uint32)
-
-
-@body
-def _widened(block):
-    wide = np.empty(block.shape, np.float32)
-    for i in range(block.shape[0]):
-        row, out = as_row(block, i), wide[i]
-        for j in range(row.size):
-            out[j] = widened(row[j])
-    return wide
 
 
 @body
@@ -81,22 +66,22 @@ def _zipped(rows):
 
 def operand(block):
     """A block of rows, as the left operand of a product."""
-    return (_in_words if NATIVE else _widened)(block) if block.dtype == np.uint16 else block
+    return _in_words(block) if NATIVE and block.dtype == np.uint16 else as_float(block)
 
 
 def stacked(rows):
     """Rows that follow each other in k, as an operand."""
-    return (_zipped if NATIVE else _widened)(rows) if rows.dtype == np.uint16 else rows
+    return _zipped(rows) if NATIVE and rows.dtype == np.uint16 else as_float(rows)
 
 
 if not config.DISABLE_JIT:
 
     @overload(operand, inline="always")
     def _operand(block):
-        convert = _as_it_is if block.dtype != types.uint16 else _in_words if NATIVE else _widened
+        convert = _in_words if NATIVE and block.dtype == types.uint16 else as_float
         return lambda block: convert(block)
 
     @overload(stacked, inline="always")
     def _stacked(rows):
-        convert = _as_it_is if rows.dtype != types.uint16 else _zipped if NATIVE else _widened
+        convert = _zipped if NATIVE and rows.dtype == types.uint16 else as_float
         return lambda rows: convert(rows)
