@@ -47,6 +47,7 @@ _TORCH = f"{_HERE}.pytorch:PyTorch"
 
 OURS = (
     Spec("tinyvit", f"{_HERE}.engine:Engine", "auto"),
+    Spec("tinyvit-bf16", f"{_HERE}.engine:Engine", "bf16", serves=_in("train", "inference", "gemm")),
     Spec("tinyvit-numba", f"{_HERE}.kernels:Kernels", "numba", "numba", _in("attention", "layer_norm")),
 )
 PEERS = (
@@ -55,7 +56,7 @@ PEERS = (
     Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
     Spec("torch", _TORCH, "", "torch"),
     Spec("torch-compile", _TORCH, "compile", "torch"),
-    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "inference")),
+    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "inference", "gemm")),
     Spec("jax", f"{_HERE}.jax_jit:Jax", "", "jax"),
     Spec(
         "autograd",
