@@ -171,7 +171,10 @@ def _weight_tile(rows, columns, itemsize):
             height = height // 2
         else:
             width = width // 2
-    return max(ROWS[0], height // ROWS[0] * ROWS[0]), width
+    down, across = max(1, -(-rows // height)), max(1, -(-columns // width))
+    if down > 1 and down * across % 2 == 1:  # so that two threads have as much to do
+        down += 1
+    return max(1, -(-rows // (down * ROWS[0]))) * ROWS[0], width
 
 
 @entry

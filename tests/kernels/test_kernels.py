@@ -70,12 +70,13 @@ def drawn_trial(data: st.DataObject, op: type[Op], dtype: Any) -> Trial:
     """An application of `op` with some outputs used and some gradients wanted."""
     case = data.draw(cases(op, dtype))
     with tv.use_kernels("numpy"), np.errstate(all="ignore"):
-        shapes = [y.shape for y in applied(op, case.inputs, case.params)]
+        outputs = [(y.shape, y.dtype) for y in applied(op, case.inputs, case.params)]
     wanted = data.draw(st.sets(st.sampled_from([i for i, x in enumerate(case.inputs) if x is not None]), min_size=1))
-    used = data.draw(st.sets(st.sampled_from(range(len(shapes))), min_size=1))
+    used = data.draw(st.sets(st.sampled_from(range(len(outputs))), min_size=1))
     specials = FINITE if case.only_finite else SPECIALS
     upstream = [
-        data.draw(arrays(shape, dtype, specials=specials)) if i in used else None for i, shape in enumerate(shapes)
+        data.draw(arrays(shape, kind, specials=specials)) if i in used else None
+        for i, (shape, kind) in enumerate(outputs)
     ]
     return Trial(op, case, [i in wanted for i in range(len(case.inputs))], upstream)
 
