@@ -73,6 +73,15 @@ class Engine(Contender):
             return lambda x: F.patches(x, patch), tensors, [*tensors.values()]
         return OPERATIONS[case.operation], tensors, [*tensors.values(), *constants]
 
+    def product(self, case: Case, inputs: Arrays) -> Task:
+        arrays = {name: array.astype(self.dtype) if self.dtype == "bfloat16" else array for name, array in inputs.items()}
+        x, weight = (Tensor(arrays[name], case.operation == d) for name, d in (("x", "dx"), ("weight", "dw")))
+        y = F.linear(x, weight)
+        if case.operation == "y":
+            return Task(lambda: F.linear(x, weight), lambda out: {"out": _array(out)})
+        wanted, dout = x if case.operation == "dx" else weight, Tensor(arrays["dout"])
+        return Task(lambda: tv.grad(y, wanted, dout, retain_graph=True), lambda grads: {"out": _array(grads[0])})
+
     def adamw(self, case: Case, inputs: Arrays) -> Task:
         weights = {name: Tensor(array.copy(), requires_grad=True) for name, array in weights_of(inputs).items()}
         for name, tensor in weights.items():

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import threads as pool
 from ..arrays import dense, rows_of
-from ..bfloat16 import bits, real, rounded, sum_dtype, widened
+from ..bfloat16 import bits, float_like, real, rounded, settle, sum_dtype, widened
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..compiler import body, entry
 from ..threads import parallel
@@ -71,7 +71,7 @@ def _backward_1(dy, pre, dpre, x, weight, panels, dx, dweight, dbias, mode, want
                 total = real(0, x)
                 for i in range(x.shape[0]):
                     total += widened(dpre[i, j]) * widened(x[i, k])
-                dweight[j, k] = total
+                dweight[j, k] = rounded(total, dweight)
             total = real(0, x)
             for i in range(x.shape[0]):
                 total += widened(dpre[i, j])
@@ -137,17 +137,19 @@ def _weight_chunk(chunk, chunks, dpre, x, dweight, dbias, height, width):
     """A tile of dW = dpre^T x, `height` rows and `width` columns, and the part of db that belongs to its rows."""
     across = max(1, -(-x.shape[1] // width))
     i, j = chunk // across * height, chunk % across * width
-    target = dweight[i : i + height, j : j + width]
+    place = dweight[i : i + height, j : j + width]
+    target = float_like(place)
     if j == 0:
         dbias[i : i + height] = dbias.dtype.type(0)
     if x.shape[0] == 0:
-        target[:] = dweight.dtype.type(0)
+        target[:] = dbias.dtype.type(0)
     part = np.empty_like(dbias[i : i + height])
     for r in range(0, x.shape[0], DEPTH):
         rows = dpre[r : r + DEPTH, i : i + target.shape[0]]
         multiply(stacked(rows).T, stacked(x[r : r + DEPTH, j : j + target.shape[1]]), target, r > 0)
         if j == 0:
             _add_columns(rows, part, dbias[i : i + height])
+    settle(target, place)
 
 
 @body
@@ -192,7 +194,7 @@ def _backward_2(dy, pre, dpre, x, weight, panels, dx, dweight, dbias, mode, want
         parallel(_product_chunk, -(-dy.shape[0] // BLOCK), team, (dy, pre, dpre, panels, dx, mode))
     if wants_dweight:
         n, depth = dweight.shape
-        height, width = _weight_tile(n, depth, dweight.itemsize)
+        height, width = _weight_tile(n, depth, dbias.itemsize)
         tiles = -(-n // height) * max(1, -(-depth // width))  # without columns there still is db
         parallel(_weight_chunk, tiles, team, (dpre, x, dweight, dbias, height, width))
 
@@ -237,14 +239,14 @@ def _launch_backward(dy, pre, x, weight, mode, needs, version):
     dpre = upstream if mode == LINEAR else np.empty_like(upstream)
     dx = np.empty(rows.shape if needs[0] else (1, 1), x.dtype)
     wants_dweight, sums = needs[1] or needs[2], sum_dtype(x.dtype)
-    dweight = np.empty(weight.shape if wants_dweight else (0, 0), sums)
+    dweight = np.empty(weight.shape if wants_dweight else (0, 0), x.dtype)
     dbias = np.empty(weight.shape[0] if wants_dweight else 0, sums)
     panels = _new_panels(x.shape[-1] if needs[0] else 0, weight.shape[0], x.dtype)
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
-    given = (upstream, before, dpre, rows, weight, panels, bits(dx), dweight, dbias)
+    given = (upstream, before, dpre, rows, weight, panels, bits(dx), bits(dweight), dbias)
     VERSIONS[version][1](*given, mode, needs[0], wants_dweight, team)
-    dweight, dbias = dweight.astype(x.dtype, copy=False), dbias.astype(x.dtype, copy=False)
-    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
+    dbias = dbias.astype(x.dtype, copy=False) if needs[2] else None
+    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias
 
 
 def forward(x, weight, bias, *, version):
