@@ -18,7 +18,10 @@ from tinyvit.data.sources import SOURCES, check_name, find
 from tinyvit.data.tokenizer import CLS, END, PAD, START, Tokenizer, padded
 from tinyvit.errors import DataError
 
-_HALF = (0.5, 0.5, 0.5)  # mean and standard deviation that map black to -1 and white to 1
+# Of the red, green and blue pixels of the train splits, which are bright for the most part. Around 0 a model sees the
+# shapes, not the ground.
+_EASY_STATISTICS = (0.9043, 0.9054, 0.8965), (0.1938, 0.1871, 0.2058)
+_SCENE_STATISTICS = (0.8407, 0.8351, 0.8344), (0.1552, 0.1547, 0.1620)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ class TextDataset:
     apart : tuple of str
         Kinds that do not count for the accuracy of the whole.
     mean, std : tuple of float
-        Of each channel, for pixels in 0..1.
+        Of each channel, for pixels in 0..1; empty without images.
     """
 
     name: str
@@ -59,8 +62,8 @@ class TextDataset:
     kinds: tuple[str, ...]
     kind_of: NDArray[np.int64]
     apart: tuple[str, ...] = ()
-    mean: tuple[float, ...] = _HALF
-    std: tuple[float, ...] = _HALF
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -138,6 +141,8 @@ def _easy_vqa(split: str) -> TextDataset:
         np.array([place[image] for _, _, image in questions]),
         EASY_KINDS,
         np.array([int(a not in ("yes", "no")) for _, a, _ in questions]),
+        (),
+        *_EASY_STATISTICS,
     )
 
 
@@ -187,7 +192,8 @@ def _scene_questions(split: str) -> TextDataset:
         np.array([image for _, image in samples]),
         kinds,
         np.array(kind),
-        apart=kinds[2:],
+        kinds[2:],
+        *_SCENE_STATISTICS,
     )
 
 
@@ -208,7 +214,8 @@ def _scene_captions(split: str) -> TextDataset:
         np.arange(count),
         PAIR_KINDS,
         (np.arange(count) >= len(parts.seen)).astype(np.int64),
-        apart=PAIR_KINDS[1:],
+        PAIR_KINDS[1:],
+        *_SCENE_STATISTICS,
     )
 
 

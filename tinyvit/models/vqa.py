@@ -26,6 +26,7 @@ from ..nn import (
     TransformerDecoder,
     TransformerEncoder,
     init,
+    initialize_conv,
 )
 from .text import words_mask
 
@@ -64,6 +65,7 @@ class ConvEncoder(Module):
             *(Conv2d(2 * channels, 2 * channels, 3, padding=1), ReLU(), MaxPool2d(2)),
         )
         self.proj = Linear(2 * channels * image_size[0] * image_size[1] // 256, dim)
+        initialize_conv(self)
 
     def features(self, images: Any) -> Tensor:
         x = self.layers(images if isinstance(images, Tensor) else Tensor(np.asarray(images)))
