@@ -21,7 +21,7 @@ from ..threads import parallel
 from ..vector_loops import transpose
 
 PIXELS = 256  # of y, whose columns shall fit the second-level cache
-CHUNKS = 16  # of the batch; each has a sum of dweight and db of its own
+PARTS = 16  # of the batch; each has a sum of dweight and db of its own
 _SERIAL = 250_000  # multiply-adds below which waking another thread costs more than it saves
 
 
@@ -125,13 +125,11 @@ def _forward_chunk_2(chunk, chunks, x, weight, bias, y, across, window):
 
 @entry
 def _forward_2(x, weight, bias, y, across, window, team):
-    parallel(_forward_chunk_2, min(x.shape[0], CHUNKS), team, (x, weight, bias, y, across, window))
+    parallel(_forward_chunk_2, min(x.shape[0], PARTS), team, (x, weight, bias, y, across, window))
 
 
 @body
-def _backward_chunk_2(
-    chunk, chunks, dy, x, weight, dx, dweights, dbiases, across, window, wants_dx, wants_dweight
-):
+def _backward_chunk_2(chunk, chunks, dy, x, weight, dx, dweights, dbiases, across, window, wants_dx, wants_dweight):
     """Some of the images, and what they add to dweight and db."""
     columns = _columns(weight, dy.shape[2], across)
     turned = np.empty((columns.shape[1], dy.shape[1]), dy.dtype)
@@ -185,12 +183,10 @@ def backward(dy, x, weight, *, stride, padding, needs, version):
     across, rows = dy.shape[3], dense(dy).reshape(*dy.shape[:2], dy.shape[2] * dy.shape[3])
     dx = np.zeros(x.shape if needs[0] else (1, 1, 1, 1), x.dtype)
     wants_dweight = needs[1] or needs[2]
-    chunks = max(1, min(x.shape[0], CHUNKS))
+    chunks = max(1, min(x.shape[0], PARTS))
     dweights = np.empty((chunks, *matrix.T.shape), x.dtype)
     dbiases = np.empty((chunks, weight.shape[0]), x.dtype)
     team = pool.team(rows.size * matrix.shape[1] > _SERIAL)
-    VERSIONS[version][1](
-        rows, dense(x), matrix, dx, dweights, dbiases, across, window, needs[0], wants_dweight, team
-    )
+    VERSIONS[version][1](rows, dense(x), matrix, dx, dweights, dbiases, across, window, needs[0], wants_dweight, team)
     dweight = dweights.sum(axis=0).T.reshape(weight.shape) if needs[1] else None
     return dx if needs[0] else None, dweight, dbiases.sum(axis=0) if needs[2] else None

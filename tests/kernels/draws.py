@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from blocks import BLOCK, CHUNKS, DEPTH, KEYS, PANEL_BYTES, PIXELS, QUERIES, ROWS, TILE, weight_tile
+from blocks import BLOCK, DEPTH, KEYS, PANEL_BYTES, PARTS, PIXELS, QUERIES, ROWS, TILE, weight_tile
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numba.core import config
@@ -244,7 +244,7 @@ def conv2d(draw: Any, dtype: Any) -> Case:
     across = draw(st.sampled_from([1, 2, 5, *around(PIXELS)]))
     left = PRODUCTS // (math.prod(kernel) * channels * filters * across)
     down = size(draw, [1, 2, 3, *around(PIXELS // across + 2)], left)
-    batch = size(draw, [1, 0, 2, 3, CHUNKS + 1], left // down)
+    batch = size(draw, [1, 0, 2, 3, PARTS + 1], left // down)
     # The least padding that is needed for so few pixels, or more; then pixels that no window reaches.
     shape, padding = [], []
     for k, s, n in zip(kernel, stride, (down, across), strict=True):

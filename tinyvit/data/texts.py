@@ -73,16 +73,33 @@ class TextDataset:
         cut = {name: getattr(self, name)[:count] for name in ("texts", "labels", "image_of", "kind_of")}
         return TextDataset(**vars(self) | cut)
 
+    @property
+    def shares_images(self) -> bool:
+        """Whether there are several samples about an image."""
+        return 0 < len(self.images) < len(self)
+
+    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """All samples in random order, but those about one image side by side, so that a model looks at it once."""
+        order = rng.permutation(len(self))
+        if not self.shares_images:
+            return order
+        place = rng.permutation(len(self.images))
+        return order[np.argsort(place[self.image_of[order]], kind="stable")]
+
     def batch(
         self, chosen: NDArray[np.int64], index: int = 0, change: Callable[[NDArray], NDArray] | None = None
     ) -> Batch:
         """Batch number `index`, of the samples `chosen`, their images changed by `change`; texts as short as can be."""
-        images = None
+        images = image_of = None
         if len(self.images):
-            pixels = self.images[self.image_of[chosen]]
+            numbers = self.image_of[chosen]
+            if self.shares_images:
+                numbers, image_of = np.unique(numbers, return_inverse=True)
+            pixels = self.images[numbers]
             images = normalize(pixels if change is None else change(pixels), self.mean, self.std)
         labels = self.labels[chosen]
-        return Batch(images, labels if labels.ndim == 1 else _trimmed(labels), index, _trimmed(self.texts[chosen]))
+        labels = labels if labels.ndim == 1 else _trimmed(labels)
+        return Batch(images, labels, index, _trimmed(self.texts[chosen]), image_of)
 
 
 def _trimmed(texts: NDArray[np.int64]) -> NDArray[np.int64]:
