@@ -242,7 +242,7 @@ def conv2d(draw: Any, dtype: Any) -> Case:
     kernel, stride = ((draw(st.integers(1, 3)), draw(st.integers(1, 3))) for _ in range(2))
     channels, filters = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 5]))
     across = draw(st.sampled_from([1, 2, 5, *around(PIXELS)]))
-    left = PRODUCTS // (math.prod(kernel) * channels * filters * across)
+    left = PRODUCTS // (4 * math.prod(kernel) * channels * filters * across)
     down = size(draw, [1, 2, 3, *around(PIXELS // across + 2)], left)
     batch = size(draw, [1, 0, 2, 3, PARTS + 1], left // down)
     # The least padding that is needed for so few pixels, or more; then pixels that no window reaches.
