@@ -58,14 +58,14 @@ class _Adapter:
     """Brings the inputs of an operation to one dtype."""
 
     def __init__(self, dtype: Any) -> None:
-        self._dtype = dtype
+        self.dtype = dtype
 
     def __call__(self, op: type[Op], inputs: Sequence[Any]) -> Sequence[Any]:
         met = {x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in _MIXED}
         if not met:
             return inputs
         if op.name in NARROW:
-            dtype = self._dtype
+            dtype = self.dtype
         elif op.name in WIDE or len(met) > 1:
             dtype = DTYPES["float32"]
         else:

@@ -52,14 +52,17 @@ class LayerNorm(Module):
         init.check_sizes("LayerNorm", dim=dim)
         self.weight, self.bias, self.eps = init.ones(dim), init.zeros(dim), eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor, narrow: bool = False) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps, narrow)
 
-    def after_sum(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The residual sum x + branch and its layer norm, as one operation; without a branch, x and its layer norm."""
+    def after_sum(self, x: Tensor, branch: Tensor | None, narrow: bool = False) -> tuple[Tensor, Tensor]:
+        """The residual sum x + branch and its layer norm, as one operation; without a branch, x and its layer norm.
+
+        `narrow`: a matrix product takes the latter, see `functional.layer_norm`.
+        """
         if branch is None:
-            return x, self(x)
-        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+            return x, self(x, narrow)
+        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps, narrow)
 
     def _describe(self) -> str:
         return f"{super()._describe()}, eps={self.eps}"
