@@ -300,7 +300,7 @@ class Training:
         position = self.position
         with self.averaged():
             size = self.recipe.data.batch_size
-            loss, accuracy, more = self.task.evaluate(self.model, self.test_data, size, after_batch)
+            loss, accuracy, found = self.task.evaluate(self.model, self.test_data, size, after_batch)
         self._require_finite(f"the loss on the test images after step {position.step}", loss)
         self._lap()
         line: dict[str, Any] = {
@@ -313,8 +313,8 @@ class Training:
             "images_per_s": round(position.images / position.epoch_seconds, 1),
             "seconds": round(position.seconds, 3),
         }
-        if isinstance(more, dict) and more:
-            line["val_accuracies"] = more
+        if found.shares:
+            line["val_accuracies"] = found.shares
         position.metrics.append(line)
         position.epoch += 1
         position.batch = position.images = 0

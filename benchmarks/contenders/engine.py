@@ -37,7 +37,7 @@ def build_model(shape: ModelShape) -> Any:
 
 
 class Engine(Contender):
-    """option : a name for `tinyvit.use_kernels`, or "bf16": single operations get bfloat16, models run under autocast."""
+    """option : a name for `tinyvit.use_kernels`, or "bf16": single operations get bfloat16, models autocast."""
 
     def __init__(self, option: str) -> None:
         super().__init__(option)
@@ -74,7 +74,8 @@ class Engine(Contender):
         return OPERATIONS[case.operation], tensors, [*tensors.values(), *constants]
 
     def product(self, case: Case, inputs: Arrays) -> Task:
-        arrays = {name: array.astype(self.dtype) if self.dtype == "bfloat16" else array for name, array in inputs.items()}
+        narrow = self.dtype == "bfloat16"
+        arrays = {name: array.astype(self.dtype) if narrow else array for name, array in inputs.items()}
         x, weight = (Tensor(arrays[name], case.operation == d) for name, d in (("x", "dx"), ("weight", "dw")))
         y = F.linear(x, weight)
         if case.operation == "y":

@@ -34,7 +34,8 @@ _SERIAL = 100_000  # multiply-adds below which waking another thread costs more 
 
 # What Python calls --------------------------------------------------------------------------------------------------
 
-# {0} is the type of elements, {1} the one they are computed in. What is only read may be a broadcast view, which NumPy calls read-only.
+# {0} is the type of elements, {1} the one they are computed in. What is only read may be a broadcast view, which NumPy
+# calls read-only.
 _ARRAY, _READ, _SEEN = "{0}[:,:,:,:]", "Array({0}, 4, 'A', True)", "Array(boolean, 4, 'A', True)"
 _INPUTS = ", ".join((_ARRAY, _ARRAY, _ARRAY, _READ, _SEEN, _ARRAY, "{1}[:,:,::1]"))
 _HOW = "Tuple((boolean, boolean, boolean, {1}, uint64, {1}, int64, int64))"
@@ -114,7 +115,8 @@ def _scalars(dtype, scale, dropout_p):
 
 
 def _how(q, bias, mask, is_causal, scale, dropout_p, seed, offset):
-    return (bias is not None, mask is not None, is_causal, *_scalars(sum_dtype(q.dtype), scale, dropout_p), seed, offset)
+    scalars = _scalars(sum_dtype(q.dtype), scale, dropout_p)
+    return (bias is not None, mask is not None, is_causal, *scalars, seed, offset)
 
 
 def _team(q, k):

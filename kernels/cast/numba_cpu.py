@@ -27,11 +27,11 @@ def _chunk(chunk, chunks, x, y):
 
 
 @entry
-def _forward_1(x, y, team):
+def _cast_1(x, y, team):
     parallel(_chunk, -(-x.size // CHUNK), team, (x, y))
 
 
-VERSIONS = {1: (_forward_1, _forward_1)}
+VERSIONS = {1: _cast_1}
 
 
 def forward(x, *, dtype, source, version):
@@ -39,8 +39,7 @@ def forward(x, *, dtype, source, version):
     if (x.dtype, dtype) not in _PAIRS:
         return (x.astype(dtype),)
     y = np.empty(x.shape, dtype)
-    run, _ = VERSIONS[version]
-    run(bits(dense(x)).reshape(-1), bits(y).reshape(-1), pool.team(x.size > _SERIAL))
+    VERSIONS[version](bits(dense(x)).reshape(-1), bits(y).reshape(-1), pool.team(x.size > _SERIAL))
     return (y,)
 
 

@@ -193,7 +193,8 @@ def ready(operand, result=None):
             _write_tile(function, shape[0], shape[1], kind, shape[2])
         return machine.emit_object(binding.parse_assembly(str(module)))
 
-    engine.add_object_file(binding.ObjectFileRef.from_data(kept_object(f"tiles-{'-'.join(kind)}-{cpu}", features, compiled)))
+    code = kept_object(f"tiles-{'-'.join(kind)}-{cpu}", features, compiled)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     for function in functions:
         binding.add_symbol(function.name, engine.get_function_address(function.name))

@@ -14,7 +14,7 @@ sums are float32.
 import numpy as np
 
 from .. import threads as pool
-from ..arrays import dense, rows_of
+from ..arrays import as_matrix, dense, rows_of
 from ..bfloat16 import bits, float_like, real, rounded, settle, sum_dtype, widened
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..compiler import body, entry
@@ -220,7 +220,7 @@ def _new_panels(columns, depth, dtype):
 
 def _launch_forward(x, weight, bias, mode, version):
     _tiles_ready(x.dtype)
-    rows, n = left_rows(x.reshape(-1, x.shape[-1])), weight.shape[0]
+    rows, n = left_rows(as_matrix(x)), weight.shape[0]
     y = np.empty((rows.shape[0], n), x.dtype)
     out = y if mode == LINEAR else np.empty_like(y)
     sums = sum_dtype(x.dtype)
@@ -234,8 +234,8 @@ def _launch_forward(x, weight, bias, mode, version):
 
 def _launch_backward(dy, pre, x, weight, mode, needs, version):
     _tiles_ready(x.dtype)
-    upstream, rows, weight = left_rows(dy.reshape(-1, dy.shape[-1])), bits(rows_of(x)), bits(dense(weight))
-    before = upstream if mode == LINEAR else left_rows(pre.reshape(-1, pre.shape[-1]))
+    upstream, rows, weight = left_rows(as_matrix(dy)), bits(rows_of(x)), bits(dense(weight))
+    before = upstream if mode == LINEAR else left_rows(as_matrix(pre))
     dpre = upstream if mode == LINEAR else np.empty_like(upstream)
     dx = np.empty(rows.shape if needs[0] else (1, 1), x.dtype)
     wants_dweight, sums = needs[1] or needs[2], sum_dtype(x.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from blocks import BLOCK, CAST, DEPTH, KEYS, PANEL_BYTES, QUERIES, ROWS, TILE, weight_tile
+from blocks import BLOCK, CAST, DEPTH, KEYS, PANEL_BYTES, PARTS, PIXELS, QUERIES, ROWS, TILE, weight_tile
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numba.core import config
@@ -250,6 +250,25 @@ def patches(draw: Any, dtype: Any) -> Case:
 
 
 @st.composite
+def conv2d(draw: Any, dtype: Any) -> Case:
+    kernel, stride = ((draw(st.integers(1, 3)), draw(st.integers(1, 3))) for _ in range(2))
+    channels, filters = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 5]))
+    across = draw(st.sampled_from([1, 2, 5, *around(PIXELS)]))
+    left = PRODUCTS // (4 * math.prod(kernel) * channels * filters * across)
+    down = size(draw, [1, 2, 3, *around(PIXELS // across + 2)], left)
+    batch = size(draw, [1, 0, 2, 3, PARTS + 1], left // down)
+    # The least padding that is needed for so few pixels, or more; then pixels that no window reaches.
+    shape, padding = [], []
+    for k, s, n in zip(kernel, stride, (down, across), strict=True):
+        covered = (n - 1) * s + k
+        padding.append(draw(st.integers(0, min(4, (covered - 1) // 2))))
+        shape.append(covered - 2 * padding[-1] + draw(st.integers(0, s - 1)))
+    x, weight = draw(arrays((batch, channels, *shape), dtype)), draw(arrays((filters, channels, *kernel), dtype))
+    bias = draw(st.none() | arrays((filters,), dtype))
+    return Case((x, weight, bias), {"stride": stride, "padding": tuple(padding)})
+
+
+@st.composite
 def attention_shape(draw: Any) -> tuple[Shape, int, int, int]:
     """Leading axes, queries, keys and head size; long ones have more than one block of queries or keys."""
     few, long_queries, long_keys = around(2, ROWS[0], 16), around(QUERIES, 2 * QUERIES), [*around(KEYS), 2 * KEYS + 1]
@@ -331,6 +350,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "cross_entropy": cross_entropy,
     "dropout": dropout,
     "patches": patches,
+    "conv2d": conv2d,
     "cast": cast,
     "attention": attention,
 }

@@ -1,5 +1,6 @@
 """Layers of one operation each. B batch, C channels, H x W pixels."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,15 @@ def initialize_linear(module: Module, std: float = 0.02) -> None:
     for m in module.modules():
         if isinstance(m, Linear):
             m.weight.assign(init.trunc_normal(m.weight.shape, std))
+            if m.bias is not None:
+                m.bias.assign(np.zeros(m.bias.shape, np.float32))
+
+
+def initialize_conv(module: Module) -> None:
+    """Every `Conv2d` below `module`: weights for a ReLU after them, biases 0 (He et al., 2015)."""
+    for m in module.modules():
+        if isinstance(m, Conv2d):
+            m.weight.assign(init.he_normal(m.weight.shape, math.prod(m.weight.shape[1:])))
             if m.bias is not None:
                 m.bias.assign(np.zeros(m.bias.shape, np.float32))
 
