@@ -33,6 +33,7 @@ def large_sample(name: str) -> Sample:
         "cross_entropy": large(_ROWS, _ROWS, label_smoothing=0.1),
         "dropout": large(_ROWS, p=0.3, seed=5, offset=2),
         "patches": large((3, 3, 64, 64), size=(4, 8)),
+        "conv2d": large((18, 3, 30, 31), (5, 3, 3, 4), (5,), stride=(1, 2), padding=(1, 0)),
         "attention": large(heads, heads, heads, (3, 1, 90), scale=0.25, dropout_p=0.1, seed=3, offset=1),
     }
     return known[name] if name in known else next(iter(Op.registry[name].samples()))
