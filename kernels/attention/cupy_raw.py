@@ -348,6 +348,22 @@ def backward(
     return dq, dk, dv, dbias
 
 
+def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
+    """The probabilities (B, H, N, S) before dropout, by CuPy's own functions: they are looked at, not trained with."""
+    xp = library_of(q)
+    scores = scale * (q @ k.swapaxes(-1, -2))
+    if bias is not None:
+        scores += bias
+    hidden, zero = scores.dtype.type(-math.inf), scores.dtype.type(0)
+    if mask is not None:
+        scores = xp.where(mask, scores, hidden)
+    if is_causal:
+        scores = xp.where(xp.arange(q.shape[-2])[:, None] >= xp.arange(k.shape[-2]), scores, hidden)
+    p = xp.exp(scores - xp.where(lse == -math.inf, zero, scores.max(axis=-1, initial=hidden))[..., None])
+    total = p.sum(axis=-1, keepdims=True)
+    return p / xp.where(total == 0, scores.dtype.type(1), total)
+
+
 def _empty_gradients(xp: Any, q: Any, k: Any, v: Any) -> tuple[Any, ...]:
     b, h, n, d = q.shape
     if k.shape == q.shape:

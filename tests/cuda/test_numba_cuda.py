@@ -70,5 +70,5 @@ def test_the_simulator_agrees_with_the_plain_rules(part: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_kernel_compiles_to_ptx_for_every_architecture() -> None:
-    pytest.importorskip("numba_cuda")
+    pytest.importorskip("numba_cuda", reason="needs numba-cuda")
     compiled([(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
