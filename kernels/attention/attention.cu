@@ -62,24 +62,33 @@ template <typename T> __global__ void attention_forward_1(Attention a) {
 
 // Of a query, r = sum(dout out), and what its probabilities are computed again with: shift = lse and rest = 0. Where lse
 // is so large that rounding it would tell on them, shift is the largest score and rest the logarithm of the sum over it.
+// Their products are added up as those of backward are, a lane for a key if IN_ORDER: other roundings would tell as well.
 constexpr float EXACT = 16;
-template <typename T> __global__ void attention_products(Attention a) {
-  int n = blockIdx.x;
+template <typename T, bool IN_ORDER> __global__ void attention_products(Attention a) {
+  int n = blockIdx.x, lane = threadIdx.x;
   Head head = head_of(a, blockIdx.y);
   float dout[MOST];
   spread(dout, matrix<T>(a.dout, head) + n * a.dout.row, a.depth);
   float r = product(dout, matrix<T>(a.out, head) + n * a.out.row, a.depth);
   float shift = shift_of(a.lse[head.row + n]), rest = 0;
   if (fabsf(shift) > EXACT && fabsf(shift) < INFINITY) {
+    const T* row = matrix<T>(a.q, head) + n * a.q.row;
     float q[MOST], peak = -INFINITY, total = 0;
-    spread(q, matrix<T>(a.q, head) + n * a.q.row, a.depth);
-    for (int s = 0; s < a.keys; s++) {
-      float x = score<T, true>(a, head, n, s, product(q, matrix<T>(a.k, head) + s * a.k.row, a.depth));
+    spread(q, row, a.depth);
+    for (int s = IN_ORDER ? lane : 0; s < a.keys; s += IN_ORDER ? WARP : 1) {
+      const T* key = matrix<T>(a.k, head) + s * a.k.row;
+      float qk = 0;
+      if (IN_ORDER)
+        for (int d = 0; d < a.depth; d++) qk += to_float(row[d]) * to_float(key[d]);
+      else
+        qk = product(q, key, a.depth);
+      float x = score<T, true>(a, head, n, s, qk);
       float top = larger(peak, x);
       total = total * expf(peak - shift_of(top)) + expf(x - shift_of(top));
       peak = top;
     }
-    shift = peak, rest = logf(total);
+    shift = IN_ORDER ? warp_max(peak) : peak;
+    rest = logf(IN_ORDER ? warp_sum(total * expf(peak - shift)) : total);
   }
   if (threadIdx.x == 0) a.r[head.row + n] = r, a.shift[head.row + n] = shift, a.rest[head.row + n] = rest;
 }

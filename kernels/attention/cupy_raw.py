@@ -99,8 +99,9 @@ def _each_row(name: str, s: Shape, rows: int, shared: int = 0) -> Launch:
     return Launch(Kernel(_FMA, f"{name}<{s.ctype}>"), (rows, s.batch_heads), WARP, shared)
 
 
-def _products(s: Shape) -> Launch:
-    return _each_row("attention_products", s, s.queries)
+def _products(s: Shape, in_order: bool = True) -> Launch:
+    kernel = Kernel(_FMA, f"attention_products<{s.ctype}, {_bool(in_order)}>")
+    return Launch(kernel, (s.queries, s.batch_heads), WARP, 0)
 
 
 def forward_1(s: Shape) -> list[Launch]:
@@ -108,7 +109,11 @@ def forward_1(s: Shape) -> list[Launch]:
 
 
 def backward_1(s: Shape) -> list[Launch]:
-    return [_products(s), _each_row("attention_dq_1", s, s.queries), _each_row("attention_dkv_1", s, s.keys)]
+    return [
+        _products(s, in_order=False),
+        _each_row("attention_dq_1", s, s.queries),
+        _each_row("attention_dkv_1", s, s.keys),
+    ]
 
 
 def _tiles(d: int) -> tuple[int, int]:
