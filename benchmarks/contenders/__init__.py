@@ -55,8 +55,8 @@ PEERS = (
     Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
     Spec("torch", _TORCH, "", "torch"),
     Spec("torch-compile", _TORCH, "compile", "torch"),
-    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "inference")),
-    Spec("jax", f"{_HERE}.jax_jit:Jax", "", "jax"),
+    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "text", "inference")),
+    Spec("jax", f"{_HERE}.jax_jit:Jax", "", "jax", lambda case: case.suite != "text"),
     Spec(
         "autograd",
         f"{_HERE}.hips_autograd:HipsAutograd",
