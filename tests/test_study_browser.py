@@ -19,7 +19,7 @@ import tinyvit.functional as F
 from tinyvit.study import trace
 from tinyvit.study.page import page_of
 from tinyvit.study.plant import planted
-from tinyvit.study.recording import Recording
+from tinyvit.study.records import Recording
 from tinyvit.study.subject import about, study_run
 from tinyvit.study.values import Value
 

@@ -21,7 +21,7 @@ from tinyvit.cli import commands
 from tinyvit.study import trace
 from tinyvit.study.page import page_of
 from tinyvit.study.plant import FAULTS, planted
-from tinyvit.study.recording import Recording
+from tinyvit.study.records import Recording
 from tinyvit.study.subject import about, study_operation, study_run
 from tinyvit.study.values import Value
 
@@ -35,7 +35,7 @@ class Page:
         self.text = text
         found = re.search(r'<script type="application/json" id="trace">(.*?)</script>', text, re.DOTALL)
         assert found
-        self.document = json.loads(found[1])
+        self.document = json.loads(found[1], parse_constant=_refused)
         self._blobs = {}
         for code in self.document["blobs"]:
             packed = re.search(rf'id="blob-{code}">(.*?)</script>', text)
@@ -55,6 +55,10 @@ class Page:
     def source(self, v: int) -> int:
         origin = self.document["values"][v][3]
         return self.source(origin[1]) if origin[0] == "same" else v
+
+
+def _refused(constant: str) -> None:
+    raise AssertionError(f"JSON has no {constant}")
 
 
 @cache
@@ -237,6 +241,9 @@ def test_what_the_trace_did_not_keep_is_there_without_steps() -> None:
     page = Page(page_of(recorded))
     assert page.document["ops"][0]["steps"] == [[], []]
     assert page.document["ops"][0]["check"] is None
+    x_statistics = page.document["arrays"][page.document["values"][page.document["ops"][0]["in"][0]["v"]][1]][3]
+    assert x_statistics[:3] == [1, 1, 1]
+    assert x_statistics[5] == 0  # what was not kept is not NaN
 
 
 def test_names_cannot_break_out_of_the_page() -> None:
@@ -254,8 +261,8 @@ def test_nan_is_located_and_the_document_stays_json() -> None:
     with np.errstate(all="ignore"), trace() as recorded:
         F.log(F.sqrt(x)).sum().backward()
     page = Page(page_of(recorded))
-    assert page.document["firstBad"] == {"op": recorded["log"].index, "dir": 0}
-    assert "NaN" not in json.dumps(page.document["ops"])
+    assert page.document["firstBad"] == {"op": recorded["log"].index, "dir": 0, "given": None}
+    assert page.document["arrays"][page.document["values"][page.document["ops"][0]["dout"][0]["v"]][1]][3][3] == "Infinity"
 
 
 # Finding a planted fault ---------------------------------------------------------------------------------------------

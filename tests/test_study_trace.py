@@ -149,11 +149,36 @@ def test_the_first_nan_is_found() -> None:
     x = tv.tensor([0.0, 1.0], requires_grad=True)
     with np.errstate(all="ignore"), trace() as recorded:
         F.sqrt(x).sum().backward()
-    assert recorded.first_not_finite() is recorded["sqrt"].backward
+    found = recorded.first_not_finite()
+    assert (found.place, found.was_given) == (recorded["sqrt"].backward, False)
     assert traced()[0].first_not_finite() is None
     with np.errstate(all="ignore"), trace() as recorded:
         F.log(x)
-    assert recorded.first_not_finite() is recorded["log"]
+    assert str(recorded.first_not_finite()) == "log"
+
+
+def test_a_nan_that_was_given_is_not_laid_to_the_operation_it_was_given_to() -> None:
+    x = tv.tensor([np.nan, 1.0], requires_grad=True)
+    mask = tv.tensor([-np.inf, 0.0])
+    with trace() as recorded:
+        F.softmax(mask)  # an infinity that does no harm is no trouble
+        (x * 2.0).sum().backward()
+    assert str(recorded.first_not_finite()) == "multiply, which was given it in x"
+    y = tv.tensor([1.0, 2.0], requires_grad=True)
+    with trace() as recorded:
+        F.exp(y).backward(np.array([np.nan, 1.0]))
+    found = recorded.first_not_finite()
+    assert (found.place, found.was_given) == (recorded["exp"].backward, True)
+
+
+def test_statistics_do_not_hide_what_is_not_finite() -> None:
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.log(tv.tensor([-1.0, 0.0, 1.0]))
+        F.log(tv.tensor([0.0, 1.0]))
+    broken, infinite = (entry.outputs[0] for entry in recorded)
+    assert np.isnan([broken.statistics.norm, broken.statistics.mean]).all()
+    assert repr(broken) == "out float32[3] norm nan, 1 NaN, 1 infinite"
+    assert (infinite.statistics.norm, infinite.statistics.largest) == (np.inf, 0)
 
 
 def test_nobody_records_when_no_trace_is_open() -> None:

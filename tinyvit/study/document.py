@@ -10,8 +10,8 @@ from .letters import axes_of
 from .links import Link, link_of
 from .mathml import docstring_parts, formula, math, prose
 from .narrate import Narration, Step, Told, gradient_names
-from .pack import Packer
-from .recording import Backward, Entry, Recording
+from .pack import Packer, told_number
+from .records import Backward, Entry, Recording
 from .statements import statements_of
 from .values import Value
 
@@ -40,7 +40,10 @@ class Document:
     _kept: list[Any] = field(default_factory=list)  # alive, so that ids stay theirs
 
     def value(self, name: str, array: Any, axes: Any, origin: list[Any], rank: int = FLOWS) -> int:
-        self.values.append([name, self.packer.add(array, rank), "".join(axes) if axes else None, origin])
+        """The number of a new value; its array may be that of a trace's `Value`, kept whole or not."""
+        whole = array.array if isinstance(array, Value) else array
+        number = self.packer.add_statistics(array.statistics) if whole is None else self.packer.add(whole, rank)
+        self.values.append([name, number, "".join(axes) if axes else None, origin])
         return len(self.values) - 1
 
     def number(self, value: Value) -> int:
@@ -51,16 +54,12 @@ class Document:
             else:
                 origin = [value.origin.kind if value.origin.kind in ("leaf", "seed") else "leaf"]
             rank = LEAF if origin == ["leaf"] and value.statistics.shape else FLOWS
-            self.put(value, self.value(value.name, _array_of(value), None, origin, rank))
+            self.put(value, self.value(value.name, value, None, origin, rank))
         return self._numbers[id(value)]
 
     def put(self, value: Value, number: int) -> None:
         self._numbers[id(value)] = number
         self._kept.append(value)
-
-
-def _array_of(value: Value) -> np.ndarray:
-    return value.array if value.array is not None else np.full(value.shape, np.nan, np.float32)
 
 
 def document_of(trace: Recording) -> Document:
@@ -126,7 +125,7 @@ def _tell_forward(document: Document, entry: Entry) -> None:
     op["in"] = [_reference(document, entry.input_name(i), x) for i, x in enumerate(entry.inputs)]
     if not _is_whole(entry.inputs, entry.outputs):
         for value in entry.outputs:
-            document.put(value, document.value(value.name, _array_of(value), None, ["leaf"]))
+            document.put(value, document.value(value.name, value, None, ["leaf"]))
     else:
         narration = entry.narration()
         _name_axes(document, narration.inputs, [x for x in entry.inputs if isinstance(x, Value)])
@@ -155,7 +154,7 @@ def _tell_backward(document: Document, backward: Backward) -> None:
     if not _is_whole(entry.inputs, entry.outputs, backward.incoming, backward.outgoing):
         for value in backward.outgoing:
             if value is not None:
-                document.put(value, document.value(value.name, _array_of(value), None, ["leaf"]))
+                document.put(value, document.value(value.name, value, None, ["leaf"]))
     else:
         narration = backward.narration()
         told = _match(document, entry, backward, narration)
@@ -279,17 +278,13 @@ def _finish(
 def _told_check(found: Check) -> dict[str, Any]:
     rows = []
     for r in found.rows:
-        numbers = [_number(x) for x in (r.as_run, r.rule, r.numeric, r.tolerance)]
+        numbers = [told_number(x) for x in (r.as_run, r.rule, r.numeric, r.tolerance)]
         rows.append([r.input, None if r.index is None else list(r.index), *numbers, r.verdict])
-    curve = [[h, _number(e)] for h, e in found.curve]
+    curve = [[h, told_number(e)] for h, e in found.curve]
     return {
         "rows": rows,
         "curve": curve,
-        "run": _number(found.as_run_error),
+        "run": told_number(found.as_run_error),
         "verdict": found.verdict,
         "why": found.reason,
     }
-
-
-def _number(x: float) -> float | str:
-    return float(f"{x:.12g}") if np.isfinite(x) else repr(float(x))

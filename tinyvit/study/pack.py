@@ -26,8 +26,8 @@ class Packer:
     entries: list[list[Any]] = field(default_factory=list)
     left_out: int = 0
     _numbers: dict[Any, int] = field(default_factory=dict)
-    _arrays: list[np.ndarray] = field(default_factory=list)
-    _ranks: list[int] = field(default_factory=list)
+    _arrays: dict[int, np.ndarray] = field(default_factory=dict)
+    _ranks: dict[int, int] = field(default_factory=dict)
 
     def add(self, array: np.ndarray, rank: int = 0) -> int:
         """The number of an array; it is needed the more, the lower its rank."""
@@ -37,23 +37,28 @@ class Packer:
         if number is not None:
             self._ranks[number] = min(rank, self._ranks[number])
             return number
-        s = Statistics.of(array)
-        statistics = [s.smallest, s.largest, s.mean, s.norm, s.zeros, s.nans, s.infinities]
-        told = [float(f"{x:.9g}") for x in statistics]
-        self.entries.append([_CODES[array.dtype.name], None, list(array.shape), told])
-        self._arrays.append(array)
-        self._ranks.append(rank)
-        number = self._numbers[key] = len(self._arrays) - 1
+        number = self._numbers[key] = self._enter(_CODES[array.dtype.name], Statistics.of(array))
+        self._arrays[number] = array
+        self._ranks[number] = rank
         return number
+
+    def add_statistics(self, statistics: Statistics) -> int:
+        """The number of an array of which nothing else was kept."""
+        return self._enter("f4", statistics)
+
+    def _enter(self, code: str, s: Statistics) -> int:
+        told = [s.smallest, s.largest, s.mean, s.norm, s.zeros, s.nans, s.infinities]
+        self.entries.append([code, None, list(s.shape), [told_number(x) for x in told]])
+        return len(self.entries) - 1
 
     def blobs(self) -> dict[str, str]:
         """Of each dtype all arrays: base64 of the deflated bytes, those of equal significance together."""
         room = MAX_VALUES
         parts: dict[str, list[np.ndarray]] = {}
         sizes: dict[str, int] = {}
-        order = list(range(len(self._arrays)))  # neighbours are alike, and deflate well together
-        if sum(array.size for array in self._arrays) > room:
-            order.sort(key=lambda i: self._ranks[i])
+        order = list(self._arrays)  # neighbours are alike, and deflate well together
+        if sum(array.size for array in self._arrays.values()) > room:
+            order.sort(key=lambda number: self._ranks[number])
         for number in order:
             array, code = self._arrays[number], self.entries[number][0]
             if array.size > room:
@@ -64,6 +69,11 @@ class Packer:
             sizes[code] = sizes.get(code, 0) + array.size
             parts.setdefault(code, []).append(array.ravel())
         return {code: _packed(np.concatenate(arrays)) for code, arrays in parts.items()}
+
+
+def told_number(x: float) -> float | str:
+    """A number as JSON; as a text that JavaScript's Number reads where JSON has none."""
+    return float(f"{x:.12g}") if np.isfinite(x) else "NaN" if np.isnan(x) else "Infinity" if x > 0 else "-Infinity"
 
 
 def _packed(flat: np.ndarray) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 
 from ..checkpoint import atomic_write
 from .document import Document, document_of
-from .pack import MAX_VALUES
+from .pack import MAX_VALUES, told_number
 from .parts import edges_of, groups_of
 from .questions import questions_of
-from .recording import Backward, Entry, Recording
+from .records import Entry, NotFinite, Recording
 
 SOURCES = Path(__file__).with_name("page")
 _SCRIPTS = (
@@ -111,8 +111,9 @@ _NOTES = [
 ]
 
 
-def _place(bad: Entry | Backward) -> dict[str, int]:
-    return {"op": bad.index, "dir": 0} if isinstance(bad, Entry) else {"op": bad.entry.index, "dir": 1}
+def _place(bad: NotFinite) -> dict[str, Any]:
+    entry, dir = (bad.place, 0) if isinstance(bad.place, Entry) else (bad.place.entry, 1)
+    return {"op": entry.index, "dir": dir, "given": bad.value.name if bad.was_given else None}
 
 
 def _attention(trace: Recording, document: Document) -> list[dict[str, Any]]:
@@ -132,7 +133,8 @@ def _layers(trace: Recording) -> list[dict[str, Any]]:
     for name in [*weights, *(n for n in trace.gradients if n not in weights)]:
         if name in trace.gradients:
             weight = float(np.linalg.norm(weights[name].numpy().astype(np.float64))) if name in weights else 0.0
-            rows.append({"name": name, "gradient": trace.gradients[name].statistics.norm, "weight": weight})
+            norm = told_number(trace.gradients[name].statistics.norm)
+            rows.append({"name": name, "gradient": norm, "weight": told_number(weight)})
     return rows
 
 

@@ -15,7 +15,8 @@ from .. import autograd
 from ..autograd import Tensor
 from .graph import dot_of, svg_of
 from .page import save_page
-from .recording import Recorder, Recording
+from .recording import Recorder
+from .records import Recording
 from .text import overview_of, text_of
 from .values import Keeper
 

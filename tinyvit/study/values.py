@@ -10,13 +10,13 @@ CHOSEN = 64  # elements kept of an array that is not kept whole
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is kept of every array; of a boolean or integer array too."""
+    """What is kept of every array; of a boolean or integer array too. A NaN makes mean and norm NaN."""
 
     shape: tuple[int, ...]
     dtype: str
-    smallest: float  # of the finite elements; 0 where there is none
+    smallest: float  # of the finite elements, for scales; 0 where there is none
     largest: float
-    mean: float
+    mean: float  # of all elements; 0 where there is none
     norm: float
     zeros: int
     nans: int
@@ -27,13 +27,15 @@ class Statistics:
         values = array.astype(np.float64).ravel()
         finite = values[np.isfinite(values)]
         some = finite if finite.size else np.zeros(1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean, norm = values.sum() / max(1, values.size), np.sqrt(np.sum(values * values))
         return cls(
             shape=array.shape,
             dtype=str(array.dtype),
             smallest=float(some.min()),
             largest=float(some.max()),
-            mean=float(some.mean()),
-            norm=float(np.sqrt(np.sum(some * some))),
+            mean=float(mean),
+            norm=float(norm),
             zeros=int(values.size - np.count_nonzero(values)),
             nans=int(np.isnan(values).sum()),
             infinities=int(np.isinf(values).sum()),
@@ -42,6 +44,12 @@ class Statistics:
     @property
     def is_finite(self) -> bool:
         return self.nans == self.infinities == 0
+
+    @property
+    def trouble(self) -> str:
+        """How many elements are not finite, in words; empty if all are."""
+        counts = ((self.nans, "NaN"), (self.infinities, "infinite"))
+        return ", ".join(f"{count:,} {word}" for count, word in counts if count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +87,8 @@ class Value:
 
     def __repr__(self) -> str:
         s = self.statistics
-        return f"{self.name} {s.dtype}{list(s.shape)} norm {s.norm:.4g}"
+        trouble = f", {s.trouble}" if s.trouble else ""
+        return f"{self.name} {s.dtype}{list(s.shape)} norm {s.norm:.4g}{trouble}"
 
 
 class Keeper:

@@ -21,7 +21,7 @@ from ..data import Dataset
 from ..display import Display
 from ..errors import StudyError
 from ..models import ViT
-from .recording import Backward, Entry, whole
+from .records import Backward, Entry, whole
 from .trace import trace
 from .watch_page import draw_page
 
@@ -127,7 +127,7 @@ class Watch(Display):
                 F.cross_entropy(logits, batch.labels, reduction="sum").backward()
         bad = recorded.first_not_finite()
         if bad is not None:
-            words = f"the first NaN or infinity is in {bad.key}, on numbers of up to {_largest_given(bad):.2g}"
+            words = f"the first NaN or infinity is in {bad}, on numbers of up to {_largest_given(bad.place):.2g}"
             self._warn("finite", f"step {training.position.step + 1}: {words}")
 
     def _warn(self, about: str, words: str) -> None:
@@ -173,9 +173,9 @@ def attention_entropy(entry: Entry) -> list[float]:
     return [float(x) for x in -(p * np.log(p + 1e-12)).sum(axis=-1).mean(axis=(0, 2))]
 
 
-def _largest_given(bad: Entry | Backward) -> float:
+def _largest_given(place: Entry | Backward) -> float:
     """The largest number that went into what was not finite."""
-    values = bad.inputs if isinstance(bad, Entry) else (*bad.entry.inputs, *bad.incoming)
+    values = place.inputs if isinstance(place, Entry) else (*place.entry.inputs, *place.incoming)
     given = [v.statistics for v in values if hasattr(v, "statistics")]
     return max(max(abs(s.smallest), abs(s.largest)) for s in given)
 

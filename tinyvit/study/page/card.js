@@ -85,7 +85,7 @@ function buildCard() {
     o.line ? el("span", { class: "chip" }, o.line) : null,
     dir && o.check ? el("span", { class: `chip told ${o.check.verdict}` }, `check: ${o.check.verdict}`) : null,
     T.firstBad && T.firstBad.op === S.op && T.firstBad.dir === dir
-      ? el("span", { class: "chip wrong" }, "the first NaN or inf arises here")
+      ? el("span", { class: "chip wrong" }, T.firstBad.given ? `the first NaN or inf was given here, in ${T.firstBad.given}` : "the first NaN or inf arises here")
       : null,
   );
   const formula = dir ? kind.b : kind.f;

@@ -45,13 +45,13 @@ function buildInspector() {
   box.replaceChildren(...parts);
 }
 
-// What is looked at until somebody points elsewhere: the largest number.
+// What is looked at until somebody points elsewhere: the largest number, or the first that is none.
 function largestOf(array) {
   if (!array.data) return 0;
   let at = 0,
     most = -1;
   for (let i = 0; i < array.size; i++) {
-    const size = Math.abs(array.data[i]);
+    const size = Number.isNaN(array.data[i]) ? Infinity : Math.abs(array.data[i]);
     if (size > most) {
       most = size;
       at = i;
