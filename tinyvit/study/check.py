@@ -80,8 +80,11 @@ class Check:
     reason: str
 
 
-def check(backward: Backward, elements: int = 4) -> Check | None:
-    """Check one recorded gradient rule on the numbers it ran on; None if the trace did not keep them."""
+def check(backward: Backward, elements: int = 4, op: type[Op] | None = None) -> Check | None:
+    """Check one recorded gradient rule on the numbers it ran on; None if the trace did not keep them.
+
+    `op` is whose rule to check, by default that of the operation that ran.
+    """
     entry = backward.entry
     arrays = [v.array if hasattr(v, "array") else v for v in entry.inputs]
     incoming = [None if v is None else v.array for v in backward.incoming]
@@ -90,7 +93,7 @@ def check(backward: Backward, elements: int = 4) -> Check | None:
     if any(v.array is None for v in values):
         return None
     names = [entry.input_name(i) for i in range(len(entry.inputs))]
-    return check_rule(entry.op, arrays, entry.params, incoming, entry.needs, found, names, elements)
+    return check_rule(op or entry.op, arrays, entry.params, incoming, entry.needs, found, names, elements)
 
 
 @np.errstate(all="ignore")

@@ -19,7 +19,7 @@ class Packer:
 
     Attributes
     ----------
-    entries : of each array [code, offset in the blob of its dtype or None, shape, statistics].
+    entries : of each array [code, offset in the blob of its code or None, shape, statistics, dtype].
     left_out : how many arrays did not fit, once `blobs` was called: those of the highest rank, and the later ones.
     """
 
@@ -31,24 +31,25 @@ class Packer:
 
     def add(self, array: np.ndarray, rank: int = 0) -> int:
         """The number of an array; it is needed the more, the lower its rank."""
+        dtype = np.asarray(array).dtype.name
         array = np.ascontiguousarray(_storable(np.asarray(array))).reshape(np.shape(array))
-        key = array.dtype.name, array.shape, array.tobytes()
+        key = dtype, array.shape, array.tobytes()
         number = self._numbers.get(key)
         if number is not None:
             self._ranks[number] = min(rank, self._ranks[number])
             return number
-        number = self._numbers[key] = self._enter(_CODES[array.dtype.name], Statistics.of(array))
+        number = self._numbers[key] = self._enter(_CODES[array.dtype.name], dtype, Statistics.of(array))
         self._arrays[number] = array
         self._ranks[number] = rank
         return number
 
     def add_statistics(self, statistics: Statistics) -> int:
         """The number of an array of which nothing else was kept."""
-        return self._enter("f4", statistics)
+        return self._enter("f4", statistics.dtype, statistics)
 
-    def _enter(self, code: str, s: Statistics) -> int:
+    def _enter(self, code: str, dtype: str, s: Statistics) -> int:
         told = [s.smallest, s.largest, s.mean, s.norm, s.zeros, s.nans, s.infinities]
-        self.entries.append([code, None, list(s.shape), [told_number(x) for x in told]])
+        self.entries.append([code, None, list(s.shape), [told_briefly(x) for x in told], dtype])
         return len(self.entries) - 1
 
     def blobs(self) -> dict[str, str]:
@@ -72,12 +73,17 @@ class Packer:
 
 
 def told_number(x: float) -> float | str:
-    """A number as JSON; as a text that JavaScript's Number reads where JSON has none."""
-    return float(f"{x:.12g}") if np.isfinite(x) else "NaN" if np.isnan(x) else "Infinity" if x > 0 else "-Infinity"
+    """A number as JSON has it; one that JSON has not as a text that JavaScript's Number reads."""
+    return x if np.isfinite(x) else "NaN" if np.isnan(x) else "Infinity" if x > 0 else "-Infinity"
+
+
+def told_briefly(x: float) -> float | str:
+    """The same to twelve digits."""
+    return told_number(float(f"{x:.12g}"))
 
 
 def _packed(flat: np.ndarray) -> str:
-    planes = flat.astype(flat.dtype.newbyteorder("<")).view(np.uint8).reshape(flat.size, -1).T
+    planes = flat.astype(flat.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, flat.itemsize).T
     return base64.b64encode(zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)).decode()
 
 
@@ -87,4 +93,7 @@ def _storable(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8)
     if array.dtype.name in _CODES:
         return array
-    return array.astype(np.int32 if array.dtype.kind in "iu" else np.float64 if array.dtype.kind == "f" else np.float32)
+    if array.dtype.kind in "iu":
+        fits = array.size == 0 or -(2**31) <= array.min() <= array.max() < 2**31
+        return array.astype(np.int32 if fits else np.float64)
+    return array.astype(np.float32 if array.dtype.itemsize == 2 else np.float64)

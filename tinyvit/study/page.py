@@ -6,12 +6,14 @@ HTML, CSS and plain JavaScript that are put together here.
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..checkpoint import atomic_write
+from ..errors import StudyError
 from .document import Document, document_of
 from .pack import MAX_VALUES, told_number
 from .parts import edges_of, groups_of
@@ -24,13 +26,13 @@ _SCRIPTS = (
     *("start", "attention", "health", "views", "main"),
 )
 _STYLES = ("page", "views")
-_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target", "python")
+_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target", "told", "python")
 _ATTENTION = ("p", "dp", "ds")  # the arrays of attention's gradient rule that are laid over the image
 
 
 def save_page(trace: Recording, path: str | Path, about: dict[str, Any] | None = None) -> None:
-    """Write the page of a trace. Raises OSError."""
-    atomic_write(Path(path), page_of(trace, about).encode())
+    """Write the page of a trace. Raises OSError, or StudyError if there is nothing to show."""
+    atomic_write(Path(path), page_of(trace, about).encode(errors="replace"))  # names of files may be no text
 
 
 def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
@@ -43,6 +45,8 @@ def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
         `classes`, `probabilities`, `target`, `tour` (places to begin at), `fused` (comparisons of a kernel with its
         formula), `exercise` (hide the verdicts until asked).
     """
+    if not trace.entries:
+        raise StudyError("no operation ran while the trace was open: there is nothing to show")
     about = about or {}
     document = document_of(trace)
     shown = _shown(trace, document, about)
@@ -65,11 +69,8 @@ def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
 
 
 def _filled(template: str, parts: dict[str, str]) -> str:
-    for name, text in parts.items():
-        before, mark, after = template.partition(f"@{name}@")
-        assert mark, name
-        template = before + text + after
-    return template
+    """The template with its @MARKS@ replaced, in one pass: what is put in may hold marks of its own."""
+    return re.sub("@([A-Z]+)@", lambda mark: parts[mark[1]], template)
 
 
 def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def whole(values: Sequence[Any]) -> list[Any]:
     """The arrays of values; numbers and None as they are. Raises LookupError if one was not kept whole."""
     for value in values:
         if isinstance(value, Value) and value.array is None:
-            raise LookupError(f"{value.name} {list(value.shape)} was not kept whole; give trace() more max_bytes")
+            raise LookupError(f"{value.name} {list(value.shape)} was not kept whole; trace() had too few max_bytes")
     return [v.array if isinstance(v, Value) else v for v in values]
 
 
@@ -58,7 +58,7 @@ class Entry:
         return names[i] if len(self.inputs) <= len(names) and i < len(names) else f"{names[-1]}[{i}]"
 
     def narration(self) -> Narration:
-        """The plain forward, step by step, on the recorded inputs. Raises LookupError if they were not kept."""
+        """The plain forward, step by step, on the recorded inputs. Raises LookupError: not kept, not to be told."""
         return narrate_forward(self.op, whole(self.inputs), self.params)
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class Backward:
         return f"{self.entry.key}/backward"
 
     def narration(self) -> Narration:
-        """The plain gradient rule, step by step, on the recorded arrays. Raises LookupError if not kept."""
+        """The plain gradient rule, step by step, on what was recorded. Raises LookupError, as there."""
         e = self.entry
         return narrate_backward(e.op, whole(e.inputs), whole(e.outputs), e.params, e.needs, whole(self.incoming))
 
@@ -99,7 +99,7 @@ class Recording:
 
     `gradients` maps the names of leaves (parameters, inputs) to their gradients in the last pass that reached them;
     `held` is the memory that the tape held after each forward, in bytes; `complete` is False if the trace came to its
-    limit of entries.
+    limit of entries; `mistake` says what is wrong if a wrong rule was planted.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -108,6 +108,7 @@ class Recording:
     held: list[int] = field(default_factory=list)
     model: Module | None = None
     complete: bool = True
+    mistake: str | None = None
 
     def __getitem__(self, key: str | int) -> Entry:
         if isinstance(key, int):

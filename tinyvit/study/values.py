@@ -27,8 +27,10 @@ class Statistics:
         values = array.astype(np.float64).ravel()
         finite = values[np.isfinite(values)]
         some = finite if finite.size else np.zeros(1)
-        with np.errstate(invalid="ignore", over="ignore"):
-            mean, norm = values.sum() / max(1, values.size), np.sqrt(np.sum(values * values))
+        scale = max(np.abs(some).max(), np.finfo(np.float64).tiny)  # so that no square overflows
+        with np.errstate(invalid="ignore"):
+            scaled = values / scale
+            mean, norm = scale * (scaled.sum() / max(1, values.size)), scale * np.sqrt(np.sum(scaled * scaled))
         return cls(
             shape=array.shape,
             dtype=str(array.dtype),
@@ -57,7 +59,8 @@ class Origin:
     """Where a value came from.
 
     kind : "leaf" (a parameter, an input, a number), "output" (of `source`, an Entry), "gradient" (given by `source`, a
-        Backward, to its input `index`), "sum" (of `source`, gradients that met), "seed" (what backward started from).
+        Backward, to its input `index`), "sum" (of `source`, gradients that met), "hook" (what a hook made of that sum),
+        "seed" (what backward started from).
     """
 
     kind: str

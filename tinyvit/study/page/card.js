@@ -176,9 +176,7 @@ function steps(o, dir, list, pick) {
       el(
         "p",
         { class: "doc" },
-        o.steps[dir].length || identity
-          ? identity
-          : "The arrays of this operation were not kept, so there are no steps.",
+        o.untold[dir] ? `There are no steps here: ${o.untold[dir]}.` : identity,
       ),
     );
   }

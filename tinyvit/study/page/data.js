@@ -27,17 +27,17 @@ async function unpack(code) {
   blobs[code] = new TYPES[code](bytes.buffer);
 }
 
-// An array: {shape, data (null if only its statistics are here), min, max, mean, norm, zeros, nans, infinities}. The
+// An array: {shape, dtype, data (null if only its statistics are here), min, max, mean, norm, zeros, nans, infinities}. The
 // smallest and the largest are those of the finite elements.
 const arrays = new Map();
 function arrayOf(number) {
   let a = arrays.get(number);
   if (!a) {
-    const [code, offset, shape, statistics] = T.arrays[number],
+    const [code, offset, shape, statistics, dtype] = T.arrays[number],
       [min, max, mean, norm, zeros, nans, infinities] = statistics.map(Number);
     const size = shape.reduce((m, n) => m * n, 1);
     const data = offset === null ? null : blobs[code].subarray(offset, offset + size);
-    a = { number, code, shape, size, data, min, max, mean, norm, zeros, nans, infinities };
+    a = { number, code, dtype, shape, size, data, min, max, mean, norm, zeros, nans, infinities };
     arrays.set(number, a);
   }
   return a;
