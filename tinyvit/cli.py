@@ -89,7 +89,8 @@ def train(
 
     With --study it also gets study.html and study.png, which show every layer over the run, and study.jsonl with their
     numbers; what vanishes, explodes, dies or becomes NaN is told at once, with the place where it began. The weights
-    are the same as without, and it takes less than 3 % longer.
+    are the same as without; looking takes less than 3 % of the time, and drawing a second or two at the end. It looks
+    on at classifiers of images only.
 
     Ctrl-C finishes the step under way and writes a checkpoint; a second one stops at once. A run that is resumed ends
     as if it had never been stopped.
