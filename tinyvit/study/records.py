@@ -130,7 +130,8 @@ class Recording:
 
     def first_not_finite(self) -> "NotFinite | None":
         """Where a NaN or an infinity first came up, in the order in which things ran; None if nowhere."""
-        for place in (*self.entries, *self.backwards):
+        places: tuple[Entry | Backward, ...] = (*self.entries, *self.backwards)
+        for place in places:
             made = place.outputs if isinstance(place, Entry) else place.outgoing
             if found := _not_finite(made):
                 went_in = place.inputs if isinstance(place, Entry) else (*place.entry.inputs, *place.incoming)
