@@ -56,9 +56,9 @@ def on_the_device() -> Iterator[None]:
 class DeviceTrial(Trial):
     """A trial whose kernels run on the device; what they are compared with is computed on the host."""
 
-    def _run(self, choice: str, inputs: Sequence[Any], upstream: Sequence[Any]) -> list[Any]:
+    def _run(self, choice: str, inputs: Sequence[Any], upstream: Sequence[Any], exact: bool = False) -> list[Any]:
         if not choice.startswith("cupy"):
-            return super()._run(choice, inputs, upstream)
+            return super()._run(choice, inputs, upstream, exact)
         there = [[x if x is None else on_device(x) for x in arrays] for arrays in (inputs, upstream)]
         host = unmodified([x._host for arrays in there for x in arrays if isinstance(x, fake_cupy.ndarray)])
         with host:
@@ -176,6 +176,25 @@ def test_masks_and_biases_are_read_by_strides_of_their_own(choice: str) -> None:
     mask[:, np.arange(19), np.arange(19)] = True
     case = draws.Case((q, k, v, bias), {"scale": 0.25, "mask": mask})
     DeviceTrial(OPERATIONS["attention"], case, (True,) * 4, (q,)).check(choice)
+
+
+@pytest.mark.parametrize("choice", [f"cupy:v{version}" for version in (1, 2, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@draws.on_drawn(4)
+def test_a_number_added_to_all_scores_of_a_query_changes_nothing(choice: str, dtype: str, data: st.DataObject) -> None:
+    """As where all of its keys are padding by a large number; with q = 0 no score is rounded."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    k, v, dout = (rng.standard_normal((1, 2, n, 16)).astype(DTYPES[dtype]) for n in (33, 33, 19))
+    added = np.zeros((19, 33), DTYPES[dtype])
+    added[1::2] = data.draw(st.sampled_from([-1e9, -3e4, 40, 1e9]))
+
+    def results(bias: Any) -> list[Any]:
+        case = draws.Case((np.zeros_like(dout), k, v, bias), {"scale": 0.25})
+        return DeviceTrial(OPERATIONS["attention"], case, (True,) * 4, (dout,)).run(choice)
+
+    for found, expected in zip(results(added), results(np.zeros_like(added)), strict=True):
+        tolerance = (1e-5 if dtype == "float32" else 1e-2) * np.abs(expected).astype(float).max()
+        np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=0, atol=tolerance)
 
 
 def test_dropout_draws_the_same_bits_everywhere() -> None:
