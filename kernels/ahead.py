@@ -25,8 +25,9 @@ def last_to_first(dtype: Any) -> Iterator[Callable[[], Any]]:
 
     versions = {spec.operation: spec.versions for spec in SPECS if spec.technology == "numba"}
     wide = sum_dtype(dtype)
-    rows, weight, heads = np.zeros((2, 4), dtype), np.zeros((4, 4), dtype), np.zeros((1, 1, 2, 4), dtype)
+    rows, heads = np.zeros((2, 4), dtype), np.zeros((1, 1, 2, 4), dtype)
     wide_rows, vector, scores = np.zeros((2, 4), wide), np.zeros(4, wide), np.zeros((1, 1, 2), wide)
+    weight = np.zeros((4, 4), wide)
     statistics, classes = np.ones(2, wide), np.zeros(2, np.int64)
     every: dict[str, Any] = {"needs": (True, True, True, False)}
 

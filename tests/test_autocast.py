@@ -79,6 +79,48 @@ def test_the_kernels_for_bfloat16_give_the_direction_of_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["numpy", "auto"])
+@pytest.mark.parametrize("operation", [F.linear, F.linear_gelu])
+def test_parameters_stay_float32_beside_bfloat16(kernels: str, operation: Any) -> None:
+    x, w, b = normal(9, 8, requires_grad=True), normal(5, 8, requires_grad=True), normal(5, requires_grad=True)
+    narrow = [Tensor(t.to("bfloat16").numpy(), True) for t in (x, w, b)]
+    with tv.use_kernels(kernels):
+        with tv.autocast("bfloat16"):
+            y = operation(x, w, b)
+        same = operation(*narrow)
+        upstream = normal(9, 5).to("bfloat16")
+        found = tv.grad(y, [x, w, b], upstream)
+        rounded = tv.grad(same, narrow, upstream)
+    assert y.dtype == NARROW["bfloat16"]
+    assert {g.dtype for g in found} == {np.dtype(np.float32)}
+    for t, e in zip((y, *found), (same, *rounded), strict=True):  # of the latter, b and all gradients were rounded
+        scale = np.abs(e.numpy().astype(float)).max()
+        np.testing.assert_allclose(t.numpy().astype(float), e.numpy().astype(float), rtol=0, atol=2e-2 * scale)
+    assert (found[1].to("bfloat16").numpy() != found[1].numpy()).any()  # dW was not rounded
+
+
+def test_gradients_of_gradients_flow_through_bfloat16() -> None:
+    x, w = normal(6, 4, requires_grad=True), normal(3, 4, requires_grad=True)
+
+    def second(dtype: str) -> np.ndarray:
+        with tv.autocast(dtype):
+            y = F.linear(x, w).to("float32")
+        (dx,) = tv.grad((y * y).sum(), [x], create_graph=True)
+        return tv.grad((dx * dx).sum(), [w])[0].numpy()
+
+    exact, found = second("float32"), second("bfloat16")
+    assert found.dtype == np.float32
+    assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_parameters_in_float32_are_for_bfloat16_only() -> None:
+    for dtype in ("float16", "float64"):
+        with pytest.raises(TypeError, match="dtypes are never mixed"):
+            F.linear(normal(3, 4).to(dtype), normal(2, 4))
+    with pytest.raises(TypeError, match="dtypes are never mixed"):
+        F.matmul(normal(3, 4).to("bfloat16"), normal(4, 2))
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "auto"])
 def test_a_layer_norm_before_a_product_gives_bfloat16_and_leaves_the_stream_float32(kernels: str) -> None:
     x, branch, w, b = (normal(*shape, requires_grad=True) for shape in ((5, 8), (5, 8), (8,), (8,)))
     upstream = normal(5, 8).to("bfloat16")
