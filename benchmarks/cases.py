@@ -1,6 +1,7 @@
 """What is measured: named shapes of Vision Transformers, and the suites made of them.
 
-B batch, N tokens, H heads, D head size, C channels of the model, R rows (all leading axes flattened).
+B batch, N tokens, H heads, D head size, C channels of the model, R rows (all leading axes flattened); of a linear map,
+K inputs and N outputs.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,20 @@ class RowShape:
     @property
     def label(self) -> str:
         return f"{self.name} {self.R}x{self.C}"
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """x is (R, K), the weight (N, K)."""
+
+    name: str
+    R: int
+    K: int
+    N: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.R}x{self.K}x{self.N}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,7 @@ class TextShape:
         return (self.image // self.patch) ** 2
 
 
-Shape = AttentionShape | RowShape | ModelShape | TextShape
+Shape = AttentionShape | RowShape | LinearShape | ModelShape | TextShape
 
 # The models that this project trains, then published ones: B and H such that a call takes milliseconds on two cores.
 ATTENTION = (
@@ -135,6 +150,11 @@ VIT_S = MODELS[-1]
 TEXTS = (  # easy-VQA's questions, and captions of scenes
     TextShape("vqa", image=64, patch=8, dim=64, depth=3, heads=4, words=11, vocabulary=33, batch=128, answers=13),
     TextShape("caption", image=48, patch=8, dim=64, depth=2, heads=4, words=20, vocabulary=60, batch=64),
+)
+LINEAR = tuple(  # the linear maps in a block of the larger two
+    LinearShape(f"{model.name}-{name}", model.batch * model.N, k * model.dim, n * model.dim)
+    for model in MODELS[1:]
+    for name, k, n in (("qkv", 1, 3), ("proj", 1, 1), ("fc1", 1, 4), ("fc2", 4, 1))
 )
 SINGLE = tuple(ModelShape(**{**vars(model), "batch": 1}) for model in MODELS)
 
@@ -203,6 +223,8 @@ _OPS = [
     *(Case("ops", "adamw", model, "step", calls=3) for model in MODELS[1:]),
 ]
 
+_PRODUCTS = ("y", "dx", "dw")  # x W^T, dy W, dy^T x
+
 SUITES = {
     suite.name: suite
     for suite in (
@@ -226,6 +248,13 @@ SUITES = {
             tuple(_OPS),
             budget=0.5,
             quick=("mnist-s", "imagenet"),
+        ),
+        Suite(
+            "gemm",
+            "the matrix products of a linear map: y = x W^T, dx = dy W, dW = dy^T x",
+            tuple(Case("gemm", product, shape, "step") for shape in LINEAR for product in _PRODUCTS),
+            budget=0.5,
+            quick=("mnist-s-fc1",),
         ),
         Suite(
             "train",

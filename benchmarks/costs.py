@@ -8,7 +8,7 @@ possible. Kernels in bfloat16 move half the bytes, and are still counted by the 
 
 from typing import NamedTuple
 
-from .cases import AttentionShape, Case, ModelShape, RowShape, TextShape
+from .cases import AttentionShape, Case, LinearShape, ModelShape, RowShape, TextShape
 
 FLOAT = 4  # bytes
 
@@ -25,6 +25,8 @@ def cost(case: Case) -> Cost:
             return _attention(shape, case.direction)
         case RowShape() as shape:
             return _rows(case.operation, shape, case.direction)
+        case LinearShape(R=r, K=k, N=n):
+            return Cost(2 * r * k * n, FLOAT * (r * k + n * k + r * n))
         case ModelShape() as shape if case.operation == "patches":
             return Cost(0, FLOAT * 2 * shape.batch * shape.channels * shape.image**2)
         case ModelShape() as shape if case.operation == "adamw":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import AttentionShape, Case, ModelShape, RowShape, TextShape
+from .cases import AttentionShape, Case, LinearShape, ModelShape, RowShape, TextShape
 
 Arrays = dict[str, np.ndarray]
 
@@ -40,6 +40,8 @@ def make_inputs(case: Case) -> Arrays:
             return {"qkv": normal(b, n, 3, h, d), "dout": normal(b, n, h, d)}
         case RowShape() as shape:
             return _row_inputs(case.operation, shape, normal, random)
+        case LinearShape(R=r, K=k, N=n):
+            return {"x": normal(r, k), "weight": normal(n, k, scale=0.05), "dout": normal(r, n)}
         case ModelShape() as shape if case.operation == "patches":
             images = normal(shape.batch, shape.channels, shape.image, shape.image)
             return {"x": images, "dout": normal(shape.batch, shape.patches, shape.channels * shape.patch**2)}

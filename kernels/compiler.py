@@ -136,8 +136,9 @@ def _can_keep() -> bool:
 class entries(dict):
     """A decorator: compile a function for Python to call, for any strides of its arrays, `f[dtype]` for each dtype.
 
-    The signature is given in Numba's notation with {0} for the floating type: "void({0}[:,:], intp)". Without it every
-    combination of memory layouts would be compiled anew.
+    The signature is given in Numba's notation with {0} for the type of elements and {1} for the one that they are
+    computed in: "void({0}[:,:], intp)". They differ for bfloat16, whose bits are given as uint16. Without the signature
+    every combination of memory layouts would be compiled anew.
     """
 
     def __init__(self, signature: str) -> None:
@@ -149,7 +150,8 @@ class entries(dict):
         return self
 
     def __missing__(self, dtype: Any) -> Any:
-        self[dtype] = _kept(self._function, (self._signature.format(dtype.name),))
+        names = ("uint16", "float32") if dtype.name == "bfloat16" else (dtype.name, dtype.name)
+        self[dtype] = _kept(self._function, (self._signature.format(*names),))
         return self[dtype]
 
 

@@ -45,7 +45,8 @@ def attention_forward(
     out : (B, H, N, E), in memory as (B, N, H, E).
     lse : (B, H, N), natural logarithm; -inf where a query sees no key, and out is 0 there.
     """
-    _check_attention(q, k, v, bias, mask, key_lengths, dropout_p)
+    _check_attention(q, k, v, bias, mask, key_lengths)
+    _check_dropout(dropout_p, seed, offset)
     forward, _ = _functions("attention", implementation, q=q, k=k, v=v)
     mask = _with_lengths(mask, key_lengths, k)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -79,10 +80,13 @@ def attention_backward(
     dq, dk, dv : in the shapes of q, k, v; the arrays `out_grads` if given (they may be views of one packed array).
     dbias : in the shape of bias; None without one.
     """
-    _check_attention(q, k, v, bias, mask, key_lengths, dropout_p)
+    _check_attention(q, k, v, bias, mask, key_lengths)
+    _check_dropout(dropout_p, seed, offset)
     like_out = (*q.shape[:-1], v.shape[-1])
     for name, array, shape in (("dout", dout, like_out), ("out", out, like_out), ("lse", lse, q.shape[:-1])):
         _check_saved("attention_backward", name, array, shape, q)
+    if out_grads is not None:
+        _check_targets(out_grads, (q, k, v))
     _, backward = _functions("attention", implementation, q=q, k=k, v=v)
     mask = _with_lengths(mask, key_lengths, k)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -112,7 +116,7 @@ def attention_weights(
 
     They are those before dropout; a row is 0 where a query sees no key.
     """
-    _check_attention(q, k, k, bias, mask, key_lengths, 0.0)
+    _check_attention(q, k, k, bias, mask, key_lengths)
     _check_saved("attention_weights", "lse", lse, q.shape[:-1], q)
     if q.dtype not in (np.float32, np.float64):
         raise TypeError(f"attention_weights: q is {q.dtype}; it must be float32 or float64")
@@ -156,17 +160,18 @@ def layer_norm_backward(
 
 def _functions(operation: str, implementation: str, **inputs: Any) -> tuple[Any, Any]:
     """forward and backward of `operation`, as the registry describes them, without `version`."""
-    technology, colon, version = implementation.partition(":v")
-    if technology not in ("auto", "numpy", *registry.TECHNOLOGIES) or (colon and not _is_version(version)):
+    chosen = registry.split_choice(implementation)
+    if chosen is None:
         known = ", ".join(("auto", "numpy", *registry.TECHNOLOGIES))
         raise ValueError(f"implementation is {implementation!r}; it must be one of {known}, or like 'numba:v1'")
+    technology, version = chosen
     reason = "there is none"
     for spec in registry.SPECS:
         if spec.operation == operation and technology in ("auto", spec.technology):
             refused = _refusal(spec, inputs)
             if refused is None:
                 module = importlib.import_module(spec.module)
-                number = min(int(version), spec.versions) if version else spec.versions
+                number = min(version or spec.versions, spec.versions)
                 return _bound(getattr(module, spec.forward), number), _bound(getattr(module, spec.backward), number)
             reason = refused
     if technology in ("auto", "numpy"):
@@ -185,10 +190,6 @@ def _refusal(spec: registry.KernelSpec, inputs: dict[str, Any]) -> str | None:
     return spec.refuses(inputs, {}) if spec.refuses else None
 
 
-def _is_version(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and int(text) > 0
-
-
 def _bound(function: Any, version: int) -> Any:
     return lambda *arrays, **params: function(*arrays, **params, version=version)
 
@@ -204,7 +205,7 @@ def _with_lengths(mask: Any, key_lengths: Any, k: Any) -> Any:
     return real if mask is None else mask & real
 
 
-def _check_attention(q: Any, k: Any, v: Any, bias: Any, mask: Any, key_lengths: Any, dropout_p: float) -> None:
+def _check_attention(q: Any, k: Any, v: Any, bias: Any, mask: Any, key_lengths: Any) -> None:
     fits = q.ndim == 4 and k.ndim == 4 and v.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]
     if not fits or q.shape[3] != k.shape[3] or k.shape[2] != v.shape[2]:
         raise ValueError(
@@ -224,8 +225,26 @@ def _check_attention(q: Any, k: Any, v: Any, bias: Any, mask: Any, key_lengths: 
         raise TypeError(f"attention: mask has dtype {mask.dtype}; it must be boolean, True where attention is allowed")
     if key_lengths is not None and np.shape(key_lengths) != q.shape[:1]:
         raise ValueError(f"attention: key_lengths has shape {np.shape(key_lengths)}; it must be (B,) = {q.shape[:1]}")
+
+
+def _check_dropout(dropout_p: float, seed: int, offset: int) -> None:
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"attention: dropout_p is {dropout_p}; a probability is in [0, 1]")
+    for name, number in (("seed", seed), ("offset", offset)):
+        if not 0 <= number < 2**63:
+            raise ValueError(f"attention: {name} is {number}; it must be in [0, 2**63)")
+
+
+def _check_targets(targets: Any, inputs: tuple[Any, Any, Any]) -> None:
+    if len(targets) != 3:
+        raise ValueError(f"attention_backward: out_grads has {len(targets)} entries; they must be those of q, k and v")
+    for name, target, x in zip("qkv", targets, inputs, strict=True):
+        if getattr(target, "shape", None) != x.shape or target.dtype != x.dtype:
+            given = f"shape {target.shape} and dtype {target.dtype}" if hasattr(target, "dtype") else type(target)
+            raise ValueError(
+                f"attention_backward: the gradient of {name} in out_grads has {given}; "
+                f"it must have those of {name}, {x.shape} and {x.dtype}"
+            )
 
 
 def _check_saved(function: str, name: str, array: Any, shape: tuple[int, ...], q: Any) -> None:

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from tinyvit.cli import commands
@@ -32,11 +33,12 @@ def commands_shown() -> list[str]:
 @pytest.mark.parametrize("line", sorted(set(commands_shown())))
 def test_commands_parse(line: str) -> None:
     _, *words = shlex.split(line)
-    group, context = commands, None
-    while hasattr(group, "commands"):
-        group, context = group.commands[words[0]], group.commands[words[0]].name
-        words = words[1:]
-    group.make_context(context, words)
+    command, parent = commands, click.Context(commands, info_name="tinyvit", **commands.context_settings)
+    while isinstance(command, click.Group):
+        name, *words = words
+        command = command.commands[name]
+        parent = click.Context(command, parent, name) if isinstance(command, click.Group) else parent
+    command.make_context(name, words, parent)
 
 
 def test_the_readme_shows_every_command() -> None:

@@ -555,7 +555,7 @@ def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
         if isinstance(x, Tensor):
             x = x.data
             if x.dtype is not dtype:
-                if dtype is not None or x.dtype.kind != "f":
+                if dtype is not None or x.dtype.kind not in "fV":  # V: bfloat16
                     return _mixed_arrays(cls, inputs)
                 dtype = x.dtype
         elif x is not None:

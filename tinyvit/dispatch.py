@@ -50,17 +50,13 @@ def current_choice() -> str:
 @functools.cache
 def split_choice(name: str) -> tuple[str, int | None]:
     """The technology and the version that a choice names; ValueError if there is no such choice."""
-    technology, colon, version = name.partition(":v") if isinstance(name, str) else (name, "", "")
-    if technology not in CHOICES or (colon and (technology not in TECHNOLOGIES or not _is_version(version))):
+    chosen = registry.split_choice(name)
+    if chosen is None:
         raise ValueError(
             f"use_kernels: name is {name!r}; it must be one of {', '.join(CHOICES)}, "
             "a technology perhaps with a version, as in 'numba:v1'"
         )
-    return technology, int(version) if version else None
-
-
-def _is_version(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and int(text) > 0
+    return chosen
 
 
 class Implementation:

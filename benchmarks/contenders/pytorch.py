@@ -69,6 +69,12 @@ class PyTorch(Contender):
 
         return Task(run, lambda grads: {f"d{name}": _array(g) for name, g in zip(operands, grads, strict=True)})
 
+    def product(self, case: Case, inputs: Arrays) -> Task:
+        dtype = torch.bfloat16 if self.half else torch.float32
+        x, weight, dout = (torch.from_numpy(inputs[name]).to(dtype) for name in ("x", "weight", "dout"))
+        products = {"y": lambda: F.linear(x, weight), "dx": lambda: dout @ weight, "dw": lambda: dout.T @ x}
+        return Task(products[case.operation], lambda out: {"out": _array(out)})
+
     def adamw(self, case: Case, inputs: Arrays) -> Task:
         weights = {name: torch.from_numpy(array.copy()) for name, array in weights_of(inputs).items()}
         for name, tensor in weights.items():

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..arrays import sum_to_shape
 from ..cuda.device import CTYPES, Device, Kernel, address, device_of, is_aligned, library_of
 from ..cuda.dropout import Dropout, dropout_of
 
@@ -340,7 +341,7 @@ def backward(
         given.lse, given.r, given.ds = address(lse), address(r), address(ds)
         given.aligned = is_aligned(*arrays)
         _run(plan(version, True, _shape(q_, k_, bias, mask, is_causal, dropout_p), device), device, given)
-    dbias = _sum_to(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape).astype(q.dtype) if needs[3] else None
+    dbias = sum_to_shape(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape).astype(q.dtype) if needs[3] else None
     dq, dk, dv = (g.reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
     return dq, dk, dv, dbias
 
@@ -350,12 +351,6 @@ def _empty_gradients(xp: Any, q: Any, k: Any, v: Any) -> tuple[Any, ...]:
     if k.shape == q.shape:
         return tuple(xp.empty((b, n, 3, h, d), q.dtype).transpose(2, 0, 3, 1, 4))
     return tuple(xp.empty((b, x.shape[2], h, d), q.dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
-
-
-def _sum_to(array: Any, shape: tuple[int, ...]) -> Any:
-    """The sum over the axes along which an array of this shape was broadcast."""
-    array = array.sum(axis=tuple(range(array.ndim - len(shape))))
-    return array.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
 
 
 Version = Callable[[Shape], list[Launch]]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
+from ..arrays import sum_to_shape
 from ..cuda.device import library_of
 from ..cuda.simt import group_max, group_sum, keep_factor
 
@@ -378,11 +379,5 @@ def backward(
         views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
         r = (dout * out).sum(axis=-1)
         VERSIONS[version][1](q, k, v, *views, lse, r, dout, dq, dk, dv, ds, how)
-    dbias = _sum_to(ds, bias.shape) if needs[3] else None
+    dbias = sum_to_shape(ds, bias.shape) if needs[3] else None
     return dq, dk, dv, dbias
-
-
-def _sum_to(array: Any, shape: tuple[int, ...]) -> Any:
-    """The sum over the axes along which an array of this shape was broadcast."""
-    array = array.sum(axis=tuple(range(array.ndim - len(shape))))
-    return array.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..cuda.device import CTYPES, Kernel, address, dense, device_of, is_aligned, library_of
 from ..cuda.rows import itemsize_of, parts_of, spread, spreads
+from .operations import operations
 
 _SOURCE = "layer_norm/layer_norm.cu"
 _WARPS, _THREADS = 4, 128
@@ -130,25 +131,4 @@ def normalize_backward(
     return dx.reshape(x.shape), both[0], both[1]
 
 
-def forward(x, weight, bias, *, eps=1e-5, version):
-    """(y, mean, rstd) of the operation layer_norm."""
-    return normalize(x, None, weight, bias, eps, version)[1:]
-
-
-def backward(dy, x, weight, mean, rstd, *, eps=1e-5, needs, version):
-    """(dx, dweight, dbias)."""
-    return normalize_backward(dy, None, x, weight, mean, rstd, version)
-
-
-def add_forward(x, residual, weight, bias, *, eps=1e-5, version):
-    """(sum, y, mean, rstd) of the operation add_layer_norm."""
-    return normalize(x, residual, weight, bias, eps, version)
-
-
-def add_backward(dsum, dy, sum, weight, mean, rstd, *, eps=1e-5, needs, version):
-    """(dx, dresidual, dweight, dbias); dsum or dy is None where nobody used that output."""
-    if dy is None:
-        zeros = library_of(weight).zeros_like
-        return dsum, dsum, zeros(weight), zeros(weight)
-    dx, dweight, dbias = normalize_backward(dy, dsum, sum, weight, mean, rstd, version)
-    return dx, dx, dweight, dbias
+forward, backward, add_forward, add_backward = operations(normalize, normalize_backward)

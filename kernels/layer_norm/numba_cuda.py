@@ -21,6 +21,7 @@ from numba import cuda, float32
 from ..cuda.device import dense, library_of
 from ..cuda.rows import parts_of
 from ..cuda.simt import group_sum
+from .operations import operations
 
 _GROUPS, _LANES = 4, 32  # rows in a block, threads of each
 _THREADS = _GROUPS * _LANES
@@ -248,25 +249,4 @@ def normalize_backward(
     return dx.reshape(x.shape), dweight, dbias
 
 
-def forward(x, weight, bias, *, eps=1e-5, version):
-    """(y, mean, rstd) of the operation layer_norm."""
-    return normalize(x, None, weight, bias, eps, version)[1:]
-
-
-def backward(dy, x, weight, mean, rstd, *, eps=1e-5, needs, version):
-    """(dx, dweight, dbias)."""
-    return normalize_backward(dy, None, x, weight, mean, rstd, version)
-
-
-def add_forward(x, residual, weight, bias, *, eps=1e-5, version):
-    """(sum, y, mean, rstd) of the operation add_layer_norm."""
-    return normalize(x, residual, weight, bias, eps, version)
-
-
-def add_backward(dsum, dy, sum, weight, mean, rstd, *, eps=1e-5, needs, version):
-    """(dx, dresidual, dweight, dbias); dsum or dy is None where nobody used that output."""
-    if dy is None:
-        zeros = library_of(weight).zeros_like
-        return dsum, dsum, zeros(weight), zeros(weight)
-    dx, dweight, dbias = normalize_backward(dy, dsum, sum, weight, mean, rstd, version)
-    return dx, dx, dweight, dbias
+forward, backward, add_forward, add_backward = operations(normalize, normalize_backward)

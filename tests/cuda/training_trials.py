@@ -13,6 +13,9 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.autograd import Tensor
 from tinyvit.captured import CapturedStep
+from tinyvit.display import Display, heading
+from tinyvit.recipes import load_recipe
+from tinyvit.train import Training, TrainingFailed, train
 
 IMAGES = np.random.default_rng(0).standard_normal((6, 1, 8, 8)).astype(np.float32)
 LABELS = np.arange(6) % 5
@@ -207,7 +210,8 @@ def test_what_cannot_be_captured_runs_as_usual_and_says_why() -> None:
         return loss
 
     step = CapturedStep(loss_of, optimizer)
-    losses = [step(IMAGES, LABELS).item() for _ in range(5)]
+    with pytest.warns(RuntimeWarning, match="cannot be captured in a CUDA graph .* launched one by one"):
+        losses = [step(IMAGES, LABELS).item() for _ in range(5)]
     assert step.reason is not None
     assert "not permitted when stream is capturing" in step.reason
     assert losses[-1] < losses[0]
@@ -218,3 +222,70 @@ def test_only_parameters_on_a_gpu_are_captured() -> None:
     optimizer = tv.optim.AdamW(model_on("cpu").parameters())
     with pytest.raises(ValueError, match="all of them on one GPU"):
         CapturedStep(lambda: tv.tensor(1.0), optimizer)
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------
+
+
+def run_by(tmp_path: Any, *assignments: str, epochs: int = 2) -> tuple["Seen", Any]:
+    """A run of a tiny ViT on some digits, on the device: what trained it and what it came to."""
+    size = ("model.dim=16", "model.depth=1", "model.heads=2", "data.batch_size=300", "model.stem=linear")
+    recipe = load_recipe("digits").override([*size, f"epochs={epochs}", *assignments])
+    seen = Seen()
+    tv.backend.set_default_device("cuda")
+    try:
+        return seen, train(recipe, "tiny", tmp_path / f"run{len(list(tmp_path.iterdir()))}", seen)
+    finally:
+        tv.backend.set_default_device("cpu")
+
+
+class Seen(Display):
+    def started(self, training: Training, folder: Any) -> None:
+        self.training, self.heading = training, heading(training, folder)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_run_captures_its_steps_and_learns_what_one_without_learns(
+    tmp_path: Any, precision: str, monkeypatch: Any
+) -> None:
+    seen, result = run_by(tmp_path, f"precision={precision}")
+    assert "each one CUDA graph" in seen.heading
+    assert seen.training.steps.graph.is_captured
+    monkeypatch.setattr("tinyvit.captured.WARM_UP", 1000)
+    other, expected = run_by(tmp_path, f"precision={precision}")
+    assert not other.training.steps.graph.is_captured
+    for line, uncaptured in zip(result.metrics, expected.metrics, strict=True):
+        for name in ("step", "train_loss", "val_loss", "val_accuracy"):
+            assert line[name] == uncaptured[name], name
+    assert result.metrics[-1]["train_loss"] < result.metrics[0]["train_loss"]
+
+
+def test_a_run_that_cannot_be_captured_says_why(tmp_path: Any) -> None:
+    seen, result = run_by(tmp_path, "train.accumulate=2", epochs=1)
+    assert "operation by operation since train.accumulate is 2" in seen.heading
+    assert seen.training.steps.graph is None
+    assert result.metrics[0]["step"] == 3
+
+
+def test_a_loss_that_is_not_finite_ends_a_captured_run(tmp_path: Any) -> None:
+    with pytest.raises(TrainingFailed, match=r"the loss of step \d+ is nan.* of the last good step"):
+        run_by(tmp_path, "lr=1e30", "train.clip_norm=0", "train.warmup_epochs=0", epochs=30)
+
+
+def test_a_scaler_on_the_device_does_what_one_on_the_host_does() -> None:
+    """The same gradients, one of them not finite, and a state that goes from the one to the other."""
+    found = []
+    for where in ("cuda", "cpu"):
+        p = tv.tensor(np.ones(5, np.float32), device=where, requires_grad=True)
+        optimizer = tv.optim.AdamW([p], lr=0.1)
+        scaler = tv.LossScaler(optimizer, initial=64, growth=2)
+        seen = []
+        for gradient in (64.0, np.inf, 3.0, 5.0, 1.0):
+            p.grad = tv.tensor(np.full(5, gradient, np.float32), device=where)
+            norm = float(scaler.step(clip_norm=1.0))
+            seen.append((norm, scaler.scale, scaler.good_steps, *p.numpy()))
+        other = tv.LossScaler(tv.optim.AdamW([tv.tensor([1.0], requires_grad=True)]))
+        other.load_state_dict(scaler.state_dict())
+        assert (other.scale, other.good_steps) == (scaler.scale, scaler.good_steps)
+        found.append(seen)
+    np.testing.assert_allclose(*found, rtol=1e-5)

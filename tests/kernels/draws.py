@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from blocks import BLOCK, DEPTH, KEYS, PANEL_BYTES, PARTS, PIXELS, QUERIES, ROWS, TILE, weight_tile
+from blocks import BLOCK, CAST, DEPTH, KEYS, PANEL_BYTES, PARTS, PIXELS, QUERIES, ROWS, TILE, weight_tile
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numba.core import config
@@ -177,7 +178,10 @@ def linear_gelu(draw: Any, dtype: Any) -> Case:
 def layer_norm(draw: Any, dtype: Any, summands: int = 1) -> Case:
     shape = draw(rows_and_columns())
     inputs = [arrays(shape, dtype)] * summands + [arrays(shape[-1:], dtype)] * 2
-    return Case(tuple(draw(x) for x in inputs), {"eps": draw(st.sampled_from([1e-5, 1e-6, 0.1]))})
+    params = {"eps": draw(st.sampled_from([1e-5, 1e-6, 0.1]))}
+    if dtype == "float32" and draw(st.booleans()):
+        params["y_dtype"] = np.dtype(ml_dtypes.bfloat16)
+    return Case(tuple(draw(x) for x in inputs), params)
 
 
 @st.composite
@@ -227,6 +231,14 @@ def dropout(draw: Any, dtype: Any) -> Case:
     p = draw(st.sampled_from([0.1, 0.123, 0.5, 0.9, 1e-9, 1.0]))
     shape = draw(rows_and_columns() | st.sampled_from([(n,) for n in around(1, TILE, 2 * TILE)]))
     return Case((draw(arrays(shape, dtype)),), {"p": p, **draw(streams)})
+
+
+@st.composite
+def cast(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns() | st.sampled_from([(n,) for n in around(1, CAST, 2 * CAST)]))
+    target = draw(st.sampled_from([np.dtype(n) for n in ("float32", "bfloat16", "float64")]))
+    x = draw(arrays(shape, dtype, specials=("none", "wide", "nan", "inf")))  # float16 has none that are much larger
+    return Case((x,), {"dtype": target, "source": np.dtype(dtype)})
 
 
 @st.composite
@@ -339,6 +351,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "dropout": dropout,
     "patches": patches,
     "conv2d": conv2d,
+    "cast": cast,
     "attention": attention,
 }
 

@@ -163,6 +163,8 @@ WRONG: list[tuple[type[Exception], str, Any, tuple[Any, ...], dict[str, Any]]] =
     (TypeError, "mask has dtype float64", attention_forward, (Q, K, V), {"mask": np.ones(S)}),
     (ValueError, "key_lengths has shape \\(3,\\)", attention_forward, (Q, K, V), {"key_lengths": [1, 2, 3]}),
     (ValueError, "dropout_p is 1.5", attention_forward, (Q, K, V), {"dropout_p": 1.5}),
+    (ValueError, "seed is -1", attention_forward, (Q, K, V), {"seed": -1}),
+    (ValueError, "offset is 9223372036854775808", attention_forward, (Q, K, V), {"offset": 2**63}),
     (ValueError, "dout has shape", attention_backward, (Q, Q, K, V, Q, Q[..., 0]), {}),
     (ValueError, "lse has shape", attention_backward, (Q @ normal(D, E), Q, K, V, Q @ normal(D, E), Q), {}),
     (ValueError, "implementation is 'fast'", attention_forward, (Q, K, V), {"implementation": "fast"}),
@@ -232,3 +234,16 @@ def test_the_bias_of_a_map_without_columns_has_its_gradient() -> None:
     with tv.use_kernels("numba"):
         tv.functional.linear(x, w, b).sum().backward()
     np.testing.assert_array_equal(b.grad.numpy(), np.full(40, 5.0))
+
+
+def test_gradients_are_written_to_arrays_like_the_inputs_only() -> None:
+    q, k, v = heads()
+    out, lse = attention_forward(q, k, v)
+    targets = tuple(np.full_like(x, np.nan) for x in (q, k, v))
+    returned = attention_backward(out, q, k, v, out, lse, out_grads=targets)
+    for target, given, expected in zip(targets, returned, attention_backward(out, q, k, v, out, lse), strict=False):
+        assert given is target
+        np.testing.assert_array_equal(target, expected)
+    for wrong, says in ((targets[:2], "2 entries"), ((q[:1], k, v), "of q"), ((q, k.astype("f"), v), "of k")):
+        with pytest.raises(ValueError, match=f"out_grads has {says}|{says} in out_grads"):
+            attention_backward(out, q, k, v, out, lse, out_grads=wrong)

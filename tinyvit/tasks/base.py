@@ -84,6 +84,7 @@ class Task:
     """One kind of thing to learn; the recipe says how."""
 
     samples = "images"  # what the loader gives, in the plural
+    can_be_captured = False  # whether the loss is computed on the device alone, from images and labels
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -305,24 +305,7 @@ function checkTable(o) {
           ? `Finite differences at float64 agree; what ran is within ${short(c.run, 2)} of the rule at float64.`
           : "Nothing can be said: the gradient is smaller than the rounding error, or has a kink."),
     ),
-    el(
-      "div",
-      { class: "scroll" },
-      el(
-        "table",
-        {},
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            ["", "as run", "rule, float64", "difference", "error", ""].map((h) => el("th", { scope: "col" }, h)),
-          ),
-        ),
-        el("tbody", {}, rows),
-      ),
-    ),
+    table({}, ["", "as run", "rule, float64", "difference", "error", ""], rows),
     curve(c.curve),
   );
 }

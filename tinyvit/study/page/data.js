@@ -74,7 +74,6 @@ function short(x, digits = 4) {
   return String(Number(x.toPrecision(digits))).replace("-", "−");
 }
 
-const signed = (x) => (x < 0 ? short(x) : short(x));
 const bytesText = (n) =>
   n < 1024 ? n + " B" : n < 1048576 ? (n / 1024).toFixed(n < 10240 ? 1 : 0) + " KB" : (n / 1048576).toFixed(1) + " MB";
 const shapeText = (shape) => (shape.length ? shape.join(" × ") : "a number");
@@ -94,6 +93,31 @@ function el(tag, attributes, ...children) {
   }
   for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
   return node;
+}
+
+// A table in a box of its own to scroll in. `columns` may be null; `rows` are elements, as `row` makes them.
+function table(attributes, columns, rows) {
+  const names = columns && columns.map((c) => el("th", { scope: "col" }, c));
+  return el(
+    "div",
+    { class: "scroll" },
+    el("table", attributes, names && el("thead", {}, el("tr", {}, names)), el("tbody", {}, rows)),
+  );
+}
+
+// A row of a table: its name, and the cells or what stands in them.
+function row(name, ...cells) {
+  return el(
+    "tr",
+    {},
+    el("th", { scope: "row" }, name),
+    cells.map((c) => (c instanceof HTMLTableCellElement ? c : el("td", {}, c))),
+  );
+}
+
+// A cell with a bar that fills `share` of it.
+function bar(share) {
+  return el("td", { class: "wide" }, el("i", { class: "bar", style: `width:${(100 * share).toFixed(1)}%` }));
 }
 
 function svg(tag, attributes, ...children) {

@@ -6,6 +6,7 @@ function healthView() {
     wrong = T.ops.map((o, i) => [o, i]).filter(([o]) => o.check && o.check.verdict === "wrong");
   const checked = T.ops.filter((o) => o.check),
     numbers = checked.reduce((s, o) => s + o.check.rows.length, 0);
+  const length = (r) => (r.gradient > 0 ? Math.max(0.01, 1 + Math.log10(r.gradient / most) / 6) : 0);
   const bad = T.firstBad;
   return [
     el("h2", {}, "The whole way at a glance"),
@@ -45,42 +46,11 @@ function healthView() {
       { class: "doc" },
       "On a logarithmic scale. Bars that shrink from the head to the first block would be vanishing gradients; growing ones exploding. Beside it, the gradient's norm over the weight's.",
     ),
-    el(
-      "div",
-      { class: "scroll" },
-      el(
-        "table",
-        { class: "bars" },
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            ["parameter", "gradient norm", "", "gradient / weight"].map((h) => el("th", { scope: "col" }, h)),
-          ),
-        ),
-        el(
-          "tbody",
-          {},
-          rows.map((r) =>
-            el(
-              "tr",
-              {},
-              el("th", { scope: "row" }, r.name),
-              el(
-                "td",
-                { class: "wide" },
-                el("i", {
-                  class: "bar",
-                  style: `width:${r.gradient > 0 ? Math.max(1, 100 * (1 + Math.log10(r.gradient / most) / 6)) : 0}%`,
-                }),
-              ),
-              el("td", {}, short(r.gradient, 3)),
-              el("td", {}, r.weight ? short(r.gradient / r.weight, 2) : "–"),
-            ),
-          ),
-        ),
+    table(
+      { class: "bars" },
+      ["parameter", "gradient norm", "", "gradient / weight"],
+      rows.map((r) =>
+        row(r.name, bar(length(r)), short(r.gradient, 3), r.weight ? short(r.gradient / r.weight, 2) : "–"),
       ),
     ),
     el("h3", {}, "Memory held by the tape"),

@@ -37,7 +37,7 @@ function buildInspector() {
         picture(v, array, index, rows, columns),
         legend(array),
         pointed,
-        table(v, array, index),
+        nearby(array, index),
         tools(v, array),
       );
     parts.push(el("section", { id: "why", "aria-label": "why this number" }, why(v, ravel(index, array.shape))));
@@ -176,7 +176,7 @@ function legend(array) {
 }
 
 // The numbers around the cursor, as a table: what eyes read up close, and what a screen reader reads at all.
-function table(v, array, index) {
+function nearby(array, index) {
   const { rows, columns } = planes(array),
     n = array.shape.length;
   const i0 = n > 1 ? index[n - 2] : 0,
@@ -207,35 +207,10 @@ function table(v, array, index) {
       ),
     );
   };
-  return el(
-    "div",
-    { class: "scroll" },
-    el(
-      "table",
-      { class: "numbers" },
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          el("td", {}),
-          js.map((j) => el("th", { scope: "col" }, j)),
-        ),
-      ),
-      el(
-        "tbody",
-        {},
-        is.map((i) =>
-          el(
-            "tr",
-            {},
-            el("th", { scope: "row" }, i),
-            js.map((j) => cell(i, j)),
-          ),
-        ),
-      ),
-    ),
+  return table(
+    { class: "numbers" },
+    ["", ...js],
+    is.map((i) => row(i, ...js.map((j) => cell(i, j)))),
   );
 }
 

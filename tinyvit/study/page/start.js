@@ -61,13 +61,7 @@ function probabilities() {
       "tbody",
       {},
       order.map((i) =>
-        el(
-          "tr",
-          {},
-          el("th", { scope: "row" }, T.about.classes[i], i === T.about.target ? " ←" : ""),
-          el("td", { class: "wide" }, el("i", { class: "bar", style: `width:${(100 * p[i]).toFixed(1)}%` })),
-          el("td", {}, (100 * p[i]).toFixed(1) + " %"),
-        ),
+        row(T.about.classes[i] + (i === T.about.target ? " ←" : ""), bar(p[i]), (100 * p[i]).toFixed(1) + " %"),
       ),
     ),
   );

@@ -34,55 +34,15 @@ function fusedView() {
         { class: "fused" },
         el("h3", {}, f.title),
         el("p", { class: "doc" }, f.words),
-        el(
-          "div",
-          { class: "scroll" },
-          el(
-            "table",
-            {},
-            el(
-              "thead",
-              {},
-              el(
-                "tr",
-                {},
-                f.columns.map((c) => el("th", { scope: "col" }, c)),
-              ),
-            ),
-            el(
-              "tbody",
-              {},
-              f.rows.map((r) =>
-                el(
-                  "tr",
-                  {},
-                  r.map((c, i) =>
-                    el(i ? "td" : "th", i ? {} : { scope: "row" }, typeof c === "number" ? short(c, 7) : c),
-                  ),
-                ),
-              ),
-            ),
-          ),
+        table(
+          { class: "steps" },
+          f.columns,
+          f.rows.map((r) => row(...r.map((c) => (typeof c === "number" ? short(c, 7) : c)))),
         ),
-        el(
-          "table",
+        table(
           { class: "compare" },
-          el(
-            "thead",
-            {},
-            el(
-              "tr",
-              {},
-              ["", "fused", "plain"].map((h) => el("th", { scope: "col" }, h)),
-            ),
-          ),
-          el(
-            "tbody",
-            {},
-            f.compare.map((r) =>
-              el("tr", {}, el("th", { scope: "row" }, r[0]), el("td", {}, r[1]), el("td", {}, r[2])),
-            ),
-          ),
+          ["", "fused", "plain"],
+          f.compare.map((r) => row(...r)),
         ),
       ),
     ),
@@ -168,28 +128,16 @@ function aboutView() {
     el("h2", {}, "What this is"),
     ...T.notes.map((n) => el("p", { class: "doc" }, n)),
     el("h3", {}, "How it was made"),
-    el(
-      "div",
-      { class: "scroll" },
-      el(
-        "table",
-        {},
-        el(
-          "tbody",
-          {},
-          T.facts.map(([k, x]) => el("tr", {}, el("th", { scope: "row" }, k), el("td", {}, x))),
-        ),
-      ),
+    table(
+      {},
+      null,
+      T.facts.map((f) => row(...f)),
     ),
     el("h3", {}, "Keys"),
-    el(
-      "table",
+    table(
       {},
-      el(
-        "tbody",
-        {},
-        keys.map(([k, x]) => el("tr", {}, el("th", { scope: "row" }, el("kbd", {}, k)), el("td", {}, x))),
-      ),
+      null,
+      keys.map(([k, x]) => row(el("kbd", {}, k), x)),
     ),
     el(
       "label",

@@ -1,0 +1,190 @@
+"""Version 2 of attention: blocks of queries against blocks of keys."""
+
+import numpy as np
+
+from ..bfloat16 import as_float, float_like, settle
+from ..compiler import body
+from ..linear.microkernel import ROWS, multiply
+from ..vector_loops import as_row, largest, transpose
+from ..vector_math import exp
+from .by_query import draw_row, is_coarse, mask_row
+
+QUERIES = 5 * ROWS[0]  # in a block
+KEYS = 320  # in a block, at most
+
+
+@body
+def groups_of(heads, queries):
+    """How many parts the queries of a head are cut into: a few long heads are shared out too."""
+    return min(-(-queries // QUERIES), -(-16 // heads))
+
+
+@body
+def _key_block(keys):
+    """Size of the blocks that the keys are cut into: equal ones, and no more of them than must be."""
+    blocks = -(-keys // KEYS)
+    return -(-keys // (16 * blocks)) * 16
+
+
+@body
+def _softmax_rows(scores, b, h, start, s0, bias, mask, out, lse, total, kept, words, keys, how):
+    """Exponentiate a block of scores, about the largest that each query has met (kept in lse), and sum them."""
+    zero = scores.dtype.type(0)
+    masked = how[0] or how[1] or how[2]
+    for i in range(scores.shape[0]):
+        row, n = as_row(scores, i), start + i
+        if masked:
+            mask_row(row, b, h, n, s0, bias, mask, how)
+        top = largest(row)
+        if s0 > 0 and lse[b, h, n] > top:
+            top = lse[b, h, n]
+        shift = zero if top == -np.inf else top
+        part = zero
+        for j in range(row.size):
+            e = exp(row[j] - shift)
+            row[j] = e
+            part += e
+        if s0 > 0:
+            fade = exp(lse[b, h, n] - shift)
+            part += total[i] * fade
+            before = as_row(out, n)
+            for e in range(before.size):
+                before[e] *= fade
+        total[i], lse[b, h, n] = part, top
+        if how[4] > 0:
+            draw_row(kept[: row.size], words, b, h, n, s0, lse, keys, how)
+            for j in range(row.size):
+                row[j] *= kept[j]
+
+
+@body
+def forward_chunk_2(chunk, chunks, groups, q, k, v, bias, mask, out, lse, how):
+    """Some heads, or a part of the queries of one."""
+    batch, heads, queries, depth = q.shape
+    keys = k.shape[2]
+    block = _key_block(keys)
+    zero, one = lse.dtype.type(0), lse.dtype.type(1)
+    transposed, scores = np.empty((depth, keys), lse.dtype), np.empty((QUERIES, block), lse.dtype)
+    total, kept, words = np.empty(QUERIES, lse.dtype), np.empty(block, lse.dtype), np.empty(block + 8, np.uint32)
+    tasks, step = batch * heads * groups, -(-queries // (groups * QUERIES)) * QUERIES
+    for task in range(tasks * chunk // chunks, tasks * (chunk + 1) // chunks):
+        b, h, begin = task // groups // heads, task // groups % heads, task % groups * step
+        q_, v_, out_ = as_float(q[b, h]), as_float(v[b, h]), float_like(out[b, h])
+        transpose(as_float(k[b, h]), how[3], transposed)
+        for start in range(begin, min(begin + step, queries), QUERIES):
+            stop = min(start + QUERIES, begin + step, queries)
+            for s0 in range(0, min(keys, stop) if how[2] else keys, block):
+                s1 = min(s0 + block, keys)
+                s = scores[: stop - start, : s1 - s0]
+                multiply(q_[start:stop], transposed[:, s0:s1], s, False)
+                _softmax_rows(s, b, h, start, s0, bias, mask, out_, lse, total, kept, words, keys, how)
+                multiply(s, v_[s0:s1], out_[start:stop], s0 > 0)
+            for n in range(start, stop):
+                row, sum_ = as_row(out_, n), total[n - start]
+                share = zero if sum_ == zero else one / sum_
+                for e in range(row.size):
+                    row[e] *= share
+                lse[b, h, n] += np.log(sum_)
+            settle(out_[start:stop], out[b, h, start:stop])
+
+
+@body
+def _anchor_rows(q, kt, b, h, start, bias, mask, lse, scores, shift, share, block, how):
+    """What the probabilities of some queries are made with: p = share exp(score - shift)."""
+    zero, one = shift.dtype.type(0), shift.dtype.type(1)
+    coarse = False
+    for i in range(q.shape[0]):
+        lse_n = lse[b, h, start + i]
+        shift[i], share[i] = zero if lse_n == -np.inf else lse_n, one
+        coarse = coarse or is_coarse(lse_n)
+    if not coarse:
+        return
+    for s0 in range(0, kt.shape[1], block):  # the largest score of each row and the sum over it, as in forward
+        s = scores[: q.shape[0], : min(block, kt.shape[1] - s0)]
+        multiply(q, kt[:, s0 : s0 + block], s, False)
+        for i in range(q.shape[0]):
+            if is_coarse(lse[b, h, start + i]):
+                row = as_row(s, i)
+                mask_row(row, b, h, start + i, s0, bias, mask, how)
+                top = largest(row)
+                if s0 > 0 and shift[i] > top:
+                    top = shift[i]
+                base = zero if top == -np.inf else top
+                total = share[i] * exp(shift[i] - base) if s0 > 0 else zero
+                for j in range(row.size):
+                    total += exp(row[j] - base)
+                shift[i], share[i] = top, total
+    for i in range(q.shape[0]):
+        if is_coarse(lse[b, h, start + i]):
+            share[i] = one / share[i]
+
+
+@body
+def _backward_rows(p, dp, b, h, start, s0, bias, mask, lse, shift, share, r, ds, kept, words, keys, how):
+    """From scores and (dout v^T): p = the probabilities, with dropout, and dp = scale * the gradient of the scores."""
+    scale = how[3]
+    masked = how[0] or how[1] or how[2]
+    for i in range(p.shape[0]):
+        row, slope, n = as_row(p, i), as_row(dp, i), start + i
+        if masked:
+            mask_row(row, b, h, n, s0, bias, mask, how)
+        shift_n, share_n, r_n = shift[i], share[i], r[i]
+        if how[4] > 0:
+            draw_row(kept[: row.size], words, b, h, n, s0, lse, keys, how)
+            for j in range(row.size):
+                e = share_n * exp(row[j] - shift_n)
+                slope[j] = e * (slope[j] * kept[j] - r_n)
+                row[j] = e * kept[j]
+        else:
+            for j in range(row.size):
+                e = share_n * exp(row[j] - shift_n)
+                slope[j] = e * (slope[j] - r_n)
+                row[j] = e
+        if ds.size > 0:
+            for j in range(row.size):
+                ds[b, h, n, s0 + j] = slope[j]
+        for j in range(row.size):
+            slope[j] *= scale
+
+
+@body
+def backward_chunk_2(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk, dv, ds, how):
+    """Some heads."""
+    batch, heads, queries, depth = q.shape
+    keys, width = k.shape[2], v.shape[3]
+    block, is_causal = _key_block(keys), how[2]
+    zero, one = lse.dtype.type(0), lse.dtype.type(1)
+    kt, vt = np.empty((depth, keys), lse.dtype), np.empty((width, keys), lse.dtype)
+    scores, slopes = np.empty((QUERIES, block), lse.dtype), np.empty((QUERIES, block), lse.dtype)
+    r, kept, words = np.empty(QUERIES, lse.dtype), np.empty(block, lse.dtype), np.empty(block + 8, np.uint32)
+    shift, share = np.empty(QUERIES, lse.dtype), np.empty(QUERIES, lse.dtype)
+    for head in range(batch * heads * chunk // chunks, batch * heads * (chunk + 1) // chunks):
+        b, h = head // heads, head % heads
+        q_, k_, out_, dout_ = as_float(q[b, h]), as_float(k[b, h]), as_float(out[b, h]), as_float(dout[b, h])
+        dq_, dk_, dv_ = float_like(dq[b, h]), float_like(dk[b, h]), float_like(dv[b, h])
+        transpose(k_, how[3], kt)
+        transpose(as_float(v[b, h]), one, vt)
+        if is_causal:  # not every block of keys is met by the first block of queries
+            dk_[:, :] = zero
+            dv_[:, :] = zero
+        for start in range(0, queries, QUERIES):
+            stop = min(start + QUERIES, queries)
+            for n in range(start, stop):
+                left, right, total = as_row(dout_, n), as_row(out_, n), zero
+                for e in range(width):
+                    total += left[e] * right[e]
+                r[n - start] = total
+            _anchor_rows(q_[start:stop], kt, b, h, start, bias, mask, lse, scores, shift, share, block, how)
+            for s0 in range(0, min(keys, stop) if is_causal else keys, block):
+                s1 = min(s0 + block, keys)
+                p, dp = scores[: stop - start, : s1 - s0], slopes[: stop - start, : s1 - s0]
+                multiply(q_[start:stop], kt[:, s0:s1], p, False)
+                multiply(dout_[start:stop], vt[:, s0:s1], dp, False)
+                _backward_rows(p, dp, b, h, start, s0, bias, mask, lse, shift, share, r, ds, kept, words, keys, how)
+                later = start > 0 or is_causal
+                multiply(p.T, dout_[start:stop], dv_[s0:s1], later)
+                multiply(dp, k_[s0:s1], dq_[start:stop], s0 > 0)
+                multiply(dp.T, q_[start:stop], dk_[s0:s1], later)
+        settle(dq_, dq[b, h])
+        settle(dk_, dk[b, h])
+        settle(dv_, dv[b, h])
