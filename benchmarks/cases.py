@@ -147,14 +147,14 @@ MODELS = (
     ModelShape("vit-s", image=32, channels=3, patch=4, dim=192, depth=6, heads=3, batch=128),
 )
 VIT_S = MODELS[-1]
-TEXTS = (  # easy-VQA's questions, and captions of scenes
-    TextShape("vqa", image=64, patch=8, dim=64, depth=3, heads=4, words=11, vocabulary=33, batch=128, answers=13),
-    TextShape("caption", image=48, patch=8, dim=64, depth=2, heads=4, words=20, vocabulary=60, batch=64),
-)
 LINEAR = tuple(  # the linear maps in a block of the larger two
     LinearShape(f"{model.name}-{name}", model.batch * model.N, k * model.dim, n * model.dim)
     for model in MODELS[1:]
     for name, k, n in (("qkv", 1, 3), ("proj", 1, 1), ("fc1", 1, 4), ("fc2", 4, 1))
+)
+TEXTS = (  # easy-VQA's questions, and captions of scenes
+    TextShape("vqa", image=64, patch=8, dim=64, depth=3, heads=4, words=11, vocabulary=33, batch=128, answers=13),
+    TextShape("caption", image=48, patch=8, dim=64, depth=2, heads=4, words=20, vocabulary=60, batch=64),
 )
 SINGLE = tuple(ModelShape(**{**vars(model), "batch": 1}) for model in MODELS)
 

@@ -18,8 +18,7 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.study import trace
 from tinyvit.study.page import page_of
-from tinyvit.study.plant import planted
-from tinyvit.study.recording import Recording
+from tinyvit.study.records import Recording
 from tinyvit.study.subject import about, study_run
 from tinyvit.study.values import Value
 
@@ -256,11 +255,11 @@ def test_what_is_copied_is_what_is_shown(browser: Any, digits: tuple[Recording, 
 
 
 def test_a_planted_fault_shows_red_at_its_operation_once_asked(browser: Any, tmp_path: Path) -> None:
-    with planted("attention") as mistake:
-        subject = study_run()
-        told = about(subject) | {"exercise": mistake}
-        (tmp_path / "page.html").write_text(page_of(subject.trace, told), "utf-8")
-    with View(browser, tmp_path / "page.html", address="#op=blocks.3.attn/attention&dir=backward") as view:
+    subject = study_run(plant="attention")
+    key = subject.trace.mistake.partition(":")[0]
+    told = about(subject) | {"exercise": subject.trace.mistake}
+    (tmp_path / "page.html").write_text(page_of(subject.trace, told), "utf-8")
+    with View(browser, tmp_path / "page.html", address=f"#op={key}&dir=backward") as view:
         assert not view.tab.is_visible("#card .summary")
         view.tab.click("text=show the verdicts")
         assert "the gradient of" in view.text("#card .summary.wrong")
@@ -269,10 +268,9 @@ def test_a_planted_fault_shows_red_at_its_operation_once_asked(browser: Any, tmp
         red = view.tab.eval_on_selector_all(
             "#track .cell.wrong", "cells => cells.map(c => c.getAttribute('aria-label'))"
         )
-        assert len(red) == 4
-        assert all("attention" in label for label in red)
+        assert red == [f"backward of {key}, check: wrong"]
         view.tab.click("#tabs [data-view=health]")
-        assert "4 of 48 gradient rules are wrong" in view.text("#view")
+        assert "1 of 48 gradient rules are wrong" in view.text("#view")
 
 
 def test_what_does_not_fit_is_said_to_be_missing(browser: Any, tmp_path: Path) -> None:

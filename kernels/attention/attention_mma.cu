@@ -210,14 +210,13 @@ template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) at
   stage<T, D>(v, a, a.v, head, 0, padded, a.keys, threadIdx.x, blockDim.x);
   copy_commit();
   bool waiting = true;
-  for (int row = warp * ROWS; row < a.queries || waiting; row += warps * ROWS) {
-    if (row < a.queries) stage<T, D>(mine, a, a.q, head, row, ROWS, a.queries, threadIdx.x % WARP, WARP);
+  for (int row = warp * ROWS; row < a.queries; row += warps * ROWS) {  // at least once: no warp is launched without rows
+    stage<T, D>(mine, a, a.q, head, row, ROWS, a.queries, threadIdx.x % WARP, WARP);
     copy_commit();
     copy_wait<0>();
     if (waiting) __syncthreads();  // the first time round also k and v, which all have copied
     waiting = false;
     __syncwarp();
-    if (row >= a.queries) break;
     float s[C / 8][4];
     Softmax<D> softmax;
     multiply<T, D, C>(s, mine, k, a.keys);

@@ -5,7 +5,7 @@ import numpy as np
 from .check import check
 from .mathml import docstring_parts
 from .narrate import Narration
-from .recording import Backward, Entry, Recording
+from .records import Backward, Entry, Recording
 from .values import Value
 
 _MARKS = {"agrees": "ok", "wrong": "WRONG", "unclear": "unclear"}
@@ -27,7 +27,7 @@ def overview_of(recording: Recording) -> str:
         if found and found.reason:
             lines.append(f"      {found.reason}")
     bad = recording.first_not_finite()
-    return "\n".join([*lines, *(["", f"the first NaN or infinity: {bad.key}"] if bad else [])])
+    return "\n".join([*lines, *(["", f"the first NaN or infinity: {bad}"] if bad else [])])
 
 
 def text_of(recording: Recording, operation: str) -> str:
