@@ -9,7 +9,7 @@ import numpy as np
 from .check import Check, check
 from .letters import axes_of
 from .links import Link, link_of
-from .mathml import docstring_parts, formula, math, prose
+from .mathml import docstring_parts, formulas, prose
 from .narrate import Narration, Step, Told, gradient_names
 from .pack import Packer, told_briefly, told_number
 from .records import Backward, Entry, Recording, whole
@@ -112,7 +112,7 @@ def _shown(parameter: Any) -> str:
 
 def _kind(entry: Entry) -> dict[str, str]:
     forward, backward, rest = docstring_parts(entry.op.__doc__)
-    return {"f": math(formula(forward)), "b": math(formula(backward)) if backward else "", "t": forward, "u": backward,
+    return {"f": formulas(forward), "b": formulas(backward), "t": forward, "u": backward,
             "doc": prose(rest)}  # fmt: skip
 
 

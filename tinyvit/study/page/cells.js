@@ -121,11 +121,12 @@ function termsOf(v, flat) {
   return { how: "none", step, terms: [] };
 }
 
-// A cell of an array without a name that only moved elements about (a transpose, a reshape) is the cell it came from.
+// A cell of an array to which the rule gave no name and that only moved elements about (a transpose, a reshape) is the
+// cell it came from.
 function settled(cell) {
-  for (let hops = 0; hops < 8 && cell.v !== undefined; hops++) {
+  for (let hops = 0; hops < 8 && cell.v !== undefined && !cell.name; hops++) {
     const step = stepOf(cell.v);
-    if (!step || step.n || !["view", "move"].includes(step.l[0])) break;
+    if (!step || !["view", "move"].includes(step.l[0])) break;
     const from = termsOf(cell.v, cell.flat);
     if (from.how !== "moved") break;
     cell = from.terms[0].cells[0];

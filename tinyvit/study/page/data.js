@@ -120,7 +120,7 @@ function row(name, ...cells) {
 // A cell with a bar that fills `share` of it; striped if there is no number to draw.
 function bar(share, isBroken = false) {
   const kind = isBroken ? "bar broken" : "bar";
-  return el("td", { class: "wide" }, el("i", { class: kind, style: `width:${(100 * share).toFixed(1)}%` }));
+  return el("td", { class: "gauge" }, el("i", { class: kind, style: `width:${(100 * share).toFixed(1)}%` }));
 }
 
 function svg(tag, attributes, ...children) {

@@ -35,6 +35,7 @@ function buildInspector() {
     else
       parts.push(
         picture(v, array, index, rows, columns),
+        axesWords(v, rows),
         legend(array),
         pointed,
         nearby(array, index),
@@ -175,6 +176,18 @@ function legend(array) {
     el("i", { class: "ramp" }),
     el("span", {}, short(limit, 3)),
   );
+}
+
+// What the rows and the columns of the picture are.
+function axesWords(v, rows) {
+  const axes = axesOf(v),
+    words = { B: "image", H: "head", D: "element of a head", C: "channel", R: "row", O: "filter", 1: "one" };
+  words.N = axes && axes.includes("S") ? "query token" : "token";
+  words.S = "key token";
+  words.K = "unit";
+  if (!axes) return null;
+  const [down, across] = [axes[axes.length - 2], axes[axes.length - 1]].map((letter) => words[letter] || letter);
+  return el("p", { class: "doc axes" }, rows > 1 ? `↓ ${down}, → ${across}` : `→ ${across}`);
 }
 
 // The numbers around the cursor, as a table: what eyes read up close, and what a screen reader reads at all.
