@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import types
 from numba.core import config, event
 from numba.core.caching import FunctionCache
 
@@ -168,10 +167,11 @@ class _Announcer(event.Listener):
             if os.environ.get(_ANNOUNCING) != "0":
                 line = f"tinyvit: compiling the kernel {_name(function)}, once on this machine"
                 print(line, file=sys.stderr, flush=True)
-            real = next((t for t in map(_real_of, event.data["args"]) if t), None)
-            if real and not self._helped:
+            kinds = {str(getattr(kind, "dtype", None)) for kind in event.data["args"]}
+            dtype = next((name for kind, name in _ELEMENTS.items() if kind in kinds), None)
+            if dtype and not self._helped:
                 self._helped = True
-                _start_helper(real)
+                _start_helper(dtype)
         self._depth += 1
 
     def on_end(self, event: Any) -> None:
@@ -182,15 +182,13 @@ _HELPING = "TINYVIT_COMPILE_AHEAD"  # 0: no second process
 _ANNOUNCING = "TINYVIT_ANNOUNCE"  # 0: no lines
 
 
-def _real_of(kind: Any) -> str | None:
-    """The floating type of an array type."""
-    dtype = getattr(kind, "dtype", None)
-    return str(dtype) if isinstance(dtype, types.Float) else None
+# What is computed with, by the types of elements that a kernel is compiled for, if the first kernel has some of them.
+_ELEMENTS = {"uint16": "bfloat16", "float64": "float64", "float32": "float32"}
 
 
-def _start_helper(real: str) -> None:
+def _start_helper(dtype: str) -> None:
     """Compile in a second process too, from the last kernel of a training step back."""
-    command = [sys.executable, "-m", f"{__package__}.ahead", real]
+    command = [sys.executable, "-m", f"{__package__}.ahead", dtype]
     quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         helper = subprocess.Popen(command, env=os.environ | {_HELPING: "0"}, **quiet)

@@ -64,16 +64,26 @@ class _Adapter:
         met = {x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in _MIXED}
         if not met:
             return inputs
+        if op.takes_masters and self.dtype == DTYPES["bfloat16"] and _is_on_cpu(inputs[0]):
+            return [_narrowed(inputs[0], self.dtype), *inputs[1:]]  # the operation rounds its parameters itself
         if op.name in NARROW:
             dtype = self.dtype
         elif op.name in WIDE or len(met) > 1:
             dtype = DTYPES["float32"]
         else:
             return inputs
-        return [cast(x, dtype) if isinstance(x, Tensor) and x.dtype in _MIXED - {dtype} else x for x in inputs]
+        return [_narrowed(x, dtype) for x in inputs]
 
 
 _MIXED = frozenset(DTYPES.values())
+
+
+def _narrowed(x: Any, dtype: Any) -> Any:
+    return cast(x, dtype) if isinstance(x, Tensor) and x.dtype in _MIXED and x.dtype != dtype else x
+
+
+def _is_on_cpu(x: Any) -> bool:
+    return isinstance(x, Tensor) and type(x.data) is np.ndarray and x.dtype in _MIXED
 
 
 class LossScaler:
@@ -88,6 +98,9 @@ class LossScaler:
     initial : the first scale, a power of two, so that it costs no digits.
     growth : steps until the scale is doubled.
     """
+
+    _scale: float  # these two are as they were where the steps are made on a device
+    _good_steps: int
 
     def __init__(self, optimizer: Optimizer, initial: float = 65536.0, growth: int = 2000) -> None:
         if not initial > 0 or growth < 1:

@@ -17,6 +17,7 @@ from .. import threads as pool
 from ..arrays import as_matrix, dense, rows_of
 from ..bfloat16 import bits, float_like, real, rounded, settle, sum_dtype, widened
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
+from ..cast.numba_cpu import forward as cast
 from ..compiler import body, entry
 from ..threads import parallel
 from ..vector_loops import as_row, transpose
@@ -211,6 +212,14 @@ def _tiles_ready(dtype):
     ready(operand_dtype(dtype), sum_dtype(dtype))
 
 
+def _as_dtype(weight, dtype):
+    """The weight in the dtype of x: beside x of bfloat16 it may be float32."""
+    if weight.dtype == dtype:
+        return weight
+    (narrow,) = cast(weight, dtype=dtype, source=weight.dtype, version=1)
+    return narrow
+
+
 def _new_panels(columns, depth, dtype):
     """Memory for a matrix with this many columns as panels."""
     dtype, depth = operand_dtype(dtype), depth_of(depth, dtype)
@@ -220,6 +229,7 @@ def _new_panels(columns, depth, dtype):
 
 def _launch_forward(x, weight, bias, mode, version):
     _tiles_ready(x.dtype)
+    weight = _as_dtype(weight, x.dtype)
     rows, n = left_rows(as_matrix(x)), weight.shape[0]
     y = np.empty((rows.shape[0], n), x.dtype)
     out = y if mode == LINEAR else np.empty_like(y)
@@ -234,18 +244,19 @@ def _launch_forward(x, weight, bias, mode, version):
 
 def _launch_backward(dy, pre, x, weight, mode, needs, version):
     _tiles_ready(x.dtype)
+    master, weight = weight.dtype, _as_dtype(weight, x.dtype)
     upstream, rows, weight = left_rows(as_matrix(dy)), bits(rows_of(x)), bits(dense(weight))
     before = upstream if mode == LINEAR else left_rows(as_matrix(pre))
     dpre = upstream if mode == LINEAR else np.empty_like(upstream)
     dx = np.empty(rows.shape if needs[0] else (1, 1), x.dtype)
     wants_dweight, sums = needs[1] or needs[2], sum_dtype(x.dtype)
-    dweight = np.empty(weight.shape if wants_dweight else (0, 0), x.dtype)
+    dweight = np.empty(weight.shape if wants_dweight else (0, 0), master)
     dbias = np.empty(weight.shape[0] if wants_dweight else 0, sums)
     panels = _new_panels(x.shape[-1] if needs[0] else 0, weight.shape[0], x.dtype)
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
     given = (upstream, before, dpre, rows, weight, panels, bits(dx), bits(dweight), dbias)
     VERSIONS[version][1](*given, mode, needs[0], wants_dweight, team)
-    dbias = dbias.astype(x.dtype, copy=False) if needs[2] else None
+    dbias = dbias.astype(master, copy=False) if needs[2] else None
     return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias
 
 

@@ -4,7 +4,7 @@ import html
 import json
 
 from .parts import edges_of, groups_of
-from .recording import Recording
+from .records import Recording
 
 _ROW, _TOP, _LEFT, _WIDTH = 26, 8, 110, 330
 
