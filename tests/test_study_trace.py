@@ -290,3 +290,10 @@ def test_the_cost_of_a_trace_grows_with_its_length_alone() -> None:
 
     seconds(100)
     assert seconds(4000) < 20 * seconds(500)
+
+
+def test_of_two_broken_rules_the_first_that_ran_is_named() -> None:
+    x = tv.tensor([0.0, 1.0], requires_grad=True)
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.sqrt(F.sqrt(x)).sum().backward()
+    assert str(recorded.first_not_finite()) == "sqrt#2/backward"
