@@ -1,6 +1,7 @@
 """What is measured: named shapes of Vision Transformers, and the suites made of them.
 
-B batch, N tokens, H heads, D head size, C channels of the model, R rows (all leading axes flattened).
+B batch, N tokens, H heads, D head size, C channels of the model, R rows (all leading axes flattened); of a linear map,
+K inputs and N outputs.
 """
 
 from dataclasses import dataclass
@@ -37,6 +38,20 @@ class RowShape:
 
 
 @dataclass(frozen=True)
+class LinearShape:
+    """x is (R, K), the weight (N, K)."""
+
+    name: str
+    R: int
+    K: int
+    N: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.R}x{self.K}x{self.N}"
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """A ViT with a class token on square images; everything not named here is the default of `tinyvit.models.ViT`."""
 
@@ -63,7 +78,35 @@ class ModelShape:
         return self.patches + 1
 
 
-Shape = AttentionShape | RowShape | ModelShape
+@dataclass(frozen=True)
+class TextShape:
+    """A model of square colour images and of texts of `words` words.
+
+    With `answers`, one Transformer of `depth` blocks over patches and words; else a ViT and a decoder of `depth` each.
+    """
+
+    name: str
+    image: int
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    words: int
+    vocabulary: int
+    batch: int
+    answers: int = 0
+    channels: int = 3
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} b{self.batch}"
+
+    @property
+    def patches(self) -> int:
+        return (self.image // self.patch) ** 2
+
+
+Shape = AttentionShape | RowShape | LinearShape | ModelShape | TextShape
 
 # The models that this project trains, then published ones: B and H such that a call takes milliseconds on two cores.
 ATTENTION = (
@@ -104,6 +147,15 @@ MODELS = (
     ModelShape("vit-s", image=32, channels=3, patch=4, dim=192, depth=6, heads=3, batch=128),
 )
 VIT_S = MODELS[-1]
+LINEAR = tuple(  # the linear maps in a block of the larger two
+    LinearShape(f"{model.name}-{name}", model.batch * model.N, k * model.dim, n * model.dim)
+    for model in MODELS[1:]
+    for name, k, n in (("qkv", 1, 3), ("proj", 1, 1), ("fc1", 1, 4), ("fc2", 4, 1))
+)
+TEXTS = (  # easy-VQA's questions, and captions of scenes
+    TextShape("vqa", image=64, patch=8, dim=64, depth=3, heads=4, words=11, vocabulary=33, batch=128, answers=13),
+    TextShape("caption", image=48, patch=8, dim=64, depth=2, heads=4, words=20, vocabulary=60, batch=64),
+)
 SINGLE = tuple(ModelShape(**{**vars(model), "batch": 1}) for model in MODELS)
 
 
@@ -171,6 +223,8 @@ _OPS = [
     *(Case("ops", "adamw", model, "step", calls=3) for model in MODELS[1:]),
 ]
 
+_PRODUCTS = ("y", "dx", "dw")  # x W^T, dy W, dy^T x
+
 SUITES = {
     suite.name: suite
     for suite in (
@@ -196,11 +250,26 @@ SUITES = {
             quick=("mnist-s", "imagenet"),
         ),
         Suite(
+            "gemm",
+            "the matrix products of a linear map: y = x W^T, dx = dy W, dW = dy^T x",
+            tuple(Case("gemm", product, shape, "step") for shape in LINEAR for product in _PRODUCTS),
+            budget=0.5,
+            quick=("mnist-s-fc1",),
+        ),
+        Suite(
             "train",
             "whole training steps of digits-s, mnist-s and vit-s with AdamW",
             tuple(Case("train", "train", model, "step", calls=3) for model in MODELS),
             budget=20.0,
             quick=("digits-s",),
+            fresh=True,
+        ),
+        Suite(
+            "text",
+            "whole training steps of models of images and texts: answers to questions, captions",
+            tuple(Case("text", "train", shape, "step", calls=3) for shape in TEXTS),
+            budget=20.0,
+            quick=("caption",),
             fresh=True,
         ),
         Suite(

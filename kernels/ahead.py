@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (names bfloat16)
 import numpy as np
 
 
@@ -16,15 +17,18 @@ def last_to_first(dtype: Any) -> Iterator[Callable[[], Any]]:
     """Calls that compile the kernels of a training step of a ViT, in the opposite order of the step."""
     from .adamw import numba_cpu as adamw
     from .attention import numba_cpu as attention
+    from .bfloat16 import sum_dtype
     from .cross_entropy import numba_cpu as cross_entropy
     from .layer_norm import numba_cpu as layer_norm
     from .linear import numba_cpu as linear
     from .registry import SPECS
 
     versions = {spec.operation: spec.versions for spec in SPECS if spec.technology == "numba"}
-    rows, weight, vector = np.zeros((2, 4), dtype), np.zeros((4, 4), dtype), np.zeros(4, dtype)
-    heads, scores = np.zeros((1, 1, 2, 4), dtype), np.zeros((1, 1, 2), dtype)
-    statistics, classes = np.ones(2, dtype), np.zeros(2, np.int64)
+    wide = sum_dtype(dtype)
+    rows, heads = np.zeros((2, 4), dtype), np.zeros((1, 1, 2, 4), dtype)
+    wide_rows, vector, scores = np.zeros((2, 4), wide), np.zeros(4, wide), np.zeros((1, 1, 2), wide)
+    weight = np.zeros((4, 4), wide)
+    statistics, classes = np.ones(2, wide), np.zeros(2, np.int64)
     every: dict[str, Any] = {"needs": (True, True, True, False)}
 
     def version(operation: str) -> dict[str, Any]:
@@ -34,15 +38,15 @@ def last_to_first(dtype: Any) -> Iterator[Callable[[], Any]]:
         attention.backward(heads, heads, heads, heads, None, heads, scores, scale=1.0, **every, **version("attention"))
 
     def layer_norm_backward() -> None:
-        given = (rows, rows, vector, statistics, statistics)
+        given = (rows, wide_rows, vector, statistics, statistics)
         layer_norm.backward(*given, eps=1e-5, needs=(True, True, True), **version("layer_norm"))
 
     def adamw_step() -> None:
         adamw.forward(np.zeros((1, 5), np.int64), np.zeros((1, 7)), vector, vector.copy(), **version("adamw"))
 
     def cross_entropy_both() -> None:
-        _, *kept = cross_entropy.forward(rows, None, ids=classes, **version("cross_entropy"))
-        given = (np.ones((), dtype), rows, None, *kept)
+        _, *kept = cross_entropy.forward(wide_rows, None, ids=classes, **version("cross_entropy"))
+        given = (np.ones((), wide), wide_rows, None, *kept)
         cross_entropy.backward(*given, ids=classes, needs=(True, False), **version("cross_entropy"))
 
     yield attention_backward
@@ -51,7 +55,7 @@ def last_to_first(dtype: Any) -> Iterator[Callable[[], Any]]:
     yield adamw_step
     yield cross_entropy_both
     yield lambda: attention.forward(heads, heads, heads, None, scale=1.0, **version("attention"))
-    yield lambda: layer_norm.forward(rows, vector, vector, eps=1e-5, **version("layer_norm"))
+    yield lambda: layer_norm.forward(wide_rows, vector, vector, eps=1e-5, y_dtype=dtype, **version("layer_norm"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the launchers of the kernels ask of the arrays they are given."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,14 @@ def dense(array: Any) -> Any:
     return array if array.flags.carray else np.array(array, order="C")
 
 
+def as_matrix(array: Any) -> Any:
+    """`array` (..., C) as a matrix (R, C), leading axes flattened; a copy only if it must be."""
+    return array if array.ndim == 2 else array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
 def rows_of(array: Any) -> Any:
-    """`array` (..., C) as a dense matrix (R, C), leading axes flattened; a copy only if it must be."""
-    return dense(array.reshape(-1, array.shape[-1]) if array.ndim != 2 else array)
+    """`array` (..., C) as a dense matrix (R, C)."""
+    return dense(as_matrix(array))
 
 
 def sum_to_shape(array: Any, shape: tuple[int, ...]) -> Any:

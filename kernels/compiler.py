@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import types
 from numba.core import config, event
 from numba.core.caching import FunctionCache
 
@@ -136,8 +135,9 @@ def _can_keep() -> bool:
 class entries(dict):
     """A decorator: compile a function for Python to call, for any strides of its arrays, `f[dtype]` for each dtype.
 
-    The signature is given in Numba's notation with {0} for the floating type: "void({0}[:,:], intp)". Without it every
-    combination of memory layouts would be compiled anew.
+    The signature is given in Numba's notation with {0} for the type of elements and {1} for the one that they are
+    computed in: "void({0}[:,:], intp)". They differ for bfloat16, whose bits are given as uint16. Without the signature
+    every combination of memory layouts would be compiled anew.
     """
 
     def __init__(self, signature: str) -> None:
@@ -149,7 +149,8 @@ class entries(dict):
         return self
 
     def __missing__(self, dtype: Any) -> Any:
-        self[dtype] = _kept(self._function, (self._signature.format(dtype.name),))
+        names = ("uint16", "float32") if dtype.name == "bfloat16" else (dtype.name, dtype.name)
+        self[dtype] = _kept(self._function, (self._signature.format(*names),))
         return self[dtype]
 
 
@@ -166,10 +167,11 @@ class _Announcer(event.Listener):
             if os.environ.get(_ANNOUNCING) != "0":
                 line = f"tinyvit: compiling the kernel {_name(function)}, once on this machine"
                 print(line, file=sys.stderr, flush=True)
-            real = next((t for t in map(_real_of, event.data["args"]) if t), None)
-            if real and not self._helped:
+            kinds = {str(getattr(kind, "dtype", None)) for kind in event.data["args"]}
+            dtype = next((name for kind, name in _ELEMENTS.items() if kind in kinds), None)
+            if dtype and not self._helped:
                 self._helped = True
-                _start_helper(real)
+                _start_helper(dtype)
         self._depth += 1
 
     def on_end(self, event: Any) -> None:
@@ -180,15 +182,13 @@ _HELPING = "TINYVIT_COMPILE_AHEAD"  # 0: no second process
 _ANNOUNCING = "TINYVIT_ANNOUNCE"  # 0: no lines
 
 
-def _real_of(kind: Any) -> str | None:
-    """The floating type of an array type."""
-    dtype = getattr(kind, "dtype", None)
-    return str(dtype) if isinstance(dtype, types.Float) else None
+# What is computed with, by the types of elements that a kernel is compiled for, if the first kernel has some of them.
+_ELEMENTS = {"uint16": "bfloat16", "float64": "float64", "float32": "float32"}
 
 
-def _start_helper(real: str) -> None:
+def _start_helper(dtype: str) -> None:
     """Compile in a second process too, from the last kernel of a training step back."""
-    command = [sys.executable, "-m", f"{__package__}.ahead", real]
+    command = [sys.executable, "-m", f"{__package__}.ahead", dtype]
     quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         helper = subprocess.Popen(command, env=os.environ | {_HELPING: "0"}, **quiet)

@@ -1,10 +1,13 @@
 """Which vector instructions the kernels are compiled for: all that the processor has, or fewer, as TINYVIT_CPU says.
 
-| level   | vector registers | what it takes                                            |
-|---------|------------------|----------------------------------------------------------|
-| avx512  | 32 of 64 bytes   | AVX-512 F, BW, DQ and VL                                 |
-| avx2    | 16 of 32 bytes   | AVX2 and fused multiply-add                              |
-| generic | 16 of 16 bytes   | nothing: x86-64 as it began, or another kind of processor |
+| level       | vector registers | what it takes                                             |
+|-------------|------------------|-----------------------------------------------------------|
+| avx512_bf16 | 32 of 64 bytes   | AVX-512, and its instructions for bfloat16                |
+| avx512      | 32 of 64 bytes   | AVX-512 F, BW, DQ and VL                                  |
+| avx2        | 16 of 32 bytes   | AVX2 and fused multiply-add                               |
+| generic     | 16 of 16 bytes   | nothing: x86-64 as it began, or another kind of processor |
+
+Without instructions for bfloat16, its arrays are widened to float32 where they are read.
 
 `TINYVIT_CPU=avx2 python -m pytest tests/kernels` tests what the kernels do on another processor. The code of each level
 is kept apart in the cache. The variable must be set before the first kernel is loaded.
@@ -16,8 +19,14 @@ from functools import cache
 from llvmlite import binding
 from numba.core import config
 
-VECTOR_BYTES = {"avx512": 64, "avx2": 32, "generic": 16}
-_NEEDED = {"avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"), "avx2": ("avx2", "fma"), "generic": ()}
+VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "generic": 16}
+_BFLOAT16, _AVX512 = "avx512bf16", ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
+_NEEDED = {
+    "avx512_bf16": (*_AVX512, _BFLOAT16),
+    "avx512": _AVX512,
+    "avx2": ("avx2", "fma"),
+    "generic": (),
+}
 _TARGETS = {"avx2": "x86-64-v3", "generic": "x86-64"}  # LLVM's names, on x86-64, for a level that was asked for
 
 
@@ -53,9 +62,18 @@ def target() -> tuple[str, str]:
     if "TINYVIT_CPU" in os.environ and level() in _TARGETS and _is_x86():
         os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = _TARGETS[level()], ""
         config.reload_config()
+    elif level() == "avx512" and "TINYVIT_CPU" in os.environ:
+        less = {**binding.get_host_cpu_features(), _BFLOAT16: False}
+        os.environ["NUMBA_CPU_FEATURES"] = ",".join(f"{'-+'[has]}{feature}" for feature, has in less.items())
+        config.reload_config()
     features = config.CPU_FEATURES
     host = binding.get_host_cpu_features().flatten() if features is None else features
     return config.CPU_NAME or binding.get_host_cpu_name(), host
+
+
+def has_bfloat16() -> bool:
+    """Whether the level has instructions that round to bfloat16 and add up products of it."""
+    return level() == "avx512_bf16"
 
 
 def fuses() -> bool:

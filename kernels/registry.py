@@ -88,11 +88,12 @@ PLAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 _HERE = __package__
 _CPU = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 _SINGLE = frozenset({np.dtype(np.float32)})
-_GPU = frozenset({np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_GPU = frozenset({np.dtype(np.float32), np.dtype(np.float16), _BFLOAT16})
 
 
-def _numba(operation: str, folder: str, **settings: Any) -> KernelSpec:
-    return KernelSpec(operation, "numba", f"{_HERE}.{folder}.numba_cpu", _CPU, **settings)
+def _numba(operation: str, folder: str, dtypes: frozenset[Any] = _CPU, **settings: Any) -> KernelSpec:
+    return KernelSpec(operation, "numba", f"{_HERE}.{folder}.numba_cpu", dtypes, **settings)
 
 
 def _cupy(operation: str, folder: str, **settings: Any) -> KernelSpec:
@@ -115,14 +116,14 @@ def _refused_by(module: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]],
 
 SPECS: tuple[KernelSpec, ...] = (
     _numba(
-        *("attention", "attention"),
+        *("attention", "attention", _CPU | {_BFLOAT16}),
         residuals=("lse",),
         keeps=("q", "k", "v", "bias", "out", "lse"),
         versions=2,
     ),
-    _numba("linear", "linear", keeps=("x", "weight"), versions=2),
+    _numba("linear", "linear", _CPU | {_BFLOAT16}, keeps=("x", "weight"), versions=2),
     _numba(
-        *("linear_gelu", "linear"),
+        *("linear_gelu", "linear", _CPU | {_BFLOAT16}),
         residuals=("h",),
         keeps=("h", "x", "weight"),
         versions=2,
@@ -138,7 +139,7 @@ SPECS: tuple[KernelSpec, ...] = (
         forward="add_forward",
         backward="add_backward",
     ),
-    _numba("bias_gelu", "bias_gelu", keeps=("x", "bias"), versions=2),
+    _numba("bias_gelu", "bias_gelu", _CPU | {_BFLOAT16}, keeps=("x", "bias"), versions=2),
     _numba(
         *("cross_entropy", "cross_entropy"),
         residuals=("peak", "total", "classes"),
@@ -147,6 +148,8 @@ SPECS: tuple[KernelSpec, ...] = (
     ),
     _numba("softmax", "softmax", keeps=("out",), versions=2),
     _numba("dropout", "dropout", versions=2),
+    _numba("conv2d", "conv2d", keeps=("x", "weight"), versions=2),
+    _numba("cast", "cast", _CPU | _GPU),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     _numba("adamw", "adamw", versions=2, backward="forward"),  # an optimizer, not on the tape
     _cupy(

@@ -141,7 +141,8 @@ def _transpose_block(typing_context, x, i, j, out, scale):
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
         spread = builder.shuffle_vector(spread, ir.Constant(vector, ir.Undefined), zeros)
         for row, place in zip(rows, places(target, j, i), strict=True):
-            builder.store(builder.fmul(row, spread), place).align = item
+            scaled = builder.mul(row, spread) if isinstance(scale, types.Integer) else builder.fmul(row, spread)
+            builder.store(scaled, place).align = item
         return context.get_dummy_value()
 
     return types.void(x, types.intp, types.intp, out, scale), codegen

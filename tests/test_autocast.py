@@ -62,6 +62,93 @@ def test_gradients_are_float32_and_near_those_of_float32(name: str) -> None:
     assert not np.array_equal(a, b)
 
 
+def test_the_kernels_for_bfloat16_give_the_direction_of_the_gradient() -> None:
+    tv.manual_seed(0)
+    model = tv.models.ViT(12, 4, 10, dim=64, depth=3, heads=4, in_channels=1)
+    images, labels = RNG.standard_normal((32, 1, 12, 12)).astype(np.float32), np.arange(32) % 10
+    gradients = []
+    for dtype in ("float32", "bfloat16"):
+        with tv.use_kernels("auto"), tv.autocast(dtype):
+            loss = F.cross_entropy(model(images), labels)
+        found = tv.grad(loss, list(model.parameters()))
+        assert {g.dtype for g in found} == {np.dtype(np.float32)}
+        gradients.append(np.concatenate([g.numpy().ravel() for g in found]).astype(float))
+    a, b = gradients
+    assert a @ b >= 0.9999 * np.linalg.norm(a) * np.linalg.norm(b)
+    assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+@pytest.mark.parametrize("operation", [F.linear, F.linear_gelu])
+def test_parameters_stay_float32_beside_bfloat16(kernels: str, operation: Any) -> None:
+    x, w, b = normal(9, 8, requires_grad=True), normal(5, 8, requires_grad=True), normal(5, requires_grad=True)
+    narrow = [Tensor(t.to("bfloat16").numpy(), True) for t in (x, w, b)]
+    with tv.use_kernels(kernels):
+        with tv.autocast("bfloat16"):
+            y = operation(x, w, b)
+        same = operation(*narrow)
+        upstream = normal(9, 5).to("bfloat16")
+        found = tv.grad(y, [x, w, b], upstream)
+        rounded = tv.grad(same, narrow, upstream)
+    assert y.dtype == NARROW["bfloat16"]
+    assert {g.dtype for g in found} == {np.dtype(np.float32)}
+    for t, e in zip((y, *found), (same, *rounded), strict=True):  # of the latter, b and all gradients were rounded
+        scale = np.abs(e.numpy().astype(float)).max()
+        np.testing.assert_allclose(t.numpy().astype(float), e.numpy().astype(float), rtol=0, atol=2e-2 * scale)
+    assert (found[1].to("bfloat16").numpy() != found[1].numpy()).any()  # dW was not rounded
+
+
+def test_gradients_of_gradients_flow_through_bfloat16() -> None:
+    x, w = normal(6, 4, requires_grad=True), normal(3, 4, requires_grad=True)
+
+    def second(dtype: str) -> np.ndarray:
+        with tv.autocast(dtype):
+            y = F.linear(x, w).to("float32")
+        (dx,) = tv.grad((y * y).sum(), [x], create_graph=True)
+        return tv.grad((dx * dx).sum(), [w])[0].numpy()
+
+    exact, found = second("float32"), second("bfloat16")
+    assert found.dtype == np.float32
+    assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_parameters_in_float32_are_for_bfloat16_only() -> None:
+    for dtype in ("float16", "float64"):
+        with pytest.raises(TypeError, match="dtypes are never mixed"):
+            F.linear(normal(3, 4).to(dtype), normal(2, 4))
+    with pytest.raises(TypeError, match="dtypes are never mixed"):
+        F.matmul(normal(3, 4).to("bfloat16"), normal(4, 2))
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+def test_a_layer_norm_before_a_product_gives_bfloat16_and_leaves_the_stream_float32(kernels: str) -> None:
+    x, branch, w, b = (normal(*shape, requires_grad=True) for shape in ((5, 8), (5, 8), (8,), (8,)))
+    upstream = normal(5, 8).to("bfloat16")
+
+    def results(narrow: bool) -> list[Tensor]:
+        with tv.use_kernels(kernels), tv.autocast("bfloat16"):
+            total, y = F.add_layer_norm(x, branch, w, b, narrow=narrow)
+            alone = F.layer_norm(x, w, b, narrow=narrow)
+            assert total.dtype == np.float32
+            y, alone = (t if narrow else t.to("bfloat16") for t in (y, alone))
+        grads = tv.grad([total, y, alone], [x, branch, w, b], [total.detach(), upstream, upstream])
+        return [total, y, alone, *grads]
+
+    for found, expected in zip(results(True), results(False), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found.numpy().astype(np.float32), expected.numpy().astype(np.float32))
+
+
+def test_nothing_is_narrowed_outside_of_autocast_or_in_float64() -> None:
+    x = normal(5, 8)
+    assert F.layer_norm(x, normal(8), normal(8), narrow=True).dtype == np.float32
+    wide = [t.to("float64") for t in (x, normal(8), normal(8))]
+    with tv.autocast("bfloat16"):
+        assert F.layer_norm(*wide, narrow=True).dtype == np.float64
+    with tv.autocast("float16"):
+        assert F.layer_norm(x, normal(8), normal(8), narrow=True).dtype == np.float32
+
+
 @pytest.mark.parametrize("name", NARROW)
 def test_a_plain_rule_in_16_bits_rounds_its_results_only(name: str) -> None:
     for op in Op.registry.values():

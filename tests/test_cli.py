@@ -112,7 +112,7 @@ def test_evaluate_prints_the_accuracy_of_the_run_and_of_each_class(run):
     result = train(tiny_recipe("epochs=4"), "tiny")
     status, out, err = run("evaluate", result.folder)
     assert (status, err) == (0, "")
-    first, _, head, *table = out.splitlines()
+    first, _, head, *table, _, mistakes = out.splitlines()
     right, images, loss = re.fullmatch(
         r"accuracy [\d.]+ % \((\d+) of (\d+) test images\), loss ([\d.]+)", first
     ).groups()
@@ -126,6 +126,10 @@ def test_evaluate_prints_the_accuracy_of_the_run_and_of_each_class(run):
     assert sum(int(row[2]) for row in rows) == int(right)
     for _, count, hits, share, _ in rows:
         assert share == f"{100 * int(hits) / int(count):.2f}"
+    times = [int(n) for n in re.findall(r"'\d' taken for '\d' (\d+) times", mistakes)]
+    assert times == sorted(times, reverse=True)
+    assert sum(times) <= int(images) - int(right)
+    assert len(times) == 8 or sum(times) == int(images) - int(right)
 
 
 def test_predict_prints_path_class_and_probability_with_tabs_between(run):

@@ -21,7 +21,7 @@ LAYERS = [
     ("models", "optim", "data", "checkpoint", "interop"),
     ("autocast",),
     ("captured",),
-    ("train", "study", "recipes", "runs", "evaluate", "curves", "display", "interrupt", "tasks", "ask"),
+    ("train", "steps", "study", "recipes", "runs", "evaluate", "curves", "display", "interrupt", "tasks", "ask"),
     ("__init__",),
     ("cli", "info", "__main__"),
 ]

@@ -189,6 +189,9 @@ def test_padding_of_questions_changes_no_answer_and_batches_permute(fusion):
     other[:, 1] = 10
     assert (model(images, other).numpy() != logits).any(axis=1).all()
     assert (model(images[::-1], QUESTIONS).numpy() != logits).any(axis=1).all()
+    image_of = [1, 0, 1, 1]
+    shared = model(images[:2], QUESTIONS, image_of).numpy()
+    np.testing.assert_allclose(shared, model(images[image_of], QUESTIONS).numpy(), rtol=1e-10)
 
 
 def test_towers_do_not_see_padding_and_batches_permute():

@@ -214,3 +214,16 @@ def test_the_page_draws_the_largest_gradient_and_the_last_line(tmp_path: Path) -
     assert "<td>0.50</td><td>1.50</td>" in page
     assert "<td>7</td>" in page
     assert 'role="img" aria-label="curves over 9 steps' in page
+
+
+def test_losses_that_are_read_every_few_steps_are_not_lost(tmp_path: Path) -> None:
+    """As a run on a GPU gives them: three steps at once, and what is left with the end of the epoch."""
+    watch = Watch(Display())
+    watch._training = SimpleNamespace(model=tv.nn.Linear(2, 2), total_steps=1000)  # type: ignore[assignment]
+    watch._every, watch._folder = 1000, tmp_path
+    for step, loss_sum, images in ((1, 0.0, 0), (2, 0.0, 0), (3, 12.0, 6), (4, 12.0, 6)):
+        watch.stepped(SimpleNamespace(step=step, loss_sum=loss_sum, images=images))  # type: ignore[arg-type]
+    watch.finished_epoch(SimpleNamespace(step=4, metrics=[{"train_loss": 1.5}]))  # type: ignore[arg-type]
+    assert watch._losses == [2.0, 2.0, 2.0, 1.5]
+    watch.stepped(SimpleNamespace(step=5, loss_sum=3.0, images=1))  # type: ignore[arg-type]
+    assert watch._losses[-1] == 3.0

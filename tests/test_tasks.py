@@ -10,12 +10,12 @@ from tiny_run import isolate
 import tinyvit as tv
 from tinyvit import ask
 from tinyvit.cli import main
-from tinyvit.data import Dataset, TextDataset, Tokenizer, read_image, scenes, texts
+from tinyvit.data import Dataset, TextDataset, Tokenizer, normalize, read_image, scenes, texts
 from tinyvit.data.tokenizer import PAD, UNK
 from tinyvit.errors import DataError, RecipeError
 from tinyvit.recipes import About, Data, Model, Recipe, Task, Train
 from tinyvit.runs import RunError, encoders_of, load_data, load_run
-from tinyvit.tasks import task_of
+from tinyvit.tasks import Found, task_of
 from tinyvit.tasks.base import by_kind
 from tinyvit.tasks.retrieve import recall
 from tinyvit.train import Training, train
@@ -69,9 +69,9 @@ def test_a_run_trains_is_read_back_and_goes_on_exactly(name, monkeypatch):
     assert 0 <= last["val_accuracy"] <= 1 or name == "masked-patches"  # where no variance may be explained yet
     trained = load_run(result.folder)
     test = load_data(trained.recipe, "test")
-    loss, accuracy, more = task_of(trained.recipe).evaluate(trained.model, test, 20)
+    loss, accuracy, found = task_of(trained.recipe).evaluate(trained.model, test, 20)
     assert (loss, accuracy) == pytest.approx((last["val_loss"], last["val_accuracy"]))
-    assert more == last.get("val_accuracies", {})
+    assert found.shares == last.get("val_accuracies", {})
 
     stopped = Training(tiny(name))
     groups = stopped.groups()
@@ -307,9 +307,38 @@ def test_a_batch_of_texts_is_as_short_as_can_be():
     batch = dataset.batch(np.array([3, 0, 3]))
     assert (batch.texts != PAD).any(axis=0).all()
     np.testing.assert_array_equal(batch.texts[0], batch.texts[2])
-    np.testing.assert_array_equal(batch.images[0], batch.images[2])
-    assert batch.images.dtype == np.float32
+    images = batch.image_of_each
+    np.testing.assert_array_equal(images[0], images[2])
+    assert images.dtype == np.float32
     assert len(dataset.first(5)) == 5
+
+
+def test_questions_about_an_image_stand_side_by_side_and_share_it():
+    dataset = texts.load_texts("scenes-questions", "train")
+    orders = [dataset.order(np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(len(dataset)))
+        changes = np.count_nonzero(np.diff(dataset.image_of[order]))
+        assert changes == len(dataset.images) - 1
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert not np.array_equal(dataset.image_of[orders[0]], dataset.image_of[orders[2]])
+    assert (np.diff(orders[0]) < 0).sum() > len(dataset) / 3  # the questions about one image are shuffled too
+    chosen = orders[0][:40]
+    batch = dataset.batch(chosen)
+    assert len(batch.images) == len(set(dataset.image_of[chosen])) < 40
+    expected = normalize(dataset.images[dataset.image_of[chosen]], dataset.mean, dataset.std)
+    np.testing.assert_array_equal(batch.image_of_each, expected)
+
+
+@pytest.mark.parametrize("name", ["scenes-captions", "easy-vqa"])
+def test_the_channels_of_images_are_normalized(name, data_dir):
+    if name == "easy-vqa":
+        data_dir(name)
+    dataset = texts.load_texts(name, "train")
+    seen = dataset.images[:1000].swapaxes(0, 1).reshape(3, -1) / 255
+    tolerance = 0.01 if len(dataset.images) > 100 else 0.1
+    assert dataset.mean == pytest.approx(seen.mean(axis=1), abs=tolerance)
+    assert dataset.std == pytest.approx(seen.std(axis=1), abs=tolerance)
 
 
 def test_easy_vqa_in_its_published_layout(data_dir):
@@ -328,3 +357,11 @@ def test_a_vocabulary_goes_with_the_run():
     spec = load_run(result.folder).data
     assert spec.tokenizer == Tokenizer.build(scenes.VOCABULARY)
     assert dataclasses.replace(spec) == spec
+
+
+def test_the_most_frequent_mistakes_come_first():
+    confusion = np.array([[5, 0, 2], [1, 9, 0], [0, 4, 9]])
+    found = Found({}, ("a", "b", "c"), confusion)
+    assert found.mistakes() == [("c", "b", 4), ("a", "c", 2), ("b", "a", 1)]
+    assert found.mistakes(1) == [("c", "b", 4)]
+    assert Found({}).mistakes() == []

@@ -58,29 +58,39 @@ class _Adapter:
     """Brings the inputs of an operation to one dtype."""
 
     def __init__(self, dtype: Any) -> None:
-        self._dtype = dtype
+        self.dtype = dtype
 
     def __call__(self, op: type[Op], inputs: Sequence[Any]) -> Sequence[Any]:
         met = {x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in _MIXED}
         if not met:
             return inputs
+        if op.takes_masters and self.dtype == DTYPES["bfloat16"] and _is_on_cpu(inputs[0]):
+            return [_narrowed(inputs[0], self.dtype), *inputs[1:]]  # the operation rounds its parameters itself
         if op.name in NARROW:
-            dtype = self._dtype
+            dtype = self.dtype
         elif op.name in WIDE or len(met) > 1:
             dtype = DTYPES["float32"]
         else:
             return inputs
-        return [cast(x, dtype) if isinstance(x, Tensor) and x.dtype in _MIXED - {dtype} else x for x in inputs]
+        return [_narrowed(x, dtype) for x in inputs]
 
 
 _MIXED = frozenset(DTYPES.values())
+
+
+def _narrowed(x: Any, dtype: Any) -> Any:
+    return cast(x, dtype) if isinstance(x, Tensor) and x.dtype in _MIXED and x.dtype != dtype else x
+
+
+def _is_on_cpu(x: Any) -> bool:
+    return isinstance(x, Tensor) and type(x.data) is np.ndarray and x.dtype in _MIXED
 
 
 class LossScaler:
     """Multiplies losses, so that gradients in float16 do not vanish, and divides the gradients again before a step.
 
     A step whose gradients are not finite is skipped, and the scale halved; after `growth` steps without one it is
-    doubled. For parameters on a GPU all of that happens there: nothing waits for the host.
+    doubled. Where Adam's parameters are float32 on one GPU all of that happens there, and nothing waits for the host.
 
     Parameters
     ----------
@@ -89,37 +99,62 @@ class LossScaler:
     growth : steps until the scale is doubled.
     """
 
+    _scale: float  # these two are as they were where the steps are made on a device
+    _good_steps: int
+
     def __init__(self, optimizer: Optimizer, initial: float = 65536.0, growth: int = 2000) -> None:
         if not initial > 0 or growth < 1:
             raise ValueError(f"LossScaler: initial is {initial} and growth {growth}; they must be above 0")
         self._optimizer, self._growth = optimizer, int(growth)
-        self.scale, self.good_steps = float(initial), 0
+        self._bundle = optimizer.device_bundle()
+        if self._bundle is not None:
+            self._bundle["growth"] = self._growth
+        self.load_state_dict({"scale": initial, "good_steps": 0})
+
+    @property
+    def scale(self) -> float:
+        """What losses are multiplied by; asking for it waits for the device."""
+        return self._scale if self._bundle is None else self._bundle["scale"]
+
+    @property
+    def good_steps(self) -> int:
+        """How many steps were made since the scale was changed."""
+        return self._good_steps if self._bundle is None else int(self._bundle["good"])
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss to call `backward` on."""
-        return loss * self.scale
+        return loss * (self._scale if self._bundle is None else Tensor(self._bundle.scale_of_losses()))
 
-    def step(self, clip_norm: float = 0.0) -> float:
-        """One step by the gradients divided by the scale, unless they are not finite; returns their norm."""
+    def step(self, clip_norm: float = 0.0) -> float | Tensor:
+        """One step by the gradients divided by the scale, unless they are not finite; returns their norm.
+
+        The norm is a tensor on the device where nothing waits for the host.
+        """
+        if self._bundle is not None:
+            self._bundle["max_norm"] = clip_norm
+            self._optimizer.step()
+            return Tensor(self._bundle.norm())
         gradients = [p.grad for group in self._optimizer.groups for p in group["params"] if p.grad is not None]
-        norm = joint_norm(g.data for g in gradients) / self.scale
+        norm = joint_norm(g.data for g in gradients) / self._scale
         if not np.isfinite(norm):
-            self.scale, self.good_steps = self.scale / 2, 0
+            self._scale, self._good_steps = self._scale / 2, 0
             return norm
-        factor = 1 / self.scale
+        factor = 1 / self._scale
         if 0 < clip_norm < norm:
             factor *= clip_norm / norm
         for g in gradients:
             g.data *= factor
             g.mark_modified()
         self._optimizer.step()
-        self.good_steps += 1
-        if self.good_steps == self._growth:
-            self.scale, self.good_steps = self.scale * 2, 0
+        self._good_steps += 1
+        if self._good_steps == self._growth:
+            self._scale, self._good_steps = self._scale * 2, 0
         return norm
 
     def state_dict(self) -> dict[str, Any]:
         return {"scale": self.scale, "good_steps": self.good_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])
+        self._scale, self._good_steps = float(state["scale"]), int(state["good_steps"])
+        if self._bundle is not None:
+            self._bundle["scale"], self._bundle["good"] = self._scale, self._good_steps

@@ -347,6 +347,7 @@ class Op:
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
     view: ClassVar[bool] = False  # whether the output may share the input's memory
+    takes_masters: ClassVar[bool] = False  # whether, on the CPU, parameters may be float32 beside bfloat16
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the positional parameters of forward
@@ -437,6 +438,7 @@ class Op:
             self.edges.append(None if not need else x if x._op is None else (x._op, x._index))
         self.arity = len(outputs)
         self.floating = floating  # dtype of the inputs
+        self.dtypes = [getattr(a, "dtype", None) for a in arrays] if self.takes_masters else [floating] * len(arrays)
         self.implementation = implementation
         self.extra = extra  # what a fused kernel keeps
         self.hooks: dict[int, list[Any]] | None = None
@@ -467,6 +469,8 @@ class Op:
                 self._report_modified()
         if create_graph:
             grads = self._on_tensors().backward(graph_namespace, *outputs)
+            if self.takes_masters:
+                grads = tuple(_cast(g, dtype) for g, dtype in zip(grads, self.dtypes, strict=True))
         elif self.implementation is not None:
             grads = self.implementation.backward(self, outputs)
         elif self.floating.itemsize == 2 and not self.view:
@@ -477,7 +481,8 @@ class Op:
         if type(grads) is not tuple:
             grads = (grads,)
         if not create_graph and self.floating.itemsize == 2:
-            grads = tuple(g if g is None else _unpromoted(g, self.floating) for g in grads)
+            pairs = zip(grads, self.dtypes, strict=True)
+            grads = tuple(g if g is None else _unpromoted(g, dtype) for g, dtype in pairs)
         for shape, need, gradient in zip(self.shapes, self.needs, grads, strict=True):
             if need and (gradient is None or gradient.shape != shape):
                 got = None if gradient is None else gradient.shape
@@ -510,6 +515,8 @@ class Op:
         ctx.__dict__.update(self.__dict__)
         pairs = zip(saved, self._sources, strict=False)
         ctx.saved = [None if a is None else self._connect(a, s, edges) for a, (s, _) in pairs]
+        if self.takes_masters:
+            ctx.saved = [_cast(a, self.floating) for a in ctx.saved]
         return ctx
 
     def _connect(self, array: Array, source: int, edges: Sequence[_Edge]) -> Any:
@@ -555,7 +562,7 @@ def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
         if isinstance(x, Tensor):
             x = x.data
             if x.dtype is not dtype:
-                if dtype is not None or x.dtype.kind != "f":
+                if dtype is not None or x.dtype.kind not in "fV":  # V: bfloat16
                     return _mixed_arrays(cls, inputs)
                 dtype = x.dtype
         elif x is not None:
@@ -583,7 +590,7 @@ def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]
             integers = True
         elif dtype is None:
             dtype = x.dtype
-        elif dtype != x.dtype:
+        elif dtype != x.dtype and not (cls.takes_masters and _is_master(x, dtype)):
             raise TypeError(
                 f"{cls.name}: {cls._input(i)} is {x.dtype}, the inputs before it {dtype}; dtypes are never mixed: "
                 f"convert one of them with .to({str(dtype)!r})"
@@ -594,6 +601,11 @@ def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]
         met = next((x.dtype for x in arrays if hasattr(x, "dtype")), None)
         arrays[0] = np.asarray(arrays[0], met if dtype is not None else None)
     return arrays, dtype
+
+
+def _is_master(x: Any, dtype: Any) -> bool:
+    """Whether x may be a parameter in float32 beside inputs of `dtype`."""
+    return type(x) is np.ndarray and x.dtype == np.float32 and dtype.name == "bfloat16"
 
 
 def _finished(result: Any, dtype: Any) -> Array:
@@ -608,6 +620,11 @@ def _finished(result: Any, dtype: Any) -> Array:
 def _unpromoted(array: Array, dtype: Any) -> Array:
     """`array` in `dtype` where that has 16 bits and `array`, computed in float32, more."""
     return array.astype(dtype) if dtype.itemsize == 2 and array.dtype.kind == "f" and array.dtype != dtype else array
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    """A tensor of another dtype in this one, on the tape; all else as it is."""
+    return graph_namespace.cast(x, dtype) if isinstance(x, Tensor) and x.dtype != dtype else x
 
 
 def _widened(array: Any) -> Any:

@@ -5,26 +5,26 @@ scale of the losses, the state of the random stream. So a graph that was recorde
 what the same step computes when it is not captured.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from .autocast import autocast
+from .autocast import LossScaler, autocast
 from .autograd import Tensor
 from .backend import default_generator, gpu, is_on_gpu, like
 from .optim import Adam
 
 WARM_UP = 3  # steps before the capture: kernels are compiled, memory is found, algorithms are chosen
-_FIRST_SCALE, _GROWTH = 65536.0, 2000
 
 
 class CapturedStep:
     """Makes training steps for parameters on a GPU, by a CUDA graph as soon as it can.
 
     The first steps run as usual; then one is captured. A batch of other shapes than the first one's runs as usual too,
-    and so do all steps where the capture failed: `reason` then says why.
+    and so do all steps where the capture failed: a warning and `reason` then say why.
 
     Parameters
     ----------
@@ -38,18 +38,19 @@ class CapturedStep:
     ----------
     reason : why steps are not captured; None as long as nothing speaks against it.
     is_captured : whether there is a graph.
+    scaler : LossScaler for "float16", else None.
     """
 
     def __init__(
         self, loss_of: Callable[..., Tensor], optimizer: Adam, precision: str = "float32", clip_norm: float = 0.0
     ) -> None:
-        if len(optimizer.device_bundles) != 1 or optimizer.device_bundles[0].dtype != np.float32:
+        bundle = optimizer.device_bundle()
+        if bundle is None:
             raise ValueError("CapturedStep: optimizer must have float32 parameters, all of them on one GPU")
         self._loss_of, self._optimizer, self._precision = loss_of, optimizer, precision
-        (self._bundle,) = optimizer.device_bundles
+        self._bundle = bundle
         self._bundle["max_norm"] = clip_norm
-        if precision == "float16":
-            self._bundle["scale"], self._bundle["growth"] = _FIRST_SCALE, _GROWTH
+        self.scaler = LossScaler(optimizer) if precision == "float16" else None
         cuda = gpu()[0].cuda
         self._stream, self._pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self._batch: list[Any] = []
@@ -101,10 +102,7 @@ class CapturedStep:
         self._optimizer.zero_grad()
         with autocast(self._precision):
             loss = self._loss_of(*batch)
-        scaled = loss
-        if self._precision == "float16":
-            scaled = loss * Tensor(self._bundle.scale_of_losses())
-        scaled.backward()
+        (self.scaler.scaled(loss) if self.scaler else loss).backward()
         self._optimizer.step()
         return loss.detach()
 
@@ -120,6 +118,7 @@ class CapturedStep:
         except Exception as error:  # whatever asked for something that a graph cannot hold
             self.reason = f"the step cannot be captured in a CUDA graph ({type(error).__name__}: {error})"
             self._abandon()
+            warnings.warn(f"{self.reason}; its operations are launched one by one", RuntimeWarning, stacklevel=2)
         else:
             self._rows, self._graph = self._bundle.rows, graph
             self._bundle.upload_table()

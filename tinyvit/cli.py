@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -140,12 +140,19 @@ def evaluate(run: str) -> None:
     trained = load_run(run)
     dataset, task = load_data(trained.recipe, "test"), task_of(trained.recipe)
     loss, accuracy, found = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
-    if isinstance(found, dict):
+    if trained.recipe.task.kind == "classify":
+        _evaluated_classes(dataset, accuracy, loss, found.confusion)
+    else:
         click.echo(f"accuracy {100 * accuracy:.2f} % ({len(dataset):,} {task.samples}), loss {loss:.4f}")
-        for name, share in found.items():
-            click.echo(f"  {name}: {100 * share:.2f} %")
-        return
-    confusion = found
+    for name, share in found.shares.items():
+        click.echo(f"  {name}: {100 * share:.2f} %")
+    if mistakes := found.mistakes():
+        told = (f"{name!r} taken for {other!r} {times} times" for name, other, times in mistakes)
+        click.echo("\nmost frequent mistakes: " + ", ".join(told))
+
+
+def _evaluated_classes(dataset: Any, accuracy: float, loss: float, confusion: Any) -> None:
+    """Print a line for each class."""
     right, images = confusion.diagonal(), confusion.sum(axis=1)
     click.echo(f"accuracy {100 * accuracy:.2f} % ({right.sum():,} of {images.sum():,} test images), loss {loss:.4f}\n")
     width = max(5, *map(len, dataset.classes))

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
+    from .steps import Steps
     from .train import Position, Training
 
 
@@ -126,8 +127,15 @@ def heading(training: "Training", folder: Path) -> str:
     learnt = f"{len(training.train_data):,} {training.task.samples} to learn from"
     return (
         f"{training.recipe.data.name}: {learnt}, {len(training.test_data):,} held out for the test; "
-        f"{weights:,} weights; {steps:,} step{'s' * (steps > 1)}{begun} -> {folder}"
+        f"{weights:,} weights; {steps:,} step{'s' * (steps > 1)}{_way(training.steps)}{begun} -> {folder}"
     )
+
+
+def _way(steps: "Steps") -> str:
+    """How steps are made on a GPU."""
+    if steps.graph:
+        return ", each one CUDA graph"
+    return f", operation by operation since {steps.why_no_graph}" if steps.why_no_graph else ""
 
 
 def live_display() -> Display:

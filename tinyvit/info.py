@@ -70,12 +70,22 @@ def _threads() -> Iterator[tuple[str, str]]:
     set_by = "set by TINYVIT_THREADS" if os.environ.get("TINYVIT_THREADS") else "set TINYVIT_THREADS to change it"
     forced = "set by TINYVIT_CPU" if "TINYVIT_CPU" in os.environ else "the best that this processor has"
     yield "vectors", f"{processor.level()} ({forced})"
+    yield "products", _PRODUCTS[processor.level()]
     yield "kernels", f"{threads.thread_count()} threads of their own ({set_by})"
     for pool in threadpool_info():
         name = " ".join(str(part) for part in (pool["internal_api"], pool["version"]) if part)
         kernels = f", kernels for {pool['architecture']}" if "architecture" in pool else ""
         yield pool["user_api"], f"{name}, {pool['num_threads']} threads{kernels}; for what no kernel serves"
     yield "compiled", f"kept in {compiler.cache_folder()}"
+
+
+# How matrices are multiplied on the CPU, by the level of `kernels.processor`.
+_PRODUCTS = {
+    "avx512_bf16": "tiles of 14 x 32; bfloat16 in pairs, because this processor adds up their products",
+    "avx512": "tiles of 14 x 32; bfloat16 widened to float32, because AVX512_BF16 is missing or switched off",
+    "avx2": "tiles of 6 x 16; bfloat16 widened to float32, because AVX512_BF16 is missing or switched off",
+    "generic": "tiles of 6 x 8; bfloat16 widened to float32, because AVX512_BF16 is missing or switched off",
+}
 
 
 def _place_of(dataset: str) -> str:

@@ -78,6 +78,10 @@ class Optimizer:
         for group in self.groups:
             group["lr"] = lr
 
+    def device_bundle(self) -> DeviceBundle | None:
+        """All parameters, where one kernel on their GPU makes the whole step and clips and scales there; else None."""
+        return None
+
     def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
         """Change the parameter p in place by its gradient g."""
         raise NotImplementedError
@@ -224,6 +228,10 @@ class Adam(Optimizer):
                 if p.grad is not None:
                     self._update(p.data, p.grad.data, kept, self.groups[i])
                     p.mark_modified()
+
+    def device_bundle(self) -> DeviceBundle | None:
+        fits = len(self.device_bundles) == 1 and not self._bundles and self._is_as_published()
+        return self.device_bundles[0] if fits and self.device_bundles[0].dtype == np.float32 else None
 
     def state_dict(self) -> dict[str, Any]:
         for bundle in self.device_bundles:

@@ -47,7 +47,14 @@ class DeviceBundle:
 
     def scale_of_losses(self) -> Any:
         """The scale as a float32 scalar, on the device."""
-        at = _STATE.index("scale")
+        return self._scalar("scale")
+
+    def norm(self) -> Any:
+        """The joint norm of the gradients of the last step, divided by the scale, likewise."""
+        return self._scalar("norm")
+
+    def _scalar(self, name: str) -> Any:
+        at = _STATE.index(name)
         return self.state[at : at + 1].astype("float32").reshape(())
 
     def set_groups(self, groups: Sequence[dict[str, Any]]) -> None:
@@ -60,10 +67,10 @@ class DeviceBundle:
         reached, rest = [], []
         for member in self.members:
             p, gradient = member[0].data, member[0].grad
+            if gradient is not None and not gradient.data.flags.c_contiguous:
+                gradient.data = gradient.data.copy()
             g = None if gradient is None else gradient.data
-            fits = g is not None and p.shape == g.shape and p.dtype == g.dtype
-            if g is not None:
-                fits = fits and p.flags.c_contiguous and g.flags.c_contiguous
+            fits = g is not None and p.shape == g.shape and p.dtype == g.dtype and p.flags.c_contiguous
             if g is not None and not fits:
                 rest.append(member)
             reached.append((p, g if fits else None, member[2]))

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from .autocast import LossScaler, autocast
 from .backend import default_device, default_generator, keep_freed_memory, manual_seed
 from .checkpoint import atomic_write, load, save
 from .curves import draw_curves
@@ -30,7 +29,7 @@ from .display import Display
 from .errors import CheckpointError, DataError
 from .interrupt import Interrupted, Stopped, StopRequest
 from .nn import Module
-from .optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, clip_grad_norm, decay_groups
+from .optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, decay_groups
 from .recipes import Recipe
 from .runs import (
     CHECKPOINT,
@@ -47,6 +46,7 @@ from .runs import (
     require_same_recipe,
     take_encoders,
 )
+from .steps import Steps
 from .tasks import DataSpec, mistake_in, task_of
 
 
@@ -245,7 +245,7 @@ class Training:
         for name, encoder in encoders_of(self.model).items():
             encoder.requires_grad_(recipe.task.freeze not in (name, "both"))
         self.optimizer = _build_optimizer(recipe, self.model)
-        self.scaler = LossScaler(self.optimizer) if settings.precision == "float16" else None
+        self.steps = Steps(self)
         self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None
         self.position = Position()
         self._lap_began = self._written = time.perf_counter()
@@ -260,35 +260,14 @@ class Training:
 
     def step(self, batches: list[Batch]) -> None:
         """Make one step of the optimizer, down the gradient of the mean loss of all images in `batches`."""
-        settings, position = self.recipe.train, self.position
-        images, loss_sum = sum(len(batch.labels) for batch in batches), 0.0
-        self.optimizer.zero_grad()
-        for batch in batches:
-            with autocast(settings.precision):
-                loss = self.task.loss(self.model, batch)
-            mean = loss / images
-            (self.scaler.scaled(mean) if self.scaler else mean).backward()
-            loss_sum += loss.item()
-        self._require_finite(f"the loss of step {position.step + 1}", loss_sum)
+        position = self.position
         self.optimizer.set_lr(self.learning_rate(position.step + 1))
-        if self.scaler:
-            self.scaler.step(settings.clip_norm)
-        else:
-            self._step_of_optimizer()
+        self.steps(batches)
         if self.ema:
             self.ema.update()
         position.step += 1
         position.batch += len(batches)
-        position.images += images
-        position.loss_sum += loss_sum
         position.epoch_seconds += self._lap()
-
-    def _step_of_optimizer(self) -> None:
-        settings, position = self.recipe.train, self.position
-        if settings.clip_norm:
-            norm = clip_grad_norm(self.model.parameters(), settings.clip_norm)
-            self._require_finite(f"the gradient's norm of step {position.step + 1}", norm)
-        self.optimizer.step()
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step number `step`, counted from 1 to `total_steps`."""
@@ -302,10 +281,13 @@ class Training:
         `after_batch` is called after each batch of test images, and may raise: nothing has changed then.
         """
         position = self.position
+        self.steps.read_losses()
+        position.epoch_seconds += self._lap()
         with self.averaged():
             size = self.recipe.data.batch_size
-            loss, accuracy, more = self.task.evaluate(self.model, self.test_data, size, after_batch)
-        self._require_finite(f"the loss on the test images after step {position.step}", loss)
+            loss, accuracy, found = self.task.evaluate(self.model, self.test_data, size, after_batch)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss on the test images after step {position.step} is {loss}")
         self._lap()
         line: dict[str, Any] = {
             "epoch": position.epoch + 1,
@@ -317,8 +299,8 @@ class Training:
             "images_per_s": round(position.images / position.epoch_seconds, 1),
             "seconds": round(position.seconds, 3),
         }
-        if isinstance(more, dict) and more:
-            line["val_accuracies"] = more
+        if found.shares:
+            line["val_accuracies"] = found.shares
         position.metrics.append(line)
         position.epoch += 1
         position.batch = position.images = 0
@@ -335,10 +317,6 @@ class Training:
         self.position.seconds += lap
         return lap
 
-    def _require_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{what} is {value}, in epoch {self.position.epoch + 1}")
-
     # Writing it down, and reading it back
 
     def checkpoint_is_due(self) -> bool:
@@ -346,6 +324,7 @@ class Training:
 
     def write_checkpoint(self, folder: Path) -> None:
         """Write the checkpoint, then what follows from it: a run killed in between makes up for it when it resumes."""
+        self.steps.read_losses()
         if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
             raise FloatingPointError(f"the weights are not finite after step {self.position.step}")
         with self.averaged():
@@ -367,7 +346,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
-            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "scaler": self.steps.scaler.state_dict() if self.steps.scaler else None,
         }
 
     def read_checkpoint(self, path: Path) -> None:
@@ -381,8 +360,8 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
-            if self.scaler:
-                self.scaler.load_state_dict(state["scaler"])
+            if self.steps.scaler:
+                self.steps.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} is not the checkpoint of a run ({type(error).__name__}: {error})") from error
 

@@ -19,6 +19,10 @@ def _in(*suites: str) -> Callable[[Case], bool]:
     return lambda case: case.suite in suites
 
 
+def _not_in(*suites: str) -> Callable[[Case], bool]:
+    return lambda case: case.suite not in suites
+
+
 @dataclass(frozen=True)
 class Spec:
     """One contender.
@@ -47,6 +51,7 @@ _TORCH = f"{_HERE}.pytorch:PyTorch"
 
 OURS = (
     Spec("tinyvit", f"{_HERE}.engine:Engine", "auto"),
+    Spec("tinyvit-bf16", f"{_HERE}.engine:Engine", "bf16", serves=_in("train", "inference", "gemm")),
     Spec("tinyvit-numba", f"{_HERE}.kernels:Kernels", "numba", "numba", _in("attention", "layer_norm")),
 )
 PEERS = (
@@ -54,9 +59,9 @@ PEERS = (
     Spec("numpy", f"{_HERE}.engine:Engine", "numpy"),
     Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
     Spec("torch", _TORCH, "", "torch"),
-    Spec("torch-compile", _TORCH, "compile", "torch"),
-    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "inference")),
-    Spec("jax", f"{_HERE}.jax_jit:Jax", "", "jax"),
+    Spec("torch-compile", _TORCH, "compile", "torch", _not_in("gemm")),
+    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "text", "inference", "gemm")),
+    Spec("jax", f"{_HERE}.jax_jit:Jax", "", "jax", _not_in("gemm", "text")),
     Spec(
         "autograd",
         f"{_HERE}.hips_autograd:HipsAutograd",

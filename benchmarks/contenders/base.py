@@ -39,7 +39,8 @@ class Contender:
 
     def prepare(self, case: Case, inputs: Arrays) -> Task:
         """The task of a case, from the inputs that `benchmarks.inputs` drew."""
-        method = case.operation if case.direction == "step" else case.direction
+        step = "product" if case.suite == "gemm" else case.operation
+        method = step if case.direction == "step" else case.direction
         return getattr(self, method)(case, inputs)
 
     def forward(self, case: Case, inputs: Arrays) -> Task:
@@ -49,6 +50,10 @@ class Contender:
     def backward(self, case: Case, inputs: Arrays) -> Task:
         """The gradients of all operands from `dout`; the forward pass is not part of the call."""
         raise NotImplementedError(f"has no backward pass of {case.operation}")
+
+    def product(self, case: Case, inputs: Arrays) -> Task:
+        """One matrix product of a linear map: y of x and weight, dx of dout and weight, or dw of dout and x."""
+        raise NotImplementedError("has no single products")
 
     def adamw(self, case: Case, inputs: Arrays) -> Task:
         """One update of all weights of a model by given gradients."""

@@ -12,7 +12,7 @@ import tinyvit.functional as F
 from tinyvit.autograd import Tensor
 from tinyvit.backend import keep_freed_memory
 
-from ..cases import Case, ModelShape
+from ..cases import Case, ModelShape, TextShape
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
 from .base import Contender, Task
 
@@ -28,43 +28,72 @@ OPERATIONS = {
 }
 
 
-def build_model(shape: ModelShape) -> Any:
-    """The ViT of this shape; its initial weights are the same every time."""
+def build_model(shape: ModelShape | TextShape) -> Any:
+    """The model of this shape; its initial weights are the same every time."""
     tv.manual_seed(0)
+    if isinstance(shape, TextShape):
+        return _text_model(shape)
     return tv.models.ViT(
         shape.image, shape.patch, shape.classes, shape.dim, shape.depth, shape.heads, in_channels=shape.channels
     )
 
 
+def _text_model(shape: TextShape) -> Any:
+    models, size = tv.models, (shape.dim, shape.depth, shape.heads)
+    depth = 0 if shape.answers else shape.depth
+    vision = models.ViT(shape.image, shape.patch, 0, shape.dim, depth, shape.heads, pool="first")
+    if not shape.answers:
+        return models.Captioner(vision, models.TextDecoder(shape.vocabulary, *size, max_length=shape.words))
+    words = models.TextEmbedding(shape.vocabulary, shape.dim, shape.words)
+    return models.VQA(vision, words, models.JointFusion(*size), shape.dim, shape.answers)
+
+
 class Engine(Contender):
-    """option : a name for `tinyvit.use_kernels`."""
+    """option : a name for `tinyvit.use_kernels`, or "bf16": single operations get bfloat16, models autocast."""
 
     def __init__(self, option: str) -> None:
         super().__init__(option)
-        tv.use_kernels(option)
+        self.dtype = "bfloat16" if option == "bf16" else "float32"
+        tv.use_kernels("auto" if option == "bf16" else option)
+
+    def _autocast(self) -> tv.autocast:
+        return tv.autocast(self.dtype)
 
     def forward(self, case: Case, inputs: Arrays) -> Task:
         operation, _, arguments = self._operation(case, inputs)
-        return Task(lambda: operation(*arguments), lambda out: {"out": out.numpy()})
+        return Task(lambda: operation(*arguments), lambda out: {"out": _array(out)})
 
     def backward(self, case: Case, inputs: Arrays) -> Task:
         operation, operands, arguments = self._operation(case, inputs)
-        out, dout = operation(*arguments), inputs["dout"]
+        out = operation(*arguments)
+        dout = Tensor(inputs["dout"].astype(out.dtype, copy=False))
 
         def run() -> tuple[Any, ...]:
             return tv.grad(out, list(operands.values()), dout, retain_graph=True)
 
-        return Task(run, lambda grads: {f"d{n}": g.numpy() for n, g in zip(operands, grads, strict=True)})
+        return Task(run, lambda grads: {f"d{n}": _array(g) for n, g in zip(operands, grads, strict=True)})
 
-    @staticmethod
-    def _operation(case: Case, inputs: Arrays) -> tuple[Any, dict[str, Tensor], list[Any]]:
+    def _operation(self, case: Case, inputs: Arrays) -> tuple[Any, dict[str, Tensor], list[Any]]:
         """The function, its differentiable operands by name, and all of its arguments."""
-        tensors = {name: Tensor(inputs[name], requires_grad=True) for name in operands(inputs)}
+        given = {name: inputs[name] for name in operands(inputs)}
+        if self.dtype == "bfloat16":
+            given = {name: array.astype(self.dtype) for name, array in given.items()}
+        tensors = {name: Tensor(array, requires_grad=True) for name, array in given.items()}
         constants = [inputs["labels"]] if "labels" in inputs else []
         if case.operation == "patches":
             patch = case.model.patch
             return lambda x: F.patches(x, patch), tensors, [*tensors.values()]
         return OPERATIONS[case.operation], tensors, [*tensors.values(), *constants]
+
+    def product(self, case: Case, inputs: Arrays) -> Task:
+        narrow = self.dtype == "bfloat16"
+        arrays = {name: array.astype(self.dtype) if narrow else array for name, array in inputs.items()}
+        x, weight = (Tensor(arrays[name], case.operation == d) for name, d in (("x", "dx"), ("weight", "dw")))
+        y = F.linear(x, weight)
+        if case.operation == "y":
+            return Task(lambda: F.linear(x, weight), lambda out: {"out": _array(out)})
+        wanted, dout = x if case.operation == "dx" else weight, Tensor(arrays["dout"])
+        return Task(lambda: tv.grad(y, wanted, dout, retain_graph=True), lambda grads: {"out": _array(grads[0])})
 
     def adamw(self, case: Case, inputs: Arrays) -> Task:
         weights = {name: Tensor(array.copy(), requires_grad=True) for name, array in weights_of(inputs).items()}
@@ -77,10 +106,11 @@ class Engine(Contender):
         keep_freed_memory()  # as `tinyvit train` does
         model = self._model(case, inputs)
         optimizer = tv.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        images, labels = inputs["images"], inputs["labels"]
+        seen, labels = [inputs[name] for name in ("images", "words") if name in inputs], inputs["labels"]
 
         def run() -> float:
-            loss = F.cross_entropy(model(images), labels)
+            with self._autocast():
+                loss = F.cross_entropy(model(*seen), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -92,14 +122,19 @@ class Engine(Contender):
         model, images = self._model(case, inputs).eval(), inputs["images"]
 
         def run() -> Any:
-            with tv.no_grad():
+            with tv.no_grad(), self._autocast():
                 return model(images)
 
-        return Task(run, lambda logits: {"out": logits.numpy()})
+        return Task(run, lambda logits: {"out": _array(logits)})
 
     @staticmethod
     def _model(case: Case, inputs: Arrays) -> Any:
-        model = build_model(case.model)
+        model = build_model(case.shape)
         model.to(inputs["images"].dtype.name)
         model.load_state_dict(weights_of(inputs))
         return model
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The values; those of bfloat16 in float32, which every NumPy can compare."""
+    return tensor.numpy() if tensor.dtype.kind == "f" else tensor.numpy().astype(np.float32)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..bfloat16 import as_float, float_like, settle
 from ..compiler import body
 from ..linear.microkernel import ROWS, multiply
 from ..vector_loops import as_row, largest, transpose
@@ -62,14 +63,14 @@ def forward_chunk_2(chunk, chunks, groups, q, k, v, bias, mask, out, lse, how):
     batch, heads, queries, depth = q.shape
     keys = k.shape[2]
     block = _key_block(keys)
-    zero = q.dtype.type(0)
-    transposed, scores = np.empty((depth, keys), q.dtype), np.empty((QUERIES, block), q.dtype)
-    total, kept, words = np.empty(QUERIES, q.dtype), np.empty(block, q.dtype), np.empty(block + 8, np.uint32)
+    zero, one = lse.dtype.type(0), lse.dtype.type(1)
+    transposed, scores = np.empty((depth, keys), lse.dtype), np.empty((QUERIES, block), lse.dtype)
+    total, kept, words = np.empty(QUERIES, lse.dtype), np.empty(block, lse.dtype), np.empty(block + 8, np.uint32)
     tasks, step = batch * heads * groups, -(-queries // (groups * QUERIES)) * QUERIES
     for task in range(tasks * chunk // chunks, tasks * (chunk + 1) // chunks):
         b, h, begin = task // groups // heads, task // groups % heads, task % groups * step
-        q_, v_, out_ = q[b, h], v[b, h], out[b, h]
-        transpose(k[b, h], how[3], transposed)
+        q_, v_, out_ = as_float(q[b, h]), as_float(v[b, h]), float_like(out[b, h])
+        transpose(as_float(k[b, h]), how[3], transposed)
         for start in range(begin, min(begin + step, queries), QUERIES):
             stop = min(start + QUERIES, begin + step, queries)
             for s0 in range(0, min(keys, stop) if how[2] else keys, block):
@@ -80,10 +81,11 @@ def forward_chunk_2(chunk, chunks, groups, q, k, v, bias, mask, out, lse, how):
                 multiply(s, v_[s0:s1], out_[start:stop], s0 > 0)
             for n in range(start, stop):
                 row, sum_ = as_row(out_, n), total[n - start]
-                share = zero if sum_ == zero else q.dtype.type(1) / sum_
+                share = zero if sum_ == zero else one / sum_
                 for e in range(row.size):
                     row[e] *= share
                 lse[b, h, n] += np.log(sum_)
+            settle(out_[start:stop], out[b, h, start:stop])
 
 
 @body
@@ -151,16 +153,17 @@ def backward_chunk_2(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk,
     batch, heads, queries, depth = q.shape
     keys, width = k.shape[2], v.shape[3]
     block, is_causal = _key_block(keys), how[2]
-    zero, one = q.dtype.type(0), q.dtype.type(1)
-    kt, vt = np.empty((depth, keys), q.dtype), np.empty((width, keys), q.dtype)
-    scores, slopes = np.empty((QUERIES, block), q.dtype), np.empty((QUERIES, block), q.dtype)
-    r, kept, words = np.empty(QUERIES, q.dtype), np.empty(block, q.dtype), np.empty(block + 8, np.uint32)
-    shift, share = np.empty(QUERIES, q.dtype), np.empty(QUERIES, q.dtype)
+    zero, one = lse.dtype.type(0), lse.dtype.type(1)
+    kt, vt = np.empty((depth, keys), lse.dtype), np.empty((width, keys), lse.dtype)
+    scores, slopes = np.empty((QUERIES, block), lse.dtype), np.empty((QUERIES, block), lse.dtype)
+    r, kept, words = np.empty(QUERIES, lse.dtype), np.empty(block, lse.dtype), np.empty(block + 8, np.uint32)
+    shift, share = np.empty(QUERIES, lse.dtype), np.empty(QUERIES, lse.dtype)
     for head in range(batch * heads * chunk // chunks, batch * heads * (chunk + 1) // chunks):
         b, h = head // heads, head % heads
-        q_, k_, out_, dout_, dq_, dk_, dv_ = q[b, h], k[b, h], out[b, h], dout[b, h], dq[b, h], dk[b, h], dv[b, h]
+        q_, k_, out_, dout_ = as_float(q[b, h]), as_float(k[b, h]), as_float(out[b, h]), as_float(dout[b, h])
+        dq_, dk_, dv_ = float_like(dq[b, h]), float_like(dk[b, h]), float_like(dv[b, h])
         transpose(k_, how[3], kt)
-        transpose(v[b, h], one, vt)
+        transpose(as_float(v[b, h]), one, vt)
         if is_causal:  # not every block of keys is met by the first block of queries
             dk_[:, :] = zero
             dv_[:, :] = zero
@@ -182,3 +185,6 @@ def backward_chunk_2(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk,
                 multiply(p.T, dout_[start:stop], dv_[s0:s1], later)
                 multiply(dp, k_[s0:s1], dq_[start:stop], s0 > 0)
                 multiply(dp.T, q_[start:stop], dk_[s0:s1], later)
+        settle(dq_, dq[b, h])
+        settle(dk_, dk[b, h])
+        settle(dv_, dv[b, h])

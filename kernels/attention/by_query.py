@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..bfloat16 import as_float, float_like, settle, widened
 from ..compiler import body
 from ..linear.microkernel import multiply
 from ..philox import keep_row
@@ -25,7 +26,7 @@ def mask_row(row, b, h, n, start, bias, mask, how):
     hidden = row.dtype.type(-np.inf)
     if has_bias:
         for j in range(count):
-            row[j] += bias[b, h, n, start + j]
+            row[j] += widened(bias[b, h, n, start + j])
     if has_mask:
         for j in range(count):
             row[j] = row[j] if mask[b, h, n, start + j] else hidden
@@ -54,8 +55,8 @@ def is_coarse(lse):
 def _score_row_1(row, q, k, b, h, n, bias, mask, how):
     for s in range(row.size):
         total = row.dtype.type(0)
-        for d in range(q.shape[3]):
-            total += q[b, h, n, d] * k[b, h, s, d]
+        for d in range(q.shape[1]):
+            total += q[n, d] * k[s, d]
         row[s] = how[3] * total
     mask_row(row, b, h, n, 0, bias, mask, how)
 
@@ -65,10 +66,11 @@ def forward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, how):
     """One head."""
     b, h = chunk // q.shape[1], chunk % q.shape[1]
     keys = k.shape[2]
-    row, kept, words = np.empty(keys, q.dtype), np.empty(keys, q.dtype), np.empty(keys + 8, np.uint32)
+    row, kept, words = np.empty(keys, lse.dtype), np.empty(keys, lse.dtype), np.empty(keys + 8, np.uint32)
     zero = row.dtype.type(0)
+    q_, k_, v_, out_ = as_float(q[b, h]), as_float(k[b, h]), as_float(v[b, h]), float_like(out[b, h])
     for n in range(q.shape[2]):
-        _score_row_1(row, q, k, b, h, n, bias, mask, how)
+        _score_row_1(row, q_, k_, b, h, n, bias, mask, how)
         top = largest(row)
         shift = zero if top == -np.inf else top
         total = zero
@@ -83,8 +85,9 @@ def forward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, how):
         for e in range(v.shape[3]):
             value = zero
             for s in range(keys):
-                value += row[s] * v[b, h, s, e]
-            out[b, h, n, e] = zero if total == zero else value / total
+                value += row[s] * v_[s, e]
+            out_[n, e] = zero if total == zero else value / total
+    settle(out_, out[b, h])
 
 
 @body
@@ -92,14 +95,17 @@ def backward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk,
     """One head."""
     b, h = chunk // q.shape[1], chunk % q.shape[1]
     keys, scale = k.shape[2], how[3]
-    row, kept, words = np.empty(keys, q.dtype), np.empty(keys, q.dtype), np.empty(keys + 8, np.uint32)
+    row, kept, words = np.empty(keys, lse.dtype), np.empty(keys, lse.dtype), np.empty(keys + 8, np.uint32)
     zero = row.dtype.type(0)
     kept[:] = row.dtype.type(1)
-    dq[b, h] = zero
-    dk[b, h] = zero
-    dv[b, h] = zero
+    q_, k_, v_ = as_float(q[b, h]), as_float(k[b, h]), as_float(v[b, h])
+    out_, dout_ = as_float(out[b, h]), as_float(dout[b, h])
+    dq_, dk_, dv_ = float_like(dq[b, h]), float_like(dk[b, h]), float_like(dv[b, h])
+    dq_[:, :] = zero
+    dk_[:, :] = zero
+    dv_[:, :] = zero
     for n in range(q.shape[2]):
-        _score_row_1(row, q, k, b, h, n, bias, mask, how)
+        _score_row_1(row, q_, k_, b, h, n, bias, mask, how)
         shift = zero if lse[b, h, n] == -np.inf else lse[b, h, n]
         share = row.dtype.type(1)
         if is_coarse(shift):
@@ -111,22 +117,25 @@ def backward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk,
             draw_row(kept, words, b, h, n, 0, lse, keys, how)
         r = zero
         for e in range(v.shape[3]):
-            r += dout[b, h, n, e] * out[b, h, n, e]
+            r += dout_[n, e] * out_[n, e]
         for s in range(keys):
             p = share * exp(row[s] - shift)
             dp = zero
             for e in range(v.shape[3]):
                 # out = (p * m) @ v
-                dv[b, h, s, e] += p * kept[s] * dout[b, h, n, e]
-                dp += dout[b, h, n, e] * v[b, h, s, e]
+                dv_[s, e] += p * kept[s] * dout_[n, e]
+                dp += dout_[n, e] * v_[s, e]
             # p = softmax(s)
             d = p * (dp * kept[s] - r)
             if ds.size > 0:
                 ds[b, h, n, s] = d
             for c in range(q.shape[3]):
                 # s = scale * q @ k.T + bias
-                dq[b, h, n, c] += scale * d * k[b, h, s, c]
-                dk[b, h, s, c] += scale * d * q[b, h, n, c]
+                dq_[n, c] += scale * d * k_[s, c]
+                dk_[s, c] += scale * d * q_[n, c]
+    settle(dq_, dq[b, h])
+    settle(dk_, dk[b, h])
+    settle(dv_, dv[b, h])
 
 
 # The probabilities themselves --------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import numpy as np
 
 from .. import threads as pool
 from ..arrays import dense, sum_to_shape
+from ..bfloat16 import bits, sum_dtype
 from ..compiler import entries
 from ..linear.microkernel import ready
 from ..threads import parallel
@@ -33,12 +34,13 @@ _SERIAL = 100_000  # multiply-adds below which waking another thread costs more 
 
 # What Python calls --------------------------------------------------------------------------------------------------
 
-# {0} is the floating type. What is only read may be a broadcast view, which NumPy calls read-only.
+# {0} is the type of elements, {1} the one they are computed in. What is only read may be a broadcast view, which NumPy
+# calls read-only.
 _ARRAY, _READ, _SEEN = "{0}[:,:,:,:]", "Array({0}, 4, 'A', True)", "Array(boolean, 4, 'A', True)"
-_INPUTS = ", ".join((_ARRAY, _ARRAY, _ARRAY, _READ, _SEEN, _ARRAY, "{0}[:,:,::1]"))
-_HOW = "Tuple((boolean, boolean, boolean, {0}, uint64, {0}, int64, int64))"
+_INPUTS = ", ".join((_ARRAY, _ARRAY, _ARRAY, _READ, _SEEN, _ARRAY, "{1}[:,:,::1]"))
+_HOW = "Tuple((boolean, boolean, boolean, {1}, uint64, {1}, int64, int64))"
 _FORWARD = f"void({_INPUTS}, {_HOW}, int64)"
-_BACKWARD = f"void({_INPUTS}, {', '.join([_ARRAY] * 5)}, {_HOW}, int64)"
+_BACKWARD = f"void({_INPUTS}, {', '.join([_ARRAY] * 4)}, {{1}}[:,:,:,:], {_HOW}, int64)"
 
 
 @entries(_FORWARD)
@@ -78,18 +80,18 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 def _heads(array):
     """`array` as (B, H, N, D) that kernels can read: last axis contiguous, writeable in the eyes of NumPy."""
-    ready(array.dtype)
+    ready(sum_dtype(array.dtype))
     if array.ndim != 4:
         lead = (1,) * (4 - array.ndim) + array.shape[:-2]
         array = array.reshape(math.prod(lead[:-1]), lead[-1], *array.shape[-2:])
     usable = array.strides[3] == array.itemsize and array.flags.writeable and array.flags.aligned
-    return array if usable else np.array(array, order="C")
+    return bits(array if usable else np.array(array, order="C"))
 
 
 @cache
 def _nothing(dtype):
     """What stands for a bias or mask that is not given."""
-    return np.broadcast_to(np.zeros(1, dtype), (1, 1, 1, 1))
+    return np.broadcast_to(bits(np.zeros(1, dtype)), (1, 1, 1, 1))
 
 
 def _scores_view(array, q, k, dtype):
@@ -97,7 +99,7 @@ def _scores_view(array, q, k, dtype):
     if array is None:
         return _nothing(dtype)
     lead = q.shape[:-2]
-    view = np.broadcast_to(array, (*lead, q.shape[-2], k.shape[-2]))
+    view = np.broadcast_to(bits(array), (*lead, q.shape[-2], k.shape[-2]))
     if len(lead) != 2:
         lead = (1,) * (2 - len(lead)) + lead
         view = view.reshape(math.prod(lead[:-1]), lead[-1], *view.shape[-2:])
@@ -113,7 +115,8 @@ def _scalars(dtype, scale, dropout_p):
 
 
 def _how(q, bias, mask, is_causal, scale, dropout_p, seed, offset):
-    return (bias is not None, mask is not None, is_causal, *_scalars(q.dtype, scale, dropout_p), seed, offset)
+    scalars = _scalars(sum_dtype(q.dtype), scale, dropout_p)
+    return (bias is not None, mask is not None, is_causal, *scalars, seed, offset)
 
 
 def _team(q, k):
@@ -124,13 +127,13 @@ def forward(q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, 
     """q (..., N, D), k (..., S, D), v (..., S, E), bias or None -> out (..., N, E), lse (..., N)."""
     q_, k_, v_ = _heads(q), _heads(k), _heads(v)
     (b, h, n, _), e = q_.shape, v_.shape[3]
-    out, lse = np.empty((b, n, h, e), q.dtype).transpose(0, 2, 1, 3), np.empty((b, h, n), q.dtype)
+    out, lse = np.empty((b, n, h, e), q.dtype).transpose(0, 2, 1, 3), np.empty((b, h, n), sum_dtype(q.dtype))
     if k_.shape[2] == 0:
         out[...], lse[...] = 0, -np.inf
     elif q_.size:
         how = _how(q, bias, mask, is_causal, scale, dropout_p, seed, offset)
         bias, mask = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        VERSIONS[version][0][q.dtype](q_, k_, v_, bias, mask, out, lse, how, _team(q_, k_))
+        VERSIONS[version][0][q.dtype](q_, k_, v_, bias, mask, bits(out), lse, how, _team(q_, k_))
     shape = q.shape[:-1]
     return (out, lse) if q.ndim == 4 else (out.reshape(*shape, e), lse.reshape(shape))
 
@@ -160,16 +163,19 @@ def backward(
     qkv projection.
     """
     q_, k_, v_, out_, dout_ = _heads(q), _heads(k), _heads(v), _heads(out), _heads(dout)
-    dq, dk, dv = _empty_gradients(q_, k_, v_) if out_grads is None else out_grads
-    ds = np.zeros((*q_.shape[:3], k_.shape[2]) if needs[3] else (0, 0, 0, 0), q.dtype)  # hidden blocks are skipped
+    dq, dk, dv = _empty_gradients(q_, k_, v_, q.dtype) if out_grads is None else out_grads
+    ds = np.zeros((*q_.shape[:3], k_.shape[2]) if needs[3] else (0, 0, 0, 0), sum_dtype(q.dtype))  # hidden: skipped
     if k_.shape[2] == 0 or q_.size == 0:
         dq[...], dk[...], dv[...] = 0, 0, 0
     else:
         how = _how(q, bias, mask, is_causal, scale, dropout_p, seed, offset)
         views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
         lse = dense(lse.reshape(q_.shape[:3]))
-        VERSIONS[version][1][q.dtype](q_, k_, v_, *views, out_, lse, dout_, dq, dk, dv, ds, how, _team(q_, k_))
-    dbias = sum_to_shape(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape) if needs[3] else None
+        given = (q_, k_, v_, *views, out_, lse, dout_, bits(dq), bits(dk), bits(dv), ds, how, _team(q_, k_))
+        VERSIONS[version][1][q.dtype](*given)
+    dbias = None
+    if needs[3]:
+        dbias = sum_to_shape(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape).astype(bias.dtype, copy=False)
     if q.ndim != 4:
         dq, dk, dv = dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
     return dq, dk, dv, dbias
@@ -186,8 +192,8 @@ def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
     return p
 
 
-def _empty_gradients(q, k, v):
+def _empty_gradients(q, k, v, dtype):
     b, h, n, d = q.shape
     if k.shape == q.shape == v.shape:
-        return np.empty((b, n, 3, h, d), q.dtype).transpose(2, 0, 3, 1, 4)
-    return tuple(np.empty((x.shape[0], x.shape[2], h, x.shape[3]), q.dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
+        return np.empty((b, n, 3, h, d), dtype).transpose(2, 0, 3, 1, 4)
+    return tuple(np.empty((x.shape[0], x.shape[2], h, x.shape[3]), dtype).transpose(0, 2, 1, 3) for x in (q, k, v))

@@ -4,6 +4,7 @@ Exact, y = x P(x) (`vector_math`); or y = x s with s = 1 / (1 + e^(-2 u)) = (1 +
 u = sqrt(2 / pi) (x + 0.044715 x^3).
 """
 
+from ..bfloat16 import real, rounded, widened
 from ..compiler import body
 from ..vector_math import exp, gelu_slope, normal
 
@@ -12,9 +13,8 @@ _MINUS_TWO_ROOT, _CUBIC = -1.5957691216057308, 0.044715  # -2 sqrt(2 / pi)
 
 @body
 def tanh_constants(row):
-    """What `gelu_tanh` and `gelu_tanh_slope` take as c, in the type of the row."""
-    real = row.dtype.type
-    return real(1), real(_MINUS_TWO_ROOT), real(_CUBIC), real(3 * _CUBIC)
+    """What `gelu_tanh` and `gelu_tanh_slope` take as c, in the type that the row is computed in."""
+    return real(1, row), real(_MINUS_TWO_ROOT, row), real(_CUBIC, row), real(3 * _CUBIC, row)
 
 
 @body
@@ -36,10 +36,11 @@ def gelu_row(x, out, tanh):
     c = tanh_constants(x)
     if tanh:
         for j in range(x.size):
-            out[j] = gelu_tanh(x[j], c)
+            out[j] = rounded(gelu_tanh(widened(x[j]), c), out)
     else:
         for j in range(x.size):
-            out[j] = x[j] * normal(x[j])
+            v = widened(x[j])
+            out[j] = rounded(v * normal(v), out)
 
 
 @body
@@ -48,7 +49,7 @@ def gelu_row_backward(dy, x, dx, tanh):
     c = tanh_constants(x)
     if tanh:
         for j in range(x.size):
-            dx[j] = dy[j] * gelu_tanh_slope(x[j], c)
+            dx[j] = rounded(widened(dy[j]) * gelu_tanh_slope(widened(x[j]), c), dx)
     else:
         for j in range(x.size):
-            dx[j] = dy[j] * gelu_slope(x[j])
+            dx[j] = rounded(widened(dy[j]) * gelu_slope(widened(x[j])), dx)

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import threads as pool
 from ..arrays import dense, rows_of
+from ..bfloat16 import bits, real, rounded, sum_dtype, widened
 from ..compiler import body, entry
 from ..threads import parallel
 from ..vector_math import gelu_slope, normal
@@ -32,11 +33,12 @@ def _forward_1(x, bias, y, tanh, team):
     rows, columns = x.shape
     for i in range(rows):
         for j in range(columns):
-            h = x[i, j] + bias[j]
+            h = widened(x[i, j]) + widened(bias[j])
             if tanh:
-                y[i, j] = 0.5 * h * (1 + math.tanh(0.7978845608028654 * (h + 0.044715 * h**3)))
+                v = 0.5 * h * (1 + math.tanh(0.7978845608028654 * (h + 0.044715 * h**3)))
             else:
-                y[i, j] = 0.5 * h * (1 + math.erf(h * 0.7071067811865476))
+                v = 0.5 * h * (1 + math.erf(h * 0.7071067811865476))
+            y[i, j] = rounded(real(v, x), y)
 
 
 @entry
@@ -44,18 +46,22 @@ def _backward_1(dy, x, bias, dx, dbias, tanh, team):
     rows, columns = x.shape
     for i in range(rows):
         for j in range(columns):
-            h = x[i, j] + bias[j]
+            h, d = widened(x[i, j]) + widened(bias[j]), widened(dy[i, j])
             if tanh:
                 # y = h (1 + t) / 2,  t = tanh(u)
                 t = math.tanh(0.7978845608028654 * (h + 0.044715 * h**3))
                 du = 0.7978845608028654 * (1 + 3 * 0.044715 * h * h)
-                dx[i, j] = dy[i, j] * (0.5 * (1 + t) + 0.5 * h * (1 - t * t) * du)
+                slope = 0.5 * (1 + t) + 0.5 * h * (1 - t * t) * du
             else:
                 # y = h P(h)
                 p, dp = 0.5 * (1 + math.erf(h * 0.7071067811865476)), 0.3989422804014327 * math.exp(-0.5 * h * h)
-                dx[i, j] = dy[i, j] * (p + h * dp)
+                slope = p + h * dp
+            dx[i, j] = rounded(real(d * slope, x), dx)
     for j in range(columns):
-        dbias[j] = np.sum(dx[:, j])
+        total = real(0, x)
+        for i in range(rows):
+            total += widened(dx[i, j])
+        dbias[j] = total
 
 
 # v2 -----------------------------------------------------------------------------------------------------------------
@@ -73,11 +79,11 @@ def _forward_chunk(chunk, chunks, x, bias, y, tanh):
         row, out = x[i], y[i]
         if tanh:
             for j in range(bias.size):
-                out[j] = gelu_tanh(row[j] + bias[j], c)
+                out[j] = rounded(gelu_tanh(widened(row[j]) + widened(bias[j]), c), out)
         else:
             for j in range(bias.size):
-                h = row[j] + bias[j]
-                out[j] = h * normal(h)
+                h = widened(row[j]) + widened(bias[j])
+                out[j] = rounded(h * normal(h), out)
 
 
 @entry
@@ -90,25 +96,25 @@ def _backward_chunk(chunk, chunks, dy, x, bias, dx, parts, tanh):
     rows, c = x.shape[0], tanh_constants(bias)
     part = parts[chunk]
     for j in range(part.size):
-        part[j] = bias.dtype.type(0)
+        part[j] = real(0, bias)
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         upstream, row, out = dy[i], x[i], dx[i]
         if tanh:
             for j in range(bias.size):
-                d = upstream[j] * gelu_tanh_slope(row[j] + bias[j], c)
-                out[j] = d
+                d = widened(upstream[j]) * gelu_tanh_slope(widened(row[j]) + widened(bias[j]), c)
+                out[j] = rounded(d, out)
                 part[j] += d
         else:
             for j in range(bias.size):
-                d = upstream[j] * gelu_slope(row[j] + bias[j])
-                out[j] = d
+                d = widened(upstream[j]) * gelu_slope(widened(row[j]) + widened(bias[j]))
+                out[j] = rounded(d, out)
                 part[j] += d
 
 
 @entry
 def _backward_2(dy, x, bias, dx, dbias, tanh, team):
     chunks = _chunk_count(x.shape[0])
-    parts = np.empty((chunks, bias.size), bias.dtype)
+    parts = np.empty((chunks, bias.size), dbias.dtype)
     parallel(_backward_chunk, chunks, team, (dy, x, bias, dx, parts, tanh))
     for j in range(dbias.size):
         dbias[j] = parts[0, j]
@@ -129,14 +135,15 @@ def forward(x, bias, *, approximate="none", version):
     rows = rows_of(x)
     y = np.empty_like(rows)
     run, _ = VERSIONS[version]
-    run(rows, dense(bias), y, approximate == "tanh", pool.team(rows.size > _SERIAL))
+    run(bits(rows), bits(dense(bias)), bits(y), approximate == "tanh", pool.team(rows.size > _SERIAL))
     return (y.reshape(x.shape),)
 
 
 def backward(dy, x, bias, *, approximate="none", needs, version):
     """dy (..., C) -> dx (..., C), dbias (C,)."""
     rows, bias = rows_of(x), dense(bias)
-    dx, dbias = np.empty_like(rows), np.empty_like(bias)
+    dx, dbias = np.empty_like(rows), np.empty(bias.shape, sum_dtype(x.dtype))
     _, run = VERSIONS[version]
-    run(rows_of(dy), rows, bias, dx, dbias, approximate == "tanh", pool.team(rows.size > _SERIAL))
-    return dx.reshape(x.shape), dbias
+    given = (bits(rows_of(dy)), bits(rows), bits(bias), bits(dx), dbias)
+    run(*given, approximate == "tanh", pool.team(rows.size > _SERIAL))
+    return dx.reshape(x.shape), dbias.astype(bias.dtype, copy=False)

@@ -7,6 +7,7 @@
 |         | chunks, each with its own part of the gradients of weight and bias                                        |
 
 y = (x - mean) rstd weight + bias, with x (R, C), weight and bias (C,), mean and rstd (R,), all leading axes in R.
+All is float32 or float64; only y, and with it dy, may be bfloat16, for the matrix product that takes it.
 The number of chunks depends on R only, and their parts are summed in order: equal bits with any number of threads.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from .. import threads as pool
 from ..arrays import dense, rows_of
+from ..bfloat16 import bits, rounded, widened
 from ..compiler import body, entry
 from ..threads import parallel
 from .operations import operations
@@ -34,21 +36,24 @@ def _forward_1(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
         mean[i] = np.mean(total[i])
         rstd[i] = 1 / np.sqrt(np.mean((total[i] - mean[i]) ** 2) + eps)
         for j in range(columns):
-            y[i, j] = (total[i, j] - mean[i]) * rstd[i] * weight[j] + bias[j]
+            y[i, j] = rounded((total[i, j] - mean[i]) * rstd[i] * weight[j] + bias[j], y)
 
 
 @entry
 def _backward_1(dy, dsum, x, weight, mean, rstd, dx, dweight, dbias, add, team):
     rows, columns = x.shape
+    upstream = np.empty_like(x)
     for i in range(rows):
-        g = dy[i] * weight
+        for j in range(columns):
+            upstream[i, j] = widened(dy[i, j])
+        g = upstream[i] * weight
         xhat = (x[i] - mean[i]) * rstd[i]
         dx[i] = rstd[i] * (g - np.mean(g) - xhat * np.mean(g * xhat))
         if add:
             dx[i] += dsum[i]
     for j in range(columns):
-        dweight[j] = np.sum(dy[:, j] * (x[:, j] - mean) * rstd)
-        dbias[j] = np.sum(dy[:, j])
+        dweight[j] = np.sum(upstream[:, j] * (x[:, j] - mean) * rstd)
+        dbias[j] = np.sum(upstream[:, j])
 
 
 # v2 -----------------------------------------------------------------------------------------------------------------
@@ -80,7 +85,7 @@ def _forward_chunk(chunk, chunks, x, residual, weight, bias, total, y, mean, rst
         r = real(1) / np.sqrt(q * share + eps)
         mean[i], rstd[i] = m, r
         for j in range(columns):
-            out[j] = (row[j] - m) * r * weight[j] + bias[j]
+            out[j] = rounded((row[j] - m) * r * weight[j] + bias[j], out)
 
 
 @entry
@@ -106,7 +111,7 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, parts, a
         upstream, row, out = dy[i], x[i], dx[i]
         m, r = mean[i], rstd[i]
         for j in range(columns):
-            d = upstream[j]
+            d = widened(upstream[j])
             h = (row[j] - m) * r
             xhat[j] = h
             g[j] = d * weight[j]
@@ -149,12 +154,15 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 # Launchers ----------------------------------------------------------------------------------------------------------
 
 
-def normalize(x, residual, weight, bias, eps, version):
-    """x (..., C), residual (..., C) or None -> their sum (x itself without a residual), y, mean and rstd (...)."""
+def normalize(x, residual, weight, bias, eps, version, y_dtype=None):
+    """x (..., C), residual (..., C) or None -> their sum (x itself without a residual), y, mean and rstd (...).
+
+    y is in the dtype of x, or in `y_dtype`.
+    """
     rows = rows_of(x)
     add = residual is not None
     total = np.empty_like(rows) if add else rows
-    y = np.empty_like(rows)
+    y = np.empty(rows.shape, y_dtype or rows.dtype)
     mean, rstd = np.empty(rows.shape[0], rows.dtype), np.empty(rows.shape[0], rows.dtype)
     weight, bias, eps = dense(weight), dense(bias), rows.dtype.type(eps)
     forward, _ = VERSIONS[version]
@@ -164,7 +172,7 @@ def normalize(x, residual, weight, bias, eps, version):
         weight,
         bias,
         total,
-        y,
+        bits(y),
         mean,
         rstd,
         eps,
@@ -180,10 +188,10 @@ def normalize_backward(dy, dsum, x, weight, mean, rstd, version):
     rows, upstream, weight = rows_of(x), rows_of(dy), dense(weight)
     add = dsum is not None
     dx, dweight, dbias = np.empty_like(rows), np.empty_like(weight), np.empty_like(weight)
-    before = rows_of(dsum) if add else upstream
+    before = rows_of(dsum) if add else rows
     mean, rstd = dense(mean.reshape(-1)), dense(rstd.reshape(-1))
     _, backward = VERSIONS[version]
-    backward(upstream, before, rows, weight, mean, rstd, dx, dweight, dbias, add, pool.team(rows.size > _SERIAL))
+    backward(bits(upstream), before, rows, weight, mean, rstd, dx, dweight, dbias, add, pool.team(rows.size > _SERIAL))
     return dx.reshape(x.shape), dweight, dbias
 
 

@@ -13,25 +13,25 @@ def operations(normalize: Function, normalize_backward: Function) -> tuple[Funct
 
     Parameters
     ----------
-    normalize : (x, residual, weight, bias, eps, version) -> sum, y, mean, rstd
+    normalize : (x, residual, weight, bias, eps, version, **rest) -> sum, y, mean, rstd
         residual (..., C) may be None: the sum is x itself then.
     normalize_backward : (dy, dsum, x, weight, mean, rstd, version) -> dx, dweight, dbias
         dsum (..., C), the gradient that dx is added to, may be None.
     """
 
-    def forward(x, weight, bias, *, eps=1e-5, version):
+    def forward(x, weight, bias, *, eps=1e-5, version, **rest):
         """(y, mean, rstd)."""
-        return normalize(x, None, weight, bias, eps, version)[1:]
+        return normalize(x, None, weight, bias, eps, version, **rest)[1:]
 
-    def backward(dy, x, weight, mean, rstd, *, eps=1e-5, needs, version):
+    def backward(dy, x, weight, mean, rstd, *, eps=1e-5, needs, version, **rest):
         """(dx, dweight, dbias)."""
         return normalize_backward(dy, None, x, weight, mean, rstd, version)
 
-    def add_forward(x, residual, weight, bias, *, eps=1e-5, version):
+    def add_forward(x, residual, weight, bias, *, eps=1e-5, version, **rest):
         """(sum, y, mean, rstd)."""
-        return normalize(x, residual, weight, bias, eps, version)
+        return normalize(x, residual, weight, bias, eps, version, **rest)
 
-    def add_backward(dsum, dy, sum, weight, mean, rstd, *, eps=1e-5, needs, version):
+    def add_backward(dsum, dy, sum, weight, mean, rstd, *, eps=1e-5, needs, version, **rest):
         """(dx, dresidual, dweight, dbias); dsum or dy is None where nobody used that output."""
         if dy is None:
             return dsum, dsum, np.zeros_like(weight), np.zeros_like(weight)

@@ -3,13 +3,21 @@
     multiply(a, b, c, accumulate)        c (M, N) = a (M, K) b (K, N), added to c if accumulate
     multiply_add(a, b, bias, c)          c = a b + bias, bias (N,)
 
+| a and b                                 | sums and bias | c                   |
+|-----------------------------------------|---------------|---------------------|
+| float32, float64                        | as a          | as a                |
+| float32                                 | float32       | uint16: bfloat16    |
+| uint32: two bfloat16, neighbours in k   | float32       | float32             |
+| the same                                | float32       | uint16: bfloat16    |
+
 A tile is `rows` x (2 vectors): for each k, two vectors of a row of b are loaded, each a[m, k] is broadcast, and 2 rows
 fused multiply-adds are done; c is touched once, at the end. Any M, N, K (K = 0 gives zeros); a may have any strides, so
 a transposed operand needs no copy; b and c need a contiguous last axis. Columns beyond the last whole tile are loaded
 and stored under a mask, rows left over go to smaller tiles, so nothing outside the arrays is read or written.
 
 How large a tile is depends on the vector registers (`processor`): 14 x 2 with AVX-512's 32, 6 x 2 with 16. Each sum
-runs over k in order, one fused product after the other, whatever M, N and the number of threads.
+runs over k in order, one fused product after the other, whatever M, N and the number of threads. Pairs of bfloat16 are
+there where the processor adds up their products (`bfloat16.NATIVE`); c is not added to where it is bfloat16.
 """
 
 from functools import cache
@@ -22,6 +30,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .. import processor
+from ..bfloat16 import BFloat, rounded, widened, write_rounding
 from ..compiler import body, kept_object
 
 _POINTER = ir.IntType(8).as_pointer()
@@ -30,8 +39,17 @@ _VECTORS = 2  # of b and c in a whole tile
 
 
 VECTOR_BYTES = processor.VECTOR_BYTES[processor.level()]
-ROWS = (14, 8, 4, 1) if processor.level() == "avx512" else (6, 4, 2, 1)  # of the tiles that a matrix is cut into
-PANEL_BYTES = _VECTORS * VECTOR_BYTES  # width of a whole tile
+ROWS = (14, 8, 4, 1) if VECTOR_BYTES == 64 else (6, 4, 2, 1)  # of the tiles that a matrix is cut into
+PANEL_BYTES = _VECTORS * VECTOR_BYTES  # width of a whole tile, in elements of b
+
+# LLVM's types of what a and b hold, of the sums, and what elements of c are, by the dtypes of a and c.
+_NUMBERS = {
+    ("float32", "float32"): (ir.FloatType(), ir.FloatType(), ir.FloatType()),
+    ("float64", "float64"): (ir.DoubleType(), ir.DoubleType(), ir.DoubleType()),
+    ("float32", "uint16"): (ir.FloatType(), ir.FloatType(), ir.IntType(16)),
+    ("uint32", "float32"): (ir.IntType(32), ir.FloatType(), ir.FloatType()),
+    ("uint32", "uint16"): (ir.IntType(32), ir.FloatType(), ir.IntType(16)),
+}
 
 
 def _tile(rows: int):
@@ -39,17 +57,21 @@ def _tile(rows: int):
     if config.DISABLE_JIT:
 
         def plain(a, b, bias, c, i, j, columns, accumulate):
-            product = a[i : i + rows] @ b[:, j : j + columns]
+            product = plain_product(a[i : i + rows], b[:, j : j + columns])
             product = product + bias[j : j + columns] if bias.size else product
-            c[i : i + rows, j : j + columns] = c[i : i + rows, j : j + columns] + product if accumulate else product
+            place = c[i : i + rows, j : j + columns]
+            place[...] = place + product if accumulate else rounded(product, c)
 
         return plain
 
     @intrinsic
     def tile(typing_context, a, b, bias, c, i, j, columns, accumulate):
         for x in (a, b, c):
-            if not isinstance(x, types.Array) or x.ndim != 2 or x.dtype != c.dtype:
-                raise TypingError("a tile needs matrices a, b and c of one dtype")
+            if not isinstance(x, types.Array) or x.ndim != 2:
+                raise TypingError("a tile needs matrices a, b and c")
+        kind = (str(a.dtype), str(c.dtype))
+        if kind not in _NUMBERS or b.dtype != a.dtype:
+            raise TypingError(f"there are no tiles of {a.dtype} times {b.dtype} to {c.dtype}")
 
         def codegen(context, builder, signature, values):
             x, y, start, z = (
@@ -57,15 +79,16 @@ def _tile(rows: int):
                 for kind, value in zip(signature.args[:4], values[:4], strict=True)
             )
             i, j, columns, accumulate = values[4:]
-            item = c.dtype.bitwidth // 8
-            ready(np.dtype(str(c.dtype)))
+            ready(*map(np.dtype, kind))
+            item, c_item = a.dtype.bitwidth // 8, c.dtype.bitwidth // 8
             lanes = VECTOR_BYTES // item
             a_row, a_step = (builder.extract_value(x.strides, axis) for axis in (0, 1))
             b_step, c_row = builder.extract_value(y.strides, 0), builder.extract_value(z.strides, 0)
             column = builder.mul(j, _word(item))
             a_at = builder.gep(builder.bitcast(x.data, _POINTER), [builder.mul(i, a_row)])
             b_at = builder.gep(builder.bitcast(y.data, _POINTER), [column])
-            c_at = builder.gep(builder.bitcast(z.data, _POINTER), [builder.add(column, builder.mul(i, c_row))])
+            c_start = builder.add(builder.mul(j, _word(c_item)), builder.mul(i, c_row))
+            c_at = builder.gep(builder.bitcast(z.data, _POINTER), [c_start])
             depth = builder.extract_value(x.shape, 1)
             bias_at = builder.gep(builder.bitcast(start.data, _POINTER), [column])
             has_bias = builder.icmp_signed(">", builder.extract_value(start.shape, 0), _word(0))
@@ -74,12 +97,12 @@ def _tile(rows: int):
             narrow = builder.icmp_signed("<=", columns, _word(lanes))
             with builder.if_else(whole) as (full, partial):
                 with full:
-                    builder.call(_tile_function(builder.module, rows, _VECTORS, item, False), given)
+                    builder.call(_tile_function(builder.module, rows, _VECTORS, kind, False), given)
                 with partial, builder.if_else(narrow) as (one, two):
                     with one:
-                        builder.call(_tile_function(builder.module, rows, 1, item, True), given)
+                        builder.call(_tile_function(builder.module, rows, 1, kind, True), given)
                     with two:
-                        builder.call(_tile_function(builder.module, rows, _VECTORS, item, True), given)
+                        builder.call(_tile_function(builder.module, rows, _VECTORS, kind, True), given)
             return context.get_dummy_value()
 
         integers = (types.intp, types.intp, types.intp)
@@ -107,7 +130,7 @@ def multiply_add(a, b, bias, c):
 @body
 def _tiles(a, b, bias, c, accumulate):
     m, n = c.shape
-    width = PANEL_BYTES // c.itemsize
+    width = PANEL_BYTES // b.itemsize
     for j in range(0, n, width):
         # All rows pass by one panel of b, which stays in the first-level cache.
         columns = min(width, n - j)
@@ -130,25 +153,36 @@ def _word(value):
     return ir.Constant(_WORD, value)
 
 
-def _tile_function(module, rows, vectors, item, masked):
+def _tile_function(module, rows, vectors, kind, masked):
     """void f(a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate), strides in bytes.
 
     Declared here, and compiled once for all kernels by `ready`: in each of them it would cost most of the time.
     """
     arguments = [_POINTER, _WORD, _WORD, _POINTER, _WORD, _POINTER, _FLAG, _POINTER, _WORD, _WORD, _WORD, _FLAG]
-    name = f"tinyvit_tile_{rows}x{vectors}_{item}{'_masked' * masked}"
+    name = f"tinyvit_tile_{rows}x{vectors}_{'_'.join(kind)}{'_masked' * masked}"
     return cgutils.get_or_insert_function(module, ir.FunctionType(ir.VoidType(), arguments), name)
 
 
+def plain_product(a, b):
+    """a b, of pairs too, in float32 or float64."""
+    if a.dtype != np.uint32:
+        return a @ b
+    first, second = ([widened(x.astype(np.uint16)) for x in (a >> s, b >> s)] for s in (np.uint32(0), np.uint32(16)))
+    return first[0] @ first[1] + second[0] @ second[1]
+
+
 @cache
-def ready(dtype):
-    """Make the tiles of a dtype known to compiled code: compiled, or taken from the cache, once in a process."""
+def ready(operand, result=None):
+    """Make the tiles of these dtypes known to compiled code: compiled, or taken from the cache, once in a process.
+
+    `operand` is the dtype of a and b, `result` that of c, by default the same.
+    """
     if config.DISABLE_JIT:
         return
-    item = dtype.itemsize
+    kind = (operand.name, (result or operand).name)
     module = ir.Module("tinyvit_tiles")
     shapes = [(rows, v, masked) for rows in ROWS for v, masked in ((_VECTORS, False), (_VECTORS, True), (1, True))]
-    functions = [_tile_function(module, rows, v, item, masked) for rows, v, masked in shapes]
+    functions = [_tile_function(module, rows, v, kind, masked) for rows, v, masked in shapes]
     cpu, features = processor.target()
     target = binding.Target.from_default_triple()
     machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True, codemodel="jitdefault")
@@ -156,10 +190,11 @@ def ready(dtype):
 
     def compiled():
         for function, shape in zip(functions, shapes, strict=True):
-            _write_tile(function, shape[0], shape[1], item, shape[2])
+            _write_tile(function, shape[0], shape[1], kind, shape[2])
         return machine.emit_object(binding.parse_assembly(str(module)))
 
-    engine.add_object_file(binding.ObjectFileRef.from_data(kept_object(f"tiles-{item}-{cpu}", features, compiled)))
+    code = kept_object(f"tiles-{'-'.join(kind)}-{cpu}", features, compiled)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     for function in functions:
         binding.add_symbol(function.name, engine.get_function_address(function.name))
@@ -169,12 +204,12 @@ def ready(dtype):
 _engines: list[binding.ExecutionEngine] = []  # they own the code
 
 
-def _write_tile(function, rows, vectors, item, masked):
-    module = function.module
+def _write_tile(function, rows, vectors, kind, masked):
     a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate = function.args
-    number = ir.FloatType() if item == 4 else ir.DoubleType()
+    operand, number, element = _NUMBERS[kind]
+    item = 8 if isinstance(number, ir.DoubleType) else 4
     lanes = VECTOR_BYTES // item
-    vector = ir.VectorType(number, lanes)
+    operands, vector = ir.VectorType(operand, lanes), ir.VectorType(number, lanes)
     entry, loop, end = (function.append_basic_block(block) for block in ("entry", "loop", "end"))
 
     builder = ir.IRBuilder(entry)
@@ -194,18 +229,14 @@ def _write_tile(function, rows, vectors, item, masked):
     k, b_at = builder.phi(_WORD), builder.phi(_POINTER)
     a_offset = builder.phi(_WORD)
     sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
-    loads = [_load(builder, b_at, v, vector, masks[v]) for v in range(vectors)]
-    fma = _intrinsic(module, "fma", vector, [vector, vector, vector]) if processor.fuses() else None
+    loads = [_load(builder, b_at, v, operands, masks[v]) for v in range(vectors)]
     new = []
     for m in range(rows):
         place = builder.gep(starts[m], [a_offset])
-        value = builder.load(builder.bitcast(place, number.as_pointer()))
+        value = builder.load(builder.bitcast(place, operand.as_pointer()))
         value.align = item
-        spread = _broadcast(builder, value, vector)
-        if fma is None:
-            new.append([builder.fadd(builder.fmul(spread, loads[v]), sums[m][v]) for v in range(vectors)])
-        else:
-            new.append([builder.call(fma, [spread, loads[v], sums[m][v]]) for v in range(vectors)])
+        spread = _broadcast(builder, value, operands)
+        new.append([_multiplied(builder, spread, loads[v], sums[m][v]) for v in range(vectors)])
     following = builder.add(k, _word(1))
     moves = [(k, _word(0), following), (b_at, b, builder.gep(b_at, [b_step]))]
     moves.append((a_offset, _word(0), builder.add(a_offset, a_step)))
@@ -228,21 +259,40 @@ def _write_tile(function, rows, vectors, item, masked):
         row_starts.append(builder.gep(row_starts[-1], [c_row]))
     with builder.if_else(accumulate) as (add, overwrite):
         with add:
-            for m, v, result in results:
+            for m, v, result in results if element == number else ():
                 before = _load(builder, row_starts[m], v, vector, masks[v])
                 _store(builder, builder.fadd(before, result), row_starts[m], v, masks[v])
         with overwrite:
             for m, v, result in results:
-                _store(builder, builder.fadd(result, ends[v]), row_starts[m], v, masks[v])
+                total = builder.fadd(result, ends[v])
+                total = total if element == number else write_rounding(builder, total)
+                _store(builder, total, row_starts[m], v, masks[v])
     builder.ret_void()
+
+
+def _multiplied(builder, x, y, total):
+    """total + x y; of pairs, both products."""
+    vector = total.type
+    if isinstance(x.type.element, ir.IntType):
+        shorts = ir.VectorType(BFloat(), 2 * vector.count)
+        kind = ir.FunctionType(vector, [vector, shorts, shorts])
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{8 * VECTOR_BYTES}"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, [total, builder.bitcast(x, shorts), builder.bitcast(y, shorts)])
+    if not processor.fuses():
+        return builder.fadd(builder.fmul(x, y), total)
+    return builder.call(_intrinsic(builder.module, "fma", vector, [vector, vector, vector]), [x, y, total])
 
 
 def _intrinsic(module, operation, vector, arguments):
     """LLVM's own function for `operation` on this type of vector; what touches memory also names its pointer."""
-    name = f"llvm.{operation}.v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+    name = f"llvm.{operation}.v{vector.count}{_SHORT[str(vector.element)]}"
     result = ir.VoidType() if operation == "masked.store" else vector
     name += ".p0" if operation.startswith("masked") else ""
     return cgutils.get_or_insert_function(module, ir.FunctionType(result, arguments), name)
+
+
+_SHORT = {"float": "f32", "double": "f64", "i32": "i32", "i16": "i16"}  # LLVM's names of types in those of functions
 
 
 def _broadcast(builder, value, vector):
@@ -259,22 +309,28 @@ def _mask(builder, columns, start, lanes):
 
 
 def _place(builder, row, v, vector):
-    return builder.bitcast(builder.gep(row, [_word(v * VECTOR_BYTES)]), vector.as_pointer())
+    """Where vector v of a row lies, and how it is aligned: as its elements are."""
+    item = _BYTES[str(vector.element)]
+    return builder.bitcast(builder.gep(row, [_word(v * vector.count * item)]), vector.as_pointer()), item
+
+
+_BYTES = {"float": 4, "double": 8, "i32": 4, "i16": 2}
 
 
 def _load(builder, row, v, vector, mask):
-    place, align = _place(builder, row, v, vector), VECTOR_BYTES // vector.count
+    place, align = _place(builder, row, v, vector)
     if mask is None:
         value = builder.load(place)
         value.align = align
         return value
     load = _intrinsic(builder.module, "masked.load", vector, [vector.as_pointer(), _HALF, mask.type, vector])
-    return builder.call(load, [place, ir.Constant(_HALF, align), mask, ir.Constant(vector, [0.0] * vector.count)])
+    zeros = ir.Constant(vector, [0 if isinstance(vector.element, ir.IntType) else 0.0] * vector.count)
+    return builder.call(load, [place, ir.Constant(_HALF, align), mask, zeros])
 
 
 def _store(builder, value, row, v, mask):
     vector = value.type
-    place, align = _place(builder, row, v, vector), VECTOR_BYTES // vector.count
+    place, align = _place(builder, row, v, vector)
     if mask is None:
         builder.store(value, place).align = align
         return

@@ -7,18 +7,22 @@
 |         | that are still in the cache; dW in tiles of its own, each summed over all rows by one thread            |
 
 x (R, K), W (N, K), b (N,), y (R, N), the leading axes of x flattened into R. The sums of dW and db run over blocks of
-`DEPTH` rows, so that rounding errors do not grow with R.
+`DEPTH` rows, so that rounding errors do not grow with R. What is bfloat16 is multiplied in pairs (`operands`), and all
+sums are float32.
 """
 
 import numpy as np
 
 from .. import threads as pool
-from ..arrays import dense, rows_of
+from ..arrays import as_matrix, dense, rows_of
+from ..bfloat16 import bits, float_like, real, rounded, settle, sum_dtype, widened
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
+from ..cast.numba_cpu import forward as cast
 from ..compiler import body, entry
 from ..threads import parallel
-from ..vector_loops import transpose
+from ..vector_loops import as_row, transpose
 from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
+from .operands import depth_of, left_rows, operand, operand_dtype, stacked
 
 BLOCK = 8 * ROWS[0]  # rows that pass by all panels together: their part of x and y stays in the second-level cache
 DEPTH = 384  # rows of x and dy taken together in dW = dy^T x
@@ -37,33 +41,42 @@ def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode):
     rows, depth = x.shape
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         for j in range(weight.shape[0]):
-            total = bias[j] if bias.size else y.dtype.type(0)
+            total = bias[j] if bias.size else bias.dtype.type(0)
             for k in range(depth):
-                total += x[i, k] * weight[j, k]
-            y[i, j] = total
+                total += widened(x[i, k]) * widened(weight[j, k])
+            y[i, j] = rounded(total, y)
         if mode != LINEAR:
             gelu_row(y[i], out[i], mode == GELU_TANH)
 
 
 @entry
-def _forward_1(x, weight, bias, y, out, mode, team):
+def _forward_1(x, weight, panels, bias, y, out, mode, team):
     parallel(_forward_chunk_1, min(x.shape[0], 16), team, (x, weight, bias, y, out, mode))
 
 
 @entry
-def _backward_1(dy, pre, dpre, x, weight, dx, dweight, dbias, mode, wants_dx, wants_dweight, team):
+def _backward_1(dy, pre, dpre, x, weight, panels, dx, dweight, dbias, mode, wants_dx, wants_dweight, team):
     if mode != LINEAR:
         for i in range(dy.shape[0]):
             gelu_row_backward(dy[i], pre[i], dpre[i], mode == GELU_TANH)
     if wants_dx:
         for i in range(dx.shape[0]):
             for k in range(dx.shape[1]):
-                dx[i, k] = np.sum(dpre[i] * weight[:, k])
+                total = real(0, dx)
+                for j in range(weight.shape[0]):
+                    total += widened(dpre[i, j]) * widened(weight[j, k])
+                dx[i, k] = rounded(total, dx)
     if wants_dweight:
         for j in range(dweight.shape[0]):
             for k in range(dweight.shape[1]):
-                dweight[j, k] = np.sum(dpre[:, j] * x[:, k])
-            dbias[j] = np.sum(dpre[:, j])
+                total = real(0, x)
+                for i in range(x.shape[0]):
+                    total += widened(dpre[i, j]) * widened(x[i, k])
+                dweight[j, k] = rounded(total, dweight)
+            total = real(0, x)
+            for i in range(x.shape[0]):
+                total += widened(dpre[i, j])
+            dbias[j] = total
 
 
 # v2 -----------------------------------------------------------------------------------------------------------------
@@ -78,10 +91,11 @@ def _pack_chunk(chunk, chunks, weight, transposed, panels):
         panel, start = panels[p], p * width
         columns = min(width, weight.shape[0 if transposed else 1] - start)
         if transposed:
-            transpose(weight[start : start + columns], panels.dtype.type(1), panel)
+            transpose(operand(weight[start : start + columns]), panels.dtype.type(1), panel)
         else:
+            rows = stacked(weight[:, start : start + columns])
             for k in range(depth):
-                source, target = weight[k, start : start + columns], panel[k]
+                source, target = as_row(rows, k), panel[k]
                 for j in range(columns):
                     target[j] = source[j]
         for k in range(depth):
@@ -96,9 +110,10 @@ def _forward_chunk_2(chunk, chunks, x, panels, bias, y, out, mode, groups):
     block, group = chunk // groups, chunk % groups
     start, stop = block * BLOCK, min(block * BLOCK + BLOCK, x.shape[0])
     first, last = panels.shape[0] * group // groups, panels.shape[0] * (group + 1) // groups
+    rows = operand(x[start:stop])
     for p in range(first, last):
         j = p * width
-        multiply_add(x[start:stop], panels[p], bias[j : j + width], y[start:stop, j : min(j + width, n)])
+        multiply_add(rows, panels[p], bias[j : j + width], y[start:stop, j : min(j + width, n)])
     if mode != LINEAR:
         for i in range(start, stop):
             begin, end = first * width, min(last * width, n)
@@ -113,8 +128,9 @@ def _product_chunk(chunk, chunks, dy, pre, dpre, panels, dx, mode):
         for i in range(start, stop):
             gelu_row_backward(dy[i], pre[i], dpre[i], mode == GELU_TANH)
     k, width = dx.shape[1], panels.shape[2]
+    rows = operand(dpre[start:stop])
     for p in range(panels.shape[0]):
-        multiply(dpre[start:stop], panels[p], dx[start:stop, p * width : min(p * width + width, k)], False)
+        multiply(rows, panels[p], dx[start:stop, p * width : min(p * width + width, k)], False)
 
 
 @body
@@ -122,17 +138,19 @@ def _weight_chunk(chunk, chunks, dpre, x, dweight, dbias, height, width):
     """A tile of dW = dpre^T x, `height` rows and `width` columns, and the part of db that belongs to its rows."""
     across = max(1, -(-x.shape[1] // width))
     i, j = chunk // across * height, chunk % across * width
-    target = dweight[i : i + height, j : j + width]
+    place = dweight[i : i + height, j : j + width]
+    target = float_like(place)
     if j == 0:
         dbias[i : i + height] = dbias.dtype.type(0)
     if x.shape[0] == 0:
-        target[:] = dweight.dtype.type(0)
+        target[:] = dbias.dtype.type(0)
     part = np.empty_like(dbias[i : i + height])
     for r in range(0, x.shape[0], DEPTH):
-        rows = dpre[r : r + DEPTH, i : i + height]
-        multiply(rows.T, x[r : r + DEPTH, j : j + width], target, r > 0)
+        rows = dpre[r : r + DEPTH, i : i + target.shape[0]]
+        multiply(stacked(rows).T, stacked(x[r : r + DEPTH, j : j + target.shape[1]]), target, r > 0)
         if j == 0:
             _add_columns(rows, part, dbias[i : i + height])
+    settle(target, place)
 
 
 @body
@@ -140,9 +158,9 @@ def _add_columns(rows, part, total):
     """total += the sum of `rows` over its first axis."""
     part[:] = part.dtype.type(0)
     for i in range(rows.shape[0]):
-        row = rows[i]
+        row = as_row(rows, i)
         for j in range(part.size):
-            part[j] += row[j]
+            part[j] += widened(row[j])
     for j in range(part.size):
         total[j] += part[j]
 
@@ -156,31 +174,28 @@ def _weight_tile(rows, columns, itemsize):
             height = height // 2
         else:
             width = width // 2
-    return max(ROWS[0], height // ROWS[0] * ROWS[0]), width
+    down, across = max(1, -(-rows // height)), max(1, -(-columns // width))
+    if down > 1 and down * across % 2 == 1:  # so that two threads have as much to do
+        down += 1
+    return max(1, -(-rows // (down * ROWS[0]))) * ROWS[0], width
 
 
 @entry
-def _forward_2(x, weight, bias, y, out, mode, team):
-    (rows, depth), n = x.shape, y.shape[1]
-    width = PANEL_BYTES // y.itemsize
-    panels = np.empty((-(-n // width), depth, width), y.dtype)
-    blocks = -(-rows // BLOCK)
+def _forward_2(x, weight, panels, bias, y, out, mode, team):
+    blocks = -(-x.shape[0] // BLOCK)
     groups = max(1, min(panels.shape[0], 8 // max(blocks, 1)))
     parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, True, panels))
     parallel(_forward_chunk_2, blocks * groups, team, (x, panels, bias, y, out, mode, groups))
 
 
 @entry
-def _backward_2(dy, pre, dpre, x, weight, dx, dweight, dbias, mode, wants_dx, wants_dweight, team):
-    (rows, depth), n = x.shape, dy.shape[1]
+def _backward_2(dy, pre, dpre, x, weight, panels, dx, dweight, dbias, mode, wants_dx, wants_dweight, team):
     if wants_dx or mode != LINEAR:
-        width = PANEL_BYTES // dx.itemsize
-        columns = depth if wants_dx else 0
-        panels = np.empty((-(-columns // width), n, width), dx.dtype)
         parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, False, panels))
-        parallel(_product_chunk, -(-rows // BLOCK), team, (dy, pre, dpre, panels, dx, mode))
+        parallel(_product_chunk, -(-dy.shape[0] // BLOCK), team, (dy, pre, dpre, panels, dx, mode))
     if wants_dweight:
-        height, width = _weight_tile(n, depth, dx.itemsize)
+        n, depth = dweight.shape
+        height, width = _weight_tile(n, depth, dbias.itemsize)
         tiles = -(-n // height) * max(1, -(-depth // width))  # without columns there still is db
         parallel(_weight_chunk, tiles, team, (dpre, x, dweight, dbias, height, width))
 
@@ -191,30 +206,58 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 # Launchers ----------------------------------------------------------------------------------------------------------
 
 
+def _tiles_ready(dtype):
+    """Have the tiles for inputs of this dtype at hand: those that give an output, and those that give dW."""
+    ready(operand_dtype(dtype), bits(np.empty(0, dtype)).dtype)
+    ready(operand_dtype(dtype), sum_dtype(dtype))
+
+
+def _as_dtype(weight, dtype):
+    """The weight in the dtype of x: beside x of bfloat16 it may be float32."""
+    if weight.dtype == dtype:
+        return weight
+    (narrow,) = cast(weight, dtype=dtype, source=weight.dtype, version=1)
+    return narrow
+
+
+def _new_panels(columns, depth, dtype):
+    """Memory for a matrix with this many columns as panels."""
+    dtype, depth = operand_dtype(dtype), depth_of(depth, dtype)
+    width = PANEL_BYTES // dtype.itemsize
+    return np.empty((-(-columns // width), depth, width), dtype)
+
+
 def _launch_forward(x, weight, bias, mode, version):
-    ready(x.dtype)
-    rows, weight = rows_of(x), dense(weight)
-    y = np.empty((rows.shape[0], weight.shape[0]), x.dtype)
+    _tiles_ready(x.dtype)
+    weight = _as_dtype(weight, x.dtype)
+    rows, n = left_rows(as_matrix(x)), weight.shape[0]
+    y = np.empty((rows.shape[0], n), x.dtype)
     out = y if mode == LINEAR else np.empty_like(y)
-    bias = np.empty(0, x.dtype) if bias is None else dense(bias)
+    sums = sum_dtype(x.dtype)
+    bias = np.empty(0, sums) if bias is None else dense(bias.astype(sums, copy=False))
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
-    VERSIONS[version][0](rows, weight, bias, y, out, mode, team)
-    shape = x.shape[:-1] + weight.shape[:1]
+    panels = _new_panels(n, x.shape[-1], x.dtype)
+    VERSIONS[version][0](rows, left_rows(weight), panels, bias, bits(y), bits(out), mode, team)
+    shape = (*x.shape[:-1], n)
     return y.reshape(shape), out.reshape(shape)
 
 
 def _launch_backward(dy, pre, x, weight, mode, needs, version):
-    ready(x.dtype)
-    upstream, rows, weight = rows_of(dy), rows_of(x), dense(weight)
-    before = upstream if mode == LINEAR else rows_of(pre)
+    _tiles_ready(x.dtype)
+    master, weight = weight.dtype, _as_dtype(weight, x.dtype)
+    upstream, rows, weight = left_rows(as_matrix(dy)), bits(rows_of(x)), bits(dense(weight))
+    before = upstream if mode == LINEAR else left_rows(as_matrix(pre))
     dpre = upstream if mode == LINEAR else np.empty_like(upstream)
-    dx = np.empty_like(rows) if needs[0] else np.empty((1, 1), x.dtype)
-    wants_dweight = needs[1] or needs[2]
-    dweight = np.empty_like(weight) if wants_dweight else weight
-    dbias = np.empty(weight.shape[0] if wants_dweight else 0, x.dtype)
+    dx = np.empty(rows.shape if needs[0] else (1, 1), x.dtype)
+    wants_dweight, sums = needs[1] or needs[2], sum_dtype(x.dtype)
+    dweight = np.empty(weight.shape if wants_dweight else (0, 0), master)
+    dbias = np.empty(weight.shape[0] if wants_dweight else 0, sums)
+    panels = _new_panels(x.shape[-1] if needs[0] else 0, weight.shape[0], x.dtype)
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
-    VERSIONS[version][1](upstream, before, dpre, rows, weight, dx, dweight, dbias, mode, needs[0], wants_dweight, team)
-    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
+    given = (upstream, before, dpre, rows, weight, panels, bits(dx), bits(dweight), dbias)
+    VERSIONS[version][1](*given, mode, needs[0], wants_dweight, team)
+    dbias = dbias.astype(master, copy=False) if needs[2] else None
+    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias
 
 
 def forward(x, weight, bias, *, version):

@@ -24,10 +24,11 @@ inputs = (four, four, four, four, mask)
 rows = (two, two, one, one, two, two, one, one)
 kernels = [
     (attention._forward_1, (*inputs, four, three, how)),
-    (attention._dq_1, (*inputs, three, three, four, four, four, how)),
-    (attention._dkv_1, (*inputs, three, three, four, four, four, how)),
+    (attention._anchors, (four, four, four, mask, three, three, three, how)),
+    (attention._dq_1, (*inputs, three, three, three, four, four, four, how)),
+    (attention._dkv_1, (*inputs, three, three, three, four, four, four, how)),
     (attention._tiled(64)[0], (*inputs, four, three, how)),
-    (attention._tiled(64)[1], (*inputs, three, three, four, four, four, four, four, bool_, how)),
+    (attention._tiled(64)[1], (*inputs, three, three, three, four, four, four, four, four, bool_, how)),
     (layer_norm._forward_1, (*rows, float32, bool_)),
     (layer_norm._dx_1, (two, two, two, one, one, one, two, bool_)),
     (layer_norm._dweight_1, (two, two, one, one, three)),

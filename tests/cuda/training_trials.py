@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,12 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.autograd import Tensor
 from tinyvit.captured import CapturedStep
+from tinyvit.display import Display, heading
+from tinyvit.functional import indexing
+from tinyvit.recipes import load_recipe
+from tinyvit.train import Training, TrainingFailed, train
 
+RNG = np.random.default_rng(1)
 IMAGES = np.random.default_rng(0).standard_normal((6, 1, 8, 8)).astype(np.float32)
 LABELS = np.arange(6) % 5
 
@@ -155,6 +161,23 @@ def test_states_go_from_one_device_to_the_other() -> None:
         np.testing.assert_array_equal(array, here.state_dict()[name])
 
 
+def test_rows_that_repeat_are_added_in_one_order() -> None:
+    """By products, whose sums have an order; only what would need too large a matrix is added one by one."""
+    weight = RNG.standard_normal((5, 2, 3)).astype(np.float32)
+    ids, dy = np.array([[0, 4, 4], [-1, 0, 2]]), RNG.standard_normal((2, 3, 2, 3)).astype(np.float32)
+    expected = np.zeros_like(weight)
+    np.add.at(expected, ids, dy)
+    x = tv.tensor(weight, device="cuda", requires_grad=True)
+    with mock.patch("tinyvit.functional.indexing._add_rows", wraps=indexing._add_rows) as by_product:
+        x[ids].backward(tv.tensor(dy, device="cuda"))
+    by_product.assert_called_once()
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6, atol=1e-6)
+    with mock.patch("tinyvit.functional.indexing._LARGEST", 1):
+        x.grad = None
+        x[ids].backward(tv.tensor(dy, device="cuda"))
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_plain_rules_serve_what_no_kernel_can() -> None:
     x = tv.tensor(np.ones((2, 3)), device="cuda")
     w = tv.tensor(np.ones(3), device="cuda")
@@ -207,7 +230,8 @@ def test_what_cannot_be_captured_runs_as_usual_and_says_why() -> None:
         return loss
 
     step = CapturedStep(loss_of, optimizer)
-    losses = [step(IMAGES, LABELS).item() for _ in range(5)]
+    with pytest.warns(RuntimeWarning, match="cannot be captured in a CUDA graph .* launched one by one"):
+        losses = [step(IMAGES, LABELS).item() for _ in range(5)]
     assert step.reason is not None
     assert "not permitted when stream is capturing" in step.reason
     assert losses[-1] < losses[0]
@@ -218,3 +242,70 @@ def test_only_parameters_on_a_gpu_are_captured() -> None:
     optimizer = tv.optim.AdamW(model_on("cpu").parameters())
     with pytest.raises(ValueError, match="all of them on one GPU"):
         CapturedStep(lambda: tv.tensor(1.0), optimizer)
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------
+
+
+def run_by(tmp_path: Any, *assignments: str, epochs: int = 2) -> tuple["Seen", Any]:
+    """A run of a tiny ViT on some digits, on the device: what trained it and what it came to."""
+    size = ("model.dim=16", "model.depth=1", "model.heads=2", "data.batch_size=300", "model.stem=linear")
+    recipe = load_recipe("digits").override([*size, f"epochs={epochs}", *assignments])
+    seen = Seen()
+    tv.backend.set_default_device("cuda")
+    try:
+        return seen, train(recipe, "tiny", tmp_path / f"run{len(list(tmp_path.iterdir()))}", seen)
+    finally:
+        tv.backend.set_default_device("cpu")
+
+
+class Seen(Display):
+    def started(self, training: Training, folder: Any) -> None:
+        self.training, self.heading = training, heading(training, folder)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_run_captures_its_steps_and_learns_what_one_without_learns(
+    tmp_path: Any, precision: str, monkeypatch: Any
+) -> None:
+    seen, result = run_by(tmp_path, f"precision={precision}")
+    assert "each one CUDA graph" in seen.heading
+    assert seen.training.steps.graph.is_captured
+    monkeypatch.setattr("tinyvit.captured.WARM_UP", 1000)
+    other, expected = run_by(tmp_path, f"precision={precision}")
+    assert not other.training.steps.graph.is_captured
+    for line, uncaptured in zip(result.metrics, expected.metrics, strict=True):
+        for name in ("step", "train_loss", "val_loss", "val_accuracy"):
+            assert line[name] == uncaptured[name], name
+    assert result.metrics[-1]["train_loss"] < result.metrics[0]["train_loss"]
+
+
+def test_a_run_that_cannot_be_captured_says_why(tmp_path: Any) -> None:
+    seen, result = run_by(tmp_path, "train.accumulate=2", epochs=1)
+    assert "operation by operation since train.accumulate is 2" in seen.heading
+    assert seen.training.steps.graph is None
+    assert result.metrics[0]["step"] == 3
+
+
+def test_a_loss_that_is_not_finite_ends_a_captured_run(tmp_path: Any) -> None:
+    with pytest.raises(TrainingFailed, match=r"the loss of step \d+ is nan.* of the last good step"):
+        run_by(tmp_path, "lr=1e30", "train.clip_norm=0", "train.warmup_epochs=0", epochs=30)
+
+
+def test_a_scaler_on_the_device_does_what_one_on_the_host_does() -> None:
+    """The same gradients, one of them not finite, and a state that goes from the one to the other."""
+    found = []
+    for where in ("cuda", "cpu"):
+        p = tv.tensor(np.ones(5, np.float32), device=where, requires_grad=True)
+        optimizer = tv.optim.AdamW([p], lr=0.1)
+        scaler = tv.LossScaler(optimizer, initial=64, growth=2)
+        seen = []
+        for gradient in (64.0, np.inf, 3.0, 5.0, 1.0):
+            p.grad = tv.tensor(np.full(5, gradient, np.float32), device=where)
+            norm = float(scaler.step(clip_norm=1.0))
+            seen.append((norm, scaler.scale, scaler.good_steps, *p.numpy()))
+        other = tv.LossScaler(tv.optim.AdamW([tv.tensor([1.0], requires_grad=True)]))
+        other.load_state_dict(scaler.state_dict())
+        assert (other.scale, other.good_steps) == (scaler.scale, scaler.good_steps)
+        found.append(seen)
+    np.testing.assert_allclose(*found, rtol=1e-5)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from blocks import BLOCK, DEPTH, KEYS, PANEL_BYTES, QUERIES, ROWS, TILE, weight_tile
+from blocks import BLOCK, CAST, DEPTH, KEYS, PANEL_BYTES, PARTS, PIXELS, QUERIES, ROWS, TILE, weight_tile
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numba.core import config
@@ -177,7 +178,10 @@ def linear_gelu(draw: Any, dtype: Any) -> Case:
 def layer_norm(draw: Any, dtype: Any, summands: int = 1) -> Case:
     shape = draw(rows_and_columns())
     inputs = [arrays(shape, dtype)] * summands + [arrays(shape[-1:], dtype)] * 2
-    return Case(tuple(draw(x) for x in inputs), {"eps": draw(st.sampled_from([1e-5, 1e-6, 0.1]))})
+    params = {"eps": draw(st.sampled_from([1e-5, 1e-6, 0.1]))}
+    if dtype == "float32" and draw(st.booleans()):
+        params["y_dtype"] = np.dtype(ml_dtypes.bfloat16)
+    return Case(tuple(draw(x) for x in inputs), params)
 
 
 @st.composite
@@ -230,11 +234,38 @@ def dropout(draw: Any, dtype: Any) -> Case:
 
 
 @st.composite
+def cast(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns() | st.sampled_from([(n,) for n in around(1, CAST, 2 * CAST)]))
+    target = draw(st.sampled_from([np.dtype(n) for n in ("float32", "bfloat16", "float64")]))
+    x = draw(arrays(shape, dtype, specials=("none", "wide", "nan", "inf")))  # float16 has none that are much larger
+    return Case((x,), {"dtype": target, "source": np.dtype(dtype)})
+
+
+@st.composite
 def patches(draw: Any, dtype: Any) -> Case:
     batch, channels, down, across = (draw(st.sampled_from(n)) for n in ([0, 1, 3], [1, 3], [1, 2, 33], [1, 2, 7]))
     size = draw(st.sampled_from([(1, 1), (2, 3), (4, 4), (7, 1)]))
     shape = (batch, channels, down * size[0], across * size[1])
     return Case((draw(arrays(shape, dtype)),), {"size": size})
+
+
+@st.composite
+def conv2d(draw: Any, dtype: Any) -> Case:
+    kernel, stride = ((draw(st.integers(1, 3)), draw(st.integers(1, 3))) for _ in range(2))
+    channels, filters = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 5]))
+    across = draw(st.sampled_from([1, 2, 5, *around(PIXELS)]))
+    left = PRODUCTS // (4 * math.prod(kernel) * channels * filters * across)
+    down = size(draw, [1, 2, 3, *around(PIXELS // across + 2)], left)
+    batch = size(draw, [1, 0, 2, 3, PARTS + 1], left // down)
+    # The least padding that is needed for so few pixels, or more; then pixels that no window reaches.
+    shape, padding = [], []
+    for k, s, n in zip(kernel, stride, (down, across), strict=True):
+        covered = (n - 1) * s + k
+        padding.append(draw(st.integers(0, min(4, (covered - 1) // 2))))
+        shape.append(covered - 2 * padding[-1] + draw(st.integers(0, s - 1)))
+    x, weight = draw(arrays((batch, channels, *shape), dtype)), draw(arrays((filters, channels, *kernel), dtype))
+    bias = draw(st.none() | arrays((filters,), dtype))
+    return Case((x, weight, bias), {"stride": stride, "padding": tuple(padding)})
 
 
 @st.composite
@@ -319,6 +350,8 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "cross_entropy": cross_entropy,
     "dropout": dropout,
     "patches": patches,
+    "conv2d": conv2d,
+    "cast": cast,
     "attention": attention,
 }
 

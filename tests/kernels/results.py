@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (names bfloat16)
 import numpy as np
 from tinyvit.kernels import registry
 
@@ -32,16 +33,18 @@ def large_sample(name: str) -> Sample:
         "softmax": large(_ROWS),
         "cross_entropy": large(_ROWS, _ROWS, label_smoothing=0.1),
         "dropout": large(_ROWS, p=0.3, seed=5, offset=2),
+        "cast": large(_ROWS, dtype=np.dtype("bfloat16"), source=np.dtype("float32")),
         "patches": large((3, 3, 64, 64), size=(4, 8)),
+        "conv2d": large((18, 3, 30, 31), (5, 3, 3, 4), (5,), stride=(1, 2), padding=(1, 0)),
         "attention": large(heads, heads, heads, (3, 1, 90), scale=0.25, dropout_p=0.1, seed=3, offset=1),
     }
     return known[name] if name in known else next(iter(Op.registry[name].samples()))
 
 
-def of_operation(op: type[Op]) -> list[np.ndarray]:
-    """Outputs and gradients at float32."""
+def of_operation(op: type[Op], dtype: Any) -> list[np.ndarray]:
+    """Outputs and gradients in a dtype."""
     given = large_sample(op.name)
-    xs = [None if x is None else Tensor(x.astype(np.float32), requires_grad=True) for x in given.inputs]
+    xs = [None if x is None else Tensor(x.astype(dtype), requires_grad=True) for x in given.inputs]
     out = op.apply(*xs, **given.params)
     outputs = out if isinstance(out, tuple) else (out,)
     gradients = tv.grad(outputs, [x for x in xs if x is not None], [y.detach() for y in outputs])
@@ -65,7 +68,8 @@ def hashes() -> Iterator[tuple[str, str]]:
     for spec in registry.SPECS:
         if spec.technology == "numba":
             op: Any = next((op for op in Op.registry.values() if op.kernel == spec.operation), None)
-            arrays = of_operation(op) if op else of_optimizer()
+            dtypes = [d for d in map(np.dtype, ("float32", "bfloat16")) if d in spec.dtypes]
+            arrays = [a for d in dtypes for a in of_operation(op, d)] if op else of_optimizer()
             yield spec.operation, hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
 
 

@@ -69,12 +69,20 @@ class Batch:
         Its number in the epoch, from 0.
     texts : int64 (B, N)
         Numbers of words, filled up with `<pad>`; None where there are none.
+    image_of : int64 (B,)
+        Which of the images each sample is about, where several share one; None where each has its own, in order.
     """
 
     images: NDArray[np.float32] | None
     labels: NDArray[np.int64]
     index: int
     texts: NDArray[np.int64] | None = None
+    image_of: NDArray[np.int64] | None = None
+
+    @property
+    def image_of_each(self) -> NDArray[np.float32] | None:
+        """The image of each sample, (B, C, H, W)."""
+        return self.images if self.images is None or self.image_of is None else self.images[self.image_of]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +131,10 @@ class Dataset:
     def first(self, count: int) -> "Dataset":
         """The data set of its first `count` images."""
         return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """All samples in random order."""
+        return rng.permutation(len(self))
 
     def batch(
         self, chosen: NDArray[np.int64], index: int = 0, change: Callable[[NDArray], NDArray] | None = None

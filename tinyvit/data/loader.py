@@ -101,7 +101,7 @@ class Loader:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if not self.shuffle:
             return np.arange(len(self.dataset))
-        return self._stream(_ORDER, epoch, 0).permutation(len(self.dataset))
+        return self.dataset.order(self._stream(_ORDER, epoch, 0))
 
     def _batch(self, order: NDArray[np.int64], epoch: int, index: int) -> Batch:
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]

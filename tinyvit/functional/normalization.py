@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+
+from .. import autograd
 from ..autograd import Op, Tensor
 from .samples import sample
 
@@ -18,7 +21,8 @@ def row_statistics(xp: Any, x: Any, eps: float) -> tuple[Any, Any]:
     return xp.mean(x, axis=-1), _normalized(xp, x, eps)[1][..., 0]
 
 
-def _backward(xp, dy, x, weight, eps):
+def _backward(xp, dy, x, weight, eps, y_dtype):
+    dy = dy if y_dtype is None else xp.cast(dy, x.dtype)
     xhat, rstd = _normalized(xp, x, eps)
     # y = xhat * weight + bias
     g = dy * weight
@@ -43,12 +47,13 @@ class LayerNorm(Op):
     kernel = "layer_norm"
 
     @staticmethod
-    def forward(xp, x, weight, bias, *, eps=1e-5):
-        return _normalized(xp, x, eps)[0] * weight + bias
+    def forward(xp, x, weight, bias, *, eps=1e-5, y_dtype=None):
+        y = _normalized(xp, x, eps)[0] * weight + bias
+        return y if y_dtype is None else xp.cast(y, y_dtype)
 
     def backward(ctx, xp, dy):
         x, weight = ctx.saved
-        return _backward(xp, dy, x, weight, ctx.eps)
+        return _backward(xp, dy, x, weight, ctx.eps, ctx.y_dtype)
 
     @staticmethod
     def samples():
@@ -67,16 +72,17 @@ class AddLayerNorm(Op):
     kernel = "add_layer_norm"
 
     @staticmethod
-    def forward(xp, x, residual, weight, bias, *, eps=1e-5):
+    def forward(xp, x, residual, weight, bias, *, eps=1e-5, y_dtype=None):
         total = x + residual
-        return total, _normalized(xp, total, eps)[0] * weight + bias
+        y = _normalized(xp, total, eps)[0] * weight + bias
+        return total, y if y_dtype is None else xp.cast(y, y_dtype)
 
     def backward(ctx, xp, dsum, dy):
         total, weight = ctx.saved
         if dy is None:  # only the sum was used
             return dsum, dsum, xp.zeros_like(weight), xp.zeros_like(weight)
         # y = layer_norm(sum) * weight + bias
-        dtotal, dweight, dbias = _backward(xp, dy, total, weight, ctx.eps)
+        dtotal, dweight, dbias = _backward(xp, dy, total, weight, ctx.eps, ctx.y_dtype)
         # sum = x + residual
         dtotal = dtotal if dsum is None else dtotal + dsum
         return dtotal, dtotal, dweight, dbias
@@ -90,26 +96,37 @@ class AddLayerNorm(Op):
 # What users call ----------------------------------------------------------------------------------------------------
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, narrow: bool = False) -> Tensor:
     """Normalize the last axis to mean 0 and variance 1, then scale and shift it.
 
     Parameters
     ----------
     x : (..., C).  weight, bias : (C,).
     eps : added to the variance.
+    narrow : give the result in the dtype of `autocast`, where a matrix product takes it: in one pass over memory.
     """
     _check("layer_norm", x, weight, bias)
-    return LayerNorm.apply(x, weight, bias, eps=eps)
+    return LayerNorm.apply(x, weight, bias, eps=eps, **_narrowed(x, narrow))
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, narrow: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The residual sum x + residual and its layer norm, in one operation: (..., C), (..., C) -> (sum, y)."""
+    """The residual sum x + residual and its layer norm, in one operation: (..., C), (..., C) -> (sum, y).
+
+    `narrow` is about y, as in `layer_norm`.
+    """
     if x.shape != residual.shape:
         raise ValueError(f"add_layer_norm: x has shape {x.shape} and residual {residual.shape}; they must be equal")
     _check("add_layer_norm", x, weight, bias)
-    return AddLayerNorm.apply(x, residual, weight, bias, eps=eps)
+    return AddLayerNorm.apply(x, residual, weight, bias, eps=eps, **_narrowed(x, narrow))
+
+
+def _narrowed(x: Tensor, narrow: bool) -> dict[str, Any]:
+    """The parameter that says so; none where it would be the dtype of x. On a GPU a cast follows."""
+    dtype = getattr(autograd.adapt_inputs, "dtype", None)
+    bfloat16 = narrow and dtype is not None and dtype.name == "bfloat16" and type(x.data) is np.ndarray
+    return {"y_dtype": dtype} if bfloat16 and x.dtype.itemsize < 8 else {}
 
 
 def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:

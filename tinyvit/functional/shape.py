@@ -169,6 +169,8 @@ class Flip(Op):
 class Cast(Op):
     """y = x in another dtype        dx = dy in x's dtype"""
 
+    kernel = "cast"
+
     @staticmethod
     def forward(xp, x, *, dtype, source):
         return x.astype(dtype)

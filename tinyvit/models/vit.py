@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor
-from ..backend import like
+from ..backend import is_on_gpu, like
 from ..nn import Block, Dropout, LayerNorm, Linear, Module, ModuleList, Parameter, PatchEmbed, init, initialize_linear
 from ..nn.patches import Sizes, sincos1d, sincos2d
 from ..nn.transformer import advance_all, joined
@@ -136,8 +136,7 @@ class ViT(Module):
 
     def _images(self, images: Any) -> Tensor:
         """Images as a tensor where the weights are."""
-        return (
-            images
-            if isinstance(images, Tensor)
-            else Tensor(like(np.asarray(images), self.patch_embed.proj.weight.data))
-        )
+        if isinstance(images, Tensor):
+            return images
+        array = images if is_on_gpu(images) else np.asarray(images)
+        return Tensor(like(array, self.patch_embed.proj.weight.data))

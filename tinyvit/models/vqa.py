@@ -26,6 +26,7 @@ from ..nn import (
     TransformerDecoder,
     TransformerEncoder,
     init,
+    initialize_conv,
 )
 from .text import words_mask
 
@@ -37,14 +38,19 @@ class Vision(Protocol):
 
 
 class VQA(Module):
-    """Images (B, C, H, W) and questions (B, N) -> logits of the answers (B, num_answers)."""
+    """Images (B, C, H, W) and questions (B, N) -> logits of the answers (B, num_answers).
+
+    Where several questions are about one image, `image_of` (B,) says which of the images each is about: an image is
+    looked at once, however much is asked.
+    """
 
     def __init__(self, vision: Vision, text: Module, fusion: Module, dim: int, num_answers: int) -> None:
         self.vision, self.text, self.fusion = vision, text, fusion
         self.head = Linear(dim, num_answers)
 
-    def forward(self, images: Any, questions: Any) -> Tensor:
+    def forward(self, images: Any, questions: Any, image_of: Any = None) -> Tensor:
         features = self.vision.features(images)
+        features = features if image_of is None else features[image_of]
         return self.head(self.fusion(features, self.text(questions), words_mask(questions)))
 
 
@@ -64,6 +70,7 @@ class ConvEncoder(Module):
             *(Conv2d(2 * channels, 2 * channels, 3, padding=1), ReLU(), MaxPool2d(2)),
         )
         self.proj = Linear(2 * channels * image_size[0] * image_size[1] // 256, dim)
+        initialize_conv(self)
 
     def features(self, images: Any) -> Tensor:
         x = self.layers(images if isinstance(images, Tensor) else Tensor(np.asarray(images)))

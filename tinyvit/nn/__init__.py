@@ -12,6 +12,7 @@ from .layers import (
     Linear,
     MaxPool2d,
     ReLU,
+    initialize_conv,
     initialize_linear,
 )
 from .module import Module, ModuleList, Parameter, Sequential
@@ -32,5 +33,5 @@ __all__ = [
     "GELU", "Attention", "Block", "Conv2d", "CrossAttention", "DecoderBlock", "DropPath", "Dropout",
     "Embedding", "KeyValueCache", "LayerNorm", "LayerScale", "Linear", "MaxPool2d", "Mlp", "Module",
     "ModuleList", "Parameter", "PatchEmbed", "ReLU", "Sequential", "TransformerDecoder", "TransformerEncoder",
-    "init", "initialize_linear", "keep_attention",
+    "init", "initialize_conv", "initialize_linear", "keep_attention",
 ]  # fmt: skip

@@ -30,6 +30,11 @@ def uniform_fan_in(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
     return default_generator.numpy().uniform(-bound, bound, shape).astype(np.float32)
 
 
+def he_normal(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
+    """Normal with variance 2 / fan_in, float32: ReLUs keep the size of what passes through (He et al., 2015)."""
+    return trunc_normal(shape, math.sqrt(2 / fan_in))
+
+
 def zeros(*shape: int) -> Parameter:
     return Parameter(np.zeros(shape, np.float32))
 

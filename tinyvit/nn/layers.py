@@ -1,12 +1,12 @@
 """Layers of one operation each. B batch, C channels, H x W pixels."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor
-from ..backend import default_generator
 from ..functional.random import check_probability
 from . import init
 from .module import Module, Parameter
@@ -35,6 +35,15 @@ def initialize_linear(module: Module, std: float = 0.02) -> None:
                 m.bias.assign(np.zeros(m.bias.shape, np.float32))
 
 
+def initialize_conv(module: Module) -> None:
+    """Every `Conv2d` below `module`: weights for a ReLU after them, biases 0 (He et al., 2015)."""
+    for m in module.modules():
+        if isinstance(m, Conv2d):
+            m.weight.assign(init.he_normal(m.weight.shape, math.prod(m.weight.shape[1:])))
+            if m.bias is not None:
+                m.bias.assign(np.zeros(m.bias.shape, np.float32))
+
+
 class LayerNorm(Module):
     """Layer normalization of the last axis: (..., dim) -> (..., dim)."""
 
@@ -42,14 +51,17 @@ class LayerNorm(Module):
         init.check_sizes("LayerNorm", dim=dim)
         self.weight, self.bias, self.eps = init.ones(dim), init.zeros(dim), eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor, narrow: bool = False) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps, narrow)
 
-    def after_sum(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The residual sum x + branch and its layer norm, as one operation; without a branch, x and its layer norm."""
+    def after_sum(self, x: Tensor, branch: Tensor | None, narrow: bool = False) -> tuple[Tensor, Tensor]:
+        """The residual sum x + branch and its layer norm, as one operation; without a branch, x and its layer norm.
+
+        `narrow`: a matrix product takes the latter, see `functional.layer_norm`.
+        """
         if branch is None:
-            return x, self(x)
-        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+            return x, self(x, narrow)
+        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps, narrow)
 
     def _describe(self) -> str:
         return f"{super()._describe()}, eps={self.eps}"
@@ -90,8 +102,8 @@ class DropPath(Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        return x * F.dropout_mask(shape, self.p, *default_generator.draw(), x.dtype, x.device)
+        first_of_each = x.data[(slice(None), *[slice(1)] * (x.ndim - 1))]  # (B, 1, ...)
+        return x * F.dropout(Tensor(np.ones_like(first_of_each)), self.p)
 
     def _describe(self) -> str:
         return f"p={self.p}"

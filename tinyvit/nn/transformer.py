@@ -215,8 +215,8 @@ class Block(Residual):
             _, x = self.norm1.after_sum(x, self._branch(self.attn(x, attn_mask, is_causal), self.ls1))
             _, x = self.norm2.after_sum(x, self._branch(self.mlp(x), self.ls2))
             return x, None
-        x, y = self.norm1.after_sum(x, branch)
-        x, y = self.norm2.after_sum(x, self._branch(self.attn(y, attn_mask, is_causal), self.ls1))
+        x, y = self.norm1.after_sum(x, branch, narrow=True)
+        x, y = self.norm2.after_sum(x, self._branch(self.attn(y, attn_mask, is_causal), self.ls1), narrow=True)
         return x, self._branch(self.mlp(y), self.ls2)
 
 
@@ -271,9 +271,9 @@ class DecoderBlock(Residual):
             _, x = self.norm2.after_sum(x, self.cross(x, context, context_mask, onto))
             _, x = self.norm3.after_sum(x, self.mlp(x))
             return x, None
-        x, y = self.norm1.after_sum(x, branch)
-        x, y = self.norm2.after_sum(x, self.attn(y, attn_mask, self.causal, own))
-        x, y = self.norm3.after_sum(x, self.cross(y, context, context_mask, onto))
+        x, y = self.norm1.after_sum(x, branch, narrow=True)
+        x, y = self.norm2.after_sum(x, self.attn(y, attn_mask, self.causal, own), narrow=True)
+        x, y = self.norm3.after_sum(x, self.cross(y, context, context_mask, onto), narrow=True)
         return x, self.mlp(y)
 
 

@@ -5,7 +5,7 @@ The training loop, checkpoints and run folders are the same for all of them.
 
 from ..recipes import Recipe
 from .answer import Answer
-from .base import DataSpec, Task, mistake_in
+from .base import DataSpec, Found, Task, mistake_in
 from .classify import Classify
 from .mask import Mask
 from .retrieve import Retrieve
@@ -23,6 +23,6 @@ def task_of(recipe: Recipe) -> Task:
 
 
 __all__ = [
-    "TASKS", "Answer", "Caption", "Classify", "DataSpec", "Mask", "Retrieve", "Task", "Translate", "mistake_in",
-    "task_of",
+    "TASKS", "Answer", "Caption", "Classify", "DataSpec", "Found", "Mask", "Retrieve", "Task", "Translate",
+    "mistake_in", "task_of",
 ]  # fmt: skip

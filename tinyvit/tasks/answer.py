@@ -10,7 +10,7 @@ from ..autograd import Tensor, no_grad
 from ..data import Batch
 from ..models import VQA, ConvEncoder, CrossFusion, JointFusion, ProductFusion, TextEmbedding, TextEncoder
 from ..nn import Module
-from .base import DataSpec, Task, batches, by_kind, evaluating, nothing
+from .base import DataSpec, Found, Task, batches, by_kind, evaluating, nothing
 
 
 class Answer(Task):
@@ -44,18 +44,22 @@ class Answer(Task):
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
         smoothing = self.recipe.train.label_smoothing
-        logits = model(batch.images, batch.texts)
+        logits = model(batch.images, batch.texts, batch.image_of)
         return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="sum")
 
     @no_grad()
     def evaluate(
         self, model: Module, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Any]:
+    ) -> tuple[float, float, Found]:
         right, loss = np.zeros(len(dataset), bool), 0.0
+        confusion = np.zeros((len(dataset.classes),) * 2, np.int64)
         with evaluating(model):
             for where, batch in batches(dataset, batch_size):
-                logits = model(batch.images, batch.texts)
+                logits = model(batch.images, batch.texts, batch.image_of)
                 loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
-                right[where] = logits.numpy().argmax(axis=1) == batch.labels
+                answers = logits.numpy().argmax(axis=1)
+                right[where] = answers == batch.labels
+                np.add.at(confusion, (batch.labels, answers), 1)
                 after_batch()
-        return loss / len(dataset), *by_kind(dataset, right)
+        accuracy, shares = by_kind(dataset, right)
+        return loss / len(dataset), accuracy, Found(shares, dataset.classes, confusion)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ..autograd import Tensor
 from ..data import Batch, Dataset, TextDataset, Tokenizer, load_texts
 from ..errors import RecipeError
 from ..models import ViT
-from ..nn import Module
+from ..nn import Module, initialize_conv
 from ..recipes import Model, Recipe, Train
 
 AnyDataset = Dataset | TextDataset
@@ -63,10 +63,28 @@ class DataSpec:
         return Tokenizer(self.words)
 
 
+class Found(NamedTuple):
+    """What a model was found to do, besides its loss and accuracy."""
+
+    shares: dict[str, float]  # accuracies from 0 to 1, by name
+    names: tuple[str, ...] = ()  # of classes, or words
+    confusion: np.ndarray | None = None  # (names, names): how many of each (rows) were taken for each (columns)
+
+    def mistakes(self, most: int = 8) -> list[tuple[str, str, int]]:
+        """The most frequent ones: what it was, what it was taken for, how often."""
+        if self.confusion is None:
+            return []
+        wrong = self.confusion * ~np.eye(len(self.names), dtype=bool)
+        places = np.argsort(-wrong, axis=None, kind="stable")[: min(most, np.count_nonzero(wrong))]
+        rows, columns = np.unravel_index(places, wrong.shape)
+        return [(self.names[i], self.names[j], int(wrong[i, j])) for i, j in zip(rows, columns, strict=True)]
+
+
 class Task:
     """One kind of thing to learn; the recipe says how."""
 
     samples = "images"  # what the loader gives, in the plural
+    can_be_captured = False  # whether the loss is computed on the device alone, from images and labels
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -88,8 +106,8 @@ class Task:
 
     def evaluate(
         self, model: Module, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Any]:
-        """Mean loss, accuracy from 0 to 1, and more: a confusion matrix, or accuracies by name.
+    ) -> tuple[float, float, Found]:
+        """Mean loss, accuracy from 0 to 1, and what else was found.
 
         `after_batch` is called after each batch, and may raise to break off.
         """
@@ -98,8 +116,14 @@ class Task:
     # What tasks with texts share
 
     def vision(self, data: DataSpec, depth: int | None = None) -> ViT:
-        """The image encoder: the ViT of the recipe without a head."""
-        return build_vit(self.recipe, data, 0, depth)
+        """The image encoder: the ViT of the recipe without a head.
+
+        A convolutional stem begins with He's weights, so that what it sees is not small beside its biases.
+        """
+        vit = build_vit(self.recipe, data, 0, depth)
+        if vit.patch_embed.stem is not None:
+            initialize_conv(vit.patch_embed.stem)
+        return vit
 
     def text_options(self) -> dict[str, Any]:
         """The arguments of text encoders and decoders that the recipe says."""

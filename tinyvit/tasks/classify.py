@@ -8,11 +8,13 @@ from ..autograd import Tensor
 from ..data import Batch, Dataset, load_dataset
 from ..evaluate import evaluate
 from ..nn import Module
-from .base import DataSpec, Task, build_vit, nothing
+from .base import DataSpec, Found, Task, build_vit, nothing
 
 
 class Classify(Task):
     """One class for each image."""
+
+    can_be_captured = True
 
     def load(self, split: str) -> Dataset:
         data = self.recipe.data
@@ -27,5 +29,6 @@ class Classify(Task):
 
     def evaluate(
         self, model: Module, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Any]:
-        return evaluate(model, dataset, batch_size, after_batch)
+    ) -> tuple[float, float, Found]:
+        loss, accuracy, confusion = evaluate(model, dataset, batch_size, after_batch)
+        return loss, accuracy, Found({}, dataset.classes, confusion)

@@ -13,7 +13,7 @@ from ..data.texts import TEXT_DATASETS
 from ..models import MaskedModel, TextEncoder
 from ..models.masked import IGNORED, choose_patches, hide_words, visible_patches
 from ..nn import Module
-from .base import AnyDataset, DataSpec, Task, batches, evaluating, nothing
+from .base import AnyDataset, DataSpec, Found, Task, batches, evaluating, nothing
 
 
 class Hidden(NamedTuple):
@@ -67,10 +67,10 @@ class Mask(Task):
 
     def _parts(self, model: Any, batch: Batch, hidden: Hidden) -> tuple[list[Tensor], Any, Any]:
         """The mean losses of pixels and words, and what is believed of each."""
-        pixels, logits = model(batch.images, hidden.order, hidden.visible, hidden.words)
+        pixels, logits = model(batch.image_of_each, hidden.order, hidden.visible, hidden.words)
         losses = []
         if pixels is not None:
-            losses.append(F.mse_loss(pixels, model.hidden_pixels(batch.images, hidden.order, hidden.visible)))
+            losses.append(F.mse_loss(pixels, model.hidden_pixels(batch.image_of_each, hidden.order, hidden.visible)))
         if logits is not None:
             losses.append(F.cross_entropy(logits, hidden.asked, ignore_index=IGNORED))
         return losses, pixels, logits
@@ -78,7 +78,7 @@ class Mask(Task):
     @no_grad()
     def evaluate(
         self, model: Any, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Any]:
+    ) -> tuple[float, float, Found]:
         loss = error = total = right = asked = 0.0
         with evaluating(model):
             for where, batch in batches(dataset, batch_size):
@@ -86,7 +86,7 @@ class Mask(Task):
                 losses, pixels, logits = self._parts(model, batch, hidden)
                 loss += sum(part.item() for part in losses) * len(batch.labels)
                 if pixels is not None:
-                    truth = model.hidden_pixels(batch.images, hidden.order, hidden.visible)
+                    truth = model.hidden_pixels(batch.image_of_each, hidden.order, hidden.visible)
                     error += float(((pixels.numpy() - truth) ** 2).sum())
                     total += float((truth**2).sum())
                 if logits is not None:
@@ -99,4 +99,4 @@ class Mask(Task):
             found["variance of hidden pixels explained"] = 1 - error / total
         if asked:
             found["hidden words"] = float(right / asked)
-        return loss / len(dataset), list(found.values())[-1], found
+        return loss / len(dataset), list(found.values())[-1], Found(found)

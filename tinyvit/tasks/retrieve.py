@@ -10,7 +10,7 @@ from ..autograd import Tensor, no_grad
 from ..data import Batch
 from ..models import TextEncoder, TwoTowers
 from ..nn import Module
-from .base import DataSpec, Task, batches, evaluating, nothing
+from .base import DataSpec, Found, Task, batches, evaluating, nothing
 
 
 class Retrieve(Task):
@@ -32,7 +32,7 @@ class Retrieve(Task):
     @no_grad()
     def evaluate(
         self, model: Any, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Any]:
+    ) -> tuple[float, float, Found]:
         images, texts, loss = [], [], 0.0
         with evaluating(model):
             for _, batch in batches(dataset, batch_size):
@@ -49,7 +49,7 @@ class Retrieve(Task):
             for way, table in (("image to text", among), ("text to image", among.T)):
                 found |= {f"{kind}, {way}, recall@{k}": recall(table, k) for k in (1, 5)}
         counted = [v for name, v in found.items() if name.endswith("@1") and name.split(",")[0] not in dataset.apart]
-        return loss / len(dataset), float(np.mean(counted)), found
+        return loss / len(dataset), float(np.mean(counted)), Found(found)
 
 
 def recall(scores: np.ndarray, k: int) -> float:

@@ -12,7 +12,7 @@ from ..data import Batch
 from ..data.tokenizer import MASK, PAD, SPECIAL
 from ..models import Captioner, EncoderDecoder, TextDecoder, greedy
 from ..nn import Module
-from .base import DataSpec, Task, batches, by_kind, evaluating, nothing
+from .base import DataSpec, Found, Task, batches, by_kind, evaluating, nothing
 
 
 class Write(Task):
@@ -39,8 +39,9 @@ class Write(Task):
     @no_grad()
     def evaluate(
         self, model: Any, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Any]:
-        right, loss = np.zeros(len(dataset), bool), 0.0
+    ) -> tuple[float, float, Found]:
+        right, loss, words = np.zeros(len(dataset), bool), 0.0, dataset.tokenizer.words
+        confusion = np.zeros((len(words),) * 2, np.int64)
         longest = dataset.labels.shape[1] - 1
         with evaluating(model):
             for where, batch in batches(dataset, batch_size):
@@ -51,8 +52,12 @@ class Write(Task):
                 written = greedy(model.decoder, context, mask, longest)
                 expected = [[int(w) for w in row if w >= len(SPECIAL)] for row in batch.labels]
                 right[where] = [a == b for a, b in zip(written, expected, strict=True)]
+                for given, wanted in zip(written, expected, strict=True):
+                    if len(given) == len(wanted):  # else no word stands for another
+                        np.add.at(confusion, (wanted, given), 1)
                 after_batch()
-        return loss / len(dataset), *by_kind(dataset, right)
+        accuracy, shares = by_kind(dataset, right)
+        return loss / len(dataset), accuracy, Found(shares, words, confusion)
 
 
 class Translate(Write):

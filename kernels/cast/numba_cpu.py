@@ -1,0 +1,48 @@
+"""Arrays in another dtype: from float32 to bfloat16, ties to even, and back.
+
+| version | what it changes, and gains                                                                               |
+|---------|----------------------------------------------------------------------------------------------------------|
+| v1      | vectors, shared among threads in chunks of `CHUNK` elements; other dtypes are left to NumPy              |
+"""
+
+import numpy as np
+
+from .. import threads as pool
+from ..arrays import dense
+from ..bfloat16 import DTYPE, bits, rounded, widened
+from ..compiler import body, entry
+from ..threads import parallel
+
+CHUNK = 16_384
+_SERIAL = 50_000  # elements below which waking another thread costs more than it saves
+_PAIRS = {(np.dtype(np.float32), DTYPE), (DTYPE, np.dtype(np.float32))}
+
+
+@body
+def _chunk(chunk, chunks, x, y):
+    start = chunk * CHUNK
+    part, out = x[start : start + CHUNK], y[start : start + CHUNK]
+    for i in range(part.size):
+        out[i] = rounded(widened(part[i]), out)
+
+
+@entry
+def _cast_1(x, y, team):
+    parallel(_chunk, -(-x.size // CHUNK), team, (x, y))
+
+
+VERSIONS = {1: _cast_1}
+
+
+def forward(x, *, dtype, source, version):
+    """x in another dtype."""
+    if (x.dtype, dtype) not in _PAIRS:
+        return (x.astype(dtype),)
+    y = np.empty(x.shape, dtype)
+    VERSIONS[version](bits(dense(x)).reshape(-1), bits(y).reshape(-1), pool.team(x.size > _SERIAL))
+    return (y,)
+
+
+def backward(dy, *, dtype, source, needs, version):
+    """dx, in the dtype that x had."""
+    return forward(dy, dtype=source, source=dtype, version=version)
