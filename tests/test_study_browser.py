@@ -41,7 +41,7 @@ def test_numbers_on_the_screen_are_numpys_bit_for_bit(browser: Any, digits: tupl
     rng = np.random.default_rng(0)
     recording, path = digits
     with View(browser, path) as view:
-        for _ in range(120):
+        for _ in range(60):
             entry = recording.entries[rng.integers(len(recording.entries))]
             backward = bool(rng.integers(2))
             choices = [
@@ -123,7 +123,7 @@ def test_any_cell_unfolds_and_leads_to_the_loss_or_to_a_leaf(browser: Any, digit
     recording, path = digits
     ends = set()
     with View(browser, path) as view:
-        for _ in range(8):
+        for _ in range(5):
             backward = recording.backwards[rng.integers(len(recording.backwards))]
             i = next(i for i, v in enumerate(backward.outgoing) if v is not None)
             value = backward.outgoing[i]
@@ -193,6 +193,11 @@ def test_a_planted_fault_shows_red_at_its_operation_once_asked(browser: Any, tmp
     (tmp_path / "page.html").write_text(page_of(subject.trace, told), "utf-8")
     with View(browser, tmp_path / "page.html", address=f"#op={key}&dir=backward") as view:
         assert not view.tab.is_visible("#card .summary")
+        assert view.tab.locator("#track .wrong, #track [aria-label*=wrong]").count() == 0
+        assert "wrong" not in view.text("#live")
+        view.tab.fill("#search", "wrong")
+        assert view.text("#found") == "nothing"
+        view.tab.fill("#search", "")
         view.tab.click("text=show the verdicts")
         assert "the gradient of" in view.text("#card .summary.wrong")
         assert view.tab.locator("#card tr.wrong").count() > 0

@@ -10,7 +10,7 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit import autograd
 from tinyvit.autograd import Tensor
-from tinyvit.study import Trace, trace
+from tinyvit.study import Trace, check, trace
 from tinyvit.study.values import Statistics
 
 RNG = np.random.default_rng(0)
@@ -98,6 +98,20 @@ def test_modules_and_parameters_have_their_names() -> None:
     assert Path(recorded[0].line.split(":")[0]).name == "test_study_trace.py"
     with pytest.raises(KeyError, match=r"blocks\.0\.attn/attention"):
         recorded["attention"]
+
+
+def test_a_wrong_key_names_what_there_is() -> None:
+    recorded, *_ = traced()
+    with pytest.raises(KeyError, match=r"there is cross_entropy"):
+        recorded["cross_entropi"]
+    with pytest.raises(KeyError, match=r"there is .*/.* in all"):
+        recorded["zzz"]
+
+
+def test_a_check_says_in_a_line_what_it_found() -> None:
+    recorded, *_ = traced()
+    found = check(recorded["cross_entropy"].backward)
+    assert repr(found) == f"Check: agrees, {len(found.rows)} numbers"
 
 
 def test_what_is_saved_and_how_long_it_is_held() -> None:
@@ -276,3 +290,10 @@ def test_the_cost_of_a_trace_grows_with_its_length_alone() -> None:
 
     seconds(100)
     assert seconds(4000) < 20 * seconds(500)
+
+
+def test_of_two_broken_rules_the_first_that_ran_is_named() -> None:
+    x = tv.tensor([0.0, 1.0], requires_grad=True)
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.sqrt(F.sqrt(x)).sum().backward()
+    assert str(recorded.first_not_finite()) == "sqrt#2/backward"

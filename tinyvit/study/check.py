@@ -60,7 +60,7 @@ class Row:
         return abs(self.rule - self.numeric) / scale if scale else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check:
     """The check of one gradient rule.
 
@@ -78,6 +78,9 @@ class Check:
     as_run_error: float
     verdict: str
     reason: str
+
+    def __repr__(self) -> str:
+        return f"Check: {self.verdict}, {len(self.rows)} numbers" + (f"; {self.reason}" if self.reason else "")
 
 
 def check(backward: Backward, elements: int = 4, op: type[Op] | None = None) -> Check | None:

@@ -1,5 +1,6 @@
 """What a trace holds: operations that ran, gradient rules that ran, and all of them together."""
 
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,8 +117,10 @@ class Recording:
         for entry in self.entries:
             if entry.key == key:
                 return entry
-        near = [e.key for e in self.entries if key in e.key]
-        raise KeyError(f"no operation {key!r} in this trace" + (f"; there is {', '.join(near[:8])}" if near else ""))
+        keys = [e.key for e in self.entries]
+        near = [k for k in keys if key in k] or difflib.get_close_matches(key, keys) or keys
+        more = f" ... ({len(near)} in all)" if len(near) > 8 else ""
+        raise KeyError(f"no operation {key!r} in this trace; there is {', '.join(near[:8]) or 'none'}{more}")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -130,7 +133,7 @@ class Recording:
 
     def first_not_finite(self) -> "NotFinite | None":
         """Where a NaN or an infinity first came up, in the order in which things ran; None if nowhere."""
-        places: tuple[Entry | Backward, ...] = (*self.entries, *self.backwards)
+        places: list[Entry | Backward] = [*self.entries, *self.backwards]
         for place in places:
             made = place.outputs if isinstance(place, Entry) else place.outgoing
             if found := _not_finite(made):

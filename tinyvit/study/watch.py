@@ -47,7 +47,8 @@ class Watch(Display):
         self.lines: list[dict[str, Any]] = []
         self.warnings: dict[str, str] = {}  # by what they are about, the first time each
         self._losses: list[float] = []  # of every step since the last line
-        self._sums = (0.0, 0)  # of losses and images of the epoch, before the step under way
+        self._sums = (0.0, 0)  # of losses and images of the epoch, when they were last read
+        self._unread = 0  # steps since then
         self._free = 0.0  # the time from which on another look is within the share
         self._cost = 0.0  # seconds of copying the weights for the next look
         self._before: dict[str, np.ndarray] | None = None  # the weights before a step that is looked at
@@ -82,9 +83,11 @@ class Watch(Display):
     def stepped(self, position: "Position") -> None:
         self._display.stepped(position)
         began = time.perf_counter()
-        loss_sum, images = self._sums if position.images > self._sums[1] else (0.0, 0)  # an epoch began
-        self._losses.append((position.loss_sum - loss_sum) / (position.images - images))
-        self._sums = (position.loss_sum, position.images)
+        loss_sum, images = self._sums
+        self._unread += 1
+        if position.images > images:  # a GPU's losses are read every few steps: each of those gets their mean
+            self._losses += [(position.loss_sum - loss_sum) / (position.images - images)] * self._unread
+            self._sums, self._unread = (position.loss_sum, position.images), 0
         if self._before is not None:
             self._look(position)
             now = time.perf_counter()
@@ -98,6 +101,11 @@ class Watch(Display):
 
     def finished_epoch(self, position: "Position") -> None:
         self._display.finished_epoch(position)
+        self._losses += [position.metrics[-1]["train_loss"]] * self._unread
+        self._sums, self._unread = (0.0, 0), 0
+        if self.lines and self.lines[-1]["step"] == position.step:
+            self.lines[-1]["losses"] += self._losses
+            self._losses = []
         self._write(drawn=False)
 
     # Looking

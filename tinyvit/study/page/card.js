@@ -292,7 +292,7 @@ function checkTable(o) {
           S.revealed ? `The mistake: ${T.about.exercise}.` : "Compare rule and difference, and decide. ",
           S.revealed
             ? null
-            : el("button", { class: "tool", onclick: () => go({ revealed: true }) }, "show the verdicts"),
+            : el("button", { class: "tool", onclick: reveal }, "show the verdicts"),
         )
       : null,
     el(

@@ -89,13 +89,13 @@ function memoryCurve() {
     {},
     svg(
       "svg",
-      { viewBox: "0 0 600 150", role: "img", "aria-label": `peak ${bytesText(most)}` },
+      { viewBox: "0 0 600 150", role: "img", "aria-label": `peak ${bytesText(held[peak])}` },
       svg("path", { class: "area", d: `${d} L592 134 L8 134 z` }),
       svg("path", { class: "curve", d }),
       svg("line", { class: "axis", x1: half, x2: half, y1: 8, y2: 134 }),
       label(half - 60, 146, "forward"),
       label(half + 10, 146, "backward"),
-      label(Math.min(x(peak) + 6, 480), y(most) + 10, `peak ${bytesText(most)}`),
+      label(Math.min(x(peak) + 6, 480), y(most) + 10, `peak ${bytesText(held[peak])}`),
     ),
     el(
       "figcaption",

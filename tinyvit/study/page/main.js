@@ -21,10 +21,8 @@ function go(change, remember = false, focus = null) {
   Object.assign(S, change);
   if (T.ops[S.op].ms[1] === null) S.dir = 0;
   if (!sameCard) showGraph(false);
-  if (!sameCard && S.a === null) {
-    S.a = firstArray();
-    S.pane = "card";
-  }
+  if (S.a === null) S.a = firstArray();
+  if (!sameCard && !change.a) S.pane = "card";
   if (change.index) S.pane = "array";
   const hash = address();
   if (hash !== written) {
@@ -111,7 +109,7 @@ function fromAddress() {
 function draw(keepScroll = false) {
   document.body.dataset.view = S.view;
   document.body.dataset.pane = S.pane;
-  document.body.dataset.secret = T.about.exercise && !S.revealed ? "yes" : "no";
+  document.body.dataset.secret = isSecret() ? "yes" : "no";
   document.querySelectorAll("#panes button").forEach((b) => {
     b.setAttribute("aria-selected", b.dataset.pane === S.pane ? "true" : "false");
     if (b.dataset.pane === "array") b.textContent = S.a ? `array ${S.a}` : "array";
@@ -135,7 +133,16 @@ function spoken() {
     at = moments.findIndex((m) => m.op === S.op && m.dir === S.dir) + 1,
     v = current();
   const array = v === null ? "" : `, ${S.a}, ${shapeText(contentOf(v).shape)}`;
-  return `Step ${at} of ${moments.length}: ${o.module || ""} ${titleOf(o)} ${S.dir ? "backward" : "forward"}${array}${S.dir && o.check ? `, check ${o.check.verdict}` : ""}`;
+  return `Step ${at} of ${moments.length}: ${o.module || ""} ${titleOf(o)} ${S.dir ? "backward" : "forward"}${array}${S.dir && o.check && !isSecret() ? `, check ${o.check.verdict}` : ""}`;
+}
+
+// Of an exercise, verdicts are nowhere to be found until they are asked for.
+const isSecret = () => Boolean(T.about.exercise && !S.revealed);
+function reveal() {
+  S.revealed = true;
+  $("track").replaceChildren();
+  buildTimeline();
+  draw(true);
 }
 
 const announce = (text) => ($("live").textContent = text);
@@ -239,7 +246,7 @@ function matches(text) {
     const o = T.ops[op],
       kind = T.kinds[o.op];
     const hay =
-      `${o.key} ${o.op.replaceAll("_", " ")} ${dir ? "backward bwd" : "forward fwd"} ${kind.t} ${kind.u} ${(o.check && dir && o.check.verdict) || ""} ${o.out.map((x) => (x && x.v !== undefined ? contentOf(x.v).shape.join("x") : "")).join(" ")}`.toLowerCase();
+      `${o.key} ${o.op.replaceAll("_", " ")} ${dir ? "backward bwd" : "forward fwd"} ${kind.t} ${kind.u} ${(o.check && dir && !isSecret() && o.check.verdict) || ""} ${o.out.map((x) => (x && x.v !== undefined ? contentOf(x.v).shape.join("x") : "")).join(" ")}`.toLowerCase();
     return words.every((w) => hay.includes(w));
   });
 }

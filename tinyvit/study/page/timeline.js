@@ -26,7 +26,7 @@ function buildTimeline() {
       const size = 24 + 76 * Math.max(0, 1 + Math.log10(ms / slowest) / 3);
       const share = high > low ? (Math.log(norms[i]) - low) / (high - low) : 1; // NaN where the norm is
       const tint = dir ? Math.round(20 + 80 * (share >= 0 ? Math.min(1, share) : 0)) : 0;
-      const verdict = dir && op.check ? op.check.verdict : "";
+      const verdict = dir && op.check && !isSecret() ? op.check.verdict : "";
       const where = `${dir ? "backward of " : ""}${op.key}`;
       const cell = el(
         "button",
