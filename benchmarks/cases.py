@@ -78,7 +78,35 @@ class ModelShape:
         return self.patches + 1
 
 
-Shape = AttentionShape | RowShape | LinearShape | ModelShape
+@dataclass(frozen=True)
+class TextShape:
+    """A model of square colour images and of texts of `words` words.
+
+    With `answers`, one Transformer of `depth` blocks over patches and words; else a ViT and a decoder of `depth` each.
+    """
+
+    name: str
+    image: int
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    words: int
+    vocabulary: int
+    batch: int
+    answers: int = 0
+    channels: int = 3
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} b{self.batch}"
+
+    @property
+    def patches(self) -> int:
+        return (self.image // self.patch) ** 2
+
+
+Shape = AttentionShape | RowShape | LinearShape | ModelShape | TextShape
 
 # The models that this project trains, then published ones: B and H such that a call takes milliseconds on two cores.
 ATTENTION = (
@@ -123,6 +151,10 @@ LINEAR = tuple(  # the linear maps in a block of the larger two
     LinearShape(f"{model.name}-{name}", model.batch * model.N, k * model.dim, n * model.dim)
     for model in MODELS[1:]
     for name, k, n in (("qkv", 1, 3), ("proj", 1, 1), ("fc1", 1, 4), ("fc2", 4, 1))
+)
+TEXTS = (  # easy-VQA's questions, and captions of scenes
+    TextShape("vqa", image=64, patch=8, dim=64, depth=3, heads=4, words=11, vocabulary=33, batch=128, answers=13),
+    TextShape("caption", image=48, patch=8, dim=64, depth=2, heads=4, words=20, vocabulary=60, batch=64),
 )
 SINGLE = tuple(ModelShape(**{**vars(model), "batch": 1}) for model in MODELS)
 
@@ -230,6 +262,14 @@ SUITES = {
             tuple(Case("train", "train", model, "step", calls=3) for model in MODELS),
             budget=20.0,
             quick=("digits-s",),
+            fresh=True,
+        ),
+        Suite(
+            "text",
+            "whole training steps of models of images and texts: answers to questions, captions",
+            tuple(Case("text", "train", shape, "step", calls=3) for shape in TEXTS),
+            budget=20.0,
+            quick=("caption",),
             fresh=True,
         ),
         Suite(

@@ -8,7 +8,7 @@ possible. Kernels in bfloat16 move half the bytes, and are still counted by the 
 
 from typing import NamedTuple
 
-from .cases import AttentionShape, Case, LinearShape, ModelShape, RowShape
+from .cases import AttentionShape, Case, LinearShape, ModelShape, RowShape, TextShape
 
 FLOAT = 4  # bytes
 
@@ -35,6 +35,8 @@ def cost(case: Case) -> Cost:
             return Cost(15 * parameter_count(shape), FLOAT * 7 * parameter_count(shape))
         case ModelShape() as shape:
             return Cost(_model(shape, training=case.operation == "train"), None)
+        case TextShape() as shape:
+            return Cost(_text_model(shape), None)
     raise TypeError(f"no cost is known for the shape {case.shape!r}")
 
 
@@ -94,3 +96,18 @@ def _model(s: ModelShape, training: bool) -> int:
     if not training:
         return linear + attention + patches
     return 3 * linear + attention * 7 // 2 + 2 * patches  # the images need no gradient
+
+
+def _text_model(s: TextShape) -> int:
+    """The matrix products of a training step with images and words, counted as in `_model`."""
+    own, onto = s.patches + s.words, 0  # tokens that see one another; tokens that are looked at from elsewhere
+    linear = 12 * s.dim**2 * s.depth * own
+    attention = 4 * own * own * s.dim * s.depth
+    head = s.dim * s.answers
+    if not s.answers:
+        onto = s.patches
+        linear += 2 * s.dim**2 * s.depth * (s.words + onto)  # q and proj of the words, k and v of the patches
+        attention = 4 * s.dim * s.depth * (s.patches**2 + s.words**2 + s.words * onto)
+        head = s.dim * s.vocabulary * s.words
+    patches = s.patches * s.channels * s.patch**2 * s.dim
+    return s.batch * (6 * (linear + head) + attention * 7 // 2 + 4 * patches)  # the images need no gradient

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import AttentionShape, Case, LinearShape, ModelShape, RowShape
+from .cases import AttentionShape, Case, LinearShape, ModelShape, RowShape, TextShape
 
 Arrays = dict[str, np.ndarray]
 
 LAYER_NORM_EPS = 1e-5
 MODEL_EPS = 1e-6  # of the layer norms in a ViT, as in timm
 DROPOUT_P = 0.1
+PAD, FIRST_WORD = 0, 6  # numbers of words: of padding, and the first that is not special
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
 _WITH_WEIGHT = ("linear", "layer_norm")
@@ -51,6 +52,14 @@ def make_inputs(case: Case) -> Arrays:
                 return weights | gradients
             images = normal(shape.batch, shape.channels, shape.image, shape.image)
             return weights | {"images": images, "labels": random.integers(0, shape.classes, shape.batch)}
+        case TextShape(batch=b, words=n) as shape:
+            words = random.integers(FIRST_WORD, shape.vocabulary, (b, n + 1))
+            labels = random.integers(0, shape.answers, b) if shape.answers else words[:, 1:]
+            words = words[:, :-1].copy()
+            if shape.answers:  # every other question is shorter
+                words[::2, -3:] = PAD
+            images = normal(b, shape.channels, shape.image, shape.image)
+            return _weights(shape) | {"images": images, "words": words, "labels": labels}
     raise TypeError(f"no inputs are known for the shape {case.shape!r}")
 
 
@@ -68,7 +77,7 @@ def _row_inputs(
     return inputs | {"dout": normal(shape.R, out)}
 
 
-def _weights(shape: ModelShape) -> Arrays:
+def _weights(shape: ModelShape | TextShape) -> Arrays:
     from .contenders.engine import build_model
 
     return {f"weight.{name}": array for name, array in build_model(shape).state_dict().items()}

@@ -114,14 +114,14 @@ def attention_weights(
 ) -> Any:
     """The probabilities (B, H, N, S) of every head, computed again from the `lse` that `attention_forward` returned.
 
-    They are those before dropout; a row is 0 where a query sees no key.
+    They are those before dropout; a row is 0 where a query sees no key. On a GPU they come from CuPy's own functions.
     """
     _check_attention(q, k, k, bias, mask, key_lengths)
     _check_saved("attention_weights", "lse", lse, q.shape[:-1], q)
     if q.dtype not in (np.float32, np.float64):
         raise TypeError(f"attention_weights: q is {q.dtype}; it must be float32 or float64")
-    from .attention.numba_cpu import weights
-
+    where = "numba_cpu" if isinstance(q, np.ndarray) else "cupy_raw"
+    weights = importlib.import_module(f".attention.{where}", __package__).weights
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     return weights(q, k, lse, bias, mask=_with_lengths(mask, key_lengths, k), is_causal=bool(is_causal), scale=scale)
 

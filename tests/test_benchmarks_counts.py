@@ -7,11 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.cases import MODELS, SUITES, AttentionShape, Case, ModelShape, RowShape, find_case, select_cases
-from benchmarks.contenders.engine import build_model
+from benchmarks.cases import (
+    MODELS,
+    SUITES,
+    AttentionShape,
+    Case,
+    ModelShape,
+    RowShape,
+    TextShape,
+    find_case,
+    select_cases,
+)
+from benchmarks.contenders.engine import Engine, build_model
 from benchmarks.contenders.functional_vit import vit_logits
 from benchmarks.costs import cost, parameter_count
+from benchmarks.inputs import make_inputs
 from benchmarks.stats import differ, is_quiet, noise, quantile, ratios, summarize
+from tinyvit import use_kernels
+from tinyvit.backend import NUMPY
 
 SECONDS = st.floats(1e-7, 1e3)
 SERIES = st.lists(SECONDS, min_size=1, max_size=20)
@@ -272,6 +285,28 @@ def test_operations_of_a_model_are_those_of_its_matrix_products() -> None:
     CountingProducts.count = 0
     vit_logits(np, np.vectorize(math.erf), weights, images, shape)
     assert cost(Case("inference", "inference", shape, "step")).flops == CountingProducts.count
+
+
+@pytest.mark.parametrize("answers", [0, 5])
+def test_operations_of_a_step_with_texts_are_those_of_its_matrix_products(answers: int, monkeypatch) -> None:
+    matmul, count = NUMPY.matmul, 0
+
+    def counting(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        nonlocal count
+        out = matmul(x, y)
+        count += 2 * out.size * x.shape[-1]
+        return out
+
+    shape = TextShape(
+        "tiny", image=8, patch=4, dim=12, depth=2, heads=3, words=5, vocabulary=9, batch=2, answers=answers
+    )
+    case = Case("text", "train", shape, "step")
+    with use_kernels("numpy"):
+        step = Engine("numpy").prepare(case, make_inputs(case))
+        monkeypatch.setattr(NUMPY, "matmul", counting, raising=False)
+        step.run()
+    again = 2 * 4 * shape.dim**2 * shape.depth * shape.batch * (shape.patches + shape.words)  # the plain rule of an MLP
+    assert cost(case).flops == count - again
 
 
 @pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)

@@ -31,7 +31,8 @@ def commands_shown() -> list[str]:
 
 
 @pytest.mark.parametrize("line", sorted(set(commands_shown())))
-def test_commands_parse(line: str) -> None:
+def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyvit.backend.set_default_device", lambda name: None)  # there need be no GPU
     _, *words = shlex.split(line)
     command, parent = commands, click.Context(commands, info_name="tinyvit", **commands.context_settings)
     while isinstance(command, click.Group):

@@ -381,3 +381,13 @@ def test_an_unknown_norm_is_refused() -> None:
 def test_sizes_that_make_no_layer_are_named(make, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}; it must be an integer, at least"):
         make()
+
+
+def test_convolutions_before_relus_keep_the_size_of_what_passes_through() -> None:
+    tv.manual_seed(0)
+    stack = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())))
+    images = tv.tensor(np.random.default_rng(0).standard_normal((4, 32, 16, 16)), dtype="float32")
+    assert (stack(images).numpy() ** 2).mean() < 0.01
+    nn.initialize_conv(stack)
+    assert 0.4 < (stack(images).numpy() ** 2).mean() < 2.5
+    assert not any(layer.bias.numpy().any() for layer in stack.modules() if isinstance(layer, nn.Conv2d))

@@ -4,93 +4,24 @@ Run apart with `python -m pytest -m browser`; it needs Chromium (`apt install ch
 """
 
 import re
-import shutil
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser_view import DESKTOP, NARROW, PHONE, View, number_shown
 
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.study import trace
 from tinyvit.study.page import page_of
-from tinyvit.study.plant import planted
-from tinyvit.study.recording import Recording
+from tinyvit.study.records import Recording
 from tinyvit.study.subject import about, study_run
 from tinyvit.study.values import Value
 
 pytestmark = pytest.mark.browser
-DESKTOP, PHONE, NARROW = (1280, 800), (390, 844), (320, 640)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs Chromium: there is none")
-    with playwright.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recording, Path]:
-    path = tmp_path_factory.mktemp("page") / "study.html"
-    subject = study_run()
-    path.write_text(page_of(subject.trace, about(subject)), "utf-8")
-    return subject.trace, path
-
-
-class View:
-    """A page in a tab of its own, offline; what it complains of and reaches for is written down."""
-
-    def __init__(
-        self, browser: Any, path: Path, size: tuple[int, int] = DESKTOP, address: str = "", **how: Any
-    ) -> None:
-        self.context = browser.new_context(viewport={"width": size[0], "height": size[1]}, offline=True, **how)
-        self.tab = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.tab.on("console", lambda message: self.complaints.append(message.text))
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(path.as_uri() + address)
-        self.tab.wait_for_selector("body[data-ready=yes]", timeout=30_000)
-
-    def __enter__(self) -> "View":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-
-    def go(self, op: str, backward: bool = False, a: str | None = None, index: Any = None) -> None:
-        """Follow a link."""
-        link = f"#op={op}" + ("&dir=backward" if backward else "") + (f"&a={a}" if a else "")
-        link += f"&i={','.join(map(str, index))}" if index is not None else ""
-        self.tab.evaluate(
-            "link => new Promise(done => { addEventListener('hashchange', () => setTimeout(done), { once: true });"
-            " if (location.hash === link) done(); else location.hash = link; })",
-            link.replace("#2", "%232"),
-        )
-
-    def text(self, selector: str) -> str:
-        return self.tab.inner_text(selector)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.tab.keyboard.press(key)
-
-
-def number_shown(view: View) -> str:
-    found = re.search(r"= (\S+)", view.text("#pointed"))
-    assert found
-    return found[1]
 
 
 def test_it_opens_without_a_complaint_and_without_a_network(browser: Any, digits: tuple[Recording, Path]) -> None:
@@ -110,7 +41,7 @@ def test_numbers_on_the_screen_are_numpys_bit_for_bit(browser: Any, digits: tupl
     rng = np.random.default_rng(0)
     recording, path = digits
     with View(browser, path) as view:
-        for _ in range(120):
+        for _ in range(60):
             entry = recording.entries[rng.integers(len(recording.entries))]
             backward = bool(rng.integers(2))
             choices = [
@@ -192,7 +123,7 @@ def test_any_cell_unfolds_and_leads_to_the_loss_or_to_a_leaf(browser: Any, digit
     recording, path = digits
     ends = set()
     with View(browser, path) as view:
-        for _ in range(8):
+        for _ in range(5):
             backward = recording.backwards[rng.integers(len(recording.backwards))]
             i = next(i for i, v in enumerate(backward.outgoing) if v is not None)
             value = backward.outgoing[i]
@@ -256,12 +187,17 @@ def test_what_is_copied_is_what_is_shown(browser: Any, digits: tuple[Recording, 
 
 
 def test_a_planted_fault_shows_red_at_its_operation_once_asked(browser: Any, tmp_path: Path) -> None:
-    with planted("attention") as mistake:
-        subject = study_run()
-        told = about(subject) | {"exercise": mistake}
-        (tmp_path / "page.html").write_text(page_of(subject.trace, told), "utf-8")
-    with View(browser, tmp_path / "page.html", address="#op=blocks.3.attn/attention&dir=backward") as view:
+    subject = study_run(plant="attention")
+    key = subject.trace.mistake.partition(":")[0]
+    told = about(subject) | {"exercise": subject.trace.mistake}
+    (tmp_path / "page.html").write_text(page_of(subject.trace, told), "utf-8")
+    with View(browser, tmp_path / "page.html", address=f"#op={key}&dir=backward") as view:
         assert not view.tab.is_visible("#card .summary")
+        assert view.tab.locator("#track .wrong, #track [aria-label*=wrong]").count() == 0
+        assert "wrong" not in view.text("#live")
+        view.tab.fill("#search", "wrong")
+        assert view.text("#found") == "nothing"
+        view.tab.fill("#search", "")
         view.tab.click("text=show the verdicts")
         assert "the gradient of" in view.text("#card .summary.wrong")
         assert view.tab.locator("#card tr.wrong").count() > 0
@@ -269,10 +205,9 @@ def test_a_planted_fault_shows_red_at_its_operation_once_asked(browser: Any, tmp
         red = view.tab.eval_on_selector_all(
             "#track .cell.wrong", "cells => cells.map(c => c.getAttribute('aria-label'))"
         )
-        assert len(red) == 4
-        assert all("attention" in label for label in red)
+        assert red == [f"backward of {key}, check: wrong"]
         view.tab.click("#tabs [data-view=health]")
-        assert "4 of 48 gradient rules are wrong" in view.text("#view")
+        assert "1 of 48 gradient rules are wrong" in view.text("#view")
 
 
 def test_what_does_not_fit_is_said_to_be_missing(browser: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import tinyvit.functional as F
 from tinyvit.autograd import Op
 from tinyvit.study import trace
 from tinyvit.study.fused import comparisons_of
-from tinyvit.study.mathml import Typesetter, docstring_parts, formula, math, prose
+from tinyvit.study.mathml import Typesetter, docstring_parts, formulas, math, prose
 from tinyvit.study.notebook import module_html, tensor_html
 from tinyvit.study.statements import statements_of
 
@@ -120,10 +120,26 @@ def well_formed(mathml: str) -> ElementTree.Element:
 def test_every_docstring_becomes_well_formed_mathematics(name: str) -> None:
     forward, backward, rest = docstring_parts(Op.registry[name].__doc__)
     for text in (forward, backward):
-        shown = "".join(well_formed(math(formula(text))).itertext())
+        shown = "".join(well_formed(f"<div>{formulas(text)}</div>").itertext())
         for word in set(re.findall(r"[A-Za-z]{4,}", text)) - {"sqrt"}:
             assert word.removesuffix("hat") in shown, (word, text)
     Balanced(prose(rest))
+
+
+def test_formulas_stand_one_below_the_other_and_citations_are_words() -> None:
+    forward, backward, rest = docstring_parts(Op.registry["layer_norm"].__doc__)
+    assert formulas(forward).count("<math") == 3
+    assert formulas(backward).count("<math") == 4
+    assert prose(rest) == "(Ba, Kiros and Hinton, Layer normalization, 2016, equation 4.)"
+    assert "<mi>remark" not in prose("dx = dy (remark on it)")
+    assert docstring_parts(Op.registry["attention"].__doc__)[1].count(",  ") == 6
+
+
+def test_code_that_only_keeps_types_and_axes_is_not_typeset() -> None:
+    import ast
+
+    shown = Typesetter().expression(ast.parse("0 + hot.astype(logits.dtype) * kept[..., None]", mode="eval").body)
+    assert "".join(well_formed(f"<p>{shown}</p>").itertext()) == "0+hot\u2299kept"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tinyvit as tv
+import tinyvit.functional as F
 from tinyvit.autograd import Op, Tensor
 from tinyvit.functional.samples import Sample
 from tinyvit.study import Check, check, check_rule, narrate_backward, narrate_forward, trace
@@ -96,6 +97,58 @@ def test_right_rules_agree(op: type[Op], sample: Sample) -> None:
     assert not [row for row in found.rows if row.verdict == "wrong"]
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [("float16", 1.0), ("float16", 1e-8), ("float64", 1e4), ("float32", 1e-8)])
+@pytest.mark.parametrize("name", sorted(Op.registry))
+def test_rounding_is_not_called_wrong(name: str, dtype: str, scale: float) -> None:
+    """Of right rules, at the edges of what a type can hold."""
+    rng = np.random.default_rng(1)
+    for drawn in Op.registry[name].samples():
+        arrays = [x if x is None else np.asarray(x) for x in drawn.inputs]
+        inputs = [
+            x if x is None or x.dtype.kind != "f" else tv.Tensor((x * scale).astype(dtype), requires_grad=True)
+            for x in arrays
+        ]
+        with np.errstate(all="ignore"), tv.use_kernels("numpy"), trace() as recorded:
+            outputs = Op.registry[name].apply(*inputs, **drawn.params)
+            for y in outputs if isinstance(outputs, tuple) else (outputs,):
+                if y.requires_grad:
+                    y.backward(rng.standard_normal(y.shape).astype(y.dtype), retain_graph=True)
+        for backward in recorded.backwards:
+            found = check(backward)
+            assert found.verdict != "wrong", found.reason
+
+
+def test_a_gradient_that_cancels_is_not_called_wrong() -> None:
+    """The keys' bias moves all scores of a query alike: its gradient is 0, and what ran is rounding alone."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 4, 16, 32)).astype(np.float32)
+    tv.manual_seed(0)
+    q, k, v = (tv.nn.Linear(32, 32) for _ in range(3))
+    with tv.use_kernels("numpy"), trace() as recorded:
+        out = F.scaled_dot_product_attention(q(x), k(x), v(x))
+        F.cross_entropy(out.reshape(-1, 32), rng.integers(0, 32, 128)).backward()
+    found = [check(b) for b in recorded.backwards]
+    assert {c.verdict for c in found} == {"agrees"}, [c.reason for c in found]
+    assert any("which is the rounding error of float32" in c.reason for c in found)
+
+
+def test_one_singular_element_does_not_spoil_the_others() -> None:
+    x = tv.tensor(np.array([4.0, 0.0, 1.0, 9.0]), requires_grad=True)
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.sqrt(x).sum().backward()
+    found = check(recorded["sqrt"].backward)
+    assert found.verdict == "agrees"
+    verdicts = {row.index: row.verdict for row in found.rows}
+    assert verdicts.pop((1,)) == verdicts.pop(None) == "unclear"
+    assert set(verdicts.values()) == {"agrees"}
+
+
+def test_a_rule_that_gives_nan_where_there_is_a_slope_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Op.registry["exp"], "backward", lambda ctx, xp, dy: dy * np.nan)
+    found = checked(Op.registry["exp"], next(iter(Op.registry["exp"].samples())))
+    assert found.verdict == "wrong"
+
+
 @every_sample
 def test_a_planted_fault_is_pointed_at_by_name(op: type[Op], sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     right = op.backward
@@ -130,6 +183,37 @@ def test_one_wrong_element_of_many_is_found() -> None:
         assert check(backward).verdict == "wrong"
     finally:
         op.backward = right  # type: ignore[method-assign]
+
+
+def test_a_small_fault_in_a_small_element_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A millionth, in the element of the smallest gradient alone; the row that is most wrong is the one named."""
+    x = tv.tensor(np.random.default_rng(0).standard_normal(50), requires_grad=True)
+    with trace() as recorded:
+        x.exp().sum().backward()
+    backward = recorded["exp"].backward
+    least = int(np.abs(backward.outgoing[0].array).argmin())
+    right = Op.registry["exp"].backward
+
+    def wrong(ctx: Op, xp: Any, dy: Any) -> Any:
+        g = right(ctx, xp, dy).copy()
+        g[least] *= 1 + 1e-6
+        return g
+
+    monkeypatch.setattr(Op.registry["exp"], "backward", wrong)
+    found = check(backward)
+    assert found.verdict == "wrong"
+    assert f"at [{least}]" in found.reason
+    assert all(row.tolerance < 1e-6 * max(1.0, abs(row.rule)) for row in found.rows)
+
+
+def test_the_rows_are_the_largest_the_median_and_the_smallest_gradient() -> None:
+    x = tv.tensor(np.arange(1.0, 100.0), requires_grad=True)
+    with trace() as recorded:
+        (x * x).sum().backward()
+    rows = check(recorded["multiply"].backward).rows
+    first = [row.index[0] for row in rows if row.input == "x" and row.index is not None]
+    assert first[:3] == [98, 49, 0]
+    assert len(first) == 4
 
 
 def test_a_kernel_that_is_wrong_where_its_rule_is_right_is_found() -> None:

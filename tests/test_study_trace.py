@@ -1,5 +1,6 @@
 """A trace says what ran: against the tape, and against the arrays that went through it."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit import autograd
 from tinyvit.autograd import Tensor
-from tinyvit.study import Trace, trace
+from tinyvit.study import Trace, check, trace
+from tinyvit.study.values import Statistics
 
 RNG = np.random.default_rng(0)
 
@@ -98,6 +100,20 @@ def test_modules_and_parameters_have_their_names() -> None:
         recorded["attention"]
 
 
+def test_a_wrong_key_names_what_there_is() -> None:
+    recorded, *_ = traced()
+    with pytest.raises(KeyError, match=r"there is cross_entropy"):
+        recorded["cross_entropi"]
+    with pytest.raises(KeyError, match=r"there is .*/.* in all"):
+        recorded["zzz"]
+
+
+def test_a_check_says_in_a_line_what_it_found() -> None:
+    recorded, *_ = traced()
+    found = check(recorded["cross_entropy"].backward)
+    assert repr(found) == f"Check: agrees, {len(found.rows)} numbers"
+
+
 def test_what_is_saved_and_how_long_it_is_held() -> None:
     recorded, *_ = traced()
     attention = recorded["blocks.0.attn/attention"]
@@ -149,11 +165,36 @@ def test_the_first_nan_is_found() -> None:
     x = tv.tensor([0.0, 1.0], requires_grad=True)
     with np.errstate(all="ignore"), trace() as recorded:
         F.sqrt(x).sum().backward()
-    assert recorded.first_not_finite() is recorded["sqrt"].backward
+    found = recorded.first_not_finite()
+    assert (found.place, found.was_given) == (recorded["sqrt"].backward, False)
     assert traced()[0].first_not_finite() is None
     with np.errstate(all="ignore"), trace() as recorded:
         F.log(x)
-    assert recorded.first_not_finite() is recorded["log"]
+    assert str(recorded.first_not_finite()) == "log"
+
+
+def test_a_nan_that_was_given_is_not_laid_to_the_operation_it_was_given_to() -> None:
+    x = tv.tensor([np.nan, 1.0], requires_grad=True)
+    mask = tv.tensor([-np.inf, 0.0])
+    with trace() as recorded:
+        F.softmax(mask)  # an infinity that does no harm is no trouble
+        (x * 2.0).sum().backward()
+    assert str(recorded.first_not_finite()) == "multiply, which was given it in x"
+    y = tv.tensor([1.0, 2.0], requires_grad=True)
+    with trace() as recorded:
+        F.exp(y).backward(np.array([np.nan, 1.0]))
+    found = recorded.first_not_finite()
+    assert (found.place, found.was_given) == (recorded["exp"].backward, True)
+
+
+def test_statistics_do_not_hide_what_is_not_finite() -> None:
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.log(tv.tensor([-1.0, 0.0, 1.0]))
+        F.log(tv.tensor([0.0, 1.0]))
+    broken, infinite = (entry.outputs[0] for entry in recorded)
+    assert np.isnan([broken.statistics.norm, broken.statistics.mean]).all()
+    assert repr(broken) == "out float32[3] norm nan, 1 NaN, 1 infinite"
+    assert (infinite.statistics.norm, infinite.statistics.largest) == (np.inf, 0)
 
 
 def test_nobody_records_when_no_trace_is_open() -> None:
@@ -174,3 +215,85 @@ def test_gradients_of_gradients_are_recorded_as_operations() -> None:
         g.sum().backward()
     np.testing.assert_allclose(recorded.gradients["x"].array, np.exp(x.data))
     assert "multiply" in {e.op.name for e in recorded}
+
+
+def test_leaves_of_one_name_have_gradients_of_their_own() -> None:
+    first, second = tv.nn.Linear(3, 4), tv.nn.Linear(4, 2)
+    with trace() as recorded:
+        second(first(np.ones((2, 3), np.float32))).sum().backward()
+    assert set(recorded.gradients) == {"weight", "bias", "weight#2", "bias#2"}
+    for name, parameter in (("weight", first.weight), ("weight#2", second.weight), ("bias", first.bias)):
+        np.testing.assert_array_equal(recorded.gradients[name].array, parameter.grad.numpy())
+
+
+def test_gradients_are_those_of_the_last_pass_whatever_its_place_on_the_tape() -> None:
+    x = tv.tensor([1.0, 2.0], requires_grad=True)
+    with trace() as recorded:
+        early, late = (x * 2.0).sum(), (x * 5.0).sum()
+        late.backward()
+        early.backward()
+    assert recorded.gradients["x"].array.tolist() == [2, 2]
+    with trace() as recorded:
+        y = x * 2.0
+        tv.grad([y.sum(), (y * y).sum(), (x * 3.0).sum()], x)
+    assert recorded.gradients["x"].array.tolist() == [13, 21]
+    assert recorded.gradients["x"].origin.kind == "sum"
+
+
+def test_all_parts_of_a_gradient_are_added() -> None:
+    x = tv.tensor([1.0, 2.0], requires_grad=True)
+    with trace() as recorded:
+        (x * 2.0 + x * 3.0 + x * 4.0 + x * 5.0).sum().backward()
+    assert recorded.gradients["x"].array.tolist() == [14, 14]
+    assert len(recorded.gradients["x"].origin.source) == 4
+
+
+def test_what_a_hook_changed_is_said_to_be_a_hooks() -> None:
+    x = tv.tensor([1.0, 2.0], requires_grad=True)
+    x.register_hook(lambda g: g * 10.0)
+    with trace() as recorded:
+        y = x * 3.0
+        y.register_hook(lambda g: g * 7.0)
+        (y * 2.0).sum().backward()
+    (incoming,) = recorded["multiply"].backward.incoming
+    assert (incoming.origin.kind, incoming.array.tolist()) == ("hook", [14, 14])
+    assert (recorded.gradients["x"].origin.kind, recorded.gradients["x"].array.tolist()) == ("hook", [420, 420])
+
+
+def test_a_trace_within_a_trace_is_refused() -> None:
+    with trace() as outer:
+        with pytest.raises(RuntimeError, match="a trace is open already"), trace():
+            pass
+        tv.tensor([1.0]) * 2
+    assert len(outer) == 1
+
+
+def test_statistics_are_numpys() -> None:
+    array = np.random.default_rng(0).standard_normal((5, 7)) * (np.arange(7) > 1)
+    s = Statistics.of(array)
+    np.testing.assert_allclose(
+        [s.smallest, s.largest, s.mean, s.norm], [array.min(), array.max(), array.mean(), np.linalg.norm(array)]
+    )
+    assert (s.zeros, s.nans, s.infinities) == (10, 0, 0)
+    assert Statistics.of(np.array([3e200, 4e200])).norm == pytest.approx(5e200)
+    assert Statistics.of(np.zeros((0, 3))).norm == 0
+
+
+def test_the_cost_of_a_trace_grows_with_its_length_alone() -> None:
+    def seconds(count: int) -> float:
+        x = tv.tensor([1.0], requires_grad=True)
+        began = time.process_time()
+        with trace():
+            for _ in range(count):
+                x = x * 1.0
+        return time.process_time() - began
+
+    seconds(100)
+    assert seconds(4000) < 20 * seconds(500)
+
+
+def test_of_two_broken_rules_the_first_that_ran_is_named() -> None:
+    x = tv.tensor([0.0, 1.0], requires_grad=True)
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.sqrt(F.sqrt(x)).sum().backward()
+    assert str(recorded.first_not_finite()) == "sqrt#2/backward"

@@ -6,7 +6,7 @@ import tinyvit as tv, tinyvit.functional as F
 from . import functional, models, nn, optim, study
 from .autocast import LossScaler, autocast
 from .autograd import Tensor, grad, no_grad, tensor
-from .backend import Generator, limit_threads, manual_seed, set_default_device
+from .backend import Generator, allow_tf32, limit_threads, manual_seed, set_default_device
 from .checkpoint import load, save
 from .dispatch import use_kernels
 from .study import GradcheckError, gradcheck
@@ -16,6 +16,7 @@ limit_threads()
 __version__ = "0.1.0"
 
 __all__ = [
-    "Generator", "GradcheckError", "LossScaler", "Tensor", "autocast", "functional", "grad", "gradcheck", "load",
-    "manual_seed", "models", "nn", "no_grad", "optim", "save", "set_default_device", "study", "tensor", "use_kernels",
+    "Generator", "GradcheckError", "LossScaler", "Tensor", "allow_tf32", "autocast", "functional", "grad", "gradcheck",
+    "load", "manual_seed", "models", "nn", "no_grad", "optim", "save", "set_default_device", "study", "tensor",
+    "use_kernels",
 ]  # fmt: skip

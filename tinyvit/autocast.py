@@ -99,6 +99,9 @@ class LossScaler:
     growth : steps until the scale is doubled.
     """
 
+    _scale: float  # these two are as they were where the steps are made on a device
+    _good_steps: int
+
     def __init__(self, optimizer: Optimizer, initial: float = 65536.0, growth: int = 2000) -> None:
         if not initial > 0 or growth < 1:
             raise ValueError(f"LossScaler: initial is {initial} and growth {growth}; they must be above 0")

@@ -691,7 +691,10 @@ def _run_backward(
                     )
             if not (retain_graph or create_graph):
                 op.free()
-        return {leaf: (_observed_leaf(leaf, g, targets), own and not leaf._hooks) for leaf, (g, own) in leaves.items()}
+        found = {leaf: (_observed_leaf(leaf, g, targets), own and not leaf._hooks) for leaf, (g, own) in leaves.items()}
+        if recorder is not None:
+            recorder.finished({leaf: gradient for leaf, (gradient, _) in found.items()})
+        return found
 
 
 def _edge(tensor: Tensor) -> _Edge:

@@ -235,6 +235,16 @@ def matmul(xp: Namespace, x: Array, y: Array) -> Array:
     return x @ y
 
 
+def allow_tf32(allowed: bool = True) -> None:
+    """Let matrix products in float32 on a GPU round what they multiply to TF32, of 10 bits instead of 23.
+
+    It is off at first. Tensor cores then serve float32 as well; sums stay float32.
+    """
+    from .kernels.linear import cublaslt
+
+    cublaslt.tf32_allowed = bool(allowed)
+
+
 def _matmul_on_gpu(x: Array, y: Array) -> Array:
     from .kernels.linear import cublaslt
 

@@ -7,6 +7,7 @@ order of the keys and a format version.
 """
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -47,6 +48,8 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         If the file cannot be written; the previous one is untouched.
     """
     target = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
+    if target.exists() and not target.is_file():  # a device or a pipe would be replaced by a file
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -54,9 +57,11 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the name that the caller knows
         raise
     _sync_folder(target.parent)
 

@@ -89,7 +89,8 @@ def train(
 
     With --study it also gets study.html and study.png, which show every layer over the run, and study.jsonl with their
     numbers; what vanishes, explodes, dies or becomes NaN is told at once, with the place where it began. The weights
-    are the same as without, and it takes less than 3 % longer.
+    are the same as without; looking takes less than 3 % of the time, and drawing a second or two at the end. It looks
+    on at classifiers of images only.
 
     Ctrl-C finishes the step under way and writes a checkpoint; a second one stops at once. A run that is resumed ends
     as if it had never been stopped.
@@ -199,11 +200,24 @@ def predict(run: str, images: tuple[str, ...]) -> None:
 @commands.command()
 @click.argument("run", default="digits")
 @click.option("--image", metavar="FILE", help="The image to go through.  [default: the test image it is least sure of]")
-@click.option("--out", metavar="FILE", default="study.html", show_default=True, help="The page to write.")
+@click.option(
+    "--label", metavar="CLASS", help="What the loss asks for.  [default: the label; of a FILE the best guess]"
+)
+@click.option("--out", metavar="FILE", help="The page to write.  [default: study.html, study-softmax.html ...]")
 @click.option("--text", is_flag=True, help="Print the walk instead.")
 @click.option("--operation", metavar="NAME", help="Print all steps of the operations with NAME in their name.")
-@click.option("--plant", metavar="OPERATION", help="Make one gradient rule wrong, to be found: attention ... any.")
-def study(run: str, image: str | None, out: str, text: bool, operation: str | None, plant: str | None) -> None:
+@click.option(
+    "--plant", metavar="OPERATION", help="Make a gradient rule wrong in one place, to be found: attention ... any."
+)
+def study(
+    run: str,
+    image: str | None,
+    label: str | None,
+    out: str | None,
+    text: bool,
+    operation: str | None,
+    plant: str | None,
+) -> None:
     """Walk through the gradients of a model, step by step.
 
     Writes one HTML file that works without a network: every operation of a forward and a backward pass, with its
@@ -214,7 +228,7 @@ def study(run: str, image: str | None, out: str, text: bool, operation: str | No
 
     \b
     tinyvit study
-    tinyvit study runs/mnist --image seven.png --out seven.html
+    tinyvit study runs/mnist --image seven.png --label 7
     tinyvit study softmax --text
     tinyvit study --operation blocks.0.attn/attention
     tinyvit study --plant any
@@ -222,9 +236,9 @@ def study(run: str, image: str | None, out: str, text: bool, operation: str | No
     from .study.subject import printed, write_page
 
     if text or operation:
-        click.echo(printed(run, image, operation, plant))
+        click.echo(printed(run, image, label, operation, plant))
     else:
-        click.echo(write_page(run, image, out, plant))
+        click.echo(write_page(run, image, label, out, plant))
 
 
 # Images and texts ---------------------------------------------------------------------------------------------------

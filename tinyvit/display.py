@@ -20,6 +20,9 @@ class Display:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def accept(self, training: "Training") -> None:
+        """Asked before a run folder is made; raises TinyvitError if this display cannot show such a run."""
+
     def started(self, training: "Training", folder: Path) -> None:
         """The run is about to begin, or to go on."""
 

@@ -1,7 +1,7 @@
 """How the steps of a run are made: one operation after the other, or, on a GPU, each as one CUDA graph."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .autocast import LossScaler, autocast
 from .autograd import Tensor
@@ -84,7 +84,7 @@ class Steps:
         training, settings = self._training, self._settings
         assert isinstance(training.optimizer, Adam)
 
-        def mean_loss(images, labels):  # arrays on the device
+        def mean_loss(images: Any, labels: Any) -> Tensor:  # arrays on the device
             return training.task.loss(training.model, Batch(images, labels, 0)) / len(labels)
 
         return CapturedStep(mean_loss, training.optimizer, settings.precision, settings.clip_norm)

@@ -110,20 +110,24 @@ def train(recipe: Recipe, name: str, out: Path | None = None, display: Display |
     training = Training(recipe)
     if recipe.task.start_from:
         take_encoders(training.model, training.data, recipe.task.start_from)
+    display = display or Display()
+    display.accept(training)
     folder = new_run(recipe, name, out)
     with claimed(folder):
-        return _go_on(training, folder, display or Display())
+        return _go_on(training, folder, display)
 
 
 def resume(folder: Path, display: Display | None = None) -> Result:
     """Go on with the run in `folder` from its checkpoint, as if it had never stopped; raises what `train` does."""
     training = Training(read_recipe(folder))
+    display = display or Display()
+    display.accept(training)
     with claimed(folder):
         if (folder / CHECKPOINT).exists():
             training.read_checkpoint(folder / CHECKPOINT)
         elif (folder / METRICS).exists():
             raise RunError(f"{folder} has no {CHECKPOINT}, so the run cannot go on; start a new one")
-        return _go_on(training, folder, display or Display())
+        return _go_on(training, folder, display)
 
 
 def _go_on(training: "Training", folder: Path, display: Display) -> Result:

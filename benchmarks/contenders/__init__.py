@@ -60,8 +60,8 @@ PEERS = (
     Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
     Spec("torch", _TORCH, "", "torch"),
     Spec("torch-compile", _TORCH, "compile", "torch", _not_in("gemm")),
-    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "inference", "gemm")),
-    Spec("jax", f"{_HERE}.jax_jit:Jax", "", "jax", _not_in("gemm")),
+    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "text", "inference", "gemm")),
+    Spec("jax", f"{_HERE}.jax_jit:Jax", "", "jax", _not_in("gemm", "text")),
     Spec(
         "autograd",
         f"{_HERE}.hips_autograd:HipsAutograd",

@@ -12,7 +12,7 @@ import tinyvit.functional as F
 from tinyvit.autograd import Tensor
 from tinyvit.backend import keep_freed_memory
 
-from ..cases import Case, ModelShape
+from ..cases import Case, ModelShape, TextShape
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
 from .base import Contender, Task
 
@@ -28,12 +28,24 @@ OPERATIONS = {
 }
 
 
-def build_model(shape: ModelShape) -> Any:
-    """The ViT of this shape; its initial weights are the same every time."""
+def build_model(shape: ModelShape | TextShape) -> Any:
+    """The model of this shape; its initial weights are the same every time."""
     tv.manual_seed(0)
+    if isinstance(shape, TextShape):
+        return _text_model(shape)
     return tv.models.ViT(
         shape.image, shape.patch, shape.classes, shape.dim, shape.depth, shape.heads, in_channels=shape.channels
     )
+
+
+def _text_model(shape: TextShape) -> Any:
+    models, size = tv.models, (shape.dim, shape.depth, shape.heads)
+    depth = 0 if shape.answers else shape.depth
+    vision = models.ViT(shape.image, shape.patch, 0, shape.dim, depth, shape.heads, pool="first")
+    if not shape.answers:
+        return models.Captioner(vision, models.TextDecoder(shape.vocabulary, *size, max_length=shape.words))
+    words = models.TextEmbedding(shape.vocabulary, shape.dim, shape.words)
+    return models.VQA(vision, words, models.JointFusion(*size), shape.dim, shape.answers)
 
 
 class Engine(Contender):
@@ -94,11 +106,11 @@ class Engine(Contender):
         keep_freed_memory()  # as `tinyvit train` does
         model = self._model(case, inputs)
         optimizer = tv.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        images, labels = inputs["images"], inputs["labels"]
+        seen, labels = [inputs[name] for name in ("images", "words") if name in inputs], inputs["labels"]
 
         def run() -> float:
             with self._autocast():
-                loss = F.cross_entropy(model(images), labels)
+                loss = F.cross_entropy(model(*seen), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -117,7 +129,7 @@ class Engine(Contender):
 
     @staticmethod
     def _model(case: Case, inputs: Arrays) -> Any:
-        model = build_model(case.model)
+        model = build_model(case.shape)
         model.to(inputs["images"].dtype.name)
         model.load_state_dict(weights_of(inputs))
         return model

@@ -9,9 +9,10 @@ import torch
 from torch._functorch import config as functorch
 from torch.nn import functional as F
 
-from ..cases import Case
+from ..cases import Case, TextShape
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
 from .base import Contender, Task
+from .pytorch_text import text_model
 from .pytorch_vit import ViT, patches
 
 OPERATIONS = {
@@ -85,8 +86,9 @@ class PyTorch(Contender):
     def train(self, case: Case, inputs: Arrays) -> Task:
         model = _model(case, inputs)
         optimizer = _optimizer(model.parameters())
-        images, labels = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["labels"])
-        loss_of = self._compiled(lambda: F.cross_entropy(model(images), labels))
+        seen = [torch.from_numpy(inputs[name]) for name in ("images", "words") if name in inputs]
+        labels = torch.from_numpy(inputs["labels"]).flatten()
+        loss_of = self._compiled(lambda: F.cross_entropy(model(*seen).flatten(0, -2), labels))
 
         def run() -> float:
             with self._autocast():
@@ -117,7 +119,7 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
 
 
-def _model(case: Case, inputs: Arrays) -> ViT:
-    model = ViT(case.model)
+def _model(case: Case, inputs: Arrays) -> torch.nn.Module:
+    model = text_model(case.shape) if isinstance(case.shape, TextShape) else ViT(case.model)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights_of(inputs).items()})
     return model

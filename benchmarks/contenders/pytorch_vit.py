@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..cases import ModelShape
+from ..cases import ModelShape, TextShape
 from ..inputs import MODEL_EPS
 
 
@@ -15,10 +15,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         b, n, c = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
         return self.proj(out.transpose(1, 2).reshape(b, n, c))
 
 
@@ -33,22 +33,22 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, eps: float = MODEL_EPS) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, MODEL_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps)
         self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, MODEL_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps)
         self.mlp = Mlp(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
 
 
 class PatchEmbed(nn.Module):
     """Patches by reshaping and one matrix product, with the weights of the convolution that is equal to it."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape | TextShape) -> None:
         super().__init__()
         self.patch = shape.patch
         self.proj = nn.Conv2d(shape.channels, shape.dim, shape.patch, shape.patch)

@@ -60,14 +60,37 @@ template <typename T> __global__ void attention_forward_1(Attention a) {
   if (lane == 0) a.lse[head.row + n] = shift + logf(total);
 }
 
-// r = sum(dout out) of a query.
-template <typename T> __global__ void attention_products(Attention a) {
-  int n = blockIdx.x;
+// Of a query, r = sum(dout out), and what its probabilities are computed again with: shift = lse and rest = 0. Where lse
+// is so large that rounding it would tell on them, shift is the largest score and rest the logarithm of the sum over it.
+// Their products are added up as those of backward are, a lane for a key if IN_ORDER: other roundings would tell as well.
+constexpr float EXACT = 16;
+template <typename T, bool IN_ORDER> __global__ void attention_products(Attention a) {
+  int n = blockIdx.x, lane = threadIdx.x;
   Head head = head_of(a, blockIdx.y);
   float dout[MOST];
   spread(dout, matrix<T>(a.dout, head) + n * a.dout.row, a.depth);
   float r = product(dout, matrix<T>(a.out, head) + n * a.out.row, a.depth);
-  if (threadIdx.x == 0) a.r[head.row + n] = r;
+  float shift = shift_of(a.lse[head.row + n]), rest = 0;
+  if (fabsf(shift) > EXACT && fabsf(shift) < INFINITY) {
+    const T* row = matrix<T>(a.q, head) + n * a.q.row;
+    float q[MOST], peak = -INFINITY, total = 0;
+    spread(q, row, a.depth);
+    for (int s = IN_ORDER ? lane : 0; s < a.keys; s += IN_ORDER ? WARP : 1) {
+      const T* key = matrix<T>(a.k, head) + s * a.k.row;
+      float qk = 0;
+      if (IN_ORDER)
+        for (int d = 0; d < a.depth; d++) qk += to_float(row[d]) * to_float(key[d]);
+      else
+        qk = product(q, key, a.depth);
+      float x = score<T, true>(a, head, n, s, qk);
+      float top = larger(peak, x);
+      total = total * expf(peak - shift_of(top)) + expf(x - shift_of(top));
+      peak = top;
+    }
+    shift = IN_ORDER ? warp_max(peak) : peak;
+    rest = logf(IN_ORDER ? warp_sum(total * expf(peak - shift)) : total);
+  }
+  if (threadIdx.x == 0) a.r[head.row + n] = r, a.shift[head.row + n] = shift, a.rest[head.row + n] = rest;
 }
 
 // p with dropout, and the gradient of the score, of query n and key s.
@@ -75,8 +98,9 @@ struct Slopes {
   float p, ds;
 };
 template <typename T, bool EXTRAS>
-DEVICE Slopes slopes(const Attention& a, const Head& head, int n, int s, float qk, float dov, float lse, float r) {
-  float p = expf(score<T, EXTRAS>(a, head, n, s, qk) - shift_of(lse));
+DEVICE Slopes slopes(const Attention& a, const Head& head, int n, int s, float qk, float dov) {
+  long long row = head.row + n;
+  float p = expf(score<T, EXTRAS>(a, head, n, s, qk) - a.shift[row] - a.rest[row]), r = a.r[row];
   float factor = kept<EXTRAS>(a, head, n, s);
   // out = (p * m) @ v and p = softmax(s)
   return {p * factor, p * (dov * factor - r)};
@@ -89,10 +113,9 @@ template <typename T> __global__ void attention_dq_1(Attention a) {
   float q[MOST], dout[MOST], dq[MOST] = {};
   spread(q, matrix<T>(a.q, head) + n * a.q.row, a.depth);
   spread(dout, matrix<T>(a.dout, head) + n * a.dout.row, a.depth);
-  float lse = a.lse[head.row + n], r = a.r[head.row + n];
   for (int s = 0; s < a.keys; s++) {
     float qk = product(q, k + s * a.k.row, a.depth), dov = product(dout, v + s * a.v.row, a.depth);
-    float ds = slopes<T, true>(a, head, n, s, qk, dov, lse, r).ds;
+    float ds = slopes<T, true>(a, head, n, s, qk, dov).ds;
     if (a.ds && threadIdx.x == 0) a.ds[(head.row + n) * a.keys + s] = ds;
     // s = scale * q @ k.T + bias
 #pragma unroll
@@ -113,7 +136,7 @@ template <typename T> __global__ void attention_dkv_1(Attention a) {
   spread(v, matrix<T>(a.v, head) + s * a.v.row, a.depth);
   for (int n = 0; n < a.queries; n++) {
     float qk = product(k, q + n * a.q.row, a.depth), dov = product(v, dout + n * a.dout.row, a.depth);
-    Slopes slope = slopes<T, true>(a, head, n, s, qk, dov, a.lse[head.row + n], a.r[head.row + n]);
+    Slopes slope = slopes<T, true>(a, head, n, s, qk, dov);
 #pragma unroll
     for (int i = 0; i < MOST; i++) {
       int d = threadIdx.x + WARP * i;
@@ -286,10 +309,9 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) attention_backward_2(Attentio
         int row = first + TILE_Y * i + y, column = start + TILE_X * j + x;
         int n = OF_KEYS ? column : row, s = OF_KEYS ? row : column;
         bool real = row < rows && column < columns;
-        float lse = real ? a.lse[head.row + n] : 0.f, r = real ? a.r[head.row + n] : 0.f;
-        Slopes slope = slopes<T, true>(a, head, n, s, p[i][j], ds[i][j], lse, r);
-        p[i][j] = real ? slope.p : 0.f;
-        ds[i][j] = real ? slope.ds : 0.f;
+        Slopes slope = {};
+        if (real) slope = slopes<T, true>(a, head, n, s, p[i][j], ds[i][j]);
+        p[i][j] = slope.p, ds[i][j] = slope.ds;
         if (!OF_KEYS && a.ds && real) a.ds[(head.row + n) * a.keys + s] = slope.ds;
       }
     accumulate<D>(dleft, ds, left_columns);

@@ -19,6 +19,7 @@ struct Attention {
   View q, k, v, out, dout, dq, dk, dv;
   ScoresView bias, mask;
   float *lse, *r, *ds;  // (B, H, N), (B, H, N), (B, H, N, S) or null; r = sum(dout out)
+  float *shift, *rest;  // (B, H, N): backward computes p = exp(score - shift - rest)
   Dropout dropout;      // none where its threshold is 0
   int heads, queries, keys, depth;
   float scale;

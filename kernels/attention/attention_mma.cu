@@ -210,14 +210,13 @@ template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) at
   stage<T, D>(v, a, a.v, head, 0, padded, a.keys, threadIdx.x, blockDim.x);
   copy_commit();
   bool waiting = true;
-  for (int row = warp * ROWS; row < a.queries || waiting; row += warps * ROWS) {
-    if (row < a.queries) stage<T, D>(mine, a, a.q, head, row, ROWS, a.queries, threadIdx.x % WARP, WARP);
+  for (int row = warp * ROWS; row < a.queries; row += warps * ROWS) {  // at least once: no warp is launched without rows
+    stage<T, D>(mine, a, a.q, head, row, ROWS, a.queries, threadIdx.x % WARP, WARP);
     copy_commit();
     copy_wait<0>();
     if (waiting) __syncthreads();  // the first time round also k and v, which all have copied
     waiting = false;
     __syncwarp();
-    if (row >= a.queries) break;
     float s[C / 8][4];
     Softmax<D> softmax;
     multiply<T, D, C>(s, mine, k, a.keys);
@@ -236,11 +235,11 @@ template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) at
 template <bool OF_KEYS> DEVICE const View& left_rows(const Attention& a) { return OF_KEYS ? a.k : a.q; }
 template <bool OF_KEYS> DEVICE const View& right_rows(const Attention& a) { return OF_KEYS ? a.v : a.dout; }
 
-// From products to p with dropout and ds, for C columns from `start` on. Of the queries, `lse` and `r` are given: from
-// the first row of the warp on, or with OF_KEYS from column `start` on.
+// From products to p with dropout and ds, for C columns from `start` on. Of the queries, `shift`, `r` and `rest` (null:
+// 0) are given: from the first row of the warp on, or with OF_KEYS from column `start` on.
 template <typename T, int C, bool OF_KEYS, bool EXTRAS>
 DEVICE void slopes(float (&p)[C / 8][4], float (&ds)[C / 8][4], const Attention& a, const Head& head, int row, int start,
-                   const float* lse, const float* r) {
+                   const float* shift, const float* r, const float* rest) {
   int lane = threadIdx.x % WARP;
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -256,7 +255,8 @@ DEVICE void slopes(float (&p)[C / 8][4], float (&ds)[C / 8][4], const Attention&
           continue;
         }
         int query = OF_KEYS ? x : y;
-        float weight = exp2_fast(LOG2_E * (score<T, EXTRAS>(a, head, n, s, p[j][e]) - shift_of(lse[query])));
+        float power = score<T, EXTRAS>(a, head, n, s, p[j][e]) - shift_of(shift[query]);
+        float weight = exp2_fast(LOG2_E * (rest ? power - rest[query] : power));
         float factor = kept<EXTRAS>(a, head, n, s);
         // out = (p * m) @ v and p = softmax(s)
         ds[j][e] = weight * (ds[j][e] * factor - r[query]);
@@ -272,12 +272,12 @@ template <int D, bool DLEFT, bool DRIGHT> struct Gradients {
 
   template <typename T, int C, bool OF_KEYS, bool EXTRAS>
   DEVICE void add(const Attention& a, const Head& head, int row, int start, const T* left, const T* right,
-                  const T* left_columns, const T* right_columns, const float* lse, const float* r) {
+                  const T* left_columns, const T* right_columns, const float* shift, const float* r, const float* rest) {
     int count = (OF_KEYS ? a.queries : a.keys) - start;
     float p[C / 8][4], ds[C / 8][4];
     multiply<T, D, C>(p, left, left_columns, count);
     multiply<T, D, C>(ds, right, right_columns, count);
-    slopes<T, C, OF_KEYS, EXTRAS>(p, ds, a, head, row, start, lse, r);
+    slopes<T, C, OF_KEYS, EXTRAS>(p, ds, a, head, row, start, shift, r, rest);
     if constexpr (DLEFT) accumulate<T, D, C>(dleft, ds, left_columns, count);
     if constexpr (DRIGHT) accumulate<T, D, C>(dright, p, right_columns, count);
   }
@@ -299,14 +299,15 @@ __global__ void __launch_bounds__(128, 2) attention_backward_3(Attention a) {
   T* left = reinterpret_cast<T*>(memory);                // (16 warps, PITCH)
   T* right = left + warps * ROWS * PITCH<D>;
   T* tiles = right + warps * ROWS * PITCH<D>;            // 2 x (left, right) x (C, PITCH)
-  float* of_queries = reinterpret_cast<float*>(tiles + 4 * C * PITCH<D>);  // lse and r: of the rows, or 2 x of a tile
+  float* of_queries = reinterpret_cast<float*>(tiles + 4 * C * PITCH<D>);  // shift, r, rest: of rows, or 2 x of a tile
   int span = OF_KEYS ? C : warps * ROWS;
   Head head = head_of(a, blockIdx.y);
   auto fetch_scalars = [&](float* target, int start) {
     for (int i = threadIdx.x; i < span; i += blockDim.x) {
       bool real = start + i < a.queries;
-      target[i] = real ? a.lse[head.row + start + i] : 0.f;
+      target[i] = real ? a.shift[head.row + start + i] : 0.f;
       target[span + i] = real ? a.r[head.row + start + i] : 0.f;
+      target[2 * span + i] = real ? a.rest[head.row + start + i] : 0.f;
     }
   };
   auto fetch = [&](int start) {
@@ -315,7 +316,7 @@ __global__ void __launch_bounds__(128, 2) attention_backward_3(Attention a) {
     stage<T, D>(tile, a, left_rows<!OF_KEYS>(a), head, start, C, columns, threadIdx.x, blockDim.x);
     stage<T, D>(tile + C * PITCH<D>, a, right_rows<!OF_KEYS>(a), head, start, C, columns, threadIdx.x, blockDim.x);
     copy_commit();
-    if (OF_KEYS) fetch_scalars(of_queries + half * 2 * C, start);
+    if (OF_KEYS) fetch_scalars(of_queries + half * 3 * C, start);
   };
   int begin = OF_KEYS && a.is_causal ? first / C * C : 0;
   int end = !OF_KEYS && a.is_causal ? min(columns, first + warps * ROWS) : columns;
@@ -334,9 +335,9 @@ __global__ void __launch_bounds__(128, 2) attention_backward_3(Attention a) {
     }
     __syncthreads();
     const T* tile = tiles + start / C % 2 * (2 * C * PITCH<D>);
-    const float* lse = of_queries + (OF_KEYS ? start / C % 2 * 2 * C : warp * ROWS);
+    const float* shift = of_queries + (OF_KEYS ? start / C % 2 * 3 * C : warp * ROWS);
     gradients.template add<T, C, OF_KEYS, EXTRAS>(a, head, first + warp * ROWS, start, left + offset, right + offset, tile,
-                                                  tile + C * PITCH<D>, lse, lse + span);
+                                                  tile + C * PITCH<D>, shift, shift + span, shift + 2 * span);
     __syncthreads();  // before this tile is written again
   }
   copy_wait<0>();
@@ -378,14 +379,14 @@ template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) at
     Gradients<D, true, false> gradients;
     for (int start = 0; start < a.keys; start += C)
       gradients.template add<T, C, false, false>(a, head, row, start, q + row * PITCH<D>, dout + row * PITCH<D>,
-                                                  k + start * PITCH<D>, v + start * PITCH<D>, lse + row, r + row);
+                                                  k + start * PITCH<D>, v + start * PITCH<D>, lse + row, r + row, nullptr);
     gradients.template finish<T, false>(scratch, a, head, row);
   }
   for (int row = warp * ROWS; row < a.keys; row += warps * ROWS) {
     Gradients<D, true, true> gradients;
     for (int start = 0; start < a.queries; start += C)
       gradients.template add<T, C, true, false>(a, head, row, start, k + row * PITCH<D>, v + row * PITCH<D>,
-                                                 q + start * PITCH<D>, dout + start * PITCH<D>, lse + start, r + start);
+                                                 q + start * PITCH<D>, dout + start * PITCH<D>, lse + start, r + start, nullptr);
     gradients.template finish<T, true>(scratch, a, head, row);
   }
 }

@@ -16,7 +16,9 @@ the same number: no atomics, equal bits. A version that cannot serve (v3 and v4 
 mask, bias and dropout, each its shared memory) leaves it to the one before.
 
 q (B, H, N, D), k and v (B, H, S, D) are views of any strides whose last axis is contiguous; where they, D included, are
-aligned to 16 bytes, they are read so. out lies in memory as (B, N, H, D). Saved is lse (B, H, N), in float32.
+aligned to 16 bytes, they are read so. out lies in memory as (B, N, H, D). Saved is lse (B, H, N), in float32; where it
+is so large that rounding it would tell on probabilities of float32, the gradients come from the scores' largest and the
+logarithm of the sum over that, computed again. (v4 has no bias that could make scores so large; 16 bits hide the rest.)
 """
 
 import ctypes
@@ -51,7 +53,7 @@ class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, _View) for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")),
         *((name, _Scores) for name in ("bias", "mask")),
-        *((name, ctypes.c_void_p) for name in ("lse", "r", "ds")),
+        *((name, ctypes.c_void_p) for name in ("lse", "r", "ds", "shift", "rest")),
         ("dropout", Dropout),
         *((name, ctypes.c_int) for name in ("heads", "queries", "keys", "depth")),
         ("scale", ctypes.c_float),
@@ -97,8 +99,9 @@ def _each_row(name: str, s: Shape, rows: int, shared: int = 0) -> Launch:
     return Launch(Kernel(_FMA, f"{name}<{s.ctype}>"), (rows, s.batch_heads), WARP, shared)
 
 
-def _products(s: Shape) -> Launch:
-    return _each_row("attention_products", s, s.queries)
+def _products(s: Shape, in_order: bool = True) -> Launch:
+    kernel = Kernel(_FMA, f"attention_products<{s.ctype}, {_bool(in_order)}>")
+    return Launch(kernel, (s.queries, s.batch_heads), WARP, 0)
 
 
 def forward_1(s: Shape) -> list[Launch]:
@@ -106,7 +109,11 @@ def forward_1(s: Shape) -> list[Launch]:
 
 
 def backward_1(s: Shape) -> list[Launch]:
-    return [_products(s), _each_row("attention_dq_1", s, s.queries), _each_row("attention_dkv_1", s, s.keys)]
+    return [
+        _products(s, in_order=False),
+        _each_row("attention_dq_1", s, s.queries),
+        _each_row("attention_dkv_1", s, s.keys),
+    ]
 
 
 def _tiles(d: int) -> tuple[int, int]:
@@ -157,7 +164,7 @@ def backward_3(s: Shape) -> list[Launch]:
     for of_keys, dleft, dright, count in parts:
         kernel = f"attention_backward_3<{s.ctype}, {d}, {c}, {of_keys}, {dleft}, {dright}, {_bool(s.extras)}>"
         span = 2 * c if of_keys == "true" else warps * ROWS
-        shared = 2 * (d + 8) * (2 * warps * ROWS + 4 * c) + 8 * span
+        shared = 2 * (d + 8) * (2 * warps * ROWS + 4 * c) + 12 * span
         launches.append(
             Launch(Kernel(_MMA, kernel), (-(-count // (warps * ROWS)), s.batch_heads), warps * WARP, shared)
         )
@@ -327,7 +334,7 @@ def backward(
     xp, device = library_of(q), device_of(q)
     q_, k_, v_, out_, dout_ = map(_heads, (q, k, v, out, dout))
     gradients = _empty_gradients(xp, q_, k_, v_) if out_grads is None else out_grads
-    r = xp.empty(q_.shape[:3], "float32")
+    r, shift, rest = xp.empty((3, *q_.shape[:3]), "float32")
     # Where is_causal hides a tile, nobody writes to ds.
     ds = xp.zeros((*q_.shape[:3], k_.shape[2]), "float32") if needs[3] else None
     if k_.shape[2] == 0 or q_.size == 0:
@@ -338,12 +345,28 @@ def backward(
         arrays = (q_, k_, v_, out_, dout_, *gradients)
         given.q, given.k, given.v, given.out, given.dout, given.dq, given.dk, given.dv = map(_view, arrays)
         lse = xp.ascontiguousarray(lse)
-        given.lse, given.r, given.ds = address(lse), address(r), address(ds)
+        given.lse, given.r, given.ds, given.shift, given.rest = map(address, (lse, r, ds, shift, rest))
         given.aligned = is_aligned(*arrays)
         _run(plan(version, True, _shape(q_, k_, bias, mask, is_causal, dropout_p), device), device, given)
     dbias = sum_to_shape(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape).astype(q.dtype) if needs[3] else None
     dq, dk, dv = (g.reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
     return dq, dk, dv, dbias
+
+
+def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
+    """The probabilities (B, H, N, S) before dropout, by CuPy's own functions: they are looked at, not trained with."""
+    xp = library_of(q)
+    scores = scale * (q @ k.swapaxes(-1, -2))
+    if bias is not None:
+        scores += bias
+    hidden, zero = scores.dtype.type(-math.inf), scores.dtype.type(0)
+    if mask is not None:
+        scores = xp.where(mask, scores, hidden)
+    if is_causal:
+        scores = xp.where(xp.arange(q.shape[-2])[:, None] >= xp.arange(k.shape[-2]), scores, hidden)
+    p = xp.exp(scores - xp.where(lse == -math.inf, zero, scores.max(axis=-1, initial=hidden))[..., None])
+    total = p.sum(axis=-1, keepdims=True)
+    return p / xp.where(total == 0, scores.dtype.type(1), total)
 
 
 def _empty_gradients(xp: Any, q: Any, k: Any, v: Any) -> tuple[Any, ...]:

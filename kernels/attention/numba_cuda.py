@@ -28,6 +28,7 @@ from ..cuda.simt import group_max, group_sum, keep_factor
 _THREADS = 32  # of a block of v1
 _SQUARE = 256  # threads of v2
 _TILE = 16  # rows, columns, and threads in either direction, of v2
+_EXACT = 16  # |lse| beyond which backward does not rely on it
 LONGEST = 8192  # keys whose scores v1 finds room for
 
 
@@ -94,24 +95,51 @@ def _forward_1(q, k, v, bias, mask, out, lse, how):
 
 
 @cuda.jit(device=True)
-def _slopes(qk, dov, b, h, n, s, bias, mask, lse, r, heads, queries, keys, how):
+def _slopes(qk, dov, b, h, n, s, bias, mask, shift, rest, r, heads, queries, keys, how):
     """p with dropout, and the gradient of the score."""
-    shift = float32(0) if lse == -np.inf else lse
-    p = math.exp(_score(qk, b, h, n, s, bias, mask, how) - shift)
+    p = math.exp(_score(qk, b, h, n, s, bias, mask, how) - shift - rest)
     factor = _kept(b, h, n, s, heads, queries, keys, how)
     # out = (p * m) @ v and p = softmax(s)
     return p * factor, p * (dov * factor - r)
 
 
 @cuda.jit
-def _dq_1(q, k, v, bias, mask, lse, r, dout, dq, ds, how):
+def _anchors(q, k, bias, mask, lse, shift, rest, how):
+    """What p = exp(score - shift - rest) is computed again with: lse and 0, or where rounding lse would tell on p, the
+    largest score and the logarithm of the sum over it."""
+    n, head = cuda.grid(1), cuda.blockIdx.y
+    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    b, h = head // heads, head % heads
+    if n < queries:
+        top = lse[b, h, n]
+        log_sum = float32(0)
+        if top == -np.inf:
+            top = float32(0)
+        elif abs(top) > _EXACT and top != np.inf:
+            top = float32(-np.inf)
+            for s in range(keys):
+                x = _score(_product(q, k, b, h, n, s), b, h, n, s, bias, mask, how)
+                if x > top or x != x:
+                    top = x
+            total = float32(0)
+            for s in range(keys):
+                total += math.exp(_score(_product(q, k, b, h, n, s), b, h, n, s, bias, mask, how) - top)
+            log_sum = math.log(total)
+        shift[b, h, n] = top
+        rest[b, h, n] = log_sum
+
+
+@cuda.jit
+def _dq_1(q, k, v, bias, mask, shift, rest, r, dout, dq, ds, how):
     slopes = cuda.shared.array(0, float32)  # (S,)
     n, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
     b, h = head // heads, head % heads
     for s in range(t, keys, _THREADS):
         qk, dov = _product(q, k, b, h, n, s), _product(dout, v, b, h, n, s)
-        slopes[s] = _slopes(qk, dov, b, h, n, s, bias, mask, lse[b, h, n], r[b, h, n], heads, queries, keys, how)[1]
+        slopes[s] = _slopes(
+            qk, dov, b, h, n, s, bias, mask, shift[b, h, n], rest[b, h, n], r[b, h, n], heads, queries, keys, how
+        )[1]
         if ds.size > 0:
             ds[b, h, n, s] = slopes[s]
     cuda.syncthreads()
@@ -124,14 +152,16 @@ def _dq_1(q, k, v, bias, mask, lse, r, dout, dq, ds, how):
 
 
 @cuda.jit
-def _dkv_1(q, k, v, bias, mask, lse, r, dout, dk, dv, how):
+def _dkv_1(q, k, v, bias, mask, shift, rest, r, dout, dk, dv, how):
     both = cuda.shared.array(0, float32)  # (2 N,): ds, then p
     s, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
     b, h = head // heads, head % heads
     for n in range(t, queries, _THREADS):
         qk, dov = _product(q, k, b, h, n, s), _product(dout, v, b, h, n, s)
-        p, slope = _slopes(qk, dov, b, h, n, s, bias, mask, lse[b, h, n], r[b, h, n], heads, queries, keys, how)
+        p, slope = _slopes(
+            qk, dov, b, h, n, s, bias, mask, shift[b, h, n], rest[b, h, n], r[b, h, n], heads, queries, keys, how
+        )
         both[n] = slope
         both[queries + n] = p
     cuda.syncthreads()
@@ -223,7 +253,7 @@ def _tiled(depth):
                 lse[b, h, n] = shift + math.log(total) if total > 0 else total - float32(np.inf)
 
     @cuda.jit
-    def backward(q, k, v, bias, mask, lse, r, dout, dq, dk, dv, ds, of_keys, how):
+    def backward(q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, of_keys, how):
         left = cuda.shared.array((_TILE, depth), float32)
         right = cuda.shared.array((_TILE, depth), float32)
         left_columns = cuda.shared.array((_TILE, depth), float32)
@@ -261,7 +291,23 @@ def _tiled(depth):
             ds_tile[y, t] = float32(0)
             if n < queries and s < keys:
                 qk, dov = _row_product(left, left_columns, y, t), _row_product(right, right_columns, y, t)
-                p, d = _slopes(qk, dov, b, h, n, s, bias, mask, lse[b, h, n], r[b, h, n], heads, queries, keys, how)
+                p, d = _slopes(
+                    qk,
+                    dov,
+                    b,
+                    h,
+                    n,
+                    s,
+                    bias,
+                    mask,
+                    shift[b, h, n],
+                    rest[b, h, n],
+                    r[b, h, n],
+                    heads,
+                    queries,
+                    keys,
+                    how,
+                )
                 p_tile[y, t] = p
                 ds_tile[y, t] = d
                 if ds.size > 0 and not of_keys:
@@ -291,10 +337,10 @@ def forward_1(q, k, v, bias, mask, out, lse, how):
     _forward_1[grid, _THREADS, 0, shared](q, k, v, bias, mask, out, lse, how)
 
 
-def backward_1(q, k, v, bias, mask, lse, r, dout, dq, dk, dv, ds, how):
+def backward_1(q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, how):
     heads, queries, keys = q.shape[0] * q.shape[1], q.shape[2], k.shape[2]
-    _dq_1[(queries, heads), _THREADS, 0, 4 * keys](q, k, v, bias, mask, lse, r, dout, dq, ds, how)
-    _dkv_1[(keys, heads), _THREADS, 0, 8 * queries](q, k, v, bias, mask, lse, r, dout, dk, dv, how)
+    _dq_1[(queries, heads), _THREADS, 0, 4 * keys](q, k, v, bias, mask, shift, rest, r, dout, dq, ds, how)
+    _dkv_1[(keys, heads), _THREADS, 0, 8 * queries](q, k, v, bias, mask, shift, rest, r, dout, dk, dv, how)
 
 
 def _depth(q: Any) -> int:
@@ -306,11 +352,11 @@ def forward_2(q, k, v, bias, mask, out, lse, how):
     _tiled(_depth(q))[0][grid, (_TILE, _TILE)](q, k, v, bias, mask, out, lse, how)
 
 
-def backward_2(q, k, v, bias, mask, lse, r, dout, dq, dk, dv, ds, how):
+def backward_2(q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, how):
     run, heads = _tiled(_depth(q))[1], q.shape[0] * q.shape[1]
     for of_keys, count in ((False, q.shape[2]), (True, k.shape[2])):
         grid = (-(-count // _TILE), heads)
-        run[grid, (_TILE, _TILE)](q, k, v, bias, mask, lse, r, dout, dq, dk, dv, ds, of_keys, how)
+        run[grid, (_TILE, _TILE)](q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, of_keys, how)
 
 
 VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}
@@ -378,6 +424,9 @@ def backward(
         how = _how(bias, mask, is_causal, scale, dropout_p, seed, offset)
         views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
         r = (dout * out).sum(axis=-1)
-        VERSIONS[version][1](q, k, v, *views, lse, r, dout, dq, dk, dv, ds, how)
+        shift, rest = xp.empty((2, *lse.shape), lse.dtype)
+        grid = (-(-q.shape[2] // _THREADS), q.shape[0] * q.shape[1])
+        _anchors[grid, _THREADS](q, k, *views, lse, shift, rest, how)
+        VERSIONS[version][1](q, k, v, *views, shift, rest, r, dout, dq, dk, dv, ds, how)
     dbias = sum_to_shape(ds, bias.shape) if needs[3] else None
     return dq, dk, dv, dbias

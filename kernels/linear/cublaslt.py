@@ -210,8 +210,14 @@ def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None, aux: Any = N
 # Products ------------------------------------------------------------------------------------------------------------
 
 
-def product_of(a: Any, b: Any, d: Any, epilogue: str = "none", tf32: bool = False, aux: Any = None) -> Product | None:
+tf32_allowed = False  # whether products in float32 may round what they multiply
+
+
+def product_of(
+    a: Any, b: Any, d: Any, epilogue: str = "none", tf32: bool | None = None, aux: Any = None
+) -> Product | None:
     """The kind of d = a b; None if an operand lies so that it would have to be copied."""
+    tf32 = d.dtype == np.float32 and (tf32_allowed if tf32 is None else tf32)
     of_a, of_b, of_d = (operand_of(x) for x in (a, b, d))
     if of_a is None or of_b is None or of_d is None:
         return None
@@ -226,7 +232,7 @@ def _alignment(array: Any) -> int:
     return min(256, address(array) & -address(array))
 
 
-def matmul(x: Any, y: Any, tf32: bool = False) -> Any:
+def matmul(x: Any, y: Any, tf32: bool | None = None) -> Any:
     """x (..., M, K) times y (..., K, N), leading axes broadcast, strides as they are wherever possible."""
     xp = library_of(x)
     lead = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])

@@ -3,7 +3,8 @@
 //
 // A warp runs as far as it can before the next one does, and a lane as far as it can before the next lane: the order
 // least friendly to a missing barrier. `schedule` says which goes first: 0 forward, 1 reverse, else shuffled anew at
-// each barrier. Shared memory is NaN at the start of a block, and exactly as large as was asked for. What would hang or
+// each barrier; in reverse, so do blocks, and asynchronous copies take place at once instead of when they are waited
+// for. Shared memory is NaN at the start of a block, and exactly as large as was asked for. What would hang or
 // be undefined on a GPU (a barrier or a warp collective that not all reach, a misaligned access, a copy that is never
 // waited for) ends the process with a message.
 #pragma once
@@ -62,6 +63,7 @@ inline jmp_buf scheduler;
 inline Fiber* current;
 inline uint3 block_index, block_size, grid_size;
 inline unsigned char* shared;
+inline bool is_reverse;
 inline void (*entry)();
 
 [[noreturn]] inline void fail(const char* what) {
@@ -158,10 +160,12 @@ void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, s
   entry = [] { called(*static_cast<A*>(given[I])...); };
   grid_size = {grid[0], grid[1], grid[2]}, block_size = {block[0], block[1], block[2]};
   int threads = block[0] * block[1] * block[2];
+  is_reverse = schedule == 1;
   fibers = new Fiber[threads];
   stacks = new char[threads * STACK];
   for (unsigned i = 0, blocks = grid[0] * grid[1] * grid[2]; i < blocks; i++) {
-    block_index = {i % grid[0], i / grid[0] % grid[1], i / grid[0] / grid[1]};
+    unsigned block = is_reverse ? blocks - 1 - i : i;
+    block_index = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
     void* memory = nullptr;
     if (shared_bytes && posix_memalign(&memory, 128, shared_bytes)) fail("no memory");
     if (memory) memset(memory, 0xff, shared_bytes);
@@ -300,12 +304,21 @@ inline void load_matrices(unsigned (&r)[4], const void* row, bool transposed) {
 inline void load_matrices(unsigned (&r)[4], const void* row) { cpu::load_matrices(r, row, false); }
 inline void load_matrices_transposed(unsigned (&r)[4], const void* row) { cpu::load_matrices(r, row, true); }
 
-// A copy takes place when it is waited for, and no sooner.
+// A copy takes place at any time until it is waited for: at once, or no sooner than that.
+namespace cpu {
+inline void carry_out(const Copy& c) {
+  if (c.valid)
+    memcpy(c.target, c.source, 16);
+  else
+    memset(c.target, 0, 16);
+}
+}  // namespace cpu
 inline void copy_async(void* shared, const void* global, bool valid) {
   if ((uintptr_t(shared) | uintptr_t(global)) % 16) cpu::fail("an asynchronous copy is not aligned to 16 bytes");
   cpu::Fiber* f = cpu::current;
   if (f->copy_count == cpu::MAX_COPIES) cpu::fail("too many asynchronous copies");
   f->copies[f->copy_count++] = {shared, global, valid, f->commits};
+  if (cpu::is_reverse) cpu::carry_out(f->copies[f->copy_count - 1]);
 }
 inline void copy_commit() { cpu::current->commits++; }
 template <int PENDING> void copy_wait() {
@@ -315,10 +328,8 @@ template <int PENDING> void copy_wait() {
     cpu::Copy& c = f->copies[i];
     if (c.group >= f->commits - PENDING)
       f->copies[left++] = c;
-    else if (c.valid)
-      memcpy(c.target, c.source, 16);
-    else
-      memset(c.target, 0, 16);
+    else if (!cpu::is_reverse)
+      cpu::carry_out(c);
   }
   f->copy_count = left;
 }

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -48,9 +49,8 @@ def compiled(kernel: Kernel) -> Any:
     sanitized = bool(os.environ.get("TINYVIT_SANITIZE"))
     folder = Path(os.environ.get("TINYVIT_EMULATED", Path(tempfile.gettempdir()) / f"tinyvit-emulated-{os.getuid()}"))
     source = compiler.KERNELS / kernel.source  # or an absolute path
-    headers = [*sorted(compiler.KERNELS.rglob("*.cuh")), HERE / "cuda_cpu.h", source]
-    told = repr((kernel.expression, sanitized, _FLAGS, str(source))).encode()
-    digest = hashlib.sha256(told + b"".join(path.read_bytes() for path in headers)).hexdigest()[:24]
+    told = repr((kernel, sanitized, _FLAGS)).encode()
+    digest = hashlib.sha256(told + b"".join(path.read_bytes() for path in included(source))).hexdigest()[:24]
     library = folder / f"{digest}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,3 +63,13 @@ def compiled(kernel: Kernel) -> Any:
             pytest.exit(f"g++ refused {kernel.expression}:\n{run.stderr[-4000:]}", returncode=3)
         part.replace(library)
     return ctypes.CDLL(str(library)).run_kernel
+
+
+def included(source: Path) -> list[Path]:
+    """A source and all headers that it includes, each once."""
+    found = [source]
+    for path in found:
+        names = re.findall(r'^#include "(.+)"', path.read_text("utf-8"), re.MULTILINE)
+        places = (folder / name for name in names for folder in (compiler.KERNELS, HERE))
+        found += [place for place in places if place.exists() and place not in found]
+    return found

@@ -36,6 +36,9 @@ VERSIONS = [
     for version in range(1, spec.versions + 1)
 ]
 every_version = pytest.mark.parametrize(("op", "choice"), VERSIONS)
+# Head sizes; where faults are planted, few, since a kernel is compiled for each.
+DEPTHS = [int(d) for d in os.environ.get("TINYVIT_DEPTHS", "1 3 8 15 16 17 24 32 33 64 64 65 128 136 256").split()]
+EXAMPLES = int(os.environ.get("TINYVIT_EXAMPLES", "12"))
 DEVICE = emulator.EmulatedDevice()
 
 
@@ -53,9 +56,9 @@ def on_the_device() -> Iterator[None]:
 class DeviceTrial(Trial):
     """A trial whose kernels run on the device; what they are compared with is computed on the host."""
 
-    def _run(self, choice: str, inputs: Sequence[Any], upstream: Sequence[Any]) -> list[Any]:
+    def _run(self, choice: str, inputs: Sequence[Any], upstream: Sequence[Any], exact: bool = False) -> list[Any]:
         if not choice.startswith("cupy"):
-            return super()._run(choice, inputs, upstream)
+            return super()._run(choice, inputs, upstream, exact)
         there = [[x if x is None else on_device(x) for x in arrays] for arrays in (inputs, upstream)]
         host = unmodified([x._host for arrays in there for x in arrays if isinstance(x, fake_cupy.ndarray)])
         with host:
@@ -86,9 +89,8 @@ def attention_shape(draw: Any) -> tuple[tuple[int, ...], int, int, int]:
     edges = [*draws.around(1, 8, 16, 32, 64, 80), 97, 128, 130, 145, 197, 271, 272, 273]
     queries = draw(st.sampled_from([0, *edges[1:-6]]))
     keys = queries if queries and draw(st.booleans()) else draw(st.sampled_from(edges[1:]))
-    depths = [1, 3, 8, 15, 16, 17, 24, 32, 33, 64, 64, 65, 128, 136, 256]
     most = draws.PRODUCTS / max(math.prod(lead), 1) / max(queries * keys, 1)
-    return lead, queries, keys, draws.size(draw, depths, most)
+    return lead, queries, keys, draws.size(draw, DEPTHS, most)
 
 
 draws.attention_shape = attention_shape
@@ -120,7 +122,7 @@ def _small(trial: DeviceTrial) -> DeviceTrial:
 
 @every_version
 @pytest.mark.parametrize("dtype", DTYPES)
-@draws.on_drawn(int(os.environ.get("TINYVIT_EXAMPLES", "12")))
+@draws.on_drawn(EXAMPLES)
 def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     DEVICE.schedule = data.draw(st.sampled_from(SCHEDULES))
     trial_of(data, op, dtype).check(choice)
@@ -144,7 +146,55 @@ def test_long_sequences_run_through_both_halves_of_the_double_buffer() -> None:
     for params in ({}, {"is_causal": True}, {"dropout_p": 0.3, "seed": 5, "offset": 2}):
         case = draws.Case((q, k, v, None), {"scale": 0.25, **params})
         for choice in ("cupy:v2", "cupy:v3"):
-            DeviceTrial(op, case, (True, True, True, False), (q,)).check(choice)
+            for DEVICE.schedule in SCHEDULES:
+                DeviceTrial(op, case, (True, True, True, False), (q,)).check(choice)
+
+
+@draws.on_drawn(EXAMPLES)
+def test_short_sequences_are_served_by_the_version_for_them(data: st.DataObject) -> None:
+    DEVICE.schedule = data.draw(st.sampled_from(SCHEDULES))
+    b, h = data.draw(st.sampled_from([(1, 2), (2, 3)]))
+    depth = data.draw(st.sampled_from([d for d in DEPTHS if d < 65]))
+    queries = data.draw(st.sampled_from([1, 15, 16, 17, 20, 31, 33, 64, 65, 130]))
+    keys = data.draw(st.sampled_from([queries, queries, 1, 16, 33, 80, 81, 272]))
+    layouts = [data.draw(st.sampled_from(["dense", "dense", "part"])) for _ in range(4)]
+    shapes = [(b, h, n, depth) for n in (queries, keys, keys, queries)]
+    q, k, v, dout = (
+        data.draw(draws.arrays(shape, np.float16, layout, ("none",)))
+        for shape, layout in zip(shapes, layouts, strict=True)
+    )
+    case = draws.Case((q, k, v, None), {"scale": depth**-0.5})
+    DeviceTrial(OPERATIONS["attention"], case, (True, True, True, False), (dout,)).check("cupy:v4")
+
+
+@pytest.mark.parametrize("choice", [f"cupy:v{version}" for version in (1, 2, 3)])
+def test_masks_and_biases_are_read_by_strides_of_their_own(choice: str) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 2, n, 16)).astype(np.float16) for n in (19, 33, 33))
+    bias = rng.standard_normal((33, 2, 19, 2)).astype(np.float16).transpose(1, 3, 2, 0)  # keys first in memory
+    mask = np.repeat(rng.random((19, 2, 66)) < 0.7, 2, axis=1)[:, :2, ::2].transpose(1, 0, 2)  # queries first
+    mask[:, np.arange(19), np.arange(19)] = True
+    case = draws.Case((q, k, v, bias), {"scale": 0.25, "mask": mask})
+    DeviceTrial(OPERATIONS["attention"], case, (True,) * 4, (q,)).check(choice)
+
+
+@pytest.mark.parametrize("choice", [f"cupy:v{version}" for version in (1, 2, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@draws.on_drawn(4)
+def test_a_number_added_to_all_scores_of_a_query_changes_nothing(choice: str, dtype: str, data: st.DataObject) -> None:
+    """As where all of its keys are padding by a large number; with q = 0 no score is rounded."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    k, v, dout = (rng.standard_normal((1, 2, n, 16)).astype(DTYPES[dtype]) for n in (33, 33, 19))
+    added = np.zeros((19, 33), DTYPES[dtype])
+    added[1::2] = data.draw(st.sampled_from([-1e9, -3e4, 40, 1e9]))
+
+    def results(bias: Any) -> list[Any]:
+        case = draws.Case((np.zeros_like(dout), k, v, bias), {"scale": 0.25})
+        return DeviceTrial(OPERATIONS["attention"], case, (True,) * 4, (dout,)).run(choice)
+
+    for found, expected in zip(results(added), results(np.zeros_like(added)), strict=True):
+        tolerance = (1e-5 if dtype == "float32" else 1e-2) * np.abs(expected).astype(float).max()
+        np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=0, atol=tolerance)
 
 
 def test_dropout_draws_the_same_bits_everywhere() -> None:

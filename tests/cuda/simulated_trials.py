@@ -49,6 +49,7 @@ def widened(arrays: Any) -> list[Any]:
         ((1, 2, 5, 5, 3), {}),
         ((2, 1, 17, 33, 16), {"bias": True}),
         ((1, 1, 18, 18, 20), {"is_causal": True, "mask": True}),
+        ((1, 1, 5, 9, 4), {"bias": True, "padding": -1e9}),
         ((1, 2, 16, 15, 17), {"dropout_p": 0.4, "seed": 2**40 + 3, "offset": 5}),
     ],
 )
@@ -57,7 +58,9 @@ def test_attention(version: int, shape: tuple[int, ...], extras: dict[str, Any])
     packed = normal(b, n, 3, h, d).transpose(2, 0, 3, 1, 4)
     q, k, v = packed if n == s else (normal(b, h, n, d), normal(b, h, s, d), normal(b, h, s, d))
     bias = normal(h, n, s) if extras.get("bias") else None
-    params = {key: value for key, value in extras.items() if key not in ("bias", "mask")} | {"scale": 0.3}
+    if "padding" in extras:
+        bias[:, ::2], q[:, :, ::2] = extras["padding"], 0  # of all keys, and no score is rounded
+    params = {key: value for key, value in extras.items() if key not in ("bias", "mask", "padding")} | {"scale": 0.3}
     if extras.get("mask"):
         params["mask"] = RNG.random((b, 1, n, s)) < 0.6
         params["mask"][0, 0, 3] = False  # sees nothing

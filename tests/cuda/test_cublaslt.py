@@ -11,6 +11,8 @@ from fake_cupy import installed, ndarray
 from tinyvit.kernels.cuda import device
 from tinyvit.kernels.linear import cublaslt
 
+import tinyvit as tv
+
 RNG = np.random.default_rng(0)
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 
@@ -48,6 +50,19 @@ def assert_is(found: ndarray, expected: np.ndarray) -> None:
 def test_matmul_broadcasts_as_numpy_does(x: tuple[int, ...], y: tuple[int, ...], dtype: np.dtype) -> None:
     a, b = normal(*x, dtype=dtype), normal(*y, dtype=dtype)
     assert_is(cublaslt.matmul(ndarray(a), ndarray(b)), a.astype(float) @ b.astype(float))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_for_float32_and_only_where_it_is_allowed(allowed: bool) -> None:
+    tv.allow_tf32(allowed)
+    try:
+        for dtype in DTYPES:
+            x, y = ndarray(normal(4, 4, dtype=dtype)), ndarray(normal(4, 4, dtype=dtype))
+            product = cublaslt.product_of(x, y, x)
+            assert product is not None
+            assert product.tf32 == (allowed and dtype == np.float32)
+    finally:
+        tv.allow_tf32(False)
 
 
 def test_strided_operands_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +122,7 @@ def test_gelu_in_the_epilogue_and_its_slope() -> None:
 
 
 def test_the_numbers_of_the_epilogues_are_those_of_the_bindings() -> None:
-    real = pytest.importorskip("nvmath.bindings.cublasLt").Epilogue
+    real = pytest.importorskip("nvmath.bindings.cublasLt", reason="needs nvmath-python").Epilogue
     names = {"none": "DEFAULT", "gelu_aux_bias": "GELU_AUX_BIAS", "dgelu_bias_gradient": "DGELU_BGRAD"}
     for name, number in cublaslt.EPILOGUES.items():
         assert real[names.get(name, {"bias_gradient": "BGRADB"}.get(name, name.upper()))] == number

@@ -19,7 +19,7 @@ from tinyvit.kernels.cuda.rows import parts_of, spread
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit import backend
+from tinyvit import backend, kernels
 
 
 @pytest.fixture
@@ -163,6 +163,20 @@ def test_head_sizes_that_differ_or_are_too_large_are_refused() -> None:
         q, v = (tv.tensor(np.ones((1, 1, 4, d), np.float32), device="cuda").data for d in (8, 300))
         assert "the head sizes are 8 and 300" in (attention.refuses({"q": q, "v": v}, {}) or "")
         device.DEVICES.clear()
+
+
+def test_probabilities_of_attention_on_a_gpu_are_those_on_the_cpu() -> None:
+    rng = np.random.default_rng(0)
+    q, k = (rng.standard_normal((2, 3, n, 8)).astype(np.float32) for n in (5, 7))
+    bias, mask = rng.standard_normal((3, 5, 7)).astype(np.float32), rng.random((2, 1, 5, 7)) < 0.6
+    mask[0, 0, 3] = False  # sees nothing
+    lse = kernels.attention_forward(q, k, k, bias=bias, mask=mask, is_causal=True)[1]
+    expected = kernels.attention_weights(q, k, lse, bias=bias, mask=mask, is_causal=True)
+    with installed() as cupy:
+        q, k, lse, bias, mask = map(cupy.asarray, (q, k, lse, bias, mask))
+        found = kernels.attention_weights(q, k, lse, bias=bias, mask=mask, is_causal=True)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found.get(), expected, atol=1e-6)
 
 
 # Launch configurations -----------------------------------------------------------------------------------------------

@@ -24,10 +24,11 @@ inputs = (four, four, four, four, mask)
 rows = (two, two, one, one, two, two, one, one)
 kernels = [
     (attention._forward_1, (*inputs, four, three, how)),
-    (attention._dq_1, (*inputs, three, three, four, four, four, how)),
-    (attention._dkv_1, (*inputs, three, three, four, four, four, how)),
+    (attention._anchors, (four, four, four, mask, three, three, three, how)),
+    (attention._dq_1, (*inputs, three, three, three, four, four, four, how)),
+    (attention._dkv_1, (*inputs, three, three, three, four, four, four, how)),
     (attention._tiled(64)[0], (*inputs, four, three, how)),
-    (attention._tiled(64)[1], (*inputs, three, three, four, four, four, four, four, bool_, how)),
+    (attention._tiled(64)[1], (*inputs, three, three, three, four, four, four, four, four, bool_, how)),
     (layer_norm._forward_1, (*rows, float32, bool_)),
     (layer_norm._dx_1, (two, two, two, one, one, one, two, bool_)),
     (layer_norm._dweight_1, (two, two, one, one, three)),
@@ -69,5 +70,5 @@ def test_the_simulator_agrees_with_the_plain_rules(part: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_kernel_compiles_to_ptx_for_every_architecture() -> None:
-    pytest.importorskip("numba_cuda")
+    pytest.importorskip("numba_cuda", reason="needs numba-cuda")
     compiled([(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ import tinyvit.functional as F
 from tinyvit.autograd import Tensor
 from tinyvit.captured import CapturedStep
 from tinyvit.display import Display, heading
+from tinyvit.functional import indexing
 from tinyvit.recipes import load_recipe
 from tinyvit.train import Training, TrainingFailed, train
 
+RNG = np.random.default_rng(1)
 IMAGES = np.random.default_rng(0).standard_normal((6, 1, 8, 8)).astype(np.float32)
 LABELS = np.arange(6) % 5
 
@@ -156,6 +159,23 @@ def test_states_go_from_one_device_to_the_other() -> None:
     there.load_state_dict(here.state_dict())
     for name, array in there.state_dict().items():
         np.testing.assert_array_equal(array, here.state_dict()[name])
+
+
+def test_rows_that_repeat_are_added_in_one_order() -> None:
+    """By products, whose sums have an order; only what would need too large a matrix is added one by one."""
+    weight = RNG.standard_normal((5, 2, 3)).astype(np.float32)
+    ids, dy = np.array([[0, 4, 4], [-1, 0, 2]]), RNG.standard_normal((2, 3, 2, 3)).astype(np.float32)
+    expected = np.zeros_like(weight)
+    np.add.at(expected, ids, dy)
+    x = tv.tensor(weight, device="cuda", requires_grad=True)
+    with mock.patch("tinyvit.functional.indexing._add_rows", wraps=indexing._add_rows) as by_product:
+        x[ids].backward(tv.tensor(dy, device="cuda"))
+    by_product.assert_called_once()
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6, atol=1e-6)
+    with mock.patch("tinyvit.functional.indexing._LARGEST", 1):
+        x.grad = None
+        x[ids].backward(tv.tensor(dy, device="cuda"))
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_plain_rules_serve_what_no_kernel_can() -> None:

@@ -45,11 +45,11 @@ def project(fault: Fault | None) -> Iterator[Path]:
         yield folder
 
 
-def outcome(family: Family, fault: Fault | None) -> str:
+def outcome(family: Family, fault: Fault | None, objects: str) -> str:
     """What the tests of a family say of a fault, or of none: "noticed", "not noticed", or what went wrong."""
     try:
         with project(fault) as folder:
-            run = tested(family, folder)
+            run = tested(family, folder, objects)
     except LookupError as error:
         return str(error)
     except subprocess.TimeoutExpired:
@@ -64,8 +64,8 @@ def outcome(family: Family, fault: Fault | None) -> str:
     return "not noticed" if run.returncode == PASSED else "noticed"
 
 
-def tested(family: Family, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """The run of pytest in a project."""
+def tested(family: Family, folder: Path, objects: str) -> "subprocess.CompletedProcess[str]":
+    """The run of pytest in a project; `objects` is where emulated kernels are kept, for a fault changes but a few."""
     command = [sys.executable, "-m", "pytest", *family.arguments, "-x", "-q", "--rootdir", str(folder)]
     command += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
     patience = EMULATED if family.kind == "emulated" else 1
@@ -79,7 +79,8 @@ def tested(family: Family, folder: Path) -> "subprocess.CompletedProcess[str]":
         "PYTHONPATH": str(folder),
         "NUMBA_CACHE_DIR": str(folder / "cache"),
         "NUMBA_DISABLE_JIT": "1" if family.kind == "run" else "0",
-        "TINYVIT_EMULATED": str(folder / "emulated"),
+        "TINYVIT_EMULATED": objects,
+        "TINYVIT_DEPTHS": "8 17 24",
         "TINYVIT_EXAMPLES": "40",
         "TINYVIT_THREADS": "2",
         "TINYVIT_COMPILE_AHEAD": "0",
@@ -97,8 +98,8 @@ def main() -> int:
     parser.add_argument("family", nargs="*", help=f"{', '.join(known)}; all by default")
     chosen = parser.parse_args().family or list(known)
     start, faults, wrong = time.perf_counter(), 0, 0
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        runs = {n: [(f, pool.submit(outcome, known[n], f)) for f in (None, *known[n].faults)] for n in chosen}
+    with tempfile.TemporaryDirectory(prefix="tinyvit-faults-") as objects, ThreadPoolExecutor(PROCESSES) as pool:
+        runs = {n: [(f, pool.submit(outcome, known[n], f, objects)) for f in (None, *known[n].faults)] for n in chosen}
         for name, family in runs.items():
             surprises = 0
             for fault, run in family:

@@ -21,7 +21,7 @@ SIZES = {"small": 3.6, "big": 6.2}  # pixels from the centre to the rim
 HELD_OUT = (("red", "triangle"), ("blue", "circle"), ("yellow", "square"))
 GRID, CELL = 3, 16  # cells along a side, pixels along a cell
 JITTER = 1.6  # pixels that a centre may lie off the middle of its cell, so that a thing stays in its cell
-TRAIN_SCENES, TEST_SCENES = 12_000, 1_000
+TRAIN_SCENES, TEST_SCENES = 24_000, 1_000
 QUESTIONS = 6  # about each scene, half of them relational where there are as many
 
 ANSWERS = ("yes", "no", *SHAPES, *COLOURS, *SIZES, "0", "1", "2", "3", "4")
@@ -95,7 +95,7 @@ class Scenes:
 
 @cache
 def of_split(split: str) -> Scenes:
-    """The scenes of "train" (12,000) or "test" (1,000, and 1,000 with held-out pairs), none in both."""
+    """The scenes of "train" (24,000) or "test" (1,000, and 1,000 with held-out pairs), none in both."""
     test = tuple(islice(_distinct(1, held_out=False), TEST_SCENES))
     if split == "test":
         return Scenes(1, test, tuple(islice(_distinct(2, held_out=True), TEST_SCENES)))
@@ -118,20 +118,24 @@ def _distinct(seed: int, held_out: bool) -> Iterator[Scene]:
 
 def render(scenes: Sequence[Scene]) -> NDArray[np.uint8]:
     """Draw scenes, (n, 3, 48, 48): smooth edges, light from the upper left, on a pale ground."""
-    side = GRID * CELL
-    fall = np.linspace(0, 1, side)
+    images = np.empty((len(scenes), 3, GRID * CELL, GRID * CELL), np.uint8)
+    for start in range(0, len(scenes), 256):  # some at a time, for they are drawn in float32
+        images[start : start + 256] = _drawn(scenes[start : start + 256])
+    return images
+
+
+def _drawn(scenes: Sequence[Scene]) -> NDArray[np.float32]:
+    fall = np.linspace(0, 1, GRID * CELL)
     ground = 236 - 22 * (fall[:, None] + fall[None, :]) / 2
-    images = np.broadcast_to(ground, (len(scenes), 3, side, side)).astype(np.float32)
+    images = np.broadcast_to(ground, (len(scenes), 3, *ground.shape)).astype(np.float32)
     things = [(i, thing) for i, scene in enumerate(scenes) for thing in scene]
-    for start in range(0, len(things), 4096):
-        chunk = things[start : start + 4096]
-        covered, lit = _coverage([thing for _, thing in chunk])
-        for (i, thing), cover, light in zip(chunk, covered, lit, strict=True):
-            top, left = thing.cell // GRID * CELL, thing.cell % GRID * CELL
-            window = images[i, :, top : top + CELL, left : left + CELL]
-            colour = np.array(COLOURS[thing.colour], np.float32)[:, None, None] * light
-            window += cover * (colour - window)
-    return np.rint(images.clip(0, 255)).astype(np.uint8)
+    covered, lit = _coverage([thing for _, thing in things])
+    for (i, thing), cover, light in zip(things, covered, lit, strict=True):
+        top, left = thing.cell // GRID * CELL, thing.cell % GRID * CELL
+        window = images[i, :, top : top + CELL, left : left + CELL]
+        colour = np.array(COLOURS[thing.colour], np.float32)[:, None, None] * light
+        window += cover * (colour - window)
+    return np.rint(images).clip(0, 255)
 
 
 def _coverage(things: list[Thing]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -14,11 +14,13 @@ from .shape import stack
 
 
 class Attention(Op):
-    """out = (P * M) v,  P = softmax(S) over the keys,  S = scale q k^T + bias, -inf where masked
+    """out = kept v,  kept = p * m,  p = softmax(s) over the keys,  s = scale q k^T + bias, -inf where masked
 
-    M is the mask of dropout (1 without it). With dP = (dout v^T) * M:
-    dv = (P * M)^T dout,  dS = P (dP - r) with r = sum(dP P) over the keys = sum(dout out) over the head,
-    dq = scale dS k,  dk = scale dS^T q,  dbias = dS. A query that may look at no key has P = 0, and gradients of 0.
+    dv = kept^T dout,  dp = (dout v^T) * m,  r = sum(dp p) over the keys,
+    ds = p (dp - r),  dq = scale ds k,  dk = scale ds^T q,  dbias = ds
+
+    m is the mask of dropout (1 without it). A query that may look at no key has p = 0, and gradients of 0.
+    r is computed as sum(dout out) over the head, which is the same and shorter.
     (Vaswani et al., Attention is all you need, 2017, equation 1.)
     """
 
@@ -62,7 +64,9 @@ class Attention(Op):
 class SplitHeads(Op):
     """y_0, y_1, ... (B, H, N, D) = the parts of x (B, N, parts H D), head-major within each
 
-    dx = their gradients, side by side; if they lie so in memory already, as a fused attention leaves them, it is that.
+    dx = their gradients, side by side
+
+    If they lie so in memory already, as a fused attention leaves them, dx is that.
     """
 
     view = True
@@ -122,20 +126,20 @@ Namespace.extend("join_heads", _join_heads)
 
 
 def attention_probabilities(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float) -> Any:
-    """P of `Attention`, (B, H, N, S): softmax over the visible keys; 0 for a query that sees none."""
+    """p of `Attention`, (B, H, N, S): softmax over the visible keys; 0 for a query that sees none."""
     e, _ = _exponentials(xp, q, k, bias, mask, is_causal, scale)
     total = xp.sum(e, axis=-1, keepdims=True)
     return e / xp.where(total == 0, 1.0, total)
 
 
 def attention_lse(xp: Any, q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float) -> Any:
-    """The logarithm of the sum of e^S over the visible keys, (B, H, N); -inf for a query that sees none."""
+    """The logarithm of the sum of e^s over the visible keys, (B, H, N); -inf for a query that sees none."""
     e, shift = _exponentials(xp, q, k, bias, mask, is_causal, scale)
     return (shift + xp.log(xp.sum(e, axis=-1, keepdims=True)))[..., 0]
 
 
 def _exponentials(xp, q, k, bias, mask, is_causal, scale):
-    """e^(S - m) with m = max(S), or 0 where nothing is visible; and m."""
+    """e^(s - m) with m = max(s), or 0 where nothing is visible; and m."""
     scores = xp.matmul(scale * q, xp.swapaxes(k, -1, -2))
     if bias is not None:
         scores = scores + bias

@@ -7,10 +7,12 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from ..autograd import Op, Tensor
-from ..backend import Namespace, is_on_gpu, to_host
+from ..backend import Array, Namespace, is_on_gpu, to_host
 from .elementwise import constant
 from .samples import sample
 from .shape import reshape
+
+_LARGEST = 2**26  # elements of a matrix that says which row goes where
 
 
 class BasicIndex(Op):
@@ -56,6 +58,8 @@ class IndexAdd(Op):
         out = xp.zeros(shape, x.dtype)
         if _is_basic(index):
             out[index] = x  # slices never repeat an element
+        elif is_on_gpu(x) and _is_rows(index) and index[0].size * shape[0] <= _LARGEST:
+            return _add_rows(xp, x, index[0], shape)
         else:
             xp.add.at(out, index, x)
         return out
@@ -67,6 +71,17 @@ class IndexAdd(Op):
     def samples():
         yield sample((4, 3), index=(np.array([0, 2, 2, 1]),), shape=(5, 3))
         yield sample((2, 3), index=(slice(0, 4, 2),), shape=(4, 3))
+
+
+def _add_rows(xp: Namespace, x: Array, rows: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros of `shape` with x added to these rows, as a product: its sums have an order, `add.at` on a GPU has none."""
+    picked = (rows.reshape(-1, 1) % shape[0] == xp.arange(shape[0])).astype(x.dtype)
+    return xp.matmul(picked.T, x.reshape(-1, math.prod(shape[1:]))).reshape(shape)
+
+
+def _is_rows(index: Any) -> bool:
+    """Whether an index is one array of integers, for the first axis."""
+    return len(index) == 1 and getattr(index[0], "dtype", np.dtype(bool)).kind in "iu"
 
 
 def _is_basic(index: Any) -> bool:

@@ -13,10 +13,10 @@ from .samples import Sample, sample
 
 
 class CrossEntropy(Op):
-    """l = -sum over classes of t log p,  p = softmax(x)        dx = dl (p sum(t) - t)
+    """loss = -sum over classes of t log p,  p = softmax(logits)        dlogits = dloss (p sum(t) - t)
 
     t is the target distribution: the one given, or 1 at the class id, with label smoothing s: (1 - s) t + s / K. An
-    ignored row has l = 0. "mean" divides the sum by the number of rows that are not ignored.
+    ignored row has loss = 0. "mean" divides the sum by the number of rows that are not ignored.
     """
 
     saves = ("logits", "target")

@@ -38,8 +38,9 @@ def _backward(xp, dy, x, weight, eps, y_dtype):
 class LayerNorm(Op):
     """y = xhat w + b,  xhat = (x - mean) rstd,  rstd = 1 / sqrt(var + eps)
 
-    dx = rstd (g - mean(g) - xhat mean(g xhat)) with g = dy w,  dw = sum(dy xhat),  db = sum(dy)
-    (Ba, Kiros and Hinton, Layer normalization, 2016, equation 4).
+    g = dy w,  dx = rstd (g - mean(g) - xhat mean(g xhat)),  dw = sum(dy xhat),  db = sum(dy)
+
+    (Ba, Kiros and Hinton, Layer normalization, 2016, equation 4.)
     """
 
     saves = ("x", "weight")

@@ -1,5 +1,6 @@
 """A trace as one document of plain data, which the page shows: values with their origins, and operations with steps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy as np
 from .check import Check, check
 from .letters import axes_of
 from .links import Link, link_of
-from .mathml import docstring_parts, formula, math, prose
+from .mathml import docstring_parts, formulas, prose
 from .narrate import Narration, Step, Told, gradient_names
-from .pack import Packer
-from .recording import Backward, Entry, Recording
+from .pack import Packer, told_briefly, told_number
+from .records import Backward, Entry, Recording, whole
 from .statements import statements_of
 from .values import Value
 
@@ -26,8 +27,9 @@ class Document:
     Attributes
     ----------
     ops : one for each operation, in the order of the forward.
-    values : [name, number of its array, letters of its axes, origin]; an origin is ["leaf"], ["seed"], ["sum", values],
-        ["same", value], ["step", operation, direction, number] or ["kernel", operation, direction, value by the rule].
+    values : [name, number of its array, letters of its axes, origin]; an origin is ["leaf"], ["seed"], ["hook"],
+        ["untold"], ["sum", values], ["same", value], ["step", operation, direction, number] or
+        ["kernel", operation, direction, value by the rule].
     checks : of the gradient rules, by number of the operation.
     """
 
@@ -40,7 +42,10 @@ class Document:
     _kept: list[Any] = field(default_factory=list)  # alive, so that ids stay theirs
 
     def value(self, name: str, array: Any, axes: Any, origin: list[Any], rank: int = FLOWS) -> int:
-        self.values.append([name, self.packer.add(array, rank), "".join(axes) if axes else None, origin])
+        """The number of a new value; its array may be that of a trace's `Value`, kept whole or not."""
+        whole = array.array if isinstance(array, Value) else array
+        number = self.packer.add_statistics(array.statistics) if whole is None else self.packer.add(whole, rank)
+        self.values.append([name, number, "".join(axes) if axes else None, origin])
         return len(self.values) - 1
 
     def number(self, value: Value) -> int:
@@ -49,18 +54,14 @@ class Document:
             if value.origin.kind == "sum":
                 origin: list[Any] = ["sum", [self.number(part) for part in value.origin.source]]
             else:
-                origin = [value.origin.kind if value.origin.kind in ("leaf", "seed") else "leaf"]
+                origin = [value.origin.kind if value.origin.kind in ("leaf", "seed", "hook") else "leaf"]
             rank = LEAF if origin == ["leaf"] and value.statistics.shape else FLOWS
-            self.put(value, self.value(value.name, _array_of(value), None, origin, rank))
+            self.put(value, self.value(value.name, value, None, origin, rank))
         return self._numbers[id(value)]
 
     def put(self, value: Value, number: int) -> None:
         self._numbers[id(value)] = number
         self._kept.append(value)
-
-
-def _array_of(value: Value) -> np.ndarray:
-    return value.array if value.array is not None else np.full(value.shape, np.nan, np.float32)
 
 
 def document_of(trace: Recording) -> Document:
@@ -98,6 +99,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "dout": [],
         "steps": [[], []],
         "lines": [[], []],
+        "untold": ["", ""],
         "check": None,
     }
 
@@ -110,7 +112,7 @@ def _shown(parameter: Any) -> str:
 
 def _kind(entry: Entry) -> dict[str, str]:
     forward, backward, rest = docstring_parts(entry.op.__doc__)
-    return {"f": math(formula(forward)), "b": math(formula(backward)) if backward else "", "t": forward, "u": backward,
+    return {"f": formulas(forward), "b": formulas(backward), "t": forward, "u": backward,
             "doc": prose(rest)}  # fmt: skip
 
 
@@ -118,17 +120,19 @@ def _reference(document: Document, name: str, x: Any) -> dict[str, Any] | None:
     """How an operation refers to what goes in or out: the name it has there, and a value or a number."""
     if x is None:
         return None
-    return {"n": name, "v": document.number(x)} if isinstance(x, Value) else {"n": name, "c": x}
+    return {"n": name, "v": document.number(x)} if isinstance(x, Value) else {"n": name, "c": told_number(x)}
 
 
 def _tell_forward(document: Document, entry: Entry) -> None:
     op = document.ops[entry.index]
     op["in"] = [_reference(document, entry.input_name(i), x) for i, x in enumerate(entry.inputs)]
-    if not _is_whole(entry.inputs, entry.outputs):
-        for value in entry.outputs:
-            document.put(value, document.value(value.name, _array_of(value), None, ["leaf"]))
-    else:
+    try:
+        whole(entry.outputs)
         narration = entry.narration()
+    except LookupError as reason:
+        op["untold"][FORWARD] = str(reason)
+        _only_put(document, entry.outputs)
+    else:
         _name_axes(document, narration.inputs, [x for x in entry.inputs if isinstance(x, Value)])
         told = dict(
             zip(
@@ -152,12 +156,13 @@ def _tell_backward(document: Document, backward: Backward) -> None:
     if found is not None:
         document.checks[entry.index] = found
         op["check"] = _told_check(found)
-    if not _is_whole(entry.inputs, entry.outputs, backward.incoming, backward.outgoing):
-        for value in backward.outgoing:
-            if value is not None:
-                document.put(value, document.value(value.name, _array_of(value), None, ["leaf"]))
-    else:
+    try:
+        whole(backward.outgoing)
         narration = backward.narration()
+    except LookupError as reason:
+        op["untold"][BACKWARD] = str(reason)
+        _only_put(document, backward.outgoing)
+    else:
         told = _match(document, entry, backward, narration)
         names = [f"d{entry.input_name(i)}" for i in range(len(entry.inputs))]
         _steps(document, entry, BACKWARD, narration, told, names)
@@ -169,9 +174,11 @@ def _tell_backward(document: Document, backward: Backward) -> None:
     op["dout"] = [_reference(document, f"d{entry.input_name(i)}", x) for i, x in enumerate(backward.outgoing)]
 
 
-def _is_whole(*groups: Any) -> bool:
-    """Whether the trace kept every array of these values."""
-    return not any(isinstance(v, Value) and v.array is None for values in groups for v in values)
+def _only_put(document: Document, values: Sequence[Value | None]) -> None:
+    """Put values in without the steps that gave them."""
+    for value in values:
+        if value is not None:
+            document.put(value, document.value(value.name, value, None, ["untold"]))
 
 
 def _match(document: Document, entry: Entry, backward: Backward, narration: Narration) -> dict[int, int]:
@@ -242,7 +249,7 @@ def _operands(document: Document, step: Step, told: dict[int, int]) -> list[dict
         elif isinstance(x, np.ndarray):
             out.append({"v": document.value("constant", x, None, ["leaf"]), "n": None})
         elif isinstance(x, (int, float)) and not isinstance(x, bool):
-            out.append({"c": x if np.isfinite(x) else repr(x)})
+            out.append({"c": told_number(x)})
 
     for operand in step.operands:
         add(operand)
@@ -279,17 +286,13 @@ def _finish(
 def _told_check(found: Check) -> dict[str, Any]:
     rows = []
     for r in found.rows:
-        numbers = [_number(x) for x in (r.as_run, r.rule, r.numeric, r.tolerance)]
+        numbers = [told_briefly(x) for x in (r.as_run, r.rule, r.numeric, r.tolerance)]
         rows.append([r.input, None if r.index is None else list(r.index), *numbers, r.verdict])
-    curve = [[h, _number(e)] for h, e in found.curve]
+    curve = [[h, told_briefly(e)] for h, e in found.curve]
     return {
         "rows": rows,
         "curve": curve,
-        "run": _number(found.as_run_error),
+        "run": told_briefly(found.as_run_error),
         "verdict": found.verdict,
         "why": found.reason,
     }
-
-
-def _number(x: float) -> float | str:
-    return float(f"{x:.12g}") if np.isfinite(x) else repr(float(x))

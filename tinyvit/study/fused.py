@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import attention_backward, attention_forward, layer_norm_backward, layer_norm_forward
-from .recording import Entry, Recording, whole
+from .records import Entry, Recording, whole
 
 TILES = 4  # in which the keys are shown
 _ROWS = 6  # of a layer norm that are shown

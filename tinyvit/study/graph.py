@@ -4,20 +4,38 @@ import html
 import json
 
 from .parts import edges_of, groups_of
-from .recording import Recording
+from .records import Entry, Recording
+from .values import Value
 
 _ROW, _TOP, _LEFT, _WIDTH = 26, 8, 110, 330
 
 
 def dot_of(recording: Recording) -> str:
-    """The operations as nodes, clustered by parts of the model, in Graphviz's language."""
+    """The operations as nodes, clustered by parts of the model, and what came in from outside, as Graphviz's text."""
     lines = ["digraph trace {", "  node [shape=box, fontname=sans, fontsize=10];"]
     for g, group in enumerate(groups_of(recording.entries)):
         lines.append(f"  subgraph cluster_{g} {{ label={json.dumps(group['title'])};")
-        lines += [f"    op{i} [label={json.dumps(recording.entries[i].key)}];" for i in group["ops"]]
+        lines += [f"    op{i} [label={json.dumps(_title(recording.entries[i]))}];" for i in group["ops"]]
         lines.append("  }")
     lines += [f"  op{a} -> op{b};" for a, b in edges_of(recording.entries)]
+    leaves: dict[int, str] = {}
+    for entry in recording.entries:
+        for value in entry.inputs:
+            if isinstance(value, Value) and value.origin.kind == "leaf":
+                if id(value) not in leaves:
+                    leaves[id(value)] = f"leaf{len(leaves)}"
+                    label = json.dumps(f"{value.name} {_shape(value)}")
+                    lines.append(f"  {leaves[id(value)]} [shape=plaintext, label={label}];")
+                lines.append(f"  {leaves[id(value)]} -> op{entry.index} [style=dotted];")
     return "\n".join([*lines, "}", ""])
+
+
+def _title(entry: Entry) -> str:
+    return f"{entry.key}\n{', '.join(map(_shape, entry.outputs))}"
+
+
+def _shape(value: Value) -> str:
+    return " x ".join(map(str, value.shape)) or "a number"
 
 
 def svg_of(recording: Recording) -> str:
@@ -25,7 +43,7 @@ def svg_of(recording: Recording) -> str:
     entries = recording.entries
     height = _TOP + _ROW * len(entries) + 4
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + 190}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + 290}" height="{height}" '
         'font-family="sans-serif" font-size="11" role="img" aria-label="operations and what flows between them">'
     ]
     for a, b in edges_of(entries):
@@ -40,7 +58,7 @@ def svg_of(recording: Recording) -> str:
         y = _TOP + _ROW * i
         norm = f"{entry.outputs[0].statistics.norm:.3g}"
         back = next((v for v in entry.backward.outgoing if v is not None), None) if entry.backward else None
-        norms = f"|y| {norm}" + (f"   |dx| {back.statistics.norm:.3g}" if back else "")
+        norms = f"{_shape(entry.outputs[0])}   |y| {norm}" + (f"   |dx| {back.statistics.norm:.3g}" if back else "")
         parts.append(
             f'<rect x="{_LEFT}" y="{y}" width="{_WIDTH}" height="{_ROW - 6}" rx="5" fill="#f1eee6" stroke="#ccc"/>'
             f'<text x="{_LEFT + 8}" y="{y + 14}" fill="#1b1c1f">{html.escape(entry.key)}</text>'

@@ -21,7 +21,7 @@ _ELEMENTWISE = {
 _REDUCTIONS = {"sum", "mean", "max", "min"}
 _MOVES = {
     *("reshape", "transpose", "swapaxes", "broadcast_to", "index", "flip", "pad", "im2col", "concatenate", "stack"),
-    *("join_heads", "astype", "cast", "copy", "stop_gradient", "asarray"),
+    *("join_heads", "astype", "cast", "copy", "stop_gradient", "asarray", "put"),
 }
 
 
@@ -116,7 +116,10 @@ def _move(step: Step, arrays: list[Told]) -> Link:
     if name in ("astype", "cast", "copy", "stop_gradient", "asarray"):
         moved = operands[0]
     elif name == "index":
-        moved = operands[0][tuple(i.value if isinstance(i, Told) else i for i in _tuple(params["index"]))]
+        moved = operands[0][_plain(params["index"])]
+    elif name == "put":
+        moved = operands[0].copy()
+        moved[_plain(params["index"])] = operands[1] if isinstance(operands[1], np.ndarray) else -1
     elif name == "reshape":
         moved = operands[0].reshape(np.shape(step.value))
     elif name == "im2col":
@@ -128,8 +131,9 @@ def _move(step: Step, arrays: list[Told]) -> Link:
     return _as_view(np.asarray(moved)) or Link("move", source=np.ascontiguousarray(moved, np.int32))
 
 
-def _tuple(index: Any) -> tuple[Any, ...]:
-    return index if isinstance(index, tuple) else (index,)
+def _plain(index: Any) -> tuple[Any, ...]:
+    """An index with arrays in place of what is told of them."""
+    return tuple(i.value if isinstance(i, Told) else i for i in (index if isinstance(index, tuple) else (index,)))
 
 
 def _as_view(source: np.ndarray) -> Link | None:

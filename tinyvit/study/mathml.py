@@ -153,6 +153,8 @@ class Typesetter:
 
     def _subscript(self, node: ast.Subscript) -> str:
         index = ast.unparse(node.slice).strip("()")
+        if re.fullmatch(r"(\.\.\.|None|:|, )+", index):  # axes of length 1 more
+            return self.expression(node.value)
         return f"<msub><mrow>{self._grouped(node.value, 9)}</mrow><mtext>[{escape(index)}]</mtext></msub>"
 
     def _call(self, node: ast.Call) -> str:
@@ -161,6 +163,8 @@ class Typesetter:
             return self._function(node, function.attr)
         if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "math":
             return _applied(function.attr, _comma(self.expression(a) for a in node.args))
+        if isinstance(function, ast.Attribute) and function.attr in (*_QUIET, "astype", "copy"):
+            return self.expression(function.value)
         if isinstance(function, ast.Name):
             rest = [a for a in node.args if not (isinstance(a, ast.Name) and a.id in ("xp", "ctx"))]
             return _applied(function.id.strip("_"), _comma(self.expression(a) for a in rest))
@@ -227,14 +231,25 @@ _SYMBOLS = {"rstd", "var", "scale", "xhat", "lse", "out", "weight", "bias", "log
 
 
 def docstring_parts(doc: str | None) -> tuple[str, str, str]:
-    """The formula of forward, that of backward, and what else an operation's docstring says."""
-    first, _, rest = (doc or "").strip().partition("\n\n")
-    if "        " in first:
-        forward, _, backward = first.partition("        ")
-    else:
-        forward, backward = first, ""
-    body = " ".join(line.strip() for line in rest.splitlines())
-    return " ".join(forward.split()), " ".join(backward.split()), body
+    """The formula of forward, that of backward, and what else an operation's docstring says.
+
+    That of backward stands in the first paragraph too, after eight spaces, or is a second one without a full stop.
+    """
+    first, *more = (doc or "").strip().split("\n\n")
+    forward, _, backward = first.partition("        ")
+    if not backward and more and " = " in more[0] and not more[0].rstrip().endswith((".", ".)")):
+        backward = more.pop(0)
+    forward, backward = (re.sub(r",\s*\n\s*", ",  ", part) for part in (forward, backward))
+    return _one_line(forward), _one_line(backward), " ".join(_one_line(part) for part in more)
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s*\n\s*", " ", text).strip()
+
+
+def formulas(text: str) -> str:
+    """The formulas of a docstring, which two spaces part, each on a line of its own."""
+    return "".join(math(formula(part)) for part in re.split(r",  +", text) if part)
 
 
 def formula(text: str) -> str:
@@ -262,9 +277,14 @@ def prose(text: str) -> str:
             out.append(escape("".join(run)))
         run.clear()
 
-    for token in _TOKEN.findall(text):
+    tokens = _TOKEN.findall(text)
+    for i, token in enumerate(tokens):
         depth = run.count("(") - run.count(")")
-        if (
+        if token == "(" and depth <= 0 and _is_word(tokens[i + 1 : i + 2]):  # a remark, and no mathematics
+            if run:
+                flush()
+            out.append(token)
+        elif (
             depth <= 0
             and token[0].isalpha()
             and not _is_symbol(token)
@@ -282,6 +302,10 @@ def prose(text: str) -> str:
     if run:
         flush()
     return "".join(out)
+
+
+def _is_word(tokens: list[str]) -> bool:
+    return bool(tokens) and len(tokens[0]) > 2 and tokens[0].isalpha() and not _is_symbol(tokens[0])
 
 
 def _is_symbol(token: str) -> bool:

@@ -54,6 +54,10 @@ class Step(Told):
     params: dict[str, Any] = field(default_factory=dict)
 
 
+class Untold(LookupError):
+    """A rule does what cannot be told step by step."""
+
+
 @dataclass(eq=False)
 class Narration:
     """What a rule did: its inputs by name, its steps in order, and its results."""
@@ -68,7 +72,7 @@ class Narration:
 
 
 def narrate_forward(op: type[Op], inputs: Sequence[Any], params: dict[str, Any]) -> Narration:
-    """Run the plain forward of an operation on arrays, and tell its steps."""
+    """Run the plain forward of an operation on arrays, and tell its steps. Raises Untold, as `narrate_backward`."""
     narrator = _Narrator()
     told = narrator.inputs(op, inputs, [_name(op.inputs, i) for i in range(len(inputs))])
     return narrator.run(op.forward, *told, **params)
@@ -159,6 +163,8 @@ class _Narrator:
         sys.settrace(_name_what_is_bound)
         try:
             results = rule(self, *arguments, **params)
+        except Exception as error:  # the rule ran on plain arrays: it is this one's arrays that it could not take
+            raise Untold(f"its steps cannot be told one by one ({error})") from error
         finally:
             sys.settrace(before)
         results = results if isinstance(results, tuple) else (results,)
@@ -227,12 +233,14 @@ class _Array:
     def __init__(self, narrator: _Narrator, told: Told) -> None:
         self._narrator, self._told = narrator, told
         self._live = told.value  # what is computed with; `told` keeps what it was if the rule changes it in place
-        if isinstance(told, Step) and told.function in ("zeros", "empty", "copy"):
+        self._part_of: tuple[_Array, Any] | None = None  # of a view: of which array, at which index
+        if isinstance(told, Step) and told.function in ("zeros", "empty", "copy", "index"):
             told.value = np.array(told.value)
 
     shape = property(lambda self: np.shape(self._told.value))
     ndim = property(lambda self: np.ndim(self._told.value))
     size = property(lambda self: np.size(self._told.value))
+    T = property(lambda self: self._narrator.step("transpose", np.transpose, self))
     dtype = property(lambda self: self._told.value.dtype)
     flags = property(lambda self: self._told.value.flags)
     base = None
@@ -240,11 +248,17 @@ class _Array:
     def __len__(self) -> int:
         return len(self._told.value)
 
+    def __bool__(self) -> bool:
+        return bool(self._live)
+
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
-        return self._narrator.step("index", lambda x, index: x[index], self, index=index)
+        result = self._narrator.step("index", lambda x, index: x[index], self, index=index)
+        if isinstance(result, _Array) and result is not self and np.may_share_memory(result._live, self._live):
+            result._part_of = self, index
+        return result
 
     def __setitem__(self, index: Any, x: Any) -> None:
         self._live[_bare(index)] = _bare(x)
@@ -258,6 +272,9 @@ class _Array:
     def _became(self, function: str, operands: Sequence[Any], params: dict[str, Any]) -> None:
         """Write down that the array was changed in place, which rules do to arrays of their own."""
         self._told = self._narrator._written(np.array(self._live), function, [self, *operands], params)._told
+        if self._part_of is not None:
+            whole, index = self._part_of
+            whole._became("put", (self,), {"index": index})
 
     def astype(self, dtype: Any) -> Any:
         return self._narrator.step("astype", lambda x, dtype: x.astype(dtype), self, dtype=dtype)

@@ -17,7 +17,7 @@ def tensor_html(tensor: Tensor) -> str:
     array = tensor.numpy()
     s = Statistics.of(array)
     origin = f", made by {tensor._op.name}" if tensor._op else ", requires a gradient" if tensor.requires_grad else ""
-    trouble = f", <b>{s.nans} NaN, {s.infinities} infinite</b>" if not s.is_finite else ""
+    trouble = f", <b>{s.trouble}</b>" if s.trouble else ""
     head = f"Tensor {list(array.shape)} {array.dtype}{origin}"
     told = f"min {s.smallest:.4g}, max {s.largest:.4g}, mean {s.mean:.4g}, norm {s.norm:.4g}{trouble}"
     if not array.size:

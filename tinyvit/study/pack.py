@@ -19,41 +19,47 @@ class Packer:
 
     Attributes
     ----------
-    entries : of each array [code, offset in the blob of its dtype or None, shape, statistics].
+    entries : of each array [code, offset in the blob of its code or None, shape, statistics, dtype].
     left_out : how many arrays did not fit, once `blobs` was called: those of the highest rank, and the later ones.
     """
 
     entries: list[list[Any]] = field(default_factory=list)
     left_out: int = 0
     _numbers: dict[Any, int] = field(default_factory=dict)
-    _arrays: list[np.ndarray] = field(default_factory=list)
-    _ranks: list[int] = field(default_factory=list)
+    _arrays: dict[int, np.ndarray] = field(default_factory=dict)
+    _ranks: dict[int, int] = field(default_factory=dict)
 
     def add(self, array: np.ndarray, rank: int = 0) -> int:
         """The number of an array; it is needed the more, the lower its rank."""
+        dtype = np.asarray(array).dtype.name
         array = np.ascontiguousarray(_storable(np.asarray(array))).reshape(np.shape(array))
-        key = array.dtype.name, array.shape, array.tobytes()
+        key = dtype, array.shape, array.tobytes()
         number = self._numbers.get(key)
         if number is not None:
             self._ranks[number] = min(rank, self._ranks[number])
             return number
-        s = Statistics.of(array)
-        statistics = [s.smallest, s.largest, s.mean, s.norm, s.zeros, s.nans, s.infinities]
-        told = [float(f"{x:.9g}") for x in statistics]
-        self.entries.append([_CODES[array.dtype.name], None, list(array.shape), told])
-        self._arrays.append(array)
-        self._ranks.append(rank)
-        number = self._numbers[key] = len(self._arrays) - 1
+        number = self._numbers[key] = self._enter(_CODES[array.dtype.name], dtype, Statistics.of(array))
+        self._arrays[number] = array
+        self._ranks[number] = rank
         return number
+
+    def add_statistics(self, statistics: Statistics) -> int:
+        """The number of an array of which nothing else was kept."""
+        return self._enter("f4", statistics.dtype, statistics)
+
+    def _enter(self, code: str, dtype: str, s: Statistics) -> int:
+        told = [s.smallest, s.largest, s.mean, s.norm, s.zeros, s.nans, s.infinities]
+        self.entries.append([code, None, list(s.shape), [told_briefly(x) for x in told], dtype])
+        return len(self.entries) - 1
 
     def blobs(self) -> dict[str, str]:
         """Of each dtype all arrays: base64 of the deflated bytes, those of equal significance together."""
         room = MAX_VALUES
         parts: dict[str, list[np.ndarray]] = {}
         sizes: dict[str, int] = {}
-        order = list(range(len(self._arrays)))  # neighbours are alike, and deflate well together
-        if sum(array.size for array in self._arrays) > room:
-            order.sort(key=lambda i: self._ranks[i])
+        order = list(self._arrays)  # neighbours are alike, and deflate well together
+        if sum(array.size for array in self._arrays.values()) > room:
+            order.sort(key=lambda number: self._ranks[number])
         for number in order:
             array, code = self._arrays[number], self.entries[number][0]
             if array.size > room:
@@ -66,8 +72,18 @@ class Packer:
         return {code: _packed(np.concatenate(arrays)) for code, arrays in parts.items()}
 
 
+def told_number(x: float) -> float | str:
+    """A number as JSON has it; one that JSON has not as a text that JavaScript's Number reads."""
+    return x if np.isfinite(x) else "NaN" if np.isnan(x) else "Infinity" if x > 0 else "-Infinity"
+
+
+def told_briefly(x: float) -> float | str:
+    """The same to twelve digits."""
+    return told_number(float(f"{x:.12g}"))
+
+
 def _packed(flat: np.ndarray) -> str:
-    planes = flat.astype(flat.dtype.newbyteorder("<")).view(np.uint8).reshape(flat.size, -1).T
+    planes = flat.astype(flat.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, flat.itemsize).T
     return base64.b64encode(zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)).decode()
 
 
@@ -77,4 +93,7 @@ def _storable(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8)
     if array.dtype.name in _CODES:
         return array
-    return array.astype(np.int32 if array.dtype.kind in "iu" else np.float64 if array.dtype.kind == "f" else np.float32)
+    if array.dtype.kind in "iu":
+        fits = array.size == 0 or -(2**31) <= array.min() <= array.max() < 2**31
+        return array.astype(np.int32 if fits else np.float64)
+    return array.astype(np.float32 if array.dtype.itemsize == 2 else np.float64)

@@ -6,17 +6,19 @@ HTML, CSS and plain JavaScript that are put together here.
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..checkpoint import atomic_write
+from ..errors import StudyError
 from .document import Document, document_of
-from .pack import MAX_VALUES
+from .pack import MAX_VALUES, told_number
 from .parts import edges_of, groups_of
 from .questions import questions_of
-from .recording import Backward, Entry, Recording
+from .records import Entry, NotFinite, Recording
 
 SOURCES = Path(__file__).with_name("page")
 _SCRIPTS = (
@@ -24,13 +26,13 @@ _SCRIPTS = (
     *("start", "attention", "health", "views", "main"),
 )
 _STYLES = ("page", "views")
-_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target", "python")
+_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target", "told", "python")
 _ATTENTION = ("p", "dp", "ds")  # the arrays of attention's gradient rule that are laid over the image
 
 
 def save_page(trace: Recording, path: str | Path, about: dict[str, Any] | None = None) -> None:
-    """Write the page of a trace. Raises OSError."""
-    atomic_write(Path(path), page_of(trace, about).encode())
+    """Write the page of a trace. Raises OSError, or StudyError if there is nothing to show."""
+    atomic_write(Path(path), page_of(trace, about).encode(errors="replace"))  # names of files may be no text
 
 
 def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
@@ -43,6 +45,8 @@ def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
         `classes`, `probabilities`, `target`, `tour` (places to begin at), `fused` (comparisons of a kernel with its
         formula), `exercise` (hide the verdicts until asked).
     """
+    if not trace.entries:
+        raise StudyError("no operation ran while the trace was open: there is nothing to show")
     about = about or {}
     document = document_of(trace)
     shown = _shown(trace, document, about)
@@ -65,11 +69,8 @@ def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
 
 
 def _filled(template: str, parts: dict[str, str]) -> str:
-    for name, text in parts.items():
-        before, mark, after = template.partition(f"@{name}@")
-        assert mark, name
-        template = before + text + after
-    return template
+    """The template with its @MARKS@ replaced, in one pass: what is put in may hold marks of its own."""
+    return re.sub("@([A-Z]+)@", lambda mark: parts[mark[1]], template)
 
 
 def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +112,9 @@ _NOTES = [
 ]
 
 
-def _place(bad: Entry | Backward) -> dict[str, int]:
-    return {"op": bad.index, "dir": 0} if isinstance(bad, Entry) else {"op": bad.entry.index, "dir": 1}
+def _place(bad: NotFinite) -> dict[str, Any]:
+    entry, dir = (bad.place, 0) if isinstance(bad.place, Entry) else (bad.place.entry, 1)
+    return {"op": entry.index, "dir": dir, "given": bad.value.name if bad.was_given else None}
 
 
 def _attention(trace: Recording, document: Document) -> list[dict[str, Any]]:
@@ -132,7 +134,8 @@ def _layers(trace: Recording) -> list[dict[str, Any]]:
     for name in [*weights, *(n for n in trace.gradients if n not in weights)]:
         if name in trace.gradients:
             weight = float(np.linalg.norm(weights[name].numpy().astype(np.float64))) if name in weights else 0.0
-            rows.append({"name": name, "gradient": trace.gradients[name].statistics.norm, "weight": weight})
+            norm = told_number(trace.gradients[name].statistics.norm)
+            rows.append({"name": name, "gradient": norm, "weight": told_number(weight)})
     return rows
 
 

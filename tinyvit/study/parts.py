@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from .recording import Entry
+from .records import Entry
 from .values import Value
 
 

@@ -4,7 +4,6 @@ import functools
 import linecache
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -12,6 +11,8 @@ from typing import Any, NamedTuple
 from ..autograd import Op
 from ..errors import TinyvitError
 from ..functional import activation, normalization
+from .check import check
+from .records import Recording
 
 
 class PlantError(TinyvitError):
@@ -68,31 +69,59 @@ FAULTS: dict[str, Fault] = {
     "relu": _rule("relu", "xp.where(y > 0, dy, 0.0)", "xp.where(y >= 0, dy, 0.0)",
                   "the gradient goes through where the output was cut to 0"),
 }  # fmt: skip
-_IN_A_VIT = ("attention", "add_layer_norm", "linear", "linear_gelu", "cross_entropy")
 
 
-@contextmanager
-def planted(operation: str | None) -> Iterator[str | None]:
-    """Within this block the rule of `operation` is wrong ("any": of one drawn at random); yields the mistake in words.
+class Place(NamedTuple):
+    """Where a fault is planted: the key of an operation, what runs there instead, and the mistake in words."""
 
-    None plants nothing. Raises PlantError.
+    key: str
+    op: type[Op]
+    mistake: str
+
+
+def place_for(operation: str, recorded: Recording) -> Place:
+    """Where a wrong rule of `operation` ("any": of one drawn at random) would show in a pass that was recorded.
+
+    Raises PlantError if nowhere, naming the operations whose faults would.
     """
-    if operation is None:
-        yield None
-        return
-    name = random.choice(_IN_A_VIT) if operation == "any" else operation
-    if name not in FAULTS:
+    if operation not in (*FAULTS, "any"):
         raise PlantError(f"no fault is known for {operation!r}; there is {', '.join(FAULTS)}, or any")
-    fault = FAULTS[name]
-    before = fault.owner.__dict__[fault.function]
-    setattr(fault.owner, fault.function, _changed(fault, before))
-    try:
-        yield f"{name}: {fault.words}"
-    finally:
-        setattr(fault.owner, fault.function, before)
+    names = random.sample(list(FAULTS), len(FAULTS)) if operation == "any" else [operation]
+    place = next(filter(None, (_place(name, recorded) for name in names)), None)
+    if place is None:
+        here = [name for name in FAULTS if _place(name, recorded)]
+        told = f"there is {', '.join(here)}" if here else "nor would that of another operation"
+        raise PlantError(f"a fault of {operation} would not show here: no rule of it runs, or its mistake makes no "
+                         f"difference; {told}")  # fmt: skip
+    return place
+
+
+def _place(name: str, recorded: Recording) -> Place | None:
+    """Of the applications of an operation one, drawn at random, where its wrong rule does not pass the check."""
+    wrong = wrong_operation(name)
+    entries = [entry for entry in recorded.entries if entry.op.name == name and entry.backward]
+    for entry in random.sample(entries, len(entries)):
+        assert entry.backward is not None
+        found = check(entry.backward, op=wrong)
+        if found is not None and found.verdict == "wrong":
+            return Place(entry.key, wrong, f"{entry.key}: {FAULTS[name].words}")
+    return None
 
 
 @functools.cache
+def wrong_operation(name: str) -> type[Op]:
+    """The operation with its fault; it is not registered."""
+    op, fault = Op.registry[name], FAULTS[name]
+    rule = fault.owner.__dict__[fault.function]
+    backward: Any = _changed(fault, rule)
+    if fault.owner is not op:  # the fault is in a function that the rule calls
+        rule = op.__dict__["backward"]
+        backward = FunctionType(rule.__code__, {**rule.__globals__, fault.function: backward}, rule.__name__)
+    wrong = type(op.__name__, (op,), {"backward": backward, "__doc__": op.__doc__, "__module__": op.__module__})
+    Op.registry[name] = op  # whose place the new class has just taken
+    return wrong
+
+
 def _changed(fault: Fault, function: FunctionType) -> Any:
     """`function` compiled again with the change; its source can be read like that of any other."""
     path = Path(function.__code__.co_filename)

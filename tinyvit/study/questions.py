@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .document import Document
-from .recording import Entry, Recording
+from .records import Entry, Recording
 from .values import Value
 
 MOST = 14

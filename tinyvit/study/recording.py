@@ -3,12 +3,12 @@
 Nothing here is consulted unless a trace is open.
 """
 
+import functools
 import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,146 +19,22 @@ from .. import autograd, dispatch
 from ..autograd import Op, Tensor
 from ..backend import to_host
 from ..nn import Module
-from .narrate import Narration, narrate_backward, narrate_forward
+from .records import Backward, Entry, Recording
 from .values import Keeper, Origin, Value
 
 MAX_ENTRIES = 100_000  # operations a trace records; the later ones run unrecorded
 _PACKAGE = str(Path(__file__).parents[1])
 
 
-def whole(values: Sequence[Any]) -> list[Any]:
-    """The arrays of values; numbers and None as they are. Raises LookupError if one was not kept whole."""
-    for value in values:
-        if isinstance(value, Value) and value.array is None:
-            raise LookupError(f"{value.name} {list(value.shape)} was not kept whole; give trace() more max_bytes")
-    return [v.array if isinstance(v, Value) else v for v in values]
-
-
-@dataclass(eq=False)
-class Entry:
-    """One operation that ran.
-
-    Attributes
-    ----------
-    index, key : its number in the trace; its place and name, "blocks.0.attn/attention" ("#2" if not the first such).
-    op : the class of the operation.  module : dotted name of the innermost module that ran it; None outside of models.
-    inputs, outputs : values; a missing input is None, a number that is no array stands for itself.
-    params, needs : as on the tape.
-    saved : bytes of what the tape holds on to for backward, by name.
-    kernel : "plain", or technology and version of the kernel that served it.
-    seconds : of the forward.  line : "file.py:12", the line of the caller outside of this package.
-    backward : what its gradient rule did; None if it has not run.
-    """
-
-    index: int
-    key: str
-    op: type[Op]
-    module: str | None
-    inputs: tuple[Any, ...]
-    outputs: tuple[Value, ...]
-    params: dict[str, Any]
-    needs: tuple[bool, ...]
-    saved: dict[str, int]
-    kernel: str
-    seconds: float
-    line: str
-    backward: "Backward | None" = None
-
-    @property
-    def formula(self) -> str:
-        """The first paragraph of the operation's docstring."""
-        return " ".join((self.op.__doc__ or "").strip().partition("\n\n")[0].split("\n"))
-
-    def input_name(self, i: int) -> str:
-        names = self.op.inputs
-        return names[i] if len(self.inputs) <= len(names) and i < len(names) else f"{names[-1]}[{i}]"
-
-    def narration(self) -> Narration:
-        """The plain forward, step by step, on the recorded inputs. Raises LookupError if they were not kept."""
-        return narrate_forward(self.op, whole(self.inputs), self.params)
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(str(v) for v in self.outputs)
-        return f"{self.index:3} {self.key} -> {shapes} ({self.kernel})"
-
-
-@dataclass(eq=False)
-class Backward:
-    """One gradient rule that ran: of which entry, from which gradients of its outputs, to which of its inputs.
-
-    `held` is how many bytes the tape still holds after it; `seconds` its time.
-    """
-
-    index: int
-    entry: Entry
-    incoming: tuple[Value | None, ...]
-    outgoing: tuple[Value | None, ...]
-    seconds: float
-    held: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.entry.key}/backward"
-
-    def narration(self) -> Narration:
-        """The plain gradient rule, step by step, on the recorded arrays. Raises LookupError if not kept."""
-        e = self.entry
-        return narrate_backward(e.op, whole(e.inputs), whole(e.outputs), e.params, e.needs, whole(self.incoming))
-
-    def __repr__(self) -> str:
-        return f"{self.index:3} {self.key} -> " + ", ".join(str(v) for v in self.outgoing if v is not None)
-
-
-@dataclass(eq=False)
-class Recording:
-    """What was recorded: `entries` in the order of the forward, `backwards` in the order of the way back.
-
-    `gradients` maps the names of leaves (parameters, inputs) to their gradients in the last pass that reached them;
-    `held` is the memory that the tape held after each forward, in bytes; `complete` is False if the trace came to its
-    limit of entries.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    backwards: list[Backward] = field(default_factory=list)
-    gradients: dict[str, Value] = field(default_factory=dict)
-    held: list[int] = field(default_factory=list)
-    model: Module | None = None
-    complete: bool = True
-
-    def __getitem__(self, key: str | int) -> Entry:
-        if isinstance(key, int):
-            return self.entries[key]
-        for entry in self.entries:
-            if entry.key == key:
-                return entry
-        near = [e.key for e in self.entries if key in e.key]
-        raise KeyError(f"no operation {key!r} in this trace" + (f"; there is {', '.join(near[:8])}" if near else ""))
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self.entries)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} of {len(self.entries)} operations, {len(self.backwards)} gradient rules"
-
-    def first_not_finite(self) -> Entry | Backward | None:
-        """What first gave a NaN or an infinity, in the order in which things ran; None if nothing did."""
-        for entry in self.entries:
-            if not all(v.statistics.is_finite for v in entry.outputs):
-                return entry
-        for backward in self.backwards:
-            if not all(v.statistics.is_finite for v in backward.outgoing if v is not None):
-                return backward
-        return None
-
-
 class Recorder:
-    """Stands in for `Op.apply` and `Op.gradients` while a trace is open: runs them, and writes down what they did."""
+    """Stands in for `Op.apply` and `Op.gradients` while a trace is open: runs them, and writes down what they did.
+
+    `instead` has operations to run in place of those of these keys.
+    """
 
     def __init__(self, recording: Recording, keeper: Keeper, names: dict[str, Tensor]) -> None:
         self.trace = recording
+        self.instead: dict[str, type[Op]] = {}
         self._keeper = keeper
         self._names = {id(tensor): name for name, tensor in names.items()}
         self._alive: list[Any] = list(names.values())  # so that nothing else takes their id
@@ -168,9 +44,11 @@ class Recorder:
         self._made: dict[tuple[int, int], Value] = {}  # of what lies on the tape, by sequence number and output
         self._sent: dict[Any, list[Value]] = {}  # gradients on their way, by the place they go to
         self._leaves: dict[int, tuple[Any, str]] = {}
-        self._last = 0  # the sequence number of the entry that backward was at last
         self._uses: dict[str, int] = {}  # how often a key was taken
+        self._leaf_uses: dict[str, int] = {}  # how often a name was
         self._holds: dict[int, dict[int, int]] = {}  # bytes by memory block, for each entry of the tape
+        self._holders: dict[int, int] = {}  # of each memory block, how many entries of the tape hold it
+        self._held = 0  # bytes of all of them
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -192,6 +70,8 @@ class Recorder:
             came_in = tuple(
                 self._value_of(x, frame, op.inputs[min(i, len(op.inputs) - 1)]) for i, x in enumerate(inputs)
             )
+            key = self._key(op, module)
+            op = self.instead.get(key, op)
             began = time.perf_counter()
             result = op.apply(*inputs, **params)
             seconds = time.perf_counter() - began
@@ -199,7 +79,7 @@ class Recorder:
             node = outputs[0]._op
             entry = Entry(
                 index=len(self.trace.entries),
-                key=self._key(op, module),
+                key=key,
                 op=op,
                 module=module,
                 inputs=came_in,
@@ -216,7 +96,7 @@ class Recorder:
                 self._entries[node.sequence] = entry
                 entry.saved = self._saved(node)
             self.trace.entries.append(entry)
-            self.trace.held.append(self._held())
+            self.trace.held.append(self._held)
         return result
 
     def _key(self, op: type[Op], module: str | None) -> str:
@@ -263,12 +143,14 @@ class Recorder:
         known = self._values.get(id(x))
         if known is not None and known[0]() is x:
             return self._current(known[1], x)
-        value = self._keeper.keep(
-            self._names.get(id(x)) or _local_name(x, frame) or parameter, Origin("leaf"), _host(x)
-        )
+        name = self._names.get(id(x)) or _local_name(x, frame) or parameter
+        is_leaf = x.requires_grad and x._op is None
+        if is_leaf:  # gradients are told by these names: two may not have the same
+            self._leaf_uses[name] = self._leaf_uses.get(name, 0) + 1
+            name = name if self._leaf_uses[name] == 1 else f"{name}#{self._leaf_uses[name]}"
+            self._leaves[id(x)] = (weakref.ref(x), name)
+        value = self._keeper.keep(name, Origin("leaf"), _host(x))
         self._values[id(x)] = (weakref.ref(x), value)
-        if x.requires_grad and x._op is None:
-            self._leaves[id(x)] = (weakref.ref(x), value.name)
         return value
 
     def _current(self, value: Value, x: Tensor) -> Value:
@@ -306,10 +188,15 @@ class Recorder:
                 if not is_parameter:
                     blocks[id(owner)] = owner.nbytes
         self._holds[node.sequence] = blocks
+        for block, size in blocks.items():
+            self._holders[block] = self._holders.get(block, 0) + 1
+            self._held += size if self._holders[block] == 1 else 0
         return sizes
 
-    def _held(self) -> int:
-        return sum({block: size for holds in self._holds.values() for block, size in holds.items()}.values())
+    def _release(self, sequence: int) -> None:
+        for block, size in self._holds.pop(sequence, {}).items():
+            self._holders[block] -= 1
+            self._held -= size if self._holders[block] == 0 else 0
 
     # Backward
 
@@ -331,15 +218,12 @@ class Recorder:
     def _write_down(
         self, entry: Entry, node: Op, incoming: Sequence[Any], grads: Sequence[Any], seconds: float
     ) -> None:
-        if node.sequence >= self._last:  # one pass goes strictly backwards: this is another
-            self.finish()
-        self._last = node.sequence
-        self._holds.pop(node.sequence, None)
+        self._release(node.sequence)
         came_in = tuple(
-            None if g is None else self._arrived((node.sequence, i), f"d{entry.outputs[i].name}", _host(g))
+            None if g is None else self._total(f"d{entry.outputs[i].name}", (node.sequence, i), _host(g))
             for i, g in enumerate(incoming)
         )
-        backward = Backward(len(self.trace.backwards), entry, came_in, (), seconds, self._held())
+        backward = Backward(len(self.trace.backwards), entry, came_in, (), seconds, self._held)
         outgoing: list[Value | None] = []
         for i, gradient in enumerate(grads):
             if gradient is None or not entry.needs[i]:
@@ -354,27 +238,25 @@ class Recorder:
         entry.backward = backward
         self.trace.backwards.append(backward)
 
-    def _arrived(self, place: Any, name: str, array: np.ndarray) -> Value:
-        """The value of a complete gradient: the one that was sent there, or the sum of several."""
+    def _total(self, name: str, place: Any, array: np.ndarray) -> Value:
+        """The value of a complete gradient: what was sent to that place, the sum of it, or what a hook made of it."""
         parts = self._sent.pop(place, [])
-        if len(parts) == 1 and parts[0].array is not None and np.array_equal(parts[0].array, array, equal_nan=True):
+        if not parts:
+            return self._keeper.keep(name, Origin("seed"), array)
+        whole = [part.array for part in parts if part.array is not None]
+        is_sum = len(whole) < len(parts) or np.array_equal(functools.reduce(np.add, whole), array, equal_nan=True)
+        if is_sum and len(parts) == 1:
             return parts[0]
-        return self._keeper.keep(name, Origin("sum", tuple(parts)) if parts else Origin("seed"), array)
+        return self._keeper.keep(name, Origin("sum" if is_sum else "hook", tuple(parts)), array)
 
-    def finish(self) -> None:
-        """Add up what a pass sent to the leaves."""
-        sent, self._sent = self._sent, {}
-        for place, parts in sent.items():
-            if isinstance(place, int) and place in self._leaves:
-                name = self._leaves[place][1]
-                whole = [p.array for p in parts if p.array is not None]
-                if len(parts) == 1 or len(whole) < len(parts):
-                    self.trace.gradients[name] = parts[0]
-                else:
-                    total = whole[0]
-                    for array in whole[1:]:
-                        total = total + array
-                    self.trace.gradients[name] = self._keeper.keep(f"d{name}", Origin("sum", tuple(parts)), total)
+    def finished(self, gradients: dict[Tensor, Tensor]) -> None:
+        """A pass is over, and these are the gradients of the leaves it reached."""
+        for leaf, gradient in gradients.items():
+            known = self._leaves.get(id(leaf))
+            if known is not None and known[0]() is leaf:
+                with self._aside():
+                    self.trace.gradients[known[1]] = self._total(f"d{known[1]}", id(leaf), _host(gradient))
+        self._sent.clear()
 
 
 def _host(x: Any) -> np.ndarray:

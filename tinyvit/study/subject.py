@@ -1,76 +1,109 @@
 """What is studied by the command: a trained model on an image that it is unsure of, or one operation by itself."""
 
+import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import autograd
 from .. import functional as F
 from ..autograd import Op, Tensor, no_grad
 from ..data import normalize, read_image
 from ..dispatch import use_kernels
 from ..errors import DataError, StudyError
 from ..models import ViT
-from ..runs import TrainedModel, load_data, load_run
+from ..runs import RunError, TrainedModel, load_data, load_run
+from ..tasks import DataSpec
 from .fused import comparisons_of
 from .page import save_page
-from .plant import planted
+from .plant import place_for
 from .trace import Trace, trace
 
 # What the command does ----------------------------------------------------------------------------------------------
 
 
-def write_page(run: str, image: str | None, out: str, plant: str | None = None) -> str:
+def write_page(run: str, image: str | None, label: str | None, out: str | None, plant: str | None = None) -> str:
     """Write the page of a run, or of an operation, and say where it is and how it is opened."""
-    with planted(plant) as mistake:
-        recorded, told = _studied(run, image)
-        if mistake is not None:
-            told["exercise"] = mistake
-            told["title"] = "One gradient rule of this page is wrong. Which one?"
-        try:
-            save_page(recorded, out, told)
-        except OSError as error:
-            raise StudyError(f"{out} cannot be written: {error.strerror}") from error
-    return f"{told['summary']}\n{out}: {Path(out).stat().st_size / 1e6:.1f} MB; open it in a browser"
+    recorded, told = _studied(run, image, label, plant)
+    if recorded.mistake is not None:
+        told["exercise"] = recorded.mistake
+        told["title"] = "One gradient rule of this page is wrong. Which one?"
+    path = _page_name(run, image, plant) if out is None else out
+    try:
+        save_page(recorded, path, told)
+    except OSError as error:
+        raise StudyError(f"{path} cannot be written: {error.strerror}") from error
+    return f"{told['summary']}\n{path}: {Path(path).stat().st_size / 1e6:.1f} MB; open it in a browser"
 
 
-def printed(run: str, image: str | None, operation: str | None, plant: str | None = None) -> str:
+def _page_name(run: str, image: str | None, plant: str | None) -> str:
+    """study.html, or study-<what is studied>.html."""
+    parts = [] if run == "digits" else [Path(run).name]
+    parts += [] if image is None else [Path(image).stem]
+    parts += [] if plant is None else ["exercise"]
+    return "-".join(["study", *parts]) + ".html"
+
+
+def printed(run: str, image: str | None, label: str | None, operation: str | None, plant: str | None = None) -> str:
     """The walk in words, of all operations or of those with `operation` in their name."""
-    with planted(plant):
-        recorded, told = _studied(run, image)
-        if operation is None and run in Op.registry:
-            operation = run
-        try:
-            return f"{told['summary']}\n\n{recorded.text(operation)}"
-        except KeyError as error:
-            raise StudyError(error.args[0]) from error
+    recorded, told = _studied(run, image, label, plant)
+    if operation is None and run in Op.registry:
+        operation = run
+    try:
+        return f"{told['summary']}\n\n{recorded.text(operation)}"
+    except KeyError as error:
+        raise StudyError(error.args[0]) from error
 
 
-def _studied(run: str, image: str | None) -> tuple[Trace, dict[str, Any]]:
+def _studied(run: str, image: str | None, label: str | None, plant: str | None) -> tuple[Trace, dict[str, Any]]:
     if run in Op.registry and not Path(run).exists():
-        if image is not None:
-            raise StudyError(f"{run} is an operation and takes no image; leave out --image")
-        return study_operation(run), about_operation(run)
-    subject = study_run(run, image)
+        if image is not None or label is not None:
+            raise StudyError(f"{run} is an operation and takes no image; leave out --image and --label")
+        return study_operation(run, plant), about_operation(run)
+    try:
+        subject = study_run(run, image, label, plant)
+    except RunError as error:
+        near = difflib.get_close_matches(run, Op.registry)
+        if Path(run).exists() or not near:
+            raise
+        raise StudyError(f"{error}; or did you mean the operation {' or '.join(near)}?") from error
     return subject.trace, about(subject)
+
+
+def _traced(go: Callable[[], Any], names: dict[str, Tensor], plant: str | None) -> Trace:
+    """Trace what `go` does, by the plain rules; if a fault is to be planted, once more with it."""
+    with use_kernels("numpy"), trace(names=names) as recorded:
+        go()
+    if plant is not None:
+        place = place_for(plant, recorded)
+        with use_kernels("numpy"), trace(names=names) as recorded:
+            autograd.recorder.instead[place.key] = place.op
+            go()
+        recorded.mistake = place.mistake
+    for entry in recorded:
+        entry.line = ""  # it was called from here, which tells nobody anything
+    return recorded
 
 
 # One operation ------------------------------------------------------------------------------------------------------
 
 
-def study_operation(name: str) -> Trace:
+def study_operation(name: str, plant: str | None = None) -> Trace:
     """Trace an operation, forward and backward, on its own samples, by the plain rule at float64."""
-    rng = np.random.default_rng(0)
-    with use_kernels("numpy"), trace() as recorded:
-        for sample in Op.registry[name].samples():
+    samples = list(Op.registry[name].samples())
+
+    def go() -> None:
+        rng = np.random.default_rng(0)
+        for sample in samples:
             inputs = [None if x is None else Tensor(x, requires_grad=True) for x in sample.inputs]
             outputs = Op.registry[name].apply(*inputs, **sample.params)
             for y in outputs if isinstance(outputs, tuple) else (outputs,):
                 y.backward(rng.standard_normal(y.shape), retain_graph=True)
-    for entry in recorded:
-        entry.line = ""
-    return recorded
+
+    return _traced(go, {}, plant)
 
 
 def about_operation(name: str) -> dict[str, Any]:
@@ -91,7 +124,7 @@ class Subject:
     ----------
     run, image : their names.
     pixels : uint8 (C, H, W).
-    target : the class that the loss asks for.  is_label : whether that is the image's label, or what the model says.
+    target : the class that the loss asks for.  whose : the image's "label", the model's "guess", the user's "choice".
     probabilities : of the classes.
     """
 
@@ -100,7 +133,7 @@ class Subject:
     pixels: np.ndarray
     classes: tuple[str, ...]
     target: int
-    is_label: bool
+    whose: str
     probabilities: np.ndarray
     loss: float
     trained: TrainedModel
@@ -108,52 +141,71 @@ class Subject:
     trace: Trace
 
 
-def study_run(run: str = "digits", image: str | Path | None = None) -> Subject:
+def study_run(
+    run: str = "digits", image: str | Path | None = None, label: str | None = None, plant: str | None = None
+) -> Subject:
     """Trace the loss of one image, and its gradients, by the plain rules at float32.
 
     Parameters
     ----------
     run : a run folder, or the name of a recipe whose trained weights come with the package.
-    image : an image file, whose most probable class is then taken for the right one; by default the test image that the
-        model is least sure of, with its label: where the model is sure, gradients are almost zero.
+    image : an image file; by default the test image that the model is least sure of: where it is sure, gradients are
+        almost zero.
+    label : the class that the loss asks for; by default the test image's label, or of a file the most probable class.
+    plant : the operation one of whose rules shall be wrong, or "any".
 
     Raises
     ------
-    RunError, RecipeError, CheckpointError, DataError
+    RunError, RecipeError, CheckpointError, DataError, PlantError
     """
     trained = load_run(run)
     if not isinstance(trained.model, ViT) or len(trained.data.shape) != 3 or not trained.data.classes:
         raise StudyError(f"{run} is no classifier of images; those are what tinyvit study walks through")
     if image is None:
         pixels, target, name = _least_sure(trained)
+        whose = "label"
     else:
-        channels, height, width = trained.data.shape
-        pixels, target, name = read_image(image, channels, height if height == width else None), None, str(image)
-        if pixels.shape != trained.data.shape:
-            raise DataError(
-                f"{image} has {pixels.shape[2]} x {pixels.shape[1]} pixels; this model takes {width} x {height}"
-            )
-    probabilities = _probabilities(trained, pixels[None])[0]
-    chosen = int(probabilities.argmax()) if target is None else target
+        pixels, name = _pixels_of(image, trained.data), str(image)
+        target, whose = int(_probabilities(trained, pixels[None])[0].argmax()), "guess"
+    if label is not None:
+        target, whose = _class_of(label, trained.data.classes), "choice"
     images = Tensor(normalize(pixels[None], trained.data.mean, trained.data.std), requires_grad=True)
-    with use_kernels("numpy"), trace(names={"image": images}) as recorded:
-        loss = F.cross_entropy(trained.model(images), np.array([chosen]))
-        loss.backward()
-    for entry in recorded:
-        entry.line = ""  # it was called from here, which tells nobody anything
+
+    def go() -> None:
+        F.cross_entropy(trained.model(images), np.array([target])).backward()
+
+    recorded = _traced(go, {"image": images}, plant)
+    loss = recorded["cross_entropy"].outputs[0].array
+    assert loss is not None
     return Subject(
         run=run,
         image=name,
         pixels=pixels,
         classes=trained.data.classes,
-        target=chosen,
-        is_label=target is not None,
-        probabilities=probabilities,
-        loss=loss.item(),
+        target=target,
+        whose=whose,
+        probabilities=_probabilities(trained, pixels[None])[0],
+        loss=float(loss),
         trained=trained,
         model=trained.model,
         trace=recorded,
     )
+
+
+def _pixels_of(image: str | Path, data: DataSpec) -> np.ndarray:
+    channels, height, width = data.shape
+    pixels = read_image(image, channels, height if height == width else None)
+    if pixels.shape != data.shape:
+        raise DataError(
+            f"{image} has {pixels.shape[2]} x {pixels.shape[1]} pixels; this model takes {width} x {height}"
+        )
+    return pixels
+
+
+def _class_of(label: str, classes: tuple[str, ...]) -> int:
+    if label not in classes:
+        raise StudyError(f"there is no class {label!r}; the classes are {', '.join(classes)}")
+    return classes.index(label)
 
 
 @no_grad()
@@ -171,28 +223,38 @@ def _least_sure(trained: TrainedModel) -> tuple[np.ndarray, int, str]:
     return test.images[i], int(test.labels[i]), f"test image {i} of {trained.recipe.data.name}"
 
 
+_WHOSE = {"label": "its label", "guess": "the model's own guess", "choice": "as asked"}
+_TOLD = {
+    "label": "is told the right answer",
+    "guess": "takes its own guess for the right answer, since nobody told it",
+    "choice": "is told what to answer",
+}
+_NOTES = {
+    "label": "The image is one that the model is unsure of: where a model is sure, all gradients are almost zero.",
+    "guess": "The loss asks for what the model finds most probable, so where it is sure the gradients are small; "
+    "--label asks for another class.",
+    "choice": "The loss asks for the class that was given with --label.",
+}
+
+
 def about(subject: Subject) -> dict[str, Any]:
     """What the page says of a subject, see `tinyvit.study.page.page_of`."""
     model, p = subject.model, subject.probabilities
-    order = [int(i) for i in np.argsort(-p)]
-    says = ", ".join(f"{subject.classes[i]} {p[i]:.1%}".replace("%", " %") for i in order[:3])
-    whose = "its label" if subject.is_label else "the most probable class"
+    target = subject.classes[subject.target]
+    says = ", ".join(f"{subject.classes[i]} ({100 * p[i]:.0f} %)" for i in np.argsort(-p)[:2])
+    whose = _WHOSE[subject.whose]
     parameters = sum(parameter.size for parameter in model.parameters())
+    loss = f"the loss against {target}, {whose}, is {subject.loss:.4f}"
     return {
         "title": f"How a ViT learns from one image: {subject.run}",
-        "summary": f"{subject.image}. The model says {says}. Loss {subject.loss:.4f} against class "
-        f"{subject.classes[subject.target]} ({whose}).",
+        "summary": f"{subject.image}: the model says {says}; {loss}.",
         "facts": [
             ["model", f"{subject.run}: {parameters:,} parameters, {len(model.blocks)} blocks"],
             ["image", f"{subject.image}, {' x '.join(map(str, subject.pixels.shape))}"],
-            ["loss", f"{subject.loss:.6g}, cross-entropy against class {subject.classes[subject.target]} ({whose})"],
+            ["loss", f"{subject.loss:.6g}, cross-entropy against class {target} ({whose})"],
             ["computed by", "the plain rules at float32, in eval mode (no dropout)"],
         ],
-        "notes": [
-            "The image is one that the model is unsure of: where a model is sure, all gradients are almost zero."
-            if subject.is_label
-            else "The loss asks for what the model finds most probable, so where it is sure the gradients are small."
-        ],
+        "notes": [_NOTES[subject.whose]],
         "fused": comparisons_of(subject.trace),
         "pixels": subject.pixels,
         "grid": list(model.patch_embed.grid),
@@ -201,11 +263,18 @@ def about(subject: Subject) -> dict[str, Any]:
         "classes": list(subject.classes),
         "probabilities": [float(x) for x in p],
         "target": subject.target,
+        "told": _TOLD[subject.whose],
         "tour": _tour(subject),
-        "python": f"from tinyvit.study.subject import study_run; trace = study_run({subject.run!r}).trace"
-        if subject.is_label
-        else "",
+        "python": "" if subject.trace.mistake else f"from tinyvit.study.subject import study_run; {_call(subject)}",
     }
+
+
+def _call(subject: Subject) -> str:
+    """Python that traces the same again."""
+    words = [repr(subject.run)]
+    words += [] if subject.whose == "label" or subject.image.startswith("test image") else [f"image={subject.image!r}"]
+    words += [f"label={subject.classes[subject.target]!r}"] if subject.whose == "choice" else []
+    return f"trace = study_run({', '.join(words)}).trace"
 
 
 def _tour(subject: Subject) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ import numpy as np
 
 from .check import check
 from .mathml import docstring_parts
-from .narrate import Narration
-from .recording import Backward, Entry, Recording
+from .narrate import Narration, gradient_names
+from .records import Backward, Entry, Recording
 from .values import Value
 
 _MARKS = {"agrees": "ok", "wrong": "WRONG", "unclear": "unclear"}
@@ -27,7 +27,7 @@ def overview_of(recording: Recording) -> str:
         if found and found.reason:
             lines.append(f"      {found.reason}")
     bad = recording.first_not_finite()
-    return "\n".join([*lines, *(["", f"the first NaN or infinity: {bad.key}"] if bad else [])])
+    return "\n".join([*lines, *(["", f"the first NaN or infinity: {bad}"] if bad else [])])
 
 
 def text_of(recording: Recording, operation: str) -> str:
@@ -45,7 +45,8 @@ def text_of(recording: Recording, operation: str) -> str:
 def _walk(entry: Entry) -> str:
     forward, backward, rest = docstring_parts(entry.op.__doc__)
     lines = [f"== {entry.key}, forward ({entry.kernel})", "", f"   {forward}"]
-    lines += [f"   {entry.input_name(i)}: {_value(x)}" for i, x in enumerate(entry.inputs)] + [""]
+    lines += [f"   {entry.input_name(i)}: {_value(x)}" for i, x in enumerate(entry.inputs) if x is not None]
+    lines += [f"   {name} = {value}" for name, value in entry.params.items() if value is not None] + [""]
     try:
         lines += _steps(entry.narration())
     except LookupError as error:
@@ -56,7 +57,9 @@ def _walk(entry: Entry) -> str:
 
 
 def _way_back(backward: Backward) -> list[str]:
-    lines = [f"   given {_value(v)}" for v in backward.incoming if v is not None] + [""]
+    names = gradient_names(backward.entry.op, len(backward.incoming))
+    given = [(name, v) for name, v in zip(names, backward.incoming, strict=True) if v is not None]
+    lines = [f"   given {_value(v, name)}" for name, v in given] + [""]
     try:
         lines += _steps(backward.narration())
     except LookupError as error:
@@ -96,5 +99,8 @@ def _brief(values: tuple[Value, ...]) -> str:
     return ", ".join(f"{v.name} {'x'.join(map(str, v.shape)) or 'scalar'}" for v in values)
 
 
-def _value(x: object) -> str:
-    return repr(x) if not isinstance(x, Value) else f"{x!r}: {_numbers(x.array)}" if x.array is not None else repr(x)
+def _value(x: object, name: str | None = None) -> str:
+    if not isinstance(x, Value):
+        return repr(x)
+    told = f"{name} = {x!r}" if name not in (None, x.name) else repr(x)
+    return told if x.array is None else f"{told}: {_numbers(x.array)}"

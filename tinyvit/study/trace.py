@@ -15,7 +15,8 @@ from .. import autograd
 from ..autograd import Tensor
 from .graph import dot_of, svg_of
 from .page import save_page
-from .recording import Recorder, Recording
+from .recording import Recorder
+from .records import Recording
 from .text import overview_of, text_of
 from .values import Keeper
 
@@ -55,12 +56,17 @@ def trace(max_bytes: int = 256 * 2**20, names: dict[str, Tensor] | None = None) 
     Yields
     ------
     Trace, which is filled meanwhile.
+
+    Raises
+    ------
+    RuntimeError
+        If another trace is open.
     """
+    if autograd.recorder is not None:
+        raise RuntimeError("a trace is open already, and records what runs here; leave out this one or close that")
     recorded = Trace()
-    recorder = Recorder(recorded, Keeper(max_bytes), names or {})
-    before, autograd.recorder = autograd.recorder, recorder
+    autograd.recorder = Recorder(recorded, Keeper(max_bytes), names or {})
     try:
         yield recorded
     finally:
-        autograd.recorder = before
-        recorder.finish()
+        autograd.recorder = None

@@ -10,13 +10,13 @@ CHOSEN = 64  # elements kept of an array that is not kept whole
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is kept of every array; of a boolean or integer array too."""
+    """What is kept of every array; of a boolean or integer array too. A NaN makes mean and norm NaN."""
 
     shape: tuple[int, ...]
     dtype: str
-    smallest: float  # of the finite elements; 0 where there is none
+    smallest: float  # of the finite elements, for scales; 0 where there is none
     largest: float
-    mean: float
+    mean: float  # of all elements; 0 where there is none
     norm: float
     zeros: int
     nans: int
@@ -27,13 +27,17 @@ class Statistics:
         values = array.astype(np.float64).ravel()
         finite = values[np.isfinite(values)]
         some = finite if finite.size else np.zeros(1)
+        scale = max(np.abs(some).max(), np.finfo(np.float64).tiny)  # so that no square overflows
+        with np.errstate(invalid="ignore"):
+            scaled = values / scale
+            mean, norm = scale * (scaled.sum() / max(1, values.size)), scale * np.sqrt(np.sum(scaled * scaled))
         return cls(
             shape=array.shape,
             dtype=str(array.dtype),
             smallest=float(some.min()),
             largest=float(some.max()),
-            mean=float(some.mean()),
-            norm=float(np.sqrt(np.sum(some * some))),
+            mean=float(mean),
+            norm=float(norm),
             zeros=int(values.size - np.count_nonzero(values)),
             nans=int(np.isnan(values).sum()),
             infinities=int(np.isinf(values).sum()),
@@ -43,13 +47,20 @@ class Statistics:
     def is_finite(self) -> bool:
         return self.nans == self.infinities == 0
 
+    @property
+    def trouble(self) -> str:
+        """How many elements are not finite, in words; empty if all are."""
+        counts = ((self.nans, "NaN"), (self.infinities, "infinite"))
+        return ", ".join(f"{count:,} {word}" for count, word in counts if count)
+
 
 @dataclass(frozen=True, eq=False)
 class Origin:
     """Where a value came from.
 
     kind : "leaf" (a parameter, an input, a number), "output" (of `source`, an Entry), "gradient" (given by `source`, a
-        Backward, to its input `index`), "sum" (of `source`, gradients that met), "seed" (what backward started from).
+        Backward, to its input `index`), "sum" (of `source`, gradients that met), "hook" (what a hook made of that sum),
+        "seed" (what backward started from).
     """
 
     kind: str
@@ -79,7 +90,8 @@ class Value:
 
     def __repr__(self) -> str:
         s = self.statistics
-        return f"{self.name} {s.dtype}{list(s.shape)} norm {s.norm:.4g}"
+        trouble = f", {s.trouble}" if s.trouble else ""
+        return f"{self.name} {s.dtype}{list(s.shape)} norm {s.norm:.4g}{trouble}"
 
 
 class Keeper:

@@ -1,9 +1,9 @@
 """Looking on while a model trains: gradients, updates, activations and attention of every layer, at a low cost.
 
-A few times in a run a line is written to study.jsonl: the norm of each parameter's gradient, how far the step moved it
-beside its own size, and, from a forward pass of a few test images, the spread of each activation, the share of units
-that are silent, and the entropy of each attention head. study.html and study.png draw them at the end. The run itself
-computes the same bits as without.
+A few times in a run a line is written to study.jsonl: the losses of the steps since the last line, the norm of each
+parameter's gradient, how far the step moved it beside its own size, and, from a forward pass of a few test images, the
+spread of each activation, the share of units that are silent, and the entropy of each attention head. study.html and
+study.png draw them at the end. The run itself computes the same bits as without.
 """
 
 import json
@@ -21,7 +21,7 @@ from ..data import Dataset
 from ..display import Display
 from ..errors import StudyError
 from ..models import ViT
-from .recording import Backward, Entry, whole
+from .records import Backward, Entry, whole
 from .trace import trace
 from .watch_page import draw_page
 
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 LINES, PAGE, PICTURE = "study.jsonl", "study.html", "study.png"
 SAMPLES = 60  # lines in a whole run, at most
-SHARE = 0.025  # of the time so far that looking may take
+SHARE = 0.025  # of the time that looking may take; the last step is always looked at
 IMAGES = 4  # in the pass that looks at activations
 _SILENT = 1e-6
 _VANISHED, _EXPLODED = 1e-6, 1e3
+_RECENT = 10  # steps, of whose losses the median is taken
+_GROWN = 1.5  # times the first loss: a run that is worse than at its start
 _ACTIVATIONS = ("linear_gelu", "relu", "gelu", "bias_gelu", "silu")
 
 
@@ -44,7 +46,11 @@ class Watch(Display):
         self._display = display
         self.lines: list[dict[str, Any]] = []
         self.warnings: dict[str, str] = {}  # by what they are about, the first time each
-        self._spent = 0.0
+        self._losses: list[float] = []  # of every step since the last line
+        self._sums = (0.0, 0)  # of losses and images of the epoch, when they were last read
+        self._unread = 0  # steps since then
+        self._free = 0.0  # the time from which on another look is within the share
+        self._cost = 0.0  # seconds of copying the weights for the next look
         self._before: dict[str, np.ndarray] | None = None  # the weights before a step that is looked at
 
     def __enter__(self) -> "Watch":
@@ -58,13 +64,17 @@ class Watch(Display):
         self._display.__exit__(*exception)
         self._write(drawn=True)
 
-    def started(self, training: "Training", folder: Path) -> None:
-        self._display.started(training, folder)
+    def accept(self, training: "Training") -> None:
+        self._display.accept(training)
         if not isinstance(training.test_data, Dataset) or not isinstance(training.model, ViT):
             raise StudyError("--study looks on while a classifier of images trains; leave it out for this recipe")
-        self._training, self._folder, self._data = training, folder, training.test_data
+        self._training, self._data = training, training.test_data
+
+    def started(self, training: "Training", folder: Path) -> None:
+        self._display.started(training, folder)
+        self._folder = folder
         self._every = max(1, training.total_steps // SAMPLES)
-        self._began = time.perf_counter()
+        self._sums = (training.position.loss_sum, training.position.images)
         path = folder / LINES
         if path.is_file():  # a run that goes on: what was seen before its checkpoint stays
             lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -73,16 +83,29 @@ class Watch(Display):
     def stepped(self, position: "Position") -> None:
         self._display.stepped(position)
         began = time.perf_counter()
+        loss_sum, images = self._sums
+        self._unread += 1
+        if position.images > images:  # a GPU's losses are read every few steps: each of those gets their mean
+            self._losses += [(position.loss_sum - loss_sum) / (position.images - images)] * self._unread
+            self._sums, self._unread = (position.loss_sum, position.images), 0
         if self._before is not None:
             self._look(position)
-        is_due = (position.step + 1) % self._every == 0
-        is_affordable = not self.lines or self._spent <= SHARE * (began - self._began)
-        named = self._training.model.named_parameters()
-        self._before = {n: p.numpy().copy() for n, p in named} if is_due and is_affordable else None
-        self._spent += time.perf_counter() - began
+            now = time.perf_counter()
+            self._free = now + (now - began + self._cost) / SHARE
+        following, copied = position.step + 1, time.perf_counter()
+        is_due = following % self._every == 0 and copied >= self._free
+        self._before = None
+        if is_due or following == self._training.total_steps:
+            self._before = {name: p.numpy().copy() for name, p in self._training.model.named_parameters()}
+            self._cost = time.perf_counter() - copied
 
     def finished_epoch(self, position: "Position") -> None:
         self._display.finished_epoch(position)
+        self._losses += [position.metrics[-1]["train_loss"]] * self._unread
+        self._sums, self._unread = (0.0, 0), 0
+        if self.lines and self.lines[-1]["step"] == position.step:
+            self.lines[-1]["losses"] += self._losses
+            self._losses = []
         self._write(drawn=False)
 
     # Looking
@@ -95,10 +118,12 @@ class Watch(Display):
             size = _norm(before)
             gradients[name] = 0.0 if parameter.grad is None else _norm(parameter.grad.numpy())
             updates[name] = _norm(parameter.numpy() - before) / size if size else 0.0
-        line = {"step": position.step, "gradients": gradients, "updates": updates, **self._activations()}
+        seen = {"gradients": gradients, "updates": updates, **self._activations()}
+        line = {"step": position.step, "losses": self._losses, **seen}
         for about, words in alarms(line, self.lines).items():
             self._warn(about, f"step {position.step}: {words}")
         self.lines.append(line)
+        self._losses = []
 
     @no_grad()
     def _activations(self) -> dict[str, Any]:
@@ -127,7 +152,7 @@ class Watch(Display):
                 F.cross_entropy(logits, batch.labels, reduction="sum").backward()
         bad = recorded.first_not_finite()
         if bad is not None:
-            words = f"the first NaN or infinity is in {bad.key}, on numbers of up to {_largest_given(bad):.2g}"
+            words = f"the first NaN or infinity is in {bad}, on numbers of up to {_largest_given(bad.place):.2g}"
             self._warn("finite", f"step {training.position.step + 1}: {words}")
 
     def _warn(self, about: str, words: str) -> None:
@@ -142,7 +167,8 @@ class Watch(Display):
         atomic_write(self._folder / LINES, text.encode())
         if drawn:
             warnings = list(self.warnings.values())
-            draw_page(self._folder / PAGE, self._folder / PICTURE, self._folder.name, self.lines, warnings)
+            steps = self._training.position.step
+            draw_page(self._folder / PAGE, self._folder / PICTURE, self._folder.name, self.lines, warnings, steps)
 
 
 def _norm(array: np.ndarray) -> float:
@@ -173,9 +199,9 @@ def attention_entropy(entry: Entry) -> list[float]:
     return [float(x) for x in -(p * np.log(p + 1e-12)).sum(axis=-1).mean(axis=(0, 2))]
 
 
-def _largest_given(bad: Entry | Backward) -> float:
+def _largest_given(place: Entry | Backward) -> float:
     """The largest number that went into what was not finite."""
-    values = bad.inputs if isinstance(bad, Entry) else (*bad.entry.inputs, *bad.incoming)
+    values = place.inputs if isinstance(place, Entry) else (*place.entry.inputs, *place.incoming)
     given = [v.statistics for v in values if hasattr(v, "statistics")]
     return max(max(abs(s.smallest), abs(s.largest)) for s in given)
 
@@ -183,12 +209,21 @@ def _largest_given(bad: Entry | Backward) -> float:
 def alarms(line: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, str]:
     """What a line has that should worry: words, by what they are about."""
     found = {}
+    losses = [loss for earlier in (*before, line) for loss in earlier["losses"]]
+    recent = float(np.median(losses[-_RECENT:])) if losses else 0.0
+    if len(losses) > _RECENT and recent > _GROWN * losses[0]:
+        found["diverging"] = f"the loss grows: it is {recent:.3g}, and was {losses[0]:.3g} at first"
+    broken = [name for name, norm in line["gradients"].items() if not np.isfinite(norm)]
+    if broken:
+        return found | {"finite": f"the gradient of {broken[0]} is not finite, nor those of {len(broken) - 1} others"}
     weights = {n: g for n, g in line["gradients"].items() if n.endswith("weight")}
     if weights:
         most, (name, least) = max(weights.values()), min(weights.items(), key=lambda item: item[1])
-        if most and least < _VANISHED * most:
+        if not most:
+            found["vanishing"] = "the gradients of all weights are zero"
+        elif least < _VANISHED * most:
             found["vanishing"] = f"the gradient vanishes: that of {name} is {least:.1e}, the largest {most:.1e}"
-    usual = np.median([max(b["gradients"].values()) for b in before]) if len(before) >= 5 else 0.0
+    usual = np.median([max(b["gradients"].values()) for b in before]) if len(before) >= 3 else 0.0
     name, largest = max(line["gradients"].items(), key=lambda item: item[1])
     if usual and largest > _EXPLODED * usual:
         found["exploding"] = f"the gradient explodes: that of {name} is {largest:.1e}, usual is {usual:.1e}"

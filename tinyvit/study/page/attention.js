@@ -2,6 +2,12 @@
 
 const look = { which: "p", query: null };
 
+// What a link asks for; the rest as it is.
+function lookAt(which, query) {
+  if (which && ["p", "dp", "ds"].includes(which)) look.which = which;
+  if (query !== null && /^\d+$/.test(query)) look.query = Number(query);
+}
+
 function attentionView() {
   if (!T.attention.length || !T.about.grid)
     return [el("p", { class: "doc" }, "Nothing here attends to patches of an image.")];
@@ -21,7 +27,7 @@ function attentionView() {
           "aria-pressed": look.which === k ? "true" : "false",
           onclick: () => {
             look.which = k;
-            buildView();
+            go({});
           },
         },
         name,
@@ -44,7 +50,7 @@ function attentionView() {
       "aria-label": "query token",
       oninput: (e) => {
         look.query = Number(e.target.value);
-        buildView();
+        go({});
         $("view").querySelector("input[type=range]").focus();
       },
     }),
@@ -163,7 +169,7 @@ function imageButton(prefix) {
           prefix +
           Math.min(grid[0] - 1, Math.floor(((e.clientY - r.top) / r.height) * grid[0])) * grid[1] +
           Math.min(grid[1] - 1, Math.floor(((e.clientX - r.left) / r.width) * grid[1]));
-        buildView();
+        go({});
       },
     },
     canvas,

@@ -85,7 +85,7 @@ function buildCard() {
     o.line ? el("span", { class: "chip" }, o.line) : null,
     dir && o.check ? el("span", { class: `chip told ${o.check.verdict}` }, `check: ${o.check.verdict}`) : null,
     T.firstBad && T.firstBad.op === S.op && T.firstBad.dir === dir
-      ? el("span", { class: "chip wrong" }, "the first NaN or inf arises here")
+      ? el("span", { class: "chip wrong" }, T.firstBad.given ? `the first NaN or inf was given here, in ${T.firstBad.given}` : "the first NaN or inf arises here")
       : null,
   );
   const formula = dir ? kind.b : kind.f;
@@ -176,9 +176,7 @@ function steps(o, dir, list, pick) {
       el(
         "p",
         { class: "doc" },
-        o.steps[dir].length || identity
-          ? identity
-          : "The arrays of this operation were not kept, so there are no steps.",
+        o.untold[dir] ? `There are no steps here: ${o.untold[dir]}.` : identity,
       ),
     );
   }
@@ -294,7 +292,7 @@ function checkTable(o) {
           S.revealed ? `The mistake: ${T.about.exercise}.` : "Compare rule and difference, and decide. ",
           S.revealed
             ? null
-            : el("button", { class: "tool", onclick: () => go({ revealed: true }) }, "show the verdicts"),
+            : el("button", { class: "tool", onclick: reveal }, "show the verdicts"),
         )
       : null,
     el(

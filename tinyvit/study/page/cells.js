@@ -44,7 +44,9 @@ function termsOf(v, flat) {
   const step = stepOf(v);
   if (!step) return { how: origin[0], terms: [] };
   const [kind, sign, axes, start, source] = step.l;
-  if (!array.data || step.o.some((o) => o.v !== undefined && !contentOf(o.v).data))
+  const needed = [array, ...step.o.filter((o) => o.v !== undefined).map((o) => contentOf(o.v))];
+  if (source !== null) needed.push(arrayOf(source));
+  if (needed.some((a) => !a.data))
     return { how: "missing", step, terms: [] };
   const operands = step.o.filter((o) => o.v !== undefined);
   const index = unravel(flat, array.shape);
@@ -119,11 +121,12 @@ function termsOf(v, flat) {
   return { how: "none", step, terms: [] };
 }
 
-// A cell of an array without a name that only moved elements about (a transpose, a reshape) is the cell it came from.
+// A cell of an array to which the rule gave no name and that only moved elements about (a transpose, a reshape) is the
+// cell it came from.
 function settled(cell) {
-  for (let hops = 0; hops < 8 && cell.v !== undefined; hops++) {
+  for (let hops = 0; hops < 8 && cell.v !== undefined && !cell.name; hops++) {
     const step = stepOf(cell.v);
-    if (!step || step.n || !["view", "move"].includes(step.l[0])) break;
+    if (!step || !["view", "move"].includes(step.l[0])) break;
     const from = termsOf(cell.v, cell.flat);
     if (from.how !== "moved") break;
     cell = from.terms[0].cells[0];
@@ -160,15 +163,24 @@ function combined(sign, x) {
   return null; // a function such as exp: shown as recorded, not computed again
 }
 
+// Of each type the step between 1 and the next number, and that between the smallest numbers.
+const ROUNDING = {
+  float64: [2.3e-16, 5e-324],
+  float32: [1.2e-7, 1.5e-45],
+  float16: [9.8e-4, 6e-8],
+  bfloat16: [7.9e-3, 1e-40],
+};
+
 // Whether the unfolded terms give the recorded number, up to the rounding of its type; null where nothing is computed.
 function reproduces(v, flat, unfolded) {
   if (unfolded.total === undefined || unfolded.total === null) return null;
   const array = contentOf(v),
     recorded = array.data[flat];
   if (Object.is(recorded, unfolded.total) || (Number.isNaN(recorded) && Number.isNaN(unfolded.total))) return true;
-  const eps = array.code === "f8" ? 2.3e-16 : 1.2e-7;
+  const [eps, least] = ROUNDING[array.dtype] || ROUNDING.float64;
   const size = unfolded.how === "sum" ? unfolded.size : Math.max(Math.abs(recorded), Math.abs(unfolded.total));
-  return Math.abs(recorded - unfolded.total) <= eps * (4 + Math.sqrt(unfolded.terms.length)) * size;
+  const count = unfolded.terms.length;
+  return Math.abs(recorded - unfolded.total) <= eps * (4 + Math.sqrt(count)) * size + least * (1 + count);
 }
 
 // What an element is called: [token 5 (row 1, column 1), channel 17].

@@ -27,15 +27,17 @@ async function unpack(code) {
   blobs[code] = new TYPES[code](bytes.buffer);
 }
 
-// An array: {shape, data (null if only its statistics are here), min, max, mean, norm, zeros, nans, infinities}.
+// An array: {shape, dtype, data (null if only its statistics are here), min, max, mean, norm, zeros, nans, infinities}. The
+// smallest and the largest are those of the finite elements.
 const arrays = new Map();
 function arrayOf(number) {
   let a = arrays.get(number);
   if (!a) {
-    const [code, offset, shape, [min, max, mean, norm, zeros, nans, infinities]] = T.arrays[number];
+    const [code, offset, shape, statistics, dtype] = T.arrays[number],
+      [min, max, mean, norm, zeros, nans, infinities] = statistics.map(Number);
     const size = shape.reduce((m, n) => m * n, 1);
     const data = offset === null ? null : blobs[code].subarray(offset, offset + size);
-    a = { number, code, shape, size, data, min, max, mean, norm, zeros, nans, infinities };
+    a = { number, code, dtype, shape, size, data, min, max, mean, norm, zeros, nans, infinities };
     arrays.set(number, a);
   }
   return a;
@@ -115,9 +117,10 @@ function row(name, ...cells) {
   );
 }
 
-// A cell with a bar that fills `share` of it.
-function bar(share) {
-  return el("td", { class: "wide" }, el("i", { class: "bar", style: `width:${(100 * share).toFixed(1)}%` }));
+// A cell with a bar that fills `share` of it; striped if there is no number to draw.
+function bar(share, isBroken = false) {
+  const kind = isBroken ? "bar broken" : "bar";
+  return el("td", { class: "gauge" }, el("i", { class: kind, style: `width:${(100 * share).toFixed(1)}%` }));
 }
 
 function svg(tag, attributes, ...children) {

@@ -21,7 +21,7 @@ function buildGraph() {
       if (!node.header || !node.isOpen || node.single) place.set(i, row);
     });
   });
-  const largest = (side) => Math.max(1e-30, ...T.ops.map((o) => normOf(o, side)));
+  const largest = (side) => Math.max(1e-30, ...T.ops.map((o) => normOf(o, side)).filter(Number.isFinite));
   const most = [largest(0), largest(1)];
   const picture = svg("svg", {
     viewBox: `0 0 ${x + width + 8} ${top + nodes.length * height + 4}`,
@@ -117,10 +117,10 @@ function drawNode(node, x, width, height, most) {
   g.append(text);
   [0, 1].forEach((side) => {
     const norm = normOf(last, side),
-      share = norm > 0 ? Math.max(0.04, 1 + Math.log10(norm / most[side]) / 5) : 0;
+      share = !Number.isFinite(norm) ? 1 : norm > 0 ? Math.max(0.04, 1 + Math.log10(norm / most[side]) / 5) : 0;
     g.append(
       svg("rect", {
-        class: side ? "bar grad" : "bar",
+        class: `bar${side ? " grad" : ""}${Number.isFinite(norm) ? "" : " broken"}`,
         x: x + width - 36,
         y: node.y + 6 + 7 * side,
         width: 30 * Math.max(0, share),

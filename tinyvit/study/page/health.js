@@ -1,45 +1,14 @@
 // The whole way at a glance: verdicts, NaN, the gradient norm of every parameter, memory held by the tape.
 
 function healthView() {
-  const rows = T.layers,
-    most = Math.max(1e-30, ...rows.map((r) => r.gradient)),
-    wrong = T.ops.map((o, i) => [o, i]).filter(([o]) => o.check && o.check.verdict === "wrong");
-  const checked = T.ops.filter((o) => o.check),
-    numbers = checked.reduce((s, o) => s + o.check.rows.length, 0);
-  const length = (r) => (r.gradient > 0 ? Math.max(0.01, 1 + Math.log10(r.gradient / most) / 6) : 0);
-  const bad = T.firstBad;
+  const rows = T.layers.map((r) => ({ ...r, gradient: Number(r.gradient), weight: Number(r.weight) })),
+    most = Math.max(1e-30, ...rows.map((r) => r.gradient).filter(Number.isFinite));
+  const length = (r) =>
+    !Number.isFinite(r.gradient) ? 1 : r.gradient > 0 ? Math.max(0.01, 1 + Math.log10(r.gradient / most) / 6) : 0;
   return [
     el("h2", {}, "The whole way at a glance"),
-    el(
-      "p",
-      { class: wrong.length ? "summary wrong" : "summary agrees" },
-      wrong.length
-        ? `${wrong.length} of ${checked.length} gradient rules are wrong: `
-        : `${checked.length} gradient rules, ${numbers} numbers checked, none wrong.`,
-      wrong.flatMap(([o, i]) => [
-        el(
-          "button",
-          { class: "link", onclick: () => go({ view: "walk", op: i, dir: 1, a: null, index: null }, true) },
-          o.key,
-        ),
-        " ",
-      ]),
-    ),
-    el(
-      "p",
-      { class: bad ? "summary wrong" : "summary agrees" },
-      bad ? "The first NaN or infinity arises in " : "No NaN and no infinity anywhere.",
-      bad
-        ? el(
-            "button",
-            {
-              class: "link",
-              onclick: () => go({ view: "walk", op: bad.op, dir: bad.dir, a: null, index: null }, true),
-            },
-            `${T.ops[bad.op].key}, ${bad.dir ? "backward" : "forward"}`,
-          )
-        : null,
-    ),
+    checkedWords(),
+    finiteWords(),
     el("h3", {}, "Gradient norm of every parameter"),
     el(
       "p",
@@ -50,12 +19,61 @@ function healthView() {
       { class: "bars" },
       ["parameter", "gradient norm", "", "gradient / weight"],
       rows.map((r) =>
-        row(r.name, bar(length(r)), short(r.gradient, 3), r.weight ? short(r.gradient / r.weight, 2) : "–"),
+        row(
+          r.name,
+          bar(length(r), !Number.isFinite(r.gradient)),
+          short(r.gradient, 3),
+          r.weight ? short(r.gradient / r.weight, 2) : "–",
+        ),
       ),
     ),
     el("h3", {}, "Memory held by the tape"),
     memoryCurve(),
   ];
+}
+
+// A sentence with a link to the card of each of `places`, {op, dir}.
+function summary(kind, text, places = []) {
+  const link = ({ op, dir }) =>
+    el(
+      "button",
+      { class: "link", onclick: () => go({ view: "walk", op, dir, a: null, index: null }, true) },
+      `${T.ops[op].key}, ${dir ? "backward" : "forward"}`,
+    );
+  return el("p", { class: `summary ${kind}` }, text, places.flatMap((place) => [link(place), " "]));
+}
+
+// What the checks found: agreement is only said of what was held against differences.
+function checkedWords() {
+  const rules = [...T.ops.keys()].filter((op) => T.ops[op].ms[1] !== null);
+  if (!rules.length) return summary("unclear", "Nothing ran backward, so no gradient rule was checked.");
+  const of = (verdict) => rules.filter((op) => T.ops[op].check?.verdict === verdict),
+    places = (ops) => ops.map((op) => ({ op, dir: 1 }));
+  const agree = of("agrees").length,
+    wrong = of("wrong"),
+    unclear = of("unclear"),
+    unchecked = rules.filter((op) => !T.ops[op].check).length;
+  const numbers = rules.reduce((s, op) => s + (T.ops[op].check?.rows.length || 0), 0);
+  const rest = [
+    unclear.length ? `${unclear.length} could not be judged` : "",
+    unchecked ? `${unchecked} could not be checked, because the trace did not keep their arrays` : "",
+  ].filter(Boolean);
+  if (wrong.length)
+    return summary("wrong", `${wrong.length} of ${rules.length} gradient rules are wrong: `, places(wrong));
+  const told = `${agree} of ${rules.length} gradient rules agree with finite differences, ${numbers} numbers checked`;
+  return summary(
+    agree === rules.length ? "agrees" : "unclear",
+    [agree ? told : "No gradient rule could be verified", ...rest].join("; ") + (unclear.length ? ", among them " : "."),
+    places(unclear.slice(0, 6)),
+  );
+}
+
+function finiteWords() {
+  const bad = T.firstBad;
+  if (!bad) return summary("agrees", "No NaN and no infinity in anything that was computed.");
+  return bad.given === null
+    ? summary("wrong", "The first NaN or infinity arises in ", [bad])
+    : summary("wrong", `The first NaN or infinity was given from outside, in ${bad.given}, to `, [bad]);
 }
 
 function memoryCurve() {
@@ -71,13 +89,13 @@ function memoryCurve() {
     {},
     svg(
       "svg",
-      { viewBox: "0 0 600 150", role: "img", "aria-label": `peak ${bytesText(most)}` },
+      { viewBox: "0 0 600 150", role: "img", "aria-label": `peak ${bytesText(held[peak])}` },
       svg("path", { class: "area", d: `${d} L592 134 L8 134 z` }),
       svg("path", { class: "curve", d }),
       svg("line", { class: "axis", x1: half, x2: half, y1: 8, y2: 134 }),
       label(half - 60, 146, "forward"),
       label(half + 10, 146, "backward"),
-      label(Math.min(x(peak) + 6, 480), y(most) + 10, `peak ${bytesText(most)}`),
+      label(Math.min(x(peak) + 6, 480), y(most) + 10, `peak ${bytesText(held[peak])}`),
     ),
     el(
       "figcaption",

@@ -35,6 +35,7 @@ function buildInspector() {
     else
       parts.push(
         picture(v, array, index, rows, columns),
+        axesWords(v, rows),
         legend(array),
         pointed,
         nearby(array, index),
@@ -45,13 +46,13 @@ function buildInspector() {
   box.replaceChildren(...parts);
 }
 
-// What is looked at until somebody points elsewhere: the largest number.
+// What is looked at until somebody points elsewhere: the largest number, or the first that is none.
 function largestOf(array) {
   if (!array.data) return 0;
   let at = 0,
     most = -1;
   for (let i = 0; i < array.size; i++) {
-    const size = Math.abs(array.data[i]);
+    const size = Number.isNaN(array.data[i]) ? Infinity : Math.abs(array.data[i]);
     if (size > most) {
       most = size;
       at = i;
@@ -64,6 +65,8 @@ function originWords(v) {
   const [kind, op, dir] = originOf(sourceOf(v));
   if (kind === "leaf") return `${nameOf(v)}.`;
   if (kind === "seed") return "Where the way back begins.";
+  if (kind === "untold") return "";
+  if (kind === "hook") return "Made by a hook of the program.";
   if (kind === "sum") return "Gradients that met here, added.";
   const home = T.ops[op];
   return `By ${home.module ? home.module + " · " : ""}${titleOf(home)}, ${dir ? "backward" : "forward"}.`;
@@ -175,6 +178,18 @@ function legend(array) {
   );
 }
 
+// What the rows and the columns of the picture are.
+function axesWords(v, rows) {
+  const axes = axesOf(v),
+    words = { B: "image", H: "head", D: "element of a head", C: "channel", R: "row", O: "filter", 1: "one" };
+  words.N = axes && axes.includes("S") ? "query token" : "token";
+  words.S = "key token";
+  words.K = "unit";
+  if (!axes) return null;
+  const [down, across] = [axes[axes.length - 2], axes[axes.length - 1]].map((letter) => words[letter] || letter);
+  return el("p", { class: "doc axes" }, rows > 1 ? `↓ ${down}, → ${across}` : `→ ${across}`);
+}
+
 // The numbers around the cursor, as a table: what eyes read up close, and what a screen reader reads at all.
 function nearby(array, index) {
   const { rows, columns } = planes(array),
@@ -235,7 +250,7 @@ function tools(v, array) {
 }
 
 function numpyText(array) {
-  const dtype = { f4: "float32", f8: "float64", i4: "int32", u1: "uint8" }[array.code];
+  const dtype = array.dtype === "bfloat16" ? "float32" : array.dtype === "bool" ? "bool_" : array.dtype;
   if (array.size > 20000) return `# ${array.size} elements: too many to copy; trace.save_html and trace[...] have them`;
   const numbers = Array.from(array.data, (x) =>
     exact(x, array.code).replace("NaN", "np.nan").replace("inf", "np.inf"),

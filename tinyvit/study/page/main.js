@@ -21,10 +21,8 @@ function go(change, remember = false, focus = null) {
   Object.assign(S, change);
   if (T.ops[S.op].ms[1] === null) S.dir = 0;
   if (!sameCard) showGraph(false);
-  if (!sameCard && S.a === null) {
-    S.a = firstArray();
-    S.pane = "card";
-  }
+  if (S.a === null) S.a = firstArray();
+  if (!sameCard && !change.a) S.pane = "card";
   if (change.index) S.pane = "array";
   const hash = address();
   if (hash !== written) {
@@ -51,45 +49,58 @@ function address() {
   if (S.a) q.set("a", S.a);
   if (S.index) q.set("i", S.index.join(","));
   if (S.quiz) q.set("quiz", "1");
+  if (S.view === "attention") {
+    q.set("show", look.which);
+    if (look.query !== null) q.set("query", look.query);
+  }
   return "#" + q.toString().replaceAll("%2F", "/").replaceAll("%2C", ",").replaceAll("%23", "%23");
+}
+
+// The operation of a link: that of this name, or the first within the part of the model that comes nearest.
+function placeOf(key) {
+  const exact = T.ops.findIndex((o) => o.key === key);
+  if (exact >= 0) return { op: exact, notice: "" };
+  for (let name = key; name; name = name.slice(0, Math.max(0, name.search(/[./#][^./#]*$/)))) {
+    const op = T.ops.findIndex((o) => o.key.startsWith(name) && !/^[\w]/.test(o.key.slice(name.length)));
+    if (op >= 0)
+      return { op, notice: name === key ? "" : `There is no ${key} on this page; this is ${T.ops[op].key}, of ${name}.` };
+  }
+  return { op: 0, notice: `There is no ${key} on this page; this is its first operation, ${T.ops[0].key}.` };
 }
 
 // Names, not numbers: a link still works after another run. An unknown name falls back, and the page says so.
 function fromAddress() {
-  const q = new URLSearchParams(location.hash.slice(1)),
-    key = q.get("op");
-  let op = key === null ? moments[0].op : T.ops.findIndex((o) => o.key === key);
-  let notice = "";
-  if (op < 0) {
-    op = Math.max(
-      0,
-      T.ops.findIndex((o) => key.startsWith(o.module || "\u0000")),
-    );
-    notice = `There is no ${key} on this page; this is ${T.ops[op].key}.`;
-  }
-  const dir = q.get("dir") === "backward" ? 1 : 0;
+  const q = new URLSearchParams(location.hash.slice(1));
+  const place = q.has("op") ? placeOf(q.get("op")) : { op: moments[0].op, notice: "" },
+    notices = [place.notice],
+    op = place.op;
   const begin = T.tour.length && !location.hash ? "start" : "walk";
+  const view = q.get("view") || begin;
+  if (!(view in VIEWS)) notices.push(`There is no view ${view}.`);
   Object.assign(S, {
-    view: q.get("view") || begin,
+    view: view in VIEWS ? view : "walk",
     op,
-    dir: T.ops[op].ms[1] === null ? 0 : dir,
+    dir: T.ops[op].ms[1] === null || q.get("dir") !== "backward" ? 0 : 1,
     quiz: q.get("quiz") === "1",
     a: q.get("a"),
     index: null,
     trail: [],
     pane: q.get("i") ? "array" : "card",
   });
+  lookAt(q.get("show"), q.get("query"));
   const array = S.a && arrayByLabel(S.op, S.dir, S.a);
   if (!array) {
-    if (S.a) notice = `There is no array ${S.a} in ${T.ops[op].key}.`;
+    if (S.a) notices.push(`There is no array ${S.a} in ${T.ops[op].key}.`);
     S.a = firstArray();
   } else if (q.get("i")) {
     const index = q.get("i").split(",").map(Number),
       shape = contentOf(array.v).shape;
     if (index.length === shape.length && index.every((i, a) => Number.isInteger(i) && i >= 0 && i < shape[a]))
       S.index = index;
-    else notice = `[${q.get("i")}] is not in ${S.a}.`;
+    else notices.push(`[${q.get("i")}] is not in ${S.a}, whose shape is ${shapeText(shape)}.`);
   }
+  const notice = notices.filter(Boolean).join(" ");
+  if (notice) history.replaceState(null, "", address()); // the address says what is shown
   written = location.hash;
   draw();
   tell(notice);
@@ -98,7 +109,7 @@ function fromAddress() {
 function draw(keepScroll = false) {
   document.body.dataset.view = S.view;
   document.body.dataset.pane = S.pane;
-  document.body.dataset.secret = T.about.exercise && !S.revealed ? "yes" : "no";
+  document.body.dataset.secret = isSecret() ? "yes" : "no";
   document.querySelectorAll("#panes button").forEach((b) => {
     b.setAttribute("aria-selected", b.dataset.pane === S.pane ? "true" : "false");
     if (b.dataset.pane === "array") b.textContent = S.a ? `array ${S.a}` : "array";
@@ -122,7 +133,16 @@ function spoken() {
     at = moments.findIndex((m) => m.op === S.op && m.dir === S.dir) + 1,
     v = current();
   const array = v === null ? "" : `, ${S.a}, ${shapeText(contentOf(v).shape)}`;
-  return `Step ${at} of ${moments.length}: ${o.module || ""} ${titleOf(o)} ${S.dir ? "backward" : "forward"}${array}${S.dir && o.check ? `, check ${o.check.verdict}` : ""}`;
+  return `Step ${at} of ${moments.length}: ${o.module || ""} ${titleOf(o)} ${S.dir ? "backward" : "forward"}${array}${S.dir && o.check && !isSecret() ? `, check ${o.check.verdict}` : ""}`;
+}
+
+// Of an exercise, verdicts are nowhere to be found until they are asked for.
+const isSecret = () => Boolean(T.about.exercise && !S.revealed);
+function reveal() {
+  S.revealed = true;
+  $("track").replaceChildren();
+  buildTimeline();
+  draw(true);
 }
 
 const announce = (text) => ($("live").textContent = text);
@@ -136,6 +156,7 @@ function tell(text) {
 const position = () => moments.findIndex((m) => m.op === S.op && m.dir === S.dir);
 function move(by) {
   const at = Math.max(0, Math.min(moments.length - 1, position() + by));
+  if (at === position()) return at; // nothing further: what is open stays open
   go({ ...moments[at], a: null, index: null });
   return at;
 }
@@ -192,14 +213,13 @@ function escape() {
 }
 
 addEventListener("keydown", (e) => {
-  if (S.view !== "walk" && ["ArrowRight", "ArrowLeft"].includes(e.key) && !e.target.closest("input")) S.view = "walk";
   if (e.ctrlKey || e.metaKey || e.altKey || !keysOn) return;
   if (e.target.closest("input, select, textarea")) {
     if (e.key === "Escape") e.target.blur();
     return;
   }
   if ((e.key === "Enter" || e.key === " ") && e.target.closest("button, summary, a")) return;
-  const act = KEYS[e.key];
+  const act = Object.hasOwn(KEYS, e.key) && (S.view === "walk" || !e.key.startsWith("Arrow")) ? KEYS[e.key] : null;
   if (!act) return;
   e.preventDefault();
   act();
@@ -226,7 +246,7 @@ function matches(text) {
     const o = T.ops[op],
       kind = T.kinds[o.op];
     const hay =
-      `${o.key} ${o.op.replaceAll("_", " ")} ${dir ? "backward bwd" : "forward fwd"} ${kind.t} ${kind.u} ${(o.check && dir && o.check.verdict) || ""} ${o.out.map((x) => (x && x.v !== undefined ? contentOf(x.v).shape.join("x") : "")).join(" ")}`.toLowerCase();
+      `${o.key} ${o.op.replaceAll("_", " ")} ${dir ? "backward bwd" : "forward fwd"} ${kind.t} ${kind.u} ${(o.check && dir && !isSecret() && o.check.verdict) || ""} ${o.out.map((x) => (x && x.v !== undefined ? contentOf(x.v).shape.join("x") : "")).join(" ")}`.toLowerCase();
     return words.every((w) => hay.includes(w));
   });
 }
@@ -297,8 +317,8 @@ async function begin() {
       scrollTo(0, 0);
     }),
   );
-  addEventListener("hashchange", fromAddress);
-  addEventListener("popstate", fromAddress);
+  for (const event of ["hashchange", "popstate"]) // both come when a link is followed
+    addEventListener(event, () => location.hash !== written && fromAddress());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     palette = null;
     draw(true);

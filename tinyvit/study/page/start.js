@@ -1,10 +1,9 @@
 // Where a newcomer begins: what the model was shown, what it says, and places to go to.
 
 function startView() {
-  const wrong = T.about.exercise && !S.revealed;
-  const intro = wrong
-    ? "Everything here ran, and one gradient rule is wrong. Walk back from the loss, compare the rule with finite differences, and find it."
-    : "A model looks at one image, is told the right answer, and works out, operation by operation, how every one of its numbers should change. Each step of that way back is here: the formula, the arrays, the rule as it ran, and a check.";
+  const intro = isSecret()
+    ? "Everything here ran, and one gradient rule is wrong, in one place. Walk back from the loss, compare the rule with finite differences, and find it."
+    : `A model looks at one image, ${T.about.told}, and works out, operation by operation, how every one of its numbers should change. Each step of that way back is here: the formula, the arrays, the rule as it ran, and a check.`;
   const places = T.tour.map((t, i) =>
     el(
       "li",

@@ -6,8 +6,9 @@ function buildTimeline() {
   const norms = T.ops.map((o) =>
     Math.max(1e-30, ...o.dout.filter((x) => x && x.v !== undefined).map((x) => contentOf(x.v).norm)),
   );
-  const low = Math.log(Math.min(...norms.filter((n) => n > 1e-30))),
-    high = Math.log(Math.max(...norms));
+  const finite = norms.filter((n) => n > 1e-30 && n < Infinity),
+    low = Math.log(Math.min(...finite)),
+    high = Math.log(Math.max(...finite));
   track.style.setProperty("--n", T.ops.length);
   T.groups.forEach((group) => {
     track.append(
@@ -23,8 +24,9 @@ function buildTimeline() {
       const ms = op.ms[dir];
       if (ms === null) return;
       const size = 24 + 76 * Math.max(0, 1 + Math.log10(ms / slowest) / 3);
-      const tint = dir ? Math.round(20 + 80 * (high > low ? (Math.log(norms[i]) - low) / (high - low) : 1)) : 0;
-      const verdict = dir && op.check ? op.check.verdict : "";
+      const share = high > low ? (Math.log(norms[i]) - low) / (high - low) : 1; // NaN where the norm is
+      const tint = dir ? Math.round(20 + 80 * (share >= 0 ? Math.min(1, share) : 0)) : 0;
+      const verdict = dir && op.check && !isSecret() ? op.check.verdict : "";
       const where = `${dir ? "backward of " : ""}${op.key}`;
       const cell = el(
         "button",

@@ -1,17 +1,17 @@
 // The views besides the walk; here fused kernels beside the formula, questions, and what the page is.
 
-function buildView() {
-  const box = $("view");
-  const make = {
-    start: startView,
-    attention: attentionView,
-    health: healthView,
-    fused: fusedView,
-    quiz: quizView,
-    about: aboutView,
-  }[S.view];
-  box.replaceChildren(...(make ? make() : []));
-}
+const VIEWS = {
+  __proto__: null, // so that no name is in it but these
+  walk: () => [],
+  start: startView,
+  attention: attentionView,
+  health: healthView,
+  fused: fusedView,
+  quiz: quizView,
+  about: aboutView,
+};
+
+const buildView = () => $("view").replaceChildren(...VIEWS[S.view]());
 
 // Fused against plain ------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,16 @@ function explanation(v, flat, u) {
   if (u.how === "leaf") return [el("p", {}, leafWords(v))];
   if (u.how === "seed")
     return [
-      el("p", {}, "This is the slope of the loss for itself: 1. Every gradient of this page is this 1, carried back."),
+      el(
+        "p",
+        {},
+        array.size === 1 && array.data[0] === 1
+          ? "This is the slope of the loss for itself: 1. Every gradient of this page is this 1, carried back."
+          : "Here the way back begins: this gradient was given from outside.",
+      ),
     ];
+  if (u.how === "untold") return [el("p", {}, "It was recorded, but the steps that gave it are not on this page.")];
+  if (u.how === "hook") return [el("p", {}, "A hook that the program registered made this of what came back.")];
   if (u.how === "missing")
     return [el("p", {}, "What it is made of did not fit on this page: only its statistics are here.")];
   if (u.how === "constant")
