@@ -61,8 +61,10 @@ class DeviceTrial(Trial):
             return super()._run(choice, inputs, upstream, exact)
         there = [[x if x is None else on_device(x) for x in arrays] for arrays in (inputs, upstream)]
         host = unmodified([x._host for arrays in there for x in arrays if isinstance(x, fake_cupy.ndarray)])
+        params = {name: on_device(x) if isinstance(x, np.ndarray) else x for name, x in self.case.params.items()}
+        moved = Trial(self.op, replace(self.case, params=params), self.needs, self.upstream)
         with host:
-            found = super()._run(choice, *there)
+            found = moved._run(choice, *there)
         return [backend.to_host(y) for y in found]
 
 
