@@ -51,8 +51,25 @@ class LinearShape:
         return f"{self.name} {self.R}x{self.K}x{self.N}"
 
 
+class _OfImages:
+    """What the shapes of models of square images have in common."""
+
+    name: str
+    image: int
+    patch: int
+    batch: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} b{self.batch}"
+
+    @property
+    def patches(self) -> int:
+        return (self.image // self.patch) ** 2
+
+
 @dataclass(frozen=True)
-class ModelShape:
+class ModelShape(_OfImages):
     """A ViT with a class token on square images; everything not named here is the default of `tinyvit.models.ViT`."""
 
     name: str
@@ -66,20 +83,12 @@ class ModelShape:
     classes: int = 10
 
     @property
-    def label(self) -> str:
-        return f"{self.name} b{self.batch}"
-
-    @property
-    def patches(self) -> int:
-        return (self.image // self.patch) ** 2
-
-    @property
     def N(self) -> int:
         return self.patches + 1
 
 
 @dataclass(frozen=True)
-class TextShape:
+class TextShape(_OfImages):
     """A model of square colour images and of texts of `words` words.
 
     With `answers`, one Transformer of `depth` blocks over patches and words; else a ViT and a decoder of `depth` each.
@@ -96,14 +105,6 @@ class TextShape:
     batch: int
     answers: int = 0
     channels: int = 3
-
-    @property
-    def label(self) -> str:
-        return f"{self.name} b{self.batch}"
-
-    @property
-    def patches(self) -> int:
-        return (self.image // self.patch) ** 2
 
 
 Shape = AttentionShape | RowShape | LinearShape | ModelShape | TextShape

@@ -28,7 +28,9 @@ FindData = Callable[[str], Path]
 
 
 def test_the_digits_are_split_by_every_fifth_image() -> None:
-    sklearn = pytest.importorskip("sklearn.datasets", reason="the independent copy of the digits")
+    sklearn = pytest.importorskip(
+        "sklearn.datasets", reason="needs scikit-learn, which has a copy of the digits of its own"
+    )
     values, labels = sklearn.load_digits(return_X_y=True)
     is_test = np.arange(1797) % 5 == 4
     for split, chosen in (("train", ~is_test), ("test", is_test)):

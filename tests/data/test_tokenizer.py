@@ -44,7 +44,7 @@ def test_a_saved_vocabulary_is_read_back(tmp_path):
 
 
 def test_the_tokenizers_library_reads_it_alike(tmp_path):
-    library = pytest.importorskip("tokenizers", reason="the library whose files are read and written")
+    library = pytest.importorskip("tokenizers", reason="needs tokenizers, whose files are read")
     tokenizer = Tokenizer.build(TEXTS)
     tokenizer.save(tmp_path / "tokenizer.json")
     theirs = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
