@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Op, Tensor
-from ..backend import NUMPY, Array, Generator, Namespace, default_generator, is_floating, namespace_of, to_device
+from ..backend import NUMPY, Array, Generator, Namespace, default_generator, is_floating, namespace_of
 from .elementwise import constant
 from .samples import sample
 
@@ -96,6 +96,6 @@ def check_probability(name: str, p: float) -> None:
         raise ValueError(f"{name} is {p}; a probability is in [0, 1]")
 
 
-def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, dtype: Any, device: str = "cpu") -> Tensor:
+def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, dtype: Any) -> Tensor:
     """The factors of dropout; a constant."""
-    return Tensor(to_device(NUMPY.dropout_mask(shape, p, seed, offset, dtype), device))
+    return Tensor(NUMPY.dropout_mask(shape, p, seed, offset, dtype))
