@@ -18,13 +18,14 @@ from tinyvit.runs import RunError, encoders_of, load_data, load_run
 from tinyvit.tasks import Found, task_of
 from tinyvit.tasks.base import by_kind
 from tinyvit.tasks.retrieve import recall
+from tinyvit.tasks.write import word_prior
 from tinyvit.train import Training, train
 
 KINDS = {
     "vqa-cnn": ("scenes-questions", {"kind": "vqa", "fusion": "cnn"}),
     "vqa-cross": ("scenes-questions", {"kind": "vqa", "fusion": "cross"}),
     "vqa-joint": ("scenes-questions", {"kind": "vqa", "fusion": "joint"}),
-    "caption": ("scenes-captions", {"kind": "caption", "word_dropout": 0.3}),
+    "caption": ("scenes-captions", {"kind": "caption", "word_prior": 0.7}),
     "retrieve": ("scenes-captions", {"kind": "retrieve"}),
     "masked-patches": ("digits", {"kind": "masked", "hide": "patches"}),
     "masked-words": ("scenes-captions", {"kind": "masked", "hide": "words"}),
@@ -146,6 +147,29 @@ def test_kinds_are_measured_apart():
     assert accuracy == right[counted].mean() < 1
 
 
+def test_a_word_prior_is_a_table_of_what_follows_what():
+    rows = np.array([[1, 2, 3], [1, 2, 2], [1, 3, 0]])
+    table = np.exp(word_prior(rows, 5, 0.8))
+    np.testing.assert_allclose(table.sum(axis=1), [0.2, 1, 1, 1, 0.2], rtol=1e-6)  # nothing ever followed 0 or 4
+    np.testing.assert_allclose(table[2], [0.04, 0.04, 0.44, 0.44, 0.04], rtol=1e-6)
+
+
+def test_a_caption_is_learnt_beside_its_word_prior_and_measured_without():
+    with_prior, without = (Training(tiny("caption", f"word_prior={share}", "dropout=0")) for share in (0.7, 0.0))
+    for mine, other in zip(with_prior.model.parameters(), without.model.parameters(), strict=True):
+        other.assign(mine.data)
+    batch = next(iter(without.loader.batches(0)))
+    logits = without.model(batch.images, batch.labels[:, :-1]).numpy()
+    biased = logits + word_prior(without.train_data.labels, logits.shape[-1], 0.7)[batch.labels[:, :-1]]
+    for training, scores in ((without, logits), (with_prior, biased)):
+        chosen = np.take_along_axis(scores, batch.labels[:, 1:, None], -1)[..., 0]
+        nats = np.log(np.exp(scores).sum(axis=-1)) - chosen
+        expected = nats[batch.labels[:, 1:] != PAD].mean() * len(batch.labels)
+        np.testing.assert_allclose(training.task.loss(training.model, batch).item(), expected, rtol=1e-5)
+    measured = [t.task.evaluate(t.model, t.test_data, 20)[:2] for t in (with_prior, without)]
+    assert measured[0] == measured[1]
+
+
 def test_recipes_that_do_not_fit_are_told():
     with pytest.raises(RecipeError, match="has images of a size of their own"):
         Training(tiny("caption", "image_size=32"))
@@ -257,6 +281,10 @@ def brute_force(scene, question):
     if "closest" in words or "farthest" in words:
         t = (min if "closest" in words else max)(distance, key=distance.get)
         return getattr(t, "shape" if words[1] == "shape" else "colour")
+    if "column" in words or "row" in words:
+        (t,) = [t for t in scene if t.colour in words]
+        place = (t.x if "column" in words else t.y) / scenes.CELL
+        return (scenes.COLUMNS if "column" in words else scenes.ROWS)[int(place)]
     if "left" in words:
         return "yes" if named[0].x < named[1].x else "no"
     if "above" in words:

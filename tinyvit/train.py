@@ -228,6 +228,7 @@ class Training:
         settings = recipe.train
         self.recipe, self.task = recipe, task_of(recipe)
         self.train_data, self.test_data = (load_data(recipe, split) for split in ("train", "test"))
+        self.task.learn_from(self.train_data)
         self.data = DataSpec.of(self.train_data)
         if self.test_data.images.shape[1:] != self.data.shape:
             raise DataError(

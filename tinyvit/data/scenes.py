@@ -24,10 +24,12 @@ JITTER = 1.6  # pixels that a centre may lie off the middle of its cell, so that
 TRAIN_SCENES, TEST_SCENES = 24_000, 1_000
 QUESTIONS = 6  # about each scene, half of them relational where there are as many
 
-ANSWERS = ("yes", "no", *SHAPES, *COLOURS, *SIZES, "0", "1", "2", "3", "4")
+COLUMNS, ROWS = ("left", "middle", "right"), ("top", "middle", "bottom")
+
+ANSWERS = ("yes", "no", *SHAPES, *COLOURS, *SIZES, *COLUMNS, "top", "bottom", "0", "1", "2", "3", "4")
 VOCABULARY = (
     *ANSWERS, "a an and , ? what shape color size is are the there how many thing things circles squares triangles of",
-    "closest to farthest from left right above below same as have other in",
+    "closest to farthest from above below same as have other in which column row",
 )  # fmt: skip
 
 
@@ -186,6 +188,8 @@ def _about_one(scene: Scene, rng: np.random.Generator) -> list[Question]:
         *((f"what shape is the {t.colour} thing?", t.shape) for t in _unique(scene, "colour")),
         *((f"what size is the {t.colour} thing?", t.size) for t in _unique(scene, "colour")),
         *((f"what color is the {t.shape}?", t.colour) for t in _unique(scene, "shape")),
+        *((f"in which column is the {t.colour} thing?", COLUMNS[t.cell % GRID]) for t in _unique(scene, "colour")),
+        *((f"in which row is the {t.colour} thing?", ROWS[t.cell // GRID]) for t in _unique(scene, "colour")),
     ]
     shape = SHAPES[rng.integers(len(SHAPES))]
     asked.append((f"how many {shape}s are there?", str(sum(t.shape == shape for t in scene))))

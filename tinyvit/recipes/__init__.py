@@ -143,7 +143,7 @@ class Task(_Section):
     hide: str = _key(("patches", "words", "both"), "patches")  # of masked
     hide_patches: float = _key(Range(above=0, below=1), 0.75)  # the share of the patches
     hide_words: float = _key(Range(above=0, below=1), 0.15)  # the share of the words
-    word_dropout: float = _key(_FRACTION, 0.0)  # of what is written: how many of the words before are read as <mask>
+    word_prior: float = _key(_FRACTION, 0.0)  # of what is written: see `tinyvit.tasks.write.Write`
     start_from: str = ""  # a run folder, to begin with its encoders of images and texts
     freeze: str = _key(("none", "vision", "text", "both"), "none")  # encoders that do not learn
 

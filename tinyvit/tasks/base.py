@@ -96,6 +96,9 @@ class Task:
             raise RecipeError(f"data.image_size is {data.image_size}; {data.name} has images of a size of their own")
         return load_texts(data.name, split)
 
+    def learn_from(self, train: AnyDataset) -> None:
+        """Take what the loss needs of the train split as a whole: nothing, for most tasks."""
+
     def build(self, data: DataSpec) -> Module:
         """The model for such data, with new weights."""
         raise NotImplementedError
