@@ -32,9 +32,9 @@ def pytest_in(
         if not in_time:
             process.kill()
         process.join()
-    stdout, stderr = (path.read_text("utf-8", "replace") for path in outputs)
     if not in_time:
         raise subprocess.TimeoutExpired(arguments, timeout)
+    stdout, stderr = (path.read_text("utf-8", "replace") for path in outputs)
     return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
