@@ -18,7 +18,10 @@ hypothesis.settings.load_profile("tinyvit")
 os.environ |= {"TINYVIT_ANNOUNCE": "0", "TINYVIT_COMPILE_AHEAD": "0"}
 
 
-WHOLE_RUNS = ("test_cli", "test_docs", "test_resume", "test_smoke", "test_train", "test_weights")
+WHOLE_RUNS = (
+    *("test_cli", "test_docs", "test_resume", "test_runs", "test_smoke"),
+    *("test_train", "test_train_failures", "test_weights"),
+)
 
 
 @pytest.fixture(autouse=True)

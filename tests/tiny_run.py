@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import tinyvit.train
 from tinyvit.checkpoint import atomic_write
+from tinyvit.display import Display
 from tinyvit.recipes import About, Data, Model, Recipe, Train
 
 # Everything that draws from a random stream or keeps a state, at once.
@@ -30,6 +32,19 @@ def tiny_recipe(*assignments: str) -> Recipe:
         model=Model(patch_size=4, dim=8, depth=1, heads=2, pool="mean"),
         train=Train(epochs=2, lr=1e-2, warmup_epochs=0.5),
     ).override(assignments)
+
+
+class Watch(Display):
+    """Calls a function with the training and the position after every step."""
+
+    def __init__(self, function: Callable[[tinyvit.train.Training, Any], None]) -> None:
+        self.function = function
+
+    def started(self, training: tinyvit.train.Training, folder: Path) -> None:
+        self.training = training
+
+    def stepped(self, position: Any) -> None:
+        self.function(self.training, position)
 
 
 def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Run the tests of the kernels with one planted fault after the other; exit status 1 if one is not noticed."""
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import Family, Fault, read
+from .forked import pytest_in
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -66,15 +66,11 @@ def outcome(family: Family, fault: Fault | None, objects: str) -> str:
 
 def tested(family: Family, folder: Path, objects: str) -> "subprocess.CompletedProcess[str]":
     """The run of pytest in a project; `objects` is where emulated kernels are kept, for a fault changes but a few."""
-    command = [sys.executable, "-m", "pytest", *family.arguments, "-x", "-q", "--rootdir", str(folder)]
-    command += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
     patience = EMULATED if family.kind == "emulated" else 1
-    command += [
-        "--timeout",
-        str(patience * TIMEOUT),
-        "--timeout-method",
-        "thread",
-    ]  # a signal would wait for compiled code to end
+    arguments = [*family.arguments, "-x", "-q", "--rootdir", str(folder)]
+    arguments += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
+    # A signal would wait for compiled code to end.
+    arguments += ["--timeout", str(patience * TIMEOUT), "--timeout-method", "thread"]
     settings = {
         "PYTHONPATH": str(folder),
         "NUMBA_CACHE_DIR": str(folder / "cache"),
@@ -84,11 +80,9 @@ def tested(family: Family, folder: Path, objects: str) -> "subprocess.CompletedP
         "TINYVIT_EXAMPLES": "40",
         "TINYVIT_THREADS": "2",
         "TINYVIT_COMPILE_AHEAD": "0",
-        "OPENBLAS_NUM_THREADS": "1",
     }
     place = folder / "tests" / ("cuda" if family.kind == "emulated" else "kernels")
-    given = {"cwd": place, "env": os.environ | settings, "timeout": patience * END}
-    return subprocess.run(command, capture_output=True, text=True, **given)
+    return pytest_in(place, arguments, settings, patience * END)
 
 
 def main() -> int:

@@ -1,0 +1,55 @@
+"""Pytest, each run in a process of its own, forked from one that has imported what all of them need.
+
+That one starts no threads, and has none of what is tested: tinyvit, its kernels, and their tests differ from run to run.
+"""
+
+import atexit
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # so that NumPy starts none
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["numpy", "ml_dtypes", "numba", "llvmlite.binding", "hypothesis.strategies", "pytest"])
+_turn = threading.Lock()  # where one process starts or is waited for, multiprocessing looks after all
+
+
+def pytest_in(
+    place: Path, arguments: Sequence[str], settings: dict[str, str], timeout: float
+) -> "subprocess.CompletedProcess[str]":
+    """Run pytest, as `subprocess.run` would: in a folder, with more environment variables, for so many seconds."""
+    outputs = [place / name for name in ("stdout", "stderr")]
+    process = _CONTEXT.Process(target=_run, args=(place, arguments, settings, outputs))
+    with _turn:
+        process.start()
+    in_time = wait([process.sentinel], timeout)
+    with _turn:
+        if not in_time:
+            process.kill()
+        process.join()
+    if not in_time:
+        raise subprocess.TimeoutExpired(arguments, timeout)
+    stdout, stderr = (path.read_text("utf-8", "replace") for path in outputs)
+    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
+
+
+def _run(place: Path, arguments: Sequence[str], settings: dict[str, str], outputs: Sequence[Path]) -> None:
+    """What the process does; its exit status is pytest's."""
+    for descriptor, path in enumerate(outputs, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ |= settings
+    os.chdir(place)
+    sys.path[:1] = [str(place), settings["PYTHONPATH"]]  # instead of this checkout
+    import numba
+    import pytest
+
+    numba.config.reload_config()
+    # The asserts of hypothesis's plugin, which is there already, stay as they are.
+    status = pytest.main([*arguments, "-W", "ignore::pytest.PytestAssertRewriteWarning"])
+    atexit._run_exitfuncs()  # here too a fault may show, and a process of multiprocessing leaves them out
+    sys.exit(status)
