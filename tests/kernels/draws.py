@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from blocks import BLOCK, CAST, DEPTH, KEYS, PANEL_BYTES, PARTS, PIXELS, QUERIES, ROWS, TILE, weight_tile
+from blocks import BLOCK, CAST, DEPTH, IMAGES, KEYS, PANEL_BYTES, PARTS, PIXELS, QUERIES, ROWS, TILE, weight_tile
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numba.core import config
@@ -269,6 +269,24 @@ def conv2d(draw: Any, dtype: Any) -> Case:
 
 
 @st.composite
+def max_pool2d(draw: Any, dtype: Any) -> Case:
+    window, stride = ((draw(st.integers(1, 4)), draw(st.integers(1, 4))) for _ in range(2))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in window)
+    batch, channels = draw(st.sampled_from([(0, 2), (1, 1), (1, IMAGES), (2, 3), (IMAGES + 1, 1), (3, IMAGES)]))
+    shape, left = [], PRODUCTS // (math.prod(window) * max(batch * channels, 1))
+    for k, p in zip(window, padding, strict=True):
+        shape.append(size(draw, [*around(max(2, k + 1 - 2 * p)), 9, 18], left))
+        left //= shape[-1]
+    x = draw(arrays((batch, channels, *shape), dtype))
+    how = draw(st.sampled_from(["distinct", "ties", "hidden"]))
+    if how == "ties":
+        x = np.round(x)
+    elif how == "hidden":  # so much that there is nothing else in some windows
+        x = np.where(x > 0.5, x, np.asarray(-math.inf, dtype))
+    return Case((x,), {"window": window, "stride": stride, "padding": padding})
+
+
+@st.composite
 def attention_shape(draw: Any) -> tuple[Shape, int, int, int]:
     """Leading axes, queries, keys and head size; long ones have more than one block of queries or keys."""
     few, long_queries, long_keys = around(2, ROWS[0], 16), around(QUERIES, 2 * QUERIES), [*around(KEYS), 2 * KEYS + 1]
@@ -351,6 +369,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "dropout": dropout,
     "patches": patches,
     "conv2d": conv2d,
+    "max_pool2d": max_pool2d,
     "cast": cast,
     "attention": attention,
 }

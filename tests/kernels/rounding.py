@@ -4,7 +4,7 @@ This is Monte Carlo arithmetic (Parker, 1997). With u the unit roundoff of a dty
 r + u z s, with z normal and s the size of what is rounded on the way to it: |r| itself; for a sum all its partial sums
 S_1 ... S_n, s^2 = S_1^2 + ... + S_n^2, as if its terms were added one after the other; for a product of matrices
 s^2 = n (t_1^2 + ... + t_n^2), which is that for terms t of random signs. What cancels in exact arithmetic, as in the
-gradient of a softmax, no longer cancels, just as in the dtype itself.
+gradient of a softmax, no longer cancels, just as in the dtype itself. What only chooses, as a maximum, does not err.
 """
 
 import math
@@ -18,6 +18,8 @@ import numpy as np
 
 from tinyvit import backend
 
+_CHOOSES = (np.maximum, np.minimum)  # one of their inputs, without an error
+
 
 class Rounded(np.ndarray):
     """An array of float64 whose operations err as those of a less exact dtype would."""
@@ -28,7 +30,7 @@ class Rounded(np.ndarray):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         given = [np.asarray(x) if isinstance(x, Rounded) else x for x in inputs]
         result = getattr(ufunc, method)(*given, **kwargs)
-        size = np.abs(result)
+        size = 0.0 if ufunc in _CHOOSES else np.abs(result)
         if ufunc is np.matmul:
             size = np.sqrt(given[0].shape[-1] * (np.square(given[0]) @ np.square(given[1])))
         elif ufunc is np.add and method == "reduce":
@@ -64,7 +66,7 @@ class _RoundingNamespace(backend.Namespace):
 
         def rounding(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            return result if isinstance(result, Rounded) else _moved(result, np.abs(result))
+            return result if isinstance(result, Rounded) else _moved(result, 0.0 if name == "pad" else np.abs(result))
 
         setattr(self, name, rounding)
         return rounding
