@@ -13,7 +13,21 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from blocks import BLOCK, CAST, DEPTH, IMAGES, KEYS, PANEL_BYTES, PARTS, PIXELS, QUERIES, ROWS, TILE, weight_tile
+from blocks import (
+    BLOCK,
+    CAST,
+    COLUMNS,
+    DEPTH,
+    IMAGES,
+    KEYS,
+    PANEL_BYTES,
+    PARTS,
+    PIXELS,
+    QUERIES,
+    ROWS,
+    TILE,
+    weight_tile,
+)
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numba.core import config
@@ -250,6 +264,17 @@ def patches(draw: Any, dtype: Any) -> Case:
 
 
 @st.composite
+def embedding(draw: Any, dtype: Any) -> Case:
+    shape = draw(st.sampled_from([(n,) for n in around(COLUMNS, 2 * COLUMNS)] + [(1,), (3, 5), (), (0,)]))
+    rows = size(draw, [1, 2, 7, 33], ELEMENTS // max(math.prod(shape), 1))
+    ids = draw(leading(size(draw, CHUNKS, ELEMENTS // max(math.prod(shape), 1))))
+    rng, kind = np.random.default_rng(draw(st.integers(0, 99))), draw(st.sampled_from([np.int64, np.int32, np.uint8]))
+    picked = rng.integers(draw(st.sampled_from([1, rows])), size=ids).astype(kind)
+    layout = LAYOUTS[draw(st.sampled_from(["dense", "reversed", "transposed", "read-only"]))]
+    return Case((draw(arrays((rows, *shape), dtype)),), {"ids": layout(picked)})
+
+
+@st.composite
 def conv2d(draw: Any, dtype: Any) -> Case:
     kernel, stride = ((draw(st.integers(1, 3)), draw(st.integers(1, 3))) for _ in range(2))
     channels, filters = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 5]))
@@ -368,6 +393,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "cross_entropy": cross_entropy,
     "dropout": dropout,
     "patches": patches,
+    "embedding": embedding,
     "conv2d": conv2d,
     "max_pool2d": max_pool2d,
     "cast": cast,
