@@ -3,8 +3,8 @@
 | version | what it changes, and gains                                                                              |
 |---------|---------------------------------------------------------------------------------------------------------|
 | v1      | the definition: one window after the other                                                              |
-| v2      | the pixels of an image laid out by their place within a stride: those that a place of the window falls  |
-|         | on, for all windows, are then a run of memory; images shared among threads                              |
+| v2      | the pixels of some images laid out by their place within a stride: those that a place of the window     |
+|         | falls on, for all windows, are then a run of memory; images shared among threads                        |
 
 x (P, H, W) with P = B C, y (P, OH, OW). Around an image is -inf, which counts where it is the largest. A gradient is
 shared equally by all pixels that are the largest of a window; that of a window whose largest is NaN, of which no pixel
@@ -19,7 +19,8 @@ from ..bfloat16 import bits, float_like, real, rounded, settle, widened
 from ..compiler import body, entry
 from ..threads import parallel
 
-PARTS = 64  # of the images
+PARTS = 16  # of the images
+WINDOWS = 1024  # of the images that are laid out together, so that all there is of them fits the first-level cache
 _SERIAL = 20_000  # pixels below which waking another thread costs more than it saves
 
 
@@ -78,59 +79,90 @@ def _backward_1(dy, x, y, dx, window, stride, padding, team):
 
 @body
 def _laid_out(x, stride, padding, value):
-    """Room for an image and what is around it, `value` at first: (SH, SW, rows, columns) as `_move` says."""
+    """Room for some images and what is around them, `value` at first: (SH, SW, images, rows, columns), see `_move`."""
     rows = (x.shape[1] + 2 * padding[0] - 1) // stride[0] + 1
     columns = (x.shape[2] + 2 * padding[1] - 1) // stride[1] + 1
-    return np.full((stride[0], stride[1], rows, columns), real(value, x))
+    images = max(1, min(x.shape[0], WINDOWS // (rows * columns)))
+    return np.full((stride[0], stride[1], images, rows, columns), real(value, x))
 
 
 @body
-def _move(image, places, padding, back):
-    """Lay out an image, places[i, j, r, n] = image[r SH + i - PH, n SW + j - PW], or bring the places `back`."""
+def _move(image, places, g, padding, back):
+    """Lay out an image, places[i, j, g, r, n] = image[r SH + i - PH, n SW + j - PW], or bring the places `back`."""
+    down, across = places.shape[:2]
     for row in range(image.shape[0]):
-        pixels, padded = image[row], row + padding[0]
-        for j in range(places.shape[1]):
-            step, first = places.shape[1], j - padding[1]
-            low = max(0, -(first // step))
-            high = max(low, (pixels.size - 1 - first) // step + 1)
-            part = places[padded % places.shape[0], j, padded // places.shape[0]]
-            run, spaced = part[low:high], pixels[low * step + first :]
-            if back:
-                for n in range(run.size):
-                    spaced[n * step] = rounded(run[n], pixels)
-            else:
-                for n in range(run.size):
-                    run[n] = widened(spaced[n * step])
+        pixels, i, r = image[row], (row + padding[0]) % down, (row + padding[0]) // down
+        done = 0
+        if across == 2:
+            odd = padding[1] % 2
+            done = pixels.size // 2
+            first, second = places[i, odd, g, r][padding[1] // 2 :], places[i, 1 - odd, g, r][(padding[1] + 1) // 2 :]
+            _move_pairs(pixels, first[:done], second[:done], back)
+        for j in range(across):
+            run = places[i, (padding[1] + j) % across, g, r][(padding[1] + j) // across :]
+            for n in range(done, (pixels.size - j + across - 1) // across):
+                if back:
+                    pixels[n * across + j] = rounded(run[n], pixels)
+                else:
+                    run[n] = widened(pixels[n * across + j])
+
+
+@body
+def _move_pairs(pixels, first, second, back):
+    """The first and the second of every two pixels: together they are whole vectors."""
+    for n in range(first.size):
+        if back:
+            pixels[2 * n] = rounded(first[n], pixels)
+            pixels[2 * n + 1] = rounded(second[n], pixels)
+        else:
+            first[n] = widened(pixels[2 * n])
+            second[n] = widened(pixels[2 * n + 1])
+
+
+@body
+def _windows(places, y):
+    """Room for one number of each window of the images laid out.
+
+    Windows have as many rows and columns as `places`: those beyond the last of y are none.
+    """
+    _, _, images, rows, columns = places.shape
+    return np.zeros(((images - 1) * rows + y.shape[1] - 1) * columns + y.shape[2], places.dtype)
+
+
+@body
+def _row(windows, places, g, r):
+    """The windows of row r of y, of image g, and what follows."""
+    return windows[(g * places.shape[3] + r) * places.shape[4] :]
 
 
 @body
 def _met(places, k, window, windows):
-    """What place k of the window falls on, a run with one for each window.
-
-    Windows have as many columns as `places`: those beyond the last of y are none, and go on in the next row.
-    """
+    """What place k of the window falls on, a run with one for each window."""
     i, j = k // window[1], k % window[1]
-    start = i // places.shape[0] * places.shape[3] + j // places.shape[1]
-    return places[i % places.shape[0], j % places.shape[1]].ravel()[start : start + windows]
+    start = i // places.shape[0] * places.shape[4] + j // places.shape[1]
+    return places[i % places.shape[0], j % places.shape[1]].ravel()[start : start + windows.size]
 
 
 @body
 def _forward_chunk_2(chunk, chunks, x, y, window, stride, padding):
     """Some of the images."""
-    places = _laid_out(x, stride, padding, -np.inf)
-    columns = places.shape[3]
-    best = np.empty((y.shape[1] - 1) * columns + y.shape[2], places.dtype)
-    for p in range(x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks):
-        _move(x[p], places, padding, False)
+    begin, end = x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks
+    places = _laid_out(x[begin:end], stride, padding, -np.inf)
+    best = _windows(places, y)
+    for p in range(begin, end, places.shape[2]):
+        images = min(places.shape[2], end - p)
+        for g in range(images):
+            _move(x[p + g], places, g, padding, False)
         best[:] = real(-np.inf, x)
         for k in range(window[0] * window[1]):
-            pixels = _met(places, k, window, best.size)
+            pixels = _met(places, k, window, best)
             for n in range(best.size):
                 best[n] = pixels[n] if (pixels[n] > best[n]) | np.isnan(pixels[n]) else best[n]
-        for r in range(y.shape[1]):
-            row, out = best[r * columns :], y[p, r]
-            for n in range(out.size):
-                out[n] = rounded(row[n], y)
+        for g in range(images):
+            for r in range(y.shape[1]):
+                row, out = _row(best, places, g, r), y[p + g, r]
+                for n in range(out.size):
+                    out[n] = rounded(row[n], y)
 
 
 @entry
@@ -141,31 +173,35 @@ def _forward_2(x, y, window, stride, padding, team):
 @body
 def _backward_chunk_2(chunk, chunks, dy, x, y, dx, window, stride, padding):
     """Some of the images."""
-    places, sums = _laid_out(x, stride, padding, -np.inf), _laid_out(x, stride, padding, 0)
-    columns, zero, one = places.shape[3], real(0, x), real(1, x)
-    ties = np.empty((y.shape[1] - 1) * columns + y.shape[2], places.dtype)
-    peaks, shares = np.zeros_like(ties), np.zeros_like(ties)  # those of no window stay 0
-    for p in range(x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks):
-        _move(x[p], places, padding, False)
-        for r in range(y.shape[1]):
-            row, largest = peaks[r * columns :], y[p, r]
-            for n in range(largest.size):
-                row[n] = widened(largest[n])
+    begin, end = x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks
+    places = _laid_out(x[begin:end], stride, padding, -np.inf)
+    sums, zero, one = np.empty_like(places), real(0, x), real(1, x)
+    ties, peaks, shares = _windows(places, y), _windows(places, y), _windows(places, y)
+    for p in range(begin, end, places.shape[2]):
+        images = min(places.shape[2], end - p)
+        for g in range(images):
+            _move(x[p + g], places, g, padding, False)
+            for r in range(y.shape[1]):
+                row, largest = _row(peaks, places, g, r), y[p + g, r]
+                for n in range(largest.size):
+                    row[n] = widened(largest[n])
         ties[:] = zero
         for k in range(window[0] * window[1]):
-            pixels = _met(places, k, window, ties.size)
+            pixels = _met(places, k, window, ties)
             for n in range(ties.size):
                 ties[n] += one if pixels[n] == peaks[n] else zero
-        for r in range(y.shape[1]):
-            row, count, given = shares[r * columns :], ties[r * columns :], dy[p, r]
-            for n in range(given.size):
-                row[n] = widened(given[n]) / count[n]
+        for g in range(images):
+            for r in range(y.shape[1]):
+                row, count, given = _row(shares, places, g, r), _row(ties, places, g, r), dy[p + g, r]
+                for n in range(given.size):
+                    row[n] = widened(given[n]) / count[n]  # that of a window that is none stays 0
         sums[:] = zero
         for k in range(window[0] * window[1]):
-            pixels, out = _met(places, k, window, ties.size), _met(sums, k, window, ties.size)
+            pixels, out = _met(places, k, window, ties), _met(sums, k, window, ties)
             for n in range(ties.size):
                 out[n] += shares[n] if pixels[n] == peaks[n] else zero * shares[n]
-        _move(dx[p], sums, padding, True)
+        for g in range(images):
+            _move(dx[p + g], sums, g, padding, True)
 
 
 @entry

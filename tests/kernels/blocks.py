@@ -23,7 +23,7 @@ if config.DISABLE_JIT:
     adamw.CHUNK, dropout.TILE, cast.CHUNK = 64, 64, 16
     attention.KEYS, attention.QUERIES = 16, 2 * microkernel.ROWS[0]
     conv2d.PIXELS, conv2d.PARTS = 8, 2
-    max_pool2d.PARTS, embedding.COLUMNS = 2, 4
+    max_pool2d.PARTS, max_pool2d.WINDOWS, embedding.COLUMNS = 2, 20, 4
     linear.BLOCK, linear.DEPTH = 2 * microkernel.ROWS[0], 16
 
 CHUNK, TILE, CAST = adamw.CHUNK, dropout.TILE, cast.CHUNK

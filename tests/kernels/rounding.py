@@ -29,6 +29,8 @@ class Rounded(np.ndarray):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         given = [np.asarray(x) if isinstance(x, Rounded) else x for x in inputs]
+        if method == "at":
+            return _add_at(*given)
         result = getattr(ufunc, method)(*given, **kwargs)
         size = 0.0 if ufunc in _CHOOSES else np.abs(result)
         if ufunc is np.matmul:
@@ -39,6 +41,14 @@ class Rounded(np.ndarray):
         if out is not None:
             out[0][...] = result
         return result
+
+
+def _add_at(out: np.ndarray, index: Any, terms: np.ndarray) -> None:
+    """Add terms where an index says, which is a product with a matrix of zeros and ones."""
+    count, squares = np.zeros((2, *out.shape))
+    for sums, summands in ((count, 1.0), (squares, np.square(terms)), (out, terms)):
+        np.add.at(sums, index, summands)
+    out[...] = _moved(out, np.sqrt(count * squares))
 
 
 def _size_of_sum(terms: np.ndarray, axis: int | tuple[int, ...] | None) -> np.ndarray:
@@ -63,6 +73,8 @@ class _RoundingNamespace(backend.Namespace):
 
     def __getattr__(self, name: str) -> Any:
         function = super().__getattr__(name)
+        if isinstance(function, np.ufunc):
+            return function  # errs by itself, see `Rounded`
 
         def rounding(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
