@@ -90,21 +90,24 @@ def _laid_out(x, stride, padding, value):
 def _move(image, places, g, padding, back):
     """Lay out an image, places[i, j, g, r, n] = image[r SH + i - PH, n SW + j - PW], or bring the places `back`."""
     down, across = places.shape[:2]
+    i, r, odd = padding[0] % down, padding[0] // down, padding[1] % 2
     for row in range(image.shape[0]):
-        pixels, i, r = image[row], (row + padding[0]) % down, (row + padding[0]) // down
-        done = 0
+        pixels, done = image[row], 0
         if across == 2:
-            odd = padding[1] % 2
             done = pixels.size // 2
             first, second = places[i, odd, g, r][padding[1] // 2 :], places[i, 1 - odd, g, r][(padding[1] + 1) // 2 :]
             _move_pairs(pixels, first[:done], second[:done], back)
-        for j in range(across):
-            run = places[i, (padding[1] + j) % across, g, r][(padding[1] + j) // across :]
-            for n in range(done, (pixels.size - j + across - 1) // across):
-                if back:
-                    pixels[n * across + j] = rounded(run[n], pixels)
-                else:
-                    run[n] = widened(pixels[n * across + j])
+        if done * across < pixels.size:
+            for j in range(across):
+                run = places[i, (padding[1] + j) % across, g, r][(padding[1] + j) // across :]
+                for n in range(done, (pixels.size - j + across - 1) // across):
+                    if back:
+                        pixels[n * across + j] = rounded(run[n], pixels)
+                    else:
+                        run[n] = widened(pixels[n * across + j])
+        i += 1
+        if i == down:
+            i, r = 0, r + 1
 
 
 @body
