@@ -78,7 +78,8 @@ class _RoundingNamespace(backend.Namespace):
 
         def rounding(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            return result if isinstance(result, Rounded) else _moved(result, 0.0 if name == "pad" else np.abs(result))
+            size = 0.0 if name in ("pad", "reshape") else np.abs(result)
+            return result if isinstance(result, Rounded) else _moved(result, size)
 
         setattr(self, name, rounding)
         return rounding
