@@ -149,6 +149,8 @@ SPECS: tuple[KernelSpec, ...] = (
     _numba("softmax", "softmax", keeps=("out",), versions=2),
     _numba("dropout", "dropout", versions=2),
     _numba("conv2d", "conv2d", keeps=("x", "weight"), versions=2),
+    _numba("max_pool2d", "max_pool2d", _CPU | {_BFLOAT16}, keeps=("x", "out"), versions=2),
+    _numba("embedding", "embedding", _CPU | {_BFLOAT16}, residuals=("shape",), keeps=("shape",), versions=2),
     _numba("cast", "cast", _CPU | _GPU),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     _numba("adamw", "adamw", versions=2, backward="forward"),  # an optimizer, not on the tape

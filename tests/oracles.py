@@ -234,11 +234,11 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "index_add": index_add, "index_put": index_put,
     "embedding": lambda weight, ids: np.stack([weight[i] for i in ids.ravel()]).reshape(*ids.shape, -1),
     "im2col": im2col, "col2im": col2im, "conv2d": conv2d,
-    "max_pool2d": lambda x, kernel, stride, padding: over_windows(
-        x, kernel, stride, padding, -math.inf, lambda w: w.max(axis=(1, 2))
+    "max_pool2d": lambda x, window, stride, padding: over_windows(
+        x, window, stride, padding, -math.inf, lambda w: w.max(axis=(1, 2))
     ),
-    "avg_pool2d": lambda x, kernel, stride, padding: over_windows(
-        x, kernel, stride, padding, 0.0, lambda w: w.mean(axis=(1, 2))
+    "avg_pool2d": lambda x, window, stride, padding: over_windows(
+        x, window, stride, padding, 0.0, lambda w: w.mean(axis=(1, 2))
     ),
     "matmul": np.matmul,
     "linear": lambda x, weight, bias: np.einsum("...i,oi->...o", x, weight) + (0 if bias is None else bias),

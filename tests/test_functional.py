@@ -145,6 +145,26 @@ def test_iteration_goes_over_the_first_axis_and_has_gradients() -> None:
 # Corners: ties, infinities, empty masks -------------------------------------------------------------------------------
 
 
+ROWS = [np.array([2, 0, 2]), np.array([[1], [1]], np.int32), np.array([-1, 2]), np.array([], int), np.array([2], "u1")]
+
+
+@pytest.mark.parametrize("implementation", ["numpy", "auto"])
+@pytest.mark.parametrize("ids", ROWS, ids=["repeated", "a table", "from the end", "none", "uint8"])
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 2), (3, 0)])
+def test_rows_picked_by_number_are_those_of_numpy(implementation: str, ids: np.ndarray, shape: tuple[int, ...]) -> None:
+    with tv.use_kernels(implementation):
+        x = normal(*shape)
+        picked = x[ids]
+        np.testing.assert_array_equal(picked.numpy(), x.numpy()[ids])
+        weights = np.arange(1.0, 1 + picked.size).reshape(picked.shape)
+        (found,) = tv.grad((picked * weights).sum(), x)
+        expected = np.zeros(shape)
+        np.add.at(expected, (ids,), weights)
+        np.testing.assert_array_equal(found.numpy(), expected)
+        with pytest.raises(IndexError, match="out of bounds"):
+            x[np.array([3])]
+
+
 def gradient_of(function: Callable[[Tensor], Tensor], x: Any) -> np.ndarray:
     x = tv.tensor(np.asarray(x, np.float64), requires_grad=True)
     return tv.grad(function(x).sum(), x)[0].numpy()

@@ -189,9 +189,30 @@ def test_padding_of_questions_changes_no_answer_and_batches_permute(fusion):
     other[:, 1] = 10
     assert (model(images, other).numpy() != logits).any(axis=1).all()
     assert (model(images[::-1], QUESTIONS).numpy() != logits).any(axis=1).all()
-    image_of = [1, 0, 1, 1]
-    shared = model(images[:2], QUESTIONS, image_of).numpy()
-    np.testing.assert_allclose(shared, model(images[image_of], QUESTIONS).numpy(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("fusion", ["cnn", "cross", "joint"])
+def test_questions_that_share_an_image_are_answered_and_learnt_from_as_if_each_had_its_own(fusion):
+    model, images, image_of = in_float64(made(f"vqa {fusion}")), question_images(fusion), [1, 0, 1, 1]
+    shared = model(images[:2], QUESTIONS, image_of)
+    alone = model(images[image_of], QUESTIONS)
+    np.testing.assert_allclose(shared.numpy(), alone.numpy(), rtol=1e-10)
+    found, expected = (tv.grad((y * y).sum(), list(model.parameters())) for y in (shared, alone))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-8, atol=1e-10)
+
+
+def test_an_image_that_several_questions_share_is_projected_once():
+    model, projected = made("vqa cross"), []
+
+    class Counted(nn.Linear):
+        def forward(self, x):
+            projected.append(x.shape[0])
+            return super().forward(x)
+
+    model.fusion.decoder.blocks[0].cross.kv = Counted(DIM, 2 * DIM)
+    model(some_images(2).astype(np.float32), QUESTIONS, [1, 0, 1, 1])
+    assert projected == [2]
 
 
 def test_towers_do_not_see_padding_and_batches_permute():

@@ -219,7 +219,7 @@ def test_layers_compute_their_formulas() -> None:
     close(norm(x), oracles.normalized(x.numpy(), w, 1e-3))
     conv, w = in_float64(nn.Conv2d(3, 4, (3, 2), stride=2, padding=(1, 0)))
     close(conv(images), oracles.conv2d(images.numpy(), **w, stride=(2, 2), padding=(1, 0)))
-    pool = ORACLES["max_pool2d"](images.numpy(), kernel=(2, 2), stride=(2, 1), padding=(0, 1))
+    pool = ORACLES["max_pool2d"](images.numpy(), window=(2, 2), stride=(2, 1), padding=(0, 1))
     close(nn.MaxPool2d(2, stride=(2, 1), padding=(0, 1))(images), pool)
     table, w = in_float64(nn.Embedding(5, 4))
     close(table([[0, 4], [2, 2]]), w["weight"][[[0, 4], [2, 2]]])

@@ -14,18 +14,22 @@ from tinyvit.kernels.attention import by_block as attention
 from tinyvit.kernels.cast import numba_cpu as cast
 from tinyvit.kernels.conv2d import numba_cpu as conv2d
 from tinyvit.kernels.dropout import numba_cpu as dropout
+from tinyvit.kernels.embedding import numba_cpu as embedding
 from tinyvit.kernels.linear import microkernel
 from tinyvit.kernels.linear import numba_cpu as linear
+from tinyvit.kernels.max_pool2d import numba_cpu as max_pool2d
 
 if config.DISABLE_JIT:
     adamw.CHUNK, dropout.TILE, cast.CHUNK = 64, 64, 16
     attention.KEYS, attention.QUERIES = 16, 2 * microkernel.ROWS[0]
     conv2d.PIXELS, conv2d.PARTS = 8, 2
+    max_pool2d.PARTS, max_pool2d.WINDOWS, embedding.COLUMNS = 2, 20, 4
     linear.BLOCK, linear.DEPTH = 2 * microkernel.ROWS[0], 16
 
 CHUNK, TILE, CAST = adamw.CHUNK, dropout.TILE, cast.CHUNK
 KEYS, QUERIES = attention.KEYS, attention.QUERIES
-PIXELS, PARTS = conv2d.PIXELS, conv2d.PARTS
+PIXELS, PARTS, IMAGES = conv2d.PIXELS, conv2d.PARTS, max_pool2d.PARTS
+COLUMNS = embedding.COLUMNS
 BLOCK, DEPTH = linear.BLOCK, linear.DEPTH
 weight_tile = linear._weight_tile if config.DISABLE_JIT else linear._weight_tile.py_func
 ROWS, PANEL_BYTES = microkernel.ROWS, microkernel.PANEL_BYTES

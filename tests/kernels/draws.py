@@ -13,7 +13,21 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from blocks import BLOCK, CAST, DEPTH, KEYS, PANEL_BYTES, PARTS, PIXELS, QUERIES, ROWS, TILE, weight_tile
+from blocks import (
+    BLOCK,
+    CAST,
+    COLUMNS,
+    DEPTH,
+    IMAGES,
+    KEYS,
+    PANEL_BYTES,
+    PARTS,
+    PIXELS,
+    QUERIES,
+    ROWS,
+    TILE,
+    weight_tile,
+)
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numba.core import config
@@ -250,6 +264,17 @@ def patches(draw: Any, dtype: Any) -> Case:
 
 
 @st.composite
+def embedding(draw: Any, dtype: Any) -> Case:
+    shape = draw(st.sampled_from([(n,) for n in around(COLUMNS, 2 * COLUMNS)] + [(1,), (3, 5), (), (0,)]))
+    rows = size(draw, [1, 2, 7, 33], ELEMENTS // max(math.prod(shape), 1))
+    ids = draw(leading(size(draw, CHUNKS, ELEMENTS // max(math.prod(shape), 1))))
+    rng, kind = np.random.default_rng(draw(st.integers(0, 99))), draw(st.sampled_from([np.int64, np.int32, np.uint8]))
+    picked = rng.integers(draw(st.sampled_from([1, rows])), size=ids).astype(kind)
+    layout = LAYOUTS[draw(st.sampled_from(["dense", "reversed", "transposed", "read-only"]))]
+    return Case((draw(arrays((rows, *shape), dtype)),), {"ids": layout(picked)})
+
+
+@st.composite
 def conv2d(draw: Any, dtype: Any) -> Case:
     kernel, stride = ((draw(st.integers(1, 3)), draw(st.integers(1, 3))) for _ in range(2))
     channels, filters = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 5]))
@@ -266,6 +291,24 @@ def conv2d(draw: Any, dtype: Any) -> Case:
     x, weight = draw(arrays((batch, channels, *shape), dtype)), draw(arrays((filters, channels, *kernel), dtype))
     bias = draw(st.none() | arrays((filters,), dtype))
     return Case((x, weight, bias), {"stride": stride, "padding": tuple(padding)})
+
+
+@st.composite
+def max_pool2d(draw: Any, dtype: Any) -> Case:
+    window, stride = ((draw(st.integers(1, 4)), draw(st.integers(1, 4))) for _ in range(2))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in window)
+    batch, channels = draw(st.sampled_from([(0, 2), (1, 1), (1, IMAGES), (2, 3), (IMAGES + 1, 1), (3, IMAGES)]))
+    shape, left = [], PRODUCTS // (math.prod(window) * max(batch * channels, 1))
+    for k, p in zip(window, padding, strict=True):
+        shape.append(size(draw, [*around(max(2, k + 1 - 2 * p)), 9, 18], left))
+        left //= shape[-1]
+    x = draw(arrays((batch, channels, *shape), dtype))
+    how = draw(st.sampled_from(["distinct", "ties", "hidden"]))
+    if how == "ties":
+        x = np.round(x)
+    elif how == "hidden":  # so much that there is nothing else in some windows
+        x = np.where(x > 0.5, x, np.asarray(-math.inf, dtype))
+    return Case((x,), {"window": window, "stride": stride, "padding": padding})
 
 
 @st.composite
@@ -350,7 +393,9 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "cross_entropy": cross_entropy,
     "dropout": dropout,
     "patches": patches,
+    "embedding": embedding,
     "conv2d": conv2d,
+    "max_pool2d": max_pool2d,
     "cast": cast,
     "attention": attention,
 }

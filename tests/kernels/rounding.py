@@ -4,7 +4,7 @@ This is Monte Carlo arithmetic (Parker, 1997). With u the unit roundoff of a dty
 r + u z s, with z normal and s the size of what is rounded on the way to it: |r| itself; for a sum all its partial sums
 S_1 ... S_n, s^2 = S_1^2 + ... + S_n^2, as if its terms were added one after the other; for a product of matrices
 s^2 = n (t_1^2 + ... + t_n^2), which is that for terms t of random signs. What cancels in exact arithmetic, as in the
-gradient of a softmax, no longer cancels, just as in the dtype itself.
+gradient of a softmax, no longer cancels, just as in the dtype itself. What only chooses, as a maximum, does not err.
 """
 
 import math
@@ -18,6 +18,8 @@ import numpy as np
 
 from tinyvit import backend
 
+_CHOOSES = (np.maximum, np.minimum)  # one of their inputs, without an error
+
 
 class Rounded(np.ndarray):
     """An array of float64 whose operations err as those of a less exact dtype would."""
@@ -27,8 +29,10 @@ class Rounded(np.ndarray):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         given = [np.asarray(x) if isinstance(x, Rounded) else x for x in inputs]
+        if method == "at":
+            return _add_at(*given)
         result = getattr(ufunc, method)(*given, **kwargs)
-        size = np.abs(result)
+        size = 0.0 if ufunc in _CHOOSES else np.abs(result)
         if ufunc is np.matmul:
             size = np.sqrt(given[0].shape[-1] * (np.square(given[0]) @ np.square(given[1])))
         elif ufunc is np.add and method == "reduce":
@@ -37,6 +41,14 @@ class Rounded(np.ndarray):
         if out is not None:
             out[0][...] = result
         return result
+
+
+def _add_at(out: np.ndarray, index: Any, terms: np.ndarray) -> None:
+    """Add terms where an index says, which is a product with a matrix of zeros and ones."""
+    count, squares = np.zeros((2, *out.shape))
+    for sums, summands in ((count, 1.0), (squares, np.square(terms)), (out, terms)):
+        np.add.at(sums, index, summands)
+    out[...] = _moved(out, np.sqrt(count * squares))
 
 
 def _size_of_sum(terms: np.ndarray, axis: int | tuple[int, ...] | None) -> np.ndarray:
@@ -61,10 +73,13 @@ class _RoundingNamespace(backend.Namespace):
 
     def __getattr__(self, name: str) -> Any:
         function = super().__getattr__(name)
+        if isinstance(function, np.ufunc):
+            return function  # errs by itself, see `Rounded`
 
         def rounding(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            return result if isinstance(result, Rounded) else _moved(result, np.abs(result))
+            size = 0.0 if name in ("pad", "reshape") else np.abs(result)
+            return result if isinstance(result, Rounded) else _moved(result, size)
 
         setattr(self, name, rounding)
         return rounding

@@ -112,45 +112,46 @@ class MaxPool2d(Op):
     """y = the largest of each window, -inf around the image        dx = dy at the largest, shared equally among ties"""
 
     saves = ("x", "out")
+    kernel = "max_pool2d"
 
     @staticmethod
-    def forward(xp, x, *, kernel, stride, padding):
-        return xp.max(_windows(xp, x, kernel, stride, padding, -np.inf), axis=2)
+    def forward(xp, x, *, window, stride, padding):
+        return xp.max(_windows(xp, x, window, stride, padding, -np.inf), axis=2)
 
     def backward(ctx, xp, dy):
         x, y = ctx.saved
-        windows = _windows(xp, x, ctx.kernel, ctx.stride, ctx.padding, -np.inf)  # (B, C, K, OH, OW)
+        windows = _windows(xp, x, ctx.window, ctx.stride, ctx.padding, -np.inf)  # (B, C, K, OH, OW)
         b, c, k, oh, ow = windows.shape
         y, dy = (xp.reshape(a, (b, c, 1, oh, ow)) for a in (y, dy))
         # y = max(windows)
         ties = xp.where(windows == y, xp.ones_like(windows), 0.0)
         dwindows = ties * (dy / xp.sum(ties, axis=2, keepdims=True))
         columns = xp.reshape(dwindows, (b, c * k, oh * ow))
-        return xp.col2im(columns, x.shape, ctx.kernel, ctx.stride, ctx.padding)
+        return xp.col2im(columns, x.shape, ctx.window, ctx.stride, ctx.padding)
 
     @staticmethod
     def samples():
-        yield sample((2, 2, 5, 4), kernel=(3, 2), stride=(2, 2), padding=(1, 0))
-        yield sample((1, 1, 4, 4), kernel=(3, 3), stride=(1, 1), padding=(1, 1))
+        yield sample((2, 2, 5, 4), window=(3, 2), stride=(2, 2), padding=(1, 0))
+        yield sample((1, 1, 4, 4), window=(3, 3), stride=(1, 1), padding=(1, 1))
 
 
 class AvgPool2d(Op):
     """y = the mean of each window, the zeros around it counted        dx = dy / (KH KW), added over the windows"""
 
     @staticmethod
-    def forward(xp, x, *, kernel, stride, padding):
-        return xp.mean(_windows(xp, x, kernel, stride, padding, 0.0), axis=2)
+    def forward(xp, x, *, window, stride, padding):
+        return xp.mean(_windows(xp, x, window, stride, padding, 0.0), axis=2)
 
     def backward(ctx, xp, dy):
         b, c, oh, ow = dy.shape
-        count = ctx.kernel[0] * ctx.kernel[1]
+        count = ctx.window[0] * ctx.window[1]
         dwindows = xp.broadcast_to(xp.reshape(dy / count, (b, c, 1, oh * ow)), (b, c, count, oh * ow))
         columns = xp.reshape(dwindows, (b, c * count, oh * ow))
-        return xp.col2im(columns, ctx.shapes[0], ctx.kernel, ctx.stride, ctx.padding)
+        return xp.col2im(columns, ctx.shapes[0], ctx.window, ctx.stride, ctx.padding)
 
     @staticmethod
     def samples():
-        yield sample((2, 2, 5, 4), kernel=(3, 2), stride=(2, 2), padding=(1, 1))
+        yield sample((2, 2, 5, 4), window=(3, 2), stride=(2, 2), padding=(1, 1))
 
 
 def _windows(xp, x, kernel, stride, padding, value):
@@ -193,18 +194,18 @@ def conv2d(
 
 def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
     """The largest value of each window of x (B, C, H, W); the stride is the window's size by default."""
-    kernel = _pair("max_pool2d", "kernel_size", kernel_size, 1)
-    stride, padding = _fitting("max_pool2d", x, kernel, kernel if stride is None else stride, padding)
-    if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
-        raise ValueError(f"max_pool2d: padding {padding} is more than half of kernel_size {kernel}")
-    return MaxPool2d.apply(x, kernel=kernel, stride=stride, padding=padding)
+    window = _pair("max_pool2d", "kernel_size", kernel_size, 1)
+    stride, padding = _fitting("max_pool2d", x, window, window if stride is None else stride, padding)
+    if 2 * padding[0] > window[0] or 2 * padding[1] > window[1]:
+        raise ValueError(f"max_pool2d: padding {padding} is more than half of kernel_size {window}")
+    return MaxPool2d.apply(x, window=window, stride=stride, padding=padding)
 
 
 def avg_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
     """The mean of each window of x (B, C, H, W), padding counted; the stride is the window's size by default."""
-    kernel = _pair("avg_pool2d", "kernel_size", kernel_size, 1)
-    stride, padding = _fitting("avg_pool2d", x, kernel, kernel if stride is None else stride, padding)
-    return AvgPool2d.apply(x, kernel=kernel, stride=stride, padding=padding)
+    window = _pair("avg_pool2d", "kernel_size", kernel_size, 1)
+    stride, padding = _fitting("avg_pool2d", x, window, window if stride is None else stride, padding)
+    return AvgPool2d.apply(x, window=window, stride=stride, padding=padding)
 
 
 def im2col(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, value: float = 0.0) -> Tensor:

@@ -132,7 +132,18 @@ Namespace.extend("index_put", lambda xp, x, value, index: IndexPut.forward(xp, x
 def index(x: Tensor, key: Any) -> Tensor:
     """x[key] for slices, integers, None, ..., and integer or boolean arrays, which may repeat elements."""
     key = _key(key)
-    return (BasicIndex if _is_basic(key) else AdvancedIndex).apply(x, index=key)
+    if _is_basic(key):
+        return BasicIndex.apply(x, index=key)
+    ids = _numbers_of_rows(key, x)
+    return AdvancedIndex.apply(x, index=key) if ids is None else Embedding.apply(x, ids=ids)
+
+
+def _numbers_of_rows(key: tuple[Any, ...], x: Tensor) -> Any:
+    """The ids of the rows of x that a key picks, if it is one array of those; None if not, or on a GPU."""
+    ids = key[0]
+    if not _is_rows(key) or x.ndim < 2 or is_on_gpu(x.data) or is_on_gpu(ids):
+        return None
+    return ids if ids.size and ids.min() >= 0 and ids.max() < x.shape[0] else None
 
 
 def _key(key: Any) -> tuple[Any, ...]:

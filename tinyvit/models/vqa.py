@@ -5,7 +5,8 @@ with `requires_grad_(False)`:
 
 - vision has `features`: images -> (B, S, dim). `ConvEncoder`, or a `ViT` (with depth 0: nothing but patches);
 - text: numbers of words (B, N), the first of them `<cls>` -> (B, N, dim). `TextEncoder`, or a `TextEmbedding`;
-- fusion: both, and which words may be looked at -> (B, dim). `ProductFusion`, `CrossFusion` or `JointFusion`.
+- fusion: both, which words may be looked at, and which of the images each question is about (None: each has its own)
+  -> (B, dim). `ProductFusion`, `CrossFusion` or `JointFusion`.
 """
 
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from ..nn import (
     init,
     initialize_conv,
 )
+from ..nn.transformer import of_each
 from .text import words_mask
 
 
@@ -50,8 +52,7 @@ class VQA(Module):
 
     def forward(self, images: Any, questions: Any, image_of: Any = None) -> Tensor:
         features = self.vision.features(images)
-        features = features if image_of is None else features[image_of]
-        return self.head(self.fusion(features, self.text(questions), words_mask(questions)))
+        return self.head(self.fusion(features, self.text(questions), words_mask(questions), image_of))
 
 
 class ConvEncoder(Module):
@@ -83,9 +84,9 @@ class ProductFusion(Module):
     def __init__(self, dim: int) -> None:
         self.fc, self.mlp = Linear(3 * dim, dim), Mlp(dim, 2 * dim)
 
-    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray) -> Tensor:
+    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray, image_of: Any = None) -> Tensor:
         weights = (mask / mask.sum(axis=-1, keepdims=True)).reshape(*words.shape[:2], 1).astype(words.dtype)
-        v, t = features.mean(axis=1), (words * weights).sum(axis=1)
+        v, t = of_each(features.mean(axis=1), image_of), (words * weights).sum(axis=1)
         return self.mlp(F.relu(self.fc(F.concatenate([v, t, v * t], axis=-1))))
 
 
@@ -95,8 +96,8 @@ class CrossFusion(Module):
     def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int | None = None, dropout: float = 0.0) -> None:
         self.decoder = TransformerDecoder(dim, depth, heads, mlp_dim, dropout=dropout, causal=False)
 
-    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray) -> Tensor:
-        return self.decoder(words, features, mask)[:, 0]
+    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray, image_of: Any = None) -> Tensor:
+        return self.decoder(words, features, mask, context_of=image_of)[:, 0]
 
 
 class JointFusion(Module):
@@ -110,8 +111,8 @@ class JointFusion(Module):
         self.kind_image, self.kind_text = init.zeros(dim), init.zeros(dim)
         self.encoder = TransformerEncoder(dim, depth, heads, mlp_dim, dropout=dropout)
 
-    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray) -> Tensor:
-        image = self.norm_image(features) + self.kind_image
+    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray, image_of: Any = None) -> Tensor:
+        image = of_each(self.norm_image(features) + self.kind_image, image_of)
         tokens = F.concatenate([self.norm_text(words) + self.kind_text, image], axis=1)
         visible = np.concatenate([mask, np.ones((*mask.shape[:3], image.shape[1]), bool)], axis=-1)
         return self.encoder(tokens, visible)[:, 0]

@@ -90,7 +90,8 @@ class Attention(Module):
 class CrossAttention(Module):
     """Multi-head attention of x (B, N, C) onto a context (B, S, context_dim) -> (B, N, C).
 
-    With a cache, the context is projected at the first call only.
+    `context_of` (B,) says which row of the context each row of x looks at, its own by default: a context is projected
+    once for all that look at it. With a cache, it is projected at the first call only.
     """
 
     kept: list[np.ndarray] | None = None  # see `keep_attention`
@@ -110,13 +111,28 @@ class CrossAttention(Module):
         self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Tensor, attn_mask: Any = None, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        attn_mask: Any = None,
+        cache: KeyValueCache | None = None,
+        context_of: Any = None,
+    ) -> Tensor:
         (q,) = F.split_heads(self.q(x), self.heads, 1)
         if cache is None:
-            k, v = F.split_heads(self.kv(context), self.heads, 2)
+            k, v = self._keys_and_values(context, context_of)
         else:
-            k, v = cache.parts or cache.extend(*F.split_heads(self.kv(context), self.heads, 2))
+            k, v = cache.parts or cache.extend(*self._keys_and_values(context, context_of))
         return _attend(self, q, k, v, attn_mask)
+
+    def _keys_and_values(self, context: Tensor, context_of: Any) -> tuple[Tensor, ...]:
+        return F.split_heads(of_each(self.kv(context), context_of), self.heads, 2)
+
+
+def of_each(rows: Tensor, chosen: Any) -> Tensor:
+    """The rows `chosen` (B,), or all as they are if that is None."""
+    return rows if chosen is None else rows[chosen]
 
 
 def _attend(
@@ -263,17 +279,18 @@ class DecoderBlock(Residual):
         attn_mask: Any = None,
         context_mask: Any = None,
         cache: BlockCache = (None, None),
+        context_of: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
         own, onto = cache
         if self.post:
             x = joined(x, branch)
             _, x = self.norm1.after_sum(x, self.attn(x, attn_mask, self.causal, own))
-            _, x = self.norm2.after_sum(x, self.cross(x, context, context_mask, onto))
+            _, x = self.norm2.after_sum(x, self.cross(x, context, context_mask, onto, context_of))
             _, x = self.norm3.after_sum(x, self.mlp(x))
             return x, None
         x, y = self.norm1.after_sum(x, branch, narrow=True)
         x, y = self.norm2.after_sum(x, self.attn(y, attn_mask, self.causal, own), narrow=True)
-        x, y = self.norm3.after_sum(x, self.cross(y, context, context_mask, onto), narrow=True)
+        x, y = self.norm3.after_sum(x, self.cross(y, context, context_mask, onto, context_of), narrow=True)
         return x, self.mlp(y)
 
 
@@ -301,7 +318,7 @@ class TransformerEncoder(Module):
 class TransformerDecoder(Module):
     """A stack of `DecoderBlock`s: (B, N, C), (B, S, context_dim) -> (B, N, C), token n seeing tokens up to n.
 
-    Without `causal`, every token sees all.
+    Without `causal`, every token sees all. `context_of`: see `CrossAttention`.
     """
 
     def __init__(
@@ -332,9 +349,10 @@ class TransformerDecoder(Module):
         attn_mask: Any = None,
         context_mask: Any = None,
         caches: Sequence[BlockCache] | None = None,
+        context_of: Any = None,
     ) -> Tensor:
         branch = None
         pairs: Iterable[Any] = zip(self.blocks, caches or [(None, None)] * len(self.blocks), strict=True)
         for block, cache in pairs:
-            x, branch = block.advance(x, branch, context, attn_mask, context_mask, cache)
+            x, branch = block.advance(x, branch, context, attn_mask, context_mask, cache, context_of)
         return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]

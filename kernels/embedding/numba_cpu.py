@@ -1,0 +1,109 @@
+"""Rows of a table, picked by their numbers, and the sums of what comes back to each row.
+
+| version | what it changes, and gains                                                                             |
+|---------|--------------------------------------------------------------------------------------------------------|
+| v1      | one element after the other                                                                            |
+| v2      | rows in runs; picked ones shared among threads, and on the way back the columns of all, so that no two |
+|         | threads add to the same element, and each is added up in the order of the numbers                      |
+
+weight (V, C), ids (R,), y (R, C); all axes of a row are flattened to C.
+"""
+
+import math
+
+import numpy as np
+
+from .. import threads as pool
+from ..arrays import dense
+from ..bfloat16 import bits, float_like, real, settle, widened
+from ..compiler import body, entry
+from ..threads import parallel
+
+COLUMNS = 64  # at least, of a chunk on the way back
+_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
+
+
+# v1 -----------------------------------------------------------------------------------------------------------------
+
+
+@entry
+def _forward_1(weight, ids, y, team):
+    for r in range(ids.size):
+        for j in range(weight.shape[1]):
+            y[r, j] = weight[ids[r], j]
+
+
+@entry
+def _backward_1(dy, ids, dweight, team):
+    sums = float_like(dweight)
+    sums[:] = real(0, dy)
+    for r in range(ids.size):
+        for j in range(dweight.shape[1]):
+            sums[ids[r], j] += widened(dy[r, j])
+    settle(sums, dweight)
+
+
+# v2 -----------------------------------------------------------------------------------------------------------------
+
+
+@body
+def _forward_chunk_2(chunk, chunks, weight, ids, y):
+    """Some of the rows that are picked."""
+    for r in range(ids.size * chunk // chunks, ids.size * (chunk + 1) // chunks):
+        row, out = weight[ids[r]], y[r]
+        for j in range(out.size):
+            out[j] = row[j]
+
+
+@entry
+def _forward_2(weight, ids, y, team):
+    parallel(_forward_chunk_2, min(ids.size, 64), team, (weight, ids, y))
+
+
+@body
+def _backward_chunk_2(chunk, chunks, dy, ids, sums):
+    """Some of the columns."""
+    start, stop = dy.shape[1] * chunk // chunks, dy.shape[1] * (chunk + 1) // chunks
+    sums[:, start:stop] = real(0, dy)
+    for r in range(ids.size):
+        row, out = dy[r, start:stop], sums[ids[r], start:stop]
+        for j in range(out.size):
+            out[j] += widened(row[j])
+
+
+@entry
+def _backward_2(dy, ids, dweight, team):
+    sums = float_like(dweight)
+    parallel(_backward_chunk_2, max(1, min(dy.shape[1] // COLUMNS, 64)), team, (dy, ids, sums))
+    settle(sums, dweight)
+
+
+VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
+
+
+# Launchers ----------------------------------------------------------------------------------------------------------
+
+
+def _matrix(x, rows, columns):
+    """x as a dense matrix, as compiled code takes it."""
+    return bits(dense(x)).reshape(rows, columns)
+
+
+def forward(weight, *, ids, version):
+    """weight (V, ...), ids (any shape), each in [0, V) -> y (*ids.shape, ...), and the shape of weight."""
+    y, columns = np.empty((*ids.shape, *weight.shape[1:]), weight.dtype), math.prod(weight.shape[1:])
+    arrays = _matrix(weight, weight.shape[0], columns), _numbers(ids), _matrix(y, ids.size, columns)
+    VERSIONS[version][0](*arrays, pool.team(y.size > _SERIAL))
+    return y, weight.shape
+
+
+def backward(dy, shape, *, ids, needs, version):
+    """dy (*ids.shape, ...) -> dweight (V, ...)."""
+    dweight, columns = np.empty(shape, dy.dtype), math.prod(shape[1:])
+    arrays = _matrix(dy, ids.size, columns), _numbers(ids), _matrix(dweight, shape[0], columns)
+    VERSIONS[version][1](*arrays, pool.team(dy.size > _SERIAL))
+    return (dweight,)
+
+
+def _numbers(ids):
+    return dense(ids.astype(np.int64, copy=False)).reshape(-1)
