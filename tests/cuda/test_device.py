@@ -102,6 +102,14 @@ def test_tensors_are_made_where_they_shall_be() -> None:
 # Launching -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_device_is_what_cupy_tells_of_it() -> None:
+    with installed() as cupy:
+        try:
+            assert device.device_of(cupy.zeros(3)) == device.Device(0, 90, 232_448)
+        finally:
+            device.DEVICES.clear()
+
+
 def test_a_kernel_that_wants_too_much_shared_memory_is_refused_with_the_numbers() -> None:
     small = EmulatedDevice(arch=75, shared=65_536)
     with pytest.raises(RuntimeError, match=r"some_kernel needs 70000 bytes .* cuda:0 \(sm_75\) has 65536"):
