@@ -18,7 +18,9 @@ mask, bias and dropout, each its shared memory) leaves it to the one before.
 q (B, H, N, D), k and v (B, H, S, D) are views of any strides whose last axis is contiguous; where they, D included, are
 aligned to 16 bytes, they are read so. out lies in memory as (B, N, H, D). Saved is lse (B, H, N), in float32; where it
 is so large that rounding it would tell on probabilities of float32, the gradients come from the scores' largest and the
-logarithm of the sum over that, computed again. (v4 has no bias that could make scores so large; 16 bits hide the rest.)
+logarithm of the sum over that, computed again. v4 goes without: it has no bias or mask, so a score that counts, being
+near lse, is a product that float32 has rounded by as much as lse itself. For p that is a quarter of a rounding to
+float16 up to |lse| = 4096, and to bfloat16 up to 32768.
 """
 
 import ctypes

@@ -90,6 +90,8 @@ class ndarray:
         return _call(function, args, kwargs)
 
     def __getitem__(self, key: Any) -> "ndarray":
+        if any(isinstance(k, ndarray) and k.dtype == bool for k in (key if isinstance(key, tuple) else (key,))):
+            _wait()  # for the number of what is picked
         return _wrapped(np.asarray(self._host[_host(key)]), self)
 
     def __setitem__(self, key: Any, value: Any) -> None:

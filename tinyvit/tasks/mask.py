@@ -33,6 +33,8 @@ class Mask(Task):
     stream, in the test from the number of the batch.
     """
 
+    why_no_graph = "the host draws what is hidden of each batch"
+
     def _hides(self, kind: str) -> bool:
         return self.recipe.task.hide in (kind, "both")
 
