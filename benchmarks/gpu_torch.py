@@ -60,7 +60,8 @@ def train_step(shape: ModelShape, compiled: bool, device: str = "cuda") -> Run:
     run = torch.compile(loss_of, mode="max-autotune") if compiled else loss_of
 
     def step() -> torch.Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
+        if compiled:
+            torch.compiler.cudagraph_mark_step_begin()
         loss = run(images, labels)
         loss.backward()
         optimizer.step()

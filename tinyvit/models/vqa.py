@@ -28,6 +28,7 @@ from ..nn import (
     init,
     initialize_conv,
 )
+from ..nn.module import beside
 from .text import words_mask
 
 
@@ -73,7 +74,7 @@ class ConvEncoder(Module):
         initialize_conv(self)
 
     def features(self, images: Any) -> Tensor:
-        x = self.layers(images if isinstance(images, Tensor) else Tensor(np.asarray(images)))
+        x = self.layers(beside(images, self.proj.weight))
         return F.relu(self.proj(x.reshape(x.shape[0], 1, -1)))
 
 
@@ -85,7 +86,7 @@ class ProductFusion(Module):
 
     def forward(self, features: Tensor, words: Tensor, mask: np.ndarray) -> Tensor:
         weights = (mask / mask.sum(axis=-1, keepdims=True)).reshape(*words.shape[:2], 1).astype(words.dtype)
-        v, t = features.mean(axis=1), (words * weights).sum(axis=1)
+        v, t = features.mean(axis=1), (words * beside(weights, words)).sum(axis=1)
         return self.mlp(F.relu(self.fc(F.concatenate([v, t, v * t], axis=-1))))
 
 
