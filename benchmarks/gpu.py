@@ -1,26 +1,32 @@
 """`python -m benchmarks gpu`: the kernels on an NVIDIA GPU beside their peers and the limits of the device.
 
-Every case is verified, then timed by the device's own clock, with a cold and with a warm second-level cache. A result
+Every case is verified, then timed by the device's own clock, with a cold and with a warm second-level cache; whole
+training steps are timed one after the other, and beside that how long Python is busy with each. A result
 is a line of one file, written when it is there; started again for the same commit, what is in the file is not measured
 again.
 """
 
+import importlib
 import json
+import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .cases import VIT_S, ModelShape
+from .inputs import LEARNING_RATE, WEIGHT_DECAY
 from .machine import describe_commit
 
 _ROUNDS, _FLUSHED = 20, 256 << 20  # times each; bytes that no second-level cache holds
 ATTENTION = [(256, 12, n, 64) for n in (65, 197, 257)]
 ATTENTION += [(max(1, 16384 // n), h, n, d) for n in (1024, 2048, 4096, 8192) for h, d in ((12, 64), (8, 128))]
 ROWS = [(50432, 384), (50432, 768)]
-STEPS = [("vit", 1024)]
+STEPS = [replace(VIT_S, batch=1024)]
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -40,7 +46,8 @@ class Case:
     flops: float
 
 
-Contender = tuple[str, Callable[[], Callable[[], Any]]]  # its name, and what makes the function that is timed
+Make = Callable[[], Callable[[], Any]]  # what makes the function that is timed
+Contender = tuple[str, Make]  # with its name
 
 
 # Cases ---------------------------------------------------------------------------------------------------------------
@@ -70,7 +77,7 @@ def layer_norm_cases() -> Iterator[tuple[Case, list[Contender]]]:
 
 
 def _attention(b: int, h: int, n: int, d: int, dtype: str, back: bool) -> list[Contender]:
-    def ours(implementation: str) -> Callable[[], Callable[[], Any]]:
+    def ours(implementation: str) -> Make:
         def make() -> Callable[[], Any]:
             from tinyvit.kernels import attention_backward, attention_forward
 
@@ -80,39 +87,22 @@ def _attention(b: int, h: int, n: int, d: int, dtype: str, back: bool) -> list[C
             if not back:
                 return forward
             out, lse = forward()
+            out = out.astype(q.dtype)  # where the plain rule leaves it in float32
             return _bound(attention_backward, out, q, k, v, out, lse, implementation=implementation)
 
         return make
 
-    def torch(backend: str) -> Callable[[], Callable[[], Any]]:
-        def make() -> Callable[[], Any]:
-            import torch as t
-            from torch.nn.attention import SDPBackend, sdpa_kernel
-
-            packed = t.randn(b, n, 3, h, d, device="cuda", dtype=getattr(t, dtype), requires_grad=back)
-            q, k, v = packed.permute(2, 0, 3, 1, 4)
-            chosen = getattr(SDPBackend, backend)
-
-            def forward() -> Any:
-                with sdpa_kernel(chosen):
-                    return t.nn.functional.scaled_dot_product_attention(q, k, v)
-
-            if not back:
-                return forward
-            out = forward()
-            return lambda: t.autograd.grad(out, packed, out.detach(), retain_graph=True)
-
-        return make
-
-    peers = [(f"torch {name.lower()}", torch(name)) for name in
+    peers = [(f"torch {name.lower()}", _peer("torch", "attention", (b, h, n, d), dtype, back, name)) for name in
              ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")]  # fmt: skip
+    if dtype != "float32" and not back:
+        peers.append(("triton", _peer("triton", "attention", (b, h, n, d), dtype)))
     twins = [("numba-cuda", ours("numba-cuda"))] if dtype == "float32" and n <= 257 else []
     composed = [("composed", ours("numpy"))] if n <= 1024 else []
     return [("raw", ours("cupy")), *twins, *composed, *peers]
 
 
 def _rows(rows: int, columns: int, dtype: str, back: bool) -> list[Contender]:
-    def ours(implementation: str) -> Callable[[], Callable[[], Any]]:
+    def ours(implementation: str) -> Make:
         def make() -> Callable[[], Any]:
             from tinyvit.kernels import layer_norm_backward, layer_norm_forward
 
@@ -121,56 +111,56 @@ def _rows(rows: int, columns: int, dtype: str, back: bool) -> list[Contender]:
             if not back:
                 return forward
             y, mean, rstd = forward()
+            y = y.astype(x.dtype)
             return _bound(layer_norm_backward, y, x, w, mean, rstd, implementation=implementation)
 
         return make
 
-    def torch(compiled: bool) -> Callable[[], Callable[[], Any]]:
-        def make() -> Callable[[], Any]:
-            import torch as t
-
-            x = t.randn(rows, columns, device="cuda", dtype=getattr(t, dtype), requires_grad=back)
-            w = t.ones(columns, device="cuda", dtype=x.dtype, requires_grad=back)
-
-            def forward() -> Any:
-                return t.nn.functional.layer_norm(x, (columns,), w, w)
-
-            run = t.compile(forward) if compiled else forward
-            if not back:
-                return run
-            y = run()
-            return lambda: t.autograd.grad(y, (x, w), y.detach(), retain_graph=True)
-
-        return make
-
     twins = [("numba-cuda", ours("numba-cuda"))] if dtype == "float32" else []
-    peers = [("torch", torch(False)), ("torch.compile", torch(True))]
+    peers = [("torch", _peer("torch", "layer_norm", rows, columns, dtype, back, False)),
+             ("torch.compile", _peer("torch", "layer_norm", rows, columns, dtype, back, True))]  # fmt: skip
+    if not back:
+        peers.append(("triton", _peer("triton", "layer_norm", rows, columns, dtype)))
     return [("raw", ours("cupy")), *twins, ("composed", ours("numpy")), *peers]
 
 
+def _peer(library: str, function: str, *arguments: Any) -> Make:
+    """What gpu_torch.py or gpu_triton.py offers; imported where it is timed, since the library may be missing."""
+    return lambda: getattr(importlib.import_module(f".gpu_{library}", __package__), function)(*arguments)
+
+
 def step_cases() -> Iterator[tuple[Case, list[Contender]]]:
-    """A training step of a ViT: forward, cross-entropy, backward, AdamW."""
-    for name, batch in STEPS:
-        yield Case(f"{name} step, batch {batch}", "bfloat16", 0, 0), [("captured", _step(batch))]
+    """Training steps of a ViT in bfloat16: forward, cross-entropy, backward, AdamW."""
+    for shape in STEPS:
+        yield (
+            Case(f"{shape.name} step, batch {shape.batch}", "bfloat16", 0, 0),
+            [
+                ("captured", lambda shape=shape: _step(shape, captured=True)),
+                ("usual", lambda shape=shape: _step(shape, captured=False)),
+                ("torch", _peer("torch", "train_step", shape, False)),
+                ("torch.compile max-autotune", _peer("torch", "train_step", shape, True)),
+            ],
+        )
 
 
-def _step(batch: int) -> Callable[[], Callable[[], Any]]:
-    def make() -> Callable[[], Any]:
-        import tinyvit as tv
-        import tinyvit.functional as F
-        from tinyvit.captured import CapturedStep
+def _step(shape: ModelShape, captured: bool) -> Callable[[], Any]:
+    import tinyvit as tv
+    import tinyvit.functional as F
+    from tinyvit.captured import CapturedStep
 
-        model = tv.models.ViT(32, 4, 10, dim=192, depth=6, heads=3).to("cuda")
-        optimizer = tv.optim.AdamW(model.parameters())
-        images, labels = _normal((batch, 3, 32, 32), "float32"), _array(np.arange(batch) % 10)
-        step = CapturedStep(lambda x, y: F.cross_entropy(model(tv.Tensor(x)), y), optimizer, "bfloat16")
-        for _ in range(5):
-            step(images, labels)
-        if step.reason:
-            raise RuntimeError(step.reason)
-        return _bound(step, images, labels)
-
-    return make
+    size = {"dim": shape.dim, "depth": shape.depth, "heads": shape.heads, "in_channels": shape.channels}
+    model = tv.models.ViT(shape.image, shape.patch, shape.classes, **size).to("cuda")
+    optimizer = tv.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    images = _normal((shape.batch, shape.channels, shape.image, shape.image), "float32")
+    labels = _array(np.arange(shape.batch) % shape.classes)
+    step = CapturedStep(lambda x, y: F.cross_entropy(model(tv.Tensor(x)), y), optimizer, "bfloat16")
+    if not captured:
+        step.reason = "it is timed without"
+    for _ in range(5):
+        step(images, labels)
+    if captured and step.reason:
+        raise RuntimeError(step.reason)
+    return _bound(step, images, labels)
 
 
 def _bound(function: Callable[..., Any], *arrays: Any, **settings: Any) -> Callable[[], Any]:
@@ -193,28 +183,60 @@ def _normal(shape: tuple[int, ...], dtype: str) -> Any:
 # Measuring -----------------------------------------------------------------------------------------------------------
 
 
+_WAIT = """extern "C" __global__ void wait(long long cycles) {
+  for (long long start = clock64(); clock64() - start < cycles;) {}
+}"""
+
+
 class Clock:
-    """Times functions by events on the device."""
+    """Times functions by events on the device.
+
+    The device is kept waiting until all of a call has been asked of it, so that short kernels are not timed at the pace
+    of Python.
+    """
 
     def __init__(self) -> None:
         import cupy
 
         self._cuda, self._flushed = cupy.cuda, cupy.empty(_FLUSHED, "uint8")
+        self._wait = cupy.RawKernel(_WAIT, "wait")
 
     def seconds(self, function: Callable[[], Any], cold: bool) -> float:
         """The median time of a call; `cold` empties the second-level cache before each."""
         for _ in range(3):
             function()
+        cycles = np.int64(2e9 * min(1e-4 + 2 * self.host_seconds(function, 1), 0.05))
         times = []
         for _ in range(_ROUNDS):
+            start, stop = self._cuda.Event(), self._cuda.Event()
             if cold:
                 self._flushed.fill(0)
-            start, stop = self._cuda.Event(), self._cuda.Event()
+            self._wait((1,), (1,), (cycles,))
             start.record()
             function()
             stop.record()
             stop.synchronize()
             times.append(self._cuda.get_elapsed_time(start, stop) / 1e3)
+        return statistics.median(times)
+
+    def host_seconds(self, function: Callable[[], Any], calls: int) -> float:
+        """The time until a call returns, the device having nothing else to do."""
+        self._cuda.Device().synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        return (time.perf_counter() - start) / calls
+
+    def seconds_each(self, function: Callable[[], Any], calls: int) -> float:
+        """The time of each of many calls, one after the other, till the last is done: the median of five rounds."""
+        times = []
+        for _ in range(5):
+            self._cuda.Device().synchronize()
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            self._cuda.Device().synchronize()
+            times.append((time.perf_counter() - start) / calls)
         return statistics.median(times)
 
 
@@ -232,19 +254,32 @@ def ceilings(clock: Clock) -> dict[str, float]:
     }
 
 
-def measured(case: Case, name: str, make: Callable[[], Callable[[], Any]], clock: Clock, best: dict[str, float]) -> Any:
+def measured(case: Case, name: str, make: Make, clock: Clock, best: dict[str, float]) -> dict[str, Any]:
     """The line of one contender: its times, or why there are none."""
     line: dict[str, Any] = {"case": case.name, "dtype": case.dtype, "contender": name}
     try:
         function = make()
-        cold, warm = clock.seconds(function, True), clock.seconds(function, False)
-    except Exception as error:  # a peer that is missing, or cannot do this
+        return line | (_times(case, function, clock, best) if case.floor_bytes else _times_of_steps(function, clock))
+    except ModuleNotFoundError as error:
+        return line | {"refused": f"{error.name} is not installed"}
+    except Exception as error:  # a peer that cannot do this
         return line | {"refused": f"{type(error).__name__}: {error}"}
-    line |= {"cold_us": 1e6 * cold, "warm_us": 1e6 * warm}
-    if case.floor_bytes:
-        line["share_of_copy"] = case.floor_bytes / best["copy_bytes_per_s"] / cold
-        line["share_of_gemm"] = case.flops / best["gemm_flop_per_s"] / cold
-    return line
+
+
+def _times(case: Case, function: Callable[[], Any], clock: Clock, best: dict[str, float]) -> dict[str, float]:
+    cold, warm = clock.seconds(function, True), clock.seconds(function, False)
+    shares = {
+        "share_of_copy": case.floor_bytes / best["copy_bytes_per_s"] / cold,
+        "share_of_gemm": case.flops / best["gemm_flop_per_s"] / cold,
+    }
+    return {"cold_us": 1e6 * cold, "warm_us": 1e6 * warm} | shares
+
+
+def _times_of_steps(function: Callable[[], Any], clock: Clock) -> dict[str, float]:
+    """Of whole training steps: what each takes, and how long Python is busy between two of them."""
+    for _ in range(5):
+        function()
+    return {"step_us": 1e6 * clock.seconds_each(function, 20), "host_us": 1e6 * clock.host_seconds(function, 10)}
 
 
 def error_of(ours: Any, plain: Any) -> float:
@@ -263,13 +298,18 @@ def verified(contenders: list[Contender], dtype: str) -> str | None:
     made = dict(contenders)
     if "composed" not in made or "raw" not in made:
         return None
-    error = error_of(*(made[name]()() for name in ("raw", "composed")))
+    try:
+        error = error_of(*(made[name]()() for name in ("raw", "composed")))
+    except Exception as failure:  # of either: then nothing is known of the raw one
+        return f"raw and the plain rule cannot be compared ({type(failure).__name__}: {failure})"
     allowed = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}[dtype]
     return None if error <= allowed else f"raw differs from the plain rule by {error:.3g}; {allowed} is allowed"
 
 
 def run(path: Path, say: Callable[[str], None]) -> None:
     """Measure what is not in the file yet, and add it."""
+    # numba.cuda would wait for the device before each launch; here all is on one stream.
+    os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
     commit = describe_commit()
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     done = {(line["case"], line["dtype"], line["contender"]) for line in lines if line["commit"] == commit}

@@ -9,7 +9,9 @@ from oracles import ORACLES
 
 import tinyvit as tv
 import tinyvit.functional as F
+from tinyvit import backend
 from tinyvit.autograd import Op, Tensor
+from tinyvit.functional import indexing
 
 INF = np.inf
 
@@ -401,3 +403,31 @@ def test_an_axis_is_not_split_into_no_parts():
 def test_a_tensor_is_made_of_an_array():
     with pytest.raises(TypeError, match=r"not a str; tinyvit\.tensor\(data\) makes one"):
         tv.Tensor("hello")
+
+
+# Sums where an index repeats, as on a GPU ----------------------------------------------------------------------------
+
+PLACES: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
+    "rows": ((5, 3), (np.array([[0, 4, 4], [-1, 0, 2]]),)),
+    "pairs": ((4, 3, 2), (np.array([[0], [-1]]), np.array([1, 1, -1]))),
+    "columns": ((2, 6, 3), (slice(None), np.arange(50) % 6)),
+    "apart": ((3, 5, 4), (np.array([0, 2, 2]), slice(1, 4, 2), np.array([1, 1, -3]))),
+    "a mask": ((3, 4), (np.arange(12).reshape(3, 4) % 3 == 1,)),
+    "a new axis": ((4, 2), (None, np.array([3, 3, 0]))),
+    "one place": ((1, 2), (np.zeros(1001, int),)),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_sums_by_sorting_are_those_of_add_at(name: str) -> None:
+    shape, where = PLACES[name]
+    expected = np.zeros(shape)
+    x = np.random.default_rng(0).integers(-99, 99, expected[where].shape).astype(np.float64)  # whose sums are exact
+    np.add.at(expected, where, x)
+    np.testing.assert_array_equal(indexing._add_sorted(backend.NUMPY, x, where, shape), expected, strict=True)
+
+
+def test_sums_by_sorting_round_as_little_as_sums_in_pairs() -> None:
+    x = np.random.default_rng(0).uniform(1, 2, (4096, 1)).astype(np.float32)
+    (found,) = indexing._add_sorted(backend.NUMPY, x, (np.full(4096, 2),), (3, 1))[2]
+    assert abs(found / x.sum(dtype=np.float64) - 1) <= 12 * 2**-24

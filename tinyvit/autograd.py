@@ -467,6 +467,8 @@ class Op:
         for _, memory, version in self.guards or ():
             if memory.version != version:
                 self._report_modified()
+        if backend.gpu_in_use and not create_graph:
+            backend.work_beside(outputs)
         if create_graph:
             grads = self._on_tensors().backward(graph_namespace, *outputs)
             if self.takes_masters:

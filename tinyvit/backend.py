@@ -8,7 +8,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -63,6 +63,8 @@ def set_default_device(name: str) -> None:
     """Make `name` the device of tensors created without one."""
     global _default_device
     _default_device = check_device(name)
+    if name != "cpu":
+        _make_current(_number_of(name))
 
 
 def default_device() -> str:
@@ -97,12 +99,31 @@ def to_device(array: Array, device: str) -> Array:
         return to_host(array)
     global gpu_in_use
     gpu_in_use = True
-    number = int(device.partition(":")[2] or 0)
+    number = _number_of(device)
     if is_on_gpu(array) and array.device.id == number:
         return array
     cupy, _ = gpu()
     with cupy.cuda.Device(number):
         return cupy.asarray(array)
+
+
+def _number_of(device: str) -> int:
+    """1 of "cuda:1"."""
+    return int(device.partition(":")[2] or 0)
+
+
+def _make_current(number: int) -> None:
+    """Have results, and what is made without an example, be on this GPU."""
+    cuda = gpu()[0].cuda
+    if cuda.runtime.getDevice() != number:
+        cuda.Device(number).use()
+
+
+def work_beside(arrays: Iterable[Any]) -> None:
+    """Make the GPU current on which the first of these arrays is that is on one."""
+    neighbour = next((x for x in arrays if is_on_gpu(x)), None) if gpu_in_use else None
+    if neighbour is not None:
+        _make_current(neighbour.device.id)
 
 
 def is_capturing() -> bool:
@@ -136,9 +157,7 @@ def on_one_device(name: str, arrays: list[Any], params: dict[str, Any]) -> tuple
         raise ValueError(
             f"{name}: its inputs are on {', '.join(devices)}; bring them to one device, as with .to({devices[0]!r})"
         )
-    cuda, number = gpu()[0].cuda, neighbour.device.id
-    if cuda.runtime.getDevice() != number:  # results, too, are made on the current device
-        cuda.Device(number).use()
+    _make_current(neighbour.device.id)
     moved = [like(x, neighbour) if isinstance(x, np.ndarray) else x for x in arrays]
     return moved, {key: _constants_like(value, neighbour) for key, value in params.items()}
 
@@ -248,6 +267,8 @@ def allow_tf32(allowed: bool = True) -> None:
 def _matmul_on_gpu(x: Array, y: Array) -> Array:
     from .kernels.linear import cublaslt
 
+    if x.ndim == 1:  # a row
+        return _matmul_on_gpu(x[None], y)[..., 0, :]
     return cublaslt.matmul(x, y) if cublaslt.is_available() and is_floating(x) else x @ y
 
 

@@ -17,7 +17,7 @@ from .autograd import Tensor
 from .backend import default_generator, gpu, is_on_gpu, like
 from .optim import Adam
 
-WARM_UP = 3  # steps before the capture: kernels are compiled, memory is found, algorithms are chosen
+WARM_UP = 3  # steps before the capture: kernels are compiled, algorithms are chosen
 
 
 class CapturedStep:
@@ -79,11 +79,10 @@ class CapturedStep:
 
     @contextmanager
     def _own_stream(self) -> Any:
-        """Work on a stream and in memory of its own, after what was asked for before, and before what comes later."""
-        cuda = gpu()[0].cuda
-        current = cuda.get_current_stream()
+        """Work on a stream of its own, after what was asked for before, and before what comes later."""
+        current = gpu()[0].cuda.get_current_stream()
         self._stream.wait_event(current.record())
-        with self._stream, cuda.using_allocator(self._pool.malloc):
+        with self._stream:
             yield
         current.wait_event(self._stream.record())
 
@@ -107,10 +106,13 @@ class CapturedStep:
         return loss.detach()
 
     def _capture(self) -> None:
+        """Record a step, in memory that nobody else is given: each launch of the graph writes there again."""
+        cupy = gpu()[0]
+        cupy.get_default_memory_pool().free_all_blocks()  # of the steps before; the graph may take it
         self._stream.begin_capture()
         steps, offset = self._optimizer.steps, default_generator.offset
         try:
-            with default_generator.on_device(self._random):
+            with cupy.cuda.using_allocator(self._pool.malloc), default_generator.on_device(self._random):
                 loss = self._step(self._batch)
                 self._draws = default_generator.offset - offset
             self._held = loss, [p.grad for p, _, _ in self._bundle.members]
@@ -133,8 +135,10 @@ class CapturedStep:
             self.reason = f"{self.reason}; ending the capture gave {error}"
 
     def _replay(self) -> Tensor:
-        self._random[...] = like(np.array([default_generator.seed, default_generator.offset], np.uint64), self._random)
-        default_generator.offset += self._draws
+        if self._draws:
+            stream = np.array([default_generator.seed, default_generator.offset], np.uint64)
+            self._random[...] = like(stream, self._random)
+            default_generator.offset += self._draws
         if self._bundle.rows is not self._rows:  # a step that ran as usual had its gradients elsewhere
             self._bundle.rows = self._rows
             self._bundle.upload_table()

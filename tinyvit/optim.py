@@ -10,7 +10,7 @@ import numpy as np
 
 from . import dispatch
 from .autograd import Tensor
-from .backend import Array, is_capturing, is_on_gpu, like, to_host
+from .backend import Array, is_capturing, is_on_gpu, like, to_host, work_beside
 from .optim_gpu import DeviceBundle
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -54,6 +54,7 @@ class Optimizer:
         if len({id(p) for p in tensors}) != len(tensors):
             raise ValueError(f"{type(self).__name__}: a parameter appears twice")
         self.steps = 0
+        work_beside(p.data for p in tensors)
         self._arrays = [{slot: np.zeros_like(p.data) for slot in self.slots} for p in tensors]
 
     def zero_grad(self) -> None:
@@ -219,6 +220,7 @@ class Adam(Optimizer):
 
     def _step_on_gpu(self) -> None:
         for bundle in self.device_bundles:
+            work_beside([bundle.state])
             published, arrays = self._is_as_published(), (bundle.moments[0],)
             implementation = dispatch.select(type(self), bundle.dtype, arrays, {}) if published else None
             if implementation and not is_capturing():

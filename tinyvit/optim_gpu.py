@@ -35,6 +35,7 @@ class DeviceBundle:
                 kept[slot] = view
         self.state = xp.zeros(len(_STATE), "float64")
         self.groups = xp.zeros((groups, 5), "float64")
+        self._settings: list[tuple[float, ...]] = []  # what is in them
         self._table = xp.zeros((len(members), 5), "int64")
         self.rows: np.ndarray | None = None  # what is, or shall be, in the table
 
@@ -58,9 +59,11 @@ class DeviceBundle:
         return self.state[at : at + 1].astype("float32").reshape(())
 
     def set_groups(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Bring the settings of the groups to the device."""
+        """Bring the settings of the groups to the device, where they have changed."""
         rows = [(g["lr"], *g["betas"], g["eps"], g["weight_decay"]) for g in groups]
-        self.groups[...] = backend.like(np.array(rows, np.float64), self.groups)
+        if rows != self._settings:
+            self._settings = rows
+            self.groups[...] = backend.like(np.array(rows, np.float64), self.groups)
 
     def step(self, implementation: dispatch.Implementation, decoupled: bool) -> list[_Member]:
         """Have the kernel update all it can, and return the members it cannot reach."""

@@ -94,9 +94,7 @@ class Steps:
             return f"train.accumulate is {self._settings.accumulate}"
         if self._settings.optimizer == "sgd":
             return "train.optimizer is 'sgd'"
-        if not self._training.task.can_be_captured:
-            return f"task.kind is {self._training.recipe.task.kind!r}"
-        return ""
+        return self._training.task.why_no_graph
 
     def _require_finite(self, what: str, step: int, value: float) -> None:
         if not math.isfinite(value):

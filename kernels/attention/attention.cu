@@ -34,7 +34,7 @@ template <typename T> __global__ void attention_forward_1(Attention a) {
   DYNAMIC_SHARED(memory);
   float* p = reinterpret_cast<float*>(memory);  // (S)
   int n = blockIdx.x, lane = threadIdx.x;
-  Head head = head_of(a, blockIdx.y);
+  Head head = head_of(a, blockIdx.y + gridDim.y * blockIdx.z);
   const T *k = matrix<T>(a.k, head), *v = matrix<T>(a.v, head);
   float q[MOST], out[MOST] = {};
   spread(q, matrix<T>(a.q, head) + n * a.q.row, a.depth);
@@ -66,7 +66,7 @@ template <typename T> __global__ void attention_forward_1(Attention a) {
 constexpr float EXACT = 16;
 template <typename T, bool IN_ORDER> __global__ void attention_products(Attention a) {
   int n = blockIdx.x, lane = threadIdx.x;
-  Head head = head_of(a, blockIdx.y);
+  Head head = head_of(a, blockIdx.y + gridDim.y * blockIdx.z);
   float dout[MOST];
   spread(dout, matrix<T>(a.dout, head) + n * a.dout.row, a.depth);
   float r = product(dout, matrix<T>(a.out, head) + n * a.out.row, a.depth);
@@ -108,7 +108,7 @@ DEVICE Slopes slopes(const Attention& a, const Head& head, int n, int s, float q
 
 template <typename T> __global__ void attention_dq_1(Attention a) {
   int n = blockIdx.x;
-  Head head = head_of(a, blockIdx.y);
+  Head head = head_of(a, blockIdx.y + gridDim.y * blockIdx.z);
   const T *k = matrix<T>(a.k, head), *v = matrix<T>(a.v, head);
   float q[MOST], dout[MOST], dq[MOST] = {};
   spread(q, matrix<T>(a.q, head) + n * a.q.row, a.depth);
@@ -129,7 +129,7 @@ template <typename T> __global__ void attention_dq_1(Attention a) {
 
 template <typename T> __global__ void attention_dkv_1(Attention a) {
   int s = blockIdx.x;
-  Head head = head_of(a, blockIdx.y);
+  Head head = head_of(a, blockIdx.y + gridDim.y * blockIdx.z);
   const T *q = matrix<T>(a.q, head), *dout = matrix<T>(a.dout, head);
   float k[MOST], v[MOST], dk[MOST] = {}, dv[MOST] = {};
   spread(k, matrix<T>(a.k, head) + s * a.k.row, a.depth);
@@ -227,7 +227,7 @@ template <typename T, int D> __global__ void __launch_bounds__(TILE_THREADS, 2) 
   float* k = q + TILE_Y * I * (D + 1);          // (8 J, D + 1)
   float* v = k + TILE_X * J * (D + 1);
   int y = threadIdx.x / TILE_X, x = threadIdx.x % TILE_X, first = blockIdx.x * TILE_Y * I;
-  Head head = head_of(a, blockIdx.y);
+  Head head = head_of(a, blockIdx.y + gridDim.y * blockIdx.z);
   stage_rows<T, D, TILE_Y * I>(q, matrix<T>(a.q, head), a.q.row, first, a.queries, a.depth);
   float peak[I], total[I], out[I][D / TILE_X] = {};
 #pragma unroll
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) attention_backward_2(Attentio
   float* left_columns = right + TILE_Y * I * PITCH;
   float* right_columns = left_columns + TILE_X * J * PITCH;
   int y = threadIdx.x / TILE_X, x = threadIdx.x % TILE_X, first = blockIdx.x * TILE_Y * I;
-  Head head = head_of(a, blockIdx.y);
+  Head head = head_of(a, blockIdx.y + gridDim.y * blockIdx.z);
   const View &mine = OF_KEYS ? a.k : a.q, &my_other = OF_KEYS ? a.v : a.dout;
   const View &theirs = OF_KEYS ? a.q : a.k, &their_other = OF_KEYS ? a.dout : a.v;
   int rows = OF_KEYS ? a.keys : a.queries, columns = OF_KEYS ? a.queries : a.keys;

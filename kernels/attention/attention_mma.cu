@@ -168,7 +168,7 @@ template <typename T, int D, int C, bool EXTRAS> __global__ void __launch_bounds
   T* queries = reinterpret_cast<T*>(memory);          // (16 warps, PITCH)
   T* tiles = queries + warps * ROWS * PITCH<D>;       // 2 x (k, v) x (C, PITCH)
   T* mine = queries + warp * ROWS * PITCH<D>;
-  Head head = head_of(a, blockIdx.y);
+  Head head = head_of(a, blockIdx.y + gridDim.y * blockIdx.z);
   auto fetch = [&](int start) {
     T* tile = tiles + start / C % 2 * (2 * C * PITCH<D>);
     stage<T, D>(tile, a, a.k, head, start, C, a.keys, threadIdx.x, blockDim.x);
@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(128, 2) attention_backward_3(Attention a) {
   T* tiles = right + warps * ROWS * PITCH<D>;            // 2 x (left, right) x (C, PITCH)
   float* of_queries = reinterpret_cast<float*>(tiles + 4 * C * PITCH<D>);  // shift, r, rest: of rows, or 2 x of a tile
   int span = OF_KEYS ? C : warps * ROWS;
-  Head head = head_of(a, blockIdx.y);
+  Head head = head_of(a, blockIdx.y + gridDim.y * blockIdx.z);
   auto fetch_scalars = [&](float* target, int start) {
     for (int i = threadIdx.x; i < span; i += blockDim.x) {
       bool real = start + i < a.queries;

@@ -18,7 +18,9 @@ mask, bias and dropout, each its shared memory) leaves it to the one before.
 q (B, H, N, D), k and v (B, H, S, D) are views of any strides whose last axis is contiguous; where they, D included, are
 aligned to 16 bytes, they are read so. out lies in memory as (B, N, H, D). Saved is lse (B, H, N), in float32; where it
 is so large that rounding it would tell on probabilities of float32, the gradients come from the scores' largest and the
-logarithm of the sum over that, computed again. (v4 has no bias that could make scores so large; 16 bits hide the rest.)
+logarithm of the sum over that, computed again. v4 goes without: it has no bias or mask, so a score that counts, being
+near lse, is a product that float32 has rounded by as much as lse itself. For p that is a quarter of a rounding to
+float16 up to |lse| = 4096, and to bfloat16 up to 32768.
 """
 
 import ctypes
@@ -33,6 +35,7 @@ from ..cuda.dropout import Dropout, dropout_of
 
 _FMA, _MMA = "attention/attention.cu", "attention/attention_mma.cu"
 WARP, ROWS = 32, 16  # ROWS of a warp on tensor cores
+MOST = 65535  # blocks in the second and third direction of a grid
 DEPTHS = (16, 32, 64, 128, 256)
 LONGEST = {16: (80, 272), 32: (80, 272), 64: (80, 272), 128: (80,)}  # keys that v4 holds in registers, by head size
 TILE = {16: 64, 32: 64, 64: 64, 128: 64, 256: 16}  # keys in a tile of v3, forward
@@ -95,13 +98,19 @@ def _padded(n: int) -> int:
     return -(-n // ROWS) * ROWS
 
 
+def _grid(blocks: int, s: Shape) -> tuple[int, int, int]:
+    """So many blocks for each head; heads are counted in two directions, since none but the first goes far."""
+    times = next(n for n in range(1, s.batch_heads + 2) if s.batch_heads % n == 0 and s.batch_heads // n <= MOST)
+    return blocks, s.batch_heads // times, times
+
+
 def _each_row(name: str, s: Shape, rows: int, shared: int = 0) -> Launch:
-    return Launch(Kernel(_FMA, f"{name}<{s.ctype}>"), (rows, s.batch_heads), WARP, shared)
+    return Launch(Kernel(_FMA, f"{name}<{s.ctype}>"), _grid(rows, s), WARP, shared)
 
 
 def _products(s: Shape, in_order: bool = True) -> Launch:
     kernel = Kernel(_FMA, f"attention_products<{s.ctype}, {_bool(in_order)}>")
-    return Launch(kernel, (s.queries, s.batch_heads), WARP, 0)
+    return Launch(kernel, _grid(s.queries, s), WARP, 0)
 
 
 def forward_1(s: Shape) -> list[Launch]:
@@ -124,7 +133,7 @@ def _tiles(d: int) -> tuple[int, int]:
 def forward_2(s: Shape) -> list[Launch]:
     rows, columns = _tiles(d := max(s.d, 32))
     kernel = Kernel(_FMA, f"attention_forward_2<{s.ctype}, {d}>")
-    return [Launch(kernel, (-(-s.queries // rows), s.batch_heads), 128, 4 * (rows + 2 * columns) * (d + 1))]
+    return [Launch(kernel, _grid(-(-s.queries // rows), s), 128, 4 * (rows + 2 * columns) * (d + 1))]
 
 
 def backward_2(s: Shape) -> list[Launch]:
@@ -133,7 +142,7 @@ def backward_2(s: Shape) -> list[Launch]:
     return [_products(s)] + [
         Launch(
             Kernel(_FMA, f"attention_backward_2<{s.ctype}, {d}, {of_keys}>"),
-            (-(-count // rows), s.batch_heads),
+            _grid(-(-count // rows), s),
             128,
             shared,
         )
@@ -147,7 +156,7 @@ def forward_3(s: Shape) -> list[Launch]:
     d, warps = s.d, 4
     kernel = Kernel(_MMA, f"attention_forward_3<{s.ctype}, {d}, {TILE[d]}, {_bool(s.extras)}>")
     shared = 2 * (d + 8) * (warps * ROWS + 4 * TILE[d])
-    return [Launch(kernel, (-(-s.queries // (warps * ROWS)), s.batch_heads), warps * WARP, shared)]
+    return [Launch(kernel, _grid(-(-s.queries // (warps * ROWS)), s), warps * WARP, shared)]
 
 
 def backward_3(s: Shape) -> list[Launch]:
@@ -165,9 +174,7 @@ def backward_3(s: Shape) -> list[Launch]:
         kernel = f"attention_backward_3<{s.ctype}, {d}, {c}, {of_keys}, {dleft}, {dright}, {_bool(s.extras)}>"
         span = 2 * c if of_keys == "true" else warps * ROWS
         shared = 2 * (d + 8) * (2 * warps * ROWS + 4 * c) + 12 * span
-        launches.append(
-            Launch(Kernel(_MMA, kernel), (-(-count // (warps * ROWS)), s.batch_heads), warps * WARP, shared)
-        )
+        launches.append(Launch(Kernel(_MMA, kernel), _grid(-(-count // (warps * ROWS)), s), warps * WARP, shared))
     return launches
 
 

@@ -23,13 +23,13 @@ from numba import cuda, float32
 
 from ..arrays import sum_to_shape
 from ..cuda.device import library_of
-from ..cuda.simt import group_max, group_sum, keep_factor
+from ..cuda.simt import group_max, group_sum, keep_factor, stream_of
 
 _THREADS = 32  # of a block of v1
 _SQUARE = 256  # threads of v2
 _TILE = 16  # rows, columns, and threads in either direction, of v2
 _EXACT = 16  # |lse| beyond which backward does not rely on it
-LONGEST = 8192  # keys whose scores v1 finds room for
+LONGEST = 6144  # queries or keys for which v1 finds room in 48 KB, twice four bytes for each
 
 
 @cuda.jit(device=True)
@@ -334,13 +334,13 @@ def _tiled(depth):
 
 def forward_1(q, k, v, bias, mask, out, lse, how):
     grid, shared = (q.shape[2], q.shape[0] * q.shape[1]), 4 * (k.shape[2] + _THREADS)
-    _forward_1[grid, _THREADS, 0, shared](q, k, v, bias, mask, out, lse, how)
+    _forward_1[grid, _THREADS, stream_of(q), shared](q, k, v, bias, mask, out, lse, how)
 
 
 def backward_1(q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, how):
-    heads, queries, keys = q.shape[0] * q.shape[1], q.shape[2], k.shape[2]
-    _dq_1[(queries, heads), _THREADS, 0, 4 * keys](q, k, v, bias, mask, shift, rest, r, dout, dq, ds, how)
-    _dkv_1[(keys, heads), _THREADS, 0, 8 * queries](q, k, v, bias, mask, shift, rest, r, dout, dk, dv, how)
+    heads, queries, keys, stream = q.shape[0] * q.shape[1], q.shape[2], k.shape[2], stream_of(q)
+    _dq_1[(queries, heads), _THREADS, stream, 4 * keys](q, k, v, bias, mask, shift, rest, r, dout, dq, ds, how)
+    _dkv_1[(keys, heads), _THREADS, stream, 8 * queries](q, k, v, bias, mask, shift, rest, r, dout, dk, dv, how)
 
 
 def _depth(q: Any) -> int:
@@ -349,14 +349,14 @@ def _depth(q: Any) -> int:
 
 def forward_2(q, k, v, bias, mask, out, lse, how):
     grid = (-(-q.shape[2] // _TILE), q.shape[0] * q.shape[1])
-    _tiled(_depth(q))[0][grid, (_TILE, _TILE)](q, k, v, bias, mask, out, lse, how)
+    _tiled(_depth(q))[0][grid, (_TILE, _TILE), stream_of(q)](q, k, v, bias, mask, out, lse, how)
 
 
 def backward_2(q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, how):
     run, heads = _tiled(_depth(q))[1], q.shape[0] * q.shape[1]
     for of_keys, count in ((False, q.shape[2]), (True, k.shape[2])):
         grid = (-(-count // _TILE), heads)
-        run[grid, (_TILE, _TILE)](q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, of_keys, how)
+        run[grid, (_TILE, _TILE), stream_of(q)](q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, of_keys, how)
 
 
 VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}
@@ -426,7 +426,7 @@ def backward(
         r = (dout * out).sum(axis=-1)
         shift, rest = xp.empty((2, *lse.shape), lse.dtype)
         grid = (-(-q.shape[2] // _THREADS), q.shape[0] * q.shape[1])
-        _anchors[grid, _THREADS](q, k, *views, lse, shift, rest, how)
+        _anchors[grid, _THREADS, stream_of(q)](q, k, *views, lse, shift, rest, how)
         VERSIONS[version][1](q, k, v, *views, shift, rest, r, dout, dq, dk, dv, ds, how)
     dbias = sum_to_shape(ds, bias.shape) if needs[3] else None
     return dq, dk, dv, dbias

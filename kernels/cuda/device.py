@@ -70,8 +70,8 @@ class Device:
         from cupy.cuda import driver, get_current_stream
 
         function = _function(kernel, self.number, self.arch)
-        if shared > FREE_SHARED:
-            _allow_shared(function, self.shared)
+        if shared > _allowed.get(function, FREE_SHARED):
+            _allow_shared(function, shared)
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
         stream = get_current_stream().ptr
         driver.launchKernel(function, *grid, threads, 1, 1, shared, stream, ctypes.addressof(pointers), 0)
@@ -86,9 +86,9 @@ def device_of(array: Any) -> Device:
     if number not in DEVICES:
         import cupy
 
-        facts = cupy.cuda.Device(number).attributes
-        arch = 10 * facts["ComputeCapabilityMajor"] + facts["ComputeCapabilityMinor"]
-        DEVICES[number] = Device(number, arch, facts["MaxSharedMemoryPerBlockOptin"])
+        device = cupy.cuda.Device(number)
+        arch, shared = int(device.compute_capability), device.attributes["MaxSharedMemoryPerBlockOptin"]
+        DEVICES[number] = Device(number, arch, shared)
     return DEVICES[number]
 
 
@@ -102,12 +102,16 @@ def _function(kernel: Kernel, number: int, arch: int) -> int:
     return driver.moduleGetFunction(module, cubin.names[kernel.expression])
 
 
-@functools.cache
-def _allow_shared(function: int, limit: int) -> None:
+_allowed: dict[int, int] = {}  # bytes of shared memory, by function
+
+
+def _allow_shared(function: int, size: int) -> None:
+    """Raise what blocks of a function may have to `size`: to no more, since the limit is for all of its memory."""
     from cupy.cuda import driver
 
     maximal_dynamic_shared_size = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    driver.funcSetAttribute(function, maximal_dynamic_shared_size, limit)
+    driver.funcSetAttribute(function, maximal_dynamic_shared_size, size)
+    _allowed[function] = size
 
 
 # Arguments -----------------------------------------------------------------------------------------------------------

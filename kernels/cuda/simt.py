@@ -4,12 +4,23 @@ In the simulator (NUMBA_ENABLE_CUDASIM=1) two `cuda.shared.array` on one source 
 a line.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import cuda
+
+from .device import library_of
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+def stream_of(array: Any) -> Any:
+    """CuPy's current stream for a launch; numba's own, 0, where that is the default one, and in the simulator."""
+    library = library_of(array)
+    stream = library.cuda.get_current_stream().ptr if hasattr(library, "cuda") else 0
+    return cuda.external_stream(stream) if stream else 0
 
 
 @cuda.jit(device=True)

@@ -20,7 +20,7 @@ from numba import cuda, float32
 
 from ..cuda.device import dense, library_of
 from ..cuda.rows import parts_of
-from ..cuda.simt import group_sum
+from ..cuda.simt import group_sum, stream_of
 from .operations import operations
 
 _GROUPS, _LANES = 4, 32  # rows in a block, threads of each
@@ -182,15 +182,16 @@ def _in_registers(count):
 
 
 def _forward_of_1(arrays, eps, add):
-    _forward_1[arrays[0].shape[0], _THREADS](*arrays, eps, add)
+    _forward_1[arrays[0].shape[0], _THREADS, stream_of(arrays[0])](*arrays, eps, add)
 
 
 def _backward_of_1(arrays, columns, add):
     *arrays, parts = arrays
     dy, _, x, _, mean, rstd, _ = arrays
     parts[...] = 0
-    _dx_1[x.shape[0], _THREADS](*arrays, add)
-    _dweight_1[-(-columns // _THREADS), _THREADS](dy, x, mean, rstd, parts)
+    stream = stream_of(x)
+    _dx_1[x.shape[0], _THREADS, stream](*arrays, add)
+    _dweight_1[-(-columns // _THREADS), _THREADS, stream](dy, x, mean, rstd, parts)
 
 
 def _count(columns: int) -> int | None:
@@ -202,7 +203,7 @@ def _forward_of_2(arrays, eps, add):
     count = _count(columns)
     if count is None:
         return _forward_of_1(arrays, eps, add)
-    _in_registers(count)[0][-(-rows // _GROUPS), _THREADS](*arrays, eps, add)
+    _in_registers(count)[0][-(-rows // _GROUPS), _THREADS, stream_of(arrays[0])](*arrays, eps, add)
 
 
 def _backward_of_2(arrays, columns, add):
@@ -210,7 +211,7 @@ def _backward_of_2(arrays, columns, add):
     if count is None:
         return _backward_of_1(arrays, columns, add)
     blocks = arrays[-1].shape[0] // _GROUPS
-    _in_registers(count)[1][blocks, _THREADS](*arrays, add)
+    _in_registers(count)[1][blocks, _THREADS, stream_of(arrays[0])](*arrays, add)
 
 
 VERSIONS = {1: (_forward_of_1, _backward_of_1), 2: (_forward_of_2, _backward_of_2)}

@@ -16,7 +16,7 @@ import ctypes
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,17 +48,19 @@ class Unavailable(RuntimeError):
 
 @functools.cache
 def library() -> Any:
-    """The bindings; raises Unavailable with the reason."""
+    """The bindings of a library that loads; raises Unavailable with the reason."""
     try:
         from nvmath.bindings import cublasLt
+
+        cublasLt.get_version()  # only this loads the library itself
     except Exception as error:  # its import loads libraries, which fails in many ways
-        raise Unavailable(f"nvmath-python, which binds cuBLASLt, cannot be imported ({error})") from error
+        raise Unavailable(f"cuBLASLt, or nvmath-python, which binds it, does not load ({error})") from error
     return cublasLt
 
 
 @functools.cache
 def is_available() -> bool:
-    """Whether the bindings load; asked once."""
+    """Whether it loads; asked once."""
     try:
         library()
     except Unavailable:
@@ -138,7 +140,7 @@ class _Descriptors:
         self.d = self._layout(data, p.m, p.n, p.d, p.batch)
         scalar = ctypes.c_double if p.dtype == "float64" else ctypes.c_float
         self.one, self.zero = scalar(1), scalar(0)
-        self.algorithm = self._chosen(handle, p.alignment)
+        self.algorithm = self._chosen(handle, p.alignment)  # None if there is none for this kind
 
     def set_pointer(self, name: str, array: Any) -> None:
         self._set(getattr(self._lt.MatmulDescAttribute, name), address(array))
@@ -170,11 +172,12 @@ class _Descriptors:
         found, count = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
         layouts = (self.b, self.a, self.d, self.d)
         results = (1, found.ctypes.data, count.ctypes.data)
-        lt.matmul_algo_get_heuristic(handle, self.matmul, *layouts, preference, *results)
+        try:
+            lt.matmul_algo_get_heuristic(handle, self.matmul, *layouts, preference, *results)
+        except lt.cuBLASLtError:  # of the status "not supported"
+            count[0] = 0
         lt.matmul_preference_destroy(preference)
-        if not count[0]:
-            raise RuntimeError("cuBLASLt knows no algorithm for this product; use_kernels('numpy') does without it")
-        return found
+        return found if count[0] else None
 
 
 @functools.cache
@@ -193,9 +196,21 @@ def _descriptors(device: int, product: Product) -> _Descriptors:
 
 
 def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None, aux: Any = None) -> None:
-    """Launch a product: bias is what the epilogue adds, or where it puts the bias's gradient; aux its other operand."""
+    """Launch a product: bias is what the epilogue adds, or where it puts the bias's gradient; aux its other operand.
+
+    A bias that cuBLASLt has no algorithm for, as for some sizes and alignments, is added, or summed up, apart.
+    """
     xp, device = library_of(d), device_of(d)
     made = _descriptors(device.number, product)
+    if made.algorithm is None:
+        if product.epilogue not in ("bias", "bias_gradient"):
+            raise RuntimeError(f"cuBLASLt knows no algorithm for {product}; use_kernels('numpy') does without it")
+        run(replace(product, epilogue="none"), a, b, d)
+        if product.epilogue == "bias":
+            d += bias
+        else:
+            bias[...] = a.astype("float32").sum(axis=1)
+        return
     if bias is not None:
         made.set_pointer("BIAS_POINTER", bias)
     if aux is not None:
@@ -273,7 +288,7 @@ def _multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, 
 
 def refuses(inputs: Any, params: Any) -> str | None:
     """Why these inputs cannot be served."""
-    return None if is_available() else "nvmath-python, which binds cuBLASLt, is not installed"
+    return None if is_available() else "cuBLASLt, or nvmath-python, which binds it, is not installed"
 
 
 def _forward_1(x, weight, bias):

@@ -33,6 +33,10 @@ def _new(**fields: Any) -> int:
     return name
 
 
+class cuBLASLtError(Exception):
+    pass
+
+
 def create() -> int:
     return _new()
 

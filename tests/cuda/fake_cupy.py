@@ -9,7 +9,8 @@ import operator
 import sys
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -28,6 +29,8 @@ class _Pointer:
 
 class _DeviceNumber:
     id = 0
+    compute_capability = "90"
+    attributes = MappingProxyType({"MaxSharedMemoryPerBlockOptin": 232_448})  # the capability is not among them
 
     def __init__(self, number: int = 0) -> None:
         self.id = number
@@ -50,6 +53,8 @@ class ndarray:
         self._base = base
         if _recording is not None:
             _recording.append(functools.partial(id, host))  # a graph keeps the memory it works in
+        elif _in_pool and base is None:
+            raise AssertionError("what is not in the graph has memory of the graph, which the next launch writes to")
 
     @property
     def base(self) -> "ndarray | None":
@@ -85,6 +90,8 @@ class ndarray:
         return _call(function, args, kwargs)
 
     def __getitem__(self, key: Any) -> "ndarray":
+        if any(isinstance(k, ndarray) and k.dtype == bool for k in (key if isinstance(key, tuple) else (key,))):
+            _wait()  # for the number of what is picked
         return _wrapped(np.asarray(self._host[_host(key)]), self)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -131,6 +138,7 @@ def _wrapped(result: Any, source: Any = None) -> Any:
 # Streams and graphs -------------------------------------------------------------------------------------------------
 
 _recording: list[Any] | None = None  # what a capture has seen so far
+_in_pool = False  # whether new arrays lie in the memory of a graph
 
 
 def _do(action: Any) -> None:
@@ -180,6 +188,16 @@ class Stream:
         global _recording
         graph, _recording = Graph(_recording or []), None
         return graph
+
+
+@contextmanager
+def using_allocator(_: Any) -> Iterator[None]:
+    global _in_pool
+    _in_pool = True
+    try:
+        yield
+    finally:
+        _in_pool = False
 
 
 class Graph:
@@ -315,9 +333,11 @@ def module() -> types.ModuleType:
         get_current_stream=lambda: stream,
         Stream=Stream,
         MemoryPool=lambda: types.SimpleNamespace(malloc=None),
-        using_allocator=nullcontext,
+        using_allocator=using_allocator,
     )
     fake.cuda = cuda  # type: ignore[attr-defined]
+    pool = types.SimpleNamespace(free_all_blocks=lambda: None)
+    fake.get_default_memory_pool = lambda: pool  # type: ignore[attr-defined]
     fake.add = _Ufunc(np.add)  # type: ignore[attr-defined]
     return fake
 

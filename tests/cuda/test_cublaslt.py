@@ -12,6 +12,7 @@ from tinyvit.kernels.cuda import device
 from tinyvit.kernels.linear import cublaslt
 
 import tinyvit as tv
+from tinyvit import backend
 
 RNG = np.random.default_rng(0)
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
@@ -105,6 +106,38 @@ def test_the_linear_map_and_its_gradients(dtype: np.dtype, bias: bool) -> None:
     assert (db is None) != bias
     if bias:
         assert_is(db, wide[3].sum(axis=(0, 1)))
+
+
+@pytest.fixture
+def _knowing(monkeypatch: pytest.MonkeyPatch, known: str) -> None:
+    """cuBLASLt has algorithms for epilogues up to this one only."""
+    choose = fake_cublaslt.matmul_algo_get_heuristic
+
+    def heuristic(handle: int, description: int, *rest: int) -> None:
+        if fake_cublaslt._objects[description]["EPILOGUE"] > cublaslt.EPILOGUES.get(known, 0):
+            raise fake_cublaslt.cuBLASLtError("CUBLAS_STATUS_NOT_SUPPORTED")
+        choose(handle, description, *rest)
+
+    monkeypatch.setattr(cublaslt.library(), "matmul_algo_get_heuristic", heuristic)
+
+
+@pytest.mark.usefixtures("_knowing")
+@pytest.mark.parametrize("known", ["bias", "none"])
+@pytest.mark.parametrize("dtype", [DTYPES[0], *DTYPES[2:]], ids=str)
+def test_a_bias_that_no_algorithm_adds_is_added_apart(dtype: np.dtype) -> None:
+    test_the_linear_map_and_its_gradients(dtype, True)
+
+
+@pytest.mark.usefixtures("_knowing")
+@pytest.mark.parametrize("known", ["nothing"])
+def test_a_product_without_any_algorithm_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"knows no algorithm for Product\(m=3, n=5, k=4.*does without it"):
+        cublaslt.matmul(ndarray(normal(3, 4)), ndarray(normal(4, 5)))
+
+
+def test_a_vector_on_the_left_is_a_row() -> None:
+    x, y = normal(3), normal(3, 4)
+    assert_is(backend.matmul(backend.NUMPY, ndarray(x), ndarray(y)), x.astype(float) @ y)
 
 
 def test_gelu_in_the_epilogue_and_its_slope() -> None:

@@ -99,13 +99,42 @@ def test_tensors_are_made_where_they_shall_be() -> None:
             tv.set_default_device("cpu")
 
 
+def test_the_constants_of_a_model_go_along_with_it() -> None:
+    with installed(), tv.use_kernels("numpy"):
+        try:
+            vision = tv.models.ViT(8, 4, 0, dim=16, depth=1, heads=2, in_channels=1, pos_embed="sincos2d")
+            model = tv.models.Captioner(vision, tv.models.TextDecoder(9, 16, 1, 2)).to("cuda")
+            assert model(np.zeros((1, 1, 8, 8), np.float32), np.array([[1, 5, 2]])).device == "cuda:0"
+            assert model.to("cpu").vision.pos_embed.device == "cpu"
+        finally:
+            device.DEVICES.clear()
+
+
 # Launching -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_is_what_cupy_tells_of_it() -> None:
+    with installed() as cupy:
+        try:
+            assert device.device_of(cupy.zeros(3)) == device.Device(0, 90, 232_448)
+        finally:
+            device.DEVICES.clear()
 
 
 def test_a_kernel_that_wants_too_much_shared_memory_is_refused_with_the_numbers() -> None:
     small = EmulatedDevice(arch=75, shared=65_536)
     with pytest.raises(RuntimeError, match=r"some_kernel needs 70000 bytes .* cuda:0 \(sm_75\) has 65536"):
         small.launch(Kernel("a.cu", "some_kernel"), (1,), 32, [ctypes.c_int(1)], 70_000)
+
+
+@pytest.mark.parametrize("heads", [0, 1, 65_535, 65_536, 98_304, 12 * 70_000])
+@pytest.mark.parametrize("version", attention.VERSIONS)
+def test_no_grid_has_more_blocks_than_there_may_be(version: int, heads: int) -> None:
+    for back in (False, True):
+        for launch in attention.VERSIONS[version][back](attention.Shape("half_t", heads, 40, 40, 64, False)):
+            first, *others = (*launch.grid, 1, 1)[:3]
+            assert first * others[0] * others[1] % max(heads, 1) == 0
+            assert max(others) <= 65_535
 
 
 def test_an_empty_grid_launches_nothing() -> None:

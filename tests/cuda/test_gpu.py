@@ -4,23 +4,39 @@
 commit, it leaves out what has passed.
 """
 
+import importlib
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from test_emulated import assert_passed, run
+from tinyvit.kernels import registry
+from tinyvit.kernels.cuda.compiler import compile_cubin
 
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.autograd import Tensor
 
 HERE = Path(__file__).resolve().parent
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    """All kernels, by all processors at once; one by one, as they are first met, they would take minutes."""
+    arch = int(tv.backend.gpu()[0].cuda.Device().compute_capability)
+    modules = {spec.module for spec in registry.SPECS if spec.technology == "cupy"}
+    asked = [kernel for name in modules for kernel, _ in getattr(importlib.import_module(name), "kernels", tuple)()]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_cubin, [k.source for k in asked], [(k.expression,) for k in asked], [arch] * len(asked)))
 
 
 @pytest.mark.parametrize("file", ["primitive_trials.py", "kernel_trials.py", "training_trials.py"])
@@ -31,11 +47,11 @@ def test_trials(file: str) -> None:
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
 def test_compute_sanitizer(tool: str) -> None:
-    sanitizer = shutil.which("compute-sanitizer")
+    sanitizer = shutil.which("compute-sanitizer", path=PATH)
     if sanitizer is None:
         pytest.skip("needs compute-sanitizer, of the CUDA toolkit")
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "kernel_trials.py"]
-    settings = {"TINYVIT_TRIALS": "gpu", "TINYVIT_EXAMPLES": "4", "CUPY_CUDA_MEMORY_POOL": "none"}
+    settings = {"TINYVIT_TRIALS": "gpu", "TINYVIT_EXAMPLES": "4", "TINYVIT_SANITIZE": "1"}
     found = subprocess.run(
         [*command, "-q", "-k", "exact"], cwd=HERE, env=os.environ | settings, capture_output=True, text=True
     )

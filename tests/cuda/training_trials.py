@@ -162,7 +162,7 @@ def test_states_go_from_one_device_to_the_other() -> None:
 
 
 def test_rows_that_repeat_are_added_in_one_order() -> None:
-    """By products, whose sums have an order; only what would need too large a matrix is added one by one."""
+    """By products, whose sums have an order; by sorting, where that would need too large a matrix."""
     weight = RNG.standard_normal((5, 2, 3)).astype(np.float32)
     ids, dy = np.array([[0, 4, 4], [-1, 0, 2]]), RNG.standard_normal((2, 3, 2, 3)).astype(np.float32)
     expected = np.zeros_like(weight)
@@ -176,6 +176,12 @@ def test_rows_that_repeat_are_added_in_one_order() -> None:
         x.grad = None
         x[ids].backward(tv.tensor(dy, device="cuda"))
     np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6, atol=1e-6)
+    pairs, x.grad = (np.array([0, 4, 4, 0]), np.array([1, 0, 0, 1])), None
+    x[pairs].backward(tv.tensor(dy.reshape(4, 9)[:, :3], device="cuda"))
+    expected[...] = 0
+    np.add.at(expected, pairs, dy.reshape(4, 9)[:, :3])
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6, atol=1e-6)
+    x[np.zeros(0, int)].sum().backward()
 
 
 def test_plain_rules_serve_what_no_kernel_can() -> None:

@@ -58,10 +58,12 @@ class IndexAdd(Op):
         out = xp.zeros(shape, x.dtype)
         if _is_basic(index):
             out[index] = x  # slices never repeat an element
-        elif is_on_gpu(x) and _is_rows(index) and index[0].size * shape[0] <= _LARGEST:
-            return _add_rows(xp, x, index[0], shape)
-        else:
+        elif not is_on_gpu(x):
             xp.add.at(out, index, x)
+        elif len(index) == 1 and _are_integers(index) and index[0].size * shape[0] <= _LARGEST:
+            return _add_rows(xp, x, index[0], shape)
+        elif x.size:
+            return _add_sorted(xp, x, index, shape)
         return out
 
     def backward(ctx, xp, dy):
@@ -79,9 +81,27 @@ def _add_rows(xp: Namespace, x: Array, rows: Array, shape: tuple[int, ...]) -> A
     return xp.matmul(picked.T, x.reshape(-1, math.prod(shape[1:]))).reshape(shape)
 
 
-def _is_rows(index: Any) -> bool:
-    """Whether an index is one array of integers, for the first axis."""
-    return len(index) == 1 and getattr(index[0], "dtype", np.dtype(bool)).kind in "iu"
+def _add_sorted(xp: Namespace, x: Array, index: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
+    """The same for any index: what goes to one place is brought side by side, and added up in pairs."""
+    axes = len(index) if _are_integers(index) else len(shape)
+    count = math.prod(shape[:axes])
+    places = xp.arange(count).reshape(shape[:axes])[index].reshape(-1)
+    order = xp.argsort(places, kind="stable")
+    places, rows = places[order], x.reshape(places.size, -1)[order]
+    step = 1
+    while step < places.size:  # then each row is the sum of up to 2 step rows of its place that end there
+        same = (places[step:] == places[:-step])[:, None]
+        rows[step:] += xp.where(same, rows[:-step], 0.0)
+        step *= 2
+    is_last = xp.concatenate([places[1:] != places[:-1], xp.ones(1, bool)])
+    out = xp.zeros((count + 1, rows.shape[1]), x.dtype)
+    out[xp.where(is_last, places, count)] = rows  # the others go where nobody looks
+    return out[:-1].reshape(shape)
+
+
+def _are_integers(index: tuple[Any, ...]) -> bool:
+    """Whether an index is integer arrays alone, for the first axes."""
+    return all(getattr(i, "dtype", np.dtype(bool)).kind in "iu" for i in index)
 
 
 def _is_basic(index: Any) -> bool:
@@ -141,7 +161,7 @@ def index(x: Tensor, key: Any) -> Tensor:
 def _numbers_of_rows(key: tuple[Any, ...], x: Tensor) -> Any:
     """The ids of the rows of x that a key picks, if it is one array of those; None if not, or on a GPU."""
     ids = key[0]
-    if not _is_rows(key) or x.ndim < 2 or is_on_gpu(x.data) or is_on_gpu(ids):
+    if len(key) > 1 or not _are_integers(key) or x.ndim < 2 or is_on_gpu(x.data) or is_on_gpu(ids):
         return None
     return ids if ids.size and ids.min() >= 0 and ids.max() < x.shape[0] else None
 

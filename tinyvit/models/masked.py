@@ -102,7 +102,7 @@ class MaskedModel(Module):
         pixels = logits = features = None
         if self.vision is not None:
             rows = np.arange(len(order))[:, None]
-            features = self.vision.encode(self.vision.embed(Tensor(np.asarray(images)))[rows, order[:, :visible]])
+            features = self.vision.encode(self.vision.embed(images)[rows, order[:, :visible]])
             x = self.to_decoder(features)
             hidden = self.hidden.broadcast_to(x.shape[0], order.shape[1] - visible, x.shape[2])
             x = F.concatenate([x, hidden], axis=1) + self.positions.to(x.dtype)[0][order]

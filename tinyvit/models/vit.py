@@ -1,14 +1,14 @@
 """The Vision Transformer (Dosovitskiy et al., An image is worth 16x16 words, 2021)."""
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor
-from ..backend import is_on_gpu, like
 from ..nn import Block, Dropout, LayerNorm, Linear, Module, ModuleList, Parameter, PatchEmbed, init, initialize_linear
+from ..nn.module import beside
 from ..nn.patches import Sizes, sincos1d, sincos2d
 from ..nn.transformer import advance_all, joined
 
@@ -97,9 +97,9 @@ class ViT(Module):
             return Tensor(sincos1d(tokens, dim)[None])
         return Tensor(np.concatenate([np.zeros((self.prefix, dim), np.float32), sincos2d(grid, dim)])[None])
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Any) -> Tensor:
         """Tokens with their positions, class token and registers first: (B, C, H, W) -> (B, N, dim)."""
-        x = self.patch_embed(images)
+        x = self.patch_embed(beside(images, self.patch_embed.proj.weight))
         prefix = [
             t.broadcast_to(x.shape[0], t.shape[1], t.shape[2])
             for t in (self.cls_token, self.reg_token)
@@ -112,7 +112,7 @@ class ViT(Module):
 
     def features(self, images: Any) -> Tensor:
         """The tokens after the last block and the final norm (if the form has one): (B, N, dim)."""
-        return self.encode(self.embed(self._images(images)))
+        return self.encode(self.embed(images))
 
     def encode(self, tokens: Tensor) -> Tensor:
         """The same of embedded tokens, or of some of them: (B, N, dim) -> (B, N, dim)."""
@@ -120,7 +120,7 @@ class ViT(Module):
         return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
 
     def forward(self, images: Any) -> Tensor:
-        x, branch = advance_all(self.blocks, self.embed(self._images(images)))
+        x, branch = advance_all(self.blocks, self.embed(images))
         if self.fc_norm is not None:  # pool="mean"
             x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1))
         else:  # layer norm treats each token by itself, so only the one that is read needs it
@@ -128,15 +128,3 @@ class ViT(Module):
             x, branch = x[:, read], None if branch is None else branch[:, read]
             x = joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
         return x if self.head is None else self.head(x)
-
-    def to(self, device_or_dtype: Any) -> Self:
-        if self.pos_embed is not None and not isinstance(self.pos_embed, Parameter):
-            self.pos_embed = self.pos_embed.to(device_or_dtype)
-        return super().to(device_or_dtype)
-
-    def _images(self, images: Any) -> Tensor:
-        """Images as a tensor where the weights are."""
-        if isinstance(images, Tensor):
-            return images
-        array = images if is_on_gpu(images) else np.asarray(images)
-        return Tensor(like(array, self.patch_embed.proj.weight.data))

@@ -29,6 +29,7 @@ from ..nn import (
     init,
     initialize_conv,
 )
+from ..nn.module import beside
 from ..nn.transformer import of_each
 from .text import words_mask
 
@@ -74,7 +75,7 @@ class ConvEncoder(Module):
         initialize_conv(self)
 
     def features(self, images: Any) -> Tensor:
-        x = self.layers(images if isinstance(images, Tensor) else Tensor(np.asarray(images)))
+        x = self.layers(beside(images, self.proj.weight))
         return F.relu(self.proj(x.reshape(x.shape[0], 1, -1)))
 
 
@@ -86,7 +87,7 @@ class ProductFusion(Module):
 
     def forward(self, features: Tensor, words: Tensor, mask: np.ndarray, image_of: Any = None) -> Tensor:
         weights = (mask / mask.sum(axis=-1, keepdims=True)).reshape(*words.shape[:2], 1).astype(words.dtype)
-        v, t = of_each(features.mean(axis=1), image_of), (words * weights).sum(axis=1)
+        v, t = of_each(features.mean(axis=1), image_of), (words * beside(weights, words)).sum(axis=1)
         return self.mlp(F.relu(self.fc(F.concatenate([v, t, v * t], axis=-1))))
 
 

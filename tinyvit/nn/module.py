@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..autograd import Tensor
-from ..backend import Array, as_array, is_floating, to_host
+from ..backend import Array, as_array, is_floating, is_on_gpu, like, to_host
 
 
 class Parameter(Tensor):
@@ -117,9 +117,13 @@ class Module:
         return self
 
     def to(self, device_or_dtype: Any) -> Self:
-        """Move every parameter to a device, or convert it to a dtype, in place; gradients are dropped."""
+        """Move every parameter and constant to a device, or convert it to a dtype, in place; gradients are dropped."""
         for parameter in self.parameters():
             parameter.data, parameter.grad = parameter.detach().to(device_or_dtype).data, None
+        for module in self.modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Tensor) and not isinstance(value, Parameter):
+                    setattr(module, name, value.to(device_or_dtype))
         return self
 
     def __repr__(self) -> str:
@@ -129,6 +133,13 @@ class Module:
     def _describe(self) -> str:
         shapes = (f"{n}={tuple(v.shape)}" for n, v in vars(self).items() if isinstance(v, Parameter))
         return ", ".join(shapes)
+
+
+def beside(array: Any, neighbour: Tensor) -> Tensor:
+    """An array as a constant where `neighbour` is; a tensor as it is."""
+    if isinstance(array, Tensor):
+        return array
+    return Tensor(like(array if is_on_gpu(array) else np.asarray(array), neighbour.data))
 
 
 def _array_of(value: Any) -> Array:

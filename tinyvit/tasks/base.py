@@ -84,7 +84,8 @@ class Task:
     """One kind of thing to learn; the recipe says how."""
 
     samples = "images"  # what the loader gives, in the plural
-    can_be_captured = False  # whether the loss is computed on the device alone, from images and labels
+    # Why a step is no CUDA graph; empty where a loss needs nothing but images and labels, of one shape in all batches.
+    why_no_graph = "texts are cut to the longest of their batch, so its shape changes"
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -14,7 +14,7 @@ from .base import DataSpec, Found, Task, build_vit, nothing
 class Classify(Task):
     """One class for each image."""
 
-    can_be_captured = True
+    why_no_graph = ""
 
     def load(self, split: str) -> Dataset:
         data = self.recipe.data

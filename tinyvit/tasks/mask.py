@@ -13,6 +13,7 @@ from ..data.texts import TEXT_DATASETS
 from ..models import MaskedModel, TextEncoder
 from ..models.masked import IGNORED, choose_patches, hide_words, visible_patches
 from ..nn import Module
+from ..nn.module import beside
 from .base import AnyDataset, DataSpec, Found, Task, batches, evaluating, nothing
 
 
@@ -32,6 +33,8 @@ class Mask(Task):
     hidden pixels (each patch normalized) that is explained. What is hidden in training is drawn from the run's random
     stream, in the test from the number of the batch.
     """
+
+    why_no_graph = "the host draws what is hidden of each batch"
 
     def _hides(self, kind: str) -> bool:
         return self.recipe.task.hide in (kind, "both")
@@ -70,7 +73,8 @@ class Mask(Task):
         pixels, logits = model(batch.image_of_each, hidden.order, hidden.visible, hidden.words)
         losses = []
         if pixels is not None:
-            losses.append(F.mse_loss(pixels, model.hidden_pixels(batch.image_of_each, hidden.order, hidden.visible)))
+            truth = model.hidden_pixels(batch.image_of_each, hidden.order, hidden.visible)
+            losses.append(F.mse_loss(pixels, beside(truth, pixels)))
         if logits is not None:
             losses.append(F.cross_entropy(logits, hidden.asked, ignore_index=IGNORED))
         return losses, pixels, logits

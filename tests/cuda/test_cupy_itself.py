@@ -1,0 +1,58 @@
+"""What is asked of CuPy and of the bindings of cuBLASLt, looked up in them: they can be imported without a GPU."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tinyvit.kernels.cuda.compiler import KERNELS
+
+import tinyvit as tv
+from tinyvit.backend import Namespace
+
+cupy: Any = pytest.importorskip("cupy", reason="needs CuPy, of the extra cuda12 or cuda13", exc_type=ImportError)
+RULES = sorted(Path(tv.__file__).parent.joinpath("functional").glob("*.py"))
+LAUNCHERS = sorted(path for path in KERNELS.rglob("*.py") if path.name in ("cupy_raw.py", "cublaslt.py"))
+
+
+def asked_of(path: Path) -> Iterator[str]:
+    """The names N of all xp.N in a file."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("xp", "lib"):
+            yield node.attr
+
+
+@pytest.mark.parametrize("path", [*RULES, *LAUNCHERS], ids=lambda path: "/".join(path.parts[-2:]))
+def test_cupy_has_every_function_that_is_asked_of_it(path: Path) -> None:
+    known = Namespace._extras.keys() | {"cuda"}
+    assert [name for name in asked_of(path) if name not in known and not hasattr(cupy, name)] == []
+
+
+def test_rules_and_launchers_ask_for_something() -> None:
+    assert {"exp", "where", "empty"} <= {name for path in (*RULES, *LAUNCHERS) for name in asked_of(path)}
+
+
+def test_the_parts_of_cupy_that_launch_and_capture_are_there() -> None:
+    cuda, driver = cupy.cuda, cupy.cuda.driver
+    assert hasattr(cuda.runtime, "cudaDevAttrMaxSharedMemoryPerBlockOptin")
+    for part, names in (
+        (driver, ("launchKernel", "moduleLoadData", "moduleGetFunction", "funcSetAttribute")),
+        (cuda.Stream, ("begin_capture", "end_capture", "is_capturing", "record", "wait_event")),
+        (cuda.Graph, ("launch",)),
+        (cuda.MemoryPool, ("malloc", "free_all_blocks")),
+        (cuda.Device, ("use", "compute_capability", "attributes")),
+        (cupy, ("get_default_memory_pool",)),
+    ):
+        assert [name for name in names if not hasattr(part, name)] == []
+
+
+def test_the_bindings_of_cublaslt_have_what_is_asked_of_them() -> None:
+    bindings: Any = pytest.importorskip("nvmath.bindings.cublasLt", reason="needs nvmath-python")
+    source = (KERNELS / "linear" / "cublaslt.py").read_text("utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lt":
+            assert hasattr(bindings, node.attr), node.attr
+    assert inspect.isclass(bindings.cuBLASLtError)
+    assert issubclass(bindings.cuBLASLtError, Exception)

@@ -1,0 +1,101 @@
+"""The benchmarks of a GPU, as far as they run without one: what is told of a contender, and PyTorch's part on a CPU."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu
+from benchmarks.cases import VIT_S
+
+CASE = gpu.Case("attention", "bfloat16", floor_bytes=1e6, flops=1e9)
+STEP = gpu.Case("step", "bfloat16", 0, 0)
+BEST = {"copy_bytes_per_s": 1e12, "gemm_flop_per_s": 1e14}
+
+
+class Clock(gpu.Clock):
+    """A device that takes 2 us with a cold cache and 1 us with a warm one, and a host that takes 3 us a call."""
+
+    def __init__(self) -> None:
+        pass
+
+    def seconds(self, function: Callable[[], Any], cold: bool) -> float:
+        function()
+        return 2e-6 if cold else 1e-6
+
+    def seconds_each(self, function: Callable[[], Any], calls: int) -> float:
+        return 5e-6
+
+    def host_seconds(self, function: Callable[[], Any], calls: int) -> float:
+        return 3e-6
+
+
+def line_of(case: gpu.Case, make: gpu.Make) -> dict[str, Any]:
+    return gpu.measured(case, "ours", make, Clock(), BEST)
+
+
+def test_a_kernel_is_told_in_times_and_in_shares_of_what_the_device_reaches() -> None:
+    found = line_of(CASE, lambda: lambda: None)
+    assert found.pop("contender") == "ours"
+    assert (found.pop("case"), found.pop("dtype")) == ("attention", "bfloat16")
+    assert found == pytest.approx({"cold_us": 2, "warm_us": 1, "share_of_copy": 0.5, "share_of_gemm": 5.0})
+
+
+def test_a_step_is_told_by_its_own_time_and_that_of_python() -> None:
+    found = line_of(STEP, lambda: lambda: None)
+    assert (found["step_us"], found["host_us"]) == pytest.approx((5, 3))
+    assert "share_of_copy" not in found
+
+
+def test_what_is_not_there_or_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.gpu_torch", raising=False)
+    make = gpu._peer("torch", "attention", (1, 1, 2, 8), "float32", False, "MATH")
+    assert line_of(CASE, make)["refused"] == "torch is not installed"
+
+    def broken() -> Any:
+        raise RuntimeError("no kernel for this dtype")
+
+    assert line_of(CASE, lambda: broken)["refused"] == "RuntimeError: no kernel for this dtype"
+
+
+def test_all_contenders_have_a_name_of_their_own() -> None:
+    for source in (gpu.attention_cases, gpu.layer_norm_cases, gpu.step_cases):
+        for case, contenders in source():
+            names = [name for name, _ in contenders]
+            assert len(set(names)) == len(names), case
+            assert names[0] in ("raw", "captured"), case
+
+
+# PyTorch's part -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def peers() -> Any:
+    pytest.importorskip("torch", reason="needs PyTorch")
+    from benchmarks import gpu_torch
+
+    return gpu_torch
+
+
+def test_pytorch_attends_and_gives_three_gradients(peers: Any) -> None:
+    assert peers.attention((2, 3, 5, 8), "float32", False, "MATH", "cpu")().shape == (2, 3, 5, 8)
+    gradients = peers.attention((2, 3, 5, 8), "bfloat16", True, "MATH", "cpu")()
+    assert [tuple(g.shape) for g in gradients] == [(2, 3, 5, 8)] * 3
+    assert all(g.abs().sum() > 0 for g in gradients)
+
+
+def test_pytorch_normalizes_and_gives_three_gradients(peers: Any) -> None:
+    y = peers.layer_norm(6, 32, "float32", False, False, "cpu")()
+    np.testing.assert_allclose(y.mean(axis=1).numpy(), 0, atol=1e-6)
+    np.testing.assert_allclose(y.std(axis=1, correction=0).numpy(), 1, rtol=1e-3)
+    assert [tuple(g.shape) for g in peers.layer_norm(6, 32, "float32", True, False, "cpu")()] == [(6, 32), (32,), (32,)]
+
+
+def test_a_step_of_pytorch_learns(peers: Any) -> None:
+    step = peers.train_step(replace(VIT_S, dim=24, depth=1, batch=4), False, "cpu")
+    losses = [step().item() for _ in range(8)]
+    assert losses[-1] < losses[0]
