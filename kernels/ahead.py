@@ -1,23 +1,27 @@
-"""Compiling ahead, in a second process, what a training step needs: `python -m tinyvit.kernels.ahead float32`.
+"""Compiling ahead, in a second process, what a training step needs: `python -m tinyvit.kernels.ahead float32 FOLDER`.
 
-Compiling holds the interpreter's lock, so threads would not help. When the first kernel has to be compiled on a
-machine, `compiler` starts this beside it. The step compiles from its first kernel on, this from the last one back;
-each finds in the cache what the other has done.
+The step compiles from its first kernel on; this begins with the one that takes longest, the last but a few, and leaves
+out what the step has begun, as marked in the folder (`two_processes`). In the end both have had as much to do.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (names bfloat16)
 import numpy as np
 
+from . import two_processes
 
-def last_to_first(dtype: Any) -> Iterator[Callable[[], Any]]:
-    """Calls that compile the kernels of a training step of a ViT, in the opposite order of the step."""
+
+def kernels(dtype: Any, convolves: bool) -> Iterator[Callable[[], Any]]:
+    """Calls that compile the kernels of a training step of a ViT, with the gradient of a convolution if it has one."""
     from .adamw import numba_cpu as adamw
     from .attention import numba_cpu as attention
     from .bfloat16 import sum_dtype
+    from .conv2d import numba_cpu as conv2d
     from .cross_entropy import numba_cpu as cross_entropy
     from .layer_norm import numba_cpu as layer_norm
     from .linear import numba_cpu as linear
@@ -49,15 +53,24 @@ def last_to_first(dtype: Any) -> Iterator[Callable[[], Any]]:
         given = (np.ones((), wide), wide_rows, None, *kept)
         cross_entropy.backward(*given, ids=classes, needs=(True, False), **version("cross_entropy"))
 
+    def conv2d_backward() -> None:
+        images, window = np.zeros((1, 1, 2, 2), wide), {"stride": (1, 1), "padding": (0, 0)}
+        conv2d.backward(images, images, images[..., :1, :1], **window, **every, **version("conv2d"))
+
     yield attention_backward
-    yield lambda: linear.backward(rows, rows, weight, **every, **version("linear"))
-    yield layer_norm_backward
-    yield adamw_step
     yield cross_entropy_both
+    if convolves:
+        yield conv2d_backward
+    yield adamw_step
+    yield layer_norm_backward
+    yield lambda: linear.backward(rows, rows, weight, **every, **version("linear"))
     yield lambda: attention.forward(heads, heads, heads, None, scale=1.0, **version("attention"))
     yield lambda: layer_norm.forward(wide_rows, vector, vector, eps=1e-5, y_dtype=dtype, **version("layer_norm"))
 
 
 if __name__ == "__main__":
-    for compile_one in last_to_first(np.dtype(sys.argv[1])):
-        compile_one()
+    marks = Path(sys.argv[2])
+    two_processes.help_with(marks)
+    for compile_one in kernels(np.dtype(sys.argv[1]), (marks / "conv2d._forward_2").exists()):
+        with contextlib.suppress(two_processes.Taken):
+            compile_one()

@@ -3,16 +3,14 @@
 Sums may be reordered and products fused into them, for that is what vector units do; but NaN, infinities and signs
 keep their meaning. What was compiled is kept in the user's cache folder, under a name that holds a hash of all kernel
 sources: an upgrade or an edit never meets old code. Where that folder cannot be written, compiling is done anew in
-each process. The first kernel that has to be compiled starts a second process that compiles others (`ahead`), unless
-TINYVIT_COMPILE_AHEAD is 0.
+each process. The first kernel that has to be compiled starts a second process that compiles others (`two_processes`),
+unless TINYVIT_COMPILE_AHEAD is 0.
 """
 
-import atexit
 import contextlib
 import functools
 import hashlib
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,7 +21,7 @@ import numba
 from numba.core import config, event
 from numba.core.caching import FunctionCache
 
-from . import processor
+from . import processor, two_processes
 from .parts import PartCompiler
 
 processor.target()  # says what Numba shall compile for, before it compiles anything
@@ -108,7 +106,18 @@ def _kept(function: Callable[..., Any], signature: tuple[str, ...]) -> Any:
 class _Cache(FunctionCache):
     """Numba's cache of compiled code, for which a damaged file is as good as none, and a full disk no error."""
 
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._kernel = ".".join(_names(function))
+
     def load_overload(self, signature: Any, target_context: Any) -> Any:
+        found = self._load(signature, target_context)
+        if found is None and not two_processes.begin(self._kernel):
+            two_processes.wait_for(self._kernel)
+            found = self._load(signature, target_context)
+        return found
+
+    def _load(self, signature: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(signature, target_context)
         except Exception:  # whatever unpickling half a file raises
@@ -119,6 +128,8 @@ class _Cache(FunctionCache):
     def save_overload(self, signature: Any, data: Any) -> None:
         with contextlib.suppress(OSError):
             super().save_overload(signature, data)
+        with contextlib.suppress(OSError):
+            two_processes.end(self._kernel)
 
 
 @functools.cache
@@ -159,26 +170,23 @@ class _Announcer(event.Listener):
 
     def __init__(self) -> None:
         self._depth = 0
-        self._helped = os.environ.get(_HELPING) == "0"
 
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"].py_func
         if self._depth == 0 and (function.__module__ or "").startswith(__package__ + "."):
             if os.environ.get(_ANNOUNCING) != "0":
-                line = f"tinyvit: compiling the kernel {_name(function)}, once on this machine"
+                line = f"tinyvit: compiling the kernel {': '.join(_names(function))}, once on this machine"
                 print(line, file=sys.stderr, flush=True)
             kinds = {str(getattr(kind, "dtype", None)) for kind in event.data["args"]}
             dtype = next((name for kind, name in _ELEMENTS.items() if kind in kinds), None)
-            if dtype and not self._helped:
-                self._helped = True
-                _start_helper(dtype)
+            if dtype:
+                two_processes.start(dtype, ".".join(_names(function)))
         self._depth += 1
 
     def on_end(self, event: Any) -> None:
         self._depth -= 1
 
 
-_HELPING = "TINYVIT_COMPILE_AHEAD"  # 0: no second process
 _ANNOUNCING = "TINYVIT_ANNOUNCE"  # 0: no lines
 
 
@@ -186,24 +194,9 @@ _ANNOUNCING = "TINYVIT_ANNOUNCE"  # 0: no lines
 _ELEMENTS = {"uint16": "bfloat16", "float64": "float64", "float32": "float32"}
 
 
-def _start_helper(dtype: str) -> None:
-    """Compile in a second process too, from the last kernel of a training step back."""
-    command = [sys.executable, "-m", f"{__package__}.ahead", dtype]
-    quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    try:
-        helper = subprocess.Popen(command, env=os.environ | {_HELPING: "0"}, **quiet)
-    except OSError:  # no interpreter to start: all is compiled here
-        return
-    atexit.register(_stop, helper)
-
-
-def _stop(helper: "subprocess.Popen[bytes]") -> None:
-    helper.terminate()
-    helper.wait()
-
-
-def _name(function: Any) -> str:
-    return f"{function.__module__.removeprefix(__package__ + '.').split('.')[0]}: {function.__name__}"
+def _names(function: Any) -> tuple[str, str]:
+    """The folder of a kernel, and the name of its entry."""
+    return function.__module__.removeprefix(__package__ + ".").split(".")[0], function.__name__
 
 
 @functools.cache

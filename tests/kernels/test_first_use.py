@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tinyvit.kernels import compiler
+from tinyvit.kernels import compiler, two_processes
 
 CODE = """
 import sys
@@ -80,3 +80,72 @@ def test_damaged_files_of_the_cache_are_replaced(tmp_path: Path, length: int) ->
         os.truncate(path, length)
     assert first_use(tmp_path) == LINES
     assert first_use(tmp_path) == ""
+
+
+STEP = """
+import numpy as np
+import tinyvit as tv, tinyvit.functional as F
+from tinyvit.models import ViT
+model = ViT(8, 2, 10, dim=8, depth=1, heads=2, in_channels=1, pool="mean", stem="conv")
+optimizer = tv.optim.AdamW(model.parameters(), lr=1e-3)
+loss = F.cross_entropy(model(tv.tensor(np.ones((2, 1, 8, 8), np.float32))), tv.tensor([0, 1]))
+loss.backward()
+optimizer.step()
+"""
+BOTH_WAYS = ("conv2d", "linear", "layer_norm", "attention", "cross_entropy")
+
+
+@pytest.mark.slow
+def test_a_first_step_compiles_the_kernels_that_it_needs_in_one_form_each_and_no_others(tmp_path: Path) -> None:
+    settings = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "TINYVIT_THREADS": "1", "NUMBA_DISABLE_JIT": "0"}
+    settings |= {"TINYVIT_COMPILE_AHEAD": "1", "TINYVIT_ANNOUNCE": "1", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-c", STEP]
+    run = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
+    kept = [
+        f"{p.parent.name.rpartition('_')[0]}: {p.name.split('-')[0].split('.')[1]}" for p in tmp_path.rglob("*.nbc")
+    ]
+    needed = [f"{name}: {way}" for name in BOTH_WAYS for way in ("_forward_2", "_backward_2")]
+    assert sorted(kept) == sorted([*needed, "patches: _move_2", "adamw: _step_2"])
+    assert 3 <= len(run.stderr.splitlines()) < len(kept)  # the second process helped
+    assert os.listdir(tmp_path) == ["cache"]  # the marks are gone
+
+
+def test_of_two_processes_the_second_leaves_out_what_the_first_has_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert two_processes.begin("a")  # alone
+    assert two_processes.begin("a")
+    monkeypatch.setattr(two_processes, "_marks", None)
+    two_processes.help_with(tmp_path)
+    assert two_processes.begin("a")
+    assert not two_processes.begin("a")
+    assert two_processes.begin("b")
+    with pytest.raises(two_processes.Taken):
+        two_processes.wait_for("a")
+    two_processes.end("a")
+    assert two_processes.begin("a")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_of_two_processes_the_first_waits_for_the_second(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: bool
+) -> None:
+    class Second:
+        """Ends at the third look at it, or is done with the kernel by then."""
+
+        looks = 0
+
+        def poll(self) -> int | None:
+            self.looks += 1
+            if self.looks == 3 and not ends:
+                two_processes.end("a")
+            return 0 if self.looks == 3 and ends else None
+
+    second = Second()
+    monkeypatch.setattr(two_processes, "_marks", tmp_path)
+    monkeypatch.setattr(two_processes, "_helper", second)
+    two_processes.begin("a")
+    two_processes.wait_for("a")
+    assert second.looks == 3
+    assert two_processes.begin("a") is not ends
+    two_processes.wait_for("b")
