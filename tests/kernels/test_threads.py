@@ -93,9 +93,11 @@ def have_met() -> bool:
 def test_each_chunk_is_done_once_and_before_the_caller_goes_on(two_threads: None, chunks: int, uneven: bool) -> None:
     work = np.array([0, 20, 3000 if chunks < 100 else 0, 0, 1] if uneven else [1])
     for _ in range(300 if chunks < 100 else 20):
-        hits = np.zeros(chunks, np.int64)
+        room = np.zeros(chunks + 1, np.int64)  # with a place for a chunk too many
+        hits = room[:-1]
         assert marked(hits, work, threads.team()) == chunks * chunks
         np.testing.assert_array_equal(hits, chunks)
+        assert room[-1] == 0
 
 
 @compiled
