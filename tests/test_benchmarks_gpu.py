@@ -1,7 +1,7 @@
 """The benchmarks of a GPU, as far as they run without one: what is told of a contender, and PyTorch's part on a CPU."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -74,11 +74,14 @@ def test_all_contenders_have_a_name_of_their_own() -> None:
 
 
 @pytest.fixture
-def peers() -> Any:
-    pytest.importorskip("torch", reason="needs PyTorch")
+def peers() -> Iterator[Any]:
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
     from benchmarks import gpu_torch
 
-    return gpu_torch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine several wait for one another
+    yield gpu_torch
+    torch.set_num_threads(threads)
 
 
 def test_pytorch_attends_and_gives_three_gradients(peers: Any) -> None:
@@ -97,5 +100,5 @@ def test_pytorch_normalizes_and_gives_three_gradients(peers: Any) -> None:
 
 def test_a_step_of_pytorch_learns(peers: Any) -> None:
     step = peers.train_step(replace(VIT_S, dim=24, depth=1, batch=4), False, "cpu")
-    losses = [step().item() for _ in range(8)]
+    losses = [step().item() for _ in range(4)]
     assert losses[-1] < losses[0]
