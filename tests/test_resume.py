@@ -137,7 +137,15 @@ def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_stays(whole):
     assert_same_run(RUN, whole)
 
 
-def test_a_closed_terminal_stops_the_run_with_a_checkpoint_even_if_it_tells_twice(whole):
+@pytest.fixture
+def terminal():
+    """One that can be closed: these tests may themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_stops_the_run_with_a_checkpoint_even_if_it_tells_twice(whole, terminal):
     before = signal.getsignal(signal.SIGHUP)
     with pytest.raises(Interrupted):
         train(RECIPE, "run", display=Signals("step 7", signal.SIGHUP, signal.SIGHUP))
@@ -157,7 +165,7 @@ def test_under_nohup_a_closed_terminal_changes_nothing(whole):
 
 
 @pytest.mark.parametrize("numbers", ["SIGINT, SIGTERM", "SIGHUP, SIGTERM"])
-def test_of_two_signals_at_the_same_moment_the_second_acts(numbers):
+def test_of_two_signals_at_the_same_moment_the_second_acts(numbers, terminal):
     script = f"""
 import os, signal
 from signal import SIGHUP, SIGINT, SIGTERM

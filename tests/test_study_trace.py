@@ -289,7 +289,8 @@ def test_the_cost_of_a_trace_grows_with_its_length_alone() -> None:
         return time.process_time() - began
 
     seconds(100)
-    assert seconds(4000) < 20 * seconds(500)
+    short, long = (min(seconds(count) for _ in range(3)) for count in (500, 4000))
+    assert long < 20 * short
 
 
 def test_of_two_broken_rules_the_first_that_ran_is_named() -> None:
