@@ -45,6 +45,8 @@ class KernelSpec:
         Names of the module's functions.
     refuses : callable, optional
         `refuses(inputs, params)` gives the reason why it cannot serve these, or None.
+    is_slower : callable, optional
+        `is_slower()` gives the reason why the plain rule is faster on this machine, or None. "auto" takes that then.
     """
 
     operation: str
@@ -57,6 +59,7 @@ class KernelSpec:
     forward: str = "forward"
     backward: str = "backward"
     refuses: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] | None = None
+    is_slower: Callable[[], str | None] | None = None
 
     @property
     def device(self) -> str:
@@ -114,6 +117,13 @@ def _refused_by(module: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]],
     return refuses
 
 
+def _blas_is_faster() -> str | None:
+    """Why NumPy had better multiply matrices: without wide vectors OpenBLAS does it faster than our tiles."""
+    from . import processor
+
+    return "OpenBLAS is faster without AVX2" if processor.level() == "generic" else None
+
+
 SPECS: tuple[KernelSpec, ...] = (
     _numba(
         *("attention", "attention", _CPU | {_BFLOAT16}),
@@ -121,7 +131,7 @@ SPECS: tuple[KernelSpec, ...] = (
         keeps=("q", "k", "v", "bias", "out", "lse"),
         versions=2,
     ),
-    _numba("linear", "linear", _CPU | {_BFLOAT16}, keeps=("x", "weight"), versions=2),
+    _numba("linear", "linear", _CPU | {_BFLOAT16}, keeps=("x", "weight"), versions=2, is_slower=_blas_is_faster),
     _numba(
         *("linear_gelu", "linear", _CPU | {_BFLOAT16}),
         residuals=("h",),
@@ -129,6 +139,7 @@ SPECS: tuple[KernelSpec, ...] = (
         versions=2,
         forward="gelu_forward",
         backward="gelu_backward",
+        is_slower=_blas_is_faster,
     ),
     _numba("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
     _numba(

@@ -134,6 +134,18 @@ def test_automatic_choice_takes_the_first_row_that_can_serve(fake_kernels: Calla
     assert served(leaf(np.float32)) == "plain"  # a dtype it does not compute in
 
 
+def test_automatic_choice_leaves_a_kernel_that_is_slower_here(fake_kernels: Callable[..., None]) -> None:
+    fake_kernels(row(is_slower=lambda: "BLAS is faster"), row(is_slower=lambda: None, versions=2))
+    x = tv.tensor(np.zeros(2))
+    with tv.use_kernels("auto"):
+        assert F.softmax(x).data[0] == 200.5
+    fake_kernels(row(is_slower=lambda: "BLAS is faster"))
+    with tv.use_kernels("auto"):
+        assert F.softmax(x).data[0] == 0.5
+    with tv.use_kernels("numba"):
+        assert F.softmax(x).data[0] == 100.5
+
+
 def test_what_a_kernel_refuses_it_sees_by_name(fake_kernels: Callable[..., None]) -> None:
     seen: list[tuple[Arrays, Arrays]] = []
     fake_kernels(row(refuses=lambda inputs, params: seen.append((dict(inputs), dict(params)))))

@@ -100,7 +100,7 @@ class _Table:
         self._technology, self._version = split_choice(choice)
         self._rows: dict[str, list[KernelSpec]] = {}
         for spec in specs:
-            if spec.technology == self._technology or (self._technology == "auto" and spec.device == device):
+            if spec.technology == self._technology or (self._technology == "auto" and _is_choice(spec, device)):
                 self._rows.setdefault(spec.operation, []).append(spec)
         self.sure: dict[Any, dict[Any, Implementation]] = {}  # what serves whatever the inputs, by operation and dtype
 
@@ -123,6 +123,11 @@ class _Table:
         if spec.device != self._device:
             return f"the inputs are on {self._device!r}, and {spec.technology} computes on {spec.device!r}"
         return refusal(spec, *question)
+
+
+def _is_choice(spec: KernelSpec, device: str) -> bool:
+    """Whether "auto" considers a kernel."""
+    return spec.device == device and (spec.is_slower is None or spec.is_slower() is None)
 
 
 _tables: dict[tuple[str, str], _Table] = {}

@@ -5,10 +5,11 @@ The tolerance is derived. With e the result at float64 by the plain rule, and al
     |kernel - e|  <=  2 max |plain - e|  +  4 max |moved - e|  +  4 u max |e|
 
 where `plain` is the plain rule in that dtype, `moved` are results of the plain rule at float64 whose every step errs by
-a random rounding of that dtype (`rounding`), and u is its unit roundoff. For gradients made of probabilities that come
-from their logarithm, 4 u grows to 4 u (1 + the largest logarithm that is relied on), for so much does rounding it.
-What is infinite or no number in `plain` is so in the kernel's result, and nothing else is; which of the two it is must
-agree too, except for gradients, and where a rounding decides.
+a random rounding of that dtype (`rounding`), and u is its unit roundoff. Where `plain` is e itself, as at float64, what
+was moved stands for it. For gradients made of probabilities that come from their logarithm, 4 u grows to 4 u (1 + the
+largest logarithm that is relied on), for so much does rounding it. What is infinite or no number in `plain` is so in
+the kernel's result, and nothing else is; which of the two it is must agree too, except for gradients, and where a
+rounding decides.
 """
 
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ def assert_close(
         return
     e = exact[compared]
     plain_error, moved = (max(np.abs(a[compared] - e).max() for a in arrays) for arrays in ([plain], moves))
-    tolerance = 2 * plain_error + 4 * moved + roundings * unit * np.abs(e).max()
+    tolerance = 2 * (plain_error or moved) + 4 * moved + roundings * unit * np.abs(e).max()
     errors = np.abs(np.where(compared, found, 0) - np.where(compared, exact, 0))
     worst = np.unravel_index(errors.argmax(), errors.shape)
     assert errors[worst] <= tolerance, (
