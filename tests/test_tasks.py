@@ -11,8 +11,9 @@ import tinyvit as tv
 from tinyvit import ask
 from tinyvit.cli import main
 from tinyvit.data import Dataset, TextDataset, Tokenizer, normalize, read_image, scenes, texts
-from tinyvit.data.tokenizer import PAD, UNK
+from tinyvit.data.tokenizer import END, MASK, PAD, START, UNK
 from tinyvit.errors import DataError, RecipeError
+from tinyvit.evaluate import predict, read_for
 from tinyvit.recipes import About, Data, Model, Recipe, Task, Train
 from tinyvit.runs import RunError, encoders_of, load_data, load_run
 from tinyvit.tasks import Found, task_of
@@ -102,6 +103,17 @@ def test_videos_and_spectrograms_are_classified(name, monkeypatch):
     assert load_run(result.folder).data.shape == kind.images.shape[1:] == shape
 
 
+def test_videos_are_no_images(monkeypatch, tmp_path):
+    monkeypatch.setattr("tinyvit.data.moving.COUNTS", {"train": 40, "test": 20})
+    recipe = tiny("masked-patches", "data.name=motion", "kind=classify", "pool=mean", "patch_size=8")
+    trained = load_run(train(recipe, "run").folder)
+    Image.new("L", (24, 24)).save("a.png")
+    with pytest.raises(DataError, match=r"a.png is one image; this model takes videos of 8 frames"):
+        predict(trained, "a.png")
+    with pytest.raises(RecipeError, match="patches are hidden of images, not of videos"):
+        train(recipe.override(["kind=masked"]), "x")
+
+
 # Starting from another run -----------------------------------------------------------------------------------------
 
 
@@ -126,6 +138,30 @@ def test_a_classifier_begins_as_a_masked_run():
     recipe = tiny("masked-patches", "kind=classify", "start_from=runs/first", "pool=mean", "lr=1e-30", "ema=0")
     state = load_run(train(recipe, "second").folder).model.state_dict()
     np.testing.assert_array_equal(state["pos_embed"], source.model.vision.state_dict()["pos_embed"])
+
+
+def test_of_a_frozen_classifier_only_the_head_learns():
+    train(tiny("masked-patches"), "first")
+    recipe = tiny("masked-patches", "kind=classify", "start_from=runs/first", "freeze=vision")
+    model = Training(recipe).model
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        *("norm.weight", "norm.bias", "head.weight", "head.bias")
+    }
+    assert train(recipe, "second").folder.is_dir()
+
+
+def test_what_cannot_be_frozen_is_told():
+    train(tiny("masked-both"), "first")
+    for name, assignments, message in [
+        ("vqa-cross", ["freeze=vision"], "name the run to begin with in task.start_from"),
+        ("caption", ["start_from=runs/first", "freeze=text"], "this model's encoders are vision"),
+        ("vqa-cnn", ["start_from=runs/first"], "the vision encoder of runs/first is of another kind"),
+    ]:
+        with pytest.raises((RunError, RecipeError), match=message):
+            train(tiny(name, *assignments), "x")
+    train(tiny("masked-words"), "texts")
+    with pytest.raises(RunError, match="runs/texts has no such encoder"):
+        train(tiny("vqa-cross", "start_from=runs/texts", "freeze=vision"), "x")
 
 
 # What is measured ---------------------------------------------------------------------------------------------------
@@ -235,13 +271,31 @@ def test_caption(picture, monkeypatch, capsys):
 def test_retrieve(picture, monkeypatch, capsys):
     train(tiny("retrieve", "epochs=1"), "run")
     text = "a big red circle and a small blue square"
-    status, out, _ = call(monkeypatch, capsys, "retrieve", "runs/run", "--images", picture.parent, text)
+    status, out, told = call(monkeypatch, capsys, "retrieve", "runs/run", "--images", picture.parent, text)
     lines = [line.split("\t") for line in out.splitlines()]
     assert status == 0
     assert sorted(path for path, _ in lines) == [str(picture), str(picture.with_name("b.png"))]
     assert float(lines[0][1]) >= float(lines[1][1])
+    assert "where each word looks -> attention.png" in told
     assert "is not a folder" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "none", text)[2]
     assert "holds no images" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "runs", text)[2]
+
+
+def test_a_word_looks_at_what_its_absence_makes_less_like_the_text(picture, monkeypatch):
+    trained = load_run(train(tiny("retrieve", "epochs=1"), "run").folder)
+    model, text = trained.model, "a big red circle and a small blue square"
+    found, looks = ask.retrieve(trained, picture.parent, text)
+    assert looks.words == text.split()
+    ids = trained.data.tokenizer.encode(text)
+    image = normalize(read_for(trained.data, found[0][0])[None], trained.data.mean, trained.data.std)
+    with tv.no_grad():
+        patches = model.image_proj(model.vision.features(image)).numpy()[0]
+        whole, less = (
+            model.encode_texts(np.array([[START, *words, END]])).numpy()[0]
+            for words in (ids, [*ids[:2], MASK, *ids[3:]])
+        )
+    expected = np.maximum(patches @ (whole - less), 0).reshape(looks.maps.shape[1:])
+    np.testing.assert_allclose(looks.maps[2], expected, atol=1e-5)
 
 
 # Data ---------------------------------------------------------------------------------------------------------------

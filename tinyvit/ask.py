@@ -17,7 +17,7 @@ from .checkpoint import atomic_write
 from .data import normalize
 from .data.datasets import IMAGE_SUFFIXES
 from .data.texts import question_ids
-from .data.tokenizer import END, START
+from .data.tokenizer import END, MASK, START
 from .errors import DataError
 from .evaluate import read_for
 from .models import beam_search
@@ -77,7 +77,8 @@ def caption(trained: TrainedModel, path: str | Path) -> tuple[str, Looks]:
 def retrieve(trained: TrainedModel, folder: str | Path, text: str) -> tuple[list[tuple[Path, float]], Looks]:
     """The image files of a folder, those that fit the text best first, each with its cosine; and where its words look.
 
-    A word looks at a patch of the best image as much as their vectors are alike. Raises DataError.
+    A word looks at the patches of the best image that are less like the text when it is `<mask>` instead. Raises
+    DataError.
     """
     require_kind(trained, "retrieve")
     model: Any = trained.model
@@ -94,11 +95,11 @@ def retrieve(trained: TrainedModel, folder: str | Path, text: str) -> tuple[list
     cosines = np.concatenate(rows) @ model.encode_texts(ids).numpy()[0]
     order = np.argsort(-cosines, kind="stable")
     patches = model.image_proj(model.vision.features(images[order[:1]])).numpy()[0]
-    vectors = model.text_proj(model.text(ids)).numpy()[0]
-    patches, vectors = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (patches, vectors))
-    likeness = np.exp((vectors @ patches.T) * 5)
-    words = [data.tokenizer.words[i] for i in ids[0]]
-    looks = Looks(pixels[order[0]], words, _on_grid(trained, likeness / likeness.sum(axis=1, keepdims=True)))
+    without = np.repeat(ids, ids.shape[1] - 2, axis=0)  # the words between <start> and <end>, each left out once
+    np.fill_diagonal(without[:, 1:], MASK)
+    lost = (model.encode_texts(ids).numpy() - model.encode_texts(without).numpy()) @ patches.T
+    words = [data.tokenizer.words[i] for i in ids[0, 1:-1]]
+    looks = Looks(pixels[order[0]], words, _on_grid(trained, np.maximum(lost, 0)))
     return [(paths[i], float(cosines[i])) for i in order], looks
 
 
@@ -152,7 +153,7 @@ def draw_looks(path: Path, looks: Looks, title: str) -> None:
     if looks.maps is not None:
         rows, columns = (n // m for n, m in zip(image.shape[:2], looks.maps.shape[1:], strict=True))
         for word, weights in zip(looks.words, looks.maps, strict=True):
-            light = np.kron(weights / weights.max(), np.ones((rows, columns)))[..., None]
+            light = np.kron(weights / (weights.max() or 1), np.ones((rows, columns)))[..., None]
             pictures.append((word, image * (0.2 + 0.8 * light)))
     across = min(8, len(pictures))
     down = -(-len(pictures) // across)

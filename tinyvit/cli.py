@@ -247,6 +247,13 @@ _picture = click.option("--out", metavar="FILE", type=Path, default=Path("attent
                         help="The picture of where each word looks.")  # fmt: skip
 
 
+def _draw(out: Path, looks: Any, title: str) -> None:
+    from .ask import draw_looks
+
+    draw_looks(out, looks, title)
+    click.echo(f"tinyvit: where each word looks -> {out}", err=True)
+
+
 @commands.command()
 @click.argument("run")
 @click.argument("image")
@@ -260,11 +267,11 @@ def ask(run: str, image: str, question: str, out: Path) -> None:
     \b
     tinyvit ask runs/vqa shape.png "what color is the circle?"
     """
-    from .ask import ask, draw_looks
+    from .ask import ask
     from .runs import load_run
 
     answer, probability, looks = ask(load_run(run), image, question)
-    draw_looks(out, looks, f"{question}  {answer}")
+    _draw(out, looks, f"{question}  {answer}")
     click.echo(f"{answer}\t{probability:.4f}")
 
 
@@ -280,11 +287,11 @@ def caption(run: str, image: str, out: Path) -> None:
     \b
     tinyvit caption runs/caption scene.png
     """
-    from .ask import caption, draw_looks
+    from .ask import caption
     from .runs import load_run
 
     text, looks = caption(load_run(run), image)
-    draw_looks(out, looks, text)
+    _draw(out, looks, text)
     click.echo(text)
 
 
@@ -301,11 +308,11 @@ def retrieve(run: str, folder: str, text: str, out: Path) -> None:
     \b
     tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
     """
-    from .ask import draw_looks, retrieve
+    from .ask import retrieve
     from .runs import load_run
 
     found, looks = retrieve(load_run(run), folder, text)
-    draw_looks(out, looks, text)
+    _draw(out, looks, text)
     for path, cosine in found[:10]:
         click.echo(f"{path}\t{cosine:.4f}")
 

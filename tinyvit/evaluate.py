@@ -68,6 +68,8 @@ def predict(trained: "TrainedModel", path: str | Path) -> tuple[str, float]:
 
 def read_for(data: "DataSpec", path: str | Path) -> np.ndarray:
     """Read an image file as the pixels that a model of such data takes, uint8 (C, H, W). Raises DataError."""
+    if len(data.shape) != 3:
+        raise DataError(f"{path} is one image; this model takes videos of {data.shape[0]} frames, from Python alone")
     channels, height, width = data.shape
     pixels = read_image(path, channels, height if height == width else None)
     if pixels.shape != data.shape:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .backend import default_device
 from .checkpoint import atomic_write, load
-from .errors import CheckpointError, TinyvitError
+from .errors import CheckpointError, RecipeError, TinyvitError
 from .models import ViT
 from .nn import Module
 from .recipes import Recipe, load_recipe
@@ -56,14 +56,34 @@ def encoders_of(model: Module) -> dict[str, Any]:
     return {name: getattr(model, name) for name in ("vision", "text") if getattr(model, name, None) is not None}
 
 
-def take_encoders(model: Module, data: DataSpec, run: str) -> None:
-    """Give the encoders of `model` the weights of those that the run in folder `run` has too.
+# Keys of an encoder that belong to what it was trained for: they are not taken from a run, and not frozen.
+_OF_THE_TASK = ("head.", "norm.", "fc_norm.")
+
+
+def freeze_encoders(model: Module, recipe: Recipe) -> None:
+    """Have the encoders that task.freeze names not learn, but for what no run gives them. Raises RecipeError."""
+    frozen, encoders = recipe.task.freeze, encoders_of(model)
+    if frozen == "none":
+        return
+    if not recipe.task.start_from:
+        raise RecipeError(f"task.freeze is {frozen!r}; name the run to begin with in task.start_from")
+    if frozen not in ("both", *encoders):
+        raise RecipeError(f"task.freeze is {frozen!r}; this model's encoders are {', '.join(encoders) or 'none'}")
+    for name in encoders if frozen == "both" else [frozen]:
+        for key, parameter in encoders[name].named_parameters():
+            parameter.requires_grad = key.startswith(_OF_THE_TASK)
+
+
+def take_encoders(model: Module, data: DataSpec, recipe: Recipe) -> None:
+    """Give the encoders of `model` the weights of those that the run task.start_from has too.
 
     Raises
     ------
     RunError, CheckpointError
-        If there is no such run, or it has no encoder in common with the model, of the same form and vocabulary.
+        If there is no such run, or it has no encoder in common with the model, of the same form and vocabulary, or
+        none of those that shall be frozen.
     """
+    run, frozen = recipe.task.start_from, recipe.task.freeze
     trained = load_run(run)
     own, theirs = encoders_of(model), encoders_of(trained.model)
     if trained.data.words != data.words:
@@ -73,9 +93,13 @@ def take_encoders(model: Module, data: DataSpec, run: str) -> None:
         raise RunError(
             f"task.start_from: {run} has no encoder of images, or of texts of this vocabulary, to begin with"
         )
+    if frozen in ("vision", "text") and frozen not in common:
+        raise RunError(f"task.freeze is {frozen!r}; {run} has no such encoder, or one of another vocabulary")
     for name in common:
         state = theirs[name].state_dict()
-        taken = {key: value for key, value in state.items() if not key.startswith(("head.", "norm.", "fc_norm."))}
+        taken = {key: value for key, value in state.items() if not key.startswith(_OF_THE_TASK)}
+        if not taken.keys() & own[name].state_dict().keys():
+            raise RunError(f"task.start_from: the {name} encoder of {run} is of another kind")
         try:
             own[name].load_state_dict(taken, strict=False)
         except ValueError as error:

@@ -39,7 +39,7 @@ from .runs import (
     RunError,
     build_model,
     claimed,
-    encoders_of,
+    freeze_encoders,
     load_data,
     new_run,
     read_recipe,
@@ -109,7 +109,7 @@ def train(recipe: Recipe, name: str, out: Path | None = None, display: Display |
     """
     training = Training(recipe)
     if recipe.task.start_from:
-        take_encoders(training.model, training.data, recipe.task.start_from)
+        take_encoders(training.model, training.data, recipe)
     display = display or Display()
     display.accept(training)
     folder = new_run(recipe, name, out)
@@ -243,8 +243,7 @@ class Training:
 
         manual_seed(settings.seed)
         self.model = build_model(recipe, self.data).to(default_device())
-        for name, encoder in encoders_of(self.model).items():
-            encoder.requires_grad_(recipe.task.freeze not in (name, "both"))
+        freeze_encoders(self.model, recipe)
         self.optimizer = _build_optimizer(recipe, self.model)
         self.steps = Steps(self)
         self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None

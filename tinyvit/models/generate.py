@@ -1,7 +1,8 @@
 """Writing with a `TextDecoder`, word by word: the likeliest, a drawn one, or the best of several texts.
 
-All begin with `<start>`, end with `<end>` or after `max_length` words, and return, for each row of the context, the
-numbers of the words between. The decoder must be in eval mode, or dropout acts.
+All begin with `<start>`, end with `<end>` or after `max_length` words (by default, as many as the decoder can write),
+and return, for each row of the context, the numbers of the words between. The decoder must be in eval mode, or dropout
+acts.
 """
 
 from typing import Any
@@ -19,9 +20,11 @@ NEVER = [PAD, START]  # what no text holds
 class _Writing:
     """Rows of words under way, and the decoder's cache of them."""
 
-    def __init__(self, decoder: TextDecoder, context: Tensor, context_mask: Any, max_length: int) -> None:
-        if not 1 <= max_length <= decoder.embedding.max_length:
-            raise ValueError(f"max_length is {max_length}; it must be from 1 to {decoder.embedding.max_length}")
+    def __init__(self, decoder: TextDecoder, context: Tensor, context_mask: Any, max_length: int | None) -> None:
+        longest = decoder.embedding.max_length
+        self.max_length = longest if max_length is None else max_length
+        if not 1 <= self.max_length <= longest:
+            raise ValueError(f"max_length is {max_length}; it must be from 1 to {longest}")
         self.decoder, self.context, self.mask = decoder, context, context_mask
         self.cache = decoder.new_cache()
         self.words = np.full((context.shape[0], 1), START, np.int64)
@@ -50,10 +53,12 @@ class _Writing:
 
 
 @no_grad()
-def greedy(decoder: TextDecoder, context: Tensor, context_mask: Any = None, max_length: int = 64) -> list[list[int]]:
+def greedy(
+    decoder: TextDecoder, context: Tensor, context_mask: Any = None, max_length: int | None = None
+) -> list[list[int]]:
     """Take the likeliest word each time."""
     writing = _Writing(decoder, context, context_mask, max_length)
-    for _ in range(max_length):
+    for _ in range(writing.max_length):
         if writing.add(writing.next_logits().argmax(axis=1)):
             break
     return writing.texts()
@@ -64,7 +69,7 @@ def sample(
     decoder: TextDecoder,
     context: Tensor,
     context_mask: Any = None,
-    max_length: int = 64,
+    max_length: int | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -85,7 +90,7 @@ def sample(
             "they must be above 0, at least 0, and above 0 up to 1"
         )
     writing = _Writing(decoder, context, context_mask, max_length)
-    for _ in range(max_length):
+    for _ in range(writing.max_length):
         probabilities = kept_probabilities(writing.next_logits() / temperature, top_k, top_p)
         drawn = (generator or default_generator).numpy().random((len(probabilities), 1))
         cumulated = probabilities.cumsum(axis=1)
@@ -112,7 +117,7 @@ def beam_search(
     decoder: TextDecoder,
     context: Tensor,
     context_mask: Any = None,
-    max_length: int = 64,
+    max_length: int | None = None,
     beams: int = 4,
     length_penalty: float = 0.6,
 ) -> list[list[int]]:
@@ -128,7 +133,7 @@ def beam_search(
     mask = None if context_mask is None else np.asarray(context_mask)[rows]
     writing = _Writing(decoder, context[rows], mask, max_length)
     scores = np.where(np.arange(count * beams) % beams == 0, 0.0, -np.inf)  # all beams of a row are equal yet
-    for _ in range(max_length):
+    for _ in range(writing.max_length):
         candidates = scores[:, None] + _continuations(writing.next_logits(), writing.ended())
         vocabulary = candidates.shape[1]
         best = np.argsort(-candidates.reshape(count, -1), axis=1, kind="stable")[:, :beams]

@@ -10,6 +10,7 @@ from ..autograd import Tensor, no_grad
 from ..backend import default_generator
 from ..data import Batch, load_dataset
 from ..data.texts import TEXT_DATASETS
+from ..errors import RecipeError
 from ..models import MaskedModel, TextEncoder
 from ..models.masked import IGNORED, choose_patches, hide_words, visible_patches
 from ..nn import Module
@@ -47,6 +48,8 @@ class Mask(Task):
 
     def build(self, data: DataSpec) -> MaskedModel:
         model = self.recipe.model
+        if self._hides("patches") and len(data.shape) != 3:
+            raise RecipeError(f"task.hide is {self.recipe.task.hide!r}; patches are hidden of images, not of videos")
         vision = self.vision(data) if self._hides("patches") else None
         text = None
         if self._hides("words"):
