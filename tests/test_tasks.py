@@ -1,6 +1,7 @@
 """Runs of every kind of task: they train, resume exactly, start from one another, and are used by commands."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def test_what_cannot_be_frozen_is_told():
     for name, assignments, message in [
         ("vqa-cross", ["freeze=vision"], "name the run to begin with in task.start_from"),
         ("caption", ["start_from=runs/first", "freeze=text"], "this model's encoders are vision"),
-        ("vqa-cnn", ["start_from=runs/first"], "the vision encoder of runs/first is of another kind"),
+        ("vqa-cnn", ["start_from=runs/first"], "the vision encoder of runs/first is of another form"),
     ]:
         with pytest.raises((RunError, RecipeError), match=message):
             train(tiny(name, *assignments), "x")
@@ -172,6 +173,10 @@ def test_recall_counts_the_rows_whose_own_is_among_the_best():
     assert recall(scores, 1) == pytest.approx(1 / 3)  # a tie is no find
     assert recall(scores, 2) == pytest.approx(2 / 3)
     assert recall(scores, 3) == 1
+
+
+def test_where_there_is_no_number_nothing_is_found():
+    assert recall(np.full((3, 3), np.nan), 1) == 0
 
 
 def test_kinds_are_measured_apart():
@@ -206,11 +211,31 @@ def test_a_caption_is_learnt_beside_its_word_prior_and_measured_without():
     assert measured[0] == measured[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "assignment", "message"),
+    [
+        (
+            "caption",
+            "data.name=scenes-questions",
+            "data.name is 'scenes-questions'; a run of the kind 'caption' learns",
+        ),
+        ("vqa-cnn", "data.name=scenes-captions", "learns from easy-vqa or scenes-questions"),
+        ("retrieve", "data.batch_size=1", "data.batch_size is 1"),
+        ("caption", "data.name=digits", "learns from scenes-captions"),
+        ("masked-patches", "patch_size=8", "model.patch_size is 8"),
+    ],
+)
+def test_what_a_task_cannot_learn_from_is_told(name, assignment, message):
+    with pytest.raises(RecipeError, match=message):
+        train(tiny(name, assignment), "x")
+    assert not Path("runs").exists()
+
+
 def test_recipes_that_do_not_fit_are_told():
     with pytest.raises(RecipeError, match="has images of a size of their own"):
         Training(tiny("caption", "image_size=32"))
     with pytest.raises(DataError, match="digits has no texts; data sets that do are easy-vqa"):
-        Training(tiny("caption", "data.name=digits"))
+        texts.load_texts("digits", "test")
     with pytest.raises(DataError, match="scenes-captions has texts, not classes"):
         Training(tiny("caption", "kind=classify"))
 
@@ -251,6 +276,11 @@ def test_ask(name, picture, monkeypatch, capsys):
         assert (status, out) == (2, "")
         assert message in error
     assert "does not exist" in call(monkeypatch, capsys, "ask", "runs/run", "none.png", "is it red?")[2]
+    for mine in (picture, "runs/run/model.safetensors"):
+        before = Path(mine).read_bytes()
+        status, _, error = call(monkeypatch, capsys, "ask", "runs/run", picture, "is the circle red?", "--out", mine)
+        assert (status, "did not draw; name another" in error, Path(mine).read_bytes() == before) == (2, True, True)
+    assert call(monkeypatch, capsys, "ask", "runs/run", picture, "is the circle red?", "--out", "x.png")[0] == 0
     status, _, error = call(monkeypatch, capsys, "predict", "runs/run", picture)
     assert (status, "use `tinyvit ask`" in error) == (2, True)
     status, out, _ = call(monkeypatch, capsys, "evaluate", "runs/run")
@@ -277,6 +307,19 @@ def test_retrieve(picture, monkeypatch, capsys):
     assert sorted(path for path, _ in lines) == [str(picture), str(picture.with_name("b.png"))]
     assert float(lines[0][1]) >= float(lines[1][1])
     assert "where each word looks -> attention.png" in told
+    for _ in range(2):  # what the first search draws is not searched by the second
+        _, out, _ = call(
+            monkeypatch,
+            capsys,
+            "retrieve",
+            "runs/run",
+            "--images",
+            picture.parent,
+            text,
+            "--out",
+            picture.with_name("looks.png"),
+        )
+        assert len(out.splitlines()) == 2
     assert "is not a folder" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "none", text)[2]
     assert "holds no images" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "runs", text)[2]
 

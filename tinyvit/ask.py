@@ -26,6 +26,7 @@ from .runs import RunError, TrainedModel
 
 COMMANDS = {"classify": "predict", "vqa": "ask", "caption": "caption", "retrieve": "retrieve"}
 BEAMS = 4
+_SOFTWARE = "tinyvit"  # in the pictures drawn here
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def retrieve(trained: TrainedModel, folder: str | Path, text: str) -> tuple[list
     if not Path(folder).is_dir():
         raise DataError(f"{folder} is not a folder")
     paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = [path for path in paths if not is_drawn(path)]  # what an earlier search drew
     if not paths:
         raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)})")
     ids = _read(trained, text, begin=START, end=END)
@@ -142,6 +144,23 @@ def _on_grid(trained: TrainedModel, weights: np.ndarray) -> np.ndarray:
     return weights[:, vision.prefix :].reshape(len(weights), *vision.patch_embed.grid)
 
 
+def is_drawn(path: Path) -> bool:
+    """Whether a file is a picture by `draw_looks`."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == _SOFTWARE
+    except OSError:
+        return False
+
+
+def require_free(path: Path) -> None:
+    """Raise DataError where a picture would replace a file that is none of ours: an image, a run's weights."""
+    if path.exists() and not is_drawn(path):
+        raise DataError(f"--out is {path}, a file that this program did not draw; name another")
+
+
 def draw_looks(path: Path, looks: Looks, title: str) -> None:
     """Draw the image, and once more for each word, bright where the word looks, as a PNG. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -168,5 +187,5 @@ def draw_looks(path: Path, looks: Looks, title: str) -> None:
             axes.imshow(picture[1], interpolation="nearest")
             axes.set_title(picture[0], fontsize=9, parse_math=False)
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
+    figure.savefig(drawn, format="png", metadata={"Software": _SOFTWARE})
     atomic_write(path, drawn.getvalue())

@@ -267,9 +267,10 @@ def ask(run: str, image: str, question: str, out: Path) -> None:
     \b
     tinyvit ask runs/vqa shape.png "what color is the circle?"
     """
-    from .ask import ask
+    from .ask import ask, require_free
     from .runs import load_run
 
+    require_free(out)
     answer, probability, looks = ask(load_run(run), image, question)
     _draw(out, looks, f"{question}  {answer}")
     click.echo(f"{answer}\t{probability:.4f}")
@@ -287,9 +288,10 @@ def caption(run: str, image: str, out: Path) -> None:
     \b
     tinyvit caption runs/caption scene.png
     """
-    from .ask import caption
+    from .ask import caption, require_free
     from .runs import load_run
 
+    require_free(out)
     text, looks = caption(load_run(run), image)
     _draw(out, looks, text)
     click.echo(text)
@@ -308,9 +310,10 @@ def retrieve(run: str, folder: str, text: str, out: Path) -> None:
     \b
     tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
     """
-    from .ask import retrieve
+    from .ask import require_free, retrieve
     from .runs import load_run
 
+    require_free(out)
     found, looks = retrieve(load_run(run), folder, text)
     _draw(out, looks, text)
     for path, cosine in found[:10]:

@@ -98,8 +98,10 @@ def take_encoders(model: Module, data: DataSpec, recipe: Recipe) -> None:
     for name in common:
         state = theirs[name].state_dict()
         taken = {key: value for key, value in state.items() if not key.startswith(_OF_THE_TASK)}
-        if not taken.keys() & own[name].state_dict().keys():
-            raise RunError(f"task.start_from: the {name} encoder of {run} is of another kind")
+        wanted = {key for key in own[name].state_dict() if not key.startswith(_OF_THE_TASK)}
+        if wanted != taken.keys():
+            key = min(wanted ^ taken.keys())
+            raise RunError(f"task.start_from: the {name} encoder of {run} is of another form: only one has {key}")
         try:
             own[name].load_state_dict(taken, strict=False)
         except ValueError as error:

@@ -21,6 +21,7 @@ class Answer(Task):
     """
 
     samples = "questions"
+    datasets = ("easy-vqa", "scenes-questions")
 
     def build(self, data: DataSpec) -> VQA:
         model, text = self.recipe.model, self.text_options()

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..autograd import Tensor
 from ..data import Batch, Dataset, TextDataset, Tokenizer, load_texts
+from ..data.texts import TEXT_DATASETS
 from ..errors import RecipeError
 from ..models import ViT
 from ..nn import Module, initialize_conv
@@ -84,6 +85,7 @@ class Task:
     """One kind of thing to learn; the recipe says how."""
 
     samples = "images"  # what the loader gives, in the plural
+    datasets: tuple[str, ...] = tuple(TEXT_DATASETS)  # those with texts that can be learnt from
     # Why a step is no CUDA graph; empty where a loss needs nothing but images and labels, of one shape in all batches.
     why_no_graph = "texts are cut to the longest of their batch, so its shape changes"
 
@@ -95,6 +97,9 @@ class Task:
         data = self.recipe.data
         if data.image_size:
             raise RecipeError(f"data.image_size is {data.image_size}; {data.name} has images of a size of their own")
+        if data.name not in self.datasets:
+            kind, known = self.recipe.task.kind, " or ".join(self.datasets)
+            raise RecipeError(f"data.name is {data.name!r}; a run of the kind {kind!r} learns from {known}")
         return load_texts(data.name, split)
 
     def learn_from(self, train: AnyDataset) -> None:

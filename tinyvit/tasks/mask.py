@@ -1,5 +1,6 @@
 """Learning without labels, from what is hidden."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,6 +52,8 @@ class Mask(Task):
         if self._hides("patches") and len(data.shape) != 3:
             raise RecipeError(f"task.hide is {self.recipe.task.hide!r}; patches are hidden of images, not of videos")
         vision = self.vision(data) if self._hides("patches") else None
+        if vision is not None and math.prod(vision.patch_embed.grid) < 2:
+            raise RecipeError(f"model.patch_size is {model.patch_size}; of the one patch none can be hidden")
         text = None
         if self._hides("words"):
             text = TextEncoder(len(data.words), max_length=data.lengths[0], **self.text_options())

@@ -8,6 +8,7 @@ import numpy as np
 from .. import functional as F
 from ..autograd import Tensor, no_grad
 from ..data import Batch
+from ..errors import RecipeError
 from ..models import TextEncoder, TwoTowers
 from ..nn import Module
 from .base import DataSpec, Found, Task, batches, evaluating, nothing
@@ -21,8 +22,11 @@ class Retrieve(Task):
     """
 
     samples = "pairs"
+    datasets = ("scenes-captions",)
 
     def build(self, data: DataSpec) -> TwoTowers:
+        if self.recipe.data.batch_size < 2:
+            raise RecipeError("data.batch_size is 1; a pair is told from others, so there must be at least 2")
         text = TextEncoder(len(data.words), max_length=data.lengths[0], **self.text_options())
         return TwoTowers(self.vision(data), text, self.recipe.model.dim)
 
@@ -53,5 +57,8 @@ class Retrieve(Task):
 
 
 def recall(scores: np.ndarray, k: int) -> float:
-    """The share of rows of `scores` (n, n) in which fewer than k others score as much as the one on the diagonal."""
-    return float((((scores >= np.diag(scores)[:, None]).sum(axis=1) - 1) < k).mean())
+    """The share of rows of `scores` (n, n) in which fewer than k others score as much as the one on the diagonal.
+
+    Where there is a NaN, nothing is found.
+    """
+    return float((((~(scores < np.diag(scores)[:, None])).sum(axis=1) - 1) < k).mean())

@@ -83,6 +83,7 @@ class Translate(Write):
     """A text for a text: an encoder-decoder with `model.depth` blocks on either side."""
 
     samples = "texts"
+    datasets = ("reverse",)
 
     def build(self, data: DataSpec) -> EncoderDecoder:
         options = self.text_options() | {"depth": self.recipe.model.depth}
@@ -94,6 +95,8 @@ class Translate(Write):
 
 class Caption(Write):
     """A text for an image: a ViT and a decoder with `task.text_depth` blocks."""
+
+    datasets = ("scenes-captions",)
 
     def build(self, data: DataSpec) -> Captioner:
         decoder = TextDecoder(len(data.words), max_length=data.lengths[1], **self.text_options())
