@@ -14,6 +14,7 @@ from tinyvit.kernels import registry
 from trial import Trial, applied, comparable, unmodified
 
 import tinyvit as tv
+import tinyvit.functional as F
 from tinyvit.autograd import Op, Tensor
 
 SPECS = [spec for spec in registry.SPECS if spec.technology == "numba"]
@@ -120,3 +121,13 @@ def test_fused_gradients_agree_with_finite_differences(op: type[Op], choice: str
 
         with tv.use_kernels(choice):
             tv.gradcheck(function, [Tensor(x, True) for x in sample.inputs if x is not None], atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("choice", ["numba:v1", "numba:v2"])
+def test_layer_norm_of_rows_far_from_zero(choice: str) -> None:
+    x = (1000 + np.random.default_rng(0).normal(size=(5, 64))).astype(np.float32)
+    with tv.use_kernels(choice):
+        y = F.layer_norm(tv.tensor(x), tv.tensor(np.ones(64, np.float32)), tv.tensor(np.zeros(64, np.float32))).numpy()
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(axis=1, keepdims=True)) / exact.std(axis=1, keepdims=True)
+    np.testing.assert_allclose(y, exact, atol=1e-3)
