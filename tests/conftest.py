@@ -93,3 +93,18 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     subject = study_run()
     path.write_text(page_of(subject.trace, about(subject)), "utf-8")
     return subject.trace, path
+
+
+@pytest.fixture
+def few_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few scenes, and a folder to train in."""
+    from tiny_run import isolate
+
+    from tinyvit.data import scenes
+
+    monkeypatch.setattr(scenes, "TRAIN_SCENES", 40)
+    monkeypatch.setattr(scenes, "TEST_SCENES", 12)
+    scenes.of_split.cache_clear()
+    isolate(tmp_path, monkeypatch)
+    yield
+    scenes.of_split.cache_clear()

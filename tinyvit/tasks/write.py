@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..autograd import Tensor, no_grad, tensor
+from ..autograd import Tensor, no_grad
 from ..data import Batch
 from ..data.tokenizer import PAD, SPECIAL
 from ..models import Captioner, EncoderDecoder, TextDecoder, greedy
 from ..nn import Module
+from ..nn.module import beside
 from .base import DataSpec, Found, Task, batches, by_kind, evaluating, nothing
 
 
@@ -40,7 +41,7 @@ class Write(Task):
         before, smoothing = batch.labels[:, :-1], self.recipe.train.label_smoothing
         logits = model(self.source(batch), before)
         if self.prior is not None:
-            logits = logits + tensor(self.prior[before], dtype=logits.dtype, device=logits.device)
+            logits = logits + beside(self.prior[before].astype(logits.dtype), logits)
         mean = F.cross_entropy(logits, batch.labels[:, 1:], ignore_index=PAD, label_smoothing=smoothing)
         return mean * len(batch.labels)
 
