@@ -243,8 +243,16 @@ def study(
 
 # Images and texts ---------------------------------------------------------------------------------------------------
 
+
+def _free(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
+    from .ask import require_free
+
+    require_free(path)
+    return path
+
+
 _picture = click.option("--out", metavar="FILE", type=Path, default=Path("attention.png"), show_default=True,
-                        help="The picture of where each word looks.")  # fmt: skip
+                        callback=_free, help="The picture of where each word looks.")  # fmt: skip
 
 
 def _draw(out: Path, looks: Any, title: str) -> None:
@@ -267,10 +275,9 @@ def ask(run: str, image: str, question: str, out: Path) -> None:
     \b
     tinyvit ask runs/vqa shape.png "what color is the circle?"
     """
-    from .ask import ask, require_free
+    from .ask import ask
     from .runs import load_run
 
-    require_free(out)
     answer, probability, looks = ask(load_run(run), image, question)
     _draw(out, looks, f"{question}  {answer}")
     click.echo(f"{answer}\t{probability:.4f}")
@@ -288,10 +295,9 @@ def caption(run: str, image: str, out: Path) -> None:
     \b
     tinyvit caption runs/caption scene.png
     """
-    from .ask import caption, require_free
+    from .ask import caption
     from .runs import load_run
 
-    require_free(out)
     text, looks = caption(load_run(run), image)
     _draw(out, looks, text)
     click.echo(text)
@@ -310,10 +316,9 @@ def retrieve(run: str, folder: str, text: str, out: Path) -> None:
     \b
     tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
     """
-    from .ask import require_free, retrieve
+    from .ask import retrieve
     from .runs import load_run
 
-    require_free(out)
     found, looks = retrieve(load_run(run), folder, text)
     _draw(out, looks, text)
     for path, cosine in found[:10]:
