@@ -144,8 +144,8 @@ SPECS: tuple[KernelSpec, ...] = (
     _numba("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
     _numba(
         *("add_layer_norm", "layer_norm"),
-        residuals=("mean", "rstd"),
-        keeps=("sum", "weight", "mean", "rstd"),
+        residuals=("mean", "rstd", "branch_dtype"),
+        keeps=("sum", "weight", "mean", "rstd", "branch_dtype"),
         versions=2,
         forward="add_forward",
         backward="add_backward",

@@ -64,8 +64,9 @@ class _Adapter:
         met = {x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in _MIXED}
         if not met:
             return inputs
-        if op.takes_masters and self.dtype == DTYPES["bfloat16"] and _is_on_cpu(inputs[0]):
-            return [_narrowed(inputs[0], self.dtype), *inputs[1:]]  # the operation rounds its parameters itself
+        if op.mixes and self.dtype == DTYPES["bfloat16"] and _is_on_cpu(inputs[0]):
+            # The first says what is computed in; the operation rounds, or widens, the others itself.
+            return [_narrowed(inputs[0], self.dtype if op.name in NARROW else DTYPES["float32"]), *inputs[1:]]
         if op.name in NARROW:
             dtype = self.dtype
         elif op.name in WIDE or len(met) > 1:

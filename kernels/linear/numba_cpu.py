@@ -4,28 +4,30 @@
 |---------|---------------------------------------------------------------------------------------------------------|
 | v1      | a loop of dot products, one for each output                                                             |
 | v2      | register tiles (`microkernel`) over panels of W that are packed once; bias and GELU are applied to rows |
-|         | that are still in the cache; dW in tiles of its own, each summed over all rows by one thread            |
+|         | that are still in the cache; dW in tiles of its own, in parts of the rows that are then added up        |
 
-x (R, K), W (N, K), b (N,), y (R, N), the leading axes of x flattened into R. The sums of dW and db run over blocks of
-`DEPTH` rows, so that rounding errors do not grow with R. What is bfloat16 is multiplied in pairs (`operands`), and all
-sums are float32.
+x (R, K), W (N, K), b (N,), y (R, N), the leading axes of x flattened into R. The sums of dW and db run over parts and
+blocks of the rows, so that rounding errors do not grow with R; how they are cut depends on shapes alone. What is
+bfloat16 is multiplied in pairs (`operands`), and all sums are float32.
 """
 
 import numpy as np
 
 from .. import threads as pool
 from ..arrays import as_matrix, dense, rows_of
-from ..bfloat16 import bits, float_like, real, rounded, settle, sum_dtype, widened
+from ..bfloat16 import bits, real, rounded, sum_dtype, widened
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..cast.numba_cpu import forward as cast
 from ..compiler import body, entry
 from ..threads import parallel
 from ..vector_loops import as_row, transpose
 from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
-from .operands import depth_of, left_rows, operand, operand_dtype, stacked
+from .operands import AT_ONCE, depth_of, left_rows, operand, operand_dtype, stack, stacked
 
 BLOCK = 8 * ROWS[0]  # rows that pass by all panels together: their part of x and y stays in the second-level cache
-DEPTH = 384  # rows of x and dy taken together in dW = dy^T x
+DEPTH = 192  # rows of operands taken together in dW = dy^T x
+WIDTH, TILE_BYTES = 1536, 320 * 1024  # what a tile of dW has at most: bytes of a row, and in all
+TASKS, ROWS_AT_LEAST = 8, 64  # tiles, times parts of the rows, to share out; rows of such a part
 _SERIAL = 250_000  # multiply-adds, and
 _ALONE = 30_000  # elements to pack, below which sharing the work costs more than it saves
 
@@ -93,11 +95,7 @@ def _pack_chunk(chunk, chunks, weight, transposed, panels):
         if transposed:
             transpose(operand(weight[start : start + columns]), panels.dtype.type(1), panel)
         else:
-            rows = stacked(weight[:, start : start + columns])
-            for k in range(depth):
-                source, target = as_row(rows, k), panel[k]
-                for j in range(columns):
-                    target[j] = source[j]
+            stack(weight[:, start : start + columns], panel)
         for k in range(depth):
             for j in range(columns, width):
                 panel[k, j] = zero
@@ -134,30 +132,38 @@ def _product_chunk(chunk, chunks, dy, pre, dpre, panels, dx, mode):
 
 
 @body
-def _weight_chunk(chunk, chunks, dpre, x, dweight, dbias, height, width):
-    """A tile of dW = dpre^T x, `height` rows and `width` columns, and the part of db that belongs to its rows."""
-    across = max(1, -(-x.shape[1] // width))
-    i, j = chunk // across * height, chunk % across * width
-    place = dweight[i : i + height, j : j + width]
-    target = float_like(place)
+def _weight_chunk(chunk, chunks, dpre, x, dweights, dbiases, panels, height, width):
+    """A tile of dpre^T x, `height` rows and `width` columns, of one part of the rows of both; and that part of db."""
+    parts, _, k = dweights.shape
+    part, tile, across = chunk % parts, chunk // parts, max(1, -(-k // width))
+    i, j = tile // across * height, tile % across * width
+    target, dbias = dweights[part, i : i + height, j : j + width], dbiases[part, i : i + height]
+    target[:] = dbias.dtype.type(0)
     if j == 0:
-        dbias[i : i + height] = dbias.dtype.type(0)
-    if x.shape[0] == 0:
-        target[:] = dbias.dtype.type(0)
-    part = np.empty_like(dbias[i : i + height])
-    for r in range(0, x.shape[0], DEPTH):
-        rows = dpre[r : r + DEPTH, i : i + target.shape[0]]
-        multiply(stacked(rows).T, stacked(x[r : r + DEPTH, j : j + target.shape[1]]), target, r > 0)
+        dbias[:] = dbias.dtype.type(0)
+    rows, columns = target.shape
+    left, right = np.empty((DEPTH, rows), panels.dtype), np.empty((DEPTH, columns), panels.dtype)
+    sums = np.empty_like(dbias)
+    step = DEPTH * AT_ONCE if x.itemsize == 2 else DEPTH
+    start, stop = x.shape[0] * part // parts, x.shape[0] * (part + 1) // parts
+    for r in range(start, stop, step):
+        given = dpre[r : min(r + step, stop), i : i + rows]
+        depth = stack(x[r : min(r + step, stop), j : j + columns], right)
+        multiply(stacked(given, left).T, right[:depth], target, True)
         if j == 0:
-            _add_columns(rows, part, dbias[i : i + height])
-    settle(target, place)
+            _add_columns(given, sums, dbias)
 
 
 @body
 def _add_columns(rows, part, total):
     """total += the sum of `rows` over its first axis."""
     part[:] = part.dtype.type(0)
-    for i in range(rows.shape[0]):
+    whole = rows.shape[0] // 4 * 4
+    for i in range(0, whole, 4):
+        a, b, c, d = as_row(rows, i), as_row(rows, i + 1), as_row(rows, i + 2), as_row(rows, i + 3)
+        for j in range(part.size):
+            part[j] += (widened(a[j]) + widened(b[j])) + (widened(c[j]) + widened(d[j]))
+    for i in range(whole, rows.shape[0]):
         row = as_row(rows, i)
         for j in range(part.size):
             part[j] += widened(row[j])
@@ -166,18 +172,40 @@ def _add_columns(rows, part, total):
 
 
 @body
-def _weight_tile(rows, columns, itemsize):
-    """Height and width of the tiles that dW is cut into: as large as the cache likes, but enough of them to share."""
-    height, width = 8 * ROWS[0], 8 * PANEL_BYTES // itemsize
-    while -(-rows // height) * -(-columns // width) < 6 and height * width > 32 * ROWS[0] * ROWS[0]:
-        if height >= width:
-            height = height // 2
-        else:
-            width = width // 2
-    down, across = max(1, -(-rows // height)), max(1, -(-columns // width))
-    if down > 1 and down * across % 2 == 1:  # so that two threads have as much to do
-        down += 1
-    return max(1, -(-rows // (down * ROWS[0]))) * ROWS[0], width
+def _sum_chunk(chunk, chunks, dweights, dbiases, dweight, dbias):
+    """Some rows of dW and db: the sums of their parts."""
+    parts, n, _ = dweights.shape
+    for i in range(n * chunk // chunks, n * (chunk + 1) // chunks):
+        total, out = dweights[0, i], dweight[i]
+        for part in range(1, parts):
+            more = dweights[part, i]
+            for j in range(total.size):
+                total[j] += more[j]
+        for j in range(total.size):
+            out[j] = rounded(total[j], out)
+        dbias[i] = np.sum(dbiases[:, i])
+
+
+@body
+def _even_part(size, most, unit):
+    """What each part of `size` has, cut evenly into parts of at most `most`: a multiple of `unit`."""
+    parts = max(1, -(-size // most))
+    return max(1, -(-size // (parts * unit))) * unit
+
+
+@body
+def _cut(rows, n, k, itemsize):
+    """Height and width of the tiles of dW (N, K), and the number of parts of R rows that are summed by themselves.
+
+    The larger a tile, the fewer times is each number of dy and x read; its sums stay in the second-level cache.
+    """
+    width = _even_part(k, WIDTH // itemsize, PANEL_BYTES // itemsize)
+    height = _even_part(n, max(1, TILE_BYTES // (width * itemsize)), ROWS[0])
+    tiles = max(1, -(-n // height)) * max(1, -(-k // width))
+    parts = max(1, min(-(-TASKS // tiles), rows // ROWS_AT_LEAST))
+    if parts > 1 and parts * tiles % 2 == 1:  # so that two threads have as much to do
+        parts += 1
+    return height, width, parts
 
 
 @entry
@@ -194,10 +222,12 @@ def _backward_2(dy, pre, dpre, x, weight, panels, dx, dweight, dbias, mode, want
         parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, False, panels))
         parallel(_product_chunk, -(-dy.shape[0] // BLOCK), team, (dy, pre, dpre, panels, dx, mode))
     if wants_dweight:
-        n, depth = dweight.shape
-        height, width = _weight_tile(n, depth, dbias.itemsize)
-        tiles = -(-n // height) * max(1, -(-depth // width))  # without columns there still is db
-        parallel(_weight_chunk, tiles, team, (dpre, x, dweight, dbias, height, width))
+        n, k = dweight.shape
+        height, width, parts = _cut(x.shape[0], n, k, dbias.itemsize)
+        dweights, dbiases = np.empty((parts, n, k), dbias.dtype), np.empty((parts, n), dbias.dtype)
+        tiles = -(-n // height) * max(1, -(-k // width))  # without columns there still is db
+        parallel(_weight_chunk, tiles * parts, team, (dpre, x, dweights, dbiases, panels, height, width))
+        parallel(_sum_chunk, min(n, 8), team, (dweights, dbiases, dweight, dbias))
 
 
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}

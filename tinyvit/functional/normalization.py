@@ -70,6 +70,7 @@ class AddLayerNorm(Op):
     saves = ("sum", "weight")
     outputs = ("sum", "y")
     kernel = "add_layer_norm"
+    mixes = True
 
     @staticmethod
     def forward(xp, x, residual, weight, bias, *, eps=1e-5, y_dtype=None):
@@ -114,7 +115,7 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """The residual sum x + residual and its layer norm, in one operation: (..., C), (..., C) -> (sum, y).
 
-    `narrow` is about y, as in `layer_norm`.
+    `narrow` is about y, as in `layer_norm`. On a CPU the residual may be bfloat16 beside x of float32.
     """
     if x.shape != residual.shape:
         raise ValueError(f"add_layer_norm: x has shape {x.shape} and residual {residual.shape}; they must be equal")
