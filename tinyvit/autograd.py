@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 import numpy as np
 
 from . import backend, dispatch
-from .backend import Array
+from .backend import BFLOAT16, Array
 
 # What `backward` computes with when the gradients themselves must be differentiable: `tinyvit.functional`, put here by
 # itself, since it has every function of a Namespace, but on tensors and recorded on the tape.
@@ -482,7 +482,7 @@ class Op:
             grads = self.backward(backend.namespace_of(next(g for g in outputs if g is not None)), *outputs)
         if type(grads) is not tuple:
             grads = (grads,)
-        if not create_graph and (self.floating.itemsize == 2 or (self.mixes and backend.BFLOAT16 in self.dtypes)):
+        if not create_graph and (self.floating.itemsize == 2 or (self.mixes and BFLOAT16 in self.dtypes)):
             pairs = zip(grads, self.dtypes, strict=True)
             grads = tuple(g if g is None else _unpromoted(g, dtype) for g, dtype in pairs)
         for shape, need, gradient in zip(self.shapes, self.needs, grads, strict=True):
@@ -564,9 +564,10 @@ def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
         if isinstance(x, Tensor):
             x = x.data
             if x.dtype is not dtype:
-                if dtype is not None or x.dtype.kind not in "fV":  # V: bfloat16
+                if dtype is None and x.dtype.kind in "fV":  # V: bfloat16
+                    dtype = x.dtype
+                elif not (cls.mixes and _may_mix(x, dtype)):
                     return _mixed_arrays(cls, inputs)
-                dtype = x.dtype
         elif x is not None:
             return _mixed_arrays(cls, inputs)
         arrays.append(x)
@@ -606,8 +607,9 @@ def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]
 
 
 def _may_mix(x: Any, dtype: Any) -> bool:
-    """Whether x is float32 and `dtype` bfloat16, or the other way round."""
-    return type(x) is np.ndarray and {x.dtype.name, dtype.name} == {"float32", "bfloat16"}
+    """Whether x is on the CPU, and float32 where `dtype` is bfloat16, or the other way round."""
+    narrow, wide = (x.dtype, dtype) if x.dtype == BFLOAT16 else (dtype, x.dtype)
+    return type(x) is np.ndarray and narrow == BFLOAT16 and wide == np.float32
 
 
 def _finished(result: Any, dtype: Any) -> Array:

@@ -11,6 +11,8 @@ blocks of the rows, so that rounding errors do not grow with R; how they are cut
 bfloat16 is multiplied in pairs (`operands`), and all sums are float32.
 """
 
+from functools import cache
+
 import numpy as np
 
 from .. import threads as pool
@@ -236,6 +238,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 # Launchers ----------------------------------------------------------------------------------------------------------
 
 
+@cache
 def _tiles_ready(dtype):
     """Have the tiles for inputs of this dtype at hand: those that give an output, and those that give dW."""
     ready(operand_dtype(dtype), bits(np.empty(0, dtype)).dtype)

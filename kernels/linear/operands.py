@@ -40,7 +40,7 @@ def left_rows(x):
     if x.shape[1] % 2:
         x = np.concatenate([x, np.zeros((x.shape[0], 1), x.dtype)], axis=1)
     x = dense(x)
-    return bits(x if x.ctypes.data % 4 == 0 else x.copy())
+    return bits(x if x.__array_interface__["data"][0] % 4 == 0 else x.copy())
 
 
 # Compiled code ------------------------------------------------------------------------------------------------------
