@@ -141,6 +141,15 @@ SPECS: tuple[KernelSpec, ...] = (
         backward="gelu_backward",
         is_slower=_blas_is_faster,
     ),
+    _numba(
+        *("linear_add_layer_norm", "linear"),
+        residuals=("mean", "rstd"),
+        keeps=("x", "weight", "sum", "norm_weight", "mean", "rstd"),
+        versions=2,
+        forward="norm_forward",
+        backward="norm_backward",
+        is_slower=_blas_is_faster,
+    ),
     _numba("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
     _numba(
         *("add_layer_norm", "layer_norm"),

@@ -68,27 +68,36 @@ def _chunk_count(rows):
 
 
 @body
+def normalize_row(row, weight, bias, out, eps):
+    """out = the layer norm of a row; its mean and rstd."""
+    real = row.dtype.type
+    m, q, share = real(0), real(0), real(1) / real(row.size)
+    for j in range(row.size):
+        m += row[j]
+    m *= share
+    for j in range(row.size):
+        d = row[j] - m
+        q += d * d
+    r = real(1) / np.sqrt(q * share + eps)
+    for j in range(row.size):
+        out[j] = rounded((row[j] - m) * r * weight[j] + bias[j], out)
+    return m, r
+
+
+@body
+def add_rows(left, right, total):
+    """The residual sum of two rows; the second may be bfloat16."""
+    for j in range(total.size):
+        total[j] = left[j] + widened(right[j])
+
+
+@body
 def _forward_chunk(chunk, chunks, x, residual, weight, bias, total, y, mean, rstd, eps, add):
-    rows, columns = x.shape
-    real = x.dtype.type
-    zero, share = real(0), real(1) / real(columns)
+    rows = x.shape[0]
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
-        row, out = total[i], y[i]
         if add:
-            left, right = x[i], residual[i]
-            for j in range(columns):
-                row[j] = left[j] + widened(right[j])
-        m, q = zero, zero
-        for j in range(columns):
-            m += row[j]
-        m *= share
-        for j in range(columns):
-            d = row[j] - m
-            q += d * d
-        r = real(1) / np.sqrt(q * share + eps)
-        mean[i], rstd[i] = m, r
-        for j in range(columns):
-            out[j] = rounded((row[j] - m) * r * weight[j] + bias[j], out)
+            add_rows(x[i], residual[i], total[i])
+        mean[i], rstd[i] = normalize_row(total[i], weight, bias, y[i], eps)
 
 
 @entry

@@ -1,4 +1,4 @@
-"""The affine map of a layer, y = x W^T + b, alone or with a GELU after it, forward and backward.
+"""The affine map of a layer, y = x W^T + b; alone, with a GELU after it, or with a residual sum and layer norm.
 
 | version | what it changes, and gains                                                                              |
 |---------|---------------------------------------------------------------------------------------------------------|
@@ -21,6 +21,7 @@ from ..bfloat16 import bits, real, rounded, sum_dtype, widened
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..cast.numba_cpu import forward as cast
 from ..compiler import body, entry
+from ..layer_norm.numba_cpu import add_backward, add_rows, normalize_row
 from ..threads import parallel
 from ..vector_loops import as_row, transpose
 from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
@@ -33,14 +34,14 @@ TASKS, ROWS_AT_LEAST = 8, 64  # tiles, times parts of the rows, to share out; ro
 _SERIAL = 250_000  # multiply-adds, and
 _ALONE = 30_000  # elements to pack, below which sharing the work costs more than it saves
 
-LINEAR, GELU, GELU_TANH = 0, 1, 2  # what follows the affine map
+LINEAR, GELU, GELU_TANH, NORM = 0, 1, 2, 3  # what follows the affine map
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
 
 @body
-def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode):
+def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode, residual, stream, gain, shift, mean, rstd, eps):
     """Some rows of y."""
     rows, depth = x.shape
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
@@ -49,13 +50,17 @@ def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode):
             for k in range(depth):
                 total += widened(x[i, k]) * widened(weight[j, k])
             y[i, j] = rounded(total, y)
-        if mode != LINEAR:
+        if mode == NORM:
+            add_rows(residual[i], y[i], stream[i])
+            mean[i], rstd[i] = normalize_row(stream[i], gain, shift, out[i], eps)
+        elif mode != LINEAR:
             gelu_row(y[i], out[i], mode == GELU_TANH)
 
 
 @entry
-def _forward_1(x, weight, panels, bias, y, out, mode, team):
-    parallel(_forward_chunk_1, min(x.shape[0], 16), team, (x, weight, bias, y, out, mode))
+def _forward_1(x, weight, panels, bias, y, out, mode, team, residual, stream, gain, shift, mean, rstd, eps):
+    given = (x, weight, bias, y, out, mode, residual, stream, gain, shift, mean, rstd, eps)
+    parallel(_forward_chunk_1, min(x.shape[0], 16), team, given)
 
 
 @entry
@@ -104,17 +109,23 @@ def _pack_chunk(chunk, chunks, weight, transposed, panels):
 
 
 @body
-def _forward_chunk_2(chunk, chunks, x, panels, bias, y, out, mode, groups):
-    """One block of rows and one group of panels."""
+def _forward_chunk_2(
+    chunk, chunks, x, panels, bias, y, out, mode, each, groups, residual, stream, gain, shift, mean, rstd, eps
+):
+    """One block of rows, `each` of them, and one group of panels."""
     n, width = y.shape[1], panels.shape[2]
     block, group = chunk // groups, chunk % groups
-    start, stop = block * BLOCK, min(block * BLOCK + BLOCK, x.shape[0])
+    start, stop = block * each, min(block * each + each, x.shape[0])
     first, last = panels.shape[0] * group // groups, panels.shape[0] * (group + 1) // groups
     rows = operand(x[start:stop])
     for p in range(first, last):
         j = p * width
         multiply_add(rows, panels[p], bias[j : j + width], y[start:stop, j : min(j + width, n)])
-    if mode != LINEAR:
+    if mode == NORM:
+        for i in range(start, stop):
+            add_rows(residual[i], y[i], stream[i])
+            mean[i], rstd[i] = normalize_row(stream[i], gain, shift, out[i], eps)
+    elif mode != LINEAR:
         for i in range(start, stop):
             begin, end = first * width, min(last * width, n)
             gelu_row(y[i, begin:end], out[i, begin:end], mode == GELU_TANH)
@@ -211,11 +222,15 @@ def _cut(rows, n, k, itemsize):
 
 
 @entry
-def _forward_2(x, weight, panels, bias, y, out, mode, team):
-    blocks = -(-x.shape[0] // BLOCK)
-    groups = max(1, min(panels.shape[0], 8 // max(blocks, 1)))
+def _forward_2(x, weight, panels, bias, y, out, mode, team, residual, stream, gain, shift, mean, rstd, eps):
+    rows, each, groups = x.shape[0], BLOCK, 1
+    if mode == NORM:  # which needs whole rows
+        each = min(BLOCK, _even_part(rows, max(1, -(-rows // TASKS)), ROWS[0]))
+    else:
+        groups = max(1, min(panels.shape[0], TASKS // max(-(-rows // BLOCK), 1)))
     parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, True, panels))
-    parallel(_forward_chunk_2, blocks * groups, team, (x, panels, bias, y, out, mode, groups))
+    given = (x, panels, bias, y, out, mode, each, groups, residual, stream, gain, shift, mean, rstd, eps)
+    parallel(_forward_chunk_2, -(-rows // each) * groups, team, given)
 
 
 @entry
@@ -260,17 +275,25 @@ def _new_panels(columns, depth, dtype):
     return np.empty((-(-columns // width), depth, width), dtype)
 
 
-def _launch_forward(x, weight, bias, mode, version):
+@cache
+def _no_norm(dtype):
+    """What stands for the arguments of a layer norm where there is none."""
+    row, matrix = np.empty(0, dtype), np.empty((0, 0), dtype)
+    return matrix, matrix, row, row, row, row, dtype.type(0)
+
+
+def _launch_forward(x, weight, bias, mode, version, norm=()):
     _tiles_ready(x.dtype)
     weight = _as_dtype(weight, x.dtype)
     rows, n = left_rows(as_matrix(x)), weight.shape[0]
     y = np.empty((rows.shape[0], n), x.dtype)
-    out = y if mode == LINEAR else np.empty_like(y)
+    out = y if mode in (LINEAR, NORM) else np.empty_like(y)
     sums = sum_dtype(x.dtype)
     bias = np.empty(0, sums) if bias is None else dense(bias.astype(sums, copy=False))
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
     panels = _new_panels(n, x.shape[-1], x.dtype)
-    VERSIONS[version][0](rows, left_rows(weight), panels, bias, bits(y), bits(out), mode, team)
+    norm = norm or _no_norm(sums)
+    VERSIONS[version][0](rows, left_rows(weight), panels, bias, bits(y), bits(out), mode, team, *norm)
     shape = (*x.shape[:-1], n)
     return y.reshape(shape), out.reshape(shape)
 
@@ -312,3 +335,21 @@ def gelu_forward(x, weight, bias, *, approximate="none", version):
 def gelu_backward(dy, h, x, weight, *, approximate="none", needs, version):
     """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
     return _launch_backward(dy, h, x, weight, GELU_TANH if approximate == "tanh" else GELU, needs, version)
+
+
+def norm_forward(residual, x, weight, bias, norm_weight, norm_bias, *, eps=1e-5, version, **rest):
+    """residual (..., N), x (..., K) -> sum = residual + x W^T + b, y = its layer norm (..., N), mean and rstd (...)."""
+    rows = rows_of(residual)
+    stream, (mean, rstd) = np.empty_like(rows), np.empty((2, rows.shape[0]), rows.dtype)
+    norm = rows, stream, dense(norm_weight), dense(norm_bias), mean, rstd, rows.dtype.type(eps)
+    _, y = _launch_forward(x, weight, bias, NORM, version, norm)
+    shape = residual.shape
+    return stream.reshape(shape), y, mean.reshape(shape[:-1]), rstd.reshape(shape[:-1])
+
+
+def norm_backward(dsum, dy, x, weight, sum, norm_weight, mean, rstd, *, eps=1e-5, needs, version, **rest):
+    """dsum and dy (..., N), one of them perhaps None -> the gradients of what `norm_forward` is given, in its order."""
+    given = (dsum, dy, sum, norm_weight, mean, rstd, x.dtype)
+    dresidual, dbranch, dgain, dshift = add_backward(*given, needs=needs[:1], version=version)
+    dx, dweight, dbias = backward(dbranch, x, weight, needs=needs[1:4], version=version)
+    return dresidual, dx, dweight, dbias, dgain, dshift

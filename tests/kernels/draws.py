@@ -203,6 +203,20 @@ def layer_norm(draw: Any, dtype: Any, summands: int = 1) -> Case:
 
 
 @st.composite
+def linear_add_layer_norm(draw: Any, dtype: Any) -> Case:
+    x, weight, bias = draw(linear(dtype)).inputs
+    assert x is not None
+    assert weight is not None
+    columns = weight.shape[0]
+    residual, gain, shift = (draw(arrays(shape, dtype)) for shape in ((*x.shape[:-1], columns), columns, columns))
+    params = {"eps": draw(st.sampled_from([1e-5, 0.1]))}
+    if dtype == "float32" and draw(st.booleans()):
+        params["y_dtype"] = np.dtype(ml_dtypes.bfloat16)
+        x, weight = x.astype(ml_dtypes.bfloat16), weight.astype(ml_dtypes.bfloat16).astype(dtype)
+    return Case((residual, x, weight, bias, gain, shift), params)
+
+
+@st.composite
 def bias_gelu(draw: Any, dtype: Any) -> Case:
     shape = draw(rows_and_columns())
     inputs = draw(arrays(shape, dtype)), draw(arrays(shape[-1:], dtype))
@@ -392,6 +406,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "linear_gelu": linear_gelu,
     "layer_norm": layer_norm,
     "add_layer_norm": lambda dtype: layer_norm(dtype, summands=2),
+    "linear_add_layer_norm": linear_add_layer_norm,
     "bias_gelu": bias_gelu,
     "softmax": softmax,
     "cross_entropy": cross_entropy,
