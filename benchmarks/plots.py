@@ -10,16 +10,19 @@ from .results import CaseResult, Row, Run
 # Colours that can be told apart on white and on black, and markers for eyes that cannot tell them.
 _LOOKS = {
     "tinyvit": ("#2f7de1", "o"),
+    "tinyvit-bf16": ("#74b0ff", "8"),
     "tinyvit-numba": ("#16a5b8", "D"),
     "numpy": ("#8a8a8a", "s"),
     "tinyvit-numpy": ("#6c7a89", "d"),
     "torch": ("#e8590c", "^"),
     "torch-compile": ("#d6336c", "v"),
     "torch-bf16": ("#9a5fd0", "<"),
+    "torch-bf16-compile": ("#6741d9", "h"),
     "jax": ("#37973d", ">"),
+    "jax-bf16": ("#82b366", "H"),
     "autograd": ("#a9762f", "p"),
 }
-_OTHERS = (("#b59f00", "*"), ("#c2255c", "P"), ("#5c7cfa", "X"))  # kernels of users
+_OTHERS = [(c, m) for m in "*PXd" for c in ("#b59f00", "#c2255c", "#5c7cfa")]  # kernels of users, fusions taken apart
 
 _PRINT = ("#222222", "#d4d4d4")  # ink, and faint lines, on white
 _PAGE = ("#123456", "#654321")  # stand for the colours of the page, put in afterwards
