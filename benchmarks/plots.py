@@ -42,7 +42,9 @@ def panels(run: Run) -> list[Panel]:
     found = []
     if cases:
         spread = max(len(_timed_rows(case)) for case in cases)
-        found.append(Panel("Speed", 1.1 + len(cases) * (0.3 + 0.07 * spread), _draw_speed))
+        names = _names(run)
+        height = 0.9 + 0.2 * -(-len(names) // _columns(names)) + len(cases) * (0.3 + 0.07 * spread)
+        found.append(Panel("Speed", height, _draw_speed))
     if cases and run.suite == "attention":
         found.append(Panel("Time against N", 4.4, _draw_time_against_tokens))
     if run.ceilings and any(case.flops and case.bytes for case in cases):
@@ -120,8 +122,13 @@ def _legend(figure: Any, run: Run, names: Sequence[str]) -> None:
         for name in names
         for colour, marker in [look(run, name)]
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=min(len(names), 8), columnspacing=1.2,
+    figure.legend(handles=handles, loc="outside upper right", ncols=_columns(names), columnspacing=1.2,
                   handletextpad=0.2)  # fmt: skip
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many of these names a line of a legend has room for."""
+    return max(1, min(len(names), 130 // (max(map(len, names)) + 4)))
 
 
 def _names(run: Run) -> list[str]:
