@@ -70,23 +70,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
         yield count
 
 
-CHANGES = {
+CHANGES = {  # what is applied less often, and what is instead, casts apart
     ("auto", "linear_bias"): ({"linear with bias"}, {"linear"}),
     ("auto", "linear_gelu"): ({"linear_gelu"}, {"linear", "bias_gelu"}),
     ("auto", "add_layer_norm"): ({"add_layer_norm"}, {"layer_norm"}),
     ("auto", "narrow"): (set(), set()),
     ("auto", "attention"): ({"attention"}, {"softmax"}),
-    ("bf16", "linear_bias"): ({"linear with bias"}, {"linear", "cast"}),
-    ("bf16", "linear_gelu"): ({"linear_gelu"}, {"linear", "bias_gelu", "cast"}),
-    ("bf16", "add_layer_norm"): (
-        {"add_layer_norm", "add_layer_norm narrow"},
-        {"layer_norm", "layer_norm narrow"},
-    ),
-    ("bf16", "narrow"): (
-        {"layer_norm narrow", "add_layer_norm narrow"},
-        {"layer_norm", "add_layer_norm", "cast"},
-    ),
-    ("bf16", "attention"): ({"attention"}, {"softmax", "cast"}),
+    ("bf16", "linear_bias"): ({"linear with bias"}, {"linear"}),
+    ("bf16", "linear_gelu"): ({"linear_gelu"}, {"linear", "bias_gelu"}),
+    ("bf16", "add_layer_norm"): ({"add_layer_norm", "add_layer_norm narrow"}, {"layer_norm", "layer_norm narrow"}),
+    ("bf16", "narrow"): ({"layer_norm narrow", "add_layer_norm narrow"}, {"layer_norm", "add_layer_norm"}),
+    ("bf16", "attention"): ({"attention"}, {"softmax"}),
 }
 
 
@@ -106,7 +100,9 @@ def test_only_one_fusion_is_taken_apart_and_the_results_stay(
     before = Counter(calls)
     calls.clear()
     apart = [run(TakenApart(f"{option} {fusion}"), case, inputs) for case in (STEP, LOGITS)]
-    assert (set(before - calls), set(calls - before)) == CHANGES[option, fusion]
+    gone, come = set(before - calls), set(calls - before)
+    assert (gone, come - {"cast"}) == CHANGES[option, fusion]
+    assert "cast" in come if (option, fusion) == ("bf16", "narrow") else option == "bf16" or "cast" not in come
     rounding = 2.0**-8 if option == "bf16" else 2.0**-21
     for fused_one, apart_one, exact_one in zip(fused, apart, exact, strict=True):
         assert deviation(apart_one, exact_one) <= 2 * deviation(fused_one, exact_one) + rounding
