@@ -70,16 +70,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
         yield count
 
 
+WHOLE, SUM, NARROW = "linear_add_layer_norm", "add_layer_norm", "add_layer_norm narrow"
 CHANGES = {  # what is applied less often, and what is instead, casts apart
     ("auto", "linear_bias"): ({"linear with bias"}, {"linear"}),
     ("auto", "linear_gelu"): ({"linear_gelu"}, {"linear", "bias_gelu"}),
-    ("auto", "add_layer_norm"): ({"add_layer_norm"}, {"layer_norm"}),
-    ("auto", "narrow"): (set(), set()),
+    ("auto", "linear_add_layer_norm"): ({WHOLE}, {"linear with bias", SUM}),
+    ("auto", "add_layer_norm"): ({WHOLE}, {"linear with bias", "layer_norm"}),
+    ("auto", "narrow_branch"): ({WHOLE}, {"linear with bias", SUM}),
+    ("auto", "narrow"): ({WHOLE}, {"linear with bias", SUM}),
     ("auto", "attention"): ({"attention"}, {"softmax"}),
     ("bf16", "linear_bias"): ({"linear with bias"}, {"linear"}),
     ("bf16", "linear_gelu"): ({"linear_gelu"}, {"linear", "bias_gelu"}),
-    ("bf16", "add_layer_norm"): ({"add_layer_norm", "add_layer_norm narrow"}, {"layer_norm", "layer_norm narrow"}),
-    ("bf16", "narrow"): ({"layer_norm narrow", "add_layer_norm narrow"}, {"layer_norm", "add_layer_norm"}),
+    ("bf16", "linear_add_layer_norm"): ({f"{WHOLE} narrow"}, {"linear with bias", NARROW}),
+    ("bf16", "add_layer_norm"): ({f"{WHOLE} narrow", SUM}, {"linear with bias", "layer_norm", "layer_norm narrow"}),
+    ("bf16", "narrow_branch"): ({f"{WHOLE} narrow"}, {"linear with bias", NARROW}),
+    ("bf16", "narrow"): ({f"{WHOLE} narrow", "layer_norm narrow"}, {"linear with bias", SUM, "layer_norm"}),
     ("bf16", "attention"): ({"attention"}, {"softmax"}),
 }
 

@@ -30,6 +30,25 @@ def _add_layer_norm(x: Tensor, residual: Tensor, *parameters: Any) -> tuple[Tens
     return total, layer_norm(total, *parameters)
 
 
+def _after_linear(add: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`linear_add_layer_norm` by a linear map, and `add` for the rest."""
+    return lambda residual, x, weight, bias, *rest: add(residual, linear(x, weight, bias), *rest)
+
+
+def _wide_add_layer_norm(x: Tensor, residual: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
+    return add_layer_norm(x, residual.to(x.dtype), *parameters)
+
+
+def _float32_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: bool) -> Tensor:
+    return layer_norm(x, weight, bias, eps)
+
+
+def _float32_add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: bool
+) -> tuple[Tensor, Tensor]:
+    return add_layer_norm(x, residual, weight, bias, eps)
+
+
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Any, dropout_p: float, is_causal: bool) -> Tensor:
     assert (mask, dropout_p, is_causal) == (None, 0.0, False), "the models of images have none of these"
     with tv.autocast("float32"):  # NumPy multiplies no bfloat16
@@ -41,10 +60,19 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Any, dropout_p: float, is_
 FUSIONS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "linear_bias": {"linear": _linear},
     "linear_gelu": {"linear_gelu": _linear_gelu},
-    "add_layer_norm": {"add_layer_norm": _add_layer_norm},
+    "linear_add_layer_norm": {"linear_add_layer_norm": _after_linear(add_layer_norm)},
+    "add_layer_norm": {
+        "add_layer_norm": _add_layer_norm,
+        "linear_add_layer_norm": _after_linear(_add_layer_norm),
+    },
+    "narrow_branch": {  # what joins the residual stream is cast before
+        "add_layer_norm": _wide_add_layer_norm,
+        "linear_add_layer_norm": _after_linear(_wide_add_layer_norm),
+    },
     "narrow": {  # layer norm gives float32, and a cast follows
-        "layer_norm": lambda x, weight, bias, eps, narrow: layer_norm(x, weight, bias, eps),
-        "add_layer_norm": lambda x, residual, weight, bias, eps, narrow: add_layer_norm(x, residual, weight, bias, eps),
+        "layer_norm": _float32_layer_norm,
+        "add_layer_norm": _float32_add_layer_norm,
+        "linear_add_layer_norm": _after_linear(_float32_add_layer_norm),
     },
     "attention": {"scaled_dot_product_attention": _attention},
 }

@@ -6,7 +6,6 @@ import numpy as np
 
 from .. import autograd, dispatch
 from ..autograd import Op, Tensor
-from ..backend import BFLOAT16
 from .linalg import check_linear, linear
 from .samples import sample
 
@@ -172,24 +171,23 @@ def linear_add_layer_norm(
     Where there is none it is these two operations; what it gives has the same bits.
     """
     check_linear("linear_add_layer_norm", x, weight, bias)
-    if not _is_one_kernel(residual, x, narrow):
+    params = {"eps": eps, **_narrowed(residual, narrow)}
+    if not _is_one_kernel(residual, x, params):
         return add_layer_norm(residual, linear(x, weight, bias), norm_weight, norm_bias, eps, narrow)
     if residual.shape != (*x.shape[:-1], weight.shape[0]):
         raise ValueError(
             f"linear_add_layer_norm: residual has shape {residual.shape}; it must be {(*x.shape[:-1], weight.shape[0])}"
         )
     _check("linear_add_layer_norm", residual, norm_weight, norm_bias)
-    params = {"eps": eps, **_narrowed(residual, narrow)}
     return LinearAddLayerNorm.apply(residual, x, weight, bias, norm_weight, norm_bias, **params)
 
 
-def _is_one_kernel(residual: Tensor, x: Tensor, narrow: bool) -> bool:
+def _is_one_kernel(residual: Tensor, x: Tensor, params: dict[str, Any]) -> bool:
     """Whether a kernel serves linear_add_layer_norm: in one dtype, or with x and y in the bfloat16 of `autocast`."""
-    dtype = getattr(autograd.adapt_inputs, "dtype", residual.dtype)  # what products are computed in
-    mixes = dtype == BFLOAT16 and narrow
-    if x.dtype != dtype or not (mixes or dtype == residual.dtype):
+    product_dtype = getattr(autograd.adapt_inputs, "dtype", residual.dtype)
+    if x.dtype != product_dtype or x.dtype != params.get("y_dtype", residual.dtype):
         return False
-    return dispatch.select(LinearAddLayerNorm, residual.dtype, (residual.data,), {}) is not None
+    return dispatch.select(LinearAddLayerNorm, residual.dtype, (residual.data,), params) is not None
 
 
 def _narrowed(x: Tensor, narrow: bool) -> dict[str, Any]:
