@@ -13,6 +13,7 @@ from . import autograd
 from .autograd import Op, Tensor
 from .backend import BFLOAT16
 from .functional import cast
+from .kernels import two_processes
 from .optim import Optimizer, joint_norm
 
 DTYPES = {
@@ -46,6 +47,7 @@ class autocast:
             raise ValueError(f"autocast: dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
         self._before = autograd.adapt_inputs
         autograd.adapt_inputs = None if dtype == "float32" else _Adapter(DTYPES[dtype])
+        two_processes.expected = dtype if dtype == "bfloat16" else None
 
     def __enter__(self) -> "autocast":
         return self
