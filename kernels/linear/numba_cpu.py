@@ -31,8 +31,8 @@ BLOCK = 8 * ROWS[0]  # rows that pass by all panels together: their part of x an
 DEPTH = 192  # rows of operands taken together in dW = dy^T x
 WIDTH, TILE_BYTES = 1536, 320 * 1024  # what a tile of dW has at most: bytes of a row, and in all
 TASKS, ROWS_AT_LEAST = 8, 64  # tiles, times parts of the rows, to share out; rows of such a part
+PRODUCTS_AT_LEAST = 3_000_000  # multiply-adds of a part, unless there were but one
 _SERIAL = 250_000  # multiply-adds, and
-_PART = 3_000_000  # multiply-adds, at least, of a part of the rows in dW, unless there were but one
 _ALONE = 30_000  # elements to pack, below which sharing the work costs more than it saves
 
 LINEAR, GELU, GELU_TANH, NORM = 0, 1, 2, 3  # what follows the affine map
@@ -216,7 +216,7 @@ def _cut(rows, n, k, itemsize):
     width = _even_part(k, WIDTH // itemsize, PANEL_BYTES // itemsize)
     height = _even_part(n, max(1, TILE_BYTES // (width * itemsize)), ROWS[0])
     tiles = max(1, -(-n // height)) * max(1, -(-k // width))
-    parts = max(1, min(-(-TASKS // tiles), rows // ROWS_AT_LEAST, max(2, rows * n * k // _PART)))
+    parts = max(1, min(-(-TASKS // tiles), rows // ROWS_AT_LEAST, max(2, rows * n * k // PRODUCTS_AT_LEAST)))
     if parts > 1 and parts * tiles % 2 == 1:  # so that two threads have as much to do
         parts += 1
     return height, width, parts

@@ -25,6 +25,7 @@ if config.DISABLE_JIT:
     conv2d.PIXELS, conv2d.PARTS = 8, 2
     max_pool2d.PARTS, max_pool2d.WINDOWS, embedding.COLUMNS = 2, 20, 4
     linear.BLOCK, linear.DEPTH, linear.ROWS_AT_LEAST = 2 * microkernel.ROWS[0], 8, 6
+    linear.PRODUCTS_AT_LEAST = 1
     linear.WIDTH, linear.TILE_BYTES = 2 * microkernel.PANEL_BYTES, 4 * microkernel.ROWS[0] * microkernel.PANEL_BYTES
 
 CHUNK, TILE, CAST = adamw.CHUNK, dropout.TILE, cast.CHUNK
