@@ -157,10 +157,10 @@ def _step(shape: ModelShape, captured: bool) -> Callable[[], Any]:
     if not captured:
         step.reason = "it is timed without"
     for _ in range(5):
-        step(images, labels)
+        step((images, labels))
     if captured and step.reason:
         raise RuntimeError(step.reason)
-    return _bound(step, images, labels)
+    return _bound(step, (images, labels))
 
 
 def _bound(function: Callable[..., Any], *arrays: Any, **settings: Any) -> Callable[[], Any]:
