@@ -185,6 +185,18 @@ def test_rows_that_repeat_are_added_in_one_order() -> None:
     x[np.zeros(0, int)].sum().backward()
 
 
+def test_rows_taken_of_each_matrix_are_added_in_one_order() -> None:
+    x, rows = RNG.standard_normal((2, 4, 3)).astype(np.float32), np.array([[3, 0, 3], [1, 1, 1]])
+    dy, found = RNG.standard_normal((2, 3, 3)).astype(np.float32), []
+    for where in ("cuda", "cpu"):
+        matrices = tv.tensor(x, device=where, requires_grad=True)
+        taken = F.take_rows(matrices, rows)
+        taken.backward(tv.tensor(dy, device=where))
+        found.append((taken.numpy(), matrices.grad.numpy()))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
+
+
 def test_plain_rules_serve_what_no_kernel_can() -> None:
     x = tv.tensor(np.ones((2, 3)), device="cuda")
     w = tv.tensor(np.ones(3), device="cuda")
