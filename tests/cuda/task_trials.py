@@ -76,5 +76,5 @@ def test_batches_filled_to_one_shape_teach_what_cut_ones_teach_on_the_host(name:
     settings = ("epochs=1", "dropout=0", f"train.accumulate={accumulate}")
     _, (found,), _ = run_of(name, "cuda", *settings)
     _, (expected,), _ = run_of(name, "cpu", *settings)
-    assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
-    assert found["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-3)
+    assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
+    assert found["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-2)
