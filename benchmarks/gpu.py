@@ -350,12 +350,14 @@ def tasks(done: set[tuple[str, str, str]]) -> list[Task]:
 
 def run(path: Path, say: Callable[[str], None], minutes: float) -> int:
     """Measure what is not in the file yet, and add it; give the number of contenders that there was no time for."""
+    from tinyvit.checkpoint import atomic_write
+
     # numba.cuda would wait for the device before each launch; here all is on one stream.
     os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
     budget, commit = Budget(minutes), describe_commit()
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     lines = [line for line in lines if line["commit"] != commit or line.get("refused") != LEFT_OUT]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def add(line: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
@@ -367,7 +369,8 @@ def run(path: Path, say: Callable[[str], None], minutes: float) -> int:
     add({"case": "ceilings", "dtype": "", "contender": "", **best})
     done = {(line["case"], line["dtype"], line["contender"]) for line in lines if line["commit"] == commit}
     work, left_out = tasks(done), 0
-    for others, task in zip(range(len(work) - 1, -1, -1), work, strict=True):
+    for number, task in enumerate(work, 1):
+        others = len(work) - number
         clock.limit = budget.share(others + 1)
         try:
             with budget.enforced(0.5 if others else 1.0):  # who never ends takes no more than that

@@ -10,12 +10,12 @@ It shall take less than MINUTES, on 16 cores. This is how long we believe it tak
 | compiling, before all else    | 273 kernels x 0.27 s (measured), by 16 processes, and their start  | 15       |
 | kernel trials                 | 60 tests x 24 + 20 x 6 x 2 + 50 examples x 0.04 s (measured, with- | 90       |
 |                               | out the kernels), loading 200 kernels, 5 s to start                |          |
-| trials of training and tasks  | 44 tests, 60 runs of 8 steps, CuPy compiling 100 kernels of its own| 60 each  |
+| trials of training and tasks  | 56 tests, 60 runs of 8 steps, CuPy compiling 100 kernels of its own| 60 each  |
 | a sanitizer                   | 60 tests x 2 examples x 0.5 s, most of it the tool's               | 60 each  |
 | tests in this process         | 60 runs of 3 steps, 11 kernels by numba-cuda's compiler            | 45       |
 
-What stands below the first line runs side by side: about 2 minutes. What has not ended after MINUTES is ended, and has
-failed; what has passed by then need not run again.
+What stands below the first line runs side by side: about 2 minutes. After MINUTES no test begins, and processes that
+have not ended are ended, and have failed; what has passed by then need not run again.
 """
 
 import importlib
@@ -46,7 +46,7 @@ PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
 SANITIZER = shutil.which("compute-sanitizer", path=PATH)
 TRIALS = ("kernel_trials.py", "primitive_trials.py", "task_trials.py", "training_trials.py")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(60 * MINUTES + 30)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
 
 def _compile_all() -> None:
@@ -65,10 +65,15 @@ class Processes:
     ----------
     names : of TRIALS, what the emulator runs, on the device; of TOOLS, kernels under that tool of the sanitizer.
     folder : for what they print.
+
+    Attributes
+    ----------
+    until : when the time is over.
     """
 
-    def __init__(self, names: list[str], folder: Path, minutes: float) -> None:
-        self._until, self._folder = time.monotonic() + 60 * minutes, folder
+    def __init__(self, names: list[str], folder: Path) -> None:
+        self._folder, self.until = folder, time.monotonic() + 60 * MINUTES
+        _compile_all()
         self._begun = {name: self._begin(name) for name in names if name in TRIALS or SANITIZER}
 
     def _begin(self, name: str) -> "subprocess.Popen[bytes]":
@@ -87,7 +92,7 @@ class Processes:
     def assert_passed(self, name: str) -> None:
         """Wait for one of them."""
         try:
-            status: Any = self._begun[name].wait(max(0.0, self._until - time.monotonic()))
+            status: Any = self._begun[name].wait(max(0.0, self.until - time.monotonic()))
         except subprocess.TimeoutExpired:
             status = f"not ended after {MINUTES} minutes"
         assert status == 0, f"{status}: {(self._folder / name).read_text(errors='replace')[-3000:]}"
@@ -102,12 +107,17 @@ class Processes:
 @pytest.fixture(scope="module", autouse=True)
 def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """Those that the tests of this session will wait for; the other tests run meanwhile."""
-    _compile_all()
     chosen = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     names = [params["process"] for params in chosen if "process" in params]
-    begun = Processes(names, tmp_path_factory.mktemp("said"), MINUTES)
+    begun = Processes(names, tmp_path_factory.mktemp("said"))
     yield begun
     begun.end()
+
+
+@pytest.fixture(autouse=True)
+def in_time(processes: Processes) -> None:
+    if time.monotonic() > processes.until:
+        pytest.fail(f"{MINUTES} minutes are over; start again, and what has passed is left out")
 
 
 def _trained(where: str, precision: str, steps: int = 20) -> tuple[list[float], list[bytes]]:
@@ -154,12 +164,14 @@ def test_the_numba_twins_agree_with_the_raw_kernels() -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.timeout(60 * MINUTES + 30)
 @pytest.mark.parametrize("process", TRIALS)
 def test_trials(process: str, processes: Processes) -> None:
     """What the emulator runs, on the device."""
     processes.assert_passed(process)
 
 
+@pytest.mark.timeout(60 * MINUTES + 30)
 @pytest.mark.parametrize("process", TOOLS)
 def test_compute_sanitizer(process: str, processes: Processes) -> None:
     if SANITIZER is None:
