@@ -60,7 +60,8 @@ class CapturedStep:
         self._places: list[_Batch] = []  # where the graph reads batches
         self._random = like(np.zeros(2, np.uint64), self._bundle.state)
         self._graph: Any = None
-        self._draws = self._runs = 0
+        self._draws = 0
+        self._runs = 0  # of batches that fit there
         self._rows: Any = None  # where the graph has its gradients
         self._held: Any = None  # what the graph writes to and others read
         self.reason: str | None = None
@@ -76,9 +77,9 @@ class CapturedStep:
             fits = self._take(batches)
             if fits and self._graph is None and self.reason is None and self._runs >= WARM_UP:
                 self._capture()
-            self._runs += 1
-            if fits and self._graph is not None:
-                return self._replay()
+            self._runs += fits
+            if fits:
+                return self._step(self._places) if self._graph is None else self._replay()
             there = self._bundle.state
             return self._step([tuple(None if x is None else like(x, there) for x in batch) for batch in batches])
 
@@ -100,6 +101,7 @@ class CapturedStep:
         if self._graph is None and _size(shapes) > _size(_shapes(self._places)):
             empty = namespace_of(self._bundle.state).empty
             self._places = [tuple(None if x is None else empty(x.shape, x.dtype) for x in batch) for batch in batches]
+            self._runs = 0
         if shapes != _shapes(self._places):
             return False
         for places, batch in zip(self._places, batches, strict=True):
