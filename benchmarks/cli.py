@@ -12,6 +12,7 @@ import click
 
 from .cases import SUITES, Case, Suite, select_cases
 from .contenders import PEERS, Spec, select_contenders
+from .contenders.taken_apart import FUSIONS
 from .contenders.user import SIGNATURES
 from .gpu_time import MINUTES as GPU_MINUTES
 from .machine import describe_commit, describe_machine, describe_versions
@@ -59,8 +60,8 @@ _OPTIONS = [
 
 
 def _add_suite(suite: Suite) -> None:
-    def command(kernel: tuple[str, ...] = (), **options: Any) -> None:
-        _run_suite(suite, kernel, **options)
+    def command(kernel: tuple[str, ...] = (), without: tuple[str, ...] | None = None, **options: Any) -> None:
+        _run_suite(suite, kernel, without or (), **options)
 
     decorated: Callable[..., None] = command
     about = f"Benchmark {suite.about}."
@@ -68,6 +69,9 @@ def _add_suite(suite: Suite) -> None:
         about += f"\n\n--kernel adds a function of your own, float32, verified like all others:\n\n\b\n{SIGNATURES}"
         decorated = click.option("--kernel", metavar="MODULE:FUNCTION", multiple=True, help=(
             "Your own kernel; file.py:function works too."))(decorated)  # fmt: skip
+    if suite.name in ("train", "inference"):
+        decorated = click.option("--without", metavar="NAME,...", callback=_names, help=(
+            f"Also tinyvit with one of these fusions taken apart: {', '.join(FUSIONS)}."))(decorated)  # fmt: skip
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     names = ", ".join(dict.fromkeys(case.shape.name for case in suite.cases))
@@ -101,6 +105,7 @@ def _gpu(out: Path, minutes: float) -> None:
 def _run_suite(
     suite: Suite,
     kernels: tuple[str, ...],
+    without: tuple[str, ...],
     peers: tuple[str, ...] | None,
     shapes: tuple[str, ...] | None,
     rounds: int | None,
@@ -111,7 +116,7 @@ def _run_suite(
     out: Path | None,
 ) -> None:
     try:
-        specs = select_contenders(peers, kernels)
+        specs = select_contenders(peers, kernels, without)
         cases = select_cases(suite, shapes or (suite.quick if quick else ()))
     except ValueError as error:
         raise click.UsageError(str(error)) from error

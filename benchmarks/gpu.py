@@ -97,8 +97,8 @@ def _attention(b: int, h: int, n: int, d: int, dtype: str, back: bool) -> list[C
 
     peers = [(f"torch {name.lower()}", _peer("torch", "attention", (b, h, n, d), dtype, back, name)) for name in
              ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")]  # fmt: skip
-    if dtype != "float32" and not back:
-        peers.append(("triton", _peer("triton", "attention", (b, h, n, d), dtype)))
+    if dtype != "float32":
+        peers.append(("triton", _peer("triton", "attention", (b, h, n, d), dtype, back)))
     twins = [("numba-cuda", ours("numba-cuda"))] if dtype == "float32" and n <= 257 else []
     composed = [("composed", ours("numpy"))] if n <= 1024 else []
     return [("raw", ours("cupy")), *twins, *composed, *peers]
@@ -121,9 +121,8 @@ def _rows(rows: int, columns: int, dtype: str, back: bool) -> list[Contender]:
 
     twins = [("numba-cuda", ours("numba-cuda"))] if dtype == "float32" else []
     peers = [("torch", _peer("torch", "layer_norm", rows, columns, dtype, back, False)),
-             ("torch.compile", _peer("torch", "layer_norm", rows, columns, dtype, back, True))]  # fmt: skip
-    if not back:
-        peers.append(("triton", _peer("triton", "layer_norm", rows, columns, dtype)))
+             ("torch.compile", _peer("torch", "layer_norm", rows, columns, dtype, back, True)),
+             ("triton", _peer("triton", "layer_norm", rows, columns, dtype, back))]  # fmt: skip
     return [("raw", ours("cupy")), *twins, ("composed", ours("numpy")), *peers]
 
 

@@ -15,7 +15,7 @@ from .stats import is_quiet, ratios
 
 NOISE = 0.01  # relative standard error of every median ratio at which a case is done
 MIN_ROUNDS = 5
-_PAUSE = 0.05  # seconds between contenders: idle threads of the one before stop spinning
+_PAUSE = 0.15  # seconds between contenders, till the threads of the one before stop spinning: OpenBLAS needs 0.1
 _MOST_CALLS = 10_000  # in a round
 
 Notify = Callable[[str], None]

@@ -10,16 +10,19 @@ from .results import CaseResult, Row, Run
 # Colours that can be told apart on white and on black, and markers for eyes that cannot tell them.
 _LOOKS = {
     "tinyvit": ("#2f7de1", "o"),
+    "tinyvit-bf16": ("#74b0ff", "8"),
     "tinyvit-numba": ("#16a5b8", "D"),
     "numpy": ("#8a8a8a", "s"),
     "tinyvit-numpy": ("#6c7a89", "d"),
     "torch": ("#e8590c", "^"),
     "torch-compile": ("#d6336c", "v"),
     "torch-bf16": ("#9a5fd0", "<"),
+    "torch-bf16-compile": ("#6741d9", "h"),
     "jax": ("#37973d", ">"),
+    "jax-bf16": ("#82b366", "H"),
     "autograd": ("#a9762f", "p"),
 }
-_OTHERS = (("#b59f00", "*"), ("#c2255c", "P"), ("#5c7cfa", "X"))  # kernels of users
+_OTHERS = [(c, m) for m in "*PXd" for c in ("#b59f00", "#c2255c", "#5c7cfa")]  # kernels of users, fusions taken apart
 
 _PRINT = ("#222222", "#d4d4d4")  # ink, and faint lines, on white
 _PAGE = ("#123456", "#654321")  # stand for the colours of the page, put in afterwards
@@ -39,7 +42,9 @@ def panels(run: Run) -> list[Panel]:
     found = []
     if cases:
         spread = max(len(_timed_rows(case)) for case in cases)
-        found.append(Panel("Speed", 1.1 + len(cases) * (0.3 + 0.07 * spread), _draw_speed))
+        names = _names(run)
+        height = 0.9 + 0.2 * -(-len(names) // _columns(names)) + len(cases) * (0.3 + 0.07 * spread)
+        found.append(Panel("Speed", height, _draw_speed))
     if cases and run.suite == "attention":
         found.append(Panel("Time against N", 4.4, _draw_time_against_tokens))
     if run.ceilings and any(case.flops and case.bytes for case in cases):
@@ -117,8 +122,13 @@ def _legend(figure: Any, run: Run, names: Sequence[str]) -> None:
         for name in names
         for colour, marker in [look(run, name)]
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=min(len(names), 8), columnspacing=1.2,
+    figure.legend(handles=handles, loc="outside upper right", ncols=_columns(names), columnspacing=1.2,
                   handletextpad=0.2)  # fmt: skip
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many of these names a line of a legend has room for."""
+    return max(1, min(len(names), 130 // (max(map(len, names)) + 4)))
 
 
 def _names(run: Run) -> list[str]:

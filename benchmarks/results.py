@@ -124,7 +124,7 @@ def to_csv(run: Run) -> str:
     """One line for each contender on each case; empty fields where nothing was measured."""
     text = io.StringIO()
     lines = list(_csv_lines(run))
-    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [])
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()

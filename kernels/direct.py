@@ -138,7 +138,7 @@ def layer_norm_forward(
         return _functions("layer_norm", implementation, x=x)[0](x, weight, bias, eps=eps)
     if residual.shape != x.shape:
         raise ValueError(f"layer_norm_forward: residual has shape {residual.shape}; it must be that of x, {x.shape}")
-    return _functions("add_layer_norm", implementation, x=x)[0](x, residual, weight, bias, eps=eps)
+    return _functions("add_layer_norm", implementation, x=x)[0](x, residual, weight, bias, eps=eps)[:4]
 
 
 def layer_norm_backward(

@@ -19,6 +19,7 @@ WANTED = "TINYVIT_COMPILE_AHEAD"  # 0: no second process
 
 _marks: Path | None = None  # the folder, with a file for each kernel that is being compiled
 _helper: "subprocess.Popen[bytes] | None" = None  # the second process, in the first
+expected: str | None = None  # what most kernels will compute in, where it is known before one is compiled
 
 
 class Taken(Exception):
@@ -26,7 +27,7 @@ class Taken(Exception):
 
 
 def start(dtype: str, kernel: str) -> None:
-    """Have a second process compile too, for this dtype, all but this kernel."""
+    """Have a second process compile too, for this dtype or the one that is expected, all but this kernel."""
     global _marks, _helper
     if _marks is not None or os.environ.get(WANTED) == "0":
         return
@@ -35,7 +36,7 @@ def start(dtype: str, kernel: str) -> None:
         marks = Path(tempfile.mkdtemp(prefix="tinyvit-"))
         atexit.register(shutil.rmtree, marks, ignore_errors=True)
         (marks / kernel).touch()
-        command = [sys.executable, "-m", f"{__package__}.ahead", dtype, str(marks)]
+        command = [sys.executable, "-m", f"{__package__}.ahead", expected or dtype, str(marks)]
         _helper = subprocess.Popen(command, env=os.environ | {WANTED: "0"}, **quiet)
     except OSError:  # no folder that can be written, or no interpreter to start: all is compiled here
         return

@@ -57,6 +57,12 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-5) -> Array
     return y
 
 
+def linear_add_layer_norm(
+    residual: Array, x: Array, w: Array, b: Array | None, weight: Array, bias: Array, eps: float = 1e-5
+) -> tuple[Array, Array]:
+    return add_layer_norm(residual, np.einsum("...i,oi->...o", x, w) + (0 if b is None else b), weight, bias, eps)
+
+
 def add_layer_norm(x: Array, residual: Array, weight: Array, bias: Array, eps: float = 1e-5) -> tuple[Array, Array]:
     return x + residual, layer_norm(x + residual, weight, bias, eps)
 
@@ -247,6 +253,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "matmul": np.matmul,
     "linear": lambda x, weight, bias: np.einsum("...i,oi->...o", x, weight) + (0 if bias is None else bias),
     "attention": attention, "layer_norm": layer_norm, "add_layer_norm": add_layer_norm, "cross_entropy": cross_entropy,
+    "linear_add_layer_norm": linear_add_layer_norm,
     "mse_loss": reduced(lambda x, t: (x - t) ** 2),
     "binary_cross_entropy_with_logits": reduced(
         lambda x, t: -t * math.log(sigmoid(x)) - (1 - t) * math.log(1 - sigmoid(x))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -137,6 +138,23 @@ def test_a_layer_norm_before_a_product_gives_bfloat16_and_leaves_the_stream_floa
     for found, expected in zip(results(True), results(False), strict=True):
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found.numpy().astype(np.float32), expected.numpy().astype(np.float32))
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+def test_a_branch_in_bfloat16_joins_a_stream_in_float32_as_if_it_were_widened_before(kernels: str) -> None:
+    x, branch, w, b = (normal(*shape, requires_grad=True) for shape in ((5, 8), (5, 8), (8,), (8,)))
+    branch = Tensor(branch.numpy().astype(NARROW["bfloat16"]), True)
+    upstream = [normal(5, 8), normal(5, 8)]
+
+    def results(before: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        with tv.use_kernels(kernels), tv.autocast("bfloat16"):
+            outputs = F.add_layer_norm(x, before(branch), w, b)
+        return [*outputs, *tv.grad(outputs, [x, branch, w, b], upstream)]
+
+    found = results(lambda branch: branch)
+    assert [t.dtype.name for t in found] == ["float32"] * 3 + ["bfloat16"] + ["float32"] * 2
+    for one, expected in zip(found, results(lambda branch: branch.to("float32")), strict=True):
+        np.testing.assert_array_equal(one.numpy().astype(np.float32), expected.numpy().astype(np.float32))
 
 
 def test_nothing_is_narrowed_outside_of_autocast_or_in_float64() -> None:

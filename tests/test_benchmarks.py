@@ -246,6 +246,12 @@ def test_csv_has_a_line_for_each_row(run: Run) -> None:
         assert (line["seconds"] == "") == (not row.seconds)
 
 
+def test_a_break_in_a_reason_stays_in_its_field_of_the_csv() -> None:
+    run = example([0.02])
+    run.cases[0].rows[2].reason = "one\rtwo"
+    assert list(csv.DictReader(io.StringIO(to_csv(run), newline="")))[2]["reason"] == "one\rtwo"
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", '{"format": 0}', "no json"])
 def test_other_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"result file|Expecting value"):
@@ -312,6 +318,7 @@ def test_the_command_lists_the_suites() -> None:
     [
         ("attention --peers tensorflow", "there is no peer 'tensorflow'"),
         ("attention --shapes vit-xxl", "has no shape vit-xxl"),
+        ("train --without attention,everything", "there is no fusion 'everything'; there are linear_bias"),
         ("train --baseline nobody", "--baseline nobody does not take part"),
         ("compare nowhere.json nowhere.json", "nowhere.json"),
     ],

@@ -1,8 +1,12 @@
-"""The benchmarks of a GPU, as far as they run without one: what is told of a contender, and PyTorch's part on a CPU."""
+"""The benchmarks of a GPU, as far as they run without one: what is told of a contender, PyTorch's part and Triton's."""
 
+import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,3 +106,17 @@ def test_a_step_of_pytorch_learns(peers: Any) -> None:
     step = peers.train_step(replace(VIT_S, dim=24, depth=1, batch=4), False, "cpu")
     losses = [step().item() for _ in range(4)]
     assert losses[-1] < losses[0]
+
+
+# Triton's part ------------------------------------------------------------------------------------------------------
+
+
+def test_triton_agrees_with_pytorch_in_its_interpreter() -> None:
+    for library in ("torch", "triton"):
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"needs {library}")
+    trials = Path(__file__).with_name("triton_trials.py")
+    command = [sys.executable, "-m", "pytest", str(trials), "-q", "-x", "-p", "no:cacheprovider"]
+    settings = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-3000:]

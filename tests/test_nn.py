@@ -12,6 +12,7 @@ from oracles import ORACLES, Weights
 import tinyvit as tv
 from tinyvit import nn
 from tinyvit.autograd import Tensor
+from tinyvit.nn.transformer import joined
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -291,7 +292,7 @@ def test_a_block_is_its_formula(norm: str, layer_scale: float | None) -> None:
     close(block(x), expected)
     stream, branch = block.advance(x * 1.0, normal(2, 5, 6, seed=1))
     total = oracles.block(x.numpy() + normal(2, 5, 6, seed=1).numpy(), w, 2, norm)
-    close(stream if branch is None else stream + branch, total)
+    close(joined(stream, branch), total)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

@@ -1,5 +1,6 @@
 """The Vision Transformer: timm's names, every option against plain NumPy, digits learned by its published forms."""
 
+import collections
 import functools
 import math
 from typing import Any
@@ -12,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.autograd import Tensor
+from tinyvit.autograd import Op, Tensor
 from tinyvit.data.digits import read_digits
 from tinyvit.models import ViT
 
@@ -279,3 +280,62 @@ def test_published_forms_learn_a_batch_of_real_digits(form: dict[str, Any]) -> N
     assert losses[0] == pytest.approx(math.log(10), rel=0.1)
     assert F.cross_entropy(logits, labels).item() < 0.05
     np.testing.assert_array_equal(logits.argmax(axis=1).numpy(), labels)
+
+
+# A branch's last linear map, left to the layer norm after the sum -----------------------------------------------------
+
+
+def operations(model: ViT, *inputs: Any) -> collections.Counter[str]:
+    """How many times each operation is applied."""
+    applied: collections.Counter[str] = collections.Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        apply = Op.apply.__func__
+        patch.setattr(Op, "apply", classmethod(lambda cls, *a, **k: applied.update([cls.name]) or apply(cls, *a, **k)))
+        model(*inputs)
+    return applied
+
+
+def test_the_last_map_of_a_branch_the_sum_and_the_layer_norm_are_one_operation() -> None:
+    model, images = tiny(), some_images().astype(np.float32)
+    with tv.use_kernels("numba"):
+        found = operations(model, images)
+    assert (found["linear_add_layer_norm"], found["add_layer_norm"]) == (2 * len(model.blocks), 0)
+    with tv.use_kernels("numpy"):  # whose rules are one each
+        found = operations(model, images)
+    assert (found["linear_add_layer_norm"], found["add_layer_norm"]) == (0, 2 * len(model.blocks))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_that_operation_gives_the_bits_of_the_two_it_is_made_of(precision: str) -> None:
+    model, images = tiny(), some_images().astype(np.float32)
+
+    def results() -> list[np.ndarray]:
+        with tv.use_kernels("numba"), tv.autocast(precision):
+            tokens = model.features(images)
+        return [tokens.numpy(), *(g.numpy() for g in tv.grad((tokens * tokens).sum(), list(model.parameters())[:-2]))]
+
+    fused = results()
+    for module in (m for block in model.blocks for m in (block.attn, block.mlp)):
+        module.forward = functools.partial(module.forward)  # no longer the one of its class
+    apart = results()
+    assert all(np.array_equal(a, b) for a, b in zip(fused, apart, strict=True))
+
+
+def test_a_branch_is_whole_where_something_comes_after_its_last_map() -> None:
+    images = some_images().astype(np.float32)
+    for options in ({"dropout": 0.1}, {"layer_scale": 0.1}):
+        model = tiny(**options)
+        with tv.use_kernels("numba"):
+            assert operations(model, images)["linear_add_layer_norm"] == 0
+            assert operations(model.eval(), images)["linear_add_layer_norm"] == (4 if "dropout" in options else 0)
+
+
+@pytest.mark.parametrize("name", ["blocks.0.mlp", "blocks.0.mlp.fc2", "blocks.1.attn", "blocks.1.attn.proj"])
+def test_a_forward_that_was_written_anew_is_called(name: str) -> None:
+    model, images = tiny(), some_images().astype(np.float32)
+    module = dict(model.named_modules())[name]
+    forward = module.forward
+    with tv.use_kernels("numba"):
+        plain = model(images).numpy()
+        module.forward = lambda *args, **options: forward(*args, **options) * 2  # type: ignore[method-assign]
+        assert not np.allclose(model(images).numpy(), plain)

@@ -7,18 +7,19 @@ precision training, 2018.)
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from . import autograd
 from .autograd import Op, Tensor
+from .backend import BFLOAT16
 from .functional import cast
+from .kernels import two_processes
 from .optim import Optimizer, joint_norm
 
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "bfloat16": BFLOAT16,
 }
 # What computes in the dtype of `autocast`, by the names of the operations.
 NARROW = frozenset({"linear", "linear_gelu", "matmul", "conv2d", "attention", "gelu", "bias_gelu"})
@@ -46,6 +47,7 @@ class autocast:
             raise ValueError(f"autocast: dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
         self._before = autograd.adapt_inputs
         autograd.adapt_inputs = None if dtype == "float32" else _Adapter(DTYPES[dtype])
+        two_processes.expected = dtype if dtype == "bfloat16" else None
 
     def __enter__(self) -> "autocast":
         return self
@@ -61,11 +63,13 @@ class _Adapter:
         self.dtype = dtype
 
     def __call__(self, op: type[Op], inputs: Sequence[Any]) -> Sequence[Any]:
+        if op.mixes and self.dtype == BFLOAT16 and _is_on_cpu(inputs[0]):
+            # The first says what is computed in; the operation rounds, or widens, the others itself.
+            first = _narrowed(inputs[0], self.dtype if op.name in NARROW else DTYPES["float32"])
+            return inputs if first is inputs[0] else (first, *inputs[1:])
         met = {x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in _MIXED}
         if not met:
             return inputs
-        if op.takes_masters and self.dtype == DTYPES["bfloat16"] and _is_on_cpu(inputs[0]):
-            return [_narrowed(inputs[0], self.dtype), *inputs[1:]]  # the operation rounds its parameters itself
         if op.name in NARROW:
             dtype = self.dtype
         elif op.name in WIDE or len(met) > 1:

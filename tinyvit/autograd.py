@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 import numpy as np
 
 from . import backend, dispatch
-from .backend import Array
+from .backend import BFLOAT16, Array
 
 # What `backward` computes with when the gradients themselves must be differentiable: `tinyvit.functional`, put here by
 # itself, since it has every function of a Namespace, but on tensors and recorded on the tape.
@@ -347,7 +347,7 @@ class Op:
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
     view: ClassVar[bool] = False  # whether the output may share the input's memory
-    takes_masters: ClassVar[bool] = False  # whether, on the CPU, parameters may be float32 beside bfloat16
+    mixes: ClassVar[bool] = False  # whether, on the CPU, float32 and bfloat16 may come together
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the positional parameters of forward
@@ -394,7 +394,7 @@ class Op:
         implementation = dispatch.select(cls, dtype, arrays, params) if cls.kernel else None
         if implementation is None:
             narrow = dtype is not None and dtype.itemsize == 2 and not cls.view  # computed in float32, then rounded
-            given = [_widened(a) for a in arrays] if narrow else arrays
+            given = [_widened(a) for a in arrays] if narrow or cls.mixes else arrays
             returned = cls.forward(backend.namespace_of(given[0]), *given, **params)
             out_dtype = params.get("dtype", dtype)  # an operation with a parameter `dtype` gives that
             if type(returned) is tuple:
@@ -437,8 +437,8 @@ class Op:
             self.shapes.append(getattr(array, "shape", ()))
             self.edges.append(None if not need else x if x._op is None else (x._op, x._index))
         self.arity = len(outputs)
-        self.floating = floating  # dtype of the inputs
-        self.dtypes = [getattr(a, "dtype", None) for a in arrays] if self.takes_masters else [floating] * len(arrays)
+        self.floating = floating  # dtype of the inputs; of the first of them where they mix
+        self.dtypes = [getattr(a, "dtype", None) for a in arrays] if self.mixes else [floating] * len(arrays)
         self.implementation = implementation
         self.extra = extra  # what a fused kernel keeps
         self.hooks: dict[int, list[Any]] | None = None
@@ -471,7 +471,7 @@ class Op:
             backend.work_beside(outputs)
         if create_graph:
             grads = self._on_tensors().backward(graph_namespace, *outputs)
-            if self.takes_masters:
+            if self.mixes:
                 grads = tuple(_cast(g, dtype) for g, dtype in zip(grads, self.dtypes, strict=True))
         elif self.implementation is not None:
             grads = self.implementation.backward(self, outputs)
@@ -482,7 +482,7 @@ class Op:
             grads = self.backward(backend.namespace_of(next(g for g in outputs if g is not None)), *outputs)
         if type(grads) is not tuple:
             grads = (grads,)
-        if not create_graph and self.floating.itemsize == 2:
+        if not create_graph and (self.floating.itemsize == 2 or (self.mixes and BFLOAT16 in self.dtypes)):
             pairs = zip(grads, self.dtypes, strict=True)
             grads = tuple(g if g is None else _unpromoted(g, dtype) for g, dtype in pairs)
         for shape, need, gradient in zip(self.shapes, self.needs, grads, strict=True):
@@ -517,7 +517,7 @@ class Op:
         ctx.__dict__.update(self.__dict__)
         pairs = zip(saved, self._sources, strict=False)
         ctx.saved = [None if a is None else self._connect(a, s, edges) for a, (s, _) in pairs]
-        if self.takes_masters:
+        if self.mixes:
             ctx.saved = [_cast(a, self.floating) for a in ctx.saved]
         return ctx
 
@@ -564,9 +564,10 @@ def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
         if isinstance(x, Tensor):
             x = x.data
             if x.dtype is not dtype:
-                if dtype is not None or x.dtype.kind not in "fV":  # V: bfloat16
+                if dtype is None and x.dtype.kind in "fV":  # V: bfloat16
+                    dtype = x.dtype
+                elif not (cls.mixes and _may_mix(x, dtype)):
                     return _mixed_arrays(cls, inputs)
-                dtype = x.dtype
         elif x is not None:
             return _mixed_arrays(cls, inputs)
         arrays.append(x)
@@ -592,7 +593,7 @@ def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]
             integers = True
         elif dtype is None:
             dtype = x.dtype
-        elif dtype != x.dtype and not (cls.takes_masters and _is_master(x, dtype)):
+        elif dtype != x.dtype and not (cls.mixes and _may_mix(x, dtype)):
             raise TypeError(
                 f"{cls.name}: {cls._input(i)} is {x.dtype}, the inputs before it {dtype}; dtypes are never mixed: "
                 f"convert one of them with .to({str(dtype)!r})"
@@ -605,9 +606,10 @@ def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]
     return arrays, dtype
 
 
-def _is_master(x: Any, dtype: Any) -> bool:
-    """Whether x may be a parameter in float32 beside inputs of `dtype`."""
-    return type(x) is np.ndarray and x.dtype == np.float32 and dtype.name == "bfloat16"
+def _may_mix(x: Any, dtype: Any) -> bool:
+    """Whether x is on the CPU, and float32 where `dtype` is bfloat16, or the other way round."""
+    narrow, wide = (x.dtype, dtype) if x.dtype == BFLOAT16 else (dtype, x.dtype)
+    return type(x) is np.ndarray and narrow == BFLOAT16 and wide == np.float32
 
 
 def _finished(result: Any, dtype: Any) -> Array:

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 
 Array = Any  # np.ndarray, or cupy.ndarray
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 # Devices ------------------------------------------------------------------------------------------------------------

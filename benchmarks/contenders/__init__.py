@@ -5,7 +5,7 @@ A contender joins in two places: a class in a file of this folder, and a row her
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..cases import Case
@@ -48,6 +48,7 @@ class Spec:
 
 _HERE = "benchmarks.contenders"
 _TORCH = f"{_HERE}.pytorch:PyTorch"
+_JAX = f"{_HERE}.jax_jit:Jax"
 
 OURS = (
     Spec("tinyvit", f"{_HERE}.engine:Engine", "auto"),
@@ -61,7 +62,9 @@ PEERS = (
     Spec("torch", _TORCH, "", "torch"),
     Spec("torch-compile", _TORCH, "compile", "torch", _not_in("gemm")),
     Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "text", "inference", "gemm")),
-    Spec("jax", f"{_HERE}.jax_jit:Jax", "", "jax", _not_in("gemm", "text")),
+    Spec("torch-bf16-compile", _TORCH, "bf16 compile", "torch", _in("train", "inference")),
+    Spec("jax", _JAX, "", "jax", _not_in("gemm", "text")),
+    Spec("jax-bf16", _JAX, "bf16", "jax", _in("train", "inference")),
     Spec(
         "autograd",
         f"{_HERE}.hips_autograd:HipsAutograd",
@@ -72,13 +75,15 @@ PEERS = (
 BASELINES = ("torch", "numpy")  # the first of them that takes part
 
 
-def select_contenders(peers: tuple[str, ...] | None, kernels: tuple[str, ...]) -> list[Spec]:
-    """Ours, the peers of these names (all if None), and kernels given as "module:function".
+def select_contenders(
+    peers: tuple[str, ...] | None, kernels: tuple[str, ...], without: tuple[str, ...] = ()
+) -> list[Spec]:
+    """Ours, also without some fusions, the peers of these names (all if None), and kernels given as "module:function".
 
     A name "tinyvit-X" beside the table's calls the kernels with implementation X: "tinyvit-numba:v1".
     """
     known = {spec.name: spec for spec in PEERS}
-    chosen = [*OURS]
+    chosen = [*OURS, *(_without(fusion, spec) for spec in OURS[:2] for fusion in without)]
     for name in known if peers is None else peers:
         if name in known:
             chosen.append(known[name])
@@ -94,3 +99,13 @@ def select_contenders(peers: tuple[str, ...] | None, kernels: tuple[str, ...]) -
     if len(set(names)) < len(names):
         raise ValueError(f"two contenders have the same name: {', '.join(names)}")
     return chosen
+
+
+def _without(fusion: str, engine: Spec) -> Spec:
+    """The engine with one fusion taken apart."""
+    from .taken_apart import FUSIONS  # which imports tinyvit: other contenders' processes shall be without it
+
+    if fusion not in FUSIONS:
+        raise ValueError(f"there is no fusion {fusion!r}; there are {', '.join(FUSIONS)}")
+    name, option = f"{engine.name} without {fusion}", f"{engine.option} {fusion}"
+    return replace(engine, name=name, factory=f"{_HERE}.taken_apart:TakenApart", option=option)

@@ -9,34 +9,39 @@ from ..inputs import MODEL_EPS
 Weights = dict[str, Any]
 
 
-def vit_loss(np: Any, erf: Any, p: Weights, images: Any, one_hot: Any, shape: ModelShape) -> Any:
+def vit_loss(np: Any, erf: Any, p: Weights, images: Any, one_hot: Any, shape: ModelShape, narrow: Any = None) -> Any:
     """The mean cross-entropy; `np` and `erf` are the library's."""
-    x = vit_logits(np, erf, p, images, shape)
+    x = vit_logits(np, erf, p, images, shape, narrow)
     x = x - np.max(x, axis=-1, keepdims=True)
     log_p = x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
     return -np.sum(one_hot * log_p) / len(images)
 
 
-def vit_logits(np: Any, erf: Any, p: Weights, images: Any, shape: ModelShape) -> Any:
-    """(B, C, H, W) -> (B, classes)."""
+def vit_logits(np: Any, erf: Any, p: Weights, images: Any, shape: ModelShape, narrow: Any = None) -> Any:
+    """(B, C, H, W) -> (B, classes); matrices are multiplied in the dtype `narrow`, if not in that of the weights."""
+
+    def product(x: Any, y: Any) -> Any:
+        return x @ y if narrow is None else (x.astype(narrow) @ y.astype(narrow)).astype(x.dtype)
+
     b, n, c, d = len(images), shape.N, shape.dim, shape.dim // shape.heads
-    x = patches(np, images, shape.patch) @ p["patch_embed.proj.weight"].reshape(c, -1).T + p["patch_embed.proj.bias"]
+    x = product(patches(np, images, shape.patch), p["patch_embed.proj.weight"].reshape(c, -1).T)
+    x = x + p["patch_embed.proj.bias"]
     x = np.concatenate([np.broadcast_to(p["cls_token"], (b, 1, c)), x], axis=1) + p["pos_embed"]
     for i in range(shape.depth):
 
         def linear(name: str, x: Any, i: int = i) -> Any:
-            return x @ p[f"blocks.{i}.{name}.weight"].T + p[f"blocks.{i}.{name}.bias"]
+            return product(x, p[f"blocks.{i}.{name}.weight"].T) + p[f"blocks.{i}.{name}.bias"]
 
         y = _layer_norm(np, x, p, f"blocks.{i}.norm1")
         qkv = np.transpose(linear("attn.qkv", y).reshape(b, n, 3, shape.heads, d), (2, 0, 3, 1, 4))
         q, k, v = qkv[0], qkv[1], qkv[2]
-        scores = (q * d**-0.5) @ np.swapaxes(k, -1, -2)
+        scores = product(q * d**-0.5, np.swapaxes(k, -1, -2))
         e = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
-        out = (e / np.sum(e, axis=-1, keepdims=True)) @ v
+        out = product(e / np.sum(e, axis=-1, keepdims=True), v)
         x = x + linear("attn.proj", np.transpose(out, (0, 2, 1, 3)).reshape(b, n, c))
         hidden = linear("mlp.fc1", _layer_norm(np, x, p, f"blocks.{i}.norm2"))
         x = x + linear("mlp.fc2", 0.5 * hidden * (1 + erf(hidden * 0.5**0.5)))
-    return _layer_norm(np, x[:, 0], p, "norm") @ p["head.weight"].T + p["head.bias"]
+    return product(_layer_norm(np, x[:, 0], p, "norm"), p["head.weight"].T) + p["head.bias"]
 
 
 def _layer_norm(np: Any, x: Any, p: Weights, name: str) -> Any:

@@ -46,7 +46,12 @@ OPERATIONS = {
 
 
 class Jax(Contender):
-    """option : none."""
+    """option : "" or "bf16": models multiply their matrices in bfloat16, and round the products to it."""
+
+    def __init__(self, option: str) -> None:
+        super().__init__(option)
+        self.dtype = "bfloat16" if option == "bf16" else "float32"
+        self.narrow = jnp.bfloat16 if option == "bf16" else None
 
     @staticmethod
     def _operation(case: Case, inputs: Arrays) -> tuple[Any, list[str], list[jax.Array], list[jax.Array]]:
@@ -92,7 +97,9 @@ class Jax(Contender):
         images, one_hot = jnp.asarray(inputs["images"]), jax.nn.one_hot(inputs["labels"], case.model.classes)
 
         def step(state: Any, images: jax.Array, one_hot: jax.Array) -> Any:
-            loss, gradients = jax.value_and_grad(lambda p: vit_loss(jnp, erf, p, images, one_hot, case.model))(state[0])
+            loss, gradients = jax.value_and_grad(
+                lambda p: vit_loss(jnp, erf, p, images, one_hot, case.model, self.narrow)
+            )(state[0])
             return _update(state, gradients), loss
 
         jitted = jax.jit(step, donate_argnums=(0,))
@@ -106,7 +113,7 @@ class Jax(Contender):
 
     def inference(self, case: Case, inputs: Arrays) -> Task:
         weights, images = _initial_state(inputs)[0], jnp.asarray(inputs["images"])
-        jitted = jax.jit(lambda p, x: vit_logits(jnp, erf, p, x, case.model))
+        jitted = jax.jit(lambda p, x: vit_logits(jnp, erf, p, x, case.model, self.narrow))
         return Task(lambda: jitted(weights, images).block_until_ready(), lambda out: {"out": np.asarray(out)})
 
 

@@ -1,4 +1,4 @@
-"""PyTorch on the CPU: eager, torch.compile, or in bfloat16."""
+"""PyTorch on the CPU: eager or by torch.compile, in float32 or in bfloat16."""
 
 import contextlib
 import os
@@ -28,19 +28,19 @@ OPERATIONS = {
 
 
 class PyTorch(Contender):
-    """option : "" (eager), "compile", or "bf16": single operations get bfloat16 inputs, models run under autocast."""
+    """option : words out of "compile" and "bf16": single operations get bfloat16 inputs, models run under autocast."""
 
     def __init__(self, option: str) -> None:
         super().__init__(option)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         torch.manual_seed(0)
-        self.half = option == "bf16"
+        self.half, self.compiles = "bf16" in option, "compile" in option
         self.dtype = "bfloat16" if self.half else "float32"
-        if option == "compile":
+        if self.compiles:
             functorch.donated_buffer = False  # its backward may then run more than once
 
     def _compiled(self, function: Any) -> Any:
-        return torch.compile(function) if self.option == "compile" else function
+        return torch.compile(function) if self.compiles else function
 
     def _autocast(self) -> Any:
         return torch.autocast("cpu", torch.bfloat16) if self.half else contextlib.nullcontext()

@@ -7,7 +7,8 @@
 |         | chunks, each with its own part of the gradients of weight and bias                                        |
 
 y = (x - mean) rstd weight + bias, with x (R, C), weight and bias (C,), mean and rstd (R,), all leading axes in R.
-All is float32 or float64; only y, and with it dy, may be bfloat16, for the matrix product that takes it.
+All is float32 or float64; only y, for the matrix product that takes it, and the branch of a residual sum, for the
+product that it comes from, may be bfloat16, and with them their gradients.
 The number of chunks depends on R only, and their parts are summed in order: equal bits with any number of threads.
 """
 
@@ -32,7 +33,7 @@ def _forward_1(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
     for i in range(rows):
         if add:
             for j in range(columns):
-                total[i, j] = x[i, j] + residual[i, j]
+                total[i, j] = x[i, j] + widened(residual[i, j])
         mean[i] = np.mean(total[i])
         rstd[i] = 1 / np.sqrt(np.mean((total[i] - mean[i]) ** 2) + eps)
         for j in range(columns):
@@ -40,7 +41,7 @@ def _forward_1(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
 
 
 @entry
-def _backward_1(dy, dsum, x, weight, mean, rstd, dx, dweight, dbias, add, team):
+def _backward_1(dy, dsum, x, weight, mean, rstd, dx, dbranch, dweight, dbias, add, team):
     rows, columns = x.shape
     upstream = np.empty_like(x)
     for i in range(rows):
@@ -51,6 +52,8 @@ def _backward_1(dy, dsum, x, weight, mean, rstd, dx, dweight, dbias, add, team):
         dx[i] = rstd[i] * (g - np.mean(g) - xhat * np.mean(g * xhat))
         if add:
             dx[i] += dsum[i]
+        for j in range(dbranch.shape[1]):
+            dbranch[i, j] = rounded(dx[i, j], dbranch)
     for j in range(columns):
         dweight[j] = np.sum(upstream[:, j] * (x[:, j] - mean) * rstd)
         dbias[j] = np.sum(upstream[:, j])
@@ -65,27 +68,36 @@ def _chunk_count(rows):
 
 
 @body
+def normalize_row(row, weight, bias, out, eps):
+    """out = the layer norm of a row; its mean and rstd."""
+    real = row.dtype.type
+    m, q, share = real(0), real(0), real(1) / real(row.size)
+    for j in range(row.size):
+        m += row[j]
+    m *= share
+    for j in range(row.size):
+        d = row[j] - m
+        q += d * d
+    r = real(1) / np.sqrt(q * share + eps)
+    for j in range(row.size):
+        out[j] = rounded((row[j] - m) * r * weight[j] + bias[j], out)
+    return m, r
+
+
+@body
+def add_rows(left, right, total):
+    """The residual sum of two rows; the second may be bfloat16."""
+    for j in range(total.size):
+        total[j] = left[j] + widened(right[j])
+
+
+@body
 def _forward_chunk(chunk, chunks, x, residual, weight, bias, total, y, mean, rstd, eps, add):
-    rows, columns = x.shape
-    real = x.dtype.type
-    zero, share = real(0), real(1) / real(columns)
+    rows = x.shape[0]
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
-        row, out = total[i], y[i]
         if add:
-            left, right = x[i], residual[i]
-            for j in range(columns):
-                row[j] = left[j] + right[j]
-        m, q = zero, zero
-        for j in range(columns):
-            m += row[j]
-        m *= share
-        for j in range(columns):
-            d = row[j] - m
-            q += d * d
-        r = real(1) / np.sqrt(q * share + eps)
-        mean[i], rstd[i] = m, r
-        for j in range(columns):
-            out[j] = rounded((row[j] - m) * r * weight[j] + bias[j], out)
+            add_rows(x[i], residual[i], total[i])
+        mean[i], rstd[i] = normalize_row(total[i], weight, bias, y[i], eps)
 
 
 @entry
@@ -99,7 +111,7 @@ def _forward_2(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
 
 
 @body
-def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, parts, add):
+def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, dbranch, parts, add):
     rows, columns = x.shape
     real = x.dtype.type
     zero, share = real(0), real(1) / real(columns)
@@ -132,13 +144,16 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, parts, a
         else:
             for j in range(columns):
                 out[j] = r * (g[j] - mean_g - xhat[j] * mean_gx)
+        narrow = dbranch[i]
+        for j in range(narrow.size):
+            narrow[j] = rounded(out[j], narrow)
 
 
 @entry
-def _backward_2(dy, dsum, x, weight, mean, rstd, dx, dweight, dbias, add, team):
+def _backward_2(dy, dsum, x, weight, mean, rstd, dx, dbranch, dweight, dbias, add, team):
     chunks = _chunk_count(x.shape[0])
     parts = np.empty((chunks, 2, x.shape[1]), x.dtype)
-    parallel(_backward_chunk, chunks, team, (dy, dsum, x, weight, mean, rstd, dx, parts, add))
+    parallel(_backward_chunk, chunks, team, (dy, dsum, x, weight, mean, rstd, dx, dbranch, parts, add))
     for out, k in ((dweight, 0), (dbias, 1)):
         for j in range(out.size):
             out[j] = parts[0, k, j]
@@ -168,7 +183,7 @@ def normalize(x, residual, weight, bias, eps, version, y_dtype=None):
     forward, _ = VERSIONS[version]
     forward(
         rows,
-        rows_of(residual) if add else rows,
+        bits(rows_of(residual) if add else y[:0]),  # of the dtype that it would have, so that one compiled form serves
         weight,
         bias,
         total,
@@ -183,16 +198,32 @@ def normalize(x, residual, weight, bias, eps, version, y_dtype=None):
     return total.reshape(shape) if add else x, y.reshape(shape), mean.reshape(shape[:-1]), rstd.reshape(shape[:-1])
 
 
-def normalize_backward(dy, dsum, x, weight, mean, rstd, version):
-    """dy (..., C), dsum (..., C) or None -> dx (..., C), dweight, dbias (C,)."""
+def normalize_backward(dy, dsum, x, weight, mean, rstd, version, branch_dtype=None):
+    """dy (..., C), dsum (..., C) or None -> dx (..., C), dweight, dbias (C,); and dx in `branch_dtype`, if given."""
     rows, upstream, weight = rows_of(x), rows_of(dy), dense(weight)
-    add = dsum is not None
+    add, narrows = dsum is not None, branch_dtype not in (None, rows.dtype)
     dx, dweight, dbias = np.empty_like(rows), np.empty_like(weight), np.empty_like(weight)
+    dbranch = np.empty((rows.shape[0], rows.shape[1] if narrows else 0), branch_dtype or upstream.dtype)
     before = rows_of(dsum) if add else rows
-    mean, rstd = dense(mean.reshape(-1)), dense(rstd.reshape(-1))
-    _, backward = VERSIONS[version]
-    backward(bits(upstream), before, rows, weight, mean, rstd, dx, dweight, dbias, add, pool.team(rows.size > _SERIAL))
-    return dx.reshape(x.shape), dweight, dbias
+    statistics = dense(mean.reshape(-1)), dense(rstd.reshape(-1))
+    given = (bits(upstream), before, rows, weight, *statistics, dx, bits(dbranch), dweight, dbias)
+    VERSIONS[version][1](*given, add, pool.team(rows.size > _SERIAL))
+    dx = dx.reshape(x.shape)
+    branch = () if branch_dtype is None else (dbranch.reshape(x.shape) if narrows else dx,)
+    return dx, dweight, dbias, *branch
 
 
-forward, backward, add_forward, add_backward = operations(normalize, normalize_backward)
+forward, backward, *_ = operations(normalize, normalize_backward)
+
+
+def add_forward(x, residual, weight, bias, *, eps=1e-5, version, **rest):
+    """x and residual (..., C) -> sum, y (..., C), mean and rstd (...), and the dtype of the residual."""
+    return *normalize(x, residual, weight, bias, eps, version, **rest), residual.dtype
+
+
+def add_backward(dsum, dy, sum, weight, mean, rstd, branch_dtype, *, eps=1e-5, needs, version, **rest):
+    """dsum and dy (..., C), one of them perhaps None -> dx, dresidual (..., C), dweight, dbias (C,)."""
+    if dy is None:
+        return dsum, dsum.astype(branch_dtype, copy=False), np.zeros_like(weight), np.zeros_like(weight)
+    dx, dweight, dbias, dbranch = normalize_backward(dy, dsum, sum, weight, mean, rstd, version, branch_dtype)
+    return dx, dbranch, dweight, dbias

@@ -1,42 +1,48 @@
-"""The affine map of a layer, y = x W^T + b, alone or with a GELU after it, forward and backward.
+"""The affine map of a layer, y = x W^T + b; alone, with a GELU after it, or with a residual sum and layer norm.
 
 | version | what it changes, and gains                                                                              |
 |---------|---------------------------------------------------------------------------------------------------------|
 | v1      | a loop of dot products, one for each output                                                             |
 | v2      | register tiles (`microkernel`) over panels of W that are packed once; bias and GELU are applied to rows |
-|         | that are still in the cache; dW in tiles of its own, each summed over all rows by one thread            |
+|         | that are still in the cache; dW in tiles of its own, in parts of the rows that are then added up        |
 
-x (R, K), W (N, K), b (N,), y (R, N), the leading axes of x flattened into R. The sums of dW and db run over blocks of
-`DEPTH` rows, so that rounding errors do not grow with R. What is bfloat16 is multiplied in pairs (`operands`), and all
-sums are float32.
+x (R, K), W (N, K), b (N,), y (R, N), the leading axes of x flattened into R. The sums of dW and db run over parts and
+blocks of the rows, so that rounding errors do not grow with R; how they are cut depends on shapes alone. What is
+bfloat16 is multiplied in pairs (`operands`), and all sums are float32.
 """
+
+from functools import cache
 
 import numpy as np
 
 from .. import threads as pool
 from ..arrays import as_matrix, dense, rows_of
-from ..bfloat16 import bits, float_like, real, rounded, settle, sum_dtype, widened
+from ..bfloat16 import bits, real, rounded, sum_dtype, widened
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..cast.numba_cpu import forward as cast
 from ..compiler import body, entry
+from ..layer_norm.numba_cpu import add_backward, add_rows, normalize_row
 from ..threads import parallel
 from ..vector_loops import as_row, transpose
 from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
-from .operands import depth_of, left_rows, operand, operand_dtype, stacked
+from .operands import AT_ONCE, depth_of, left_rows, operand, operand_dtype, stack, stacked
 
 BLOCK = 8 * ROWS[0]  # rows that pass by all panels together: their part of x and y stays in the second-level cache
-DEPTH = 384  # rows of x and dy taken together in dW = dy^T x
+DEPTH = 192  # rows of operands taken together in dW = dy^T x
+WIDTH, TILE_BYTES = 1536, 320 * 1024  # what a tile of dW has at most: bytes of a row, and in all
+TASKS, ROWS_AT_LEAST = 8, 64  # tiles, times parts of the rows, to share out; rows of such a part
 _SERIAL = 250_000  # multiply-adds, and
+_PART = 3_000_000  # multiply-adds, at least, of a part of the rows in dW, unless there were but one
 _ALONE = 30_000  # elements to pack, below which sharing the work costs more than it saves
 
-LINEAR, GELU, GELU_TANH = 0, 1, 2  # what follows the affine map
+LINEAR, GELU, GELU_TANH, NORM = 0, 1, 2, 3  # what follows the affine map
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
 
 @body
-def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode):
+def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode, residual, stream, gain, shift, mean, rstd, eps):
     """Some rows of y."""
     rows, depth = x.shape
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
@@ -45,13 +51,17 @@ def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode):
             for k in range(depth):
                 total += widened(x[i, k]) * widened(weight[j, k])
             y[i, j] = rounded(total, y)
-        if mode != LINEAR:
+        if mode == NORM:
+            add_rows(residual[i], y[i], stream[i])
+            mean[i], rstd[i] = normalize_row(stream[i], gain, shift, out[i], eps)
+        elif mode != LINEAR:
             gelu_row(y[i], out[i], mode == GELU_TANH)
 
 
 @entry
-def _forward_1(x, weight, panels, bias, y, out, mode, team):
-    parallel(_forward_chunk_1, min(x.shape[0], 16), team, (x, weight, bias, y, out, mode))
+def _forward_1(x, weight, panels, bias, y, out, mode, team, residual, stream, gain, shift, mean, rstd, eps):
+    given = (x, weight, bias, y, out, mode, residual, stream, gain, shift, mean, rstd, eps)
+    parallel(_forward_chunk_1, min(x.shape[0], 16), team, given)
 
 
 @entry
@@ -93,28 +103,30 @@ def _pack_chunk(chunk, chunks, weight, transposed, panels):
         if transposed:
             transpose(operand(weight[start : start + columns]), panels.dtype.type(1), panel)
         else:
-            rows = stacked(weight[:, start : start + columns])
-            for k in range(depth):
-                source, target = as_row(rows, k), panel[k]
-                for j in range(columns):
-                    target[j] = source[j]
+            stack(weight[:, start : start + columns], panel)
         for k in range(depth):
             for j in range(columns, width):
                 panel[k, j] = zero
 
 
 @body
-def _forward_chunk_2(chunk, chunks, x, panels, bias, y, out, mode, groups):
-    """One block of rows and one group of panels."""
+def _forward_chunk_2(
+    chunk, chunks, x, panels, bias, y, out, mode, each, groups, residual, stream, gain, shift, mean, rstd, eps
+):
+    """One block of rows, `each` of them, and one group of panels."""
     n, width = y.shape[1], panels.shape[2]
     block, group = chunk // groups, chunk % groups
-    start, stop = block * BLOCK, min(block * BLOCK + BLOCK, x.shape[0])
+    start, stop = block * each, min(block * each + each, x.shape[0])
     first, last = panels.shape[0] * group // groups, panels.shape[0] * (group + 1) // groups
     rows = operand(x[start:stop])
     for p in range(first, last):
         j = p * width
         multiply_add(rows, panels[p], bias[j : j + width], y[start:stop, j : min(j + width, n)])
-    if mode != LINEAR:
+    if mode == NORM:
+        for i in range(start, stop):
+            add_rows(residual[i], y[i], stream[i])
+            mean[i], rstd[i] = normalize_row(stream[i], gain, shift, out[i], eps)
+    elif mode != LINEAR:
         for i in range(start, stop):
             begin, end = first * width, min(last * width, n)
             gelu_row(y[i, begin:end], out[i, begin:end], mode == GELU_TANH)
@@ -134,30 +146,38 @@ def _product_chunk(chunk, chunks, dy, pre, dpre, panels, dx, mode):
 
 
 @body
-def _weight_chunk(chunk, chunks, dpre, x, dweight, dbias, height, width):
-    """A tile of dW = dpre^T x, `height` rows and `width` columns, and the part of db that belongs to its rows."""
-    across = max(1, -(-x.shape[1] // width))
-    i, j = chunk // across * height, chunk % across * width
-    place = dweight[i : i + height, j : j + width]
-    target = float_like(place)
+def _weight_chunk(chunk, chunks, dpre, x, dweights, dbiases, panels, height, width):
+    """A tile of dpre^T x, `height` rows and `width` columns, of one part of the rows of both; and that part of db."""
+    parts, _, k = dweights.shape
+    part, tile, across = chunk % parts, chunk // parts, max(1, -(-k // width))
+    i, j = tile // across * height, tile % across * width
+    target, dbias = dweights[part, i : i + height, j : j + width], dbiases[part, i : i + height]
+    target[:] = dbias.dtype.type(0)
     if j == 0:
-        dbias[i : i + height] = dbias.dtype.type(0)
-    if x.shape[0] == 0:
-        target[:] = dbias.dtype.type(0)
-    part = np.empty_like(dbias[i : i + height])
-    for r in range(0, x.shape[0], DEPTH):
-        rows = dpre[r : r + DEPTH, i : i + target.shape[0]]
-        multiply(stacked(rows).T, stacked(x[r : r + DEPTH, j : j + target.shape[1]]), target, r > 0)
+        dbias[:] = dbias.dtype.type(0)
+    rows, columns = target.shape
+    left, right = np.empty((DEPTH, rows), panels.dtype), np.empty((DEPTH, columns), panels.dtype)
+    sums = np.empty_like(dbias)
+    step = DEPTH * AT_ONCE if x.itemsize == 2 else DEPTH
+    start, stop = x.shape[0] * part // parts, x.shape[0] * (part + 1) // parts
+    for r in range(start, stop, step):
+        given = dpre[r : min(r + step, stop), i : i + rows]
+        depth = stack(x[r : min(r + step, stop), j : j + columns], right)
+        multiply(stacked(given, left).T, right[:depth], target, True)
         if j == 0:
-            _add_columns(rows, part, dbias[i : i + height])
-    settle(target, place)
+            _add_columns(given, sums, dbias)
 
 
 @body
 def _add_columns(rows, part, total):
     """total += the sum of `rows` over its first axis."""
     part[:] = part.dtype.type(0)
-    for i in range(rows.shape[0]):
+    whole = rows.shape[0] // 4 * 4
+    for i in range(0, whole, 4):
+        a, b, c, d = as_row(rows, i), as_row(rows, i + 1), as_row(rows, i + 2), as_row(rows, i + 3)
+        for j in range(part.size):
+            part[j] += (widened(a[j]) + widened(b[j])) + (widened(c[j]) + widened(d[j]))
+    for i in range(whole, rows.shape[0]):
         row = as_row(rows, i)
         for j in range(part.size):
             part[j] += widened(row[j])
@@ -166,26 +186,52 @@ def _add_columns(rows, part, total):
 
 
 @body
-def _weight_tile(rows, columns, itemsize):
-    """Height and width of the tiles that dW is cut into: as large as the cache likes, but enough of them to share."""
-    height, width = 8 * ROWS[0], 8 * PANEL_BYTES // itemsize
-    while -(-rows // height) * -(-columns // width) < 6 and height * width > 32 * ROWS[0] * ROWS[0]:
-        if height >= width:
-            height = height // 2
-        else:
-            width = width // 2
-    down, across = max(1, -(-rows // height)), max(1, -(-columns // width))
-    if down > 1 and down * across % 2 == 1:  # so that two threads have as much to do
-        down += 1
-    return max(1, -(-rows // (down * ROWS[0]))) * ROWS[0], width
+def _sum_chunk(chunk, chunks, dweights, dbiases, dweight, dbias):
+    """Some rows of dW and db: the sums of their parts."""
+    parts, n, _ = dweights.shape
+    for i in range(n * chunk // chunks, n * (chunk + 1) // chunks):
+        total, out = dweights[0, i], dweight[i]
+        for part in range(1, parts):
+            more = dweights[part, i]
+            for j in range(total.size):
+                total[j] += more[j]
+        for j in range(total.size):
+            out[j] = rounded(total[j], out)
+        dbias[i] = np.sum(dbiases[:, i])
+
+
+@body
+def _even_part(size, most, unit):
+    """What each part of `size` has, cut evenly into parts of at most `most`: a multiple of `unit`."""
+    parts = max(1, -(-size // most))
+    return max(1, -(-size // (parts * unit))) * unit
+
+
+@body
+def _cut(rows, n, k, itemsize):
+    """Height and width of the tiles of dW (N, K), and the number of parts of R rows that are summed by themselves.
+
+    The larger a tile, the fewer times is each number of dy and x read; its sums stay in the second-level cache.
+    """
+    width = _even_part(k, WIDTH // itemsize, PANEL_BYTES // itemsize)
+    height = _even_part(n, max(1, TILE_BYTES // (width * itemsize)), ROWS[0])
+    tiles = max(1, -(-n // height)) * max(1, -(-k // width))
+    parts = max(1, min(-(-TASKS // tiles), rows // ROWS_AT_LEAST, max(2, rows * n * k // _PART)))
+    if parts > 1 and parts * tiles % 2 == 1:  # so that two threads have as much to do
+        parts += 1
+    return height, width, parts
 
 
 @entry
-def _forward_2(x, weight, panels, bias, y, out, mode, team):
-    blocks = -(-x.shape[0] // BLOCK)
-    groups = max(1, min(panels.shape[0], 8 // max(blocks, 1)))
+def _forward_2(x, weight, panels, bias, y, out, mode, team, residual, stream, gain, shift, mean, rstd, eps):
+    rows, each, groups = x.shape[0], BLOCK, 1
+    if mode == NORM:  # which needs whole rows
+        each = min(BLOCK, _even_part(rows, max(1, -(-rows // TASKS)), ROWS[0]))
+    else:
+        groups = max(1, min(panels.shape[0], TASKS // max(-(-rows // BLOCK), 1)))
     parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, True, panels))
-    parallel(_forward_chunk_2, blocks * groups, team, (x, panels, bias, y, out, mode, groups))
+    given = (x, panels, bias, y, out, mode, each, groups, residual, stream, gain, shift, mean, rstd, eps)
+    parallel(_forward_chunk_2, -(-rows // each) * groups, team, given)
 
 
 @entry
@@ -194,10 +240,12 @@ def _backward_2(dy, pre, dpre, x, weight, panels, dx, dweight, dbias, mode, want
         parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, False, panels))
         parallel(_product_chunk, -(-dy.shape[0] // BLOCK), team, (dy, pre, dpre, panels, dx, mode))
     if wants_dweight:
-        n, depth = dweight.shape
-        height, width = _weight_tile(n, depth, dbias.itemsize)
-        tiles = -(-n // height) * max(1, -(-depth // width))  # without columns there still is db
-        parallel(_weight_chunk, tiles, team, (dpre, x, dweight, dbias, height, width))
+        n, k = dweight.shape
+        height, width, parts = _cut(x.shape[0], n, k, dbias.itemsize)
+        dweights, dbiases = np.empty((parts, n, k), dbias.dtype), np.empty((parts, n), dbias.dtype)
+        tiles = -(-n // height) * max(1, -(-k // width))  # without columns there still is db
+        parallel(_weight_chunk, tiles * parts, team, (dpre, x, dweights, dbiases, panels, height, width))
+        parallel(_sum_chunk, min(n, 8), team, (dweights, dbiases, dweight, dbias))
 
 
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
@@ -206,6 +254,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 # Launchers ----------------------------------------------------------------------------------------------------------
 
 
+@cache
 def _tiles_ready(dtype):
     """Have the tiles for inputs of this dtype at hand: those that give an output, and those that give dW."""
     ready(operand_dtype(dtype), bits(np.empty(0, dtype)).dtype)
@@ -227,17 +276,25 @@ def _new_panels(columns, depth, dtype):
     return np.empty((-(-columns // width), depth, width), dtype)
 
 
-def _launch_forward(x, weight, bias, mode, version):
+@cache
+def _no_norm(dtype):
+    """What stands for the arguments of a layer norm where there is none."""
+    row, matrix = np.empty(0, dtype), np.empty((0, 0), dtype)
+    return matrix, matrix, row, row, row, row, dtype.type(0)
+
+
+def _launch_forward(x, weight, bias, mode, version, norm=()):
     _tiles_ready(x.dtype)
     weight = _as_dtype(weight, x.dtype)
     rows, n = left_rows(as_matrix(x)), weight.shape[0]
     y = np.empty((rows.shape[0], n), x.dtype)
-    out = y if mode == LINEAR else np.empty_like(y)
+    out = y if mode in (LINEAR, NORM) else np.empty_like(y)
     sums = sum_dtype(x.dtype)
     bias = np.empty(0, sums) if bias is None else dense(bias.astype(sums, copy=False))
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
     panels = _new_panels(n, x.shape[-1], x.dtype)
-    VERSIONS[version][0](rows, left_rows(weight), panels, bias, bits(y), bits(out), mode, team)
+    norm = norm or _no_norm(sums)
+    VERSIONS[version][0](rows, left_rows(weight), panels, bias, bits(y), bits(out), mode, team, *norm)
     shape = (*x.shape[:-1], n)
     return y.reshape(shape), out.reshape(shape)
 
@@ -279,3 +336,21 @@ def gelu_forward(x, weight, bias, *, approximate="none", version):
 def gelu_backward(dy, h, x, weight, *, approximate="none", needs, version):
     """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
     return _launch_backward(dy, h, x, weight, GELU_TANH if approximate == "tanh" else GELU, needs, version)
+
+
+def norm_forward(residual, x, weight, bias, norm_weight, norm_bias, *, eps=1e-5, version, **rest):
+    """residual (..., N), x (..., K) -> sum = residual + x W^T + b, y = its layer norm (..., N), mean and rstd (...)."""
+    rows = rows_of(residual)
+    stream, (mean, rstd) = np.empty_like(rows), np.empty((2, rows.shape[0]), rows.dtype)
+    norm = rows, stream, dense(norm_weight), dense(norm_bias), mean, rstd, rows.dtype.type(eps)
+    _, y = _launch_forward(x, weight, bias, NORM, version, norm)
+    shape = residual.shape
+    return stream.reshape(shape), y, mean.reshape(shape[:-1]), rstd.reshape(shape[:-1])
+
+
+def norm_backward(dsum, dy, x, weight, sum, norm_weight, mean, rstd, *, eps=1e-5, needs, version, **rest):
+    """dsum and dy (..., N), one of them perhaps None -> the gradients of what `norm_forward` is given, in its order."""
+    given = (dsum, dy, sum, norm_weight, mean, rstd, x.dtype)
+    dresidual, dbranch, dgain, dshift = add_backward(*given, needs=needs[:1], version=version)
+    dx, dweight, dbias = backward(dbranch, x, weight, needs=needs[1:4], version=version)
+    return dresidual, dx, dweight, dbias, dgain, dshift

@@ -4,8 +4,9 @@ An instruction for bfloat16 takes two neighbours in k at a time, so its operands
 contiguous in k, what lies there already; of two rows that follow each other in k, their elements zipped. Without that
 instruction the elements are widened to float32, block by block, while they are in the cache.
 
-    operand(block)   (M, K), rows of what `left_rows` gave, to be an operand of the depth K
-    stacked(rows)    (K, M) to be the same, as it is or transposed
+    operand(block)       (M, K), rows of what `left_rows` gave: the left operand of a product of the depth K
+    stack(rows, out)     (K, M): the same, put into the first of `out`; returns how many rows of it that takes
+    stacked(rows, room)  (K, M): the same; the rows themselves, or `room` where they must be converted
 """
 
 import numpy as np
@@ -14,11 +15,12 @@ from numba.core import config
 from numba.extending import overload
 
 from ..arrays import dense
-from ..bfloat16 import DTYPE, NATIVE, as_float, bits
+from ..bfloat16 import DTYPE, NATIVE, as_float, bits, widened
 from ..compiler import body
 from ..vector_loops import as_row
 
 BFLOAT16 = np.dtype(np.uint32 if NATIVE else np.float32)  # what bfloat16 is multiplied as
+AT_ONCE = 2 if NATIVE else 1  # how many of its elements that follow each other in k
 
 
 def operand_dtype(dtype):
@@ -38,7 +40,7 @@ def left_rows(x):
     if x.shape[1] % 2:
         x = np.concatenate([x, np.zeros((x.shape[0], 1), x.dtype)], axis=1)
     x = dense(x)
-    return bits(x if x.ctypes.data % 4 == 0 else x.copy())
+    return bits(x if x.__array_interface__["data"][0] % 4 == 0 else x.copy())
 
 
 # Compiled code ------------------------------------------------------------------------------------------------------
@@ -50,18 +52,36 @@ def _in_words(block):
 
 
 @body
-def _zipped(rows):
+def _zip(rows, out):
     count, columns = rows.shape
-    words = np.empty((-(-count // 2), columns), np.uint32)
     for i in range(count // 2):
-        even, odd, out = as_row(rows, 2 * i), as_row(rows, 2 * i + 1), words[i]
+        even, odd, words = as_row(rows, 2 * i), as_row(rows, 2 * i + 1), as_row(out, i)
         for j in range(columns):
-            out[j] = np.uint32(even[j]) | (np.uint32(odd[j]) << np.uint32(16))
+            words[j] = np.uint32(even[j]) | (np.uint32(odd[j]) << np.uint32(16))
     if count % 2 == 1:
-        last, out = as_row(rows, count - 1), words[count // 2]
+        last, words = as_row(rows, count - 1), as_row(out, count // 2)
         for j in range(columns):
-            out[j] = np.uint32(last[j])
-    return words
+            words[j] = np.uint32(last[j])
+    return (count + 1) // 2
+
+
+@body
+def _copy(rows, out):
+    for i in range(rows.shape[0]):
+        row, numbers = as_row(rows, i), as_row(out, i)
+        for j in range(row.size):
+            numbers[j] = widened(row[j])
+    return rows.shape[0]
+
+
+@body
+def _converted(rows, room):
+    return room[: stack(rows, room), : rows.shape[1]]
+
+
+@body
+def _as_they_are(rows, room):
+    return rows
 
 
 def operand(block):
@@ -69,9 +89,14 @@ def operand(block):
     return _in_words(block) if NATIVE and block.dtype == np.uint16 else as_float(block)
 
 
-def stacked(rows):
+def stack(rows, out):
+    """Put rows that follow each other in k into `out`, as an operand; how many rows of it they become."""
+    return (_zip if NATIVE and rows.dtype == np.uint16 else _copy)(rows, out)
+
+
+def stacked(rows, room):
     """Rows that follow each other in k, as an operand."""
-    return _zipped(rows) if NATIVE and rows.dtype == np.uint16 else as_float(rows)
+    return (_converted if rows.dtype == np.uint16 else _as_they_are)(rows, room)
 
 
 if not config.DISABLE_JIT:
@@ -81,7 +106,12 @@ if not config.DISABLE_JIT:
         convert = _in_words if NATIVE and block.dtype == types.uint16 else as_float
         return lambda block: convert(block)
 
+    @overload(stack, inline="always")
+    def _stack(rows, out):
+        put = _zip if NATIVE and rows.dtype == types.uint16 else _copy
+        return lambda rows, out: put(rows, out)
+
     @overload(stacked, inline="always")
-    def _stacked(rows):
-        convert = _zipped if NATIVE and rows.dtype == types.uint16 else as_float
-        return lambda rows: convert(rows)
+    def _stacked(rows, room):
+        take = _converted if rows.dtype == types.uint16 else _as_they_are
+        return lambda rows, room: take(rows, room)

@@ -24,12 +24,13 @@ if config.DISABLE_JIT:
     attention.KEYS, attention.QUERIES = 16, 2 * microkernel.ROWS[0]
     conv2d.PIXELS, conv2d.PARTS = 8, 2
     max_pool2d.PARTS, max_pool2d.WINDOWS, embedding.COLUMNS = 2, 20, 4
-    linear.BLOCK, linear.DEPTH = 2 * microkernel.ROWS[0], 16
+    linear.BLOCK, linear.DEPTH, linear.ROWS_AT_LEAST = 2 * microkernel.ROWS[0], 8, 6
+    linear.WIDTH, linear.TILE_BYTES = 2 * microkernel.PANEL_BYTES, 4 * microkernel.ROWS[0] * microkernel.PANEL_BYTES
 
 CHUNK, TILE, CAST = adamw.CHUNK, dropout.TILE, cast.CHUNK
 KEYS, QUERIES = attention.KEYS, attention.QUERIES
 PIXELS, PARTS, IMAGES = conv2d.PIXELS, conv2d.PARTS, max_pool2d.PARTS
 COLUMNS = embedding.COLUMNS
-BLOCK, DEPTH = linear.BLOCK, linear.DEPTH
-weight_tile = linear._weight_tile if config.DISABLE_JIT else linear._weight_tile.py_func
+BLOCK, DEPTH, PART = linear.BLOCK, linear.AT_ONCE * linear.DEPTH, linear.ROWS_AT_LEAST
+WIDTH, HEIGHT = linear.WIDTH, linear.TILE_BYTES // linear.WIDTH  # bytes of a row, and rows, of a tile of dW
 ROWS, PANEL_BYTES = microkernel.ROWS, microkernel.PANEL_BYTES

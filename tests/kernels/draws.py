@@ -18,15 +18,17 @@ from blocks import (
     CAST,
     COLUMNS,
     DEPTH,
+    HEIGHT,
     IMAGES,
     KEYS,
     PANEL_BYTES,
+    PART,
     PARTS,
     PIXELS,
     QUERIES,
     ROWS,
     TILE,
-    weight_tile,
+    WIDTH,
 )
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
@@ -173,10 +175,10 @@ def rows_and_columns(draw: Any) -> Shape:
 @st.composite
 def linear(draw: Any, dtype: Any, always_bias: bool = False) -> Case:
     panel = PANEL_BYTES // np.dtype(dtype).itemsize
-    rows = size(draw, [0, *around(2, *ROWS[:2], BLOCK, DEPTH)], PRODUCTS)
-    height, width = weight_tile(1, 1, np.dtype(dtype).itemsize)  # the smallest
+    width = WIDTH // np.dtype(dtype).itemsize
+    rows = size(draw, [0, *around(2, *ROWS[:2], BLOCK, DEPTH, 2 * PART)], PRODUCTS)
     depth = size(draw, [1, 2, 5, *around(panel, BLOCK, width)], PRODUCTS // max(rows, 1))
-    columns = size(draw, [1, 2, *around(panel, 2 * panel, height)], PRODUCTS // max(rows * depth, 1))
+    columns = size(draw, [1, 2, *around(panel, 2 * panel, HEIGHT)], PRODUCTS // max(rows * depth, 1))
     x = draw(arrays((*draw(leading(rows)), depth), dtype) if rows != 1 else arrays((depth,), dtype))
     bias = draw(arrays((columns,), dtype)) if always_bias or draw(st.booleans()) else None
     return Case((x, draw(arrays((columns, depth), dtype)), bias), {})
@@ -191,11 +193,27 @@ def linear_gelu(draw: Any, dtype: Any) -> Case:
 @st.composite
 def layer_norm(draw: Any, dtype: Any, summands: int = 1) -> Case:
     shape = draw(rows_and_columns())
-    inputs = [arrays(shape, dtype)] * summands + [arrays(shape[-1:], dtype)] * 2
-    params = {"eps": draw(st.sampled_from([1e-5, 1e-6, 0.1]))}
+    strategies = [arrays(shape, dtype)] * summands + [arrays(shape[-1:], dtype)] * 2
+    inputs, params = [draw(x) for x in strategies], {"eps": draw(st.sampled_from([1e-5, 1e-6, 0.1]))}
     if dtype == "float32" and draw(st.booleans()):
         params["y_dtype"] = np.dtype(ml_dtypes.bfloat16)
-    return Case(tuple(draw(x) for x in inputs), params)
+        if summands > 1 and draw(st.booleans()):
+            inputs[1] = inputs[1].astype(ml_dtypes.bfloat16)
+    return Case(tuple(inputs), params)
+
+
+@st.composite
+def linear_add_layer_norm(draw: Any, dtype: Any) -> Case:
+    x, weight, bias = draw(linear(dtype)).inputs
+    assert x is not None
+    assert weight is not None
+    columns = weight.shape[0]
+    residual, gain, shift = (draw(arrays(shape, dtype)) for shape in ((*x.shape[:-1], columns), columns, columns))
+    params = {"eps": draw(st.sampled_from([1e-5, 0.1]))}
+    if dtype == "float32" and draw(st.booleans()):
+        params["y_dtype"] = np.dtype(ml_dtypes.bfloat16)
+        x, weight = x.astype(ml_dtypes.bfloat16), weight.astype(ml_dtypes.bfloat16).astype(dtype)
+    return Case((residual, x, weight, bias, gain, shift), params)
 
 
 @st.composite
@@ -388,6 +406,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "linear_gelu": linear_gelu,
     "layer_norm": layer_norm,
     "add_layer_norm": lambda dtype: layer_norm(dtype, summands=2),
+    "linear_add_layer_norm": linear_add_layer_norm,
     "bias_gelu": bias_gelu,
     "softmax": softmax,
     "cross_entropy": cross_entropy,

@@ -29,6 +29,7 @@ def large_sample(name: str) -> Sample:
         "linear_gelu": large((250, 65), (96, 65), (96,), approximate="none"),
         "layer_norm": large(_ROWS, (64,), (64,), eps=1e-5),
         "add_layer_norm": large(_ROWS, _ROWS, (64,), (64,), eps=1e-5),
+        "linear_add_layer_norm": large((250, 96), (250, 65), (96, 65), (96,), (96,), (96,), eps=1e-5),
         "bias_gelu": large(_ROWS, (64,)),
         "softmax": large(_ROWS),
         "cross_entropy": large(_ROWS, _ROWS, label_smoothing=0.1),

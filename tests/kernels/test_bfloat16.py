@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tinyvit.kernels.bfloat16 import DTYPE, NATIVE, bits, rounded, widened
 from tinyvit.kernels.compiler import entry
 from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
-from tinyvit.kernels.linear.operands import BFLOAT16, left_rows, operand, stacked
+from tinyvit.kernels.linear.operands import BFLOAT16, left_rows, operand, stack, stacked
 
 SMALLEST = 2.0**-126  # of those that are not subnormal
 
@@ -25,15 +25,21 @@ def widen_all(x: Array, out: Array) -> None:
 
 
 @entry
-def product_of_rows(x: Array, y: Array, c: Array, accumulate: bool) -> None:
+def product_of_rows(x: Array, y: Array, c: Array, accumulate: bool, left: Array, right: Array) -> None:
     """c = x^T y, or added to c."""
-    multiply(stacked(x).T, stacked(y), c, accumulate)
+    depth = stack(y, right)
+    multiply(stacked(x, left).T, right[:depth], c, accumulate)
 
 
 @entry
-def affine(x: Array, y: Array, bias: Array, c: Array) -> None:
+def affine(x: Array, y: Array, bias: Array, c: Array, right: Array) -> None:
     """c = x y + bias."""
-    multiply_add(operand(x), stacked(y), bias, c)
+    multiply_add(operand(x), right[: stack(y, right)], bias, c)
+
+
+def room(rows: Array) -> Array:
+    """Where such rows become an operand: larger than they need."""
+    return np.full((rows.shape[0] + 1, rows.shape[1] + 3), 7, BFLOAT16)
 
 
 def same(a: Array, b: Array) -> Array:
@@ -97,7 +103,7 @@ def test_rows_are_multiplied_with_rows(data: st.DataObject) -> None:
     around_c = np.full((m + 2, n + 3), 7, np.float32)
     c = around_c[1 : 1 + m, 1 : 1 + n]
     c[...] = start if accumulate else np.nan
-    product_of_rows(bits(x), bits(y), c, accumulate)
+    product_of_rows(bits(x), bits(y), c, accumulate, room(x), room(y))
     check(c, x.T, y, start)
     c[...] = 7
     assert (around_c == 7).all()
@@ -110,7 +116,7 @@ def test_results_are_rounded_once(data: st.DataObject) -> None:
     x, y, bias = drawn(data, m, k), drawn(data, k, n), drawn(data, 1, n)[0].astype(np.float32)
     around_c = np.full((m + 2, n + 3), 7, np.uint16)
     c = around_c[1 : 1 + m, 1 : 1 + n]
-    affine(left_rows(x), bits(y), bias, c)
+    affine(left_rows(x), bits(y), bias, c, room(y))
     check(c, x, y, bias)
     c[...] = 7
     assert (around_c == 7).all()
@@ -121,6 +127,6 @@ def test_infinity_and_nan_stay_in_their_places() -> None:
     x = np.ones((6, 5), DTYPE)
     x[0, 1], x[3, 2], x[5, 3] = np.inf, np.nan, -np.inf
     y, c = np.ones((6, 40), DTYPE), np.empty((5, 40), np.float32)
-    product_of_rows(bits(x), bits(y), c, False)
+    product_of_rows(bits(x), bits(y), c, False, room(x), room(y))
     expected = np.array([6, np.inf, np.nan, -np.inf, 6])[:, None]
     assert same(c, np.broadcast_to(expected, c.shape)).all()

@@ -86,26 +86,31 @@ STEP = """
 import numpy as np
 import tinyvit as tv, tinyvit.functional as F
 from tinyvit.models import ViT
-model = ViT(8, 2, 10, dim=8, depth=1, heads=2, in_channels=1, pool="mean", stem="conv")
+model = ViT(8, 2, 10, dim=8, depth=1, heads=2, in_channels=1, {options})
 optimizer = tv.optim.AdamW(model.parameters(), lr=1e-3)
-loss = F.cross_entropy(model(tv.tensor(np.ones((2, 1, 8, 8), np.float32))), tv.tensor([0, 1]))
+with tv.autocast("{precision}"):
+    loss = F.cross_entropy(model(tv.tensor(np.ones((2, 1, 8, 8), np.float32))), tv.tensor([0, 1]))
 loss.backward()
 optimizer.step()
 """
-BOTH_WAYS = ("conv2d", "linear", "layer_norm", "attention", "cross_entropy")
+CASES = [("float32", 'pool="mean", stem="conv"', ["conv2d"], 0), ("bfloat16", 'pool="cls"', [], 2)]
 
 
 @pytest.mark.slow
-def test_a_first_step_compiles_the_kernels_that_it_needs_in_one_form_each_and_no_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "options", "more", "casts"), CASES)
+def test_a_first_step_compiles_the_kernels_that_it_needs_in_one_form_each_and_no_others(
+    tmp_path: Path, precision: str, options: str, more: list[str], casts: int
+) -> None:
     settings = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "TINYVIT_THREADS": "1", "NUMBA_DISABLE_JIT": "0"}
     settings |= {"TINYVIT_COMPILE_AHEAD": "1", "TINYVIT_ANNOUNCE": "1", "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-W", "error", "-c", STEP]
+    command = [sys.executable, "-W", "error", "-c", STEP.format(precision=precision, options=options)]
     run = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
     kept = [
         f"{p.parent.name.rpartition('_')[0]}: {p.name.split('-')[0].split('.')[1]}" for p in tmp_path.rglob("*.nbc")
     ]
-    needed = [f"{name}: {way}" for name in BOTH_WAYS for way in ("_forward_2", "_backward_2")]
-    assert sorted(kept) == sorted([*needed, "patches: _move_2", "adamw: _step_2"])
+    both_ways = ("linear", "layer_norm", "attention", "cross_entropy", *more)
+    needed = [f"{name}: {way}" for name in both_ways for way in ("_forward_2", "_backward_2")]
+    assert sorted(kept) == sorted([*needed, "patches: _move_2", "adamw: _step_2", *["cast: _cast_1"] * casts])
     assert 3 <= len(run.stderr.splitlines()) < len(kept)  # the second process helped
     assert os.listdir(tmp_path) == ["cache"]  # the marks are gone
 

@@ -39,7 +39,7 @@ class Linear(Op):
 
     saves = ("x for weight", "weight for x")
     kernel = "linear"
-    takes_masters = True
+    mixes = True
 
     @staticmethod
     def forward(xp, x, weight, bias):

@@ -1,11 +1,12 @@
-"""Layer normalization, by itself and fused with the residual sum before it."""
+"""Layer normalization, by itself and fused with the residual sum before it, and with the linear map before that."""
 
 from typing import Any
 
 import numpy as np
 
-from .. import autograd
+from .. import autograd, dispatch
 from ..autograd import Op, Tensor
+from .linalg import check_linear, linear
 from .samples import sample
 
 
@@ -21,7 +22,10 @@ def row_statistics(xp: Any, x: Any, eps: float) -> tuple[Any, Any]:
     return xp.mean(x, axis=-1), _normalized(xp, x, eps)[1][..., 0]
 
 
-def _backward(xp, dy, x, weight, eps, y_dtype):
+def _backward(xp, dy, x, weight, eps, y_dtype, dx_before=None):
+    """dx, dweight, dbias. After a residual sum, `dx_before` is the gradient of the sum; it or dy may be None."""
+    if dy is None:
+        return dx_before, xp.zeros_like(weight), xp.zeros_like(weight)
     dy = dy if y_dtype is None else xp.cast(dy, x.dtype)
     xhat, rstd = _normalized(xp, x, eps)
     # y = xhat * weight + bias
@@ -32,7 +36,7 @@ def _backward(xp, dy, x, weight, eps, y_dtype):
     mean_g = xp.mean(g, axis=-1, keepdims=True)
     mean_gx = xp.mean(g * xhat, axis=-1, keepdims=True)
     dx = rstd * (g - mean_g - xhat * mean_gx)
-    return dx, dweight, dbias
+    return dx if dx_before is None else dx + dx_before, dweight, dbias
 
 
 class LayerNorm(Op):
@@ -70,6 +74,7 @@ class AddLayerNorm(Op):
     saves = ("sum", "weight")
     outputs = ("sum", "y")
     kernel = "add_layer_norm"
+    mixes = True
 
     @staticmethod
     def forward(xp, x, residual, weight, bias, *, eps=1e-5, y_dtype=None):
@@ -79,18 +84,47 @@ class AddLayerNorm(Op):
 
     def backward(ctx, xp, dsum, dy):
         total, weight = ctx.saved
-        if dy is None:  # only the sum was used
-            return dsum, dsum, xp.zeros_like(weight), xp.zeros_like(weight)
-        # y = layer_norm(sum) * weight + bias
-        dtotal, dweight, dbias = _backward(xp, dy, total, weight, ctx.eps, ctx.y_dtype)
+        dtotal, dweight, dbias = _backward(xp, dy, total, weight, ctx.eps, ctx.y_dtype, dsum)
         # sum = x + residual
-        dtotal = dtotal if dsum is None else dtotal + dsum
         return dtotal, dtotal, dweight, dbias
 
     @staticmethod
     def samples():
         yield sample((3, 5), (3, 5), (5,), (5,))
         yield sample((2, 1, 4), (2, 1, 4), (4,), (4,), eps=1e-3)
+
+
+class LinearAddLayerNorm(Op):
+    """sum = residual + h,  h = x W^T + b,  y = layer_norm(sum) w + c
+
+    dh = d(residual) = dsum + the gradient of layer_norm with respect to its input;  dx = dh W,  dW = dh^T x,
+    db = sum of dh over all rows; dw and dc as in layer_norm.
+    """
+
+    saves = ("x", "weight", "sum", "norm_weight")
+    outputs = ("sum", "y")
+    kernel = "linear_add_layer_norm"
+    mixes = True
+
+    @staticmethod
+    def forward(xp, residual, x, weight, bias, norm_weight, norm_bias, *, eps=1e-5, y_dtype=None):
+        h = xp.matmul(x, xp.swapaxes(weight, 0, 1))
+        total = residual + (h if bias is None else h + bias)
+        y = _normalized(xp, total, eps)[0] * norm_weight + norm_bias
+        return total, y if y_dtype is None else xp.cast(y, y_dtype)
+
+    def backward(ctx, xp, dsum, dy):
+        x, weight, total, norm_weight = ctx.saved
+        dh, dw, dc = _backward(xp, dy, total, norm_weight, ctx.eps, ctx.y_dtype, dsum)
+        # sum = residual + x @ weight.T + bias
+        rows = xp.reshape(dh, (-1, dh.shape[-1]))
+        dweight = xp.matmul(xp.swapaxes(rows, 0, 1), xp.reshape(x, (-1, x.shape[-1])))
+        return dh, xp.matmul(dh, weight), dweight, xp.sum(rows, axis=0) if ctx.needs[3] else None, dw, dc
+
+    @staticmethod
+    def samples():
+        yield sample((3, 5), (3, 2), (5, 2), (5,), (5,), (5,))
+        yield sample((2, 1, 4), (2, 1, 3), (4, 3), None, (4,), (4,), eps=1e-3)
 
 
 # What users call ----------------------------------------------------------------------------------------------------
@@ -114,12 +148,46 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """The residual sum x + residual and its layer norm, in one operation: (..., C), (..., C) -> (sum, y).
 
-    `narrow` is about y, as in `layer_norm`.
+    `narrow` is about y, as in `layer_norm`. On a CPU the residual may be bfloat16 beside x of float32.
     """
     if x.shape != residual.shape:
         raise ValueError(f"add_layer_norm: x has shape {x.shape} and residual {residual.shape}; they must be equal")
     _check("add_layer_norm", x, weight, bias)
     return AddLayerNorm.apply(x, residual, weight, bias, eps=eps, **_narrowed(x, narrow))
+
+
+def linear_add_layer_norm(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float = 1e-5,
+    narrow: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`add_layer_norm` of a residual (..., out) and `linear` of x (..., in), in one kernel where there is one.
+
+    Where there is none it is these two operations; what it gives has the same bits.
+    """
+    check_linear("linear_add_layer_norm", x, weight, bias)
+    params = {"eps": eps, **_narrowed(residual, narrow)}
+    if not _is_one_kernel(residual, x, params):
+        return add_layer_norm(residual, linear(x, weight, bias), norm_weight, norm_bias, eps, narrow)
+    if residual.shape != (*x.shape[:-1], weight.shape[0]):
+        raise ValueError(
+            f"linear_add_layer_norm: residual has shape {residual.shape}; it must be {(*x.shape[:-1], weight.shape[0])}"
+        )
+    _check("linear_add_layer_norm", residual, norm_weight, norm_bias)
+    return LinearAddLayerNorm.apply(residual, x, weight, bias, norm_weight, norm_bias, **params)
+
+
+def _is_one_kernel(residual: Tensor, x: Tensor, params: dict[str, Any]) -> bool:
+    """Whether a kernel serves linear_add_layer_norm: in one dtype, or with x and y in the bfloat16 of `autocast`."""
+    product_dtype = getattr(autograd.adapt_inputs, "dtype", residual.dtype)
+    if x.dtype != product_dtype or x.dtype != params.get("y_dtype", residual.dtype):
+        return False
+    return dispatch.select(LinearAddLayerNorm, residual.dtype, (residual.data,), params) is not None
 
 
 def _narrowed(x: Tensor, narrow: bool) -> dict[str, Any]:

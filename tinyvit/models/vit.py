@@ -121,10 +121,11 @@ class ViT(Module):
 
     def forward(self, images: Any) -> Tensor:
         x, branch = advance_all(self.blocks, self.embed(images))
+        narrow = self.head is not None  # a matrix product takes it
         if self.fc_norm is not None:  # pool="mean"
-            x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1))
+            x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1), narrow)
         else:  # layer norm treats each token by itself, so only the one that is read needs it
             read = 0 if self.pool == "cls" else self.prefix
             x, branch = x[:, read], None if branch is None else branch[:, read]
-            x = joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
+            x = joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch, narrow)[1]
         return x if self.head is None else self.head(x)

@@ -1,10 +1,12 @@
 """Layers of one operation each. B batch, C channels, H x W pixels."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .. import autograd
 from .. import functional as F
 from ..autograd import Tensor
 from ..functional.random import check_probability
@@ -24,6 +26,22 @@ class Linear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A linear map of x (..., in_features) that is still to be applied (see `LayerNorm.after_sum`), or of some rows."""
+
+    x: Tensor
+    layer: Linear
+
+    def __getitem__(self, rows: Any) -> "Pending":
+        return Pending(self.x[rows], self.layer)
+
+
+def applied(y: Tensor | Pending) -> Tensor:
+    """The tensor, or what the linear map gives."""
+    return y if isinstance(y, Tensor) else y.layer(y.x)
 
 
 def initialize_linear(module: Module, std: float = 0.02) -> None:
@@ -54,14 +72,19 @@ class LayerNorm(Module):
     def forward(self, x: Tensor, narrow: bool = False) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps, narrow)
 
-    def after_sum(self, x: Tensor, branch: Tensor | None, narrow: bool = False) -> tuple[Tensor, Tensor]:
+    def after_sum(self, x: Tensor, branch: Tensor | Pending | None, narrow: bool = False) -> tuple[Tensor, Tensor]:
         """The residual sum x + branch and its layer norm, as one operation; without a branch, x and its layer norm.
 
-        `narrow`: a matrix product takes the latter, see `functional.layer_norm`.
+        A linear map that is pending is part of that operation. `narrow`: a matrix product takes the layer norm, see
+        `functional.layer_norm`.
         """
         if branch is None:
             return x, self(x, narrow)
-        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps, narrow)
+        if isinstance(branch, Pending) and autograd.recorder is None:  # who looks on is shown one step at a time
+            last = branch.layer
+            given = (last.weight, last.bias, self.weight, self.bias, self.eps, narrow)
+            return F.linear_add_layer_norm(x, branch.x, *given)
+        return F.add_layer_norm(x, applied(branch), self.weight, self.bias, self.eps, narrow)
 
     def _describe(self) -> str:
         return f"{super()._describe()}, eps={self.eps}"

@@ -11,11 +11,42 @@ from ..autograd import Tensor
 from ..backend import NUMPY
 from ..functional.attention import attention_probabilities
 from ..functional.elementwise import constant
-from .layers import Dropout, DropPath, LayerNorm, LayerScale, Linear
+from .layers import Dropout, DropPath, LayerNorm, LayerScale, Linear, Pending, applied
 from .module import Module, ModuleList
 
 
-class Mlp(Module):
+class Branch(Module):
+    """A branch beside the residual stream: `inner`, then a linear map and dropout, which `ends` names."""
+
+    inner: Callable[..., Tensor]
+
+    def ends(self) -> tuple[Linear, Dropout]:
+        raise NotImplementedError(f"{type(self).__name__} defines no ends")
+
+    def forward(self, *args: Any, **options: Any) -> Tensor:
+        last, drop = self.ends()
+        return drop(last(self.inner(*args, **options)))
+
+
+def branch_of(module: Any, *args: Any, **options: Any) -> Tensor | Pending:
+    """What a module adds to the stream; its last linear map is left to the layer norm that follows where that can be.
+
+    It cannot where dropout comes after it, or where a forward was written anew.
+    """
+    if not _runs(module, Branch):
+        return module(*args, **options)
+    last, drop = module.ends()
+    if not _runs(last, Linear) or (drop.training and drop.p):
+        return module(*args, **options)
+    return Pending(module.inner(*args, **options), last)
+
+
+def _runs(module: Module, kind: type[Module]) -> bool:
+    """Whether calling a module runs the forward of this class."""
+    return getattr(module.forward, "__func__", None) is kind.forward
+
+
+class Mlp(Branch):
     """Two linear maps with a GELU between them: (..., dim) -> (..., hidden_dim) -> (..., dim)."""
 
     def __init__(
@@ -26,10 +57,12 @@ class Mlp(Module):
         self.drop = Dropout(dropout)
         self.approximate = approximate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def inner(self, x: Tensor) -> Tensor:
         assert self.fc1.bias is not None
-        hidden = F.linear_gelu(x, self.fc1.weight, self.fc1.bias, self.approximate)
-        return self.drop(self.fc2(self.drop(hidden)))
+        return self.drop(F.linear_gelu(x, self.fc1.weight, self.fc1.bias, self.approximate))
+
+    def ends(self) -> tuple[Linear, Dropout]:
+        return self.fc2, self.drop
 
 
 def _check_heads(dim: int, heads: int) -> None:
@@ -60,7 +93,7 @@ class KeyValueCache:
             self.parts = k[rows], v[rows]
 
 
-class Attention(Module):
+class Attention(Branch):
     """Multi-head self-attention: (B, N, C) -> (B, N, C). `qkv` is one linear map with rows q, k, v, head-major.
 
     With a cache, x is the tokens that follow those of earlier calls; a mask then covers all keys so far.
@@ -75,7 +108,10 @@ class Attention(Module):
         self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(dropout)
 
-    def forward(
+    def ends(self) -> tuple[Linear, Dropout]:
+        return self.proj, self.proj_drop
+
+    def inner(
         self, x: Tensor, attn_mask: Any = None, is_causal: bool = False, cache: KeyValueCache | None = None
     ) -> Tensor:
         q, k, v = F.split_heads(self.qkv(x), self.heads, 3)
@@ -87,7 +123,7 @@ class Attention(Module):
         return _attend(self, q, k, v, attn_mask, is_causal)
 
 
-class CrossAttention(Module):
+class CrossAttention(Branch):
     """Multi-head attention of x (B, N, C) onto a context (B, S, context_dim) -> (B, N, C).
 
     `context_of` (B,) says which row of the context each row of x looks at, its own by default: a context is projected
@@ -111,7 +147,10 @@ class CrossAttention(Module):
         self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(dropout)
 
-    def forward(
+    def ends(self) -> tuple[Linear, Dropout]:
+        return self.proj, self.proj_drop
+
+    def inner(
         self,
         x: Tensor,
         context: Tensor,
@@ -138,14 +177,14 @@ def of_each(rows: Tensor, chosen: Any) -> Tensor:
 def _attend(
     layer: Attention | CrossAttention, q: Tensor, k: Tensor, v: Tensor, attn_mask: Any, is_causal: bool = False
 ) -> Tensor:
-    """What both kinds of attention do with queries, keys and values: (B, H, N, D) -> (B, N, C)."""
+    """What both kinds of attention do with queries, keys and values (B, H, N, D), up to their last map: (B, N, C)."""
     if layer.kept is not None:
         mask = None if attn_mask is None else constant(attn_mask)
         scale = q.shape[-1] ** -0.5
         layer.kept.append(attention_probabilities(NUMPY, q.numpy(), k.numpy(), None, mask, is_causal, scale))
     dropout_p = layer.dropout if layer.training else 0.0
     out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
-    return layer.proj_drop(layer.proj(F.merge_heads(out)))
+    return F.merge_heads(out)
 
 
 @contextmanager
@@ -173,18 +212,18 @@ class Residual(Module):
     together with the next layer norm, across block borders too. `forward` does one block by itself.
     """
 
-    advance: Callable[..., tuple[Tensor, Tensor | None]]
+    advance: Callable[..., tuple[Tensor, Tensor | Pending | None]]
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         return joined(*self.advance(x, None, *args, **options))
 
 
-def joined(x: Tensor, branch: Tensor | None) -> Tensor:
+def joined(x: Tensor, branch: Tensor | Pending | None) -> Tensor:
     """The stream with its last branch added."""
-    return x if branch is None else x + branch
+    return x if branch is None else x + applied(branch)
 
 
-def advance_all(blocks: Iterable[Any], x: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+def advance_all(blocks: Iterable[Any], x: Tensor, **options: Any) -> tuple[Tensor, Tensor | Pending | None]:
     """Carry x (B, N, C) through the blocks; the last branch is still to be added."""
     branch = None
     for block in blocks:
@@ -220,20 +259,24 @@ class Block(Residual):
         self.ls2 = None if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def _branch(self, y: Tensor, scale: LayerScale | None) -> Tensor:
+    def _scaled(self, branch: Tensor | Pending, scale: LayerScale | None) -> Tensor | Pending:
+        if scale is None and not (self.training and self.drop_path.p):
+            return branch
+        y = applied(branch)
         return self.drop_path(y if scale is None else scale(y))
 
     def advance(
-        self, x: Tensor, branch: Tensor | None, attn_mask: Any = None, is_causal: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor, branch: Tensor | Pending | None, attn_mask: Any = None, is_causal: bool = False
+    ) -> tuple[Tensor, Tensor | Pending | None]:
         if self.post:
             x = joined(x, branch)
-            _, x = self.norm1.after_sum(x, self._branch(self.attn(x, attn_mask, is_causal), self.ls1))
-            _, x = self.norm2.after_sum(x, self._branch(self.mlp(x), self.ls2))
+            _, x = self.norm1.after_sum(x, self._scaled(branch_of(self.attn, x, attn_mask, is_causal), self.ls1))
+            _, x = self.norm2.after_sum(x, self._scaled(branch_of(self.mlp, x), self.ls2))
             return x, None
         x, y = self.norm1.after_sum(x, branch, narrow=True)
-        x, y = self.norm2.after_sum(x, self._branch(self.attn(y, attn_mask, is_causal), self.ls1), narrow=True)
-        return x, self._branch(self.mlp(y), self.ls2)
+        branch = self._scaled(branch_of(self.attn, y, attn_mask, is_causal), self.ls1)
+        x, y = self.norm2.after_sum(x, branch, narrow=True)
+        return x, self._scaled(branch_of(self.mlp, y), self.ls2)
 
 
 def check_norm(norm: str) -> None:
@@ -274,24 +317,24 @@ class DecoderBlock(Residual):
     def advance(
         self,
         x: Tensor,
-        branch: Tensor | None,
+        branch: Tensor | Pending | None,
         context: Tensor,
         attn_mask: Any = None,
         context_mask: Any = None,
         cache: BlockCache = (None, None),
         context_of: Any = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | Pending | None]:
         own, onto = cache
         if self.post:
             x = joined(x, branch)
-            _, x = self.norm1.after_sum(x, self.attn(x, attn_mask, self.causal, own))
-            _, x = self.norm2.after_sum(x, self.cross(x, context, context_mask, onto, context_of))
-            _, x = self.norm3.after_sum(x, self.mlp(x))
+            _, x = self.norm1.after_sum(x, branch_of(self.attn, x, attn_mask, self.causal, own))
+            _, x = self.norm2.after_sum(x, branch_of(self.cross, x, context, context_mask, onto, context_of))
+            _, x = self.norm3.after_sum(x, branch_of(self.mlp, x))
             return x, None
         x, y = self.norm1.after_sum(x, branch, narrow=True)
-        x, y = self.norm2.after_sum(x, self.attn(y, attn_mask, self.causal, own), narrow=True)
-        x, y = self.norm3.after_sum(x, self.cross(y, context, context_mask, onto, context_of), narrow=True)
-        return x, self.mlp(y)
+        x, y = self.norm2.after_sum(x, branch_of(self.attn, y, attn_mask, self.causal, own), narrow=True)
+        x, y = self.norm3.after_sum(x, branch_of(self.cross, y, context, context_mask, onto, context_of), narrow=True)
+        return x, branch_of(self.mlp, y)
 
 
 class TransformerEncoder(Module):

@@ -1,0 +1,122 @@
+"""Contenders of the benchmarks: fusions that are taken apart, and products in bfloat16."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import tinyvit.functional as F
+from benchmarks.cases import Case, ModelShape
+from benchmarks.contenders import select_contenders
+from benchmarks.contenders.engine import Engine
+from benchmarks.contenders.functional_vit import vit_logits
+from benchmarks.contenders.taken_apart import FUSIONS, TakenApart
+from benchmarks.inputs import Arrays, make_inputs, weights_of
+from benchmarks.verify import deviation
+from tinyvit import dispatch, use_kernels
+
+SHAPE = ModelShape("tiny", image=8, channels=3, patch=4, dim=24, depth=2, heads=3, batch=4)
+STEP, LOGITS = Case("train", "train", SHAPE, "step", calls=3), Case("inference", "inference", SHAPE, "step")
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Arrays:
+    """Those of a training step, with weights so large that attention is not uniform, and biases."""
+    random = np.random.default_rng(0)
+    return {
+        name: array if name in ("images", "labels")
+        else 10 * array if array.ndim > 1
+        else array + random.normal(0, 0.5, array.shape).astype(np.float32)
+        for name, array in make_inputs(STEP).items()
+    }  # fmt: skip
+
+
+def run(engine: Engine, case: Case, inputs: Arrays) -> np.ndarray:
+    task = engine.prepare(case, inputs)
+    for _ in range(case.calls):
+        result = task.run()
+    (output,) = task.outputs(result).values()
+    return output
+
+
+@pytest.fixture(scope="module")
+def exact(inputs: Arrays) -> list[np.ndarray]:
+    """What the plain path in float64 gives."""
+    wide = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in inputs.items()}
+    with use_kernels("numpy"):
+        return [run(Engine("numpy"), case, wide) for case in (STEP, LOGITS)]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """How often operations that have kernels were applied: "linear with bias", "layer_norm narrow"."""
+    select, count = dispatch.select, Counter()
+
+    def counting(op: Any, dtype: Any, arrays: Any, params: Any) -> Any:
+        found = select(op, dtype, arrays, params)
+        assert found is not None or op.name.startswith("linear"), op.name  # linear maps may be OpenBLAS's
+        with_bias = " with bias" if op.name == "linear" and arrays[2] is not None else ""
+        count[op.name + with_bias + (" narrow" if "y_dtype" in params else "")] += 1
+        return found
+
+    monkeypatch.setattr(dispatch, "select", counting)
+    for changes in FUSIONS.values():
+        for name in changes:
+            monkeypatch.setattr(F, name, getattr(F, name))  # so that it is put back
+    with use_kernels("auto"):
+        yield count
+
+
+WHOLE, SUM, NARROW = "linear_add_layer_norm", "add_layer_norm", "add_layer_norm narrow"
+CHANGES = {  # what is applied less often, and what is instead, casts apart
+    ("auto", "linear_bias"): ({"linear with bias"}, {"linear"}),
+    ("auto", "linear_gelu"): ({"linear_gelu"}, {"linear", "bias_gelu"}),
+    ("auto", "linear_add_layer_norm"): ({WHOLE}, {"linear with bias", SUM}),
+    ("auto", "add_layer_norm"): ({WHOLE}, {"linear with bias", "layer_norm"}),
+    ("auto", "narrow_branch"): ({WHOLE}, {"linear with bias", SUM}),
+    ("auto", "narrow"): ({WHOLE}, {"linear with bias", SUM}),
+    ("auto", "attention"): ({"attention"}, {"softmax"}),
+    ("bf16", "linear_bias"): ({"linear with bias"}, {"linear"}),
+    ("bf16", "linear_gelu"): ({"linear_gelu"}, {"linear", "bias_gelu"}),
+    ("bf16", "linear_add_layer_norm"): ({f"{WHOLE} narrow"}, {"linear with bias", NARROW}),
+    ("bf16", "add_layer_norm"): ({f"{WHOLE} narrow", SUM}, {"linear with bias", "layer_norm", "layer_norm narrow"}),
+    ("bf16", "narrow_branch"): ({f"{WHOLE} narrow"}, {"linear with bias", NARROW}),
+    ("bf16", "narrow"): ({f"{WHOLE} narrow", "layer_norm narrow"}, {"linear with bias", SUM, "layer_norm"}),
+    ("bf16", "attention"): ({"attention"}, {"softmax"}),
+}
+
+
+def test_every_fusion_is_taken_apart_in_both_dtypes() -> None:
+    assert set(CHANGES) == {(option, fusion) for option in ("auto", "bf16") for fusion in FUSIONS}
+    names = [spec.name for spec in select_contenders((), (), ("attention", "narrow"))]
+    assert [name for name in names if "without" in name] == [
+        f"{engine} without {fusion}" for engine in ("tinyvit", "tinyvit-bf16") for fusion in ("attention", "narrow")
+    ]
+
+
+@pytest.mark.parametrize(("option", "fusion"), CHANGES)
+def test_only_one_fusion_is_taken_apart_and_the_results_stay(
+    option: str, fusion: str, inputs: Arrays, exact: list[np.ndarray], calls: Counter
+) -> None:
+    fused = [run(Engine(option), case, inputs) for case in (STEP, LOGITS)]
+    before = Counter(calls)
+    calls.clear()
+    apart = [run(TakenApart(f"{option} {fusion}"), case, inputs) for case in (STEP, LOGITS)]
+    gone, come = set(before - calls), set(calls - before)
+    assert (gone, come - {"cast"}) == CHANGES[option, fusion]
+    assert "cast" in come if (option, fusion) == ("bf16", "narrow") else option == "bf16" or "cast" not in come
+    rounding = 2.0**-8 if option == "bf16" else 2.0**-21
+    for fused_one, apart_one, exact_one in zip(fused, apart, exact, strict=True):
+        assert deviation(apart_one, exact_one) <= 2 * deviation(fused_one, exact_one) + rounding
+
+
+def test_narrow_products_of_the_functional_model_are_rounded_and_nothing_else_is(inputs: Arrays) -> None:
+    erf = np.vectorize(math.erf, otypes=[np.float32])
+    weights = weights_of(inputs)
+    logits = [vit_logits(np, erf, weights, inputs["images"], SHAPE, d) for d in (None, ml_dtypes.bfloat16, np.float32)]
+    assert [x.dtype for x in logits] == [np.float32] * 3
+    assert np.array_equal(logits[0], logits[2])
+    assert 1e-4 < deviation(logits[1], logits[0]) < 0.1
