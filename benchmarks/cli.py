@@ -14,6 +14,7 @@ from .cases import SUITES, Case, Suite, select_cases
 from .contenders import PEERS, Spec, select_contenders
 from .contenders.taken_apart import FUSIONS
 from .contenders.user import SIGNATURES
+from .gpu_time import MINUTES as GPU_MINUTES
 from .machine import describe_commit, describe_machine, describe_versions
 from .measure import Field, Settings, measure_case
 from .results import Run, compare, read_run
@@ -84,7 +85,9 @@ for _suite in SUITES.values():
 @main.command("gpu", short_help="the kernels on an NVIDIA GPU")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", default="gpu-benchmarks.jsonl",
               show_default=True, help="A line for each result; what it holds is not measured again.")  # fmt: skip
-def _gpu(out: Path) -> None:
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=GPU_MINUTES, show_default=True,
+              help="What there is no time for is left out; start again, and it goes on with that.")  # fmt: skip
+def _gpu(out: Path, minutes: float) -> None:
     """Benchmark attention, layer norm and training steps on an NVIDIA GPU."""
     from tinyvit.backend import check_device
 
@@ -94,7 +97,9 @@ def _gpu(out: Path) -> None:
         check_device("cuda")
     except RuntimeError as reason:
         raise click.ClickException(str(reason)) from reason
-    run(out, click.echo)
+    left_out = run(out, click.echo, minutes)
+    if left_out:
+        click.echo(f"there was no time for {left_out}: start again, and it goes on with them")
 
 
 def _run_suite(

@@ -3,11 +3,12 @@
 Every case is verified, then timed by the device's own clock, with a cold and with a warm second-level cache; whole
 training steps are timed one after the other, and beside that how long Python is busy with each. A result
 is a line of one file, written when it is there; started again for the same commit, what is in the file is not measured
-again.
+again. What there was no time for has a line that says so, until it is measured by a later start.
 """
 
 import importlib
 import json
+import math
 import os
 import statistics
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .cases import VIT_S, ModelShape
+from .gpu_time import LEFT_OUT, Budget, OutOfTime
 from .inputs import LEARNING_RATE, WEIGHT_DECAY
 from .machine import describe_commit
 
@@ -48,6 +50,7 @@ class Case:
 
 Make = Callable[[], Callable[[], Any]]  # what makes the function that is timed
 Contender = tuple[str, Make]  # with its name
+_LATE = ("torch.compile", "torch.compile max-autotune")  # take seconds, and minutes, to compile
 
 
 # Cases ---------------------------------------------------------------------------------------------------------------
@@ -156,10 +159,10 @@ def _step(shape: ModelShape, captured: bool) -> Callable[[], Any]:
     if not captured:
         step.reason = "it is timed without"
     for _ in range(5):
-        step(images, labels)
+        step((images, labels))
     if captured and step.reason:
         raise RuntimeError(step.reason)
-    return _bound(step, images, labels)
+    return _bound(step, (images, labels))
 
 
 def _bound(function: Callable[..., Any], *arrays: Any, **settings: Any) -> Callable[[], Any]:
@@ -174,9 +177,11 @@ def _array(x: np.ndarray) -> Any:
 
 def _normal(shape: tuple[int, ...], dtype: str) -> Any:
     import tinyvit as tv
+    from tinyvit.backend import namespace_of
 
-    rng = np.random.default_rng(0)
-    return tv.tensor(rng.standard_normal(shape, np.float32), device="cuda").to(dtype).data
+    # So many numbers again and again: to draw all of them would take seconds for each contender.
+    some = tv.tensor(np.random.default_rng(0).standard_normal(1_000_003, np.float32), device="cuda").to(dtype).data
+    return some[namespace_of(some).arange(math.prod(shape)) % some.size].reshape(shape)
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
@@ -192,7 +197,13 @@ class Clock:
 
     The device is kept waiting until all of a call has been asked of it, so that short kernels are not timed at the pace
     of Python.
+
+    Attributes
+    ----------
+    limit : seconds after which a function is called no more times than it must be.
     """
+
+    limit = float("inf")
 
     def __init__(self) -> None:
         import cupy
@@ -205,8 +216,9 @@ class Clock:
         for _ in range(3):
             function()
         cycles = np.int64(2e9 * min(1e-4 + 2 * self.host_seconds(function, 1), 0.05))
-        times = []
-        for _ in range(_ROUNDS):
+        times: list[float] = []
+        began = time.monotonic()
+        while len(times) < 3 or (len(times) < _ROUNDS and time.monotonic() - began < self.limit / 2):
             start, stop = self._cuda.Event(), self._cuda.Event()
             if cold:
                 self._flushed.fill(0)
@@ -227,9 +239,10 @@ class Clock:
         return (time.perf_counter() - start) / calls
 
     def seconds_each(self, function: Callable[[], Any], calls: int) -> float:
-        """The time of each of many calls, one after the other, till the last is done: the median of five rounds."""
-        times = []
-        for _ in range(5):
+        """The time of each of many calls, one after the other, till the last is done: the median of a few rounds."""
+        times: list[float] = []
+        began = time.monotonic()
+        while not times or (len(times) < 5 and time.monotonic() - began < self.limit / 2):
             self._cuda.Device().synchronize()
             start = time.perf_counter()
             for _ in range(calls):
@@ -305,13 +318,45 @@ def verified(contenders: list[Contender], dtype: str) -> str | None:
     return None if error <= allowed else f"raw differs from the plain rule by {error:.3g}; {allowed} is allowed"
 
 
-def run(path: Path, say: Callable[[str], None]) -> None:
-    """Measure what is not in the file yet, and add it."""
+@dataclass(frozen=True)
+class Task:
+    """One contender of a case, which is measured in its turn."""
+
+    case: Case
+    name: str
+    make: Make
+    contenders: list[Contender]
+
+    def line(self, clock: Clock, best: dict[str, float]) -> dict[str, Any]:
+        wrong = verified(self.contenders, self.case.dtype) if self.name == "raw" else None
+        return self.told(wrong) if wrong else measured(self.case, self.name, self.make, clock, best)
+
+    def told(self, refused: str) -> dict[str, Any]:
+        return {"case": self.case.name, "dtype": self.case.dtype, "contender": self.name, "refused": refused}
+
+
+def tasks(done: set[tuple[str, str, str]]) -> list[Task]:
+    """What is not done yet: the first contenders of all cases, then the second ones ...; at the end what compiles."""
+    found = []
+    for source in (attention_cases, layer_norm_cases, step_cases):
+        for case, contenders in source():
+            for place, (name, make) in enumerate(contenders):
+                if (case.name, case.dtype, name) not in done:
+                    turn = _LATE.index(name) + 1 if name in _LATE else 0, place
+                    found.append((turn, Task(case, name, make, contenders)))
+    return [task for _, task in sorted(found, key=lambda pair: pair[0])]
+
+
+def run(path: Path, say: Callable[[str], None], minutes: float) -> int:
+    """Measure what is not in the file yet, and add it; give the number of contenders that there was no time for."""
+    from tinyvit.checkpoint import atomic_write
+
     # numba.cuda would wait for the device before each launch; here all is on one stream.
     os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
-    commit = describe_commit()
+    budget, commit = Budget(minutes), describe_commit()
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    done = {(line["case"], line["dtype"], line["contender"]) for line in lines if line["commit"] == commit}
+    lines = [line for line in lines if line["commit"] != commit or line.get("refused") != LEFT_OUT]
+    atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def add(line: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
@@ -321,11 +366,15 @@ def run(path: Path, say: Callable[[str], None]) -> None:
     clock = Clock()
     best = ceilings(clock)
     add({"case": "ceilings", "dtype": "", "contender": "", **best})
-    for source in (attention_cases, layer_norm_cases, step_cases):
-        for case, contenders in source():
-            left = [(name, make) for name, make in contenders if (case.name, case.dtype, name) not in done]
-            wrong = verified(contenders, case.dtype) if left else None
-            for name, make in left:
-                wrong_here = wrong if name == "raw" else None
-                line = {"case": case.name, "dtype": case.dtype, "contender": name, "refused": wrong_here}
-                add(line if wrong_here else measured(case, name, make, clock, best))
+    done = {(line["case"], line["dtype"], line["contender"]) for line in lines if line["commit"] == commit}
+    work, left_out = tasks(done), 0
+    for number, task in enumerate(work, 1):
+        others = len(work) - number
+        clock.limit = budget.share(others + 1)
+        try:
+            with budget.enforced(0.5 if others else 1.0):  # who never ends takes no more than that
+                line = task.line(clock, best)
+        except OutOfTime:
+            left_out, line = left_out + 1, task.told(LEFT_OUT)
+        add(line)
+    return left_out

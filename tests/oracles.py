@@ -238,6 +238,10 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "to_device": lambda x, device, source: x,
     "basic_index": lambda x, index: x[index], "advanced_index": lambda x, index: x[index],
     "index_add": index_add, "index_put": index_put,
+    "take_rows": lambda x, rows: np.stack([matrix[numbers] for matrix, numbers in zip(x, rows, strict=True)]),
+    "add_rows": lambda x, rows, count: np.stack(
+        [index_add(matrix, (numbers,), (count, x.shape[2])) for matrix, numbers in zip(x, rows, strict=True)]
+    ),
     "embedding": lambda weight, ids: np.stack([weight[i] for i in ids.ravel()]).reshape(*ids.shape, -1),
     "im2col": im2col, "col2im": col2im, "conv2d": conv2d,
     "max_pool2d": lambda x, window, stride, padding: over_windows(

@@ -161,3 +161,29 @@ def test_the_most_frequent_mistakes_come_first():
     assert found.mistakes() == [("c", "b", 4), ("a", "c", 2), ("b", "a", 1)]
     assert found.mistakes(1) == [("c", "b", 4)]
     assert Found({}).mistakes() == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 24])
+def test_batches_in_one_shape_hold_what_others_do_and_are_filled_up(size):
+    full = texts.load_texts("scenes-questions", "train")
+    dataset = full.in_one_shape(size)
+    shapes, needed = set(), 0
+    for seed in range(20):
+        order = dataset.order(np.random.default_rng(seed))
+        for start in range(0, len(order) - size, size):
+            chosen = order[start : start + size]
+            batch, cut = dataset.batch(chosen), full.batch(chosen)
+            shapes.add((batch.images.shape, batch.texts.shape))
+            needed = max(needed, len(cut.images))
+            np.testing.assert_array_equal(batch.image_of_each, cut.image_of_each)
+            np.testing.assert_array_equal(batch.texts[:, : cut.texts.shape[1]], cut.texts)
+            assert (batch.texts[:, cut.texts.shape[1] :] == PAD).all()
+    ((images, texts_),) = shapes
+    assert texts_ == (size, full.texts.shape[1])
+    assert needed <= images[0] <= min(size, needed + 1)  # no more than there can be
+
+
+def test_written_texts_are_not_cut_in_batches_of_one_shape():
+    dataset = texts.load_texts("reverse", "train").in_one_shape(4)
+    short = np.flatnonzero((dataset.labels != PAD).sum(axis=1) < 6)[:4]
+    assert dataset.batch(short).labels.shape == (4, dataset.labels.shape[1])

@@ -5,8 +5,9 @@ scale of the losses, the state of the random stream. So a graph that was recorde
 what the same step computes when it is not captured.
 """
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,22 +15,25 @@ import numpy as np
 
 from .autocast import LossScaler, autocast
 from .autograd import Tensor
-from .backend import default_generator, gpu, is_on_gpu, like
+from .backend import default_generator, gpu, like, namespace_of
 from .optim import Adam
 
 WARM_UP = 3  # steps before the capture: kernels are compiled, algorithms are chosen
+
+_Batch = tuple[Any, ...]  # arrays, or None
 
 
 class CapturedStep:
     """Makes training steps for parameters on a GPU, by a CUDA graph as soon as it can.
 
-    The first steps run as usual; then one is captured. A batch of other shapes than the first one's runs as usual too,
-    and so do all steps where the capture failed: a warning and `reason` then say why.
+    The first steps run as usual; then one is captured. Batches of other shapes run as usual too, and so do all steps
+    where the capture failed: a warning and `reason` then say why.
 
     Parameters
     ----------
     loss_of : Callable
-        `loss_of(*batch)` gives the loss, a scalar tensor, of arrays on the device. It must not wait for the device.
+        `loss_of(*batch)` gives the loss, a scalar tensor, of the arrays of a batch on the device, None where there is
+        none. It must not wait for the device.
     optimizer : Adam or AdamW, of float32 parameters on one GPU.
     precision : as of `autocast`; with "float16" losses are scaled.
     clip_norm : what the joint norm of the gradients is clipped to; 0 for no clipping.
@@ -53,10 +57,11 @@ class CapturedStep:
         self.scaler = LossScaler(optimizer) if precision == "float16" else None
         cuda = gpu()[0].cuda
         self._stream, self._pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
-        self._batch: list[Any] = []
+        self._places: list[_Batch] = []  # where the graph reads batches
         self._random = like(np.zeros(2, np.uint64), self._bundle.state)
         self._graph: Any = None
-        self._draws = self._runs = 0
+        self._draws = 0
+        self._runs = 0  # of batches that fit there
         self._rows: Any = None  # where the graph has its gradients
         self._held: Any = None  # what the graph writes to and others read
         self.reason: str | None = None
@@ -65,17 +70,18 @@ class CapturedStep:
     def is_captured(self) -> bool:
         return self._graph is not None
 
-    def __call__(self, *batch: Any) -> Tensor:
-        """One step; the loss stays on the device."""
+    def __call__(self, *batches: _Batch) -> Tensor:
+        """One step down the gradient of the sum of the losses of `batches`, which stays on the device."""
         with self._own_stream():
             self._bundle.set_groups(self._optimizer.groups)
-            usual = self._take(batch)
-            if usual and self._graph is None and self.reason is None and self._runs >= WARM_UP:
+            fits = self._take(batches)
+            if fits and self._graph is None and self.reason is None and self._runs >= WARM_UP:
                 self._capture()
-            self._runs += 1
-            if not usual or self._graph is None:
-                return self._step([like(np.asarray(x), self._bundle.state) if not is_on_gpu(x) else x for x in batch])
-            return self._replay()
+            self._runs += fits
+            if fits:
+                return self._step(self._places) if self._graph is None else self._replay()
+            there = self._bundle.state
+            return self._step([tuple(None if x is None else like(x, there) for x in batch) for batch in batches])
 
     @contextmanager
     def _own_stream(self) -> Any:
@@ -86,24 +92,34 @@ class CapturedStep:
             yield
         current.wait_event(self._stream.record())
 
-    def _take(self, batch: tuple[Any, ...]) -> bool:
-        """Copy a batch to where the graph reads it; False if it has other shapes than the first one."""
-        if not self._batch:
-            self._batch = [like(np.array(x), self._bundle.state) if not is_on_gpu(x) else x.copy() for x in batch]
-            return True
-        if [x.shape for x in batch] != [x.shape for x in self._batch]:
+    def _take(self, batches: Sequence[_Batch]) -> bool:
+        """Copy batches to where the graph reads them; False if they do not fit there.
+
+        Until there is a graph, the largest ones decide what does: a run may begin with the last batch of an epoch.
+        """
+        shapes = _shapes(batches)
+        if self._graph is None and _size(shapes) > _size(_shapes(self._places)):
+            empty = namespace_of(self._bundle.state).empty
+            self._places = [tuple(None if x is None else empty(x.shape, x.dtype) for x in batch) for batch in batches]
+            self._runs = 0
+        if shapes != _shapes(self._places):
             return False
-        for place, x in zip(self._batch, batch, strict=True):
-            place[...] = like(x, place)
+        for places, batch in zip(self._places, batches, strict=True):
+            for place, x in zip(places, batch, strict=True):
+                if x is not None:
+                    place[...] = like(x, place)
         return True
 
-    def _step(self, batch: list[Any]) -> Tensor:
+    def _step(self, batches: Sequence[_Batch]) -> Tensor:
         self._optimizer.zero_grad()
-        with autocast(self._precision):
-            loss = self._loss_of(*batch)
-        (self.scaler.scaled(loss) if self.scaler else loss).backward()
+        losses = []
+        for batch in batches:
+            with autocast(self._precision):
+                loss = self._loss_of(*batch)
+            (self.scaler.scaled(loss) if self.scaler else loss).backward()
+            losses.append(loss.detach())
         self._optimizer.step()
-        return loss.detach()
+        return sum(losses[1:], losses[0])
 
     def _capture(self) -> None:
         """Record a step, in memory that nobody else is given: each launch of the graph writes there again."""
@@ -113,7 +129,7 @@ class CapturedStep:
         steps, offset = self._optimizer.steps, default_generator.offset
         try:
             with cupy.cuda.using_allocator(self._pool.malloc), default_generator.on_device(self._random):
-                loss = self._step(self._batch)
+                loss = self._step(self._places)
                 self._draws = default_generator.offset - offset
             self._held = loss, [p.grad for p, _, _ in self._bundle.members]
             graph = self._stream.end_capture()
@@ -145,3 +161,12 @@ class CapturedStep:
         self._graph.launch(self._stream)
         self._optimizer.steps += 1
         return Tensor(self._held[0].data.copy())
+
+
+def _shapes(batches: Sequence[_Batch]) -> list[list[Any]]:
+    return [[None if x is None else x.shape for x in batch] for batch in batches]
+
+
+def _size(shapes: list[list[Any]]) -> int:
+    """How many elements there are in arrays of these shapes."""
+    return sum(math.prod(shape) for batch in shapes for shape in batch if shape is not None)

@@ -362,8 +362,8 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
 
 
 def joint_norm(arrays: Iterable[Array]) -> float:
-    """The Euclidean norm of all elements together."""
-    return math.sqrt(sum(float(np.vdot(a, a)) for a in arrays))
+    """The Euclidean norm of all elements together; on a GPU by sums, since CuPy's `vdot` needs cuBLAS."""
+    return math.sqrt(sum(float((a * a).sum(dtype="float64") if is_on_gpu(a) else np.vdot(a, a)) for a in arrays))
 
 
 # Schedules: the learning rate of a step -----------------------------------------------------------------------------

@@ -29,8 +29,9 @@ class Steps:
     def __init__(self, training: "Training") -> None:
         self._training, self._settings = training, training.recipe.train
         self._unread: list[tuple[int, Tensor, int]] = []  # of steps made: number, mean loss, images
+        self._images = 0  # of the step that is made
         on_gpu = any(is_on_gpu(p.data) for p in training.model.parameters())
-        self.why_no_graph = self._objection() if on_gpu else ""
+        self.why_no_graph = "train.optimizer is 'sgd'" if on_gpu and self._settings.optimizer == "sgd" else ""
         self.graph = self._graph() if on_gpu and not self.why_no_graph else None
         own = LossScaler(training.optimizer) if self._settings.precision == "float16" and not self.graph else None
         self.scaler = self.graph.scaler if self.graph else own
@@ -40,10 +41,10 @@ class Steps:
 
         Raises FloatingPointError if the loss, or the gradient's norm, is not finite.
         """
+        self._images = sum(len(batch.labels) for batch in batches)
         if self.graph:
-            (batch,) = batches
-            mean = self.graph(batch.images, batch.labels)
-            self._unread.append((self._training.position.step + 1, mean, len(batch.labels)))
+            mean = self.graph(*(self._arrays(batch) for batch in batches))
+            self._unread.append((self._training.position.step + 1, mean, self._images))
             if len(self._unread) == READ_EVERY:
                 self.read_losses()
         else:
@@ -60,13 +61,12 @@ class Steps:
             position.images += images
 
     def _step(self, batches: list[Batch]) -> None:
-        training, position = self._training, self._training.position
-        images, loss_sum = sum(len(batch.labels) for batch in batches), 0.0
+        training, position, loss_sum = self._training, self._training.position, 0.0
         training.optimizer.zero_grad()
         for batch in batches:
             with autocast(self._settings.precision):
-                loss = training.task.loss(training.model, batch)
-            mean = loss / images
+                loss = training.task.loss(training.model, training.task.prepared(training.model, batch))
+            mean = loss / self._images
             (self.scaler.scaled(mean) if self.scaler else mean).backward()
             loss_sum += loss.item()
         self._require_finite("loss", position.step + 1, loss_sum)
@@ -78,23 +78,22 @@ class Steps:
                 self._require_finite("gradient's norm", position.step + 1, norm)
             training.optimizer.step()
         position.loss_sum += loss_sum
-        position.images += images
+        position.images += self._images
+
+    def _arrays(self, batch: Batch) -> tuple[Any, ...]:
+        """What the loss of a batch is computed from, as `_loss` takes it."""
+        batch = self._training.task.prepared(self._training.model, batch)
+        return batch.images, batch.labels, batch.texts, batch.image_of, *batch.drawn
+
+    def _loss(self, images: Any, labels: Any, texts: Any, image_of: Any, *drawn: Any) -> Tensor:
+        """The part of a batch in the mean loss of a step, of arrays on the device."""
+        batch = Batch(images, labels, 0, texts, image_of, drawn)
+        return self._training.task.loss(self._training.model, batch) / self._images
 
     def _graph(self) -> CapturedStep:
-        training, settings = self._training, self._settings
-        assert isinstance(training.optimizer, Adam)
-
-        def mean_loss(images: Any, labels: Any) -> Tensor:  # arrays on the device
-            return training.task.loss(training.model, Batch(images, labels, 0)) / len(labels)
-
-        return CapturedStep(mean_loss, training.optimizer, settings.precision, settings.clip_norm)
-
-    def _objection(self) -> str:
-        if self._settings.accumulate > 1:
-            return f"train.accumulate is {self._settings.accumulate}"
-        if self._settings.optimizer == "sgd":
-            return "train.optimizer is 'sgd'"
-        return self._training.task.why_no_graph
+        optimizer, settings = self._training.optimizer, self._settings
+        assert isinstance(optimizer, Adam)
+        return CapturedStep(self._loss, optimizer, settings.precision, settings.clip_norm)
 
     def _require_finite(self, what: str, step: int, value: float) -> None:
         if not math.isfinite(value):

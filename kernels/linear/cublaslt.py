@@ -232,6 +232,8 @@ def product_of(
     a: Any, b: Any, d: Any, epilogue: str = "none", tf32: bool | None = None, aux: Any = None
 ) -> Product | None:
     """The kind of d = a b; None if an operand lies so that it would have to be copied."""
+    if not a.dtype == b.dtype == d.dtype:
+        raise TypeError(f"a product has operands of {a.dtype} and {b.dtype} for {d.dtype}; they must be equal")
     tf32 = d.dtype == np.float32 and (tf32_allowed if tf32 is None else tf32)
     of_a, of_b, of_d = (operand_of(x) for x in (a, b, d))
     if of_a is None or of_b is None or of_d is None:

@@ -92,7 +92,7 @@ class ndarray:
     def __getitem__(self, key: Any) -> "ndarray":
         if any(isinstance(k, ndarray) and k.dtype == bool for k in (key if isinstance(key, tuple) else (key,))):
             _wait()  # for the number of what is picked
-        return _wrapped(np.asarray(self._host[_host(key)]), self)
+        return _call(lambda x, k: np.asarray(x[k]), (self, key), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
         target, key = self._host, _host(key)
@@ -226,7 +226,21 @@ def _recorded_matmul(*arguments: Any) -> None:
     _do(lambda: fake_cublaslt.matmul(arguments[0], where, *arguments[2:]))
 
 
+_NEED_CUBLAS = (np.vdot, np.dot, np.inner, np.tensordot, np.linalg.norm)
+_UNKNOWN_IN_GRAPHS = (operator.matmul, np.argsort, np.sort, np.nonzero, np.unique)  # cuBLAS, Thrust, or they wait
+
+
+def _check(function: Any, args: Any) -> None:
+    """Refuse what CuPy cannot do: at all without cuBLAS, which nothing here shall need, or while a stream captures."""
+    if function in _NEED_CUBLAS:
+        raise RuntimeError(f"{function.__name__} needs cuBLAS")
+    joins_by_addresses = function in (np.concatenate, np.stack) and len(args[0]) > 8  # brought from the host
+    if function in _UNKNOWN_IN_GRAPHS or joins_by_addresses:
+        _wait()
+
+
 def _call(function: Any, args: Any, kwargs: Any) -> Any:
+    _check(function, args)
     out = kwargs.get("out")
 
     def compute() -> Any:
@@ -338,21 +352,7 @@ def module() -> types.ModuleType:
     fake.cuda = cuda  # type: ignore[attr-defined]
     pool = types.SimpleNamespace(free_all_blocks=lambda: None)
     fake.get_default_memory_pool = lambda: pool  # type: ignore[attr-defined]
-    fake.add = _Ufunc(np.add)  # type: ignore[attr-defined]
     return fake
-
-
-class _Ufunc:
-    """A function of CuPy that is called on elements at an index too."""
-
-    def __init__(self, ufunc: Any) -> None:
-        self._ufunc = ufunc
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _call(self._ufunc, args, kwargs)
-
-    def at(self, x: ndarray, index: Any, values: Any) -> None:
-        self._ufunc.at(x._host, _host(index), _host(values))
 
 
 def _erf(x: np.ndarray) -> np.ndarray:

@@ -159,3 +159,8 @@ def test_the_numbers_of_the_epilogues_are_those_of_the_bindings() -> None:
     names = {"none": "DEFAULT", "gelu_aux_bias": "GELU_AUX_BIAS", "dgelu_bias_gradient": "DGELU_BGRAD"}
     for name, number in cublaslt.EPILOGUES.items():
         assert real[names.get(name, {"bias_gradient": "BGRADB"}.get(name, name.upper()))] == number
+
+
+def test_operands_of_several_dtypes_are_refused() -> None:
+    with pytest.raises(TypeError, match="operands of float32 and bfloat16 for float32; they must be equal"):
+        cublaslt.matmul(ndarray(normal(2, 3)), ndarray(normal(3, 2, dtype=DTYPES[3])))

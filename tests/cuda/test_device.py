@@ -208,6 +208,25 @@ def test_probabilities_of_attention_on_a_gpu_are_those_on_the_cpu() -> None:
         np.testing.assert_allclose(found.get(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_plain_rules_called_directly_compute_16_bits_in_float32(dtype: str) -> None:
+    q = np.random.default_rng(0).standard_normal((2, 3, 5, 8)).astype(np.float32)
+    with installed():
+        there = tv.tensor(q, device="cuda").to(dtype).data
+        out, lse = kernels.attention_forward(there, there, there, implementation="numpy")
+        narrow = out.astype(there.dtype)
+        gradients = kernels.attention_backward(narrow, there, there, there, narrow, lse, implementation="numpy")
+        y, *_ = kernels.layer_norm_forward(there, there[0, 0, 0], there[0, 0, 0], implementation="numpy")
+    rounded = there.astype("float32").get()
+    expected, lse = kernels.attention_forward(rounded, rounded, rounded, implementation="numpy")
+    np.testing.assert_allclose(out.get(), expected, rtol=1e-5, atol=1e-6)
+    given = narrow.astype("float32").get()
+    slopes = kernels.attention_backward(given, rounded, rounded, rounded, given, lse, implementation="numpy")
+    np.testing.assert_allclose(gradients[0].get(), slopes[0], rtol=1e-4, atol=1e-5)
+    row = rounded[0, 0, 0]
+    np.testing.assert_allclose(y.get(), kernels.layer_norm_forward(rounded, row, row, implementation="numpy")[0], 1e-5)
+
+
 # Launch configurations -----------------------------------------------------------------------------------------------
 
 

@@ -12,11 +12,14 @@ HERE = Path(__file__).resolve().parent
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 
-def run(*arguments: str, file: str = "kernel_trials.py", **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Pytest on a file of this folder."""
+def pytest_on(file: str, *arguments: str) -> list[str]:
+    """The command that runs the tests of a file of this folder."""
     command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["--hypothesis-profile=first-failure", "--timeout", "800", *arguments]
-    settings = os.environ | {"TINYVIT_COMPILE_AHEAD": "0", **environment}
+    return [*command, "--hypothesis-profile=first-failure", "--timeout", "800", *arguments]
+
+
+def run(*arguments: str, file: str = "kernel_trials.py", **environment: str) -> "subprocess.CompletedProcess[str]":
+    command, settings = pytest_on(file, *arguments), os.environ | {"TINYVIT_COMPILE_AHEAD": "0", **environment}
     return subprocess.run(command, cwd=HERE.parents[1], env=settings, capture_output=True, text=True, timeout=900)
 
 
@@ -32,6 +35,12 @@ def test_the_stand_ins_for_the_primitives_are_right() -> None:
 @pytest.mark.timeout(900)
 def test_training_on_the_emulated_device_follows_training_on_the_cpu() -> None:
     assert_passed(run(file="training_trials.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_runs_of_every_task_on_the_emulated_device_are_captured() -> None:
+    assert_passed(run(file="task_trials.py"))
 
 
 @pytest.mark.slow

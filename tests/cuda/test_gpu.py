@@ -2,21 +2,38 @@
 
 `python -m pytest -m gpu` runs all of it and writes gpu-tests.jsonl, a line for each test. Started again for the same
 commit, it leaves out what has passed.
+
+It shall take less than MINUTES, on 16 cores. This is how long we believe it takes; no GPU has run it yet:
+
+| what                          | how much                                                           | seconds  |
+|-------------------------------|--------------------------------------------------------------------|----------|
+| compiling, before all else    | 273 kernels x 0.27 s (measured), by 16 processes, and their start  | 15       |
+| kernel trials                 | 60 tests x 24 + 20 x 6 x 2 + 50 examples x 0.04 s (measured, with- | 90       |
+|                               | out the kernels), loading 200 kernels, 5 s to start                |          |
+| trials of training and tasks  | 56 tests, 60 runs of 8 steps, CuPy compiling 100 kernels of its own| 60 each  |
+| a sanitizer                   | 60 tests x 2 examples x 0.5 s, most of it the tool's               | 60 each  |
+| tests in this process         | 60 runs of 3 steps, 11 kernels by numba-cuda's compiler            | 45       |
+
+What stands below the first line runs side by side: about 2 minutes. After MINUTES no test begins, and processes that
+have not ended are ended, and have failed; what has passed by then need not run again.
 """
 
 import importlib
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
-import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_emulated import assert_passed, run
+from test_emulated import HERE, pytest_on
 from tinyvit.kernels import registry
 from tinyvit.kernels.cuda.compiler import compile_cubin
 
@@ -24,13 +41,15 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.autograd import Tensor
 
-HERE = Path(__file__).resolve().parent
+MINUTES = 4
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+SANITIZER = shutil.which("compute-sanitizer", path=PATH)
+TRIALS = ("kernel_trials.py", "primitive_trials.py", "task_trials.py", "training_trials.py")
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
+def _compile_all() -> None:
     """All kernels, by all processors at once; one by one, as they are first met, they would take minutes."""
     arch = int(tv.backend.gpu()[0].cuda.Device().compute_capability)
     modules = {spec.module for spec in registry.SPECS if spec.technology == "cupy"}
@@ -39,23 +58,66 @@ def _compiled() -> None:
         list(pool.map(compile_cubin, [k.source for k in asked], [(k.expression,) for k in asked], [arch] * len(asked)))
 
 
-@pytest.mark.parametrize("file", ["primitive_trials.py", "kernel_trials.py", "training_trials.py"])
-def test_trials(file: str) -> None:
-    """What the emulator runs, on the device."""
-    assert_passed(run(file=file, TINYVIT_TRIALS="gpu", TINYVIT_EXAMPLES="40"))
+class Processes:
+    """Trials, each in a process of its own, that run side by side.
+
+    Parameters
+    ----------
+    names : of TRIALS, what the emulator runs, on the device; of TOOLS, kernels under that tool of the sanitizer.
+    folder : for what they print.
+
+    Attributes
+    ----------
+    until : when the time is over.
+    """
+
+    def __init__(self, names: list[str], folder: Path) -> None:
+        self._folder, self.until = folder, time.monotonic() + 60 * MINUTES
+        _compile_all()
+        self._begun = {name: self._begin(name) for name in names if name in TRIALS or SANITIZER}
+
+    def _begin(self, name: str) -> "subprocess.Popen[bytes]":
+        settings = {"TINYVIT_TRIALS": "gpu", "TINYVIT_COMPILE_AHEAD": "0", "TINYVIT_EXAMPLES": "24"}
+        command = pytest_on(name)
+        if name in TOOLS:
+            tool = [str(SANITIZER), "--tool", name, "--error-exitcode", "9"]
+            command = [*tool, *pytest_on("kernel_trials.py", "-k", "exact")]
+            settings |= {"TINYVIT_EXAMPLES": "2", "TINYVIT_SANITIZE": "1"}
+        with (self._folder / name).open("wb") as said:
+            environment, where = os.environ | settings, HERE.parents[1]
+            return subprocess.Popen(
+                command, cwd=where, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def assert_passed(self, name: str) -> None:
+        """Wait for one of them."""
+        try:
+            status: Any = self._begun[name].wait(max(0.0, self.until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            status = f"not ended after {MINUTES} minutes"
+        assert status == 0, f"{status}: {(self._folder / name).read_text(errors='replace')[-3000:]}"
+
+    def end(self) -> None:
+        for process in self._begun.values():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
-def test_compute_sanitizer(tool: str) -> None:
-    sanitizer = shutil.which("compute-sanitizer", path=PATH)
-    if sanitizer is None:
-        pytest.skip("needs compute-sanitizer, of the CUDA toolkit")
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "kernel_trials.py"]
-    settings = {"TINYVIT_TRIALS": "gpu", "TINYVIT_EXAMPLES": "4", "TINYVIT_SANITIZE": "1"}
-    found = subprocess.run(
-        [*command, "-q", "-k", "exact"], cwd=HERE, env=os.environ | settings, capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stdout[-3000:]
+@pytest.fixture(scope="module", autouse=True)
+def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Those that the tests of this session will wait for; the other tests run meanwhile."""
+    chosen = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    names = [params["process"] for params in chosen if "process" in params]
+    begun = Processes(names, tmp_path_factory.mktemp("said"))
+    yield begun
+    begun.end()
+
+
+@pytest.fixture(autouse=True)
+def in_time(processes: Processes) -> None:
+    if time.monotonic() > processes.until:
+        pytest.fail(f"{MINUTES} minutes are over; start again, and what has passed is left out")
 
 
 def _trained(where: str, precision: str, steps: int = 20) -> tuple[list[float], list[bytes]]:
@@ -100,3 +162,18 @@ def test_the_numba_twins_agree_with_the_raw_kernels() -> None:
     for choice in ("numba-cuda:v1", "numba-cuda:v2"):
         for found, expected in zip(results(choice), results("cupy"), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.timeout(60 * MINUTES + 30)
+@pytest.mark.parametrize("process", TRIALS)
+def test_trials(process: str, processes: Processes) -> None:
+    """What the emulator runs, on the device."""
+    processes.assert_passed(process)
+
+
+@pytest.mark.timeout(60 * MINUTES + 30)
+@pytest.mark.parametrize("process", TOOLS)
+def test_compute_sanitizer(process: str, processes: Processes) -> None:
+    if SANITIZER is None:
+        pytest.skip("needs compute-sanitizer, of the CUDA toolkit")
+    processes.assert_passed(process)

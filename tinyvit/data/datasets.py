@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,9 @@ class Batch:
         Numbers of words, filled up with `<pad>`; None where there are none.
     image_of : int64 (B,)
         Which of the images each sample is about, where several share one; None where each has its own, in order.
+    drawn : tuple of arrays
+        What a task has drawn at random for the batch, see `tinyvit.tasks.Task.prepared`; None among them where nothing
+        is.
     """
 
     images: NDArray[np.float32] | None
@@ -78,6 +82,7 @@ class Batch:
     index: int
     texts: NDArray[np.int64] | None = None
     image_of: NDArray[np.int64] | None = None
+    drawn: tuple[Any, ...] = ()
 
     @property
     def image_of_each(self) -> NDArray[np.float32] | None:
@@ -142,6 +147,10 @@ class Dataset:
         """Batch number `index`, of the images `chosen`, changed by `change`."""
         images = self.images[chosen]
         return Batch(self.normalize(images if change is None else change(images)), self.labels[chosen], index)
+
+    def in_one_shape(self, size: int) -> "Dataset":
+        """The data set with batches of `size` samples that all have one shape, as a CUDA graph needs; they do."""
+        return self
 
     def normalize(self, images: NDArray) -> NDArray[np.float32]:
         """Return `normalize` of the images with the mean and std of this data set."""

@@ -3,7 +3,7 @@
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,8 @@ class TextDataset:
         Kinds that do not count for the accuracy of the whole.
     mean, std : tuple of float
         Of each channel, for pixels in 0..1; empty without images.
+    filled_to : int, optional
+        Batches have all columns of their texts, and at least so many images; by default as few of both as can be.
     """
 
     name: str
@@ -64,6 +66,7 @@ class TextDataset:
     apart: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    filled_to: int | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -71,7 +74,15 @@ class TextDataset:
     def first(self, count: int) -> "TextDataset":
         """The data set of its first `count` samples."""
         cut = {name: getattr(self, name)[:count] for name in ("texts", "labels", "image_of", "kind_of")}
-        return TextDataset(**vars(self) | cut)
+        return replace(self, **cut)
+
+    def in_one_shape(self, size: int) -> "TextDataset":
+        """The data set with batches that all have one shape, as a CUDA graph needs: `size` samples in some `order`."""
+        samples = np.bincount(self.image_of)
+        whole = np.cumsum(np.sort(samples[samples > 0]))  # at least so many samples are about 1, 2, ... images
+        # Of the first and of the last image there may be one sample, of all between there are all.
+        most = min(size, len(whole), 2 + int(np.count_nonzero(whole <= size - 2)))
+        return replace(self, filled_to=most if self.shares_images else 0)
 
     @property
     def shares_images(self) -> bool:
@@ -89,17 +100,25 @@ class TextDataset:
     def batch(
         self, chosen: NDArray[np.int64], index: int = 0, change: Callable[[NDArray], NDArray] | None = None
     ) -> Batch:
-        """Batch number `index`, of the samples `chosen`, their images changed by `change`; texts as short as can be."""
+        """Batch number `index`, of the samples `chosen`, their images changed by `change`."""
         images = image_of = None
         if len(self.images):
             numbers = self.image_of[chosen]
             if self.shares_images:
                 numbers, image_of = np.unique(numbers, return_inverse=True)
             pixels = self.images[numbers]
-            images = normalize(pixels if change is None else change(pixels), self.mean, self.std)
-        labels = self.labels[chosen]
-        labels = labels if labels.ndim == 1 else _trimmed(labels)
-        return Batch(images, labels, index, _trimmed(self.texts[chosen]), image_of)
+            pixels = pixels if change is None else change(pixels)
+            images = normalize(_filled(pixels, self.filled_to or 0), self.mean, self.std)
+        labels, texts = self.labels[chosen], self.texts[chosen]
+        if self.filled_to is None:
+            labels, texts = labels if labels.ndim == 1 else _trimmed(labels), _trimmed(texts)
+        return Batch(images, labels, index, texts, image_of)
+
+
+def _filled(pixels: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """`count` images, the last of them black ones that no sample is about."""
+    missing = max(0, count - len(pixels))
+    return np.pad(pixels, ((0, missing), *((0, 0),) * 3)) if missing else pixels
 
 
 def _trimmed(texts: NDArray[np.int64]) -> NDArray[np.int64]:

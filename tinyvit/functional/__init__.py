@@ -40,7 +40,7 @@ from .elementwise import (
     where,
     zeros_like,
 )
-from .indexing import embedding, index, index_add, index_put, take
+from .indexing import add_rows, embedding, index, index_add, index_put, take, take_rows
 from .linalg import einsum, linear, matmul
 from .loss import binary_cross_entropy_with_logits, contrastive_loss, cross_entropy, mse_loss
 from .normalization import add_layer_norm, layer_norm, linear_add_layer_norm
@@ -50,7 +50,7 @@ from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum
 from .shape import cast, concatenate, flip, pad, reshape, split, stack, swapaxes, to_device, transpose, unbind, zeros
 
 __all__ = [
-    "abs", "add", "add_layer_norm", "avg_pool2d", "bias_gelu", "binary_cross_entropy_with_logits",
+    "abs", "add", "add_layer_norm", "add_rows", "avg_pool2d", "bias_gelu", "binary_cross_entropy_with_logits",
     "broadcast_to", "cast", "clip", "col2im", "concatenate", "contrastive_loss", "conv2d", "cross_entropy",
     "cumsum", "divide", "dropout", "dropout_mask", "einsum", "embedding", "erf", "exp", "flip", "gelu",
     "im2col", "index", "index_add", "index_put", "join_heads", "layer_norm", "linear", "linear_add_layer_norm",
@@ -58,7 +58,7 @@ __all__ = [
     "merge_heads", "min", "minimum", "mse_loss", "multiply", "negative", "ones_like", "pad", "patches", "power",
     "relu", "reshape", "scaled_dot_product_attention", "sigmoid", "sign", "silu", "softmax", "split",
     "split_heads", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape", "swapaxes", "take",
-    "tanh", "transpose", "unbind", "var", "where", "zeros", "zeros_like",
+    "take_rows", "tanh", "transpose", "unbind", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
 autograd.graph_namespace = sys.modules[__name__]

@@ -61,7 +61,8 @@ class IndexAdd(Op):
         elif not is_on_gpu(x):
             xp.add.at(out, index, x)
         elif len(index) == 1 and _are_integers(index) and index[0].size * shape[0] <= _LARGEST:
-            return _add_rows(xp, x, index[0], shape)
+            rows = x.reshape(index[0].size, math.prod(shape[1:]))
+            return _add_rows(xp, rows, index[0].reshape(-1), shape[0]).reshape(shape)
         elif x.size:
             return _add_sorted(xp, x, index, shape)
         return out
@@ -75,10 +76,13 @@ class IndexAdd(Op):
         yield sample((2, 3), index=(slice(0, 4, 2),), shape=(4, 3))
 
 
-def _add_rows(xp: Namespace, x: Array, rows: Array, shape: tuple[int, ...]) -> Array:
-    """Zeros of `shape` with x added to these rows, as a product: its sums have an order, `add.at` on a GPU has none."""
-    picked = (rows.reshape(-1, 1) % shape[0] == xp.arange(shape[0])).astype(x.dtype)
-    return xp.matmul(picked.T, x.reshape(-1, math.prod(shape[1:]))).reshape(shape)
+def _add_rows(xp: Namespace, x: Array, rows: Array, count: int) -> Array:
+    """x (..., R, C) added to zeros (..., count, C) at `rows` (..., R), as a product: its sums have an order.
+
+    Those of `add.at` on a GPU have none.
+    """
+    picked = (rows[..., None] % count == xp.arange(count)).astype(x.dtype)
+    return xp.matmul(xp.swapaxes(picked, -1, -2), x)
 
 
 def _add_sorted(xp: Namespace, x: Array, index: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
@@ -145,8 +149,46 @@ class Embedding(Op):
         yield sample((5, 3), ids=np.array([[0, 4, 4], [1, 0, 2]]))
 
 
+class TakeRows(Op):
+    """y_b = x_b[rows_b] of each matrix x_b        dx_b = zeros, with dy_b added to the rows that were taken"""
+
+    @staticmethod
+    def forward(xp, x, *, rows):
+        return x[xp.arange(x.shape[0])[:, None], rows]
+
+    def backward(ctx, xp, dy):
+        return xp.add_rows(dy, ctx.rows, ctx.shapes[0][1])
+
+    @staticmethod
+    def samples():
+        yield sample((2, 4, 3), rows=np.array([[3, 0, 2], [1, 1, 0]]))
+
+
+class AddRows(Op):
+    """y_b = zeros of `count` rows, with x_b added at rows_b        dx_b = dy_b[rows_b]; the adjoint of take_rows"""
+
+    @staticmethod
+    def forward(xp, x, *, rows, count):
+        if is_on_gpu(x):
+            return _add_rows(xp, x, rows, count)
+        y = xp.zeros((x.shape[0], count, x.shape[2]), x.dtype)
+        xp.add.at(y, (xp.arange(x.shape[0])[:, None], rows), x)
+        return y
+
+    def backward(ctx, xp, dy):
+        return xp.take_rows(dy, ctx.rows)
+
+    @staticmethod
+    def samples():
+        yield sample((2, 3, 2), rows=np.array([[3, 0, 2], [1, 1, 0]]), count=4)
+
+
 Namespace.extend("index_add", lambda xp, x, index, shape: IndexAdd.forward(xp, x, index=index, shape=shape))
 Namespace.extend("index_put", lambda xp, x, value, index: IndexPut.forward(xp, x, value, index=index))
+
+
+Namespace.extend("take_rows", lambda xp, x, rows: TakeRows.forward(xp, x, rows=rows))
+Namespace.extend("add_rows", lambda xp, x, rows, count: AddRows.forward(xp, x, rows=rows, count=count))
 
 
 def index(x: Tensor, key: Any) -> Tensor:
@@ -212,6 +254,23 @@ def _repeats(key: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
 def index_add(x: Tensor, index: tuple[Any, ...], shape: tuple[int, ...]) -> Tensor:
     """Zeros of `shape` to which x is added at `index`."""
     return IndexAdd.apply(x, index=index, shape=shape)
+
+
+def take_rows(x: Tensor, rows: Any) -> Tensor:
+    """Of each matrix of x (B, N, C) the rows that the integers `rows` (B, M) name: (B, M, C)."""
+    numbers = constant(rows)
+    if x.ndim != 3 or numbers.shape[:-1] != x.shape[:1] or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"take_rows: x has shape {x.shape} and rows {numbers.shape} of {numbers.dtype}; they must be (B, N, C) and "
+            "integers (B, M)"
+        )
+    check_ids("take_rows: rows", numbers, x.shape[1])
+    return TakeRows.apply(x, rows=numbers)
+
+
+def add_rows(x: Tensor, rows: Any, count: int) -> Tensor:
+    """Zeros (B, count, C) with row m of each matrix of x (B, M, C) added to its row `rows[b, m]`."""
+    return AddRows.apply(x, rows=constant(rows), count=count)
 
 
 def embedding(ids: Any, weight: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Any) -> Tensor:
         raise ValueError(f"contrastive_loss: image has shape {image.shape}; it must be (B, C)")
     _check_shapes("contrastive_loss", "image", image, "text", text.shape)
     logits = matmul(image, text.T) * logit_scale
-    pairs = np.arange(image.shape[0])
+    pairs = namespace_of(image.data).arange(image.shape[0])
     return 0.5 * (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs))
 
 

@@ -1,9 +1,11 @@
 """Plain rules in the form of kernels, for those who call `tinyvit.kernels` directly: the reference beside them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..autograd import _widened
 from ..backend import namespace_of
 from ..kernels import registry
 from .attention import Attention, attention_lse
@@ -44,8 +46,13 @@ def _add_layer_norm_backward(dsum, dy, total, weight, mean, rstd, *, eps, needs)
     return _entry(AddLayerNorm, (total, weight), needs, eps=eps).backward(namespace_of(total), dsum, dy)
 
 
+def _in_float32(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule that is given float32 where there are 16 bits, as on the tape; its results stay so."""
+    return lambda *arrays, **params: rule(*map(_widened, arrays), **params)
+
+
 registry.PLAIN.update(
-    attention=(_attention_forward, _attention_backward),
-    layer_norm=(_layer_norm_forward, _layer_norm_backward),
-    add_layer_norm=(_add_layer_norm_forward, _add_layer_norm_backward),
+    attention=(_in_float32(_attention_forward), _in_float32(_attention_backward)),
+    layer_norm=(_in_float32(_layer_norm_forward), _in_float32(_layer_norm_backward)),
+    add_layer_norm=(_in_float32(_add_layer_norm_forward), _in_float32(_add_layer_norm_backward)),
 )

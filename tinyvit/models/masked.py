@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor
+from ..backend import Array, namespace_of
 from ..data.tokenizer import CLS, MASK, PAD, SPECIAL, START
 from ..nn import LayerNorm, Linear, Module, Parameter, TransformerDecoder, TransformerEncoder
 from ..nn import init as initial
@@ -101,8 +102,7 @@ class MaskedModel(Module):
         """
         pixels = logits = features = None
         if self.vision is not None:
-            rows = np.arange(len(order))[:, None]
-            features = self.vision.encode(self.vision.embed(images)[rows, order[:, :visible]])
+            features = self.vision.encode(F.take_rows(self.vision.embed(images), order[:, :visible]))
             x = self.to_decoder(features)
             hidden = self.hidden.broadcast_to(x.shape[0], order.shape[1] - visible, x.shape[2])
             x = F.concatenate([x, hidden], axis=1) + self.positions.to(x.dtype)[0][order]
@@ -114,10 +114,11 @@ class MaskedModel(Module):
             logits = self.to_words(self.norm(x))
         return pixels, logits
 
-    def hidden_pixels(self, images: np.ndarray, order: np.ndarray, visible: int) -> np.ndarray:
+    def hidden_pixels(self, images: Array, order: Array, visible: int) -> Array:
         """What `forward` should say of the hidden patches, each patch normalized by its mean and deviation."""
         vision: Any = self.vision
-        patches = F.patches(Tensor(images), vision.patch_embed.patch_size).numpy()
-        hidden = patches[np.arange(len(order))[:, None], order[:, visible:]]
+        patches = F.patches(Tensor(images), vision.patch_embed.patch_size)
+        hidden = F.take_rows(patches, order[:, visible:]).data
         centred = hidden - hidden.mean(axis=-1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-2).astype(hidden.dtype)
+        deviation = namespace_of(hidden).sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-2)
+        return centred / deviation.astype(hidden.dtype)

@@ -8,6 +8,7 @@ import numpy as np
 from .. import functional as F
 from ..autograd import Tensor
 from ..data.tokenizer import PAD
+from ..functional.elementwise import constant
 from ..nn import Dropout, Embedding, KeyValueCache, Linear, Module, Parameter, TransformerDecoder, TransformerEncoder
 from ..nn import init as initial
 from ..nn.patches import sincos1d
@@ -44,7 +45,7 @@ class TextEmbedding(Module):
 
     def forward(self, ids: Any, start: int = 0) -> Tensor:
         """`start` is how many words came before these. Raises ValueError if there are more than `max_length`."""
-        ids = np.asarray(ids)
+        ids = constant(ids)
         if ids.ndim != 2 or start + ids.shape[1] > self.max_length:
             raise ValueError(
                 f"ids have shape {ids.shape} after {start} words; they must be (B, N), of at most {self.max_length} "
@@ -54,9 +55,9 @@ class TextEmbedding(Module):
         return self.drop(words * self.scale + self.pos_embed[start : start + ids.shape[1]].to(words.dtype))
 
 
-def words_mask(ids: Any) -> np.ndarray:
+def words_mask(ids: Any) -> Any:
     """Which words may be looked at, (B, 1, 1, N): all but the padding."""
-    return (np.asarray(ids) != PAD)[:, None, None, :]
+    return (constant(ids) != PAD)[:, None, None, :]
 
 
 class TextEncoder(Module):

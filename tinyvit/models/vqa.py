@@ -11,10 +11,9 @@ with `requires_grad_(False)`:
 
 from typing import Any, Protocol
 
-import numpy as np
-
 from .. import functional as F
 from ..autograd import Tensor
+from ..backend import namespace_of
 from ..nn import (
     Conv2d,
     LayerNorm,
@@ -85,7 +84,7 @@ class ProductFusion(Module):
     def __init__(self, dim: int) -> None:
         self.fc, self.mlp = Linear(3 * dim, dim), Mlp(dim, 2 * dim)
 
-    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray, image_of: Any = None) -> Tensor:
+    def forward(self, features: Tensor, words: Tensor, mask: Any, image_of: Any = None) -> Tensor:
         weights = (mask / mask.sum(axis=-1, keepdims=True)).reshape(*words.shape[:2], 1).astype(words.dtype)
         v, t = of_each(features.mean(axis=1), image_of), (words * beside(weights, words)).sum(axis=1)
         return self.mlp(F.relu(self.fc(F.concatenate([v, t, v * t], axis=-1))))
@@ -97,7 +96,7 @@ class CrossFusion(Module):
     def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int | None = None, dropout: float = 0.0) -> None:
         self.decoder = TransformerDecoder(dim, depth, heads, mlp_dim, dropout=dropout, causal=False)
 
-    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray, image_of: Any = None) -> Tensor:
+    def forward(self, features: Tensor, words: Tensor, mask: Any, image_of: Any = None) -> Tensor:
         return self.decoder(words, features, mask, context_of=image_of)[:, 0]
 
 
@@ -112,8 +111,9 @@ class JointFusion(Module):
         self.kind_image, self.kind_text = init.zeros(dim), init.zeros(dim)
         self.encoder = TransformerEncoder(dim, depth, heads, mlp_dim, dropout=dropout)
 
-    def forward(self, features: Tensor, words: Tensor, mask: np.ndarray, image_of: Any = None) -> Tensor:
+    def forward(self, features: Tensor, words: Tensor, mask: Any, image_of: Any = None) -> Tensor:
         image = of_each(self.norm_image(features) + self.kind_image, image_of)
         tokens = F.concatenate([self.norm_text(words) + self.kind_text, image], axis=1)
-        visible = np.concatenate([mask, np.ones((*mask.shape[:3], image.shape[1]), bool)], axis=-1)
+        xp = namespace_of(mask)
+        visible = xp.concatenate([mask, xp.ones((*mask.shape[:3], image.shape[1]), bool)], axis=-1)
         return self.encoder(tokens, visible)[:, 0]

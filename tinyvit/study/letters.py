@@ -80,7 +80,7 @@ def _after(function: str, operands: tuple[Any, ...], told: list[Any], params: di
         return _reshaped(x.axes, np.shape(x.value), shape)
     if function == "sum_to_shape" and x.axes:
         return x.axes[len(x.axes) - len(shape) :] if shape else ()
-    if function in ("index", "put", "stack", "concatenate", "im2col", "col2im", "index_add", "pad"):
+    if function in ("index", "put", "stack", "concatenate", "im2col", "col2im", "index_add", "add_rows", "pad"):
         return None
     return next((t.axes for t in told if t.axes and np.shape(t.value) == tuple(shape)), None) or next(
         (t.axes for t in told if t.axes and len(t.axes) == len(shape)), None

@@ -86,8 +86,6 @@ class Task:
 
     samples = "images"  # what the loader gives, in the plural
     datasets: tuple[str, ...] = tuple(TEXT_DATASETS)  # those with texts that can be learnt from
-    # Why a step is no CUDA graph; empty where a loss needs nothing but images and labels, of one shape in all batches.
-    why_no_graph = "texts are cut to the longest of their batch, so its shape changes"
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -109,8 +107,16 @@ class Task:
         """The model for such data, with new weights."""
         raise NotImplementedError
 
+    def prepared(self, model: Module, batch: Batch) -> Batch:
+        """A batch to train on with what the host draws for it at random, `Batch.drawn`: nothing, for most tasks."""
+        return batch
+
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        """What is to be made small: the sum over the samples of the batch."""
+        """What is to be made small: the sum over the samples of a batch that is `prepared`.
+
+        On a GPU it becomes part of a CUDA graph, where the batch lies on the device and nothing may wait for its
+        values: what is random, or depends on the host, is in the batch.
+        """
         raise NotImplementedError
 
     def evaluate(

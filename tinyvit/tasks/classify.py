@@ -14,8 +14,6 @@ from .base import DataSpec, Found, Task, build_vit, nothing
 class Classify(Task):
     """One class for each image."""
 
-    why_no_graph = ""
-
     def load(self, split: str) -> Dataset:
         data = self.recipe.data
         return load_dataset(data.name, split, image_size=data.image_size or None)

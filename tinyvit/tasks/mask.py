@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +21,9 @@ from .base import AnyDataset, DataSpec, Found, Task, batches, evaluating, nothin
 
 
 class Hidden(NamedTuple):
-    """What is hidden of a batch."""
+    """What is hidden of a batch: arrays, or None."""
 
     order: Any  # of the patches, (B, patches)
-    visible: int
     words: Any  # as they are read, (B, N)
     asked: Any  # labels, (B, N)
 
@@ -35,8 +35,6 @@ class Mask(Task):
     hidden pixels (each patch normalized) that is explained. What is hidden in training is drawn from the run's random
     stream, in the test from the number of the batch.
     """
-
-    why_no_graph = "the host draws what is hidden of each batch"
 
     def _hides(self, kind: str) -> bool:
         return self.recipe.task.hide in (kind, "both")
@@ -61,25 +59,30 @@ class Mask(Task):
 
     def hidden(self, model: Any, batch: Batch, rng: np.random.Generator) -> Hidden:
         """Draw what is hidden of a batch."""
-        task, texts, order, visible, words, asked = self.recipe.task, np.asarray(batch.texts), None, 0, None, None
+        order, words, asked = None, None, None
         if model.vision is not None:
-            patches = int(np.prod(model.vision.patch_embed.grid))
-            order = choose_patches(len(batch.labels), patches, rng)
-            visible = visible_patches(patches, task.hide_patches)
+            order = choose_patches(len(batch.labels), math.prod(model.vision.patch_embed.grid), rng)
         if model.text is not None:
-            words, asked = hide_words(texts, model.to_words.weight.shape[0], task.hide_words, rng)
-        return Hidden(order, visible, words, asked)
+            texts, vocabulary = np.asarray(batch.texts), model.to_words.weight.shape[0]
+            words, asked = hide_words(texts, vocabulary, self.recipe.task.hide_words, rng)
+        return Hidden(order, words, asked)
+
+    def prepared(self, model: Module, batch: Batch) -> Batch:
+        return replace(batch, drawn=self.hidden(model, batch, default_generator.numpy()))
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        hidden = self.hidden(model, batch, default_generator.numpy())
-        return sum(self._parts(model, batch, hidden)[0], Tensor(np.float32(0))) * len(batch.labels)
+        return sum(self._parts(model, batch, Hidden(*batch.drawn))[0], Tensor(np.float32(0))) * len(batch.labels)
+
+    def _visible(self, hidden: Hidden) -> int:
+        """How many patches of an image are seen."""
+        return 0 if hidden.order is None else visible_patches(hidden.order.shape[1], self.recipe.task.hide_patches)
 
     def _parts(self, model: Any, batch: Batch, hidden: Hidden) -> tuple[list[Tensor], Any, Any]:
         """The mean losses of pixels and words, and what is believed of each."""
-        pixels, logits = model(batch.image_of_each, hidden.order, hidden.visible, hidden.words)
+        pixels, logits = model(batch.image_of_each, hidden.order, self._visible(hidden), hidden.words)
         losses = []
         if pixels is not None:
-            truth = model.hidden_pixels(batch.image_of_each, hidden.order, hidden.visible)
+            truth = model.hidden_pixels(batch.image_of_each, hidden.order, self._visible(hidden))
             losses.append(F.mse_loss(pixels, beside(truth, pixels)))
         if logits is not None:
             losses.append(F.cross_entropy(logits, hidden.asked, ignore_index=IGNORED))
@@ -96,7 +99,7 @@ class Mask(Task):
                 losses, pixels, logits = self._parts(model, batch, hidden)
                 loss += sum(part.item() for part in losses) * len(batch.labels)
                 if pixels is not None:
-                    truth = model.hidden_pixels(batch.image_of_each, hidden.order, hidden.visible)
+                    truth = model.hidden_pixels(batch.image_of_each, hidden.order, self._visible(hidden))
                     error += float(((pixels.numpy() - truth) ** 2).sum())
                     total += float((truth**2).sum())
                 if logits is not None:

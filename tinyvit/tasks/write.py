@@ -7,11 +7,11 @@ import numpy as np
 
 from .. import functional as F
 from ..autograd import Tensor, no_grad
+from ..backend import Array, as_array, like
 from ..data import Batch
 from ..data.tokenizer import PAD, SPECIAL
 from ..models import Captioner, EncoderDecoder, TextDecoder, greedy
 from ..nn import Module
-from ..nn.module import beside
 from .base import DataSpec, Found, Task, batches, by_kind, evaluating, nothing
 
 
@@ -27,11 +27,11 @@ class Write(Task):
     the table explains is no reason for the model to learn it.
     """
 
-    prior: np.ndarray | None = None
+    prior: Array | None = None  # on the device of the model, which is the default one
 
     def learn_from(self, train: Any) -> None:
         if self.recipe.task.word_prior:
-            self.prior = word_prior(train.labels, len(train.tokenizer.words), self.recipe.task.word_prior)
+            self.prior = as_array(word_prior(train.labels, len(train.tokenizer.words), self.recipe.task.word_prior))
 
     def source(self, batch: Batch) -> Any:
         """What the text is written from."""
@@ -41,7 +41,7 @@ class Write(Task):
         before, smoothing = batch.labels[:, :-1], self.recipe.train.label_smoothing
         logits = model(self.source(batch), before)
         if self.prior is not None:
-            logits = logits + beside(self.prior[before].astype(logits.dtype), logits)
+            logits = logits + Tensor(self.prior[like(before, self.prior)].astype(logits.dtype))
         mean = F.cross_entropy(logits, batch.labels[:, 1:], ignore_index=PAD, label_smoothing=smoothing)
         return mean * len(batch.labels)
 
