@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from tinyvit.kernels import two_processes
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -155,6 +156,49 @@ def test_a_branch_in_bfloat16_joins_a_stream_in_float32_as_if_it_were_widened_be
     assert [t.dtype.name for t in found] == ["float32"] * 3 + ["bfloat16"] + ["float32"] * 2
     for one, expected in zip(found, results(lambda branch: branch.to("float32")), strict=True):
         np.testing.assert_array_equal(one.numpy().astype(np.float32), expected.numpy().astype(np.float32))
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+def test_a_model_in_bfloat16_runs_under_autocast(kernels: str) -> None:
+    model = tv.models.ViT(8, 4, 5, dim=16, depth=2, heads=2, in_channels=1).to("bfloat16")
+    images = RNG.standard_normal((2, 1, 8, 8)).astype(np.float32)
+    with tv.use_kernels(kernels), tv.autocast("bfloat16"):
+        logits = model(images)
+        (logits * logits).sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == NARROW["bfloat16"] for p in model.parameters())
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+def test_the_gradient_of_a_bias_has_its_dtype(kernels: str) -> None:
+    x, weight = (Tensor(normal(4, 3).numpy().astype(NARROW["bfloat16"]), True) for _ in range(2))
+    bias = normal(4, requires_grad=True)
+    with tv.use_kernels(kernels):
+        for function in (F.linear, F.linear_gelu):
+            y = function(x, weight, bias)
+            (gradient,) = tv.grad(y, [bias], [Tensor(np.ones(y.shape, y.dtype))])
+            assert gradient.dtype == np.float32
+
+
+def test_only_what_may_be_narrow_is_mixed() -> None:
+    x, w, b = normal(5, 8), normal(8), normal(8)
+    narrow = Tensor(x.numpy().astype(NARROW["bfloat16"]))
+    for call in (
+        lambda: F.linear(x, narrow),
+        lambda: F.add_layer_norm(narrow, x, w, b),
+        lambda: F.add_layer_norm(x, x, narrow[0], b),
+        lambda: F.linear_add_layer_norm(narrow, x, normal(8, 8), b, w, b),
+    ):
+        with tv.use_kernels("auto"), pytest.raises(TypeError, match="dtypes are never mixed"):
+            call()
+
+
+def test_what_is_expected_to_be_compiled_ends_with_the_block() -> None:
+    with tv.autocast("bfloat16"):
+        assert two_processes.expected == "bfloat16"
+        with tv.autocast("float32"):
+            assert two_processes.expected is None
+        assert two_processes.expected == "bfloat16"
+    assert two_processes.expected is None
 
 
 def test_nothing_is_narrowed_outside_of_autocast_or_in_float64() -> None:

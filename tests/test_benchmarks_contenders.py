@@ -82,7 +82,7 @@ CHANGES = {  # what is applied less often, and what is instead, casts apart
     ("bf16", "linear_bias"): ({"linear with bias"}, {"linear"}),
     ("bf16", "linear_gelu"): ({"linear_gelu"}, {"linear", "bias_gelu"}),
     ("bf16", "linear_add_layer_norm"): ({f"{WHOLE} narrow"}, {"linear with bias", NARROW}),
-    ("bf16", "add_layer_norm"): ({f"{WHOLE} narrow", SUM}, {"linear with bias", "layer_norm", "layer_norm narrow"}),
+    ("bf16", "add_layer_norm"): ({f"{WHOLE} narrow"}, {"linear with bias", "layer_norm narrow"}),
     ("bf16", "narrow_branch"): ({f"{WHOLE} narrow"}, {"linear with bias", NARROW}),
     ("bf16", "narrow"): ({f"{WHOLE} narrow", "layer_norm narrow"}, {"linear with bias", SUM, "layer_norm"}),
     ("bf16", "attention"): ({"attention"}, {"softmax"}),

@@ -45,7 +45,7 @@ class autocast:
     def __init__(self, dtype: str) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"autocast: dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-        self._before = autograd.adapt_inputs
+        self._before = autograd.adapt_inputs, two_processes.expected
         autograd.adapt_inputs = None if dtype == "float32" else _Adapter(DTYPES[dtype])
         two_processes.expected = dtype if dtype == "bfloat16" else None
 
@@ -53,7 +53,7 @@ class autocast:
         return self
 
     def __exit__(self, *_: object) -> None:
-        autograd.adapt_inputs = self._before
+        autograd.adapt_inputs, two_processes.expected = self._before
 
 
 class _Adapter:
@@ -64,9 +64,10 @@ class _Adapter:
 
     def __call__(self, op: type[Op], inputs: Sequence[Any]) -> Sequence[Any]:
         if op.mixes and self.dtype == BFLOAT16 and _is_on_cpu(inputs[0]):
-            # The first says what is computed in; the operation rounds, or widens, the others itself.
-            first = _narrowed(inputs[0], self.dtype if op.name in NARROW else DTYPES["float32"])
-            return inputs if first is inputs[0] else (first, *inputs[1:])
+            # The operation itself rounds, or widens, those of its inputs that may mix.
+            own = self.dtype if op.name in NARROW else DTYPES["float32"]
+            pairs = zip(op.inputs, inputs, strict=False)
+            return tuple([x if name in op.mixes else _narrowed(x, own) for name, x in pairs])
         met = {x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in _MIXED}
         if not met:
             return inputs

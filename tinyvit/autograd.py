@@ -347,7 +347,9 @@ class Op:
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
     view: ClassVar[bool] = False  # whether the output may share the input's memory
-    mixes: ClassVar[bool] = False  # whether, on the CPU, float32 and bfloat16 may come together
+    masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16, on the CPU
+    narrow: ClassVar[tuple[str, ...]] = ()  # inputs that may be bfloat16 where the first is float32, on the CPU
+    mixes: ClassVar[tuple[str, ...]]  # both
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the positional parameters of forward
@@ -368,6 +370,7 @@ class Op:
                 setattr(cls, p.name, p.default)
         names = [entry.partition(" for ") for entry in cls.saves]
         cls._sources = tuple((cls._source(name), cls.inputs.index(x) if x else None) for name, _, x in names)
+        cls.mixes = (*cls.masters, *cls.narrow)
         cls.registry[cls.name] = cls
 
     @classmethod
@@ -566,7 +569,7 @@ def _arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
             if x.dtype is not dtype:
                 if dtype is None and x.dtype.kind in "fV":  # V: bfloat16
                     dtype = x.dtype
-                elif not (cls.mixes and _may_mix(x, dtype)):
+                elif not (cls.mixes and _may_mix(cls, len(arrays), x, dtype)):
                     return _mixed_arrays(cls, inputs)
         elif x is not None:
             return _mixed_arrays(cls, inputs)
@@ -593,7 +596,7 @@ def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]
             integers = True
         elif dtype is None:
             dtype = x.dtype
-        elif dtype != x.dtype and not (cls.mixes and _may_mix(x, dtype)):
+        elif dtype != x.dtype and not (cls.mixes and _may_mix(cls, i, x, dtype)):
             raise TypeError(
                 f"{cls.name}: {cls._input(i)} is {x.dtype}, the inputs before it {dtype}; dtypes are never mixed: "
                 f"convert one of them with .to({str(dtype)!r})"
@@ -606,10 +609,11 @@ def _mixed_arrays(cls: type[Op], inputs: Sequence[Any]) -> tuple[list[Any], Any]
     return arrays, dtype
 
 
-def _may_mix(x: Any, dtype: Any) -> bool:
-    """Whether x is on the CPU, and float32 where `dtype` is bfloat16, or the other way round."""
-    narrow, wide = (x.dtype, dtype) if x.dtype == BFLOAT16 else (dtype, x.dtype)
-    return type(x) is np.ndarray and narrow == BFLOAT16 and wide == np.float32
+def _may_mix(cls: type[Op], i: int, x: Any, dtype: Any) -> bool:
+    """Whether input i of an operation in `dtype` may be x, which is of another one."""
+    names, wanted = (cls.masters, np.float32) if dtype == BFLOAT16 else (cls.narrow, BFLOAT16)
+    is_single = dtype == BFLOAT16 or dtype == np.float32
+    return type(x) is np.ndarray and is_single and x.dtype == wanted and cls._input(i) in names
 
 
 def _finished(result: Any, dtype: Any) -> Array:

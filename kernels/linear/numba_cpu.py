@@ -313,8 +313,7 @@ def _launch_backward(dy, pre, x, weight, mode, needs, version):
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
     given = (upstream, before, dpre, rows, weight, panels, bits(dx), bits(dweight), dbias)
     VERSIONS[version][1](*given, mode, needs[0], wants_dweight, team)
-    dbias = dbias.astype(master, copy=False) if needs[2] else None
-    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias
+    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
 
 
 def forward(x, weight, bias, *, version):

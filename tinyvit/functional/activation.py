@@ -122,7 +122,7 @@ class LinearGelu(Op):
 
     saves = ("x", "weight", "bias")
     kernel = "linear_gelu"
-    mixes = True
+    masters = ("weight", "bias")
 
     @staticmethod
     def forward(xp, x, weight, bias, *, approximate="none"):

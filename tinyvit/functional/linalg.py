@@ -39,7 +39,7 @@ class Linear(Op):
 
     saves = ("x for weight", "weight for x")
     kernel = "linear"
-    mixes = True
+    masters = ("weight", "bias")
 
     @staticmethod
     def forward(xp, x, weight, bias):

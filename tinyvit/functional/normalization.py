@@ -74,7 +74,7 @@ class AddLayerNorm(Op):
     saves = ("sum", "weight")
     outputs = ("sum", "y")
     kernel = "add_layer_norm"
-    mixes = True
+    narrow = ("residual",)
 
     @staticmethod
     def forward(xp, x, residual, weight, bias, *, eps=1e-5, y_dtype=None):
@@ -101,10 +101,10 @@ class LinearAddLayerNorm(Op):
     db = sum of dh over all rows; dw and dc as in layer_norm.
     """
 
-    saves = ("x", "weight", "sum", "norm_weight")
+    saves = ("x for weight", "weight for x", "sum", "norm_weight")
     outputs = ("sum", "y")
     kernel = "linear_add_layer_norm"
-    mixes = True
+    narrow = ("x", "weight", "bias")
 
     @staticmethod
     def forward(xp, residual, x, weight, bias, norm_weight, norm_bias, *, eps=1e-5, y_dtype=None):
@@ -116,10 +116,15 @@ class LinearAddLayerNorm(Op):
     def backward(ctx, xp, dsum, dy):
         x, weight, total, norm_weight = ctx.saved
         dh, dw, dc = _backward(xp, dy, total, norm_weight, ctx.eps, ctx.y_dtype, dsum)
+        rows, dx, dweight, db = xp.reshape(dh, (-1, dh.shape[-1])), None, None, None
         # sum = residual + x @ weight.T + bias
-        rows = xp.reshape(dh, (-1, dh.shape[-1]))
-        dweight = xp.matmul(xp.swapaxes(rows, 0, 1), xp.reshape(x, (-1, x.shape[-1])))
-        return dh, xp.matmul(dh, weight), dweight, xp.sum(rows, axis=0) if ctx.needs[3] else None, dw, dc
+        if ctx.needs[1]:
+            dx = xp.matmul(dh, weight)
+        if ctx.needs[2]:
+            dweight = xp.matmul(xp.swapaxes(rows, 0, 1), xp.reshape(x, (-1, x.shape[-1])))
+        if ctx.needs[3]:
+            db = xp.sum(rows, axis=0)
+        return dh, dx, dweight, db, dw, dc
 
     @staticmethod
     def samples():
@@ -168,7 +173,7 @@ def linear_add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """`add_layer_norm` of a residual (..., out) and `linear` of x (..., in), in one kernel where there is one.
 
-    Where there is none it is these two operations; what it gives has the same bits.
+    Where there is none it is these two operations, and what they give differs by roundings only.
     """
     check_linear("linear_add_layer_norm", x, weight, bias)
     params = {"eps": eps, **_narrowed(residual, narrow)}

@@ -121,7 +121,7 @@ class ViT(Module):
 
     def forward(self, images: Any) -> Tensor:
         x, branch = advance_all(self.blocks, self.embed(images))
-        narrow = self.head is not None  # a matrix product takes it
+        narrow = isinstance(self.head, Linear)  # a matrix product takes it
         if self.fc_norm is not None:  # pool="mean"
             x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1), narrow)
         else:  # layer norm treats each token by itself, so only the one that is read needs it

@@ -33,16 +33,18 @@ def branch_of(module: Any, *args: Any, **options: Any) -> Tensor | Pending:
 
     It cannot where dropout comes after it, or where a forward was written anew.
     """
-    if not _runs(module, Branch):
+    if not runs(module, Branch):
         return module(*args, **options)
     last, drop = module.ends()
-    if not _runs(last, Linear) or (drop.training and drop.p):
+    if not runs(last, Linear) or not runs(drop, Dropout) or (drop.training and drop.p):
         return module(*args, **options)
     return Pending(module.inner(*args, **options), last)
 
 
-def _runs(module: Module, kind: type[Module]) -> bool:
-    """Whether calling a module runs the forward of this class."""
+def runs(module: Any, kind: type[Module]) -> bool:
+    """Whether calling this, a module or not, runs the forward of the class `kind` and nothing else."""
+    if not isinstance(module, Module) or type(module).__call__ is not Module.__call__:
+        return False
     return getattr(module.forward, "__func__", None) is kind.forward
 
 
@@ -208,8 +210,9 @@ def keep_attention(model: Module) -> Iterator[dict[str, list[np.ndarray]]]:
 class Residual(Module):
     """What all blocks share: a stream x, and branches whose sum with it is left to the layer norm that follows.
 
-    `advance(x, branch, ...)` carries both through the block, so that a pre-norm stack computes every residual sum
-    together with the next layer norm, across block borders too. `forward` does one block by itself.
+    A branch may be `Pending`; `joined(x, branch)` is the stream with it. `advance(x, branch, ...)` carries both through
+    the block, so that a pre-norm stack computes every residual sum together with the next layer norm, across block
+    borders too. `forward` does one block by itself.
     """
 
     advance: Callable[..., tuple[Tensor, Tensor | Pending | None]]
@@ -260,7 +263,7 @@ class Block(Residual):
         self.drop_path = DropPath(drop_path)
 
     def _scaled(self, branch: Tensor | Pending, scale: LayerScale | None) -> Tensor | Pending:
-        if scale is None and not (self.training and self.drop_path.p):
+        if scale is None and runs(self.drop_path, DropPath) and not (self.training and self.drop_path.p):
             return branch
         y = applied(branch)
         return self.drop_path(y if scale is None else scale(y))
