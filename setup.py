@@ -30,11 +30,11 @@ setup(
         "": ["*.cu", "*.cuh"],
         "tinyvit": [
             "py.typed",
-            "recipes/*.toml",
+            "run/recipes/*.toml",
             "data/*.csv.gz",
             "data/*.txt",
             "weights/*.safetensors",
-            "study/page/*",
+            "study/page/assets/*",
         ],
     },
     zip_safe=False,

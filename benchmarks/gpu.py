@@ -148,7 +148,7 @@ def step_cases() -> Iterator[tuple[Case, list[Contender]]]:
 def _step(shape: ModelShape, captured: bool) -> Callable[[], Any]:
     import tinyvit as tv
     import tinyvit.functional as F
-    from tinyvit.captured import CapturedStep
+    from tinyvit.run.captured import CapturedStep
 
     size = {"dim": shape.dim, "depth": shape.depth, "heads": shape.heads, "in_channels": shape.channels}
     model = tv.models.ViT(shape.image, shape.patch, shape.classes, **size).to("cuda")

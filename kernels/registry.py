@@ -119,7 +119,7 @@ def _refused_by(module: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]],
 
 def _blas_is_faster() -> str | None:
     """Why NumPy had better multiply matrices: without wide vectors OpenBLAS does it faster than our tiles."""
-    from . import processor
+    from .cpu import processor
 
     return "OpenBLAS is faster without AVX2" if processor.level() == "generic" else None
 

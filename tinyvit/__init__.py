@@ -5,11 +5,11 @@ import tinyvit as tv, tinyvit.functional as F
 
 from . import functional, models, nn, optim, study
 from .autocast import LossScaler, autocast
-from .autograd import Tensor, grad, no_grad, tensor
 from .backend import Generator, allow_tf32, limit_threads, manual_seed, set_default_device
 from .checkpoint import load, save
 from .dispatch import use_kernels
-from .study import GradcheckError, gradcheck
+from .engine.autograd import Tensor, grad, no_grad, tensor
+from .engine.gradcheck import GradcheckError, gradcheck
 
 limit_threads()
 

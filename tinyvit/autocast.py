@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from . import autograd
-from .autograd import Op, Tensor
 from .backend import BFLOAT16
+from .engine import autograd
+from .engine.autograd import Op, Tensor
 from .functional import cast
-from .kernels import two_processes
+from .kernels.cpu import two_processes
 from .optim import Optimizer, joint_norm
 
 DTYPES = {

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.errors import CheckpointError
+from .errors import CheckpointError
 
 FORMAT_VERSION = 1
 

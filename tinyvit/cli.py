@@ -95,13 +95,13 @@ def train(
     Ctrl-C finishes the step under way and writes a checkpoint; a second one stops at once. A run that is resumed ends
     as if it had never been stopped.
     """
-    from . import train as training
-    from .display import live_display
-    from .recipes import load_recipe
+    from .run import loop as training
+    from .run.display import live_display
+    from .run.recipe import load_recipe
 
     display = live_display()
     if study:
-        from .study.watch import Watch
+        from .study.watch.monitor import Watch
 
         display = Watch(display)
     if precision is not None:
@@ -134,7 +134,7 @@ def evaluate(run: str) -> None:
     \b
     tinyvit evaluate runs/digits
     """
-    from .runs import load_data, load_run
+    from .run.folder import load_data, load_run
     from .tasks import task_of
 
     trained = load_run(run)
@@ -179,9 +179,9 @@ def predict(run: str, images: tuple[str, ...]) -> None:
     tinyvit predict runs/digits three.png
     tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
     """
-    from .ask import require_kind
-    from .evaluate import predict
-    from .runs import load_run
+    from .run.evaluate import predict
+    from .run.folder import load_run
+    from .use import require_kind
 
     trained, failed = load_run(run), False
     require_kind(trained, "classify")
@@ -245,7 +245,7 @@ def study(
 
 
 def _free(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
-    from .ask import require_free
+    from .use import require_free
 
     require_free(path)
     return path
@@ -256,7 +256,7 @@ _picture = click.option("--out", metavar="FILE", type=Path, default=Path("attent
 
 
 def _draw(out: Path, looks: Any, title: str) -> None:
-    from .ask import draw_looks
+    from .use import draw_looks
 
     draw_looks(out, looks, title)
     click.echo(f"tinyvit: where each word looks -> {out}", err=True)
@@ -275,8 +275,8 @@ def ask(run: str, image: str, question: str, out: Path) -> None:
     \b
     tinyvit ask runs/vqa shape.png "what color is the circle?"
     """
-    from .ask import ask
-    from .runs import load_run
+    from .run.folder import load_run
+    from .use import ask
 
     answer, probability, looks = ask(load_run(run), image, question)
     _draw(out, looks, f"{question}  {answer}")
@@ -295,8 +295,8 @@ def caption(run: str, image: str, out: Path) -> None:
     \b
     tinyvit caption runs/caption scene.png
     """
-    from .ask import caption
-    from .runs import load_run
+    from .run.folder import load_run
+    from .use import caption
 
     text, looks = caption(load_run(run), image)
     _draw(out, looks, text)
@@ -316,8 +316,8 @@ def retrieve(run: str, folder: str, text: str, out: Path) -> None:
     \b
     tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
     """
-    from .ask import retrieve
-    from .runs import load_run
+    from .run.folder import load_run
+    from .use import retrieve
 
     found, looks = retrieve(load_run(run), folder, text)
     _draw(out, looks, text)
@@ -395,7 +395,7 @@ def _drop_what_cannot_be_written() -> None:
 
 def _judged(error: Exception) -> tuple[int, str]:
     """The exit status for an error, and what to tell of it."""
-    from .train import TrainingFailed
+    from .run.loop import TrainingFailed
 
     if isinstance(error, click.Abort):  # what click makes of KeyboardInterrupt
         return 130, str(error.__cause__) or "stopped"

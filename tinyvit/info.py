@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from . import __version__, dispatch
-from .autograd import Op
 from .backend import check_device
 from .data import dataset_names
 from .data.sources import SOURCES, find
+from .engine.autograd import Op
 from .errors import DataError
 from .kernels import registry
 from .optim import Adam
@@ -63,7 +63,7 @@ def _state_of(device: str) -> str:
 def _threads() -> Iterator[tuple[str, str]]:
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-    from .kernels import compiler, processor, threads
+    from .kernels.cpu import compiler, processor, threads
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "processors", f"{usable} of {os.cpu_count()}"

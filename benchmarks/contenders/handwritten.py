@@ -13,8 +13,8 @@ from tinyvit.kernels.linear import numba_cpu as linear
 from tinyvit.kernels.patches import numba_cpu as patches
 
 import tinyvit as tv
-from tinyvit.autograd import Tensor
 from tinyvit.backend import keep_freed_memory
+from tinyvit.engine.autograd import Tensor
 from tinyvit.models.vit import EPS
 
 from ..cases import Case, ModelShape

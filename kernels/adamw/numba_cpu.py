@@ -21,9 +21,9 @@ from numba import carray, types
 from numba.core import config
 from numba.extending import intrinsic
 
-from .. import threads as pool
-from ..compiler import body, entry, exact
-from ..threads import parallel
+from ..cpu import threads as pool
+from ..cpu.compiler import body, entry, exact
+from ..cpu.threads import parallel
 
 CHUNK = 8192
 _SERIAL = 20_000  # elements below which waking another thread costs more than it saves

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from ..bfloat16 import as_float, float_like, settle
-from ..compiler import body
+from ..cpu.bfloat16 import as_float, float_like, settle
+from ..cpu.compiler import body
+from ..cpu.vector_loops import as_row, largest, transpose
+from ..cpu.vector_math import exp
 from ..linear.microkernel import ROWS, multiply
-from ..vector_loops import as_row, largest, transpose
-from ..vector_math import exp
 from .by_query import draw_row, is_coarse, mask_row
 
 QUERIES = 5 * ROWS[0]  # in a block

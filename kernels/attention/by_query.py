@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from ..bfloat16 import as_float, float_like, settle, widened
-from ..compiler import body
+from ..cpu.bfloat16 import as_float, float_like, settle, widened
+from ..cpu.compiler import body
+from ..cpu.philox import keep_row
+from ..cpu.vector_loops import as_row, largest, transpose
+from ..cpu.vector_math import exp
 from ..linear.microkernel import multiply
-from ..philox import keep_row
-from ..vector_loops import as_row, largest, transpose
-from ..vector_math import exp
 
 EXACT = 16  # |lse| beyond which backward does not rely on it: P is off by as many roundings as lse is large
 

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..arrays import sum_to_shape
+from ..cpu.arrays import sum_to_shape
 from ..cuda.device import CTYPES, Device, Kernel, address, device_of, is_aligned, library_of
 from ..cuda.dropout import Dropout, dropout_of
 

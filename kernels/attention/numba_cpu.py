@@ -20,12 +20,12 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense, sum_to_shape
-from ..bfloat16 import bits, sum_dtype
-from ..compiler import entries
+from ..cpu import threads as pool
+from ..cpu.arrays import dense, sum_to_shape
+from ..cpu.bfloat16 import bits, sum_dtype
+from ..cpu.compiler import entries
+from ..cpu.threads import parallel
 from ..linear.microkernel import ready
-from ..threads import parallel
 from .by_block import backward_chunk_2, forward_chunk_2, groups_of
 from .by_query import backward_chunk_1, forward_chunk_1, weights_chunk
 

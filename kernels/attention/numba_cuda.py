@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from ..arrays import sum_to_shape
+from ..cpu.arrays import sum_to_shape
 from ..cuda.device import library_of
 from ..cuda.simt import group_max, group_sum, keep_factor, stream_of
 

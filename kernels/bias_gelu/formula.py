@@ -4,9 +4,9 @@ Exact, y = x P(x) (`vector_math`); or y = x s with s = 1 / (1 + e^(-2 u)) = (1 +
 u = sqrt(2 / pi) (x + 0.044715 x^3).
 """
 
-from ..bfloat16 import real, rounded, widened
-from ..compiler import body
-from ..vector_math import exp, gelu_slope, normal
+from ..cpu.bfloat16 import real, rounded, widened
+from ..cpu.compiler import body
+from ..cpu.vector_math import exp, gelu_slope, normal
 
 _MINUS_TWO_ROOT, _CUBIC = -1.5957691216057308, 0.044715  # -2 sqrt(2 / pi)
 

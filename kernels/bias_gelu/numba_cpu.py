@@ -14,12 +14,12 @@ import math
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense, rows_of
-from ..bfloat16 import bits, real, rounded, sum_dtype, widened
-from ..compiler import body, entry
-from ..threads import parallel
-from ..vector_math import gelu_slope, normal
+from ..cpu import threads as pool
+from ..cpu.arrays import dense, rows_of
+from ..cpu.bfloat16 import bits, real, rounded, sum_dtype, widened
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
+from ..cpu.vector_math import gelu_slope, normal
 from .formula import gelu_tanh, gelu_tanh_slope, tanh_constants
 
 _SERIAL = 20_000  # elements below which waking another thread costs more than it saves

@@ -7,11 +7,11 @@
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense
-from ..bfloat16 import DTYPE, bits, rounded, widened
-from ..compiler import body, entry
-from ..threads import parallel
+from ..cpu import threads as pool
+from ..cpu.arrays import dense
+from ..cpu.bfloat16 import DTYPE, bits, rounded, widened
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
 
 CHUNK = 16_384
 _SERIAL = 50_000  # elements below which waking another thread costs more than it saves

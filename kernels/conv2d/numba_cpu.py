@@ -13,12 +13,12 @@ dcolumns = weight^T dy, and dweight^T = columns dy^T.
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense
-from ..compiler import body, entry
+from ..cpu import threads as pool
+from ..cpu.arrays import dense
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
+from ..cpu.vector_loops import transpose
 from ..linear.microkernel import multiply, ready
-from ..threads import parallel
-from ..vector_loops import transpose
 
 PIXELS = 256  # of y, whose columns shall fit the second-level cache
 PARTS = 16  # of the batch; each has a sum of dweight and db of its own

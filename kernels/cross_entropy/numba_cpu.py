@@ -14,12 +14,12 @@ p = exp(x - peak) / total, without the rounding that a large log-sum-exp would b
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense, rows_of
-from ..compiler import body, entry
-from ..threads import parallel
-from ..vector_loops import as_row, largest
-from ..vector_math import exp
+from ..cpu import threads as pool
+from ..cpu.arrays import dense, rows_of
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
+from ..cpu.vector_loops import as_row, largest
+from ..cpu.vector_math import exp
 
 _SERIAL = 20_000  # elements below which waking another thread costs more than it saves
 

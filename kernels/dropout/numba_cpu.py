@@ -10,11 +10,11 @@ The factor of an element depends on its number alone (`philox`), so chunks may b
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense
-from ..compiler import body, entry
-from ..philox import keep_row
-from ..threads import parallel
+from ..cpu import threads as pool
+from ..cpu.arrays import dense
+from ..cpu.compiler import body, entry
+from ..cpu.philox import keep_row
+from ..cpu.threads import parallel
 
 TILE = 2048  # elements, a multiple of the 4 of a counter
 _SERIAL = 10_000  # elements below which waking another thread costs more than it saves

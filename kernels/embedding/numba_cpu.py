@@ -13,11 +13,11 @@ import math
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense
-from ..bfloat16 import bits, float_like, real, settle, widened
-from ..compiler import body, entry
-from ..threads import parallel
+from ..cpu import threads as pool
+from ..cpu.arrays import dense
+from ..cpu.bfloat16 import bits, float_like, real, settle, widened
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
 
 COLUMNS = 64  # at least, of a chunk on the way back
 _SERIAL = 20_000  # elements below which waking another thread costs more than it saves

@@ -14,11 +14,11 @@ The number of chunks depends on R only, and their parts are summed in order: equ
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense, rows_of
-from ..bfloat16 import bits, rounded, widened
-from ..compiler import body, entry
-from ..threads import parallel
+from ..cpu import threads as pool
+from ..cpu.arrays import dense, rows_of
+from ..cpu.bfloat16 import bits, rounded, widened
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
 from .operations import operations
 
 _SERIAL = 20_000  # elements below which waking another thread costs more than it saves

@@ -15,15 +15,15 @@ from functools import cache
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import as_matrix, dense, rows_of
-from ..bfloat16 import bits, real, rounded, sum_dtype, widened
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..cast.numba_cpu import forward as cast
-from ..compiler import body, entry
+from ..cpu import threads as pool
+from ..cpu.arrays import as_matrix, dense, rows_of
+from ..cpu.bfloat16 import bits, real, rounded, sum_dtype, widened
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
+from ..cpu.vector_loops import as_row, transpose
 from ..layer_norm.numba_cpu import add_backward, add_rows, normalize_row
-from ..threads import parallel
-from ..vector_loops import as_row, transpose
 from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 from .operands import AT_ONCE, depth_of, left_rows, operand, operand_dtype, stack, stacked
 

@@ -14,10 +14,10 @@ from numba import types
 from numba.core import config
 from numba.extending import overload
 
-from ..arrays import dense
-from ..bfloat16 import DTYPE, NATIVE, as_float, bits, widened
-from ..compiler import body
-from ..vector_loops import as_row
+from ..cpu.arrays import dense
+from ..cpu.bfloat16 import DTYPE, NATIVE, as_float, bits, widened
+from ..cpu.compiler import body
+from ..cpu.vector_loops import as_row
 
 BFLOAT16 = np.dtype(np.uint32 if NATIVE else np.float32)  # what bfloat16 is multiplied as
 AT_ONCE = 2 if NATIVE else 1  # how many of its elements that follow each other in k

@@ -13,11 +13,11 @@ is the largest, is NaN for all of them, as in the plain rule.
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense
-from ..bfloat16 import bits, float_like, real, rounded, settle, widened
-from ..compiler import body, entry
-from ..threads import parallel
+from ..cpu import threads as pool
+from ..cpu.arrays import dense
+from ..cpu.bfloat16 import bits, float_like, real, rounded, settle, widened
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
 
 PARTS = 16  # of the images
 WINDOWS = 1024  # of the images that are laid out together, so that all there is of them fits the first-level cache

@@ -11,10 +11,10 @@ is the same with x and y exchanged: `back` says which is written.
 
 import numpy as np
 
-from .. import threads as pool
-from ..arrays import dense
-from ..compiler import body, entry
-from ..threads import parallel
+from ..cpu import threads as pool
+from ..cpu.arrays import dense
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
 
 _SERIAL = 20_000  # elements below which waking another thread costs more than it saves
 

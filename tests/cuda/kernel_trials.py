@@ -25,7 +25,7 @@ from trial import Trial, unmodified
 
 import tinyvit as tv
 from tinyvit import backend
-from tinyvit.autograd import Op, Tensor
+from tinyvit.engine.autograd import Op, Tensor
 
 ON_GPU = os.environ.get("TINYVIT_TRIALS") == "gpu"
 SCHEDULES = [0] if ON_GPU else [0, 1, 7]

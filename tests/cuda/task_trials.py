@@ -9,9 +9,9 @@ from tiny_tasks import KINDS, tiny
 from training_trials import Seen, on_the_device  # noqa: F401  (a fixture)
 
 import tinyvit as tv
-from tinyvit.captured import CapturedStep
 from tinyvit.data import texts
-from tinyvit.train import train
+from tinyvit.run.captured import CapturedStep
+from tinyvit.run.loop import train
 
 SAME = ("step", "train_loss", "val_loss", "val_accuracy")
 BATCHES = ("data.limit=40", "data.batch_size=12")  # the last one of an epoch is smaller
@@ -61,7 +61,7 @@ def test_a_run_of_any_task_captures_its_steps_and_gives_the_bits_of_one_without(
         assert seen.training.steps.graph.reason is None
         assert found[-1]["step"] == 8
         assert replay.call_count == graphs
-        monkeypatch.setattr("tinyvit.captured.WARM_UP", 1000)
+        monkeypatch.setattr("tinyvit.run.captured.WARM_UP", 1000)
         _, expected, others = run_of(name, "cuda", *assignments)
         assert replay.call_count == graphs
     assert [[line[key] for key in SAME] for line in found] == [[line[key] for key in SAME] for line in expected]

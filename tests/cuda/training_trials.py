@@ -12,12 +12,12 @@ from tinyvit.kernels.cuda import device
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.autograd import Tensor
-from tinyvit.captured import CapturedStep
-from tinyvit.display import Display, heading
+from tinyvit.engine.autograd import Tensor
 from tinyvit.functional import indexing
-from tinyvit.recipes import load_recipe
-from tinyvit.train import Training, TrainingFailed, train
+from tinyvit.run.captured import CapturedStep
+from tinyvit.run.display import Display, heading
+from tinyvit.run.loop import Training, TrainingFailed, train
+from tinyvit.run.recipe import load_recipe
 
 RNG = np.random.default_rng(1)
 IMAGES = np.random.default_rng(0).standard_normal((6, 1, 8, 8)).astype(np.float32)
@@ -296,7 +296,7 @@ def test_a_run_captures_its_steps_and_learns_what_one_without_learns(
     seen, result = run_by(tmp_path, f"precision={precision}")
     assert "each one CUDA graph" in seen.heading
     assert seen.training.steps.graph.is_captured
-    monkeypatch.setattr("tinyvit.captured.WARM_UP", 1000)
+    monkeypatch.setattr("tinyvit.run.captured.WARM_UP", 1000)
     other, expected = run_by(tmp_path, f"precision={precision}")
     assert not other.training.steps.graph.is_captured
     for line, uncaptured in zip(result.metrics, expected.metrics, strict=True):

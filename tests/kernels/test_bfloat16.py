@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 from draws import Array, around, on_drawn
 from hypothesis import strategies as st
-from tinyvit.kernels.bfloat16 import DTYPE, NATIVE, bits, rounded, widened
-from tinyvit.kernels.compiler import entry
+from tinyvit.kernels.cpu.bfloat16 import DTYPE, NATIVE, bits, rounded, widened
+from tinyvit.kernels.cpu.compiler import entry
 from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 from tinyvit.kernels.linear.operands import BFLOAT16, left_rows, operand, stack, stacked
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tinyvit.kernels import compiler, two_processes
+from tinyvit.kernels.cpu import compiler, two_processes
 
 CODE = """
 import sys

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from draws import Array, around, on_drawn
 from hypothesis import strategies as st
-from tinyvit.kernels.compiler import entries
+from tinyvit.kernels.cpu.compiler import entries
 from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 
 

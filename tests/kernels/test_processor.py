@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tinyvit.kernels import processor
+from tinyvit.kernels.cpu import processor
 
 CODE = """
 import numpy as np

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from numba.core import config
-from tinyvit.kernels import threads
-from tinyvit.kernels.compiler import body, entry
-from tinyvit.kernels.threads import parallel
+from tinyvit.kernels.cpu import threads
+from tinyvit.kernels.cpu.compiler import body, entry
+from tinyvit.kernels.cpu.threads import parallel
 
 compiled = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="needs compiled kernels")
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvit.data.digits import read_digits
-from tinyvit.data.download import fetch
-from tinyvit.data.formats import damaged, read_cifar, read_cifar_archive, read_idx
-from tinyvit.data.images import read_image
-from tinyvit.data.moving import MOTIONS, SWEEPS, chirps, motion
-from tinyvit.data.sources import DATASET_NAMES, SOURCES, check_name, find, find_part
-from tinyvit.errors import DataError
+from ..errors import DataError
+from .digits import read_digits
+from .download import fetch
+from .formats import damaged, read_cifar, read_cifar_archive, read_idx
+from .images import read_image
+from .moving import MOTIONS, SWEEPS, chirps, motion
+from .sources import DATASET_NAMES, SOURCES, check_name, find, find_part
 
 SPLITS = ("train", "test")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

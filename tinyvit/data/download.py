@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from tinyvit.data.sources import SOURCES, RemoteFile, Source, check_name, data_roots, is_complete, missing_names
-from tinyvit.errors import DataError
+from ..errors import DataError
+from .sources import SOURCES, RemoteFile, Source, check_name, data_roots, is_complete, missing_names
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse

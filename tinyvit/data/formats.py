@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvit.errors import DataError
+from ..errors import DataError
 
 SUFFIXES = ("", ".gz", ".xz")
 CIFAR_IMAGE = (3, 32, 32)

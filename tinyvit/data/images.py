@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvit.errors import DataError
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,8 +12,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvit.data.datasets import Batch, Dataset
-from tinyvit.data.texts import TextDataset
+from .datasets import Batch, Dataset
+from .texts import TextDataset
 
 _ORDER, _AUGMENT = 0, 1  # the second word of a stream's key: what it is drawn for
 

@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyvit.data.formats import SUFFIXES
-from tinyvit.errors import DataError
+from ..errors import DataError
+from .formats import SUFFIXES
 
 
 @dataclass(frozen=True)

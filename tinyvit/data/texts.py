@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvit.data import scenes
-from tinyvit.data.datasets import SPLITS, Batch, normalize
-from tinyvit.data.download import fetch
-from tinyvit.data.formats import damaged
-from tinyvit.data.images import read_image
-from tinyvit.data.sources import SOURCES, check_name, find
-from tinyvit.data.tokenizer import CLS, END, PAD, START, Tokenizer, padded
-from tinyvit.errors import DataError
+from ..errors import DataError
+from . import scenes
+from .datasets import SPLITS, Batch, normalize
+from .download import fetch
+from .formats import damaged
+from .images import read_image
+from .sources import SOURCES, check_name, find
+from .tokenizer import CLS, END, PAD, START, Tokenizer, padded
 
 # Of the red, green and blue pixels of the train splits, which are bright for the most part. Around 0 a model sees the
 # shapes, not the ground.

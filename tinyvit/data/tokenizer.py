@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvit.errors import DataError
+from ..errors import DataError
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>", "<mask>", "<cls>")
 PAD, START, END, UNK, MASK, CLS = range(6)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import autograd
-from ..autograd import Tensor
+from ..engine import autograd
+from ..engine.autograd import Tensor
 from . import plain, special  # noqa: F401  (plain rules for direct calls; erf for the array namespaces)
 from .activation import bias_gelu, gelu, linear_gelu, log_softmax, relu, silu, softmax
 from .attention import join_heads, merge_heads, scaled_dot_product_attention, split_heads

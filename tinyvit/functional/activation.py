@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..autograd import Op, Tensor
 from ..backend import Namespace
+from ..engine.autograd import Op, Tensor
 from .elementwise import as_floating
 from .linalg import check_linear
 from .samples import sample

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Op, Tensor
 from ..backend import Generator, Namespace, default_generator, is_floating, is_on_gpu, namespace_of
+from ..engine.autograd import Op, Tensor
 from .elementwise import constant
 from .random import check_probability
 from .samples import sample

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Op, Tensor
 from ..backend import Namespace
+from ..engine.autograd import Op, Tensor
 from .samples import sample
 
 Pair = tuple[int, int]

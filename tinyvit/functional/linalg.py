@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Op, Tensor
+from ..engine.autograd import Op, Tensor
 from .samples import sample
 
 

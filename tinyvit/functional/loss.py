@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Op, Tensor
 from ..backend import is_on_gpu, namespace_of
+from ..engine.autograd import Op, Tensor
 from .elementwise import as_floating, constant
 from .indexing import check_ids
 from .linalg import matmul

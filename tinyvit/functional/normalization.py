@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import autograd, dispatch
-from ..autograd import Op, Tensor
+from .. import dispatch
+from ..engine import autograd
+from ..engine.autograd import Op, Tensor
 from .linalg import check_linear, linear
 from .samples import sample
 

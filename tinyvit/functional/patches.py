@@ -2,7 +2,7 @@
 
 import math
 
-from ..autograd import Op, Tensor
+from ..engine.autograd import Op, Tensor
 from .samples import sample
 from .shape import reshape, transpose
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import _widened
 from ..backend import namespace_of
+from ..engine.autograd import _widened
 from ..kernels import registry
 from .attention import Attention, attention_lse
 from .normalization import AddLayerNorm, LayerNorm, row_statistics

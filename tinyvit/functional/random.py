@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Op, Tensor
 from ..backend import NUMPY, Array, Generator, Namespace, default_generator, is_floating, namespace_of
+from ..engine.autograd import Op, Tensor
 from .elementwise import constant
 from .samples import sample
 

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from ..autograd import Op, Tensor
 from ..backend import Namespace
+from ..engine.autograd import Op, Tensor
 from .elementwise import as_floating
 from .samples import sample
 from .shape import reshape

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
-from ..autograd import Op, Tensor
 from ..backend import Namespace, check_device, device_of, is_floating
 from ..backend import to_device as moved
+from ..engine.autograd import Op, Tensor
 from .samples import sample
 
 

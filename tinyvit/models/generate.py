@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Tensor, no_grad
 from ..backend import Generator, default_generator
 from ..data.tokenizer import END, PAD, START
+from ..engine.autograd import Tensor, no_grad
 from .text import TextDecoder
 
 NEVER = [PAD, START]  # what no text holds

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..autograd import Tensor
 from ..data.tokenizer import PAD
+from ..engine.autograd import Tensor
 from ..functional.elementwise import constant
 from ..nn import Dropout, Embedding, KeyValueCache, Linear, Module, Parameter, TransformerDecoder, TransformerEncoder
 from ..nn import init as initial

@@ -12,8 +12,8 @@ with `requires_grad_(False)`:
 from typing import Any, Protocol
 
 from .. import functional as F
-from ..autograd import Tensor
 from ..backend import namespace_of
+from ..engine.autograd import Tensor
 from ..nn import (
     Conv2d,
     LayerNorm,

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import autograd
 from .. import functional as F
-from ..autograd import Tensor
+from ..engine import autograd
+from ..engine.autograd import Tensor
 from ..functional.random import check_probability
 from . import init
 from .module import Module, Parameter

@@ -5,8 +5,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..autograd import Tensor
 from ..backend import Array, as_array, is_floating, is_on_gpu, like, to_host
+from ..engine.autograd import Tensor
 
 
 class Parameter(Tensor):

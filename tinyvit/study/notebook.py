@@ -4,9 +4,9 @@ import html
 
 import numpy as np
 
-from ..autograd import Tensor
+from ..engine.autograd import Tensor
 from ..nn import Module
-from .values import Statistics
+from .record.values import Statistics
 
 ROWS, COLUMNS = 8, 10  # of a tensor's last two axes that are shown
 _CELL = "padding:1px 6px;text-align:right;font-variant-numeric:tabular-nums"

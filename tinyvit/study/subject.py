@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import autograd
 from .. import functional as F
-from ..autograd import Op, Tensor, no_grad
 from ..data import normalize, read_image
 from ..dispatch import use_kernels
+from ..engine import autograd
+from ..engine.autograd import Op, Tensor, no_grad
 from ..errors import DataError, StudyError
 from ..models import ViT
-from ..runs import RunError, TrainedModel, load_data, load_run
+from ..run.folder import RunError, TrainedModel, load_data, load_run
 from ..tasks import DataSpec
-from .fused import comparisons_of
-from .page import save_page
-from .plant import place_for
+from .check.plant import place_for
+from .page.fused import comparisons_of
+from .page.page import save_page
 from .trace import Trace, trace
 
 # What the command does ----------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import autograd
-from ..autograd import Tensor
-from .graph import dot_of, svg_of
-from .page import save_page
-from .recording import Recorder
-from .records import Recording
-from .text import overview_of, text_of
-from .values import Keeper
+from ..engine import autograd
+from ..engine.autograd import Tensor
+from .page.graph import dot_of, svg_of
+from .page.page import save_page
+from .page.text import overview_of, text_of
+from .record.recorder import Recorder
+from .record.records import Recording
+from .record.values import Keeper
 
 
 class Trace(Recording):

@@ -3,7 +3,7 @@
 The training loop, checkpoints and run folders are the same for all of them.
 """
 
-from ..recipes import Recipe
+from ..run.recipe import Recipe
 from .answer import Answer
 from .base import DataSpec, Found, Task, mistake_in
 from .classify import Classify

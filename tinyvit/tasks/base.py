@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ..autograd import Tensor
 from ..data import Batch, Dataset, TextDataset, Tokenizer, load_texts
 from ..data.texts import TEXT_DATASETS
+from ..engine.autograd import Tensor
 from ..errors import RecipeError
 from ..models import ViT
 from ..nn import Module, initialize_conv
-from ..recipes import Model, Recipe, Train
+from ..run.recipe import Model, Recipe, Train
 
 AnyDataset = Dataset | TextDataset
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import functional as F
-from ..autograd import Tensor
 from ..data import Batch, Dataset, load_dataset
-from ..evaluate import evaluate
+from ..engine.autograd import Tensor
 from ..nn import Module
+from ..run.evaluate import evaluate
 from .base import DataSpec, Found, Task, build_vit, nothing
 
 

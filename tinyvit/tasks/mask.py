@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import functional as F
-from ..autograd import Tensor, no_grad
 from ..backend import default_generator
 from ..data import Batch, load_dataset
 from ..data.texts import TEXT_DATASETS
+from ..engine.autograd import Tensor, no_grad
 from ..errors import RecipeError
 from ..models import MaskedModel, TextEncoder
 from ..models.masked import IGNORED, choose_patches, hide_words, visible_patches

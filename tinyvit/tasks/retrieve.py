@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..autograd import Tensor, no_grad
 from ..data import Batch
+from ..engine.autograd import Tensor, no_grad
 from ..errors import RecipeError
 from ..models import TextEncoder, TwoTowers
 from ..nn import Module

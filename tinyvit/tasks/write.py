@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..autograd import Tensor, no_grad
 from ..backend import Array, as_array, like
 from ..data import Batch
 from ..data.tokenizer import PAD, SPECIAL
+from ..engine.autograd import Tensor, no_grad
 from ..models import Captioner, EncoderDecoder, TextDecoder, greedy
 from ..nn import Module
 from .base import DataSpec, Found, Task, batches, by_kind, evaluating, nothing

@@ -1,0 +1,1 @@
+"""How code for a processor is made: compiler, threads, vectors, random bits."""

@@ -1,0 +1,120 @@
+"""Hooks: when they are called, what they see, what they may return; and gradients that inner tensors keep."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tinyvit as tv
+from tinyvit.engine.autograd import Tensor
+
+
+@pytest.fixture(autouse=True)
+def plain() -> Iterator[None]:
+    with tv.use_kernels("numpy"):
+        yield
+
+
+def leaf(*values: float) -> Tensor:
+    return tv.tensor(np.array(values, np.float64), requires_grad=True)
+
+
+def equal(tensor: Tensor | None, values: Any) -> None:
+    assert isinstance(tensor, Tensor)
+    np.testing.assert_array_equal(tensor.numpy(), values)
+
+
+@pytest.mark.parametrize("kind", ["leaf", "inner"])
+def test_hooks_run_in_order_and_may_replace_the_gradient(kind: str) -> None:
+    x = leaf(1.0, 2.0)
+    y = x if kind == "leaf" else x * 1.0
+    seen: list[tuple[str, list[float]]] = []
+    y.register_hook(lambda g: seen.append(("first", g.numpy().tolist())))
+    y.register_hook(lambda g: g * 10)
+    remove = y.register_hook(lambda g: g * 1000)
+    y.register_hook(lambda g: seen.append(("last", g.numpy().tolist())))
+    remove()
+    remove()  # nothing left to remove
+    (y * 3).sum().backward()
+    assert seen == [("first", [3, 3]), ("last", [30, 30])]
+    equal(x.grad, [30, 30])
+
+
+def test_what_a_hook_computes_is_not_recorded_without_create_graph() -> None:
+    x, w = leaf(1.0), leaf(2.0)
+    y = x * 1.0
+    for tensor in (x, y):
+        tensor.register_hook(lambda g: g * w)
+    (y * 3).backward()
+    equal(x.grad, [12])
+    assert not x.grad.requires_grad
+
+
+def test_a_hook_sees_the_complete_gradient_once() -> None:
+    x = leaf(1.0)
+    calls: list[float] = []
+    x.register_hook(lambda g: calls.append(g.item()))
+    (2 * x + 5 * x).backward()
+    assert calls == [7]
+
+
+def test_grad_returns_what_the_hooks_made_of_it() -> None:
+    x = leaf(1.0)
+    y = x * 2
+    x.register_hook(lambda g: g * 10)
+    y.register_hook(lambda g: g + 1)
+    dx, dy = tv.grad(y * 3, [x, y])
+    equal(dy, [4])
+    equal(dx, [80])
+
+
+def test_grad_calls_no_hook_off_its_way() -> None:
+    a, b = leaf(1.0), leaf(2.0)
+    inner = a * 1.0
+    for tensor in (a, inner):
+        tensor.register_hook(lambda g: pytest.fail("the gradient that this hook sees is incomplete"))
+    equal(tv.grad(inner * b + a * a + inner * inner, b)[0], [1])
+    equal(tv.grad([inner, inner + b], b)[0], [1])
+
+
+@pytest.mark.parametrize("kind", ["leaf", "inner"])
+def test_a_gradient_that_a_hook_kept_or_gave_stays_as_it_was(kind: str) -> None:
+    x, fixed = leaf(1.0, 2.0), leaf(7.0, 7.0).detach()
+    y = x if kind == "leaf" else x * 1.0
+    kept: list[Tensor] = []
+    y.register_hook(kept.append)
+    y.register_hook(lambda g: fixed)
+    for _ in range(2):
+        (y * 3).sum().backward(retain_graph=True)
+    equal(kept[0], [3, 3])
+    equal(fixed, [7, 7])
+    equal(x.grad, [14, 14])
+
+
+@pytest.mark.parametrize("kind", ["leaf", "inner"])
+def test_a_hook_must_return_a_tensor_like_the_gradient(kind: str) -> None:
+    for wrong, error in [
+        (np.ones(2), TypeError), (leaf(1.0, 1.0).to("float32"), (TypeError, ValueError)), (leaf(1.0), ValueError),
+    ]:  # fmt: skip
+        x = leaf(1.0, 2.0)
+        y = x if kind == "leaf" else x * 1.0
+        y.register_hook(lambda g, wrong=wrong: wrong)
+        with pytest.raises(error, match="hook"):
+            (y * 3).sum().backward()
+
+
+def test_a_hook_needs_a_tensor_that_requires_a_gradient() -> None:
+    with pytest.raises(RuntimeError, match="register_hook"):
+        tv.tensor(1.0).register_hook(print)
+
+
+def test_retain_grad_keeps_the_gradient_of_an_inner_tensor() -> None:
+    x = leaf(1.0, 2.0)
+    y, z = x * 2, x * 3
+    y.retain_grad()
+    x.retain_grad()  # a leaf keeps it anyway
+    (y * z).sum().backward()
+    equal(y.grad, z.numpy())
+    assert z.grad is None
+    assert not np.shares_memory(y.grad.data, x.grad.data)

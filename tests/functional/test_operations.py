@@ -1,0 +1,196 @@
+"""Every operation on every one of its samples: one body for all, so a new operation is tested once it exists."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles import ORACLES
+
+import tinyvit as tv
+from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.functional.samples import Sample
+
+Array = np.ndarray
+
+OPERATIONS = {name: op for name, op in Op.registry.items() if op.__module__.startswith("tinyvit.")}
+SAMPLES = [
+    pytest.param(op, sample, id=f"{name}-{i}")
+    for name, op in OPERATIONS.items()
+    for i, sample in enumerate(op.samples())
+]
+SEVERAL_OUTPUTS = [
+    p for p in SAMPLES if isinstance(ORACLES[p.values[0].name](*p.values[1].inputs, **p.values[1].params), tuple)
+]
+TIGHT: Any = {"atol": 1e-7, "rtol": 1e-6, "order": 2}  # a central difference of step 1e-6 is good to about 1e-9
+every_sample = pytest.mark.parametrize(("op", "sample"), SAMPLES)
+
+
+@pytest.fixture(autouse=True)
+def plain() -> Iterator[None]:
+    """The plain rules are the reference; kernels have tests of their own."""
+    with tv.use_kernels("numpy"):
+        yield
+
+
+def in_dtype(sample: Sample, dtype: Any) -> tuple[list[Array | None], dict[str, Any]]:
+    """The inputs of a sample and its parameters, in another dtype."""
+    inputs = [None if x is None else x.astype(dtype) for x in sample.inputs]
+    return inputs, {k: np.dtype(dtype) if isinstance(v, np.dtype) else v for k, v in sample.params.items()}
+
+
+def tensors(inputs: list[Array | None], requires_grad: bool = True) -> list[Tensor | None]:
+    return [None if x is None else Tensor(x, requires_grad) for x in inputs]
+
+
+def applied(op: type[Op], inputs: list[Tensor | None], params: dict[str, Any]) -> list[Tensor]:
+    out = op.apply(*inputs, **params)
+    return list(out) if isinstance(out, tuple) else [out]
+
+
+def weights_of(outputs: list[Tensor]) -> list[Array]:
+    """Incoming gradients: the same ones whatever the dtype."""
+    rng = np.random.default_rng(1)
+    return [rng.standard_normal(y.shape).astype(y.dtype) for y in outputs]
+
+
+def values_and_gradients(
+    op: type[Op], inputs: list[Array | None], params: dict[str, Any], change: Callable[[Array], Array] = np.array
+) -> list[Array]:
+    """The outputs of an operation, then the gradients of its inputs; `change` is applied to what comes in."""
+    xs = tensors([None if x is None else change(x) for x in inputs])
+    outputs = applied(op, xs, params)
+    gradients = tv.grad(outputs, [x for x in xs if x is not None], [change(u) for u in weights_of(outputs)])
+    return [t.numpy() for t in (*outputs, *gradients)]
+
+
+# The formulas --------------------------------------------------------------------------------------------------------
+
+
+def test_every_operation_has_samples_and_an_oracle() -> None:
+    assert {op.values[0].name for op in SAMPLES} == set(OPERATIONS) == set(ORACLES)
+
+
+@every_sample
+def test_forward_equals_the_oracle(op: type[Op], sample: Sample) -> None:
+    expected = ORACLES[op.name](*sample.inputs, **sample.params)
+    outputs = applied(op, tensors(list(sample.inputs)), sample.params)
+    for y, e in zip(outputs, expected if isinstance(expected, tuple) else [expected], strict=True):
+        np.testing.assert_allclose(y.numpy(), e, rtol=1e-12, atol=1e-14, strict=True)
+
+
+@every_sample
+def test_gradients_and_their_gradients_agree_with_finite_differences(op: type[Op], sample: Sample) -> None:
+    xs = [x for x in sample.inputs if x is not None]
+
+    def function(*varied: Tensor) -> Any:
+        rest = iter(varied)
+        return op.apply(*(None if x is None else next(rest) for x in sample.inputs), **sample.params)
+
+    tv.gradcheck(function, tensors(xs), **TIGHT)
+
+
+@pytest.mark.parametrize(("op", "sample"), SEVERAL_OUTPUTS)
+def test_each_output_alone_has_the_right_gradient(op: type[Op], sample: Sample) -> None:
+    for i in range(len(applied(op, list(sample.inputs), sample.params))):
+        tv.gradcheck(lambda *xs, i=i: op.apply(*xs, **sample.params)[i], tensors(list(sample.inputs)), **TIGHT)
+
+
+@every_sample
+def test_a_wrong_gradient_is_caught(op: type[Op], sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = op.backward
+
+    def one_percent_off(ctx: Op, xp: Any, *dys: Any) -> Any:
+        first, *others = grads if isinstance(grads := right(ctx, xp, *dys), tuple) else (grads,)
+        return (first * 1.01, *others)
+
+    monkeypatch.setattr(op, "backward", one_percent_off)
+    first, *others = tensors(list(sample.inputs), requires_grad=False)
+    first.requires_grad = True
+    with pytest.raises(tv.GradcheckError, match=r"inputs\[0\]"):
+        tv.gradcheck(lambda x: op.apply(x, *others, **sample.params), first)
+
+
+# The numbers ---------------------------------------------------------------------------------------------------------
+
+
+def perturbed(rng: np.random.Generator) -> Callable[[Array], Array]:
+    """Every element moved by one rounding error of float32, up or down."""
+    eps = float(np.finfo(np.float32).eps)
+    return lambda x: x * (1 + eps * rng.choice([-1, 1], x.shape)) if x.dtype == np.float64 else np.array(x)
+
+
+@every_sample
+def test_float32_is_as_exact_as_its_rounding_allows(op: type[Op], sample: Sample) -> None:
+    """Against float64 on the same inputs; the tolerance is what rounding errors of the inputs change in the result.
+
+    Four times the largest change that eight random roundings cause, and four rounding errors of the largest result.
+    """
+    inputs, params = in_dtype(sample, np.float32)
+    found = values_and_gradients(op, inputs, params)
+    same = [None if x is None else x.astype(np.float64) for x in inputs]
+    exact = values_and_gradients(op, same, sample.params)
+    rng = np.random.default_rng(2)
+    roundings = [values_and_gradients(op, same, sample.params, perturbed(rng)) for _ in range(8)]
+    for i, (y, e) in enumerate(zip(found, exact, strict=True)):
+        assert y.dtype == np.float32
+        change = max(np.abs(r[i] - e).max() for r in roundings)
+        floor = np.finfo(np.float32).eps * np.abs(e).max()
+        assert np.abs(y - e).max() <= 4 * change + 4 * floor
+
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "every other": lambda x: np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x,
+    "transposed": lambda x: np.array(x.T, order="C").T,
+    "reversed": lambda x: np.flip(np.array(np.flip(x))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@every_sample
+def test_layout_in_memory_changes_nothing(op: type[Op], sample: Sample, layout: str) -> None:
+    inputs = list(sample.inputs)
+    expected = values_and_gradients(op, inputs, sample.params)
+    found = values_and_gradients(op, inputs, sample.params, LAYOUTS[layout])
+    for y, e in zip(found, expected, strict=True):  # not to the bit: BLAS adds in another order
+        np.testing.assert_allclose(y, e, rtol=1e-12, atol=1e-14, strict=True)
+
+
+# What an operation may not do ----------------------------------------------------------------------------------------
+
+
+def contents(arrays: Any) -> list[bytes]:
+    return [a.tobytes() for a in arrays if isinstance(a, np.ndarray)]
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@every_sample
+def test_nothing_that_comes_in_is_modified(op: type[Op], sample: Sample, create_graph: bool) -> None:
+    xs = tensors([None if x is None else x.copy() for x in sample.inputs])
+    extras = [a for v in sample.params.values() for a in (v if isinstance(v, tuple) else (v,))]
+    outputs = applied(op, xs, sample.params)
+    weights = weights_of(outputs)
+    held = [*(x.data for x in xs if x is not None), *(y.data for y in outputs), *weights, *extras]
+    before = contents(held)
+    tv.grad(outputs, [x for x in xs if x is not None], weights, create_graph=create_graph)
+    assert contents(held) == before
+    assert contents(x.data for x in xs if x is not None) == contents(sample.inputs)
+
+
+@every_sample
+def test_an_input_gets_the_same_gradient_when_no_other_needs_one(op: type[Op], sample: Sample) -> None:
+    everything = iter(
+        values_and_gradients(op, list(sample.inputs), sample.params)[-sum(x is not None for x in sample.inputs) :]
+    )
+    for i, x in enumerate(sample.inputs):
+        if x is None:
+            continue
+        xs = [None if other is None else Tensor(other, requires_grad=i == j) for j, other in enumerate(sample.inputs)]
+        outputs = applied(op, xs, sample.params)
+        (gradient,) = tv.grad(outputs, xs[i], weights_of(outputs))
+        assert gradient.numpy().tobytes() == next(everything).tobytes()
+
+
+@every_sample
+def test_nothing_is_recorded_when_no_input_needs_a_gradient(op: type[Op], sample: Sample) -> None:
+    assert not any(y.requires_grad for y in applied(op, tensors(list(sample.inputs), False), sample.params))

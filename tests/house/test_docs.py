@@ -1,0 +1,47 @@
+"""What the documents show works: every Python example runs, every command parses."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from tinyvit.cli import commands
+from tinyvit.run.recipe import load_recipe, recipe_names
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "kernels/README.md"])
+def test_python_examples_run(name: str) -> None:
+    """One page is one program: later examples use what earlier ones made."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
+    assert blocks
+    scope: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks:
+        exec(compile(block, name, "exec"), scope)
+
+
+def commands_shown() -> list[str]:
+    """The `tinyvit` commands of the README, without their comments, and those that the recipes state."""
+    lines = re.findall(r"^    (?:.*&& )?(tinyvit .*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    shown = [re.sub(r"\s+#.*", "", line) for line in lines]
+    return [*shown, *(load_recipe(name).about.command for name in recipe_names())]
+
+
+@pytest.mark.parametrize("line", sorted(set(commands_shown())))
+def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyvit.backend.set_default_device", lambda name: None)  # there need be no GPU
+    _, *words = shlex.split(line)
+    command, parent = commands, click.Context(commands, info_name="tinyvit", **commands.context_settings)
+    while isinstance(command, click.Group):
+        name, *words = words
+        command = command.commands[name]
+        parent = click.Context(command, parent, name) if isinstance(command, click.Group) else parent
+    command.make_context(name, words, parent)
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = " ".join(commands_shown())
+    assert all(f"tinyvit {name}" in shown for name in commands.commands)

@@ -1,0 +1,347 @@
+"""Optimizers against the equations of their papers, number by number; schedules, clipping, averages at their ends."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tinyvit as tv
+from tinyvit.engine.autograd import Tensor
+from tinyvit.optim import (
+    EMA,
+    SGD,
+    Adam,
+    AdamW,
+    Optimizer,
+    clip_grad_norm,
+    constant_with_warmup,
+    cosine_with_warmup,
+    decay_groups,
+    linear_with_warmup,
+)  # fmt: skip
+
+START = [1.0, -2.0, 0.5]
+GRADIENTS = [[0.1, -0.2, 3.0], [0.3, 0.0, -1.0], [-0.5, 0.4, 0.0], [0.0, 0.1, 2.0]]
+
+
+def parameter(values: Any = START) -> Tensor:
+    return Tensor(np.array(values, np.float64), requires_grad=True)
+
+
+def after_steps(make: Callable[[list[Tensor]], Optimizer]) -> list[float]:
+    p = parameter()
+    optimizer = make([p])
+    for g in GRADIENTS:
+        p.grad = tv.tensor(np.array(g))
+        optimizer.step()
+    return p.numpy().tolist()
+
+
+# One scalar at a time, as the papers write it -----------------------------------------------------------------------
+
+
+def sgd(
+    p: float, gradients: list[float], lr: float, m: float = 0.0, decay: float = 0.0, nesterov: bool = False
+) -> float:
+    v = 0.0
+    for g in gradients:
+        g = g + decay * p
+        v = m * v + g
+        p = p - lr * (g + m * v if nesterov else v)
+    return p
+
+
+def adam(
+    p: float, gradients: list[float], lr: float = 1e-3, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
+    l2: float = 0.0, decay: float = 0.0,
+) -> float:  # fmt: skip
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        g = g + l2 * p
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        p = p - lr * m_hat / (math.sqrt(v_hat) + eps) - lr * decay * p
+    return p
+
+
+@pytest.mark.parametrize(
+    ("make", "paper"),
+    [
+        (lambda ps: SGD(ps, lr=0.1), lambda p, g: sgd(p, g, 0.1)),
+        (lambda ps: SGD(ps, 0.1, momentum=0.9), lambda p, g: sgd(p, g, 0.1, 0.9)),
+        (lambda ps: SGD(ps, 0.1, momentum=0.9, nesterov=True), lambda p, g: sgd(p, g, 0.1, 0.9, nesterov=True)),
+        (lambda ps: SGD(ps, 0.1, weight_decay=0.3), lambda p, g: sgd(p, g, 0.1, decay=0.3)),
+        (lambda ps: SGD(ps, 0.1, 0.8, 0.3, nesterov=True), lambda p, g: sgd(p, g, 0.1, 0.8, 0.3, nesterov=True)),
+        (Adam, adam),
+        (
+            lambda ps: Adam(ps, lr=0.1, betas=(0.5, 0.7), eps=0.1, weight_decay=0.2),
+            lambda p, g: adam(p, g, 0.1, 0.5, 0.7, 0.1, l2=0.2),
+        ),
+        (AdamW, lambda p, g: adam(p, g, decay=0.01)),
+        (
+            lambda ps: AdamW(ps, lr=0.1, betas=(0.5, 0.7), eps=0.1, weight_decay=0.2),
+            lambda p, g: adam(p, g, 0.1, 0.5, 0.7, 0.1, decay=0.2),
+        ),
+    ],
+)
+def test_steps_follow_the_papers(make: Any, paper: Callable[[float, list[float]], float]) -> None:
+    expected = [paper(p, list(g)) for p, g in zip(START, zip(*GRADIENTS, strict=True), strict=True)]
+    np.testing.assert_allclose(after_steps(make), expected, rtol=1e-13)
+
+
+EVERY = [
+    lambda ps: SGD(ps, 0.1), lambda ps: SGD(ps, 0.1, momentum=0.9, nesterov=True), Adam, lambda ps: AdamW(ps, lr=0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_steps_change_values_in_their_memory_and_nothing_else(make: Any, dtype: Any) -> None:
+    p, idle = (Tensor(np.ones(3, dtype), requires_grad=True) for _ in range(2))
+    array, gradient = p.data, np.array([1.0, -1.0, 2.0], dtype)
+    p.grad = Tensor(gradient.copy())
+    make([p, idle]).step()
+    assert p.data is array
+    assert p.dtype == dtype
+    assert (array != 1).all()
+    np.testing.assert_array_equal(p.grad.numpy(), gradient)
+    np.testing.assert_array_equal(idle.numpy(), 1)  # it has no gradient, so not even its weight decays
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda ps: SGD(ps, lr=-0.1), ValueError, r"SGD: lr is -0.1; it must be finite and at least 0"),
+        (lambda ps: AdamW(ps, lr=math.nan), ValueError, "AdamW: lr is nan; it must be finite and at least 0"),
+        (lambda ps: Adam(ps, lr=math.inf), ValueError, "lr is inf"),
+        (lambda ps: Adam(ps, lr="1e-3"), TypeError, "Adam: lr is '1e-3'; it must be a number"),
+        (
+            lambda ps: Adam(ps, betas=(0.9, 1.0)),
+            ValueError,
+            r"betas is \(0.9, 1.0\); it must be two numbers in",
+        ),
+        (lambda ps: Adam(ps, betas=(-0.1, 0.9)), ValueError, "two numbers"),
+        (lambda ps: Adam(ps, betas=(0.9,)), ValueError, "two numbers"),
+        (lambda ps: Adam(ps, betas=(0.9, None)), ValueError, r"betas is \(0.9, None\)"),
+        (lambda ps: Adam(ps, eps=-1e-8), ValueError, "eps is -1e-08"),
+        (lambda ps: AdamW(ps, weight_decay=-1), ValueError, "weight_decay is -1"),
+        (lambda ps: SGD(ps, 0.1, momentum=-0.9), ValueError, "momentum is -0.9"),
+        (lambda ps: SGD([{"params": ps, "lr": -1}], 0.1), ValueError, "lr is -1"),
+    ],
+)
+def test_settings_out_of_range_are_told_by_name_and_value(make: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        make([parameter()])
+
+
+@pytest.mark.parametrize("lr", [0, 0.0, 1, np.float32(0.1)])
+def test_a_learning_rate_is_any_number_from_0_on(lr: Any) -> None:
+    assert SGD([parameter()], lr=lr).groups[0]["lr"] == lr
+
+
+@pytest.mark.parametrize(("make", "lr"), [(SGD, 0.1), (Adam, 0.1), (AdamW, 0.1)])
+def test_a_quadratic_is_minimized(make: Any, lr: float) -> None:
+    x, target = parameter(), np.array([3.0, 0.0, -1.0])
+    optimizer = make([x], lr=lr, **({"weight_decay": 0.0} if make is AdamW else {}))
+    for _ in range(500):
+        optimizer.zero_grad()
+        ((x - target) ** 2 * np.array([1.0, 0.5, 2.0])).sum().backward()
+        optimizer.step()
+    np.testing.assert_allclose(x.numpy(), target, atol=1e-4)
+
+
+def test_zero_grad_forgets() -> None:
+    p = parameter()
+    p.grad = tv.tensor(np.ones(3))
+    SGD([p], lr=1.0).zero_grad()
+    assert p.grad is None
+
+
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+def test_groups_have_settings_of_their_own() -> None:
+    a, b = parameter([1.0]), parameter([1.0])
+    optimizer = SGD([{"params": [a], "lr": 1.0}, {"params": iter([b]), "weight_decay": 0.5}], lr=0.1)
+    a.grad = b.grad = tv.tensor(np.array([2.0]))
+    optimizer.step()
+    assert a.item() == 1 - 1.0 * 2
+    assert b.item() == pytest.approx(1 - 0.1 * (2 + 0.5))
+    optimizer.set_lr(0.0)
+    optimizer.step()
+    assert a.item() == -1
+
+
+def test_decay_groups_spare_norms_biases_and_positions() -> None:
+    model = tv.models.ViT(8, 4, 3, 8, 1, 2, register_tokens=1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decaying, resting = ({names[id(p)] for p in g["params"]} for g in decay_groups(model.named_parameters(), 0.1))
+    assert decaying == {
+        "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight", "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight", "head.weight",
+    }  # fmt: skip
+    assert decaying | resting == set(names.values())
+    assert [g["weight_decay"] for g in decay_groups(model.named_parameters(), 0.1)] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: SGD([], lr=0.1), ValueError, "SGD: there are no parameters"),
+        (lambda: Adam(p for p in ()), ValueError, "Adam: there are no parameters"),
+        (lambda: SGD(parameter(), lr=0.1), TypeError, r"SGD: params is one tensor; .*\[tensor\]"),
+        (lambda: SGD([p := parameter(), p], lr=0.1), ValueError, "appears twice"),
+        (lambda: Adam([{"params": [parameter()], "rate": 1}]), ValueError, r"unknown settings \['rate'\].*'lr'"),
+        (lambda: SGD([parameter()], 0.1, nesterov=True), ValueError, "nesterov=True needs a momentum"),
+        (lambda: clip_grad_norm([], 0.0), ValueError, "max_norm is 0.0"),
+        (lambda: EMA([parameter()], 1.0), ValueError, "decay is 1.0"),
+    ],
+)
+def test_what_is_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+# State ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_a_restored_optimizer_goes_on_to_the_bit(make: Any) -> None:
+    def run(ps: list[Tensor], optimizer: Optimizer, gradients: list[list[float]]) -> None:
+        for g in gradients:
+            for p in ps:
+                p.grad = tv.tensor(np.array(g))
+            optimizer.step()
+
+    ps = [parameter(), parameter([0.1, 0.2, 0.3])]
+    optimizer = make(ps)
+    optimizer.set_lr(0.05)
+    run(ps, optimizer, GRADIENTS[:2])
+    state, copies = optimizer.state_dict(), [parameter(p.numpy()) for p in ps]
+    run(ps, optimizer, GRADIENTS[2:])  # the state is a copy
+    restored = make(copies)
+    restored.load_state_dict(state)
+    run(copies, restored, GRADIENTS[2:])
+    for p, copy in zip(ps, copies, strict=True):
+        assert p.numpy().tobytes() == copy.numpy().tobytes()
+
+
+def test_the_state_goes_through_a_file(tmp_path: Any) -> None:
+    p = parameter()
+    optimizer = Adam([p], betas=(0.8, 0.9))
+    p.grad = tv.tensor(np.ones(3))
+    optimizer.step()
+    tv.save(tmp_path / "state.safetensors", optimizer.state_dict())
+    restored = Adam([parameter()])
+    restored.load_state_dict(tv.load(tmp_path / "state.safetensors"))
+    assert restored.steps == 1
+    assert restored.groups[0]["betas"] == (0.8, 0.9)
+    for name, array in optimizer.state_dict()["arrays"]["0"].items():
+        np.testing.assert_array_equal(restored.state_dict()["arrays"]["0"][name], array)
+
+
+def test_a_state_of_other_parameters_is_refused() -> None:
+    state = Adam([parameter()]).state_dict()
+    for other in (Adam([parameter(), parameter()]), Adam([parameter([1.0])]), SGD([parameter()], 0.1)):
+        with pytest.raises(ValueError, match="optimizer state"):
+            other.load_state_dict(state)
+        assert other.steps == 0
+
+
+# Clipping -------------------------------------------------------------------------------------------------------------
+
+
+def with_gradients(*gradients: Any) -> list[Tensor]:
+    ps = [parameter(np.zeros(np.shape(g))) for g in gradients]
+    for p, g in zip(ps, gradients, strict=True):
+        p.grad = Tensor(np.array(g, np.float64))
+    return ps
+
+
+def test_clipping_scales_all_gradients_together() -> None:
+    ps = [*with_gradients([3.0, 0.0], [[4.0]]), parameter()]
+    assert clip_grad_norm(iter(ps), 2.0) == 5
+    np.testing.assert_allclose(ps[0].grad.numpy(), [1.2, 0])
+    np.testing.assert_allclose(ps[1].grad.numpy(), [[1.6]])
+    assert ps[2].grad is None
+
+
+def test_short_and_broken_gradients_stay_as_they_are() -> None:
+    for gradient, limit in [
+        ([3.0, 4.0], 5.0),
+        ([3.0, 4.0], 6.0),
+        ([np.nan, 1.0], 1.0),
+        ([np.inf, 1.0], 1.0),
+        ([0.0, 0.0], 1.0),
+    ]:
+        (p,) = with_gradients(gradient)
+        norm = clip_grad_norm([p], limit)
+        np.testing.assert_equal(norm, np.sqrt(np.sum(np.square(gradient))))
+        np.testing.assert_array_equal(p.grad.numpy(), gradient)
+
+
+# Schedules ------------------------------------------------------------------------------------------------------------
+
+
+def test_schedules_at_their_corners() -> None:
+    for schedule in (cosine_with_warmup, linear_with_warmup, constant_with_warmup):
+        end = 0.4 if schedule is constant_with_warmup else 0.1
+        middle = 0.4 if schedule is constant_with_warmup else 0.25
+        values = [schedule(step, 110, 10, 0.4, min_lr=0.1) for step in (0, 5, 10, 60, 110, 500)]
+        np.testing.assert_allclose(values, [0, 0.2, 0.4, middle, end, end], rtol=1e-12)
+        assert schedule(0, 10, 0, 0.4) == 0.4  # without a warm-up it starts at the top
+        assert schedule(10, 10, 10, 0.4) == 0.4
+
+
+def test_the_cosine_is_a_cosine() -> None:
+    for step in range(101):
+        expected = 1.5 + 0.5 * math.cos(math.pi * step / 100)
+        assert cosine_with_warmup(step, 100, 0, 2.0, min_lr=1.0) == pytest.approx(expected)
+    falling = [cosine_with_warmup(s, 100, 20, 1.0) for s in range(20, 101)]
+    assert falling == sorted(falling, reverse=True)
+
+
+# Averages -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_average_follows_its_formula() -> None:
+    p = parameter([1.0])
+    ema = EMA([p], decay=0.3)
+    expected = 1.0
+    for t, value in enumerate([2.0, -1.0, 5.0, 0.0], start=1):
+        p.assign([value])
+        ema.update()
+        d = min(0.3, (1 + t) / (10 + t))
+        expected = d * expected + (1 - d) * value
+    assert ema.averages[0][0] == pytest.approx(expected, rel=1e-14)
+    with ema.applied():
+        assert p.item() == pytest.approx(expected, rel=1e-14)
+    assert p.item() == 0.0
+
+
+def test_own_values_come_back_after_an_error() -> None:
+    p = parameter([1.0])
+    ema = EMA([p])
+    p.assign([2.0])
+    with pytest.raises(ZeroDivisionError), ema.applied():
+        raise ZeroDivisionError
+    assert p.item() == 2.0
+
+
+def test_an_average_goes_on_where_its_state_was_taken() -> None:
+    p = parameter([1.0])
+    ema = EMA([p], 0.9)
+    p.assign([2.0])
+    ema.update()
+    restored = EMA([parameter([7.0])], 0.9)
+    restored.load_state_dict(ema.state_dict())
+    for average in (ema, restored):
+        average.parameters[0].assign([3.0])
+        average.update()
+    np.testing.assert_array_equal(restored.averages[0], ema.averages[0])
+    assert restored.steps == 2
+    with pytest.raises(ValueError, match="EMA state"):
+        EMA([parameter()]).load_state_dict(ema.state_dict())

@@ -1,0 +1,388 @@
+"""Stopping and going on: whatever ends a run, and wherever, it is resumed to the same bits as one never ended."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import ALL_STREAMS, ENVIRONMENT, command, isolate, metrics_of, sha256, start, timeless, tiny_recipe
+
+import tinyvit.run.loop
+from tinyvit.checkpoint import load
+from tinyvit.errors import CheckpointError, RecipeError, TinyvitError
+from tinyvit.run.display import Display
+from tinyvit.run.folder import RunError, new_run
+from tinyvit.run.loop import Result, resume, train
+from tinyvit.run.signals import Interrupted
+
+RECIPE = tiny_recipe(*ALL_STREAMS, "epochs=3", "batch_size=200")  # 3 epochs of 8 batches: 4 steps each
+STEPS, RUN = 4, Path("runs/run")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    isolate(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Result:
+    """The run that nothing interrupted."""
+    return train(RECIPE, "run", tmp_path_factory.mktemp("whole") / "run")
+
+
+def assert_same_run(folder: Path, whole: Result) -> None:
+    assert sha256(folder) == sha256(whole.folder)
+    assert timeless(folder) == timeless(whole.folder)
+    assert (folder / "recipe.toml").read_bytes() == (whole.folder / "recipe.toml").read_bytes()
+    assert (folder / "curves.png").exists()
+
+
+class Signals(Display):
+    """Sends a signal to this process at one place of the run: "started", "step 3", "epoch 2"."""
+
+    def __init__(self, place: str, *numbers: int) -> None:
+        self.place, self.numbers = place, numbers or (signal.SIGINT,)
+
+    def _send(self, place: str) -> None:
+        if place == self.place:
+            for number in self.numbers:
+                signal.raise_signal(number)
+
+    def started(self, training, folder):
+        self._send("started")
+
+    def stepped(self, position):
+        self._send(f"step {position.step}")
+
+    def finished_epoch(self, position):
+        self._send(f"epoch {position.epoch}")
+
+
+# Ctrl-C ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("place", "step"),
+    [
+        ("started", 1),  # the step under way is finished first
+        ("step 1", 1),
+        ("step 3", 3),
+        ("step 4", 4),  # the last of an epoch, before its test
+        ("epoch 1", 5),
+        ("step 11", 11),
+        ("step 12", 12),
+    ],
+)
+def test_a_signal_stops_the_run_after_the_step_and_the_run_goes_on_exactly(whole, place, step, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted) as caught:
+        train(RECIPE, "run", display=Signals(place, number))
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    epoch = (step - 1) // STEPS + 1
+    assert str(caught.value) == (
+        f"stopped in epoch {epoch} of 3, after step {step}; go on with: tinyvit train --resume runs/run"
+    )
+    assert load(RUN / "checkpoint.safetensors")["position"]["step"] == step
+    assert len(metrics_of(RUN)) == epoch - 1
+    assert (RUN / "curves.png").exists() == (epoch > 1)
+    resumed = resume(RUN)
+    assert_same_run(resumed.folder, whole)
+
+
+def test_a_signal_during_the_test_of_an_epoch_stops_there(whole, monkeypatch):
+    evaluate = tinyvit.tasks.classify.evaluate
+
+    def interrupted(model, dataset, batch_size, after_batch):
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(model, dataset, batch_size, after_batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tinyvit.tasks.classify, "evaluate", interrupted)
+        with pytest.raises(Interrupted, match="in epoch 1 of 3, after step 4"):
+            train(RECIPE, "run")
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def test_a_signal_at_the_very_end_comes_too_late(whole):
+    train(RECIPE, "run", display=Signals("epoch 3"))
+    assert_same_run(RUN, whole)
+
+
+def test_a_run_stopped_after_every_step_ends_the_same(whole):
+    with pytest.raises(Interrupted):
+        train(RECIPE, "run", display=Signals("step 1"))
+    for step in range(2, 3 * STEPS + 1):
+        with pytest.raises(Interrupted):
+            resume(RUN, Signals(f"step {step}"))
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_stays(whole):
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(RECIPE, "run", display=Signals("step 7", signal.SIGINT, signal.SIGINT))
+    assert not isinstance(caught.value, Interrupted)
+    assert load(RUN / "checkpoint.safetensors")["position"]["step"] == STEPS
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+@pytest.fixture
+def terminal():
+    """One that can be closed: these tests may themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_stops_the_run_with_a_checkpoint_even_if_it_tells_twice(whole, terminal):
+    before = signal.getsignal(signal.SIGHUP)
+    with pytest.raises(Interrupted):
+        train(RECIPE, "run", display=Signals("step 7", signal.SIGHUP, signal.SIGHUP))
+    assert signal.getsignal(signal.SIGHUP) == before
+    assert load(RUN / "checkpoint.safetensors")["position"]["step"] == 7
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(whole):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(RECIPE, "run", display=Signals("step 7", signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same_run(RUN, whole)
+
+
+@pytest.mark.parametrize("numbers", ["SIGINT, SIGTERM", "SIGHUP, SIGTERM"])
+def test_of_two_signals_at_the_same_moment_the_second_acts(numbers, terminal):
+    script = f"""
+import os, signal
+from signal import SIGHUP, SIGINT, SIGTERM
+signal.pthread_sigmask(signal.SIG_BLOCK, [{numbers}])  # before there are other threads, which would take the signals
+from tinyvit.run.signals import StopRequest
+with StopRequest():
+    for number in [{numbers}]:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [{numbers}])
+    print("goes on")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "", "")
+
+
+def test_training_outside_of_the_main_thread_leaves_signals_alone(whole):
+    before, results = signal.getsignal(signal.SIGINT), []
+    thread = threading.Thread(target=lambda: results.append(train(RECIPE, "run")))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) == before
+    assert_same_run(results[0].folder, whole)
+
+
+# SIGKILL ---------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing outlives SIGKILL."""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("writes", [1, 2, 3, 4, 8, 12, 13])
+def test_a_run_killed_at_any_write_goes_on_exactly(whole, monkeypatch, writes, when):
+    """The recipe, 4 times the checkpoint, the weights and the metrics, then the curves: 14 files."""
+    replace, left = os.replace, [writes]
+
+    def killed(source, target):
+        left[0] -= 1
+        if left[0] >= 0 or when == "after":
+            replace(source, target)
+        if left[0] < 0:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            train(RECIPE, "run")
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def kill_until_finished(recipe: str, folder: Path, kills: int, seed: int) -> int:
+    """Kill a run that many times, at random moments, resume it until it ends, and return how many kills hit it."""
+    chance, hits, arguments = random.Random(seed), 0, [recipe, "--out", folder]
+    for _ in range(kills):
+        with start("train", *arguments, env=ENVIRONMENT) as process:
+            assert process.stdout.readline().endswith(f"-> {folder}\n")  # it is about to begin
+            time.sleep(chance.uniform(0, 0.5))
+            process.kill()
+        hits += process.returncode == -signal.SIGKILL
+        arguments = ["--resume", folder]
+    status, _, err = command("train", *arguments, env=ENVIRONMENT)
+    assert (status, err) == (0, "")
+    return hits
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_ends_with_the_same_bits(kills):
+    recipe = RECIPE.override([f"epochs={6 + 6 * kills}"])
+    Path("recipe.toml").write_text(recipe.override(["checkpoint_minutes=1e-9"]).to_toml())
+    assert kill_until_finished("recipe.toml", Path("killed"), kills, seed=kills) == kills
+    whole = train(recipe, "run")
+    assert sha256(Path("killed")) == sha256(whole.folder)
+    assert timeless(Path("killed")) == timeless(whole.folder)
+
+
+# Two at once -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(whole):
+    pytest.importorskip("fcntl", reason="this system has no locks on folders")
+
+    told = []
+
+    class Second(Display):
+        def stepped(self, position):
+            if position.step == STEPS + 1:
+                told.append(command("train", "--resume", RUN, env=ENVIRONMENT))
+
+    train(RECIPE, "run", display=Second())
+    says = "runs/run is being trained by another process; wait for it, or stop it first"
+    assert told == [(2, "", f"tinyvit: error: {says}\n")]
+    assert_same_run(RUN, whole)
+
+
+def test_a_run_that_failed_lets_go_of_its_folder(whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tinyvit.run.loop, "_train_epochs", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(RECIPE, "run")
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def test_where_a_file_system_has_no_locks_runs_are_trained_all_the_same(whole, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="this system has no locks on folders")
+
+    def refused(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    train(RECIPE, "run")
+    assert_same_run(RUN, whole)
+
+
+# Resuming --------------------------------------------------------------------------------------------------
+
+
+def stopped_run() -> Path:
+    with pytest.raises(Interrupted):
+        train(RECIPE, "run", display=Signals("step 6"))
+    return RUN
+
+
+def test_a_finished_run_is_told_and_stays_as_it_is(whole, capsys):
+    finished = train(RECIPE, "run")
+    again = resume(RUN, tinyvit.run.display.Lines())
+    assert again == finished
+    assert capsys.readouterr().out == "runs/run is finished: all 3 epochs are trained\n"
+    assert_same_run(RUN, whole)
+
+
+def test_the_metrics_are_cut_back_to_the_checkpoint(whole):
+    metrics = stopped_run() / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"epoch": 2}\n{"ep')
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def test_time_goes_on_where_it_stood():
+    folder = stopped_run()
+    before = load(folder / "checkpoint.safetensors")["position"]["seconds"]
+    seconds = [line["seconds"] for line in resume(folder).metrics]
+    assert 0 < seconds[0] < before < seconds[1] < seconds[2]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(whole):
+    new_run(RECIPE, "run")
+    resume(RUN)
+    assert_same_run(RUN, whole)
+
+
+def test_what_the_random_stream_was_used_for_before_does_not_matter(whole):
+    folder = stopped_run()
+    tinyvit.manual_seed(1234)
+    resume(folder)
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize("key", ["train.lr", "data.shift", "model.heads"])
+def test_a_run_does_not_go_on_with_another_recipe(key):
+    folder = stopped_run()
+    name = key.partition(".")[2]
+    value = {"lr": "1e-3", "shift": "0", "heads": "1"}[name]
+    (folder / "recipe.toml").write_text(RECIPE.override([f"{key}={value}"]).to_toml())
+    with pytest.raises(CheckpointError, match=rf"was written with another {key} than recipe\.toml now says"):
+        resume(folder)
+
+
+def test_what_a_recipe_says_about_itself_may_change(whole):
+    folder = stopped_run()
+    (folder / "recipe.toml").write_text(RECIPE.override(["title=mine", "minutes=3"]).to_toml())
+    resume(folder)
+    assert sha256(folder) == sha256(whole.folder)
+
+
+def test_a_run_does_not_go_on_with_other_images():
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            Path("mine", split, name).mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(np.full((8, 8, 3), 60 * i, np.uint8)).save(Path("mine", split, name, f"{i}.png"))
+    recipe = tiny_recipe("name=folder:mine", "batch_size=2")
+    with pytest.raises(Interrupted):
+        train(recipe, "run", display=Signals("step 3"))
+    Path("mine/train/a/3.png").unlink()
+    with pytest.raises(CheckpointError, match="other images than folder:mine now holds"):
+        resume(RUN)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "says"),
+    [
+        (lambda run: (run / "recipe.toml").unlink(), RunError, "is no run folder"),
+        (lambda run: (run / "recipe.toml").write_text("x"), RecipeError, "not valid TOML"),
+        (lambda run: (run / "checkpoint.safetensors").unlink(), RunError, "has no checkpoint"),
+        (lambda run: (run / "checkpoint.safetensors").write_bytes(b"\0" * 99), CheckpointError, "safetensors"),
+        (
+            lambda run: (run / "model.safetensors").replace(run / "checkpoint.safetensors"),
+            CheckpointError,
+            "is not the checkpoint of a run",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_go_on_is_told_and_left_alone(spoil, error, says):
+    folder = stopped_run()
+    spoil(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(error, match=says) as caught:
+        resume(folder)
+    assert str(folder) in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["missing", "file"])
+def test_what_is_no_folder_is_told(name):
+    Path("file").write_text("")
+    with pytest.raises(TinyvitError, match=f"{name} is no run folder"):
+        resume(Path(name))

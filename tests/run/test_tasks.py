@@ -1,0 +1,203 @@
+"""Runs of every kind of task: they train, resume exactly, start from one another, and are measured."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_tasks import KINDS, tiny
+
+import tinyvit as tv
+from tinyvit.data import Dataset, texts
+from tinyvit.data.tokenizer import PAD
+from tinyvit.errors import DataError, RecipeError
+from tinyvit.run.evaluate import predict
+from tinyvit.run.folder import RunError, encoders_of, load_data, load_run
+from tinyvit.run.loop import Training, train
+from tinyvit.tasks import task_of
+from tinyvit.tasks.base import by_kind
+from tinyvit.tasks.retrieve import recall
+from tinyvit.tasks.write import word_prior
+
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
+# Every kind ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_run_trains_is_read_back_and_goes_on_exactly(name, monkeypatch):
+    if name == "translate":
+        full = texts.load_texts
+        monkeypatch.setattr("tinyvit.tasks.base.load_texts", lambda name, split: full(name, split).first(60))
+    result = train(tiny(name), "run")
+    first, last = result.metrics[0], result.metrics[-1]
+    assert last["train_loss"] < first["train_loss"]
+    assert 0 <= last["val_accuracy"] <= 1 or name == "masked-patches"  # where no variance may be explained yet
+    trained = load_run(result.folder)
+    test = load_data(trained.recipe, "test")
+    loss, accuracy, found = task_of(trained.recipe).evaluate(trained.model, test, 20)
+    assert (loss, accuracy) == pytest.approx((last["val_loss"], last["val_accuracy"]))
+    assert found.shares == last.get("val_accuracies", {})
+
+    stopped = Training(tiny(name))
+    groups = stopped.groups()
+    stopped.step(next(groups))
+    stopped.step(next(groups))
+    tv.save("middle.safetensors", stopped.state_dict())
+    resumed = Training(tiny(name))
+    resumed.read_checkpoint("middle.safetensors")
+    for _ in range(2):
+        for group in resumed.groups():
+            resumed.step(group)
+        resumed.finish_epoch(lambda: None)
+    with resumed.averaged():
+        state = resumed.model.state_dict()
+    for key, value in tv.load(result.folder / "model.safetensors").items():
+        np.testing.assert_array_equal(state[key], value)
+
+
+@pytest.mark.parametrize("name", ["motion", "chirps"])
+def test_videos_and_spectrograms_are_classified(name, monkeypatch):
+    monkeypatch.setattr("tinyvit.data.moving.COUNTS", {"train": 40, "test": 20})
+    recipe = tiny("masked-patches", f"data.name={name}", "kind=classify", "pool=mean", "patch_size=8")
+    result = train(recipe, "run")
+    assert result.metrics[-1]["train_loss"] < result.metrics[0]["train_loss"]
+    kind, shape = load_data(recipe, "test"), {"motion": (8, 1, 24, 24), "chirps": (1, 32, 32)}[name]
+    assert isinstance(kind, Dataset)
+    assert load_run(result.folder).data.shape == kind.images.shape[1:] == shape
+
+
+def test_videos_are_no_images(monkeypatch, tmp_path):
+    monkeypatch.setattr("tinyvit.data.moving.COUNTS", {"train": 40, "test": 20})
+    recipe = tiny("masked-patches", "data.name=motion", "kind=classify", "pool=mean", "patch_size=8")
+    trained = load_run(train(recipe, "run").folder)
+    Image.new("L", (24, 24)).save("a.png")
+    with pytest.raises(DataError, match=r"a.png is one image; this model takes videos of 8 frames"):
+        predict(trained, "a.png")
+    with pytest.raises(RecipeError, match="patches are hidden of images, not of videos"):
+        train(recipe.override(["kind=masked"]), "x")
+
+
+# Starting from another run -----------------------------------------------------------------------------------------
+
+
+def test_encoders_begin_as_those_of_another_run_and_may_be_frozen():
+    source = load_run(train(tiny("masked-both"), "first").folder)
+    for name in ("caption", "retrieve", "vqa-cross"):
+        recipe = tiny(name, "start_from=runs/first", "freeze=both", "epochs=1", "ema=0")
+        run = load_run(train(recipe, name).folder)
+        for part, encoder in encoders_of(run.model).items():
+            theirs = encoders_of(source.model)[part].state_dict()
+            for key, value in encoder.state_dict().items():
+                if key.startswith(("blocks", "patch_embed", "pos_embed", "embedding", "encoder.blocks")):
+                    np.testing.assert_array_equal(value, theirs[key])
+    with pytest.raises(RunError, match="no encoder of images, or of texts of this vocabulary"):
+        train(tiny("translate", "start_from=runs/first"), "x")
+    with pytest.raises(RunError, match="the vision encoder of runs/first is of another form"):
+        train(tiny("caption", "start_from=runs/first", "dim=16"), "x")
+
+
+def test_a_classifier_begins_as_a_masked_run():
+    source = load_run(train(tiny("masked-patches"), "first").folder)
+    recipe = tiny("masked-patches", "kind=classify", "start_from=runs/first", "pool=mean", "lr=1e-30", "ema=0")
+    state = load_run(train(recipe, "second").folder).model.state_dict()
+    np.testing.assert_array_equal(state["pos_embed"], source.model.vision.state_dict()["pos_embed"])
+
+
+def test_of_a_frozen_classifier_only_the_head_learns():
+    train(tiny("masked-patches"), "first")
+    recipe = tiny("masked-patches", "kind=classify", "start_from=runs/first", "freeze=vision")
+    model = Training(recipe).model
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        *("norm.weight", "norm.bias", "head.weight", "head.bias")
+    }
+    assert train(recipe, "second").folder.is_dir()
+
+
+def test_what_cannot_be_frozen_is_told():
+    train(tiny("masked-both"), "first")
+    for name, assignments, message in [
+        ("vqa-cross", ["freeze=vision"], "name the run to begin with in task.start_from"),
+        ("caption", ["start_from=runs/first", "freeze=text"], "this model's encoders are vision"),
+        ("vqa-cnn", ["start_from=runs/first"], "the vision encoder of runs/first is of another form"),
+    ]:
+        with pytest.raises((RunError, RecipeError), match=message):
+            train(tiny(name, *assignments), "x")
+    train(tiny("masked-words"), "texts")
+    with pytest.raises(RunError, match="runs/texts has no such encoder"):
+        train(tiny("vqa-cross", "start_from=runs/texts", "freeze=vision"), "x")
+
+
+# What is measured ---------------------------------------------------------------------------------------------------
+
+
+def test_recall_counts_the_rows_whose_own_is_among_the_best():
+    scores = np.array([[3, 1, 2], [9, 8, 7], [0, 0, 0]])
+    assert recall(scores, 1) == pytest.approx(1 / 3)  # a tie is no find
+    assert recall(scores, 2) == pytest.approx(2 / 3)
+    assert recall(scores, 3) == 1
+
+
+def test_where_there_is_no_number_nothing_is_found():
+    assert recall(np.full((3, 3), np.nan), 1) == 0
+
+
+def test_kinds_are_measured_apart():
+    dataset = load_data(tiny("vqa-joint"), "test")
+    right = dataset.kind_of != 1
+    accuracy, kinds = by_kind(dataset, right)
+    assert kinds == {"non-relational": 1, "relational": 0, "held-out pairs": 1}
+    counted = dataset.kind_of < 2
+    assert accuracy == right[counted].mean() < 1
+
+
+def test_a_word_prior_is_a_table_of_what_follows_what():
+    rows = np.array([[1, 2, 3], [1, 2, 2], [1, 3, 0]])
+    table = np.exp(word_prior(rows, 5, 0.8))
+    np.testing.assert_allclose(table.sum(axis=1), [0.2, 1, 1, 1, 0.2], rtol=1e-6)  # nothing ever followed 0 or 4
+    np.testing.assert_allclose(table[2], [0.04, 0.04, 0.44, 0.44, 0.04], rtol=1e-6)
+
+
+def test_a_caption_is_learnt_beside_its_word_prior_and_measured_without():
+    with_prior, without = (Training(tiny("caption", f"word_prior={share}", "dropout=0")) for share in (0.7, 0.0))
+    for mine, other in zip(with_prior.model.parameters(), without.model.parameters(), strict=True):
+        other.assign(mine.data)
+    batch = next(iter(without.loader.batches(0)))
+    logits = without.model(batch.images, batch.labels[:, :-1]).numpy()
+    biased = logits + word_prior(without.train_data.labels, logits.shape[-1], 0.7)[batch.labels[:, :-1]]
+    for training, scores in ((without, logits), (with_prior, biased)):
+        chosen = np.take_along_axis(scores, batch.labels[:, 1:, None], -1)[..., 0]
+        nats = np.log(np.exp(scores).sum(axis=-1)) - chosen
+        expected = nats[batch.labels[:, 1:] != PAD].mean() * len(batch.labels)
+        np.testing.assert_allclose(training.task.loss(training.model, batch).item(), expected, rtol=1e-5)
+    measured = [t.task.evaluate(t.model, t.test_data, 20)[:2] for t in (with_prior, without)]
+    assert measured[0] == measured[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "assignment", "message"),
+    [
+        (
+            "caption",
+            "data.name=scenes-questions",
+            "data.name is 'scenes-questions'; a run of the kind 'caption' learns",
+        ),
+        ("vqa-cnn", "data.name=scenes-captions", "learns from easy-vqa or scenes-questions"),
+        ("retrieve", "data.batch_size=1", "data.batch_size is 1"),
+        ("caption", "data.name=digits", "learns from scenes-captions"),
+        ("masked-patches", "patch_size=8", "model.patch_size is 8"),
+    ],
+)
+def test_what_a_task_cannot_learn_from_is_told(name, assignment, message):
+    with pytest.raises(RecipeError, match=message):
+        train(tiny(name, assignment), "x")
+    assert not Path("runs").exists()
+
+
+def test_recipes_that_do_not_fit_are_told():
+    with pytest.raises(RecipeError, match="has images of a size of their own"):
+        Training(tiny("caption", "image_size=32"))
+    with pytest.raises(DataError, match="digits has no texts; data sets that do are easy-vqa"):
+        texts.load_texts("digits", "test")
+    with pytest.raises(DataError, match="scenes-captions has texts, not classes"):
+        Training(tiny("caption", "kind=classify"))

@@ -1,0 +1,130 @@
+"""Runs that fail: what is said of it, and what is left of them; no failure costs the checkpoint."""
+
+import errno
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import Watch, isolate, sha256, tiny_recipe
+
+from tinyvit.checkpoint import load
+from tinyvit.errors import DataError, RecipeError
+from tinyvit.run.folder import RunError
+from tinyvit.run.loop import Result, TrainingFailed, resume, train
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    isolate(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("clip", "says"),
+    [("clip_norm=0", "the loss of step "), ("clip_norm=1", "step ")],
+)
+def test_numbers_that_overflow_stop_the_run_with_epoch_and_step(clip, says):
+    with pytest.raises(TrainingFailed) as caught:
+        train(tiny_recipe("optimizer=sgd", "lr=1e30", "epochs=9", "clip_norm=0", clip), "run")
+    assert says in str(caught.value)
+    assert "in epoch 1" in str(caught.value)
+    assert "runs/run/checkpoint.safetensors is of the last good step" in str(caught.value)
+    assert all(np.isfinite(w).all() for w in load(Path("runs/run/checkpoint.safetensors"))["model"].values())
+
+
+@pytest.mark.parametrize("checkpoint_minutes", [1e-9, 10])
+@pytest.mark.parametrize("step", [2, 6, 8])  # 6 is the last of an epoch
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_checkpoint_with_weights_that_are_not_finite_is_never_written(checkpoint_minutes, step, bad):
+    def spoil(training, position):
+        if position.step == step:
+            next(training.model.parameters()).data[...] = bad
+
+    with pytest.raises(TrainingFailed, match=f"step {step}|step {step + 1}"):
+        train(tiny_recipe(f"checkpoint_minutes={checkpoint_minutes}"), "run", display=Watch(spoil))
+    state = load(Path("runs/run/checkpoint.safetensors"))
+    assert all(np.isfinite(w).all() for w in state["model"].values())
+    assert state["position"]["step"] == (step - 1 if checkpoint_minutes < 1 else 6 * ((step - 1) // 6))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Result:
+    """The run that nothing interrupted."""
+    return train(tiny_recipe(), "run", tmp_path_factory.mktemp("whole") / "run")
+
+
+class DiskFull:
+    """Lets so many files be written, and then none."""
+
+    def __init__(self, monkeypatch, files):
+        self.left, self.original = files, os.fsync
+        monkeypatch.setattr(os, "fsync", self)
+
+    def __call__(self, descriptor):
+        if not os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.original(descriptor)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
+@pytest.mark.parametrize("out", [None, Path("new"), Path("empty")])
+def test_a_disk_too_full_for_a_run_is_told_and_nothing_is_left(monkeypatch, out):
+    Path("empty").mkdir()
+    DiskFull(monkeypatch, 0)
+    with pytest.raises(RunError, match=rf"{out or 'runs/run'}/recipe\.toml cannot be written: No space left on device"):
+        train(tiny_recipe(), "run", out)
+    assert not [path for path in Path().rglob("*") if path.is_file()]
+    assert not Path("runs/run").exists()
+    assert not Path("new").exists()
+    assert Path("empty").exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
+@pytest.mark.parametrize("files", range(10))
+def test_a_full_disk_is_told_with_the_file_and_the_run_can_go_on(monkeypatch, whole, files):
+    names = [*["checkpoint.safetensors", "model.safetensors", "metrics.jsonl"] * 3, "curves.png"]
+    with monkeypatch.context() as patch:
+        DiskFull(patch, 1 + files)  # the first is recipe.toml
+        with pytest.raises(TrainingFailed) as caught:
+            train(tiny_recipe(), "full")
+    assert f"runs/full/{names[files]} cannot be written (No space left on device)" in str(caught.value)
+    assert str(caught.value).endswith("then go on with: tinyvit train --resume runs/full")
+    resumed = resume(Path("runs/full"))
+    assert sha256(resumed.folder) == sha256(whole.folder)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
+@pytest.mark.parametrize("lost", [None, "model.safetensors", "metrics.jsonl", "curves.png"])
+def test_a_finished_run_on_a_disk_that_takes_nothing_is_told_unless_it_lacks_a_file(monkeypatch, lost):
+    finished = train(tiny_recipe(), "run")
+    DiskFull(monkeypatch, 0)
+    if lost:
+        (finished.folder / lost).unlink()
+        with pytest.raises(TrainingFailed, match="No space left on device"):
+            resume(finished.folder)
+    else:
+        assert resume(finished.folder) == finished
+
+
+@pytest.mark.parametrize(
+    ("assignments", "says"),
+    [
+        (["patch_size=3"], "model.patch_size: patch_size (3, 3) does not divide image_size (8, 8)"),
+        (["heads=3"], "model.dim, model.heads: dim is 8 and heads 3"),
+        (["pos_embed=sincos2d", "dim=6"], "model.dim: two-dimensional sinusoidal positions"),
+    ],
+)
+def test_a_model_that_cannot_be_is_told_by_the_keys_of_the_recipe(assignments, says):
+    with pytest.raises(RecipeError) as caught:
+        train(tiny_recipe(*assignments), "run")
+    assert str(caught.value).startswith(says)
+    assert not Path("runs").exists()
+
+
+def test_data_that_is_not_there_makes_no_folder():
+    with pytest.raises(DataError, match="no data set 'digitz'"):
+        train(tiny_recipe("name=digitz"), "run")
+    assert not Path("runs").exists()

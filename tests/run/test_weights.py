@@ -1,0 +1,24 @@
+"""The weights that come with the package are those of the recipe, and do what it says."""
+
+import pytest
+
+from tinyvit.run.evaluate import evaluate
+from tinyvit.run.folder import SHIPPED, load_data, load_run
+from tinyvit.run.recipe import load_recipe
+
+NAMES = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def test_the_digits_come_trained() -> None:
+    assert "digits" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_weights_reach_the_accuracy_of_their_recipe(name: str) -> None:
+    trained = load_run(name)
+    _, accuracy, _ = evaluate(trained.model, load_data(trained.recipe, "test"), batch_size=128)
+    assert accuracy >= load_recipe(name).about.accuracy
+
+
+def test_shipped_weights_are_small() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 1_000_000

@@ -1,0 +1,301 @@
+"""A trace says what ran: against the tape, and against the arrays that went through it."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinyvit as tv
+import tinyvit.functional as F
+from tinyvit.engine import autograd
+from tinyvit.engine.autograd import Tensor
+from tinyvit.study import Trace, trace
+from tinyvit.study.check.check import check
+from tinyvit.study.record.values import Statistics
+
+RNG = np.random.default_rng(0)
+
+
+def tiny_model() -> tv.models.ViT:
+    tv.manual_seed(0)
+    return tv.models.ViT(image_size=4, patch_size=2, num_classes=3, dim=8, depth=2, heads=2, in_channels=1)
+
+
+def step(model: tv.nn.Module, images: Tensor) -> Tensor:
+    loss = F.cross_entropy(model(images), np.array([0, 2]))
+    loss.backward()
+    return loss
+
+
+def traced(**options: int) -> tuple[Trace, tv.models.ViT, Tensor]:
+    model = tiny_model()
+    images = Tensor(np.random.default_rng(1).standard_normal((2, 1, 4, 4), np.float32), requires_grad=True)
+    with tv.use_kernels("numpy"), trace(names={"image": images}, **options) as recorded:
+        step(model, images)
+    return recorded, model, images
+
+
+def test_every_operation_of_the_tape_is_recorded_with_its_edges() -> None:
+    model = tiny_model()
+    with trace() as recorded:
+        loss = F.cross_entropy(model(np.ones((2, 1, 4, 4), np.float32)), np.array([0, 2]))
+    found, stack = set(), [loss._op]
+    while stack:
+        found.add(node := stack.pop())
+        stack += [edge[0] for edge in node.edges if isinstance(edge, tuple) and edge[0] not in found]
+    nodes = sorted(found, key=lambda node: node.sequence)
+    entries = [entry for entry in recorded if True in entry.needs]
+    assert [entry.op for entry in entries] == [type(node) for node in nodes]
+    for node, entry in zip(nodes, entries, strict=True):
+        assert entry.needs == node.needs
+        for edge, value in zip(node.edges, entry.inputs, strict=True):
+            if isinstance(edge, tuple):
+                assert value is entries[nodes.index(edge[0])].outputs[edge[1]]
+                origin = value.origin
+                assert (origin.kind, origin.source, origin.index) == ("output", entries[nodes.index(edge[0])], edge[1])
+            elif edge is not None:
+                assert value.origin.kind == "leaf"
+                np.testing.assert_array_equal(value.array, edge.data)
+
+
+def test_gradients_are_those_of_the_leaves() -> None:
+    recorded, model, images = traced()
+    leaves = dict(model.named_parameters()) | {"image": images}
+    assert recorded.gradients.keys() == leaves.keys()
+    for name, leaf in leaves.items():
+        assert recorded.gradients[name].array.tobytes() == leaf.grad.numpy().tobytes()
+    assert len(recorded.backwards) == len([e for e in recorded if True in e.needs])
+
+
+def test_incoming_gradients_are_the_outgoing_ones_or_sums_of_them() -> None:
+    recorded, *_ = traced()
+    kinds = set()
+    for backward in recorded.backwards:
+        for value in backward.incoming:
+            if value is None:
+                continue
+            kinds.add(value.origin.kind)
+            if value.origin.kind == "gradient":
+                assert value is value.origin.source.outgoing[value.origin.index]
+            elif value.origin.kind == "sum":
+                np.testing.assert_array_equal(value.array, sum(v.array for v in value.origin.source))
+    assert kinds == {"seed", "gradient", "sum"}
+    x = tv.tensor([1.0, 2.0], requires_grad=True)
+    with trace() as twice:
+        y = 3 * x
+        (2 * y + 5 * y).sum().backward()
+    assert [v.origin.kind for b in twice.backwards for v in b.incoming].count("sum") == 1
+    np.testing.assert_array_equal(twice.gradients["x"].array, [21, 21])
+
+
+def test_modules_and_parameters_have_their_names() -> None:
+    recorded, *_ = traced()
+    assert recorded["blocks.1.attn/attention"].module == "blocks.1.attn"
+    linear = recorded["blocks.0.mlp.fc2/linear"]
+    assert [v.name for v in linear.inputs[1:]] == ["blocks.0.mlp.fc2.weight", "blocks.0.mlp.fc2.bias"]
+    assert recorded["cross_entropy"].module is None
+    assert len({e.key for e in recorded}) == len(recorded)
+    assert Path(recorded[0].line.split(":")[0]).name == "test_study_trace.py"
+    with pytest.raises(KeyError, match=r"blocks\.0\.attn/attention"):
+        recorded["attention"]
+
+
+def test_a_wrong_key_names_what_there_is() -> None:
+    recorded, *_ = traced()
+    with pytest.raises(KeyError, match=r"there is cross_entropy"):
+        recorded["cross_entropi"]
+    with pytest.raises(KeyError, match=r"there is .*/.* in all"):
+        recorded["zzz"]
+
+
+def test_a_check_says_in_a_line_what_it_found() -> None:
+    recorded, *_ = traced()
+    found = check(recorded["cross_entropy"].backward)
+    assert repr(found) == f"Check: agrees, {len(found.rows)} numbers"
+
+
+def test_what_is_saved_and_how_long_it_is_held() -> None:
+    recorded, *_ = traced()
+    attention = recorded["blocks.0.attn/attention"]
+    assert attention.saved == dict.fromkeys(("q", "k", "v", "out"), 2 * 2 * 5 * 4 * 4)
+    assert recorded["blocks.0.norm1/layer_norm"].saved == {"x": 2 * 5 * 8 * 4, "weight": 0}
+    assert recorded.held == sorted(recorded.held)
+    held = [b.held for b in recorded.backwards]
+    assert held == sorted(held, reverse=True)
+    assert held[-1] == 0
+
+
+def test_it_is_said_which_kernel_served() -> None:
+    assert {e.kernel for e in traced()[0]} == {"plain"}
+    x = tv.tensor([[1.0, 2.0]], requires_grad=True)
+    with tv.use_kernels("numba"), trace() as recorded:
+        F.exp(F.softmax(x))
+        with tv.no_grad():
+            F.softmax(x)
+    assert recorded["softmax"].kernel.startswith("numba v")
+    assert recorded["softmax#2"].kernel.startswith("numba v")
+    assert recorded["exp"].kernel == "plain"
+
+
+def test_beyond_its_memory_a_trace_keeps_statistics_and_chosen_elements() -> None:
+    small, *_ = traced(max_bytes=1000)
+    whole, *_ = traced()
+    kept = sum(v.array.nbytes for e in small for v in e.outputs if v.array is not None)
+    assert kept <= 1000
+    for a, b in zip(small, whole, strict=True):
+        for v, w in zip(a.outputs, b.outputs, strict=True):
+            assert v.statistics == w.statistics
+            if v.array is None:
+                flat, values = v.chosen
+                assert len(flat) <= 64
+                np.testing.assert_array_equal(values, w.array.ravel()[flat])
+                assert np.abs(values).max() == np.abs(w.array).max()
+
+
+def test_an_array_is_recorded_as_it_was() -> None:
+    x = tv.tensor([1.0, 2.0])
+    with trace() as recorded:
+        x * 2
+        x += 1
+        x * 2
+    assert [e.inputs[0].array.tolist() for e in recorded if e.op.name == "multiply"] == [[1, 2], [2, 3]]
+
+
+def test_the_first_nan_is_found() -> None:
+    x = tv.tensor([0.0, 1.0], requires_grad=True)
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.sqrt(x).sum().backward()
+    found = recorded.first_not_finite()
+    assert (found.place, found.was_given) == (recorded["sqrt"].backward, False)
+    assert traced()[0].first_not_finite() is None
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.log(x)
+    assert str(recorded.first_not_finite()) == "log"
+
+
+def test_a_nan_that_was_given_is_not_laid_to_the_operation_it_was_given_to() -> None:
+    x = tv.tensor([np.nan, 1.0], requires_grad=True)
+    mask = tv.tensor([-np.inf, 0.0])
+    with trace() as recorded:
+        F.softmax(mask)  # an infinity that does no harm is no trouble
+        (x * 2.0).sum().backward()
+    assert str(recorded.first_not_finite()) == "multiply, which was given it in x"
+    y = tv.tensor([1.0, 2.0], requires_grad=True)
+    with trace() as recorded:
+        F.exp(y).backward(np.array([np.nan, 1.0]))
+    found = recorded.first_not_finite()
+    assert (found.place, found.was_given) == (recorded["exp"].backward, True)
+
+
+def test_statistics_do_not_hide_what_is_not_finite() -> None:
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.log(tv.tensor([-1.0, 0.0, 1.0]))
+        F.log(tv.tensor([0.0, 1.0]))
+    broken, infinite = (entry.outputs[0] for entry in recorded)
+    assert np.isnan([broken.statistics.norm, broken.statistics.mean]).all()
+    assert repr(broken) == "out float32[3] norm nan, 1 NaN, 1 infinite"
+    assert (infinite.statistics.norm, infinite.statistics.largest) == (np.inf, 0)
+
+
+def test_nobody_records_when_no_trace_is_open() -> None:
+    with pytest.raises(ZeroDivisionError), trace():
+        _ = 1 / 0
+    assert autograd.recorder is None
+    _, recorded_model, _ = traced()
+    model = tiny_model()
+    step(model, Tensor(np.random.default_rng(1).standard_normal((2, 1, 4, 4), np.float32)))
+    for a, b in zip(recorded_model.parameters(), model.parameters(), strict=True):  # and recording changes no number
+        assert a.grad.numpy().tobytes() == b.grad.numpy().tobytes()
+
+
+def test_gradients_of_gradients_are_recorded_as_operations() -> None:
+    x = tv.tensor(np.array([0.5, 1.0]), requires_grad=True)
+    with trace() as recorded:
+        (g,) = tv.grad(F.exp(x).sum(), x, create_graph=True)
+        g.sum().backward()
+    np.testing.assert_allclose(recorded.gradients["x"].array, np.exp(x.data))
+    assert "multiply" in {e.op.name for e in recorded}
+
+
+def test_leaves_of_one_name_have_gradients_of_their_own() -> None:
+    first, second = tv.nn.Linear(3, 4), tv.nn.Linear(4, 2)
+    with trace() as recorded:
+        second(first(np.ones((2, 3), np.float32))).sum().backward()
+    assert set(recorded.gradients) == {"weight", "bias", "weight#2", "bias#2"}
+    for name, parameter in (("weight", first.weight), ("weight#2", second.weight), ("bias", first.bias)):
+        np.testing.assert_array_equal(recorded.gradients[name].array, parameter.grad.numpy())
+
+
+def test_gradients_are_those_of_the_last_pass_whatever_its_place_on_the_tape() -> None:
+    x = tv.tensor([1.0, 2.0], requires_grad=True)
+    with trace() as recorded:
+        early, late = (x * 2.0).sum(), (x * 5.0).sum()
+        late.backward()
+        early.backward()
+    assert recorded.gradients["x"].array.tolist() == [2, 2]
+    with trace() as recorded:
+        y = x * 2.0
+        tv.grad([y.sum(), (y * y).sum(), (x * 3.0).sum()], x)
+    assert recorded.gradients["x"].array.tolist() == [13, 21]
+    assert recorded.gradients["x"].origin.kind == "sum"
+
+
+def test_all_parts_of_a_gradient_are_added() -> None:
+    x = tv.tensor([1.0, 2.0], requires_grad=True)
+    with trace() as recorded:
+        (x * 2.0 + x * 3.0 + x * 4.0 + x * 5.0).sum().backward()
+    assert recorded.gradients["x"].array.tolist() == [14, 14]
+    assert len(recorded.gradients["x"].origin.source) == 4
+
+
+def test_what_a_hook_changed_is_said_to_be_a_hooks() -> None:
+    x = tv.tensor([1.0, 2.0], requires_grad=True)
+    x.register_hook(lambda g: g * 10.0)
+    with trace() as recorded:
+        y = x * 3.0
+        y.register_hook(lambda g: g * 7.0)
+        (y * 2.0).sum().backward()
+    (incoming,) = recorded["multiply"].backward.incoming
+    assert (incoming.origin.kind, incoming.array.tolist()) == ("hook", [14, 14])
+    assert (recorded.gradients["x"].origin.kind, recorded.gradients["x"].array.tolist()) == ("hook", [420, 420])
+
+
+def test_a_trace_within_a_trace_is_refused() -> None:
+    with trace() as outer:
+        with pytest.raises(RuntimeError, match="a trace is open already"), trace():
+            pass
+        tv.tensor([1.0]) * 2
+    assert len(outer) == 1
+
+
+def test_statistics_are_numpys() -> None:
+    array = np.random.default_rng(0).standard_normal((5, 7)) * (np.arange(7) > 1)
+    s = Statistics.of(array)
+    np.testing.assert_allclose(
+        [s.smallest, s.largest, s.mean, s.norm], [array.min(), array.max(), array.mean(), np.linalg.norm(array)]
+    )
+    assert (s.zeros, s.nans, s.infinities) == (10, 0, 0)
+    assert Statistics.of(np.array([3e200, 4e200])).norm == pytest.approx(5e200)
+    assert Statistics.of(np.zeros((0, 3))).norm == 0
+
+
+def test_the_cost_of_a_trace_grows_with_its_length_alone() -> None:
+    def seconds(count: int) -> float:
+        x = tv.tensor([1.0], requires_grad=True)
+        began = time.process_time()
+        with trace():
+            for _ in range(count):
+                x = x * 1.0
+        return time.process_time() - began
+
+    seconds(100)
+    short, long = (min(seconds(count) for _ in range(3)) for count in (500, 4000))
+    assert long < 20 * short
+
+
+def test_of_two_broken_rules_the_first_that_ran_is_named() -> None:
+    x = tv.tensor([0.0, 1.0], requires_grad=True)
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.sqrt(F.sqrt(x)).sum().backward()
+    assert str(recorded.first_not_finite()) == "sqrt#2/backward"

@@ -1,0 +1,92 @@
+"""Runs that take a second: a tiny model on the digits."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tinyvit.run.loop
+from tinyvit.checkpoint import atomic_write
+from tinyvit.run.display import Display
+from tinyvit.run.recipe import About, Data, Model, Recipe, Train
+
+# Everything that draws from a random stream or keeps a state, at once.
+ALL_STREAMS = (
+    *("shift=1", "flip=true", "rotate=10", "scale=0.1", "cutout=2"),
+    *("dropout=0.1", "emb_dropout=0.1", "drop_path=0.2", "depth=2"),
+    *("ema=0.9", "accumulate=2", "label_smoothing=0.1", "clip_norm=0.5", "weight_decay=0.05"),
+)
+
+
+def tiny_recipe(*assignments: str) -> Recipe:
+    """A recipe of two epochs of six steps, changed by `assignments`."""
+    return Recipe(
+        about=About(),
+        data=Data(name="digits", batch_size=240),
+        model=Model(patch_size=4, dim=8, depth=1, heads=2, pool="mean"),
+        train=Train(epochs=2, lr=1e-2, warmup_epochs=0.5),
+    ).override(assignments)
+
+
+class Watch(Display):
+    """Calls a function with the training and the position after every step."""
+
+    def __init__(self, function: Callable[[tinyvit.run.loop.Training, Any], None]) -> None:
+        self.function = function
+
+    def started(self, training: tinyvit.run.loop.Training, folder: Path) -> None:
+        self.training = training
+
+    def stepped(self, position: Any) -> None:
+        self.function(self.training, position)
+
+
+def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go to `folder` for a test, and draw no curves in it: that takes as long as all the rest of a tiny run."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tinyvit.run.loop, "draw_curves", lambda path, title, metrics: atomic_write(path, b"curves"))
+
+
+def sha256(folder: Path) -> str:
+    """Of the weights in a run folder."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    """The metrics, without those that a clock decides."""
+    return [{k: v for k, v in line.items() if k not in ("images_per_s", "seconds")} for line in metrics_of(folder)]
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start the `tinyvit` command in a process of its own."""
+    command = [sys.executable, "-W", "error", "-m", "tinyvit", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def command(*arguments: object, **options: Any) -> tuple[int, str, str]:
+    """Run the `tinyvit` command: its exit status and what it printed on standard output and standard error."""
+    with start(*arguments, **options) as process:
+        out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def settings(*assignments: str) -> list[str]:
+    """`assignments` as arguments of `tinyvit train`."""
+    return [word for assignment in assignments for word in ("--set", assignment)]
+
+
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("TINYVIT_")} | {
+    "TINYVIT_ANNOUNCE": "0",
+    "TINYVIT_COMPILE_AHEAD": "0",
+}

@@ -1,0 +1,27 @@
+"""Runs of every kind of task that take a second."""
+
+from tinyvit.run.recipe import About, Data, Model, Recipe, Task, Train
+
+KINDS = {
+    "vqa-cnn": ("scenes-questions", {"kind": "vqa", "fusion": "cnn"}),
+    "vqa-cross": ("scenes-questions", {"kind": "vqa", "fusion": "cross"}),
+    "vqa-joint": ("scenes-questions", {"kind": "vqa", "fusion": "joint"}),
+    "caption": ("scenes-captions", {"kind": "caption", "word_prior": 0.7}),
+    "retrieve": ("scenes-captions", {"kind": "retrieve"}),
+    "masked-patches": ("digits", {"kind": "masked", "hide": "patches"}),
+    "masked-words": ("scenes-captions", {"kind": "masked", "hide": "words"}),
+    "masked-both": ("scenes-captions", {"kind": "masked", "hide": "both"}),
+    "translate": ("reverse", {"kind": "translate"}),
+}  # fmt: skip
+
+
+def tiny(name: str, *assignments: str) -> Recipe:
+    data, task = KINDS[name]
+    size = 2 if data == "digits" else 8
+    return Recipe(
+        about=About(),
+        data=Data(name=data, batch_size=20, limit=60),
+        model=Model(patch_size=size, dim=8, depth=1, heads=2, mlp_dim=8, pool="first", dropout=0.1),
+        train=Train(epochs=2, lr=1e-2, ema=0.9, clip_norm=1.0),
+        task=Task(text_depth=1, **task),
+    ).override(assignments)

@@ -1,0 +1,315 @@
+"""A numeric check beside each step: the gradient of one operation against central differences at float64.
+
+What is differentiated is s(x) = <dy, forward(x)>, the scalar whose gradient the rule must give. Two differences, of
+steps h and h / 2, tell how exact the numeric value is: the rule may miss it by what they miss each other, and by the
+rounding error of s over h. So a tolerance is never guessed, and where there is nothing to see (a gradient below the
+rounding error, a kink) the verdict is "unclear", not "wrong".
+
+What ran, in a narrower type or by a kernel, is held against the rule at float64. It may miss it by what the plain rule
+in that type misses, and by what moves if each number that goes in moves by its own rounding error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...backend import NUMPY
+from ...engine.autograd import Op
+from ..record.records import Backward
+
+STEP = 1e-4
+_PARTS = (1.0, 0.7, 0.5)  # of a step, for differences that must agree with each other
+CURVE = tuple(10.0**-k for k in range(1, 12))  # steps of the curve of error over step
+_SEED = 7
+_UNITS = (2.0**-40, 2.0**-32)  # by which numbers are moved to see what a rounding error does
+# The largest number and the step between the smallest ones.
+_RANGE = {
+    "float64": (1.7e308, 5e-324),
+    "float32": (3.4e38, 1.5e-45),
+    "bfloat16": (3.3e38, 1e-40),
+    "float16": (65504.0, 6e-8),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number that was checked.
+
+    Attributes
+    ----------
+    input : name of the input.  index : of its element; None for the slope along a random direction.
+    as_run : what ran gave, in its own dtype and by its own kernel.  rule : the plain rule at float64.
+    numeric : the central difference.  tolerance : how far rule and numeric may be apart.
+    verdict : "agrees", "wrong", or "unclear" (nothing can be said: too small, or a kink).
+    """
+
+    input: str
+    index: tuple[int, ...] | None
+    as_run: float
+    rule: float
+    numeric: float
+    tolerance: float
+    verdict: str
+
+    @property
+    def error(self) -> float:
+        """Relative difference of rule and numeric."""
+        scale = max(abs(self.rule), abs(self.numeric))
+        return abs(self.rule - self.numeric) / scale if scale else 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class Check:
+    """The check of one gradient rule.
+
+    Attributes
+    ----------
+    rows : what was compared.
+    curve : (step, relative error) of the first row: too large a step errs by curvature, too small a one by rounding.
+    as_run_error : largest |as run - rule at float64| of any element, over the largest gradient of that input.
+    verdict : "wrong" if any row is, or if what ran is not what the rule gives; else "agrees" if any row does.
+    reason : what is wrong or to be known, in a sentence; empty if nothing is.
+    """
+
+    rows: tuple[Row, ...]
+    curve: tuple[tuple[float, float], ...]
+    as_run_error: float
+    verdict: str
+    reason: str
+
+    def __repr__(self) -> str:
+        return f"Check: {self.verdict}, {len(self.rows)} numbers" + (f"; {self.reason}" if self.reason else "")
+
+
+def check(backward: Backward, elements: int = 4, op: type[Op] | None = None) -> Check | None:
+    """Check one recorded gradient rule on the numbers it ran on; None if the trace did not keep them.
+
+    `op` is whose rule to check, by default that of the operation that ran.
+    """
+    entry = backward.entry
+    arrays = [v.array if hasattr(v, "array") else v for v in entry.inputs]
+    incoming = [None if v is None else v.array for v in backward.incoming]
+    found = [None if v is None else v.array for v in backward.outgoing]
+    values = [v for v in (*entry.inputs, *backward.incoming, *backward.outgoing) if hasattr(v, "array")]
+    if any(v.array is None for v in values):
+        return None
+    names = [entry.input_name(i) for i in range(len(entry.inputs))]
+    return check_rule(op or entry.op, arrays, entry.params, incoming, entry.needs, found, names, elements)
+
+
+@np.errstate(all="ignore")
+def check_rule(
+    op: type[Op],
+    inputs: Sequence[Any],
+    params: dict[str, Any],
+    incoming: Sequence[Any],
+    needs: Sequence[bool],
+    found: Sequence[Any],
+    names: Sequence[str],
+    elements: int = 4,
+) -> Check:
+    """Check the gradient rule of `op` on arrays.
+
+    Parameters
+    ----------
+    incoming : gradients of the outputs, None for one that nobody used.
+    found : gradients of the inputs as they were computed when it ran, None where none is wanted.
+    elements : how many of each input to check by themselves: the largest gradient, the median, the smallest, any.
+    """
+    subject = _Subject(op, inputs, params, incoming, needs)
+    if not subject.is_finite():
+        return Check((), (), np.inf, "unclear", "the numbers that went in are not all finite")
+    gradients = subject.gradients()
+    sensitivity = subject.sensitivity(gradients)
+    wanted = [i for i, need in enumerate(needs) if need and gradients[i].size]
+    rng = np.random.default_rng(_SEED)
+    rows: list[Row] = []
+    for i in wanted:
+        rule, run = gradients[i], np.asarray(found[i], np.float64)
+        noise = sensitivity[i] * _rounding_unit(np.dtype(np.float64))
+        for flat in _chosen(rule, elements, rng):
+            index = tuple(int(k) for k in np.unravel_index(flat, rule.shape))
+            rows.append(subject.row(names[i], i, index, rule, run, noise, rng))
+        rows.append(subject.row(names[i], i, None, rule, run, noise, rng))
+    if not rows:
+        return Check((), (), 0.0, "unclear", "there is no number to check")
+    dtype = found[wanted[0]].dtype
+    narrow = _Subject(op, inputs, params, incoming, needs, np.promote_types(dtype, np.float32)).gradients()
+    errors = (_run_error(gradients[i], found[i], narrow[i], sensitivity[i]) for i in wanted)
+    worst = max(errors, key=lambda error: (error[0] > error[1], error[0]))
+    verdict, reason = _judged(op, rows, *worst, dtype)
+    return Check(tuple(rows), subject.curve(rows[0], wanted[0], gradients[wanted[0]]), worst[0], verdict, reason)
+
+
+def _rounding_unit(dtype: np.dtype) -> float:
+    return {2: 2.0**-8, 4: 2.0**-23, 8: 2.0**-52}[dtype.itemsize]
+
+
+def _run_error(rule: np.ndarray, found: Any, narrow: np.ndarray, sensitivity: np.ndarray) -> tuple[float, float]:
+    """How far what ran is from the rule, and how far it may be, over the largest gradient."""
+    largest, least = _RANGE[found.dtype.name]
+    counts = np.abs(rule) < largest  # what is beyond the type, or not finite, cannot be compared
+    scale = max(float(np.abs(rule[counts]).max(initial=0)), least)
+    run, rounded = (np.asarray(x.astype(found.dtype), np.float64) for x in (found, narrow))
+    apart, rounding = (float(np.abs(x - rule)[counts].max(initial=0)) / scale for x in (run, rounded))
+    unit = _rounding_unit(found.dtype)
+    moves = unit * float(sensitivity[counts].max(initial=0)) / scale
+    explained = moves + (rounding if np.isfinite(rounding) else 0.0)
+    return np.inf if np.isnan(apart) else apart, 4 * explained + 64 * unit + least / scale
+
+
+def _chosen(rule: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
+    """Flat indices of the largest gradient, the median, the smallest, then random ones; each once."""
+    order = np.argsort(-np.abs(rule), axis=None, kind="stable")
+    picks = [order[0], order[order.size // 2], order[-1], *rng.integers(rule.size, size=max(count - 3, 0))]
+    return list(dict.fromkeys(int(p) for p in picks))[:count]
+
+
+def _judged(op: type[Op], rows: Sequence[Row], as_run_error: float, allowed: float, dtype: np.dtype) -> tuple[str, str]:
+    wrong = [row for row in rows if row.verdict == "wrong"]
+    if wrong:
+        row = max(wrong, key=lambda row: row.error)
+        place = "along a random direction" if row.index is None else f"at {list(row.index)}"
+        return "wrong", (
+            f"the gradient of {row.input} by the rule of {op.name} is {row.rule:.6g} {place}; "
+            f"finite differences give {row.numeric:.6g}"
+        )
+    if not as_run_error <= allowed:
+        return (
+            "wrong",
+            f"what ran for {op.name} differs from its rule at float64 by {as_run_error:.2g} of the largest gradient; "
+            f"rounding to {dtype} explains {allowed:.2g}",
+        )
+    if not any(row.verdict == "agrees" for row in rows):
+        return "unclear", ""
+    if as_run_error > 0.02:
+        return "agrees", (
+            f"the rule agrees; what ran is off by {as_run_error:.2g} of the largest gradient, which is the rounding "
+            f"error of {dtype}: large terms cancel, or the numbers are below its range"
+        )
+    return "agrees", ""
+
+
+class _Subject:
+    """One application of an operation: s(x) = <dy, forward(x)>, and the rule's gradient of it."""
+
+    def __init__(
+        self, op: Any, inputs: Any, params: dict[str, Any], incoming: Any, needs: Any, dtype: Any = np.float64
+    ) -> None:
+        self.op, self.needs = op, needs
+        self.params = {k: np.dtype(dtype) if isinstance(v, np.dtype) else v for k, v in params.items()}
+        self.inputs = [_cast(x, dtype) for x in inputs]
+        self.incoming = [_cast(g, dtype) for g in incoming]
+        self.outputs = self._forward(self.inputs)
+        terms = [np.abs(g * y).sum() for g, y in zip(self.incoming, self.outputs, strict=True) if g is not None]
+        self._magnitude = float(sum(terms))
+
+    def is_finite(self) -> bool:
+        given = [g for g in (*self.incoming, *(x for x in self.inputs if hasattr(x, "dtype"))) if g is not None]
+        return all(np.isfinite(g).all() for g in given)
+
+    def _forward(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        out = self.op.forward(NUMPY, *inputs, **self.params)
+        return [np.asarray(y) for y in (out if isinstance(out, tuple) else (out,))]
+
+    def gradients(self, rng: np.random.Generator | None = None, unit: float = 0.0) -> list[Any]:
+        """What the rule gives; with `rng`, if each number that goes in is moved by up to `unit` of itself."""
+
+        def given(x: Any) -> Any:
+            if rng is None or not hasattr(x, "dtype") or x.dtype.kind != "f":
+                return x
+            return x * (1 + unit * rng.uniform(-1, 1, np.shape(x)))
+
+        ctx = self.op()
+        ctx.__dict__.update(self.params)
+        ctx.shapes = [np.shape(x) if x is not None else () for x in self.inputs]
+        ctx.needs = tuple(self.needs)
+        saved = [given(self.inputs[s] if s >= 0 else self.outputs[~s]) for s, _ in self.op._sources]
+        pairs = zip(saved, self.op._sources, strict=True)
+        ctx.saved = [a if reader is None or self.needs[reader] else None for a, (_, reader) in pairs]
+        grads = ctx.backward(NUMPY, *map(given, self.incoming))
+        return [None if g is None else np.asarray(g) for g in (grads if isinstance(grads, tuple) else (grads,))]
+
+    def sensitivity(self, gradients: Sequence[Any]) -> list[Any]:
+        """How far each element of the gradients moves, over how far the numbers that go in are moved.
+
+        0 where it jumps (the largest of equal numbers is another then): that is no rounding error.
+        """
+        small, large = (self.gradients(np.random.default_rng(_SEED), unit) for unit in _UNITS)
+        found: list[Any] = []
+        for gradient, a, b in zip(gradients, small, large, strict=True):
+            if gradient is None or not gradient.size:
+                found.append(None)
+                continue
+            moved, further = (np.nan_to_num(np.abs(x - gradient), nan=0.0, posinf=0.0) for x in (a, b))
+            jumps = further.max() < 16 * moved.max()
+            found.append(np.zeros_like(moved) if jumps else moved / _UNITS[0])
+        return found
+
+    def _slopes(self, i: int, direction: np.ndarray, step: float) -> tuple[float, float]:
+        """The slopes of s along `direction` of input i, to the one side and to the other."""
+        slopes = []
+        for sign in (1, -1):
+            moved = list(self.inputs)
+            moved[i] = self.inputs[i] + sign * step * direction
+            change = [
+                float(np.sum(g * (y - z)))
+                for g, y, z in zip(self.incoming, self._forward(moved), self.outputs, strict=True)
+                if g is not None
+            ]
+            slopes.append(sum(change) / (sign * step))
+        return slopes[0], slopes[1]
+
+    def difference(self, i: int, direction: np.ndarray, step: float) -> float:
+        """The central difference of s along `direction` of input i."""
+        return sum(self._slopes(i, direction, step)) / 2
+
+    def row(
+        self,
+        name: str,
+        i: int,
+        index: tuple[int, ...] | None,
+        rule: np.ndarray,
+        run: np.ndarray,
+        noise: np.ndarray,
+        rng: np.random.Generator,
+    ) -> Row:
+        """The check of element `index` of the gradient of input i, or of its slope along a random direction."""
+        step = STEP * max(1.0, float(np.abs(self.inputs[i]).max()))
+        if index is None:
+            direction = rng.standard_normal(rule.shape)
+            step /= max(1.0, float(np.abs(direction).max()))
+            by_rule, as_run = float(np.sum(rule * direction)), float(np.sum(run * direction))
+            own_error = float(np.linalg.norm(noise * direction))
+        else:
+            direction = np.zeros(rule.shape)
+            direction[index] = 1
+            by_rule, as_run, own_error = float(rule[index]), float(run[index]), float(noise.max())
+        slopes = [self._slopes(i, direction, part * step) for part in _PARTS]
+        differences = [sum(pair) / 2 for pair in slopes]
+        numeric = differences[-1]
+        bends = [abs(right - left) for right, left in slopes]
+        rounding = 8 * np.finfo(np.float64).eps * max(self._magnitude, abs(by_rule)) / step
+        tolerance = 4 * (max(differences) - min(differences)) + 4 * own_error + rounding
+        is_kink = bends[-1] > tolerance and bends[-1] > 0.75 * bends[0]  # a curve bends half as much over half the step
+        if is_kink or not np.isfinite(differences).all():  # or the step leaves where the operation is defined
+            verdict = "unclear"
+        elif not abs(by_rule - numeric) <= tolerance:
+            verdict = "wrong"
+        else:  # something so far below the tolerance could be anything
+            verdict = "agrees" if max(abs(by_rule), abs(numeric)) > 10 * tolerance or by_rule == numeric else "unclear"
+        return Row(name, index, as_run, by_rule, numeric, tolerance, verdict)
+
+    def curve(self, row: Row, i: int, gradient: np.ndarray) -> tuple[tuple[float, float], ...]:
+        """The relative error of the difference for the element of `row`, of input i, over the size of the step."""
+        direction = np.zeros(gradient.shape)
+        direction[row.index] = 1
+        slope = float(gradient[row.index])
+        errors = [abs(self.difference(i, direction, h) - slope) / (abs(slope) or 1.0) for h in CURVE]
+        return tuple((h, e) for h, e in zip(CURVE, errors, strict=True) if np.isfinite(e))
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    return x.astype(dtype) if hasattr(x, "dtype") and x.dtype.kind in "fV" else x

@@ -1,0 +1,168 @@
+"""The study page: a trace as one HTML file that works from disk, without a network.
+
+The page shows what is in its document and computes no formula of its own. Its source lies in the folder `page`, as
+HTML, CSS and plain JavaScript that are put together here.
+"""
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...checkpoint import atomic_write
+from ...errors import StudyError
+from ..record.parts import edges_of, groups_of
+from ..record.records import Entry, NotFinite, Recording
+from .document import Document, document_of
+from .pack import MAX_VALUES, told_number
+from .questions import questions_of
+
+SOURCES = Path(__file__).with_name("assets")
+_SCRIPTS = (
+    *("data", "cells", "heatmap", "timeline", "graph", "card", "inspector", "why"),
+    *("start", "attention", "health", "views", "main"),
+)
+_STYLES = ("page", "views")
+_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target", "told", "python")
+_ATTENTION = ("p", "dp", "ds")  # the arrays of attention's gradient rule that are laid over the image
+
+
+def save_page(trace: Recording, path: str | Path, about: dict[str, Any] | None = None) -> None:
+    """Write the page of a trace. Raises OSError, or StudyError if there is nothing to show."""
+    atomic_write(Path(path), page_of(trace, about).encode(errors="replace"))  # names of files may be no text
+
+
+def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
+    """The page of a trace as text.
+
+    Parameters
+    ----------
+    about : what else the page may say: `title`, `summary`, `facts` (pairs of text), `notes` (paragraphs), `pixels`
+        (uint8 (C, H, W)), `grid` (rows and columns of patches), `prefix` (tokens before the patches), `pool`,
+        `classes`, `probabilities`, `target`, `tour` (places to begin at), `fused` (comparisons of a kernel with its
+        formula), `exercise` (hide the verdicts until asked).
+    """
+    if not trace.entries:
+        raise StudyError("no operation ran while the trace was open: there is nothing to show")
+    about = about or {}
+    document = document_of(trace)
+    shown = _shown(trace, document, about)
+    blobs = document.packer.blobs()
+    shown |= {"blobs": list(blobs), "facts": [*about.get("facts", []), *_facts(trace, document)]}
+    title = about.get("title", "The way back, step by step")
+    return _filled(
+        (SOURCES / "page.html").read_text("utf-8"),
+        {
+            "TITLE": html.escape(title),
+            "HEADLINE": html.escape(title),
+            "SUMMARY": html.escape(about.get("summary", repr(trace))),
+            "CSS": "\n".join((SOURCES / f"{name}.css").read_text("utf-8") for name in _STYLES),
+            "NOSCRIPT": _without_scripts(document),
+            "DOCUMENT": json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+            "BLOBS": "\n".join(f'<script type="text/plain" id="blob-{c}">{text}</script>' for c, text in blobs.items()),
+            "SCRIPT": "\n".join((SOURCES / f"{name}.js").read_text("utf-8") for name in _SCRIPTS),
+        },
+    )
+
+
+def _filled(template: str, parts: dict[str, str]) -> str:
+    """The template with its @MARKS@ replaced, in one pass: what is put in may hold marks of its own."""
+    return re.sub("@([A-Z]+)@", lambda mark: parts[mark[1]], template)
+
+
+def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the page's scripts read."""
+    known = {k: about[k] for k in _KNOWN if k in about}
+    if trace.model is not None:
+        known["parameters"] = [name for name, _ in trace.model.named_parameters()]
+    if "pixels" in about:
+        known["pixels"] = document.value("pixels", about["pixels"], "Cyx", ["leaf"])
+    attention = _attention(trace, document)
+    bad = trace.first_not_finite()
+    shown = {
+        "format": 1,
+        "about": known,
+        "ops": document.ops,
+        "values": document.values,
+        "arrays": document.packer.entries,
+        "kinds": document.kinds,
+        "groups": groups_of(trace.entries),
+        "edges": edges_of(trace.entries),
+        "attention": attention if "pixels" in known else [],
+        "layers": _layers(trace),
+        "fused": about.get("fused", []),
+        "quiz": questions_of(trace, document),
+        "tour": about.get("tour", []),
+        "firstBad": None if bad is None else _place(bad),
+        "notes": [*about.get("notes", []), *_NOTES],
+    }
+    return shown
+
+
+_NOTES = [
+    "Every operation of one forward and one backward pass, in the order in which they ran. The steps of a rule were "
+    "not written down for this page: the rule itself was run with arrays that record what is done to them.",
+    "Numbers are those of the run, exact to the bit of their type. The page adds and multiplies recorded numbers when "
+    "it unfolds one into its terms, holds the result against the recorded one, and computes nothing else.",
+    "The check compares the rule, at float64, with central differences of <dy, f(x)> of two step sizes. Their "
+    "difference and the rounding error are the tolerance, so what is too small to see is called unclear, not wrong.",
+]
+
+
+def _place(bad: NotFinite) -> dict[str, Any]:
+    entry, dir = (bad.place, 0) if isinstance(bad.place, Entry) else (bad.place.entry, 1)
+    return {"op": entry.index, "dir": dir, "given": bad.value.name if bad.was_given else None}
+
+
+def _attention(trace: Recording, document: Document) -> list[dict[str, Any]]:
+    layers = []
+    for entry in trace.entries:
+        if entry.op.name == "attention":
+            steps = {s["n"]: s["v"] for s in document.ops[entry.index]["steps"][1] if s["n"] in _ATTENTION}
+            if len(steps) == len(_ATTENTION):
+                layers.append({"op": entry.index, "title": entry.module or entry.key, **steps})
+    return layers
+
+
+def _layers(trace: Recording) -> list[dict[str, Any]]:
+    """Of each parameter, in the order of the model, the norms of its gradient and of itself."""
+    weights = dict(trace.model.named_parameters()) if trace.model else {}
+    rows = []
+    for name in [*weights, *(n for n in trace.gradients if n not in weights)]:
+        if name in trace.gradients:
+            weight = float(np.linalg.norm(weights[name].numpy().astype(np.float64))) if name in weights else 0.0
+            norm = told_number(trace.gradients[name].statistics.norm)
+            rows.append({"name": name, "gradient": norm, "weight": told_number(weight)})
+    return rows
+
+
+def _facts(trace: Recording, document: Document) -> list[list[str]]:
+    from importlib.metadata import version
+
+    checks = document.checks.values()
+    counts = {v: sum(c.verdict == v for c in checks) for v in ("agrees", "wrong", "unclear")}
+    facts = [
+        ["operations", f"{len(trace.entries)} forward, {len(trace.backwards)} gradient rules"],
+        ["checks", f"{counts['agrees']} rules agree, {counts['wrong']} wrong, {counts['unclear']} unclear; "
+                   f"{sum(len(c.rows) for c in checks)} numbers"],
+        ["tinyvit", version("tinyvit")],
+    ]  # fmt: skip
+    if document.packer.left_out:
+        facts.append(["left out", f"{document.packer.left_out} arrays, beyond {MAX_VALUES:,} numbers: statistics only"])
+    if not trace.complete:
+        facts.append(["incomplete", "the trace came to its limit of operations"])
+    return facts
+
+
+def _without_scripts(document: Document) -> str:
+    """What a reader without scripts gets: every operation with its formulas and the verdict of its check."""
+    rows = "".join(
+        f"<tr><th>{html.escape(op['key'])}</th><td>{document.kinds[op['op']]['f']}</td>"
+        f"<td>{document.kinds[op['op']]['b']}</td><td>{op['check']['verdict'] if op['check'] else ''}</td></tr>"
+        for op in document.ops
+    )
+    head = "<tr><th>operation</th><th>forward</th><th>backward</th><th>check</th></tr>"
+    return f"<h2>Without scripts: the operations, their formulas, their checks</h2><table>{head}{rows}</table>"
