@@ -16,7 +16,7 @@ from browser_view import DESKTOP, NARROW, PHONE, View, number_shown
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.study import trace
-from tinyvit.study.page.page import page_of
+from tinyvit.study.page.write import page_of
 from tinyvit.study.record.records import Recording
 from tinyvit.study.record.values import Value
 from tinyvit.study.subject import about, study_run

@@ -15,7 +15,7 @@ from browser_view import DESKTOP, PHONE, View, number_shown
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.study import trace
-from tinyvit.study.page.page import page_of
+from tinyvit.study.page.write import page_of
 from tinyvit.study.record.records import Recording
 from tinyvit.study.subject import study_operation
 

@@ -15,7 +15,7 @@ import tinyvit.functional as F
 import tinyvit.run.loop as training
 from tinyvit.cli import commands
 from tinyvit.study import trace
-from tinyvit.study.page.page import page_of
+from tinyvit.study.page.write import page_of
 from tinyvit.study.record.values import Value
 from tinyvit.study.subject import about, study_run
 

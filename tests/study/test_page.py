@@ -13,10 +13,10 @@ from tinyvit.data import normalize
 from tinyvit.engine.autograd import Op
 from tinyvit.run.folder import load_data
 from tinyvit.study import trace
-from tinyvit.study.check.check import check
-from tinyvit.study.check.plant import FAULTS, PlantError, place_for
+from tinyvit.study.check.differences import check
+from tinyvit.study.check.faults import FAULTS, PlantError, place_for
 from tinyvit.study.page import pack
-from tinyvit.study.page.page import page_of
+from tinyvit.study.page.write import page_of
 from tinyvit.study.record.records import Recording
 from tinyvit.study.record.values import Value
 from tinyvit.study.subject import about, study_operation, study_run

@@ -10,7 +10,7 @@ import tinyvit.functional as F
 from tinyvit.engine.autograd import Op, Tensor
 from tinyvit.functional.samples import Sample
 from tinyvit.study import Check, check_rule, narrate_backward, narrate_forward, trace
-from tinyvit.study.check.check import check
+from tinyvit.study.check.differences import check
 
 OPERATIONS = {name: op for name, op in Op.registry.items() if op.__module__.startswith("tinyvit.")}
 SAMPLES = [

@@ -11,7 +11,7 @@ import tinyvit.functional as F
 from tinyvit.engine import autograd
 from tinyvit.engine.autograd import Tensor
 from tinyvit.study import Trace, trace
-from tinyvit.study.check.check import check
+from tinyvit.study.check.differences import check
 from tinyvit.study.record.values import Statistics
 
 RNG = np.random.default_rng(0)
@@ -96,7 +96,7 @@ def test_modules_and_parameters_have_their_names() -> None:
     assert [v.name for v in linear.inputs[1:]] == ["blocks.0.mlp.fc2.weight", "blocks.0.mlp.fc2.bias"]
     assert recorded["cross_entropy"].module is None
     assert len({e.key for e in recorded}) == len(recorded)
-    assert Path(recorded[0].line.split(":")[0]).name == "test_study_trace.py"
+    assert Path(recorded[0].line.split(":")[0]).name == "test_trace.py"
     with pytest.raises(KeyError, match=r"blocks\.0\.attn/attention"):
         recorded["attention"]
 

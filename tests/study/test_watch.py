@@ -24,7 +24,7 @@ from tinyvit.study.watch.monitor import (
     attention_entropy,
     silent_units,
 )
-from tinyvit.study.watch.page import _curves, draw_page
+from tinyvit.study.watch.report import _curves, draw_page
 
 
 def watched(folder: Path, *assignments: str) -> tuple[Watch, Path]:

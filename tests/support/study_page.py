@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from tinyvit.study.page.page import page_of
+from tinyvit.study.page.write import page_of
 from tinyvit.study.record.records import Recording
 from tinyvit.study.subject import about, study_run
 

@@ -1,9 +1,15 @@
-"""Looking at gradients: recording what runs, telling its steps, and checking it against finite differences."""
+"""Study gradients: record a computation, walk through its rules step by step, check them by finite differences.
+
+`rules/` narrates a rule, `record/` holds what a trace recorded, `check/` compares rules with finite differences,
+`page/` shows a trace, and `watch/` monitors a training run.
+
+Order: rules, record, check, page, trace, notebook, watch, subject.
+"""
 
 from ..engine.autograd import Tensor
 from ..engine.gradcheck import GradcheckError, gradcheck
 from ..nn import Module
-from .check.check import Check, check, check_rule
+from .check.differences import Check, check, check_rule
 from .notebook import module_html, tensor_html
 from .rules.narrate import Narration, narrate_backward, narrate_forward
 from .trace import Trace, trace

@@ -17,9 +17,9 @@ from ..errors import DataError, StudyError
 from ..models import ViT
 from ..run.folder import RunError, TrainedModel, load_data, load_run
 from ..tasks import DataSpec
-from .check.plant import place_for
+from .check.faults import place_for
 from .page.fused import comparisons_of
-from .page.page import save_page
+from .page.write import save_page
 from .trace import Trace, trace
 
 # What the command does ----------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ _NOTES = {
 
 
 def about(subject: Subject) -> dict[str, Any]:
-    """What the page says of a subject, see `tinyvit.study.page.page_of`."""
+    """What the page says of a subject, see `tinyvit.study.page.write.page_of`."""
     model, p = subject.model, subject.probabilities
     target = subject.classes[subject.target]
     says = ", ".join(f"{subject.classes[i]} ({100 * p[i]:.0f} %)" for i in np.argsort(-p)[:2])

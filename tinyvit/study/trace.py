@@ -14,8 +14,8 @@ from pathlib import Path
 from ..engine import autograd
 from ..engine.autograd import Tensor
 from .page.graph import dot_of, svg_of
-from .page.page import save_page
 from .page.text import overview_of, text_of
+from .page.write import save_page
 from .record.recorder import Recorder
 from .record.records import Recording
 from .record.values import Keeper

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..check.check import Check, check
+from ..check.differences import Check, check
 from ..record.records import Backward, Entry, Recording, whole
 from ..record.values import Value
-from ..rules.letters import axes_of
+from ..rules.axes import axes_of
 from ..rules.links import Link, link_of
 from ..rules.mathml import docstring_parts, formulas, prose
 from ..rules.narrate import Narration, Step, Told, gradient_names

@@ -3,8 +3,8 @@
 import html
 import json
 
-from ..record.parts import edges_of, groups_of
 from ..record.records import Entry, Recording
+from ..record.submodules import edges_of, groups_of
 from ..record.values import Value
 
 _ROW, _TOP, _LEFT, _WIDTH = 26, 8, 110, 330

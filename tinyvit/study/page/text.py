@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..check.check import check
+from ..check.differences import check
 from ..record.records import Backward, Entry, Recording
 from ..record.values import Value
 from ..rules.mathml import docstring_parts

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...backend import NUMPY
 from ...engine.autograd import Op
-from .letters import axes_after, axes_of
+from .axes import axes_after, axes_of
 
 _HERE = __file__
 

@@ -23,7 +23,7 @@ from ...models import ViT
 from ...run.display import Display
 from ..record.records import Backward, Entry, whole
 from ..trace import trace
-from .page import draw_page
+from .report import draw_page
 
 if TYPE_CHECKING:
     from ...run.loop import Position, Training

@@ -14,8 +14,8 @@ import numpy as np
 
 from ...checkpoint import atomic_write
 from ...errors import StudyError
-from ..record.parts import edges_of, groups_of
 from ..record.records import Entry, NotFinite, Recording
+from ..record.submodules import edges_of, groups_of
 from .document import Document, document_of
 from .pack import MAX_VALUES, told_number
 from .questions import questions_of

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...checkpoint import atomic_write
-from ..record.parts import part_of
+from ..record.submodules import part_of
 
 _TITLES = {
     "gradients": "gradient norm, largest of a part",

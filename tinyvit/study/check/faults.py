@@ -12,7 +12,7 @@ from ...engine.autograd import Op
 from ...errors import TinyvitError
 from ...functional import activation, normalization
 from ..record.records import Recording
-from .check import check
+from .differences import check
 
 
 class PlantError(TinyvitError):
