@@ -49,7 +49,7 @@ def test_the_command_takes_an_image(tmp_path: Path) -> None:
     page = Page((tmp_path / "page.html").read_text("utf-8"))
     np.testing.assert_array_equal(page.value(document["about"]["pixels"]), images[3])
     assert f"against {labels[3]}, the model's own guess" in result.output
-    assert "its own guess" in document["about"]["told"]
+    assert "its own guess" in document["about"]["answer"]
     other = str((labels[3] + 1) % 10)
     result = run("--image", str(path), "--label", other, "--out", str(tmp_path / "page.html"))
     document = Page((tmp_path / "page.html").read_text("utf-8")).document
@@ -168,7 +168,7 @@ def test_the_text_sums_what_is_saved_and_says_what_is_unclear() -> None:
     assert "given dy = dx float64[2]" in recorded.text("relu")  # by the rule's own name
     with np.errstate(all="ignore"), trace() as recorded:
         F.log(F.sqrt(x)).sum().backward()
-    assert recorded.text().endswith("the first NaN or infinity: log")
+    assert recorded.text().endswith("first NaN or infinity: log")
 
 
 def test_the_text_names_what_was_given() -> None:

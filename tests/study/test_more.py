@@ -14,7 +14,8 @@ from tinyvit.engine.autograd import Op
 from tinyvit.study import trace
 from tinyvit.study.notebook import module_html, tensor_html
 from tinyvit.study.page.fused import comparisons_of
-from tinyvit.study.rules.mathml import Typesetter, docstring_parts, formulas, math, prose
+from tinyvit.study.rules.docstrings import docstring_parts, formulas, prose
+from tinyvit.study.rules.mathml import Typesetter, math
 from tinyvit.study.rules.statements import statements_of
 
 RNG = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """Operations that act on each element by itself, with NumPy's broadcasting."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,14 @@ import numpy as np
 from ..engine.autograd import Op, Tensor
 from .samples import sample
 
+_IMAGES = ("x y out: B C y x",)
+_TWO_OVER_SQRT_PI = 2 / math.sqrt(math.pi)
+
 
 class Add(Op):
     """z = x + y        dx = dz,  dy = dz"""
+
+    letters = _IMAGES
 
     @staticmethod
     def forward(xp, x, y):
@@ -46,6 +52,7 @@ class Multiply(Op):
     """z = x y        dx = dz y,  dy = dz x"""
 
     saves = ("x for y", "y for x")
+    letters = _IMAGES
 
     @staticmethod
     def forward(xp, x, y):
@@ -232,7 +239,7 @@ class Erf(Op):
 
     def backward(ctx, xp, dy):
         (x,) = ctx.saved
-        return dy * (1.1283791670955126 * xp.exp(-(x * x)))
+        return dy * (_TWO_OVER_SQRT_PI * xp.exp(-(x * x)))
 
     @staticmethod
     def samples():

@@ -9,6 +9,7 @@ from ..engine import autograd
 from ..engine.autograd import Op, Tensor
 from .linalg import check_linear, linear
 from .samples import sample
+from .teaching import Fault, Question
 
 
 def _normalized(xp, x, eps):
@@ -40,6 +41,14 @@ def _backward(xp, dy, x, weight, eps, y_dtype, dx_before=None):
     return dx if dx_before is None else dx + dx_before, dweight, dbias
 
 
+_FAULT = Fault(
+    right="rstd * (g - mean_g - xhat * mean_gx)",
+    wrong="rstd * (g - xhat * mean_gx)",
+    mistake="the mean of g is not subtracted: the rule forgets that the mean of x depends on x",
+    function="_backward",
+)
+
+
 class LayerNorm(Op):
     """y = xhat w + b,  xhat = (x - mean) rstd,  rstd = 1 / sqrt(var + eps)
 
@@ -50,6 +59,16 @@ class LayerNorm(Op):
 
     saves = ("x", "weight")
     kernel = "layer_norm"
+    fault = _FAULT
+    questions = (
+        Question(
+            "what is the mean of a row of dx?",
+            "Adding a number to the whole row does not change the output, so no gradient can point in that direction.",
+            "dx",
+            options=("the mean of that row of dy", "0", "1"),
+            answer=1,
+        ),
+    )
 
     @staticmethod
     def forward(xp, x, weight, bias, *, eps=1e-5, y_dtype=None):
@@ -75,6 +94,7 @@ class AddLayerNorm(Op):
     saves = ("sum", "weight")
     outputs = ("sum", "y")
     kernel = "add_layer_norm"
+    fault = _FAULT
     narrow = ("residual",)
 
     @staticmethod

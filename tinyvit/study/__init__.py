@@ -11,7 +11,8 @@ from ..engine.gradcheck import GradcheckError, gradcheck
 from ..nn import Module
 from .check.differences import Check, check, check_rule
 from .notebook import module_html, tensor_html
-from .rules.narrate import Narration, narrate_backward, narrate_forward
+from .rules.narrate import narrate_backward, narrate_forward
+from .rules.steps import Narration
 from .trace import Trace, trace
 
 setattr(Tensor, "_repr_html_", tensor_html)  # noqa: B010  (what notebooks show)

@@ -1,144 +1,98 @@
-"""Wrong gradient rules, to be found by the checks: each is the right rule with one line changed."""
+"""Wrong gradient rules for students to find by the checks: each is the right rule with one change, `Op.fault`."""
 
 import functools
 import linecache
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from ...engine.autograd import Op
 from ...errors import TinyvitError
-from ...functional import activation, normalization
 from ..record.records import Recording
 from .differences import check
 
 
 class PlantError(TinyvitError):
-    """There is no fault to plant of that name."""
-
-
-class Fault(NamedTuple):
-    """What is changed, in a function of a module or of an operation's class; and what the mistake is, in words."""
-
-    owner: ModuleType | type[Op]
-    function: str
-    right: str
-    wrong: str
-    words: str
-
-
-def _rule(operation: str, right: str, wrong: str, words: str) -> Fault:
-    return Fault(Op.registry[operation], "backward", right, wrong, words)
-
-
-_NORM = Fault(
-    normalization,
-    "_backward",
-    "rstd * (g - mean_g - xhat * mean_gx)",
-    "rstd * (g - xhat * mean_gx)",
-    "the mean of g is not subtracted: the rule forgets that the mean of x depends on x",
-)
-_SLOPE = Fault(
-    activation,
-    "_gelu_slope",
-    "_normal_cdf(xp, x) + x * (_ONE_OVER_SQRT_2PI * xp.exp(-0.5 * (x * x)))",
-    "_normal_cdf(xp, x) + _ONE_OVER_SQRT_2PI * xp.exp(-0.5 * (x * x))",
-    "the product rule on x P(x) gives P + x P'; the factor x is missing",
-)
-
-FAULTS: dict[str, Fault] = {
-    "attention": _rule("attention", "ds = p * (dp - r)", "ds = p * dp", "the sum over the keys is not subtracted: "
-                       "softmax was differentiated as if its divisor were a constant"),
-    "softmax": _rule("softmax", "y * (dy - xp.sum(dy * y, axis=ctx.axis, keepdims=True))", "y * dy",
-                     "softmax was differentiated as if its divisor were a constant"),
-    "layer_norm": _NORM,
-    "add_layer_norm": _NORM,
-    "linear": _rule("linear", "db = xp.sum(rows, axis=0)", "db = xp.mean(rows, axis=0)",
-                    "the gradient of the bias is averaged over the rows instead of summed"),
-    "linear_gelu": _SLOPE,
-    "gelu": _SLOPE,
-    "bias_gelu": _SLOPE,
-    "conv2d": _rule("conv2d", "db = xp.sum(dy, axis=(0, 2))", "db = xp.mean(dy, axis=(0, 2))",
-                    "the gradient of the bias is averaged over the positions instead of summed"),
-    "cross_entropy": _rule("cross_entropy", "xp.sum(t, axis=-1, keepdims=True) - t)",
-                           "xp.sum(t, axis=-1, keepdims=True) - 0.5 * t)", "half of the target is forgotten"),
-    "mean": _rule("mean", "dy / _count(ctx.shapes[0], ctx.axis)", "dy", "the gradient is not divided by the number "
-                  "of elements that were averaged"),
-    "relu": _rule("relu", "xp.where(y > 0, dy, 0.0)", "xp.where(y >= 0, dy, 0.0)",
-                  "the gradient goes through where the output was cut to 0"),
-}  # fmt: skip
+    """The fault that was asked for cannot be planted."""
 
 
 class Place(NamedTuple):
-    """Where a fault is planted: the key of an operation, what runs there instead, and the mistake in words."""
+    """Where to plant a fault: the key of an operation, the operation to run in its place, and the mistake in words."""
 
     key: str
     op: type[Op]
     mistake: str
 
 
-def place_for(operation: str, recorded: Recording) -> Place:
-    """Where a wrong rule of `operation` ("any": of one drawn at random) would show in a pass that was recorded.
+def plantable() -> list[str]:
+    """The names of the operations that have a fault to plant."""
+    return [name for name, op in Op.registry.items() if op.fault is not None]
 
-    Raises PlantError if nowhere, naming the operations whose faults would.
+
+def place_for(operation: str, recorded: Recording) -> Place:
+    """Choose where to plant the fault of `operation` ("any": of a random one) in a recorded pass, so that it shows.
+
+    Raises PlantError if it would show nowhere; the message names the operations whose faults would.
     """
-    if operation not in (*FAULTS, "any"):
-        raise PlantError(f"no fault is known for {operation!r}; there is {', '.join(FAULTS)}, or any")
-    names = random.sample(list(FAULTS), len(FAULTS)) if operation == "any" else [operation]
-    place = next(filter(None, (_place(name, recorded) for name in names)), None)
+    names = plantable()
+    if operation not in (*names, "any"):
+        raise PlantError(f"no fault is known for {operation!r}; available: {', '.join(names)}, or any")
+    tried = random.sample(names, len(names)) if operation == "any" else [operation]
+    place = next(filter(None, (_place(name, recorded) for name in tried)), None)
     if place is None:
-        here = [name for name in FAULTS if _place(name, recorded)]
-        told = f"there is {', '.join(here)}" if here else "nor would that of another operation"
-        raise PlantError(f"a fault of {operation} would not show here: no rule of it runs, or its mistake makes no "
-                         f"difference; {told}")  # fmt: skip
+        here = [name for name in names if _place(name, recorded)]
+        others = f"available: {', '.join(here)}" if here else "the same is true of every other operation"
+        raise PlantError(
+            f"a fault of {operation} would not show here: its rule does not run, or the mistake makes no difference; "
+            f"{others}"
+        )
     return place
 
 
 def _place(name: str, recorded: Recording) -> Place | None:
-    """Of the applications of an operation one, drawn at random, where its wrong rule does not pass the check."""
+    """A random application of an operation at which its wrong rule does not pass the check."""
     wrong = wrong_operation(name)
     entries = [entry for entry in recorded.entries if entry.op.name == name and entry.backward]
     for entry in random.sample(entries, len(entries)):
         assert entry.backward is not None
         found = check(entry.backward, op=wrong)
         if found is not None and found.verdict == "wrong":
-            return Place(entry.key, wrong, f"{entry.key}: {FAULTS[name].words}")
+            return Place(entry.key, wrong, f"{entry.key}: {entry.op.fault.mistake}")
     return None
 
 
 @functools.cache
 def wrong_operation(name: str) -> type[Op]:
-    """The operation with its fault; it is not registered."""
-    op, fault = Op.registry[name], FAULTS[name]
-    rule = fault.owner.__dict__[fault.function]
-    backward: Any = _changed(fault, rule)
-    if fault.owner is not op:  # the fault is in a function that the rule calls
-        rule = op.__dict__["backward"]
-        backward = FunctionType(rule.__code__, {**rule.__globals__, fault.function: backward}, rule.__name__)
+    """The operation with its fault; it is not in the registry."""
+    op = Op.registry[name]
+    rule, function = op.backward, op.fault.function
+    if function == rule.__name__:
+        backward = _changed(op, rule)
+    else:  # the fault is in a function of the module that the rule calls
+        changed = _changed(op, getattr(sys.modules[op.__module__], function))
+        backward = FunctionType(rule.__code__, {**rule.__globals__, function: changed}, rule.__name__)
     wrong = type(op.__name__, (op,), {"backward": backward, "__doc__": op.__doc__, "__module__": op.__module__})
-    Op.registry[name] = op  # whose place the new class has just taken
+    Op.registry[name] = op  # the new class has just registered itself under this name
     return wrong
 
 
-def _changed(fault: Fault, function: FunctionType) -> Any:
-    """`function` compiled again with the change; its source can be read like that of any other."""
-    path = Path(function.__code__.co_filename)
-    source = "".join(linecache.getlines(str(path)))
-    start = source.index(fault.right, source.index(f"def {fault.function}(", _class_start(source, fault)))
+def _changed(op: type[Op], function: Any) -> FunctionType:
+    """`function` compiled again with the fault; its source can be read like that of any other function."""
+    fault, code = op.fault, function.__code__
+    path = Path(code.co_filename)
+    lines = linecache.getlines(str(path))
+    source = "".join(lines)
+    start = source.index(fault.right, sum(map(len, lines[: code.co_firstlineno - 1])))
     wrong = source[:start] + fault.wrong + source[start + len(fault.right) :]
-    name = str(path.parent / f"planted {fault.owner.__name__.rpartition('.')[2]} {fault.function} {path.name}")
+    name = str(path.parent / f"planted {op.name} {function.__name__} {path.name}")
     linecache.cache[name] = len(wrong), None, wrong.splitlines(keepends=True), name
-    code = compile(wrong, name, "exec")
-    for part in _codes(code):
-        if part.co_name == fault.function and part.co_firstlineno == function.__code__.co_firstlineno:
+    for part in _codes(compile(wrong, name, "exec")):
+        if part.co_name == code.co_name and part.co_firstlineno == code.co_firstlineno:
             return FunctionType(part, function.__globals__, part.co_name, function.__defaults__, function.__closure__)
-    raise AssertionError(f"{fault.function} is not where it was")
-
-
-def _class_start(source: str, fault: Fault) -> int:
-    return source.index(f"class {fault.owner.__name__}(Op)") if isinstance(fault.owner, type) else 0
+    raise AssertionError(f"{function.__name__} is not where it was")
 
 
 def _codes(code: Any) -> Iterator[Any]:

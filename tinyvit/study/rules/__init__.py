@@ -3,5 +3,5 @@
 A rule runs on arrays that record each step; the steps are then given letters for their axes, links from each element
 to the elements it was computed from, and formulas. This room knows operations and arrays, but nothing about traces.
 
-Order: axes, narrate, links, mathml, statements.
+Order: steps, axes, links, functions, narrate, mathml, docstrings, statements.
 """

@@ -1,105 +1,128 @@
-"""A letter for each axis: B batch, N tokens, S tokens of the keys, H heads, D head size, C channels, R rows.
+"""Letters for the axes of arrays: of an operation's inputs and outputs, and of each step of its rules.
 
-Inputs of an operation have the letters of its documentation; each step of a rule hands them on.
+B batch, N tokens, S tokens of the keys, H heads, D head size, C channels, K classes or units, O filters, R rows; 1 for
+an axis that a reduction kept. An operation states those of its inputs and outputs in `Op.letters`.
 """
 
+import functools
+import re
 from typing import Any
 
 import numpy as np
 
+from ...engine.autograd import Op
+from .steps import Operand, Step
+
 Axes = tuple[str, ...] | None
 
-_IMAGE = ("B", "C", "y", "x")
-# (operation, name of an input or output) -> its letters; "" stands for any operation.
-_KNOWN: dict[tuple[str, str], tuple[str, ...]] = {
-    ("attention", "q"): ("B", "H", "N", "D"),
-    ("attention", "k"): ("B", "H", "S", "D"),
-    ("attention", "v"): ("B", "H", "S", "D"),
-    ("attention", "bias"): ("B", "H", "N", "S"),
-    ("attention", "out"): ("B", "H", "N", "D"),
-    ("merge_heads", "x"): ("B", "H", "N", "D"),
-    ("linear", "weight"): ("K", "C"),
-    ("linear", "bias"): ("K",),
-    ("linear_gelu", "weight"): ("K", "C"),
-    ("linear_gelu", "bias"): ("K",),
-    ("cross_entropy", "logits"): ("B", "K"),
-    ("cross_entropy", "target"): ("B", "K"),
-    ("conv2d", "x"): _IMAGE,
-    ("conv2d", "out"): ("B", "O", "y", "x"),
-    ("conv2d", "weight"): ("O", "C", "i", "j"),
-    ("conv2d", "bias"): ("O",),
-    ("max_pool2d", "x"): _IMAGE,
-    ("avg_pool2d", "x"): _IMAGE,
-    ("patches", "x"): _IMAGE,
-}
-_BY_RANK: dict[int, tuple[str, ...]] = {1: ("C",), 2: ("B", "C"), 3: ("B", "N", "C")}
-_LAST = {"linear": "K", "linear_gelu": "K"}  # the letter of the last axis of the output
+_USUAL: dict[int, tuple[str, ...]] = {1: ("C",), 2: ("B", "C"), 3: ("B", "N", "C")}
 
 
-def axes_of(operation: str, name: str, array: Any) -> Axes:
-    """The letters of an input or output called `name` of an operation; None where nothing is known."""
+def axes_of(op: type[Op], name: str, array: Any) -> Axes:
+    """The letters of an input or output: those that `op.letters` has for it if they fit its rank, else the usual ones.
+
+    In a list of inputs or outputs, "parts[1]" and "out_1" have the letters of "parts" and "out".
+    """
     rank = np.ndim(array)
-    if operation == "split_heads" and name.startswith("out"):
-        return ("B", "H", "N", "D") if rank == 4 else None
-    letters = _KNOWN.get((operation, name))
-    if letters is not None:
-        return letters[-rank:] if rank and rank <= len(letters) else None
-    letters = _BY_RANK.get(rank)
-    if letters and operation in _LAST and name == "out":
-        return (*letters[:-1], _LAST[operation])
-    if rank == 4 and operation in ("relu", "add", "multiply"):
-        return _IMAGE
-    return letters
+    usual = _USUAL.get(rank)
+    stated = _stated(op)
+    letters = stated.get(name) or stated.get(re.sub(r"_\d+$|\[\d+\]$", "", name), "")
+    for alternative in letters.split("|"):
+        _, dots, last = alternative.rpartition("...")
+        own = tuple(last.split())
+        if dots and usual and rank >= len(own):
+            return usual[: rank - len(own)] + own
+        if own and not dots and rank == len(own):
+            return own
+    return usual
 
 
-def axes_after(function: str, operands: tuple[Any, ...], params: dict[str, Any], shape: tuple[int, ...]) -> Axes:
-    """The letters of a step's result, from those of its operands."""
-    told = [x for x in operands if hasattr(x, "axes")]
-    axes = _after(function, operands, told, params, shape)
-    return axes if axes is not None and len(axes) == len(shape) else None
+@functools.cache
+def _stated(op: type[Op]) -> dict[str, str]:
+    """The letters in `op.letters` by name: "k v: B H S D" states those of k and of v."""
+    rows = [row.partition(":") for row in op.letters]
+    return {name: letters for names, _, letters in rows for name in names.split()}
 
 
-def _after(function: str, operands: tuple[Any, ...], told: list[Any], params: dict[str, Any], shape: Any) -> Axes:
-    if not told:
-        return None
-    x = told[0]
-    if function == "matmul" and len(told) == 2:
-        y = told[1]
-        return (*x.axes[:-1], y.axes[-1]) if x.axes and y.axes and len(x.axes) >= len(y.axes) else None
-    if function == "swapaxes" and x.axes:
-        axes = list(x.axes)
-        i, j = operands[1:3]
-        axes[i], axes[j] = axes[j], axes[i]
-        return tuple(axes)
-    if function == "transpose" and x.axes:
-        order = operands[1] if len(operands) > 1 else params.get("axes")
-        return tuple(x.axes[i] for i in order) if order else x.axes[::-1]
-    if function in ("sum", "mean", "max", "min") and x.axes:
-        return _reduced(x.axes, params.get("axis"), bool(params.get("keepdims")))
-    if function == "reshape" and x.axes:
-        return _reshaped(x.axes, np.shape(x.value), shape)
-    if function == "sum_to_shape" and x.axes:
-        return x.axes[len(x.axes) - len(shape) :] if shape else ()
-    if function in ("index", "put", "stack", "concatenate", "im2col", "col2im", "index_add", "add_rows", "pad"):
-        return None
-    return next((t.axes for t in told if t.axes and np.shape(t.value) == tuple(shape)), None) or next(
-        (t.axes for t in told if t.axes and len(t.axes) == len(shape)), None
-    )
+# Steps of a rule ----------------------------------------------------------------------------------------------------
 
 
-def _reduced(axes: tuple[str, ...], axis: Any, keepdims: bool) -> Axes:
-    gone = {a % len(axes) for a in ((axis,) if isinstance(axis, int) else range(len(axes)) if axis is None else axis)}
-    if keepdims:
-        return tuple("1" if i in gone else a for i, a in enumerate(axes))
-    return tuple(a for i, a in enumerate(axes) if i not in gone)
-
-
-def _reshaped(axes: tuple[str, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Axes:
-    """Leading axes made one are rows, R; otherwise only a shape that did not change keeps its letters."""
-    if before == after:
-        return axes
-    if len(after) == 2 and before[-1:] == after[-1:]:
-        return "R", axes[-1]
-    if len(after) == len(before) + 1 and after[:-1] == before and after[-1] == 1:
-        return (*axes, "1")
+def unknown_axes(step: Step) -> Axes:
+    """No letters: the function rearranges elements in a way that letters cannot follow."""
     return None
+
+
+def same_axes(step: Step) -> Axes:
+    """The letters of the operand that has the result's shape, or else its number of axes."""
+    shape = np.shape(step.value)
+    lettered = [x for x in direct_arrays(step) if x.axes]
+    same_shape = (x.axes for x in lettered if np.shape(x.value) == shape)
+    return next(same_shape, None) or next((x.axes for x in lettered if len(x.axes or ()) == len(shape)), None)
+
+
+def product_axes(step: Step) -> Axes:
+    arrays = direct_arrays(step)
+    if len(arrays) != 2:
+        return same_axes(step)
+    x, y = (a.axes for a in arrays)
+    return (*x[:-1], y[-1]) if x and y and len(x) >= len(y) else None
+
+
+def swapped_axes(step: Step) -> Axes:
+    if not (x := _first_axes(step)):
+        return None
+    axes, (i, j) = list(x), step.operands[1:3]
+    axes[i], axes[j] = axes[j], axes[i]
+    return tuple(axes)
+
+
+def permuted_axes(step: Step) -> Axes:
+    if not (x := _first_axes(step)):
+        return None
+    order = step.operands[1] if len(step.operands) > 1 else step.params.get("axes")
+    return tuple(x[i] for i in order) if order else x[::-1]
+
+
+def reduced_axes(step: Step) -> Axes:
+    if not (x := _first_axes(step)):
+        return None
+    reduced = reduced_by(step)
+    if step.params.get("keepdims"):
+        return tuple("1" if i in reduced else letter for i, letter in enumerate(x))
+    return tuple(letter for i, letter in enumerate(x) if i not in reduced)
+
+
+def trailing_axes(step: Step) -> Axes:
+    if not (x := _first_axes(step)):
+        return None
+    return x[len(x) - np.ndim(step.value) :]
+
+
+def reshaped_axes(step: Step) -> Axes:
+    """Leading axes that are merged become rows, R; apart from that, only an unchanged shape keeps its letters."""
+    if not (x := _first_axes(step)):
+        return None
+    before, after = np.shape(direct_arrays(step)[0].value), np.shape(step.value)
+    if before == after:
+        return x
+    if len(after) == 2 and before[-1:] == after[-1:]:
+        return "R", x[-1]
+    return (*x, "1") if after == (*before, 1) else None
+
+
+def reduced_by(step: Step) -> set[int]:
+    """The axes of the operand that a reduction removes."""
+    rank = np.ndim(step.arrays[0].value)
+    axis = step.params.get("axis", step.operands[1] if len(step.operands) > 1 else None)
+    axes = range(rank) if axis is None else (axis,) if isinstance(axis, int) else axis
+    return {a % rank for a in axes}
+
+
+def direct_arrays(step: Step) -> list[Operand]:
+    """The arrays among the operands, without those in tuples."""
+    return [x for x in step.operands if isinstance(x, Operand)]
+
+
+def _first_axes(step: Step) -> Axes:
+    arrays = direct_arrays(step)
+    return arrays[0].axes if arrays else None

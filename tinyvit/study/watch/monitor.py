@@ -21,7 +21,7 @@ from ...engine.autograd import no_grad
 from ...errors import StudyError
 from ...models import ViT
 from ...run.display import Display
-from ..record.records import Backward, Entry, whole
+from ..record.records import Backward, Entry, arrays_of
 from ..trace import trace
 from .report import draw_page
 
@@ -185,14 +185,14 @@ def _spread(entry: Entry) -> float:
 
 def silent_units(entry: Entry) -> float:
     """The share of units of an activation that gave nothing, on any token of any image."""
-    (y,) = whole(entry.outputs)
+    (y,) = arrays_of(entry.outputs)
     units = np.moveaxis(y, 1, -1) if y.ndim == 4 else y  # images have their channels second
     return float(np.mean(np.abs(units).reshape(-1, units.shape[-1]).max(axis=0) < _SILENT))
 
 
 def attention_entropy(entry: Entry) -> list[float]:
     """Of each head, the mean entropy of its weights over queries, in nats: 0 for one key alone, log S for all alike."""
-    q, k, _, bias = whole(entry.inputs)
+    q, k, _, bias = arrays_of(entry.inputs)
     s = entry.params["scale"] * (q @ k.swapaxes(-1, -2)) + (0 if bias is None else bias)
     e = np.exp(s - s.max(axis=-1, keepdims=True))
     p = e / e.sum(axis=-1, keepdims=True)

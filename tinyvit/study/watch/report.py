@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...checkpoint import atomic_write
-from ..record.submodules import part_of
+from ..record.submodules import top_level_of
 
 _TITLES = {
     "gradients": "gradient norm, largest of a part",
@@ -122,7 +122,7 @@ def _curves(lines: Sequence[dict[str, Any]], kind: str) -> dict[str, list[float]
     parts: dict[str, list[str]] = {}
     for key in lines[-1][kind]:
         if kind != "updates" or key.endswith("weight"):
-            parts.setdefault(part_of(key.partition("/")[0]) or "model", []).append(key)
+            parts.setdefault(top_level_of(key.partition("/")[0]) or "model", []).append(key)
     pool = np.max if kind in ("gradients", "updates") else np.mean
     return {
         part: [float(pool([np.mean(line[kind].get(key, np.nan)) for key in keys])) for line in lines]

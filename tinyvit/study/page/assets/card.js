@@ -176,7 +176,7 @@ function steps(o, dir, list, pick) {
       el(
         "p",
         { class: "doc" },
-        o.untold[dir] ? `There are no steps here: ${o.untold[dir]}.` : identity,
+        o.unexplained[dir] ? `There are no steps here: ${o.unexplained[dir]}.` : identity,
       ),
     );
   }

@@ -65,7 +65,7 @@ function originWords(v) {
   const [kind, op, dir] = originOf(sourceOf(v));
   if (kind === "leaf") return `${nameOf(v)}.`;
   if (kind === "seed") return "Where the way back begins.";
-  if (kind === "untold") return "";
+  if (kind === "unexplained") return "";
   if (kind === "hook") return "Made by a hook of the program.";
   if (kind === "sum") return "Gradients that met here, added.";
   const home = T.ops[op];

@@ -3,7 +3,7 @@
 function startView() {
   const intro = isSecret()
     ? "Everything here ran, and one gradient rule is wrong, in one place. Walk back from the loss, compare the rule with finite differences, and find it."
-    : `A model looks at one image, ${T.about.told}, and works out, operation by operation, how every one of its numbers should change. Each step of that way back is here: the formula, the arrays, the rule as it ran, and a check.`;
+    : `A model looks at one image, ${T.about.answer}, and works out, operation by operation, how every one of its numbers should change. Each step of that way back is here: the formula, the arrays, the rule as it ran, and a check.`;
   const places = T.tour.map((t, i) =>
     el(
       "li",

@@ -26,7 +26,7 @@ function explanation(v, flat, u) {
           : "Here the way back begins: this gradient was given from outside.",
       ),
     ];
-  if (u.how === "untold") return [el("p", {}, "It was recorded, but the steps that gave it are not on this page.")];
+  if (u.how === "unexplained") return [el("p", {}, "It was recorded, but the steps that gave it are not on this page.")];
   if (u.how === "hook") return [el("p", {}, "A hook that the program registered made this of what came back.")];
   if (u.how === "missing")
     return [el("p", {}, "What it is made of did not fit on this page: only its statistics are here.")];
