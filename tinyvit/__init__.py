@@ -4,11 +4,12 @@ import tinyvit as tv, tinyvit.functional as F
 """
 
 from . import functional, models, nn, optim, study
-from .autocast import LossScaler, autocast
+from .autocast import LossScaler
 from .backend import Generator, allow_tf32, limit_threads, manual_seed, set_default_device
 from .checkpoint import load, save
+from .context import autocast, no_grad
 from .dispatch import use_kernels
-from .engine.autograd import Tensor, grad, no_grad, tensor
+from .engine import Tensor, grad, tensor
 from .engine.gradcheck import GradcheckError, gradcheck
 
 limit_threads()

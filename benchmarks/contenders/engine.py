@@ -10,7 +10,7 @@ import numpy as np
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.backend import keep_freed_memory
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 from ..cases import Case, ModelShape, TextShape
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of

@@ -14,7 +14,7 @@ from tinyvit.kernels.patches import numba_cpu as patches
 
 import tinyvit as tv
 from tinyvit.backend import keep_freed_memory
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 from tinyvit.models.vit import EPS
 
 from ..cases import Case, ModelShape

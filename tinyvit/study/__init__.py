@@ -1,6 +1,6 @@
 """Looking at gradients: recording what runs, telling its steps, and checking it against finite differences."""
 
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..engine.gradcheck import GradcheckError, gradcheck
 from ..nn import Module
 from .check.check import Check, check, check_rule
