@@ -120,5 +120,6 @@ def test_importing_the_package_is_light() -> None:
         output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout
         elapsed, modules = json.loads(output)
         assert not HEAVY & {m.split(".")[0] for m in modules}
+        assert not [m for m in modules if m.startswith("tinyvit.study")]
         seconds.append(elapsed)
     assert min(seconds) < 1.5
