@@ -192,8 +192,10 @@ def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
     ----------
     name : the name under which kernels for the step are registered.  device : "cpu" or "cuda".
     """
-    keep_freed_memory()
-    return lookup.find(name, device, context.now().kernels, dtype, {}, {})
+    kernel = lookup.find(name, device, context.now().kernels, dtype, {}, {})
+    if kernel is not None:
+        keep_freed_memory()
+    return kernel
 
 
 class PlainKernel:

@@ -182,18 +182,23 @@ def _cast(x: Any, dtype: Any) -> Any:
 
 def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     """Put an entry on the tape, between `inputs` and `outputs`."""
-    for x, array, need in zip(inputs, arrays, node.needs, strict=True):
-        node.shapes.append(getattr(array, "shape", ()))
-        node.edges.append(None if not need else x if x.node is None else (x.node, x.output_index))
+    node.shapes = [getattr(array, "shape", ()) for array in arrays]
     node.dtypes = [getattr(a, "dtype", None) for a in arrays] if node.op.mixes else [node.dtype] * len(arrays)
+    node.edges = [
+        None if not need else x if x.node is None else (x.node, x.output_index)
+        for x, need in zip(inputs, node.needs, strict=True)
+    ]
     for i, out in enumerate(outputs):
         out.node, out.output_index, out.requires_grad = node, i, True
+    saved: list[Any] = []
+    guards = []
     for s, reader in node.implementation.sources:
         if reader is not None and not node.needs[reader]:
-            node.saved.append(None)
+            saved.append(None)
             continue
         owner = inputs[s] if s >= 0 else outputs[~s]
-        node.saved.append(arrays[s] if s >= 0 else owner.data)
+        saved.append(arrays[s] if s >= 0 else owner.data)
         if isinstance(owner, Tensor):
             memory = owner.memory
-            node.guards.append((s, memory, memory.version))
+            guards.append((s, memory, memory.version))
+    node.saved, node.guards = saved, guards

@@ -50,14 +50,17 @@ class Node:
     __slots__ = ("__weakref__", "arity", "dtype", "dtypes", "edges", "guards", "hooks", "implementation", "kept",
                  "needs", "op", "params", "saved", "sequence", "shapes")  # fmt: skip
 
+    shapes: list[tuple[int, ...]]
+    dtypes: list[Any]
+    implementation: Any
+    kept: list[Any] | None
+
     def __init__(self, op: Any, params: dict[str, Any], needs: tuple[bool, ...], dtype: Any, arity: int) -> None:
         self.op, self.params, self.needs, self.dtype, self.arity = op, params, needs, dtype, arity
         self.sequence = next(_sequence)
-        self.shapes: list[tuple[int, ...]] = []
-        self.dtypes: list[Any] = []
-        self.edges: list[Edge] | None = []
-        self.saved: list[Any] | None = []
-        self.guards: list[tuple[int, Memory, int]] | None = []
+        self.edges: list[Edge] | None = None
+        self.saved: list[Any] | None = None
+        self.guards: list[tuple[int, Memory, int]] | None = None
         self.hooks: dict[int, list[Callable[[Any], Any]]] = {}
 
     def check_alive(self) -> None:

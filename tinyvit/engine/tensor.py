@@ -11,20 +11,15 @@ from .. import backend
 from ..backend import Array
 from .tape import Edge, Memory, Node, Targets, walk_back
 
-Hook = Callable[["Tensor"], "Tensor | None"]
-
 
 class Tensor:
     """An array that remembers how it was computed.
 
-    Parameters
-    ----------
-    data : NumPy array, kept without a copy (`tinyvit.tensor` copies and converts).
-    requires_grad : whether `backward` computes the gradient with respect to this tensor; floating dtypes only.
-
     Attributes
     ----------
-    data : the live array.  grad : Tensor or None, filled in by `backward`.
+    data : the live array, kept without a copy (`tinyvit.tensor` copies and converts).
+    requires_grad : whether `backward` computes the gradient with respect to this tensor; floating dtypes only.
+    grad : Tensor or None, filled in by `backward`.
     node, output_index : the entry of the tape that made this tensor, None for a leaf; and which of its outputs this is.
     """
 
@@ -56,7 +51,7 @@ class Tensor:
         self.requires_grad = requires_grad
         self.node: Node | None = None
         self.output_index = 0
-        self.hooks: Sequence[Callable[[Any], Any]] = ()  # of a leaf; a Node has those of its outputs
+        self.hooks: list[Callable[[Any], Any]] | None = None  # of a leaf; a Node has those of its outputs
         self._memory: Memory | None = None
 
     # Its values
@@ -131,10 +126,7 @@ class Tensor:
         retain_graph : whether the tape keeps what it saved, for another `backward`; implied by `create_graph`.
         create_graph : whether the gradient computation is recorded too, so that it can itself be differentiated.
 
-        Raises
-        ------
-        RuntimeError
-            No gradient flows here, `gradient` is missing, or the tape was freed or modified.
+        Raises RuntimeError if no gradient flows here, `gradient` is missing, or the tape was freed or modified.
         """
         start = _start(self, gradient, create_graph)
         for leaf, (found, is_new) in walk_back([start], None, retain_graph, create_graph).items():
@@ -146,7 +138,7 @@ class Tensor:
                 leaf.grad.data += found
                 leaf.grad.mark_modified()
 
-    def register_hook(self, hook: Hook) -> Callable[[], None]:
+    def register_hook(self, hook: "Callable[[Tensor], Tensor | None]") -> Callable[[], None]:
         """Call `hook(gradient)` when the gradient of this tensor is complete; return a function that removes the hook.
 
         What the hook returns, if not None, replaces the gradient, which must not be modified in place.
@@ -163,11 +155,10 @@ class Tensor:
 
     def retain_grad(self) -> None:
         """Make `backward` fill in `.grad` of this tensor although it is not a leaf."""
-        reference = weakref.ref(self)
+        reference = weakref.ref(self)  # a hook that held the tensor would keep it alive with the tape
 
         def keep(gradient: Tensor) -> None:
-            tensor = reference()
-            if tensor is not None:
+            if (tensor := reference()) is not None:
                 tensor.grad = gradient.copy()
 
         if self.node is not None:
@@ -187,10 +178,7 @@ def as_tensor(x: Any) -> Tensor:
 
 
 def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
-    """Copy `data` (numbers, nested lists, an array, a Tensor) into a new leaf tensor.
-
-    Python floats become float32, integers int64; arrays keep their dtype unless `dtype` says otherwise.
-    """
+    """Copy `data` into a new leaf tensor. Python floats become float32, integers int64; arrays keep their dtype."""
     return Tensor(backend.as_array(data.data if isinstance(data, Tensor) else data, dtype, device), requires_grad)
 
 
@@ -247,7 +235,7 @@ def _start(root: Tensor, gradient: Any, create_graph: bool) -> tuple[Edge, Any]:
     return root.edge, start if create_graph else start.data
 
 
-def _hooked(hook: Hook, gradient: Any) -> Any:
+def _hooked(hook: Callable[[Tensor], Tensor | None], gradient: Any) -> Any:
     """Return what `hook` makes of a gradient, an array or a tensor; the same kind comes back."""
     before = as_tensor(gradient)
     after = hook(before)
