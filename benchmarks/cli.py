@@ -14,10 +14,10 @@ from .cases import SUITES, Case, Suite, select_cases
 from .contenders import PEERS, Spec, select_contenders
 from .contenders.taken_apart import FUSIONS
 from .contenders.user import SIGNATURES
-from .gpu_time import MINUTES as GPU_MINUTES
+from .cpu.measure import Field, Settings, measure_case
+from .gpu.budget import MINUTES as GPU_MINUTES
 from .machine import describe_commit, describe_machine, describe_versions
-from .measure import Field, Settings, measure_case
-from .results import Run, compare, read_run
+from .report.records import Run, compare, read_run
 
 _ROUNDS, _QUICK_ROUNDS, _QUICK_BUDGET = 15, 5, 0.25
 
@@ -91,7 +91,7 @@ def _gpu(out: Path, minutes: float) -> None:
     """Benchmark attention, layer norm and training steps on an NVIDIA GPU."""
     from tinyvit.backend import check_device
 
-    from .gpu import run
+    from .gpu.measure import run
 
     try:
         check_device("cuda")
@@ -138,7 +138,7 @@ def _run_suite(
     )
     measure_run(run, suite, cases, specs, settings)
     if out is not None:
-        from .report import write_files
+        from .report.page import write_files
 
         for path in write_files(run, out):
             click.echo(f"wrote {path}")
@@ -148,7 +148,7 @@ def measure_run(run: Run, suite: Suite, cases: Sequence[Case], specs: Sequence[S
     """Measure the cases into `run`, printing each table as soon as it is there."""
     from rich.console import Console
 
-    from .table import case_table, reasons
+    from .report.table import case_table, reasons
 
     console = Console()
     console.print(f"{run.machine['cpu']}, {settings.threads} threads, commit {run.commit}\n", highlight=False)
@@ -186,7 +186,7 @@ def compare_command(before: Path, after: Path) -> None:
     """
     from rich.console import Console
 
-    from .table import comparison_table
+    from .report.table import comparison_table
 
     try:
         runs = read_run(before), read_run(after)

@@ -78,7 +78,7 @@ def _row_inputs(
 
 
 def _weights(shape: ModelShape | TextShape) -> Arrays:
-    from .contenders.engine import build_model
+    from .models import build_model
 
     return {f"weight.{name}": array for name, array in build_model(shape).state_dict().items()}
 

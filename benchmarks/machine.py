@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .channel import ROOT
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 
 _PACKAGES = ("numpy", "numba", "torch", "jax", "autograd", "scipy")
 _FEATURES = (

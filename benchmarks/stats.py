@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 LOW, HIGH = 0.2, 0.8
+NOISE = 0.01  # relative standard error of every median ratio at which a case is done
+MIN_ROUNDS = 5
 _SIGMAS = 1.6832  # the distance of these two quantiles of a normal distribution, in standard deviations
 _MEDIAN = 1.2533  # sqrt(pi / 2): how much noisier than a mean the median of normal values is
 
@@ -43,7 +45,7 @@ def noise(values: Sequence[float]) -> float:
     return _MEDIAN * (high - low) / _SIGMAS / math.sqrt(len(values)) / median
 
 
-def is_quiet(series: Iterable[Sequence[float]], limit: float, rounds: int) -> bool:
+def is_quiet(series: Iterable[Sequence[float]], limit: float = NOISE, rounds: int = MIN_ROUNDS) -> bool:
     """Whether every series has at least `rounds` values and a noise of at most `limit`."""
     return all(len(values) >= rounds and noise(values) <= limit for values in series)
 

@@ -1,6 +1,9 @@
 """The contenders: one table, and one file for each library.
 
 A contender joins in two places: a class in a file of this folder, and a row here.
+
+Order: base, engine, taken_apart, kernels, handwritten, user, functional_vit, hips_autograd, jax_jit, pytorch_vit,
+pytorch_text, pytorch.
 """
 
 import importlib.util

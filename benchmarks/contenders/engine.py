@@ -12,8 +12,9 @@ import tinyvit.functional as F
 from tinyvit.backend import keep_freed_memory
 from tinyvit.engine.autograd import Tensor
 
-from ..cases import Case, ModelShape, TextShape
+from ..cases import Case
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
+from ..models import build_model
 from .base import Contender, Task
 
 OPERATIONS = {
@@ -26,26 +27,6 @@ OPERATIONS = {
     "cross_entropy": F.cross_entropy,
     "dropout": lambda x: F.dropout(x, DROPOUT_P),
 }
-
-
-def build_model(shape: ModelShape | TextShape) -> Any:
-    """The model of this shape; its initial weights are the same every time."""
-    tv.manual_seed(0)
-    if isinstance(shape, TextShape):
-        return _text_model(shape)
-    return tv.models.ViT(
-        shape.image, shape.patch, shape.classes, shape.dim, shape.depth, shape.heads, in_channels=shape.channels
-    )
-
-
-def _text_model(shape: TextShape) -> Any:
-    models, size = tv.models, (shape.dim, shape.depth, shape.heads)
-    depth = 0 if shape.answers else shape.depth
-    vision = models.ViT(shape.image, shape.patch, 0, shape.dim, depth, shape.heads, pool="first")
-    if not shape.answers:
-        return models.Captioner(vision, models.TextDecoder(shape.vocabulary, *size, max_length=shape.words))
-    words = models.TextEmbedding(shape.vocabulary, shape.dim, shape.words)
-    return models.VQA(vision, words, models.JointFusion(*size), shape.dim, shape.answers)
 
 
 class Engine(Contender):

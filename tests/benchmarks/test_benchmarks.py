@@ -15,18 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import benchmarks.contenders as contenders
-from benchmarks import measure
 from benchmarks.cases import SUITES, find_case
-from benchmarks.channel import LostError, Process
 from benchmarks.cli import main
 from benchmarks.contenders import PEERS, Spec, select_contenders
 from benchmarks.contenders.engine import Engine
 from benchmarks.contenders.kernels import Kernels
 from benchmarks.costs import cost
+from benchmarks.cpu import measure
+from benchmarks.cpu.channel import LostError, Process
+from benchmarks.cpu.measure import Field, Settings, measure_case
 from benchmarks.inputs import load_inputs, make_inputs
-from benchmarks.measure import Field, Settings, measure_case
-from benchmarks.report import to_html, write_files
-from benchmarks.results import CaseResult, Row, Run, compare, from_json, to_csv, to_json
+from benchmarks.report.page import to_html, write_files
+from benchmarks.report.records import CaseResult, Row, Run, compare, from_json, to_csv, to_json
 from benchmarks.stats import Summary
 from benchmarks.verify import allowed, deviation
 from tinyvit import kernels, use_kernels
@@ -143,7 +143,7 @@ def test_others_are_a_row_with_their_reason(attention: CaseResult, name: str, re
 
 
 def test_a_process_that_hangs_is_told_and_ended(tmp_path: Path) -> None:
-    process = Process("benchmarks.worker", (NUMPY.factory, NUMPY.option), tmp_path, threads=1)
+    process = Process("benchmarks.cpu.worker", (NUMPY.factory, NUMPY.option), tmp_path, threads=1)
     try:
         with pytest.raises(LostError, match="hangs: no answer within 0 s"):
             process.ask("time", timeout=0.001, calls=10**9)

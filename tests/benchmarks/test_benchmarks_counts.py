@@ -18,10 +18,11 @@ from benchmarks.cases import (
     find_case,
     select_cases,
 )
-from benchmarks.contenders.engine import Engine, build_model
+from benchmarks.contenders.engine import Engine
 from benchmarks.contenders.functional_vit import vit_logits
 from benchmarks.costs import cost, parameter_count
 from benchmarks.inputs import make_inputs
+from benchmarks.models import build_model
 from benchmarks.stats import differ, is_quiet, noise, quantile, ratios, summarize
 from tinyvit import use_kernels
 from tinyvit.backend import NUMPY

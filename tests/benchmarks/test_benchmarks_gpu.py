@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu
 from benchmarks.cases import VIT_S
+from benchmarks.gpu import measure as gpu
 
 CASE = gpu.Case("attention", "bfloat16", floor_bytes=1e6, flops=1e9)
 STEP = gpu.Case("step", "bfloat16", 0, 0)
@@ -56,7 +56,7 @@ def test_a_step_is_told_by_its_own_time_and_that_of_python() -> None:
 
 def test_what_is_not_there_or_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "benchmarks.gpu_torch", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.gpu.torch_peer", raising=False)
     make = gpu._peer("torch", "attention", (1, 1, 2, 8), "float32", False, "MATH")
     assert line_of(CASE, make)["refused"] == "torch is not installed"
 
@@ -80,11 +80,11 @@ def test_all_contenders_have_a_name_of_their_own() -> None:
 @pytest.fixture
 def peers() -> Iterator[Any]:
     torch = pytest.importorskip("torch", reason="needs PyTorch")
-    from benchmarks import gpu_torch
+    from benchmarks.gpu import torch_peer
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine several wait for one another
-    yield gpu_torch
+    yield torch_peer
     torch.set_num_threads(threads)
 
 

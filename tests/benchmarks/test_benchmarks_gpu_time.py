@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu
 from benchmarks.cli import main
-from benchmarks.gpu_time import LEFT_OUT, MINUTES
+from benchmarks.gpu import measure as gpu
+from benchmarks.gpu.budget import LEFT_OUT, MINUTES
 
 SECONDS = 1 / 60  # in minutes
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import gpu_triton
+from benchmarks.gpu import triton_peer
 
 EPSILON = 2.0**-23
 
@@ -47,8 +47,8 @@ def attention_of(n: int, d: int, size: float = 1, shift: float = 0) -> tuple[lis
     shifts = torch.tensor([-shift, shift, 0])[:, None, None]
     q, k, v = (torch.randn(2, n, 3, 2, d) * torch.tensor([size, 1, 1])[:, None, None] + shifts).unbind(2)
     dout = torch.randn(2, n, 2, d)
-    out, lse = gpu_triton.attention_forward(q, k, v)
-    return [q, k, v], dout, [out, *gpu_triton.attention_backward(dout, q, k, v, out, lse)]
+    out, lse = triton_peer.attention_forward(q, k, v)
+    return [q, k, v], dout, [out, *triton_peer.attention_backward(dout, q, k, v, out, lse)]
 
 
 SIZES = [(n, d, 1, 0) for n in (17, 65, 197) for d in (32, 64)]
@@ -67,17 +67,17 @@ def layer_norm_of(rows: int, columns: int) -> tuple[list[Tensor], Tensor, list[T
     """x, weight and bias; dy; and what Triton makes of them: y, dx, dweight, dbias."""
     x, dy = torch.randn(2, rows, columns) + 1
     weight, bias = torch.randn(2, columns)
-    y, mean, rstd = gpu_triton.layer_norm_forward(x, weight, bias)
-    return [x, weight, bias], dy, [y, *gpu_triton.layer_norm_backward(dy, x, weight, mean, rstd)]
+    y, mean, rstd = triton_peer.layer_norm_forward(x, weight, bias)
+    return [x, weight, bias], dy, [y, *triton_peer.layer_norm_backward(dy, x, weight, mean, rstd)]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 64), (17, 33), (200, 96)])
 def test_layer_norm(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_triton, "PROGRAMS", 80)  # fewer than rows, more than are summed at once
+    monkeypatch.setattr(triton_peer, "PROGRAMS", 80)  # fewer than rows, more than are summed at once
     operands, dy, found = layer_norm_of(rows, columns)
 
     def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.layer_norm(x, (columns,), weight, bias, gpu_triton.EPS)
+        return F.layer_norm(x, (columns,), weight, bias, triton_peer.EPS)
 
     assert_as_exact_as_pytorch(found, normalize, operands, dy, 16)
 
@@ -85,8 +85,8 @@ def test_layer_norm(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("back", [False, True])
 def test_what_is_timed_has_passed_a_check(back: bool) -> None:
     for run in (
-        gpu_triton.attention((1, 2, 33, 16), "float16", back, "cpu"),
-        gpu_triton.layer_norm(6, 40, "bfloat16", back, "cpu"),
+        triton_peer.attention((1, 2, 33, 16), "float16", back, "cpu"),
+        triton_peer.layer_norm(6, 40, "bfloat16", back, "cpu"),
     ):
         assert all(y.isfinite().all() for y in run())
 
@@ -95,4 +95,4 @@ def test_what_is_timed_has_passed_a_check(back: bool) -> None:
 def test_what_is_wrong_is_not_timed(factor: float) -> None:
     x = torch.randn(3)
     with pytest.raises(ArithmeticError, match="has an error of"):
-        gpu_triton._checked(lambda: (factor * x,), lambda x: 1 * x, (x,), None)
+        triton_peer._checked(lambda: (factor * x,), lambda x: 1 * x, (x,), None)

@@ -1,4 +1,4 @@
-"""The process of one contender: `python -m benchmarks.worker MODULE:CLASS OPTION`.
+"""The process of one contender: `python -m benchmarks.cpu.worker MODULE:CLASS OPTION`.
 
 It verifies, then times, on the same buffers: `prepare` a case, `time` it as often as asked, `finish` it.
 """
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Case, find_case
+from ..cases import Case, find_case
+from ..contenders.base import Contender, Task
+from ..inputs import Arrays, load_inputs
+from ..verify import Deviation, verify
 from .channel import serve
-from .contenders.base import Contender, Task
-from .inputs import Arrays, load_inputs
 from .reference import load_expected
-from .verify import Deviation, verify
 
 
 class Worker:

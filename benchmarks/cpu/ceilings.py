@@ -1,4 +1,4 @@
-"""The process that measures what the machine can do: `python -m benchmarks.ceilings`.
+"""The process that measures what the machine can do: `python -m benchmarks.cpu.ceilings`.
 
 GEMM peak: the fastest of a few float32 products. A product of our own, or of another library, joins by a line in GEMMS.
 Copy bandwidth: bytes read and written while arrays that fit no cache are copied, by all threads.

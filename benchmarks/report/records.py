@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .stats import Summary, differ, ratios, summarize
+from ..stats import Summary, differ, ratios, summarize
 
 FORMAT = 1  # of the JSON files
 

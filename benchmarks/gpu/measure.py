@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from .cases import VIT_S, ModelShape
-from .gpu_time import LEFT_OUT, Budget, OutOfTime
-from .inputs import LEARNING_RATE, WEIGHT_DECAY
-from .machine import describe_commit
+from ..cases import VIT_S, ModelShape
+from ..inputs import LEARNING_RATE, WEIGHT_DECAY
+from ..machine import describe_commit
+from .budget import LEFT_OUT, Budget, OutOfTime
 
 _ROUNDS, _FLUSHED = 20, 256 << 20  # times each; bytes that no second-level cache holds
 ATTENTION = [(256, 12, n, 64) for n in (65, 197, 257)]
@@ -128,7 +128,7 @@ def _rows(rows: int, columns: int, dtype: str, back: bool) -> list[Contender]:
 
 def _peer(library: str, function: str, *arguments: Any) -> Make:
     """What gpu_torch.py or gpu_triton.py offers; imported where it is timed, since the library may be missing."""
-    return lambda: getattr(importlib.import_module(f".gpu_{library}", __package__), function)(*arguments)
+    return lambda: getattr(importlib.import_module(f".{library}_peer", __package__), function)(*arguments)
 
 
 def step_cases() -> Iterator[tuple[Case, list[Contender]]]:

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .cases import ModelShape
-from .contenders.pytorch_vit import ViT
-from .inputs import LEARNING_RATE, WEIGHT_DECAY
+from ..cases import ModelShape
+from ..contenders.pytorch_vit import ViT
+from ..inputs import LEARNING_RATE, WEIGHT_DECAY
 
 Run = Callable[[], Any]
 

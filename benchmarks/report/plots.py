@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from .results import CaseResult, Row, Run
+from .records import CaseResult, Row, Run
 
 # Colours that can be told apart on white and on black, and markers for eyes that cannot tell them.
 _LOOKS = {

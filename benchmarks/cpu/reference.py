@@ -1,6 +1,6 @@
 """The process that draws inputs and computes right answers: the plain path of tinyvit in float64.
 
-`python -m benchmarks.reference` answers `refer` with two files in a folder: inputs.npz, and expected.npz with the
+`python -m benchmarks.cpu.reference` answers `refer` with two files in a folder: inputs.npz, and expected.npz with the
 outputs and, for each, how far the plain path in float32 is from it.
 """
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Case, find_case
+from ..cases import Case, find_case
+from ..inputs import Arrays, load_inputs, make_inputs
+from ..verify import comparable, deviation
 from .channel import serve
-from .inputs import Arrays, load_inputs, make_inputs
-from .verify import comparable, deviation
 
 _PLAIN = "plain error of "
 
 
 def plain_outputs(case: Case, inputs: Arrays) -> Arrays:
     """The outputs of the plain path on these inputs, in their dtype."""
-    from .contenders.engine import Engine
+    from ..contenders.engine import Engine
 
     task = Engine("numpy").prepare(case, inputs)
     result = None

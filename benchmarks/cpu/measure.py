@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .cases import Case
+from ..cases import Case
+from ..contenders import BASELINES, Spec
+from ..costs import cost
+from ..report.records import CaseResult, Row
+from ..stats import is_quiet, ratios
 from .channel import LostError, Process
-from .contenders import BASELINES, Spec
-from .costs import cost
-from .results import CaseResult, Row
-from .stats import is_quiet, ratios
 
-NOISE = 0.01  # relative standard error of every median ratio at which a case is done
-MIN_ROUNDS = 5
 _PAUSE = 0.15  # seconds between contenders, till the threads of the one before stop spinning: OpenBLAS needs 0.1
 _MOST_CALLS = 10_000  # in a round
 
@@ -40,13 +38,13 @@ class Field:
         self._processes: dict[str, Process] = {}
 
     def contender(self, spec: Spec) -> Process:
-        return self._get(spec.name, "benchmarks.worker", (spec.factory, spec.option), spec)
+        return self._get(spec.name, "benchmarks.cpu.worker", (spec.factory, spec.option), spec)
 
     def reference(self) -> Process:
-        return self._get("reference", "benchmarks.reference", ())
+        return self._get("reference", "benchmarks.cpu.reference", ())
 
     def ceilings(self) -> Process:
-        return self._get("ceilings", "benchmarks.ceilings", ())
+        return self._get("ceilings", "benchmarks.cpu.ceilings", ())
 
     def _get(self, name: str, module: str, arguments: Sequence[str], spec: Spec | None = None) -> Process:
         if name not in self._processes:
@@ -145,7 +143,7 @@ def _time_rounds(result: CaseResult, runners: list[Runner], field: Field, notify
         seconds = {runner.spec.name: runner.row.seconds for runner in runners}
         reference = seconds.pop(result.baseline, [])
         series = [ratios(reference, own) for own in seconds.values()] or [reference]
-        if reference and is_quiet(series, NOISE, MIN_ROUNDS):
+        if reference and is_quiet(series):
             return
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from .measure import MIN_ROUNDS, NOISE
+from ..stats import MIN_ROUNDS, NOISE
 from .plots import look, panels, to_png, to_svg
-from .results import CaseResult, Row, Run, to_csv, to_json
+from .records import CaseResult, Row, Run, to_csv, to_json
 from .table import case_columns, error_text, memory_text
 
 METHOD = f"""\

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from .results import CaseResult, Change, Row, Run
-from .stats import Summary
+from ..stats import Summary
+from .records import CaseResult, Change, Row, Run
 
 _STYLES = {"faster": "green", "slower": "red", "same": "dim"}
 
