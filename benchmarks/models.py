@@ -1,4 +1,4 @@
-"""The models of tinyvit that the shapes of `cases.py` stand for."""
+"""The models of tinyvit that the shapes in `cases.py` describe."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .cases import ModelShape, TextShape
 
 
 def build_model(shape: ModelShape | TextShape) -> Any:
-    """The model of this shape; its initial weights are the same every time."""
+    """Build the model of this shape. Its initial weights are always the same."""
     tv.manual_seed(0)
     if isinstance(shape, TextShape):
         return _text_model(shape)
@@ -22,6 +22,6 @@ def _text_model(shape: TextShape) -> Any:
     depth = 0 if shape.answers else shape.depth
     vision = models.ViT(shape.image, shape.patch, 0, shape.dim, depth, shape.heads, pool="first")
     if not shape.answers:
-        return models.Captioner(vision, models.TextDecoder(shape.vocabulary, *size, max_length=shape.words))
-    words = models.TextEmbedding(shape.vocabulary, shape.dim, shape.words)
-    return models.VQA(vision, words, models.JointFusion(*size), shape.dim, shape.answers)
+        return models.Captioner(vision, models.TextDecoder(shape.vocabulary, *size, max_length=shape.length))
+    text = models.TextEmbedding(shape.vocabulary, shape.dim, shape.length)
+    return models.VQA(vision, text, models.JointFusion(*size), shape.dim, shape.answers)

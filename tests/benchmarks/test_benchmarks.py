@@ -318,7 +318,7 @@ def test_the_command_lists_the_suites() -> None:
     [
         ("attention --peers tensorflow", "there is no peer 'tensorflow'"),
         ("attention --shapes vit-xxl", "has no shape vit-xxl"),
-        ("train --without attention,everything", "there is no fusion 'everything'; there are linear_bias"),
+        ("train --without attention,everything", "there is no fusion 'everything'; available: linear_bias"),
         ("train --baseline nobody", "--baseline nobody does not take part"),
         ("compare nowhere.json nowhere.json", "nowhere.json"),
     ],
