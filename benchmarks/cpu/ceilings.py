@@ -1,7 +1,7 @@
-"""The process that measures what the machine can do: `python -m benchmarks.cpu.ceilings`.
+"""The process that measures the limits of the machine: `python -m benchmarks.cpu.ceilings`.
 
-GEMM peak: the fastest of a few float32 products. A product of our own, or of another library, joins by a line in GEMMS.
-Copy bandwidth: bytes read and written while arrays that fit no cache are copied, by all threads.
+The GEMM peak is the rate of the fastest of a few float32 products. The copy bandwidth counts the bytes read and written
+while all threads copy arrays that are larger than the caches.
 """
 
 import os
@@ -12,24 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from .channel import serve
-from .worker import limit_processors
+from .channel import limit_processors, serve
 
-GEMMS: dict[str, Callable[..., Any]] = {"NumPy": np.matmul}  # function(a, b, out=c)
+# Functions (a, b, out=c). The product of another library joins by a line here.
+GEMMS: dict[str, Callable[..., Any]] = {"NumPy": np.matmul}
 _SIZES = ((1024, 1024, 1024), (2048, 1024, 1024), (8320, 768, 192))  # M, N, K; the last is of vit-s
 _COPIED = 96 * 2**20  # bytes; larger than most last-level caches
 _CALLS = 4
 
 
 class Ceilings:
-    """Keeps its arrays, and the product that was fastest at first."""
+    """Measures again and again with the same arrays and with the product that was fastest at first."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads)
         source = np.ones(_COPIED // 4, np.float32)
-        self._parts = list(
-            zip(np.array_split(source, threads), np.array_split(np.zeros_like(source), threads), strict=True)
-        )
+        targets = np.array_split(np.zeros_like(source), threads)
+        self._parts = list(zip(np.array_split(source, threads), targets, strict=True))
         products = [self._product(gemm, *size) for gemm in GEMMS.values() for size in _SIZES]
         self._flops, self._multiply = max(products, key=lambda product: product[0] / _least_seconds(product[1]))
 
@@ -52,7 +51,7 @@ class Ceilings:
 
 
 def _least_seconds(run: Callable[[], Any]) -> float:
-    run()  # threads asleep, memory not yet touched
+    run()  # wakes the threads and touches the memory
     seconds = []
     for _ in range(_CALLS):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A process that answers: commands as JSON lines on its stdin, answers on a pipe that nothing else writes to."""
+"""A child process that answers: it reads commands as JSON lines from stdin, and alone writes to the pipe of answers."""
 
 import contextlib
 import json
@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ..machine import ROOT
+from ..peers import describe_error
 
 
 class LostError(Exception):
-    """A process died, hung, or answered that it failed; the message says which."""
+    """A child died, gave no answer in time, or answered that it failed; the message says which."""
 
 
-# The child's side ---------------------------------------------------------------------------------------------------
+# In the child ---------------------------------------------------------------------------------------------------------
 
 
 def serve(handlers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    """Answer commands until stdin ends. What anyone prints meanwhile, from C too, goes to stderr."""
+    """Answer commands until stdin ends. Whatever libraries print meanwhile, in Python or in C, goes to stderr."""
     commands, answers = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -32,17 +33,22 @@ def serve(handlers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
         try:
             answer = handlers[command.pop("do")](**command)
         except Exception as error:
-            text = " ".join(str(error).split())
-            answer = {"failed": f"{type(error).__name__}: {text}"[:300]}
+            answer = {"failed": describe_error(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-# The parent's side --------------------------------------------------------------------------------------------------
+def limit_processors(threads: int) -> None:
+    """Keep this process on as many processors as it has threads, for the libraries that ignore the variables."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+# In the parent --------------------------------------------------------------------------------------------------------
 
 
 def environment(threads: int, extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a child: every library told the same number of threads."""
+    """The environment of a child, in which every library finds the same number of threads."""
     names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
     pools = {f"{name}_NUM_THREADS": str(threads) for name in names} | {"TINYVIT_THREADS": str(threads)}
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
@@ -50,7 +56,7 @@ def environment(threads: int, extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class Process:
-    """One child: `python -m module *arguments`, which calls `serve`."""
+    """A child: `python -m module *arguments`, where the module calls `serve`."""
 
     def __init__(
         self, module: str, arguments: Sequence[str], folder: Path, threads: int, extra: Mapping[str, str] | None = None
@@ -75,10 +81,10 @@ class Process:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._answers.put(line)
-        self._answers.put(None)  # it has ended
+        self._answers.put(None)  # the child has ended
 
     def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer; `LostError` if there is none within `timeout` seconds."""
+        """Send a command and wait for its answer; `LostError` if none comes within `timeout` seconds."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
@@ -89,22 +95,26 @@ class Process:
         except BrokenPipeError:
             line = None
         if line is None:
-            raise LostError(self._how_it_died())
+            raise LostError(self._cause_of_death())
         answer = json.loads(line)
         if "failed" in answer:
             raise LostError(answer["failed"])
         return answer
 
-    def _how_it_died(self) -> str:
+    def _cause_of_death(self) -> str:
         code = self._process.wait()
         cause = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        said = self._stderr.read_text("utf-8", "replace").split("\n")
-        last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+        printed = self._stderr.read_text("utf-8", "replace").split("\n")
+        last = next((line.strip() for line in reversed(printed) if line.strip()), "it printed nothing")
         return f"died ({cause}): {last[:200]}"
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def close(self) -> None:
-        """End the child and what it started."""
-        if self._process.poll() is None:
+        """Kill the child and the processes that it started."""
+        if not self.has_ended:
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:

@@ -1,4 +1,4 @@
-"""A run: every contender in a process of its own, verified, then timed round by round, in an order that rotates."""
+"""One case measured: every contender is verified, then timed round by round, in an order that rotates."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ from ..report.records import CaseResult, Row
 from ..stats import is_quiet, ratios
 from .channel import LostError, Process
 
-_PAUSE = 0.15  # seconds between contenders, till the threads of the one before stop spinning: OpenBLAS needs 0.1
+PAUSE = 0.15  # seconds between contenders, in which the threads of the last one stop spinning: OpenBLAS needs 0.1
 _MOST_CALLS = 10_000  # in a round
 
 Notify = Callable[[str], None]
@@ -21,7 +21,15 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be chosen. `budget` is the time for one contender on one case, `timeout` for one answer, in seconds."""
+    """The choices of a run.
+
+    Attributes
+    ----------
+    rounds : the largest number of rounds; a case ends earlier when its ratios are quiet.
+    budget : seconds for one contender on one case.
+    baseline : the contender that speed is relative to; by default the first of `BASELINES` that takes part.
+    timeout : seconds that a process has for one answer.
+    """
 
     threads: int
     rounds: int
@@ -30,15 +38,15 @@ class Settings:
     timeout: float = 300.0
 
 
-class Field:
-    """The processes of a run, started when they are first needed."""
+class Processes:
+    """The processes of a run. Each starts when it is first needed."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings, self.folder = settings, folder
-        self._processes: dict[str, Process] = {}
+        self._running: dict[str, Process] = {}
 
     def contender(self, spec: Spec) -> Process:
-        return self._get(spec.name, "benchmarks.cpu.worker", (spec.factory, spec.option), spec)
+        return self._get(spec.name, "benchmarks.cpu.worker", (spec.factory, spec.option, spec.needs), spec)
 
     def reference(self) -> Process:
         return self._get("reference", "benchmarks.cpu.reference", ())
@@ -47,16 +55,16 @@ class Field:
         return self._get("ceilings", "benchmarks.cpu.ceilings", ())
 
     def _get(self, name: str, module: str, arguments: Sequence[str], spec: Spec | None = None) -> Process:
-        if name not in self._processes:
+        if name not in self._running:
             extra = spec.environment if spec else {}
-            self._processes[name] = Process(module, arguments, self.folder, self.settings.threads, extra)
-        return self._processes[name]
+            self._running[name] = Process(module, arguments, self.folder, self.settings.threads, extra)
+        return self._running[name]
 
     def drop(self, name: str) -> None:
-        self._processes.pop(name).close()
+        self._running.pop(name).close()
 
     def close(self) -> None:
-        for name in list(self._processes):
+        for name in list(self._running):
             self.drop(name)
 
 
@@ -74,72 +82,79 @@ class Runner:
         return statistics.median(self.process.ask("time", timeout, calls=self.calls)["seconds"])
 
 
-def measure_case(case: Case, specs: Sequence[Spec], field: Field, notify: Notify) -> CaseResult:
+def measure_case(case: Case, specs: Sequence[Spec], processes: Processes, notify: Notify) -> CaseResult:
     """Verify and time all contenders that take part in `case`."""
     flops, size = cost(case)
-    result = CaseResult(case.id, case.label, case.operation, case.direction, asdict(case.shape), flops, size)
+    sizes = {name: value for name, value in asdict(case.shape).items() if name != "name"}
+    result = CaseResult(case.name, case.direction, sizes, flops, size)
     taking_part = [spec for spec in specs if spec.serves(case)]
     result.rows = [Row(spec.name) for spec in taking_part]
     notify("reference")
     try:
-        field.reference().ask("refer", field.settings.timeout, case=case.id, folder=str(field.folder))
+        processes.reference().ask("refer", processes.settings.timeout, case=case.id, folder=str(processes.folder))
     except LostError as error:
-        field.drop("reference")
+        processes.drop("reference")
         for row in result.rows:
             row.give_up(f"no reference to compare with: {error}")
         return result
     runners = []
     for spec, row in zip(taking_part, result.rows, strict=True):
         notify(f"verifying {spec.name}")
-        runner = _prepare(case, spec, row, field)
+        runner = _prepare(case, spec, row, processes)
         if runner is not None:
             runners.append(runner)
-    _time_rounds(result, runners, field, notify)
-    _finish(runners, field)
+    _time_rounds(result, runners, processes, notify)
+    _finish(runners, processes)
     return result
 
 
-def _prepare(case: Case, spec: Spec, row: Row, field: Field) -> Runner | None:
-    """Start the contender and have it verified; None, with the reason in `row`, if it shall not be timed."""
+def _prepare(case: Case, spec: Spec, row: Row, processes: Processes) -> Runner | None:
+    """Start the contender and have it verified; None, with the reason in `row`, if it must not be timed."""
     if spec.missing:
         row.give_up(spec.missing)
         return None
+    settings = processes.settings
     try:
-        process = field.contender(spec)
-        answer = process.ask("prepare", field.settings.timeout, case=case.id, folder=str(field.folder))
+        process = processes.contender(spec)
+        answer = process.ask("prepare", settings.timeout, case=case.id, folder=str(processes.folder))
+        if "skip" in answer:
+            raise LostError(answer["skip"])
         if "wrong" in answer:
             row.give_up(f"WRONG: {answer['wrong']}")
             return None
-        row.deviations = answer["deviations"]
+        row.error = answer["error"]
         runner = Runner(spec, row, process)
-        slot = field.settings.budget / field.settings.rounds
-        for _ in range(2):  # the second estimate is made warm
-            runner.calls = max(1, min(_MOST_CALLS, int(slot / max(runner.time(field.settings.timeout), 1e-7))))
+        slot = settings.budget / settings.rounds
+        for _ in range(2):  # the first estimate includes warming up
+            runner.calls = max(1, min(_MOST_CALLS, int(slot / max(runner.time(settings.timeout), 1e-7))))
         return runner
     except LostError as error:
         row.give_up(str(error))
-        field.drop(spec.name)
+        processes.drop(spec.name)
         return None
 
 
-def _time_rounds(result: CaseResult, runners: list[Runner], field: Field, notify: Notify) -> None:
-    """Rounds of one turn each, until the ratios are quiet or the rounds are used up; runners that fail leave."""
-    settings = field.settings
+def _time_rounds(result: CaseResult, runners: list[Runner], processes: Processes, notify: Notify) -> None:
+    """Time every runner once a round, until the ratios are quiet or no round is left; remove runners that fail."""
+    settings = processes.settings
+    ceilings: list[tuple[float, float]] = []
     for count in range(settings.rounds):
         if not runners:
             return
         notify(f"round {count + 1}")
-        _measure_ceilings(result, field)
+        _measure_ceilings(ceilings, processes)
         shift = count % len(runners)
         for runner in [*runners[shift:], *runners[:shift]]:
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
             try:
                 runner.row.seconds.append(runner.time(settings.timeout))
             except LostError as error:
                 runner.row.give_up(str(error))
-                field.drop(runner.spec.name)
+                processes.drop(runner.spec.name)
                 runners.remove(runner)
         result.baseline = _baseline(settings.baseline, runners)
+        if ceilings:
+            result.gemm, result.copy = (statistics.median(values) for values in zip(*ceilings, strict=True))
         seconds = {runner.spec.name: runner.row.seconds for runner in runners}
         reference = seconds.pop(result.baseline, [])
         series = [ratios(reference, own) for own in seconds.values()] or [reference]
@@ -147,14 +162,13 @@ def _time_rounds(result: CaseResult, runners: list[Runner], field: Field, notify
             return
 
 
-def _measure_ceilings(result: CaseResult, field: Field) -> None:
+def _measure_ceilings(ceilings: list[tuple[float, float]], processes: Processes) -> None:
     try:
-        found = field.ceilings().ask("measure", field.settings.timeout)
-    except LostError:  # shares are left out, times are not
-        field.drop("ceilings")
+        found = processes.ceilings().ask("measure", processes.settings.timeout)
+    except LostError:  # the table then has times without shares
+        processes.drop("ceilings")
         return
-    result.gemm.append(found["gemm"])
-    result.copy.append(found["copy"])
+    ceilings.append((found["gemm"], found["copy"]))
 
 
 def _baseline(wanted: str | None, runners: Sequence[Runner]) -> str:
@@ -162,14 +176,14 @@ def _baseline(wanted: str | None, runners: Sequence[Runner]) -> str:
     return next((name for name in (wanted, *BASELINES, *names) if name in names), "")
 
 
-def _finish(runners: Sequence[Runner], field: Field) -> None:
-    """Verify what was timed last, and ask for the peak memory."""
+def _finish(runners: Sequence[Runner], processes: Processes) -> None:
+    """Verify the outputs of the last timed calls, and ask for the peak memory."""
     for runner in runners:
         try:
-            answer = runner.process.ask("finish", field.settings.timeout)
+            answer = runner.process.ask("finish", processes.settings.timeout)
         except LostError as error:
             runner.row.give_up(str(error))
-            field.drop(runner.spec.name)
+            processes.drop(runner.spec.name)
             continue
         runner.row.peak_memory = answer["peak_memory"]
         if "wrong" in answer:

@@ -1,7 +1,7 @@
-"""The process that draws inputs and computes right answers: the plain path of tinyvit in float64.
+"""The process that draws inputs and computes the right answers, by the plain path of tinyvit in float64.
 
-`python -m benchmarks.cpu.reference` answers `refer` with two files in a folder: inputs.npz, and expected.npz with the
-outputs and, for each, how far the plain path in float32 is from it.
+`python -m benchmarks.cpu.reference` answers the command `refer` with two files in a folder: inputs.npz, and
+expected.npz with the outputs and, for each, the error of the plain path in float32.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ from ..inputs import Arrays, load_inputs, make_inputs
 from ..verify import comparable, deviation
 from .channel import serve
 
-_PLAIN = "plain error of "
+_PLAIN_ERROR = "plain error of "
 
 
 def plain_outputs(case: Case, inputs: Arrays) -> Arrays:
-    """The outputs of the plain path on these inputs, in their dtype."""
-    from ..contenders.engine import Engine
+    """The outputs of the plain path, computed in the dtype of the inputs."""
+    from ..contenders.engine import Engine  # imports tinyvit, which workers that load expected.npz can do without
 
     task = Engine("numpy").prepare(case, inputs)
     result = None
@@ -37,16 +37,16 @@ def refer(case: str, folder: str) -> dict[str, Any]:
     exact = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in inputs.items()}
     expected, plain = plain_outputs(chosen, exact), plain_outputs(chosen, inputs)
     answers: dict[str, Any] = {**expected}
-    answers |= {_PLAIN + name: deviation(plain[name], expected[name]) for name in expected}
+    answers |= {_PLAIN_ERROR + name: deviation(plain[name], expected[name]) for name in expected}
     np.savez(place / "expected.npz", **answers)
     return {}
 
 
 def load_expected(folder: Path) -> tuple[Arrays, dict[str, float]]:
-    """The expected outputs, and the error of the plain path in float32 for each."""
+    """The expected outputs, and for each the error of the plain path in float32."""
     with np.load(folder / "expected.npz") as file:
         arrays = dict(file)
-    errors = {name.removeprefix(_PLAIN): float(a) for name, a in arrays.items() if name.startswith(_PLAIN)}
+    errors = {name.removeprefix(_PLAIN_ERROR): float(a) for name, a in arrays.items() if name.startswith(_PLAIN_ERROR)}
     return {name: arrays[name] for name in errors}, errors
 
 

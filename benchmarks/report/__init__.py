@@ -1,4 +1,4 @@
-"""What is shown and kept of a run: its records, tables for the terminal, plots, and pages.
+"""The results of runs: records, CSV files, comparisons, tables for the terminal, plots and pages.
 
-Order: records, table, plots, page.
+Order: records, csv_files, compare, table, plots, page.
 """

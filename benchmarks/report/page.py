@@ -1,4 +1,4 @@
-"""The files of a run: JSON, CSV, plots as PNG, and one HTML page that needs nothing else."""
+"""The page of a run: one HTML file that needs no other, and its plots as one PNG picture."""
 
 import re
 from collections.abc import Callable
@@ -7,40 +7,36 @@ from pathlib import Path
 
 from ..stats import MIN_ROUNDS, NOISE
 from .plots import look, panels, to_png, to_svg
-from .records import CaseResult, Row, Run, to_csv, to_json
+from .records import CaseResult, Row, Run
 from .table import case_columns, error_text, memory_text
 
 METHOD = f"""\
-Every contender ran in a process of its own with the same number of threads, on inputs from one seed. Before it was
-timed, its outputs were verified against NumPy in float64, on the very buffers it was then timed on; a wrong one is not
-timed. Rounds went around the contenders in an order that rotates, each with a pause before. Times are medians over the
-rounds (within a round, over its calls), with the 20 and 80 % quantiles; speed is the median of the ratios of each
-round, so what slowed a whole round cancels. A case ended when the standard error of every such median was below
-{NOISE:.0%}, after at least {MIN_ROUNDS} rounds, or when the rounds were used up. The ceilings were measured in each
-round, by the fastest of a few calls: a large float32 matrix product by NumPy, and copying arrays that fit no cache.
-GFLOP/s and GB/s count the work of the algorithm in float32, the same for all, with the share of the ceiling in
-brackets; bfloat16 or caches may exceed it. The error is the largest of any output, relative to the largest value; the
-peak memory is that of the process."""
+Every contender ran in its own process with the same number of threads, on inputs drawn from one seed. Before a
+contender was timed, its outputs were verified against NumPy in float64, on the same buffers; a wrong contender is not
+timed. Each round timed every contender once, after a pause, in an order that rotates. Times are medians over the
+rounds (within a round, over its calls), with the 20 and 80 % quantiles. Speed is the median of the ratios of each
+round, so that whatever slowed a whole round cancels. A case ended when the standard error of every such median was
+below {NOISE:.0%}, after at least {MIN_ROUNDS} rounds, or after the largest number of rounds. Each round also measured
+the ceilings, by the fastest of a few calls: a large float32 matrix product by NumPy, and a copy of arrays larger than
+the caches. GFLOP/s and GB/s count the work of the algorithm in float32, the same for all contenders, with the share
+of the ceiling in brackets; bfloat16 and caches can exceed it. The error is the largest of any output, relative to the
+largest value of that output; the peak memory is that of the process."""
 
 
-def write_files(run: Run, folder: Path) -> list[Path]:
-    """Write all files of `run` into `folder`, under a name that is not taken, and return their paths."""
+def write_page(run: Run, folder: Path) -> list[Path]:
+    """Write the page and the picture of `run` into `folder`, and return their paths.
+
+    Their names tell suite, processor and date, so writing the same run again overwrites its files and no others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    cpu = re.sub(r"[^a-z0-9]+", "-", run.machine["cpu"].lower()).strip("-")
-    stem = _free_stem(folder, f"{run.suite}-{cpu}-{run.date[:10]}")
-    texts = {"json": to_json(run), "csv": to_csv(run), "html": to_html(run)}
-    files = {suffix: text.encode() for suffix, text in texts.items()} | ({"png": to_png(run)} if panels(run) else {})
-    for suffix, content in files.items():
-        (folder / f"{stem}.{suffix}").write_bytes(content)
-    return [folder / f"{stem}.{suffix}" for suffix in files]
-
-
-def _free_stem(folder: Path, stem: str) -> str:
-    number, free = 1, stem
-    while (folder / f"{free}.json").exists():
-        number += 1
-        free = f"{stem}-{number}"
-    return free
+    device = re.sub(r"[^a-z0-9]+", "-", run.machine.device.lower()).strip("-")
+    stem = f"{run.suite}-{device}-{run.date[:19].replace(':', '')}"
+    files = {folder / f"{stem}.html": to_html(run).encode()}
+    if panels(run):
+        files[folder / f"{stem}.png"] = to_png(run)
+    for path, content in files.items():
+        path.write_bytes(content)
+    return list(files)
 
 
 # The page -----------------------------------------------------------------------------------------------------------
@@ -104,13 +100,13 @@ _PAGE = """\
 
 
 def to_html(run: Run) -> str:
-    """The report as one page: no scripts, no other files."""
+    """The page, without scripts or references to other files."""
     pictures = "\n".join(
         f"<h2>{escape(panel.title)}</h2>\n<figure>{to_svg(run, panel)}</figure>" for panel in panels(run)
     )
     return _PAGE.format(
         title=f"tinyvit benchmarks: {escape(run.suite)}",
-        subtitle=f"{escape(run.machine['cpu'])}, {run.settings['threads']} threads, {escape(run.date[:10])}",
+        subtitle=f"{escape(run.machine.device)}, {run.threads} threads, {escape(run.date[:10])}",
         style=_STYLE,
         facts=_facts(run),
         pictures=pictures,
@@ -120,18 +116,18 @@ def to_html(run: Run) -> str:
 
 
 def _facts(run: Run) -> str:
-    machine, settings = run.machine, run.settings
+    machine = run.machine
     commit = run.commit.removesuffix("+") + (" and uncommitted changes" if run.commit.endswith("+") else "")
-    memory = "" if machine["memory"] is None else f", {machine['memory'] / 2**30:.0f} GiB"
+    memory = "" if machine.memory is None else f", {machine.memory / 2**30:.0f} GiB"
     facts = {
-        "Processor": f"{machine['cpu']}, {machine['processors']} usable{memory}",
-        "Extensions": ", ".join(machine["features"]) or "unknown",
-        "System": machine["system"],
+        "Processor": f"{machine.device}, {machine.processors} usable{memory}",
+        "Extensions": ", ".join(machine.features) or "unknown",
+        "System": machine.system,
         "Versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
         "Commit": commit,
-        "Started": run.date + ("" if machine["load"] is None else f", load {machine['load']:.1f}"),
-        "Settings": f"{settings['threads']} threads, at most {settings['rounds']} rounds, "
-        f"{settings['budget']:g} s for each contender and case",
+        "Started": run.date + ("" if machine.load is None else f", load {machine.load:.1f}"),
+        "Settings": f"{run.threads} threads, at most {run.most_rounds} rounds, "
+        f"{run.budget:g} s for each contender and case",
     }
     if run.ceilings:
         gemm, copy = run.ceilings

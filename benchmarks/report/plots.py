@@ -1,4 +1,7 @@
-"""Plots of a run: speed against the baseline, time against N, and the roofline."""
+"""Plots of a run: speed against the baseline, time against N, and the roofline.
+
+matplotlib is imported when something is drawn.
+"""
 
 import io
 from collections.abc import Callable, Sequence
@@ -7,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .records import CaseResult, Row, Run
 
-# Colours that can be told apart on white and on black, and markers for eyes that cannot tell them.
+# Colours that differ on white and on black, and markers for readers who cannot distinguish the colours.
 _LOOKS = {
     "tinyvit": ("#2f7de1", "o"),
     "tinyvit-bf16": ("#74b0ff", "8"),
@@ -22,14 +25,16 @@ _LOOKS = {
     "jax-bf16": ("#82b366", "H"),
     "autograd": ("#a9762f", "p"),
 }
-_OTHERS = [(c, m) for m in "*PXd" for c in ("#b59f00", "#c2255c", "#5c7cfa")]  # kernels of users, fusions taken apart
+# For kernels of users and for engines without a fusion.
+_OTHERS = [(c, m) for m in "*PXd" for c in ("#b59f00", "#c2255c", "#5c7cfa")]
 
-_PRINT = ("#222222", "#d4d4d4")  # ink, and faint lines, on white
-_PAGE = ("#123456", "#654321")  # stand for the colours of the page, put in afterwards
+# The colour of text and lines, and that of the grid: on white, and placeholders that `to_svg` replaces by the page's.
+_PRINT = ("#222222", "#d4d4d4")
+_PAGE = ("#123456", "#654321")
 
 
 class Panel(NamedTuple):
-    """One picture, `height` inches high, that `draw(figure, run)` fills."""
+    """One picture, `height` inches high; `draw(figure, run)` draws it."""
 
     title: str
     height: float
@@ -37,7 +42,7 @@ class Panel(NamedTuple):
 
 
 def panels(run: Run) -> list[Panel]:
-    """The pictures that this run has data for."""
+    """The pictures for which this run has data."""
     cases = _timed(run)
     found = []
     if cases:
@@ -68,18 +73,18 @@ def look(run: Run, contender: str) -> tuple[str, str]:
     return _OTHERS[others.index(contender) % len(_OTHERS)]
 
 
-# Files --------------------------------------------------------------------------------------------------------------
+# Pictures -----------------------------------------------------------------------------------------------------------
 
 
 def to_png(run: Run) -> bytes:
-    """All panels below each other, on white."""
+    """All panels, one below the other, on white."""
     picture = io.BytesIO()
     _render(run, panels(run), _PRINT, picture, format="png", dpi=130)
     return picture.getvalue()
 
 
 def to_svg(run: Run, panel: Panel) -> str:
-    """One panel as an SVG element whose text and lines take the colours of the page around it."""
+    """One panel as an SVG element that inherits the colours of the page around it."""
     picture = io.StringIO()
     _render(run, [panel], _PAGE, picture, format="svg", transparent=True, metadata={"Date": None})
     svg = picture.getvalue()
@@ -93,13 +98,12 @@ def _render(run: Run, chosen: Sequence[Panel], colours: tuple[str, str], file: A
     from matplotlib.figure import Figure
 
     ink, faint = colours
-    style: Any = {
-        "text.color": ink, "axes.labelcolor": ink, "axes.titlecolor": ink, "xtick.labelcolor": ink,
-        "ytick.labelcolor": ink, "axes.edgecolor": faint, "xtick.color": faint, "ytick.color": faint,
-        "grid.color": faint, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.facecolor": "none", "legend.frameon": False, "font.size": 10,
-        "svg.fonttype": "none", "svg.hashsalt": chosen[0].title,  # ids differ between the pictures of a page
-    }  # fmt: skip
+    texts = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor")
+    style: Any = dict.fromkeys(texts, ink)
+    style |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), faint)
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.facecolor": "none"}
+    style |= {"grid.linewidth": 0.6, "legend.frameon": False, "font.size": 10, "svg.fonttype": "none"}
+    style["svg.hashsalt"] = chosen[0].title  # makes the ids of the pictures in one page differ
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(10, sum(panel.height for panel in chosen)), layout="constrained")
         FigureCanvasAgg(figure)
@@ -122,12 +126,12 @@ def _legend(figure: Any, run: Run, names: Sequence[str]) -> None:
         for name in names
         for colour, marker in [look(run, name)]
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=_columns(names), columnspacing=1.2,
-                  handletextpad=0.2)  # fmt: skip
+    spacing = {"columnspacing": 1.2, "handletextpad": 0.2}
+    figure.legend(handles=handles, loc="outside upper right", ncols=_columns(names), **spacing)
 
 
 def _columns(names: Sequence[str]) -> int:
-    """How many of these names a line of a legend has room for."""
+    """How many of these names fit in one line of a legend."""
     return max(1, min(len(names), 130 // (max(map(len, names)) + 4)))
 
 
@@ -138,7 +142,7 @@ def _names(run: Run) -> list[str]:
 
 
 def _draw_speed(figure: Any, run: Run) -> None:
-    """A line for each case, a mark for each contender: the median ratio, with the 20 to 80 % range."""
+    """Draw a line for each case with a mark for each contender: its median ratio and the 20 to 80 % range."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes = figure.subplots()
@@ -167,17 +171,20 @@ def _draw_speed(figure: Any, run: Run) -> None:
 
 
 def _draw_time_against_tokens(figure: Any, run: Run) -> None:
-    """Nanoseconds for each element of q: batches, heads and head sizes do not matter, and flat means memory-bound."""
+    """Draw nanoseconds per element of q against N.
+
+    Dividing by the elements removes batch, heads and head size; a flat line means memory-bound.
+    """
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     names = _names(run)
     for axes, direction in zip(figure.subplots(1, 2, sharey=True), ("forward", "backward"), strict=True):
         cases = [case for case in _timed(run) if case.direction == direction]
-        tokens = sorted({case.shape["N"] for case in cases})
+        tokens = sorted({case.sizes["N"] for case in cases})
         for name in names:
             found: dict[int, list[float]] = {}
             for case in cases:
-                row, s = case.row(name), case.shape
+                row, s = case.row(name), case.sizes
                 if row is not None and row.time is not None:
                     found.setdefault(s["N"], []).append(row.time.median / (s["B"] * s["H"] * s["N"] * s["D"]) * 1e9)
             colour, marker = look(run, name)
@@ -188,12 +195,12 @@ def _draw_time_against_tokens(figure: Any, run: Run) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.grid()
-    figure.axes[0].set_ylabel("ns for each element of q")
+    figure.axes[0].set_ylabel("ns per element of q")
     _legend(figure, run, names)
 
 
 def _draw_roofline(figure: Any, run: Run) -> None:
-    """What is reached against what the work allows: below the slope memory binds, below the roof arithmetic."""
+    """Draw rates against arithmetic intensity, below the limits of memory (the slope) and arithmetic (the roof)."""
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     axes = figure.subplots()
@@ -210,10 +217,10 @@ def _draw_roofline(figure: Any, run: Run) -> None:
     for case, intensity in zip(cases, intensities, strict=True):
         for row in _timed_rows(case):
             colour, marker = look(run, row.contender)
-            filled = case.direction != "backward"
-            axes.plot(intensity, (case.rate(row) or 0) / 1e9, color=colour, marker=marker, markersize=6,
-                      fillstyle="full" if filled else "none", linestyle="none")  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="FLOP for each byte (filled: forward, hollow: backward)")
+            fill = "none" if case.direction == "backward" else "full"
+            style = {"color": colour, "marker": marker, "markersize": 6, "fillstyle": fill, "linestyle": "none"}
+            axes.plot(intensity, (case.rate(row) or 0) / 1e9, **style)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte (filled: forward, hollow: backward)")
     axes.set_ylabel("GFLOP/s")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
