@@ -1,4 +1,4 @@
-"""How long the benchmarks of a GPU may take: time on one is short."""
+"""A limit on the time of the benchmarks of a GPU, because time on a GPU is short."""
 
 import signal
 import time
@@ -6,27 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-MINUTES = 5.0  # by default: with `python -m pytest -m gpu`, which ends after four, they take less than ten
+MINUTES = 5.0  # by default; together with `python -m pytest -m gpu`, which ends after four, less than ten
 LEFT_OUT = "left out: no time"
 
 
 class OutOfTime(BaseException):
-    """The time is over; no Exception, so that nothing that is measured takes it for one of its own."""
+    """The time is over. It is no Exception, so that nothing that is being measured catches it."""
 
 
 class Budget:
-    """So many minutes, from now on."""
+    """A number of minutes, from now on."""
 
     def __init__(self, minutes: float) -> None:
         self._end = time.monotonic() + 60 * minutes
 
     def share(self, count: int) -> float:
-        """Seconds for each of `count` things, of what is left."""
+        """The remaining seconds, divided by `count`."""
         return max(0.0, self._end - time.monotonic()) / count
 
     @contextmanager
     def enforced(self, part: float) -> Iterator[None]:
-        """Raise OutOfTime in this block after this part of what is left, whatever it does; in the main thread only."""
+        """Raise OutOfTime in this block when it has taken this part of the remaining time; in the main thread only."""
         seconds = part * self.share(1)
         if seconds < 1e-3:
             raise OutOfTime

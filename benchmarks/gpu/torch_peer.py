@@ -1,4 +1,4 @@
-"""PyTorch beside the kernels on a GPU: its attention, its layer norm, a training step. A test runs them on a CPU."""
+"""PyTorch on a GPU: its attention, its layer norm, a training step. Tests run them on a CPU."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ Run = Callable[[], Any]
 
 
 def attention(size: Sequence[int], dtype: str, back: bool, backend: str, device: str = "cuda") -> Run:
-    """Attention over views of packed q, k and v (B, H, N, D) by one backend, forward or backward."""
+    """Attention, forward or backward, by one of PyTorch's backends, on views of packed q, k and v (B, H, N, D)."""
     b, h, n, d = size
     packed = torch.randn(b, n, 3, h, d, device=device, dtype=getattr(torch, dtype))
     q, k, v = (x.detach().requires_grad_(back) for x in packed.permute(2, 0, 3, 1, 4).unbind(0))
@@ -28,7 +28,7 @@ def attention(size: Sequence[int], dtype: str, back: bool, backend: str, device:
 
 
 def layer_norm(rows: int, columns: int, dtype: str, back: bool, compiled: bool, device: str = "cuda") -> Run:
-    """Layer norm of rows, forward or backward, perhaps through torch.compile."""
+    """Layer norm of rows, forward or backward, with `compiled` through torch.compile."""
     x = torch.randn(rows, columns, device=device, dtype=getattr(torch, dtype), requires_grad=back)
     weight = torch.ones(columns, device=device, dtype=x.dtype, requires_grad=back)
     bias = torch.zeros_like(weight, requires_grad=back)
@@ -46,7 +46,7 @@ def _backward(y: torch.Tensor, *inputs: torch.Tensor) -> Run:
 
 
 def train_step(shape: ModelShape, compiled: bool, device: str = "cuda") -> Run:
-    """Forward in bfloat16, cross-entropy, backward and a fused AdamW; `compiled` with the mode max-autotune."""
+    """Forward in bfloat16, cross-entropy, backward and a fused AdamW; with `compiled` through max-autotune."""
     torch.manual_seed(0)
     model = ViT(shape).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)

@@ -1,8 +1,8 @@
-"""Triton beside the kernels on a GPU: a fused layer norm and a fused attention, forward and backward.
+"""Triton on a GPU: a fused layer norm and a fused attention, forward and backward.
 
-As its tutorials have them: what backward needs again is kept by forward, sums over rows are made in parts, and the
-gradients of queries and of keys by a kernel each. (Dao et al., FlashAttention, 2022. Tillet et al., Triton, 2019.)
-With TRITON_INTERPRET=1 all of it runs on a CPU, which is how a test proves it.
+They follow Triton's tutorials: forward keeps what backward needs, sums over rows are computed in parts, and the
+gradients of queries and of keys have a kernel each. (Dao et al., FlashAttention, 2022. Tillet et al., Triton, 2019.)
+With TRITON_INTERPRET=1 everything runs on a CPU, where a test compares it with PyTorch.
 """
 
 import os
@@ -17,8 +17,12 @@ from torch.nn import functional as F
 
 Run = Callable[[], Any]
 EPS = 1e-5
-PROGRAMS = 512  # each of which sums a part of the rows for the gradients of weight and bias
-ALLOWED = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 2e-2}  # of the largest value: four times what was seen
+PROGRAMS = 512  # each sums a part of the rows for the gradients of weight and bias
+ALLOWED = {
+    "float32": 1e-4,
+    "float16": 2e-3,
+    "bfloat16": 2e-2,
+}  # relative to the largest value: four times the errors seen
 
 
 # Layer norm ----------------------------------------------------------------------------------------------------------
@@ -42,7 +46,7 @@ def _normalize(x, weight, bias, y, means, rstds, columns, eps, WIDTH: tl.constex
 
 @triton.jit
 def _normalize_back(dy, x, weight, means, rstds, dx, parts, rows, columns, WIDTH: tl.constexpr):
-    """dx of every so many-th row, and the part of dw and db that these rows make."""
+    """dx of the rows part, part + programs, part + 2 programs ..., and their part of dweight and dbias."""
     part, programs, at = tl.program_id(0), tl.num_programs(0), tl.arange(0, WIDTH)
     inside = at < columns
     factor = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
@@ -65,7 +69,7 @@ def _normalize_back(dy, x, weight, means, rstds, dx, parts, rows, columns, WIDTH
 
 @triton.jit
 def _sum_parts(parts, totals, count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """totals (2, columns) of parts (2, count, columns), always in the same order."""
+    """Sum parts (2, count, columns) into totals (2, columns), always in the same order."""
     which, at = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, count, ROWS):
@@ -77,7 +81,7 @@ def _sum_parts(parts, totals, count, columns, ROWS: tl.constexpr, COLUMNS: tl.co
 
 
 def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x (R, C) -> y (R, C), mean and rstd (R,); a program for each row."""
+    """x (R, C) -> y (R, C), mean and rstd (R,). Each row has a program."""
     rows, columns = x.shape
     y, mean, rstd = torch.empty_like(x), *torch.empty(2, rows, device=x.device)
     _normalize[(rows,)](x, weight, bias, y, mean, rstd, columns, EPS, WIDTH=triton.next_power_of_2(columns))
@@ -102,7 +106,7 @@ def layer_norm_backward(
 
 
 def _tuned(*sizes: tuple[int, int, int, int]) -> Callable[[Any], Any]:
-    """The fastest of these ROWS, COLUMNS, warps and stages; the first where nothing can be timed."""
+    """Tune a kernel over these ROWS, COLUMNS, warps and stages. The interpreter, which cannot time, takes the first."""
     configs = [triton.Config({"ROWS": r, "COLUMNS": c}, num_warps=w, num_stages=s) for r, c, w, s in sizes]
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return triton.autotune(configs[:1] if interpreted else configs, key=["length", "D"])
@@ -110,28 +114,45 @@ def _tuned(*sizes: tuple[int, int, int, int]) -> Callable[[Any], Any]:
 
 @triton.jit
 def _tile(array, rows, depth, step, length):
-    """These rows of one head, 0 beyond the last."""
+    """Load these rows of one head, and 0 beyond the last row."""
     return tl.load(array + rows[:, None] * step + depth[None, :], mask=rows[:, None] < length, other=0.0)
 
 
 @triton.jit
 def _keep(array, values, rows, depth, step, length):
-    """Store these rows of one head."""
+    """Store these rows of one head, except beyond the last row."""
     to = array + rows[:, None] * step + depth[None, :]
     tl.store(to, values.to(array.dtype.element_ty), mask=rows[:, None] < length)
 
 
 @triton.jit
 def _head(heads, step_b, step_h):
-    """Where the head of this program begins."""
+    """The offset of the head that this program computes."""
     return (tl.program_id(1) // heads).to(tl.int64) * step_b + tl.program_id(1) % heads * step_h
 
 
 @_tuned((128, 64, 8, 3), (64, 64, 4, 3))
 @triton.jit
-def _attend(q, k, v, out, lse, scale, length, heads, step_b, step_n, step_h, out_b, out_n, out_h,
-            D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """out and lse of some queries, with a running maximum."""
+def _attend(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    scale,
+    length,
+    heads,
+    step_b,
+    step_n,
+    step_h,
+    out_b,
+    out_n,
+    out_h,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """out and lse of a block of queries, with a running maximum."""
     from_, depth = _head(heads, step_b, step_h), tl.arange(0, D)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     queries = _tile(q + from_, rows, depth, step_n, length)
@@ -153,10 +174,29 @@ def _attend(q, k, v, out, lse, scale, length, heads, step_b, step_n, step_h, out
 
 @_tuned((128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 3))
 @triton.jit
-def _attend_back_to_queries(dout, out, q, k, v, lse, deltas, dq, scale, length, heads,
-                            step_b, step_n, step_h, out_b, out_n, out_h,
-                            D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """dq of some queries, and delta = sum(dout out) of each for the other kernel."""
+def _attend_back_to_queries(
+    dout,
+    out,
+    q,
+    k,
+    v,
+    lse,
+    deltas,
+    dq,
+    scale,
+    length,
+    heads,
+    step_b,
+    step_n,
+    step_h,
+    out_b,
+    out_n,
+    out_h,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """dq of a block of queries, and delta = sum(dout out) of each query for the other kernel."""
     from_, to, depth = _head(heads, step_b, step_h), _head(heads, out_b, out_h), tl.arange(0, D)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     queries = _tile(q + from_, rows, depth, step_n, length)
@@ -179,10 +219,29 @@ def _attend_back_to_queries(dout, out, q, k, v, lse, deltas, dq, scale, length, 
 
 @_tuned((64, 128, 8, 3), (64, 64, 4, 3), (32, 128, 8, 3), (32, 64, 4, 3))
 @triton.jit
-def _attend_back_to_keys(dout, q, k, v, lse, deltas, dk, dv, scale, length, heads,
-                         step_b, step_n, step_h, out_b, out_n, out_h,
-                         D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """dk and dv of some keys."""
+def _attend_back_to_keys(
+    dout,
+    q,
+    k,
+    v,
+    lse,
+    deltas,
+    dk,
+    dv,
+    scale,
+    length,
+    heads,
+    step_b,
+    step_n,
+    step_h,
+    out_b,
+    out_n,
+    out_h,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """dk and dv of a block of keys."""
     from_, to, depth = _head(heads, step_b, step_h), _head(heads, out_b, out_h), tl.arange(0, D)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     keys = _tile(k + from_, columns, depth, step_n, length)
@@ -204,19 +263,19 @@ def _attend_back_to_keys(dout, q, k, v, lse, deltas, dk, dv, scale, length, head
 
 
 def _sizes(q: Tensor, out: Tensor) -> tuple[Any, ...]:
-    """The scale, for powers of two, and what kernels are told of shapes and strides."""
+    """The arguments of a kernel that describe shapes and strides. The scale is for powers of two instead of e."""
     _, n, h, d = q.shape
     return d**-0.5 * 1.4426950408889634, n, h, *q.stride()[:3], *out.stride()[:3]
 
 
 def _blocks(q: Tensor, size: str) -> Callable[[dict[str, int]], tuple[int, int]]:
-    """The programs: so many rows or columns each, and each head."""
+    """The grid: blocks of rows or columns (`size` says which), and heads."""
     b, n, h, _ = q.shape
     return lambda chosen: (triton.cdiv(n, chosen[size]), b * h)
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """q, k, v (B, N, H, D), views of one packed array -> out (B, N, H, D), and lse (B, H, N) of base 2."""
+    """q, k, v (B, N, H, D), views of one packed array -> out (B, N, H, D), and lse (B, H, N) to base 2."""
     b, n, h, d = q.shape
     out, lse = torch.empty(q.shape, device=q.device, dtype=q.dtype), torch.empty(b, h, n, device=q.device)
     _attend[_blocks(q, "ROWS")](q, k, v, out, lse, *_sizes(q, out), D=d)
@@ -226,7 +285,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dout (B, N, H, D), laid out as out is -> dq, dk and dv, views of one packed array too."""
+    """dout (B, N, H, D), with the strides of out -> dq, dk and dv, again views of one packed array."""
     b, n, h, d = q.shape
     dq, dk, dv = torch.empty(b, n, 3, h, d, device=q.device, dtype=q.dtype).unbind(2)
     delta, sizes = torch.empty_like(lse), _sizes(q, out)
@@ -251,11 +310,11 @@ def layer_norm(rows: int, columns: int, dtype: str, back: bool, device: str = "c
 
     _, mean, rstd = forward()
     run = (lambda: layer_norm_backward(dy, x, weight, mean, rstd)) if back else forward
-    return _checked(run, reference, (x, weight, bias), dy if back else None)
+    return checked(run, reference, (x, weight, bias), dy if back else None)
 
 
 def attention(size: Sequence[int], dtype: str, back: bool, device: str = "cuda") -> Run:
-    """Attention over views of packed q, k and v (B, H, N, D), forward or backward."""
+    """Attention, forward or backward, on views of packed q, k and v."""
     b, h, n, d = size
     q, k, v = torch.randn(b, n, 3, h, d, device=device, dtype=getattr(torch, dtype)).unbind(2)  # (B, N, H, D)
     dout = torch.randn(b, n, h, d, device=device, dtype=q.dtype)
@@ -268,11 +327,11 @@ def attention(size: Sequence[int], dtype: str, back: bool, device: str = "cuda")
 
     out, lse = forward()
     run = (lambda: attention_backward(dout, q, k, v, out, lse)) if back else forward
-    return _checked(run, reference, (q, k, v), dout if back else None)
+    return checked(run, reference, (q, k, v), dout if back else None)
 
 
-def _checked(run: Run, reference: Callable[..., Tensor], operands: Sequence[Tensor], dout: Tensor | None) -> Run:
-    """`run`, if it gives what PyTorch's `reference` of these operands is in float32, or its gradients."""
+def checked(run: Run, reference: Callable[..., Tensor], operands: Sequence[Tensor], dout: Tensor | None) -> Run:
+    """Return `run` if its result agrees with PyTorch's `reference` of these operands in float32, or its gradients."""
     leaves = [x.detach().float().requires_grad_() for x in operands]
     out = reference(*leaves)
     expected = (out,) if dout is None else torch.autograd.grad(out, leaves, dout.float())
