@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import ORACLES
+from oracles import ORACLES, oracle_of
 
 import tinyvit as tv
 from tinyvit.engine.autograd import Op, Tensor
@@ -18,9 +18,6 @@ SAMPLES = [
     pytest.param(op, sample, id=f"{name}-{i}")
     for name, op in OPERATIONS.items()
     for i, sample in enumerate(op.samples())
-]
-SEVERAL_OUTPUTS = [
-    p for p in SAMPLES if isinstance(ORACLES[p.values[0].name](*p.values[1].inputs, **p.values[1].params), tuple)
 ]
 TIGHT: Any = {"atol": 1e-7, "rtol": 1e-6, "order": 2}  # a central difference of step 1e-6 is good to about 1e-9
 every_sample = pytest.mark.parametrize(("op", "sample"), SAMPLES)
@@ -67,13 +64,19 @@ def values_and_gradients(
 # The formulas --------------------------------------------------------------------------------------------------------
 
 
-def test_every_operation_has_samples_and_an_oracle() -> None:
-    assert {op.values[0].name for op in SAMPLES} == set(OPERATIONS) == set(ORACLES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_has_samples_and_an_oracle(name: str) -> None:
+    assert any(True for _ in OPERATIONS[name].samples())
+    oracle_of(name)
+
+
+def test_every_oracle_is_of_an_operation() -> None:
+    assert set(ORACLES) <= set(OPERATIONS)
 
 
 @every_sample
 def test_forward_equals_the_oracle(op: type[Op], sample: Sample) -> None:
-    expected = ORACLES[op.name](*sample.inputs, **sample.params)
+    expected = oracle_of(op.name)(*sample.inputs, **sample.params)
     outputs = applied(op, tensors(list(sample.inputs)), sample.params)
     for y, e in zip(outputs, expected if isinstance(expected, tuple) else [expected], strict=True):
         np.testing.assert_allclose(y.numpy(), e, rtol=1e-12, atol=1e-14, strict=True)
@@ -88,12 +91,9 @@ def test_gradients_and_their_gradients_agree_with_finite_differences(op: type[Op
         return op.apply(*(None if x is None else next(rest) for x in sample.inputs), **sample.params)
 
     tv.gradcheck(function, tensors(xs), **TIGHT)
-
-
-@pytest.mark.parametrize(("op", "sample"), SEVERAL_OUTPUTS)
-def test_each_output_alone_has_the_right_gradient(op: type[Op], sample: Sample) -> None:
-    for i in range(len(applied(op, list(sample.inputs), sample.params))):
-        tv.gradcheck(lambda *xs, i=i: op.apply(*xs, **sample.params)[i], tensors(list(sample.inputs)), **TIGHT)
+    outputs = len(applied(op, list(sample.inputs), sample.params))
+    for i in range(outputs if outputs > 1 else 0):  # each output alone as well
+        tv.gradcheck(lambda *xs, i=i: function(*xs)[i], tensors(xs), **TIGHT)
 
 
 @every_sample

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 Array = np.ndarray
 
@@ -260,6 +261,13 @@ ORACLES: dict[str, Callable[..., Any]] = {
     ),
     "dropout": lambda x, p, seed, offset: x * dropout_mask(x.shape, p, seed, offset),
 }  # fmt: skip
+
+
+def oracle_of(name: str) -> Callable[..., Any]:
+    """The oracle of an operation; the test fails where there is none."""
+    if name not in ORACLES:
+        pytest.fail(f"operation {name} has no oracle in tests/support/oracles.py")
+    return ORACLES[name]
 
 
 # Transformers: x is (B, N, C), `w` maps the names of a module's parameters to arrays ---------------------------------
