@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from peers import peer
 
 HERE = Path(__file__).resolve().parent
 SIMULATED = HERE / "simulated_trials.py"
@@ -70,5 +71,5 @@ def test_the_simulator_agrees_with_the_plain_rules(part: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_kernel_compiles_to_ptx_for_every_architecture() -> None:
-    pytest.importorskip("numba_cuda", reason="needs numba-cuda")
+    peer("numba_cuda", "numba-cuda")
     compiled([(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])

@@ -1,10 +1,10 @@
 """The public names that users' code stands on: they may grow in number, and none may go."""
 
 import pytest
+import tinyvit.kernels
 
 import tinyvit as tv
 import tinyvit.functional as F
-import tinyvit.kernels
 
 PROMISED = {
     tv: """Tensor tensor grad no_grad gradcheck GradcheckError manual_seed use_kernels set_default_device autocast
