@@ -44,7 +44,9 @@ ROWS = [np.array([2, 0, 2]), np.array([[1], [1]], np.int32), np.array([-1, 2]), 
 @pytest.mark.parametrize("implementation", ["numpy", "auto"])
 @pytest.mark.parametrize("ids", ROWS, ids=["repeated", "a table", "from the end", "none", "uint8"])
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 2), (3, 0)])
-def test_rows_picked_by_number_are_those_of_numpy(implementation: str, ids: np.ndarray, shape: tuple[int, ...]) -> None:
+def test_integer_indices_pick_the_rows_numpy_picks(
+    implementation: str, ids: np.ndarray, shape: tuple[int, ...]
+) -> None:
     with tv.use_kernels(implementation):
         x = normal(*shape)
         picked = x[ids]
@@ -128,7 +130,7 @@ def test_erf_keeps_float32_accuracy() -> None:
     exact = ORACLES["erf"](x)
     y = F.erf(x).numpy()
     assert y.dtype == np.float32
-    assert np.abs(y - exact).max() <= 4 * np.finfo(np.float32).eps  # Horner's rule, twice, and a division
+    assert np.abs(y - exact).max() <= 4 * np.finfo(np.float32).eps  # two polynomials by Horner's rule, and a division
     small = np.float32([0.0, 1e-30, -1e-10, 1e-4])
     np.testing.assert_allclose(F.erf(small).numpy(), ORACLES["erf"](small), rtol=3e-7)
 
@@ -198,7 +200,7 @@ def test_cross_entropy_of_a_batch_that_is_ignored_altogether_is_zero() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_class_ids_and_their_one_hot_probabilities_are_one_target(smoothing: float, reduction: str) -> None:
+def test_class_ids_and_their_one_hot_probabilities_give_the_same_loss(smoothing: float, reduction: str) -> None:
     logits, ids = normal(2, 3, 4), np.array([[0, 1, 3], [2, 2, 2]], np.uint8)
     losses = [F.cross_entropy(logits, t, label_smoothing=smoothing, reduction=reduction) for t in (ids, np.eye(4)[ids])]
     np.testing.assert_allclose(*arrays(*losses), rtol=1e-14)
@@ -222,7 +224,7 @@ def test_contrastive_loss_is_the_mean_of_both_directions() -> None:
     assert F.contrastive_loss(image, text, 3.0).item() == pytest.approx((rows + columns) / 2)
 
 
-# Errors name the function, the argument, what came and what is allowed -----------------------------------------------
+# Errors name the function, the argument, its value and what is allowed ------------------------------------------------
 
 attend = F.scaled_dot_product_attention
 ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
@@ -276,7 +278,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("call", "error", "message"), ERRORS)
-def test_errors_say_what_came_and_what_is_allowed(
+def test_errors_state_the_received_value_and_what_is_allowed(
     call: Callable[[], Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -284,22 +286,22 @@ def test_errors_say_what_came_and_what_is_allowed(
 
 
 @pytest.mark.parametrize("join", [F.stack, F.concatenate])
-def test_nothing_cannot_be_joined(join):
+def test_an_empty_list_cannot_be_joined(join):
     with pytest.raises(ValueError, match="tensors is empty"):
         join([])
 
 
-def test_an_axis_is_not_split_into_no_parts():
+def test_an_axis_cannot_be_split_into_zero_parts():
     with pytest.raises(ValueError, match="cannot be cut into 0 equal parts"):
         F.split(tv.tensor([1.0, 2.0]), 0)
 
 
-def test_a_tensor_is_made_of_an_array():
+def test_a_tensor_must_be_made_of_an_array():
     with pytest.raises(TypeError, match=r"not a str; tinyvit\.tensor\(data\) makes one"):
         tv.Tensor("hello")
 
 
-# Sums where an index repeats, as on a GPU ----------------------------------------------------------------------------
+# Sums over repeated indices, as they are computed on a GPU ------------------------------------------------------------
 
 PLACES: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
     "rows": ((5, 3), (np.array([[0, 4, 4], [-1, 0, 2]]),)),
@@ -313,15 +315,17 @@ PLACES: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_sums_by_sorting_are_those_of_add_at(name: str) -> None:
+def test_sums_by_sorting_equal_those_of_add_at(name: str) -> None:
     shape, where = PLACES[name]
     expected = np.zeros(shape)
-    x = np.random.default_rng(0).integers(-99, 99, expected[where].shape).astype(np.float64)  # whose sums are exact
+    x = (
+        np.random.default_rng(0).integers(-99, 99, expected[where].shape).astype(np.float64)
+    )  # sums of integers are exact
     np.add.at(expected, where, x)
     np.testing.assert_array_equal(indexing._add_sorted(backend.NUMPY, x, where, shape), expected, strict=True)
 
 
-def test_sums_by_sorting_round_as_little_as_sums_in_pairs() -> None:
+def test_sums_by_sorting_are_as_exact_as_pairwise_sums() -> None:
     x = np.random.default_rng(0).uniform(1, 2, (4096, 1)).astype(np.float32)
     (found,) = indexing._add_sorted(backend.NUMPY, x, (np.full(4096, 2),), (3, 1))[2]
     assert abs(found / x.sum(dtype=np.float64) - 1) <= 12 * 2**-24

@@ -97,11 +97,11 @@ def test_a_function_is_made_of_operations_and_has_the_right_gradient(
         tv.gradcheck(function, inputs, order=2)
     assert used
     for operation in used:
-        oracle_of(operation)  # which is what the operation itself is compared with
+        oracle_of(operation)  # the operation itself is compared with it elsewhere
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
-def test_constants_lead_nowhere(name: str) -> None:
+def test_constants_have_no_gradient(name: str) -> None:
     assert not CONSTANTS[name]().requires_grad
 
 

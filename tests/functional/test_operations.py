@@ -1,4 +1,4 @@
-"""Every operation on every one of its samples: one body for all, so a new operation is tested once it exists."""
+"""Every operation on each of its samples. The tests are written once for all, so a new operation is tested at once."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +31,7 @@ def plain() -> Iterator[None]:
 
 
 def in_dtype(sample: Sample, dtype: Any) -> tuple[list[Array | None], dict[str, Any]]:
-    """The inputs of a sample and its parameters, in another dtype."""
+    """The inputs and parameters of a sample, converted to another dtype."""
     inputs = [None if x is None else x.astype(dtype) for x in sample.inputs]
     return inputs, {k: np.dtype(dtype) if isinstance(v, np.dtype) else v for k, v in sample.params.items()}
 
@@ -46,7 +46,7 @@ def applied(op: type[Op], inputs: list[Tensor | None], params: dict[str, Any]) -
 
 
 def weights_of(outputs: list[Tensor]) -> list[Array]:
-    """Incoming gradients: the same ones whatever the dtype."""
+    """Incoming gradients that are the same in every dtype, up to rounding."""
     rng = np.random.default_rng(1)
     return [rng.standard_normal(y.shape).astype(y.dtype) for y in outputs]
 
@@ -54,7 +54,7 @@ def weights_of(outputs: list[Tensor]) -> list[Array]:
 def values_and_gradients(
     op: type[Op], inputs: list[Array | None], params: dict[str, Any], change: Callable[[Array], Array] = np.array
 ) -> list[Array]:
-    """The outputs of an operation, then the gradients of its inputs; `change` is applied to what comes in."""
+    """The outputs of an operation, then the gradients of its inputs; `change` is applied to all arrays that go in."""
     xs = tensors([None if x is None else change(x) for x in inputs])
     outputs = applied(op, xs, params)
     gradients = tv.grad(outputs, [x for x in xs if x is not None], [change(u) for u in weights_of(outputs)])
@@ -83,7 +83,7 @@ def test_forward_equals_the_oracle(op: type[Op], sample: Sample) -> None:
 
 
 @every_sample
-def test_gradients_and_their_gradients_agree_with_finite_differences(op: type[Op], sample: Sample) -> None:
+def test_gradients_of_first_and_second_order_agree_with_finite_differences(op: type[Op], sample: Sample) -> None:
     xs = [x for x in sample.inputs if x is not None]
 
     def function(*varied: Tensor) -> Any:
@@ -92,7 +92,7 @@ def test_gradients_and_their_gradients_agree_with_finite_differences(op: type[Op
 
     tv.gradcheck(function, tensors(xs), **TIGHT)
     outputs = len(applied(op, list(sample.inputs), sample.params))
-    for i in range(outputs if outputs > 1 else 0):  # each output alone as well
+    for i in range(outputs if outputs > 1 else 0):  # and each output on its own
         tv.gradcheck(lambda *xs, i=i: function(*xs)[i], tensors(xs), **TIGHT)
 
 
@@ -115,16 +115,16 @@ def test_a_wrong_gradient_is_caught(op: type[Op], sample: Sample, monkeypatch: p
 
 
 def perturbed(rng: np.random.Generator) -> Callable[[Array], Array]:
-    """Every element moved by one rounding error of float32, up or down."""
+    """A function that moves every element by one rounding error of float32, up or down."""
     eps = float(np.finfo(np.float32).eps)
     return lambda x: x * (1 + eps * rng.choice([-1, 1], x.shape)) if x.dtype == np.float64 else np.array(x)
 
 
 @every_sample
 def test_float32_is_as_exact_as_its_rounding_allows(op: type[Op], sample: Sample) -> None:
-    """Against float64 on the same inputs; the tolerance is what rounding errors of the inputs change in the result.
+    """The reference is float64 on the same inputs. The tolerance follows from how rounded inputs change its result:
 
-    Four times the largest change that eight random roundings cause, and four rounding errors of the largest result.
+    four times the largest change that eight random roundings cause, plus four rounding errors of the largest result.
     """
     inputs, params = in_dtype(sample, np.float32)
     found = values_and_gradients(op, inputs, params)
@@ -148,15 +148,15 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @every_sample
-def test_layout_in_memory_changes_nothing(op: type[Op], sample: Sample, layout: str) -> None:
+def test_the_memory_layout_of_inputs_does_not_matter(op: type[Op], sample: Sample, layout: str) -> None:
     inputs = list(sample.inputs)
     expected = values_and_gradients(op, inputs, sample.params)
     found = values_and_gradients(op, inputs, sample.params, LAYOUTS[layout])
-    for y, e in zip(found, expected, strict=True):  # not to the bit: BLAS adds in another order
+    for y, e in zip(found, expected, strict=True):  # not bit by bit, for BLAS may add in another order
         np.testing.assert_allclose(y, e, rtol=1e-12, atol=1e-14, strict=True)
 
 
-# What an operation may not do ----------------------------------------------------------------------------------------
+# What an operation must not do ----------------------------------------------------------------------------------------
 
 
 def contents(arrays: Any) -> list[bytes]:
@@ -165,7 +165,7 @@ def contents(arrays: Any) -> list[bytes]:
 
 @pytest.mark.parametrize("create_graph", [False, True])
 @every_sample
-def test_nothing_that_comes_in_is_modified(op: type[Op], sample: Sample, create_graph: bool) -> None:
+def test_inputs_are_never_modified(op: type[Op], sample: Sample, create_graph: bool) -> None:
     xs = tensors([None if x is None else x.copy() for x in sample.inputs])
     extras = [a for v in sample.params.values() for a in (v if isinstance(v, tuple) else (v,))]
     outputs = applied(op, xs, sample.params)

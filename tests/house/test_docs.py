@@ -1,4 +1,4 @@
-"""What the documents show works: every Python example runs, every command parses."""
+"""The documents are right: every Python example in them runs, and every command parses."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "kernels/README.md"])
 def test_python_examples_run(name: str) -> None:
-    """One page is one program: later examples use what earlier ones made."""
+    """The examples of a page are one program: later ones use the names of earlier ones."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
     assert blocks
     scope: dict[str, object] = {"__name__": "__main__"}
@@ -24,7 +24,7 @@ def test_python_examples_run(name: str) -> None:
 
 
 def commands_shown() -> list[str]:
-    """The `tinyvit` commands of the README, without their comments, and those that the recipes state."""
+    """The `tinyvit` commands in the README, without their comments, and those that recipes state."""
     lines = re.findall(r"^    (?:.*&& )?(tinyvit .*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     shown = [re.sub(r"\s+#.*", "", line) for line in lines]
     return [*shown, *(load_recipe(name).about.command for name in recipe_names())]
@@ -32,7 +32,7 @@ def commands_shown() -> list[str]:
 
 @pytest.mark.parametrize("line", sorted(set(commands_shown())))
 def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyvit.backend.set_default_device", lambda name: None)  # there need be no GPU
+    monkeypatch.setattr("tinyvit.backend.set_default_device", lambda name: None)  # this machine may have no GPU
     _, *words = shlex.split(line)
     command, parent = commands, click.Context(commands, info_name="tinyvit", **commands.context_settings)
     while isinstance(command, click.Group):
