@@ -118,7 +118,7 @@ def test_right_kernels_are_verified_and_timed(attention: CaseResult) -> None:
         assert row is not None
         assert not row.reason
         assert len(row.seconds) == len(attention.gemm) == len(attention.copy) == 3
-        assert all(0 < s < 10 for s in row.seconds)
+        assert all(s > 0 for s in row.seconds)
         assert 0 < row.error < 1e-5
         assert row.peak_memory > 2**20
 
