@@ -45,3 +45,17 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_readme_shows_every_command() -> None:
     shown = " ".join(commands_shown())
     assert all(f"tinyvit {name}" in shown for name in commands.commands)
+
+
+def test_the_rooms_that_contributing_lists_exist() -> None:
+    table = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
+    rooms = [room for cell in table for room in re.findall(r"`(.*?)`", cell)]
+    assert len(rooms) > 10
+    assert not [room for room in rooms if not (ROOT / room).exists()]
+
+
+def test_contributing_lists_every_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    packages = [path.parent for path in (ROOT / "tinyvit").glob("*/__init__.py")]
+    assert packages
+    assert not [path.name for path in packages if f"`tinyvit/{path.name}/`" not in text]
