@@ -10,8 +10,10 @@ import subprocess
 import sys
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
+import sources
 from sources import FILES, PACKAGES, ROOT, imported, imported_files, parsed
 
 # A room may import rooms of its own layer and of those before it. A package stands for everything in it.
@@ -163,6 +165,20 @@ def against_the_order(package: str) -> set[tuple[str, str]]:
     return {
         (name, other) for name in inside for other in imported_files(name) & set(inside) if place(other) > place(name)
     }
+
+
+def test_an_import_against_the_order_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = {
+        "planted": '"""A room.\n\nOrder: low,\nhigh.\n"""\nfrom .high import b',
+        "planted.low": "from . import high",
+        "planted.high": "def f():\n    from .low import a\n    from . import low",
+    }
+    for name, code in package.items():
+        monkeypatch.setitem(FILES, name, tmp_path / f"{name}.py")
+        FILES[name].write_text(code)
+    monkeypatch.setattr(sources, "PACKAGES", [*PACKAGES, "planted"])
+    assert stated_order("planted") == ["low", "high"]
+    assert against_the_order("planted") == {("planted.low", "planted.high")}
 
 
 # What `import tinyvit` loads ------------------------------------------------------------------------------------------
