@@ -10,8 +10,8 @@ import numpy as np
 
 from .. import dispatch
 from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host
+from ..dispatch import Kernel
 from ..engine import Tensor
-from ..kernels.lookup import Kernel
 from .device import DeviceBundle
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
