@@ -4,12 +4,13 @@ import tinyvit as tv, tinyvit.functional as F
 """
 
 from . import functional, models, nn, optim, study
-from .autocast import LossScaler, autocast
+from .autocast import autocast
 from .backend import Generator, allow_tf32, limit_threads, manual_seed, set_default_device
 from .checkpoint import load, save
 from .dispatch import use_kernels
 from .engine.autograd import Tensor, grad, no_grad, tensor
 from .engine.gradcheck import GradcheckError, gradcheck
+from .optim import LossScaler
 
 limit_threads()
 

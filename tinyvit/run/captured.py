@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..autocast import LossScaler, autocast
+from ..autocast import autocast
 from ..backend import default_generator, gpu, like, namespace_of
 from ..engine.autograd import Tensor
-from ..optim import Adam
+from ..optim import Adam, LossScaler
 
 WARM_UP = 3  # steps before the capture: kernels are compiled, algorithms are chosen
 

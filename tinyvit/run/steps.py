@@ -3,11 +3,11 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..autocast import LossScaler, autocast
+from ..autocast import autocast
 from ..backend import is_on_gpu
 from ..data import Batch
 from ..engine.autograd import Tensor
-from ..optim import Adam, clip_grad_norm
+from ..optim import Adam, LossScaler, clip_grad_norm
 from .captured import CapturedStep
 
 if TYPE_CHECKING:
