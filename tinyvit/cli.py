@@ -139,26 +139,8 @@ def evaluate(run: str) -> None:
 
     trained = load_run(run)
     dataset, task = load_data(trained.recipe, "test"), task_of(trained.recipe)
-    loss, accuracy, found = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
-    if trained.recipe.task.kind == "classify":
-        _evaluated_classes(dataset, accuracy, loss, found.confusion)
-    else:
-        click.echo(f"accuracy {100 * accuracy:.2f} % ({len(dataset):,} {task.samples}), loss {loss:.4f}")
-    for name, share in found.shares.items():
-        click.echo(f"  {name}: {100 * share:.2f} %")
-    if mistakes := found.mistakes():
-        told = (f"{name!r} taken for {other!r} {times} times" for name, other, times in mistakes)
-        click.echo("\nmost frequent mistakes: " + ", ".join(told))
-
-
-def _evaluated_classes(dataset: Any, accuracy: float, loss: float, confusion: Any) -> None:
-    """Print a line for each class."""
-    right, images = confusion.diagonal(), confusion.sum(axis=1)
-    click.echo(f"accuracy {100 * accuracy:.2f} % ({right.sum():,} of {images.sum():,} test images), loss {loss:.4f}\n")
-    width = max(5, *map(len, dataset.classes))
-    click.echo(f"{'class':{width}}  images   right   accuracy")
-    for name, n, k in zip(dataset.classes, images, right, strict=True):
-        click.echo(f"{name:{width}}  {n:6}  {k:6}   {f'{k / n:8.2%}'.replace('%', ' %') if n else '       -'}")
+    report = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
+    click.echo(task.describe(report, len(dataset)))
 
 
 @commands.command()
@@ -179,9 +161,8 @@ def predict(run: str, images: tuple[str, ...]) -> None:
     tinyvit predict runs/digits three.png
     tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
     """
-    from .run.evaluate import predict
     from .run.folder import load_run
-    from .use import require_kind
+    from .use import predict, require_kind
 
     trained, failed = load_run(run), False
     require_kind(trained, "classify")
@@ -255,10 +236,10 @@ _picture = click.option("--out", metavar="FILE", type=Path, default=Path("attent
                         callback=_free, help="The picture of where each word looks.")  # fmt: skip
 
 
-def _draw(out: Path, looks: Any, title: str) -> None:
-    from .use import draw_looks
+def _draw(out: Path, maps: Any, title: str) -> None:
+    from .use import draw_word_maps
 
-    draw_looks(out, looks, title)
+    draw_word_maps(out, maps, title)
     click.echo(f"tinyvit: where each word looks -> {out}", err=True)
 
 
@@ -278,8 +259,8 @@ def ask(run: str, image: str, question: str, out: Path) -> None:
     from .run.folder import load_run
     from .use import ask
 
-    answer, probability, looks = ask(load_run(run), image, question)
-    _draw(out, looks, f"{question}  {answer}")
+    answer, probability, maps = ask(load_run(run), image, question)
+    _draw(out, maps, f"{question}  {answer}")
     click.echo(f"{answer}\t{probability:.4f}")
 
 
@@ -298,8 +279,8 @@ def caption(run: str, image: str, out: Path) -> None:
     from .run.folder import load_run
     from .use import caption
 
-    text, looks = caption(load_run(run), image)
-    _draw(out, looks, text)
+    text, maps = caption(load_run(run), image)
+    _draw(out, maps, text)
     click.echo(text)
 
 
@@ -319,8 +300,8 @@ def retrieve(run: str, folder: str, text: str, out: Path) -> None:
     from .run.folder import load_run
     from .use import retrieve
 
-    found, looks = retrieve(load_run(run), folder, text)
-    _draw(out, looks, text)
+    found, maps = retrieve(load_run(run), folder, text)
+    _draw(out, maps, text)
     for path, cosine in found[:10]:
         click.echo(f"{path}\t{cosine:.4f}")
 
@@ -395,7 +376,7 @@ def _drop_what_cannot_be_written() -> None:
 
 def _judged(error: Exception) -> tuple[int, str]:
     """The exit status for an error, and what to tell of it."""
-    from .run.loop import TrainingFailed
+    from .run.folder import TrainingFailed
 
     if isinstance(error, click.Abort):  # what click makes of KeyboardInterrupt
         return 130, str(error.__cause__) or "stopped"

@@ -10,7 +10,6 @@ from tinyvit.data import TextDataset, Tokenizer, normalize, scenes, texts
 from tinyvit.data.tokenizer import PAD, UNK
 from tinyvit.run.folder import load_run
 from tinyvit.run.loop import train
-from tinyvit.tasks import Found
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -153,14 +152,6 @@ def test_a_vocabulary_goes_with_the_run():
     spec = load_run(result.folder).data
     assert spec.tokenizer == Tokenizer.build(scenes.VOCABULARY)
     assert dataclasses.replace(spec) == spec
-
-
-def test_the_most_frequent_mistakes_come_first():
-    confusion = np.array([[5, 0, 2], [1, 9, 0], [0, 4, 9]])
-    found = Found({}, ("a", "b", "c"), confusion)
-    assert found.mistakes() == [("c", "b", 4), ("a", "c", 2), ("b", "a", 1)]
-    assert found.mistakes(1) == [("c", "b", 4)]
-    assert Found({}).mistakes() == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 24])

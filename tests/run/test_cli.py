@@ -89,12 +89,11 @@ def test_ctrl_c_is_told_with_the_way_to_go_on_and_status_130():
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(
-        r"\s*tinyvit: stopped in epoch \d+ of 1000, after step \d+; go on with: tinyvit train --resume 'a run'\n", err
-    )
+    says = r"stopped in epoch \d+ of 1000, after step \d+; continue with: tinyvit train --resume 'a run'"
+    assert re.fullmatch(rf"\s*tinyvit: {says}\n", err)
     last = metrics_of(Path("a run"))[-1]["epoch"]
     with start("train", "--resume", "a run") as process:
-        assert "going on in epoch" in process.stdout.readline()
+        assert "resuming in epoch" in process.stdout.readline()
         assert process.stdout.readline().startswith(f"epoch {last + 1:4}/1000")
         process.kill()
 
@@ -248,21 +247,21 @@ RECIPES = ", ".join(recipe_names())
         ("train --set name=digit", "there is no data set 'digit': did you mean digits? known are "),
         ("train --set name=folder:no", "no/train is not a folder"),
         ("train --set image_size=9", "image_size is 9; the images of digits have the size 8"),
-        ("train --out .", ". is not empty; give a folder that does not exist, or --resume to go on with a run"),
+        ("train --out .", ". is not empty; give a folder that does not exist, or --resume to continue a run"),
         ("train --out tiny.toml", "tiny.toml exists already"),
         ("train --out=", "Invalid value for '--out': it is empty; give the name of a folder (see tinyvit train"),
         ("train --resume=", "Invalid value for '--resume': it is empty; give the name of a folder"),
         ("train --device cuda", "Invalid value for '--device': device 'cuda' is not usable"),
         ("train --device gpu", "Invalid value for '--device': device is 'gpu'; it must be 'cpu'"),
-        ("train --resume nope", "nope is no run folder: it has no recipe.toml; `tinyvit train` makes one"),
+        ("train --resume nope", "nope is not a run folder: it has no recipe.toml; `tinyvit train` makes one"),
         (
             "train digits --resume x",
             "--resume goes on by the recipe in DIR: leave out RECIPE, --set, --precision and --out",
         ),
         ("train --resume x --set lr=1", "--resume goes on by the recipe in DIR"),
         ("evaluate", "Missing argument 'RUN' (see tinyvit evaluate --help)"),
-        ("evaluate nope", "there is no run 'nope'; there is digits"),
-        ("evaluate .", ". is no run folder: it has no recipe.toml"),
+        ("evaluate nope", "there is no run 'nope'; available: digits"),
+        ("evaluate .", ". is not a run folder: it has no recipe.toml"),
         ("predict run", "Missing argument 'IMAGE...' (see tinyvit predict --help)"),
         ("predict nope a.png", "there is no run 'nope'"),
         ("data", "Missing command (see tinyvit data --help)"),
@@ -385,7 +384,7 @@ def test_names_that_are_no_text_are_shown_all_the_same():
 def test_errors_of_a_process_are_those_of_the_function():
     with start("evaluate", "nope") as process:
         _, err = process.communicate()
-    assert (process.returncode, err) == (2, "tinyvit: error: there is no run 'nope'; there is digits\n")
+    assert (process.returncode, err) == (2, "tinyvit: error: there is no run 'nope'; available: digits\n")
 
 
 @pytest.mark.parametrize("name", ["TINYVIT_THREADS", "TINYVIT_CPU"])
