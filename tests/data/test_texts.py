@@ -155,9 +155,9 @@ def test_a_vocabulary_goes_with_the_run():
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 24])
-def test_batches_in_one_shape_hold_what_others_do_and_are_filled_up(size):
+def test_batches_with_equal_batches_hold_what_others_do_and_are_filled_up(size):
     full = texts.load_texts("scenes-questions", "train")
-    dataset = full.in_one_shape(size)
+    dataset = full.with_equal_batches(size)
     shapes, needed = set(), 0
     for seed in range(20):
         order = dataset.order(np.random.default_rng(seed))
@@ -175,6 +175,6 @@ def test_batches_in_one_shape_hold_what_others_do_and_are_filled_up(size):
 
 
 def test_written_texts_are_not_cut_in_batches_of_one_shape():
-    dataset = texts.load_texts("reverse", "train").in_one_shape(4)
+    dataset = texts.load_texts("reverse", "train").with_equal_batches(4)
     short = np.flatnonzero((dataset.labels != PAD).sum(axis=1) < 6)[:4]
     assert dataset.batch(short).labels.shape == (4, dataset.labels.shape[1])

@@ -208,7 +208,7 @@ def test_what_a_task_cannot_learn_from_is_told(name, assignment, message):
 def test_recipes_that_do_not_fit_are_told():
     with pytest.raises(RecipeError, match="the images of scenes-captions have a fixed size"):
         Training(tiny("caption", "image_size=32"))
-    with pytest.raises(DataError, match="digits has no texts; data sets that do are easy-vqa"):
+    with pytest.raises(DataError, match="digits has no texts; data sets with texts: easy-vqa"):
         texts.load_texts("digits", "test")
     with pytest.raises(DataError, match="scenes-captions has texts, not classes"):
         Training(tiny("caption", "kind=classify"))

@@ -92,7 +92,7 @@ class Training:
         self.optimizer = _build_optimizer(recipe, self.model)
         self.steps = Steps(self.model, self.task, self.optimizer, settings)
         if self.steps.graph:
-            self.loader.dataset = self.train_data.in_one_shape(recipe.data.batch_size)
+            self.loader.dataset = self.train_data.with_equal_batches(recipe.data.batch_size)
         self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None
         self.position = Position()
         self._lap_began = self._written = time.perf_counter()
