@@ -13,10 +13,11 @@ from tinyvit.kernels.cuda import device
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.engine.autograd import Tensor
+from tinyvit.errors import TrainingFailed
 from tinyvit.functional import indexing
 from tinyvit.run.captured import CapturedStep
 from tinyvit.run.display import Display, heading
-from tinyvit.run.loop import TrainingFailed, train
+from tinyvit.run.loop import train
 from tinyvit.run.recipe import load_recipe
 from tinyvit.run.state import Training
 

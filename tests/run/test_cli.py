@@ -256,9 +256,9 @@ RECIPES = ", ".join(recipe_names())
         ("train --resume nope", "nope is not a run folder: it has no recipe.toml; `tinyvit train` makes one"),
         (
             "train digits --resume x",
-            "--resume goes on by the recipe in DIR: leave out RECIPE, --set, --precision and --out",
+            "--resume uses the recipe in DIR: leave out RECIPE, --set, --precision and --out",
         ),
-        ("train --resume x --set lr=1", "--resume goes on by the recipe in DIR"),
+        ("train --resume x --set lr=1", "--resume uses the recipe in DIR"),
         ("evaluate", "Missing argument 'RUN' (see tinyvit evaluate --help)"),
         ("evaluate nope", "there is no run 'nope'; available: digits"),
         ("evaluate .", ". is not a run folder: it has no recipe.toml"),

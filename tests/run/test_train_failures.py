@@ -10,9 +10,9 @@ import pytest
 from tiny_run import Watch, isolate, sha256, tiny_recipe
 
 from tinyvit.checkpoint import load
-from tinyvit.errors import DataError, RecipeError
+from tinyvit.errors import DataError, RecipeError, TrainingFailed
 from tinyvit.run.folder import RunError
-from tinyvit.run.loop import Result, TrainingFailed, resume, train
+from tinyvit.run.loop import Result, resume, train
 
 
 @pytest.fixture(autouse=True)

@@ -82,7 +82,7 @@ def test_retrieve(picture, monkeypatch, capsys):
     assert status == 0
     assert sorted(path for path, _ in lines) == [str(picture), str(picture.with_name("b.png"))]
     assert float(lines[0][1]) >= float(lines[1][1])
-    assert "where each word looks -> attention.png" in told
+    assert "attention of each word -> attention.png" in told
     for _ in range(2):  # what the first search draws is not searched by the second
         _, out, _ = call(
             monkeypatch,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..backend import default_device
 from ..checkpoint import atomic_write, load, save
-from ..errors import CheckpointError, TinyvitError
+from ..errors import CheckpointError, TinyvitError, TrainingFailed
 from ..nn import Module
 from ..tasks import DataSpec, recipe_error, task_of
 from ..tasks.base import AnyDataset
@@ -30,10 +30,6 @@ SHIPPED = Path(__file__).parents[1] / "weights"  # a file <recipe>.safetensors f
 
 class RunError(TinyvitError):
     """A run folder that cannot be made, found or resumed."""
-
-
-class TrainingFailed(Exception):
-    """A run that had to stop: its numbers are no longer finite, or its files cannot be written."""
 
 
 # The data and the model of a recipe ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import keep_freed_memory
+from ..errors import TrainingFailed
 from .curves import draw_curves
 from .display import Display
 from .folder import (
@@ -20,7 +21,6 @@ from .folder import (
     CURVES,
     METRICS,
     RunError,
-    TrainingFailed,
     claimed,
     is_complete,
     new_run,
