@@ -97,7 +97,7 @@ def test_mistakes_are_told(words: list[str], message: str) -> None:
 
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "no regular file" in str(run("softmax", "--out", str(tmp_path / "pipe")).exception)
+    assert "not a regular file" in str(run("softmax", "--out", str(tmp_path / "pipe")).exception)
     assert (tmp_path / "pipe").is_fifo()
 
 

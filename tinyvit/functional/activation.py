@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Namespace
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .elementwise import as_floating
 from .linalg import check_linear
 from .samples import sample
@@ -116,6 +116,7 @@ class Gelu(Op):
     approximate="tanh": P(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2.
     """
 
+    autocast = "narrow"
     saves = ("x",)
     is_activation = True
     fault = _FAULT
@@ -137,6 +138,7 @@ class Gelu(Op):
 class BiasGelu(Op):
     """y = gelu(x + b)        dx = dy gelu'(x + b),  db = sum of dx over all rows"""
 
+    autocast = "narrow"
     saves = ("x", "bias")
     kernel = "bias_gelu"
     is_activation = True
@@ -161,6 +163,7 @@ class BiasGelu(Op):
 class LinearGelu(Op):
     """y = gelu(h),  h = x W^T + b        dh = dy gelu'(h),  dx = dh W,  dW = dh^T x,  db = sum of dh over all rows"""
 
+    autocast = "narrow"
     saves = ("x", "weight", "bias")
     kernel = "linear_gelu"
     masters = ("weight", "bias")
@@ -191,6 +194,7 @@ class LinearGelu(Op):
 class Softmax(Op):
     """y = exp x / sum(exp x) along an axis        dx = y (dy - sum(dy y))"""
 
+    autocast = "wide"
     saves = ("out",)
     kernel = "softmax"
     fault = Fault(
@@ -218,6 +222,7 @@ class Softmax(Op):
 class LogSoftmax(Op):
     """y = x - log(sum(exp x)) along an axis        dx = dy - exp(y) sum(dy)"""
 
+    autocast = "wide"
     saves = ("out",)
 
     @staticmethod

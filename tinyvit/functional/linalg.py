@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .samples import sample
 from .teaching import SIGN, Fault, Question
 
@@ -15,6 +15,7 @@ from .teaching import SIGN, Fault, Question
 class Matmul(Op):
     """z = x y, stacks of matrices broadcast        dx = dz y^T,  dy = x^T dz"""
 
+    autocast = "narrow"
     saves = ("x for y", "y for x")
 
     @staticmethod
@@ -47,6 +48,7 @@ _BIAS_SIGN = Question(
 class Linear(Op):
     """y = x W^T + b        dx = dy W,  dW = dy^T x,  db = sum of dy over all rows"""
 
+    autocast = "narrow"
     saves = ("x for weight", "weight for x")
     kernel = "linear"
     masters = ("weight", "bias")

@@ -6,19 +6,21 @@
 Order: rules, record, check, page, trace, notebook, watch, subject.
 """
 
-from ..engine.autograd import Tensor
-from ..engine.gradcheck import GradcheckError, gradcheck
-from ..nn import Module
+from ..engine import GradcheckError, gradcheck
 from .check.differences import Check, check, check_rule
-from .notebook import module_html, tensor_html
 from .rules.narrate import narrate_backward, narrate_forward
 from .rules.steps import Narration
 from .trace import Trace, trace
 
-setattr(Tensor, "_repr_html_", tensor_html)  # noqa: B010  (what notebooks show)
-setattr(Module, "_repr_html_", module_html)  # noqa: B010
-
 __all__ = [
-    "Check", "GradcheckError", "Narration", "Trace", "check", "check_rule", "gradcheck", "narrate_backward",
-    "narrate_forward", "trace",
-]  # fmt: skip
+    "Check",
+    "GradcheckError",
+    "Narration",
+    "Trace",
+    "check",
+    "check_rule",
+    "gradcheck",
+    "narrate_backward",
+    "narrate_forward",
+    "trace",
+]

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..context import no_grad
 from ..data import normalize, read_image
 from ..dispatch import use_kernels
-from ..engine.autograd import Op, Tensor, no_grad
+from ..engine import Op, Tensor
 from ..errors import DataError, StudyError
 from ..models import ViT
 from ..run.folder import RunError, TrainedModel, load_data, load_run

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..engine import autograd
-from ..engine.autograd import Op, Tensor
+from .. import context
+from ..engine import Op, Tensor
 from .page.graph import dot_of, svg_of
 from .page.text import overview_of, text_of
 from .page.write import save_page
@@ -69,11 +69,8 @@ def trace(
     RuntimeError
         If another trace is open.
     """
-    if autograd.recorder is not None:
+    if context.now().recorder is not None:
         raise RuntimeError("a trace is already open, and records everything here; close it first, or use that one")
     recorded = Trace()
-    autograd.recorder = Recorder(recorded, Archive(max_bytes), names or {}, planted or {})
-    try:
+    with context.changed(recorder=Recorder(recorded, Archive(max_bytes), names or {}, planted or {})):
         yield recorded
-    finally:
-        autograd.recorder = None

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...backend import NUMPY
-from ...engine.autograd import Op
+from ...engine import Op
 from ..record.records import Backward
-from ..rules.narrate import application_of
 
 STEP = 1e-4
 _PARTS = (1.0, 0.7, 0.5)  # fractions of a step; their differences must agree with each other
@@ -215,8 +214,7 @@ class _Application:
         return all(np.isfinite(g).all() for g in given)
 
     def _forward(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        out = self.op.forward(NUMPY, *inputs, **self.params)
-        return [np.asarray(y) for y in (out if isinstance(out, tuple) else (out,))]
+        return [np.asarray(y) for y in self.op.run(NUMPY, inputs, self.params)]
 
     def gradients(self, rng: np.random.Generator | None = None, unit: float = 0.0) -> list[Any]:
         """The rule's gradients; with `rng`, after each number that it reads was changed by up to `unit` of itself."""
@@ -226,10 +224,9 @@ class _Application:
                 return x
             return x * (1 + unit * rng.uniform(-1, 1, np.shape(x)))
 
-        ctx = application_of(self.op, self.inputs, self.outputs, self.params, self.needs)
-        ctx.saved = [given(a) for a in ctx.saved]
-        grads = ctx.backward(NUMPY, *map(given, self.incoming))
-        return [None if g is None else np.asarray(g) for g in (grads if isinstance(grads, tuple) else (grads,))]
+        application = self.op.application(self.inputs, self.outputs, self.params, self.needs).mapped(given)
+        grads = application.gradients(NUMPY, [given(g) for g in self.incoming])
+        return [None if g is None else np.asarray(g) for g in grads]
 
     def sensitivity(self, gradients: Sequence[Any]) -> list[Any]:
         """How much each element of the gradients changes, divided by the relative change of the numbers that it reads.

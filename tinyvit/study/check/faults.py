@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from ...engine.autograd import Op
+from ...engine import Op
 from ...errors import TinyvitError
 from ..record.records import Recording
 from .differences import check
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 def plantable() -> list[str]:
     """The names of the operations that have a fault to plant."""
-    return [name for name, op in Op.registry.items() if op.fault is not None]
+    return sorted(name for name, op in Op.registry.items() if op.fault is not None)
 
 
 def place_for(operation: str, recorded: Recording) -> Place:

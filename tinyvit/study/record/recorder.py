@@ -7,18 +7,16 @@ import functools
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from ... import dispatch
+from ... import context, dispatch
 from ...backend import to_host
-from ...engine import autograd
-from ...engine.autograd import Op, Tensor
+from ...engine import Node, Op, Tensor, dtypes
 from ...nn import Module
 from .records import Backward, Entry, Recording
 from .values import Archive, Origin, Value
@@ -49,14 +47,10 @@ class Recorder:
         self._leaf_counts: dict[str, int] = {}
         self._memory = _TapeMemory()
 
-    @contextmanager
-    def _paused(self) -> Iterator[None]:
+    @staticmethod
+    def _paused() -> context.changed:
         """Record nothing within this block."""
-        before, autograd.recorder = autograd.recorder, None
-        try:
-            yield
-        finally:
-            autograd.recorder = before
+        return context.changed(recorder=None)
 
     # Forward
 
@@ -66,7 +60,7 @@ class Recorder:
                 self._recording.complete = False
                 return op.apply(*inputs, **params)
             module, line, frame = self._caller(sys._getframe(2))
-            names = (op.inputs[min(i, len(op.inputs) - 1)] for i in range(len(inputs)))
+            names = (op.input_name(i) for i in range(len(inputs)))
             values = tuple(self._value_of(x, frame, name) for x, name in zip(inputs, names, strict=True))
             key = self._key(op, module)
             op = self._planted.get(key, op)
@@ -74,7 +68,7 @@ class Recorder:
             result = op.apply(*inputs, **params)
             seconds = time.perf_counter() - began
             outputs = result if isinstance(result, tuple) else (result,)
-            node = outputs[0]._op
+            node = outputs[0].node
             entry = Entry(
                 index=len(self._recording.entries),
                 key=key,
@@ -136,13 +130,13 @@ class Recorder:
             return x
         if not isinstance(x, Tensor):
             return self._archive.store(parameter, Origin("leaf"), np.asarray(x))
-        if x._op is not None and (value := self._outputs.get((x._op.sequence, x._index))) is not None:
+        if x.node is not None and (value := self._outputs.get((x.node.sequence, x.output_index))) is not None:
             return self._current(value, x)
         known = self._leaf_values.get(id(x))
         if known is not None and known[0]() is x:
             return self._current(known[1], x)
         name = self._names.get(id(x)) or _local_name(x, frame) or parameter
-        is_leaf = x.requires_grad and x._op is None
+        is_leaf = x.requires_grad and x.node is None
         if is_leaf:  # `Recording.gradients` has these names as keys, so they must differ
             self._leaf_counts[name] = self._leaf_counts.get(name, 0) + 1
             name = name if self._leaf_counts[name] == 1 else f"{name}#{self._leaf_counts[name]}"
@@ -161,23 +155,23 @@ class Recorder:
         names = entry.op.outputs
         name = names[i] if i < len(names) and len(names) > 1 else f"{names[0]}[{i}]" if i else names[0]
         value = self._archive.store(name, Origin("output", entry, i), _host(out))
-        if out._op is not None:
-            self._outputs[out._op.sequence, out._index] = value
+        if out.node is not None:
+            self._outputs[out.node.sequence, out.output_index] = value
         else:
             self._leaf_values[id(out)] = (weakref.ref(out), value)
         return value
 
     # Backward
 
-    def gradients(self, node: Op, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
+    def gradients(self, node: Node, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
         entry = self._entries.get(node.sequence)
         if create_graph:  # the rule runs on tensors, and is recorded as the operations that it consists of
             began = time.perf_counter()
-            grads = node.gradients(incoming, create_graph)
+            grads = node.op.gradients_of(node, incoming, create_graph)
         else:
             with self._paused():
                 began = time.perf_counter()
-                grads = node.gradients(incoming, create_graph)
+                grads = node.op.gradients_of(node, incoming, create_graph)
         seconds = time.perf_counter() - began
         if entry is not None:
             with self._paused():
@@ -185,7 +179,7 @@ class Recorder:
         return grads
 
     def _record_backward(
-        self, entry: Entry, node: Op, incoming: Sequence[Any], grads: Sequence[Any], seconds: float
+        self, entry: Entry, node: Node, incoming: Sequence[Any], grads: Sequence[Any], seconds: float
     ) -> None:
         self._memory.release(node.sequence)
         received = tuple(
@@ -236,14 +230,13 @@ class _TapeMemory:
         self._blocks: dict[int, dict[int, int]] = {}  # by sequence number: bytes by memory block
         self._holders: dict[int, int] = {}  # how many nodes hold each memory block
 
-    def hold(self, node: Op) -> dict[str, int]:
+    def hold(self, node: Node) -> dict[str, int]:
         """Add a node; the bytes it holds, by name. A parameter counts as 0: it exists anyway."""
         arrays: dict[str, Any] = {}
-        sources = node._sources if node.implementation is None else node.implementation.sources
-        for (source, _), array in zip(sources, node.saved or (), strict=True):
-            arrays[node._input(source) if source >= 0 else node.outputs[~source]] = array
-        if node.extra:
-            arrays.update(zip(node.implementation.spec.keeps, node.extra[0], strict=True))
+        for (source, _), array in zip(node.implementation.sources, node.saved or (), strict=True):
+            arrays[node.op.input_name(source) if source >= 0 else node.op.outputs[~source]] = array
+        if node.kept:
+            arrays.update(zip(node.implementation.spec.keeps, node.kept, strict=True))
         blocks, sizes = {}, {}
         for name, array in arrays.items():
             if isinstance(array, np.ndarray):
@@ -276,11 +269,11 @@ def _local_name(x: Tensor, frame: FrameType | None) -> str | None:
     return next((name for name, value in frame.f_locals.items() if value is x), None) if frame else None
 
 
-def _kernel(op: type[Op], node: Op | None, inputs: Sequence[Any], params: dict[str, Any]) -> str:
+def _kernel(op: type[Op], node: Node | None, inputs: Sequence[Any], params: dict[str, Any]) -> str:
     """The kernel that served an operation: the tape's node knows it; without a node, dispatch is asked again."""
     if node is not None:
         served = node.implementation
     else:
-        arrays, dtype = autograd._arrays(op, inputs)
-        served = dispatch.select(op, dtype, arrays, params) if op.kernel else None
-    return "plain" if served is None else f"{served.spec.technology} v{served.version}"
+        arrays, dtype = dtypes.unwrapped(op, inputs)
+        served = dispatch.select(op, dtype, arrays, params)
+    return "plain" if served.spec is None else f"{served.spec.technology} v{served.version}"

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...engine.autograd import Op
+from ...engine import Op
 from ...nn import Module
-from ..rules.narrate import application_of, narrate_backward, narrate_forward
+from ..rules.narrate import narrate_backward, narrate_forward
 from ..rules.steps import Narration
 from .values import Value
 
@@ -63,7 +63,7 @@ class Entry:
 
     def application(self) -> Any:
         """The application of the operation to the recorded arrays. Raises LookupError if an array was not stored."""
-        return application_of(self.op, arrays_of(self.inputs), arrays_of(self.outputs), self.params, self.needs)
+        return self.op.application(arrays_of(self.inputs), arrays_of(self.outputs), self.params, self.needs)
 
     def narration(self) -> Narration:
         """The steps of the plain forward on the recorded inputs.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.autograd import Op
+from ...engine import Op
 from .steps import Operand, Step
 
 Axes = tuple[str, ...] | None

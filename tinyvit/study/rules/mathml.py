@@ -10,7 +10,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from ...engine.autograd import Op
+from ...engine import Op
 from .functions import Call, applied, function_of, in_row, only_argument
 
 _GREEK = {"eps": "ε", "gamma": "γ", "pi": "π", "delta": "δ"}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import NUMPY
-from ...engine.autograd import Op
+from ...engine import Op
 from .axes import axes_of
 from .functions import function_of
 from .steps import Narration, NarrationError, Operand, Step
@@ -54,34 +54,19 @@ def narrate_backward(
     NarrationError
     """
     narrator = _Narrator()
-    sources = {s for s, reader in op._sources if reader is None or needs[reader]}
+    sources = {s for s, reader in op.sources if reader is None or needs[reader]}
     given = narrator.inputs(op, inputs, [_name(op.inputs, i) for i in range(len(inputs))], sources)
     made = [
         Operand(y, name, axes_of(op, name, y)) for y, name in zip(outputs, _output_names(op, len(outputs)), strict=True)
     ]
     narrator.given += [y for i, y in enumerate(made) if ~i in sources]
-    ctx = application_of(op, given, [narrator.narrated(y) for y in made], params, needs)
+    application = op.application(given, [narrator.narrated(y) for y in made], params, needs)
     gradients = [
         None if dy is None else Operand(dy, name, y.axes)
         for dy, name, y in zip(incoming, gradient_names(op, len(incoming)), made, strict=True)
     ]
     narrator.given += [dy for dy in gradients if dy is not None]
-    return narrator.run(ctx.backward, *[None if dy is None else narrator.narrated(dy) for dy in gradients])
-
-
-def application_of(
-    op: type[Op], inputs: Sequence[Any], outputs: Sequence[Any], params: dict[str, Any], needs: Sequence[bool]
-) -> Any:
-    """The application of an operation to arrays, which its gradient rule gets as `ctx`."""
-    ctx = op()
-    ctx.__dict__.update(params)
-    ctx.shapes = [np.shape(x) if x is not None else () for x in inputs]
-    ctx.needs = tuple(needs)
-    saved = [inputs[s] if s >= 0 else outputs[~s] for s, _ in op._sources]
-    ctx.saved = [
-        a if reader is None or needs[reader] else None for a, (_, reader) in zip(saved, op._sources, strict=True)
-    ]
-    return ctx
+    return narrator.run(application.backward, *[None if dy is None else narrator.narrated(dy) for dy in gradients])
 
 
 def _name(names: Sequence[str], i: int) -> str:
@@ -136,7 +121,7 @@ class _Narrator:
 
     def __getattr__(self, name: str) -> Any:
         if function_of(name).is_opened:
-            return functools.partial(getattr(NUMPY, name).func, self)  # an extra of the namespace takes it first
+            return functools.partial(NUMPY.extras[name], self)
         return _Function(self, name)
 
     def step(self, function: str, compute: Callable[..., Any], *operands: Any, **params: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...engine.autograd import Op
+from ...engine import Op
 from .functions import function_of
 from .mathml import Typesetter, math
 from .steps import Narration, Step
