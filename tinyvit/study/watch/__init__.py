@@ -1,4 +1,4 @@
 """Watch: monitoring a training run from the inside, layer by layer.
 
-Order: report, monitor.
+Order: measures, report, monitor.
 """
