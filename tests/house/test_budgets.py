@@ -34,10 +34,6 @@ STILL_LONG_FUNCTIONS = {
     "kernels/cpu/threads.py:codegen",
     "kernels/linear/microkernel.py:_write_tile",
     "tinyvit/functional/attention.py:scaled_dot_product_attention",
-    "tinyvit/study/page/assets/attention.js:attentionView",
-    "tinyvit/study/page/assets/card.js:checkTable",
-    "tinyvit/study/page/assets/cells.js:termsOf",
-    "tinyvit/study/page/assets/why.js:explanation",
 }
 
 

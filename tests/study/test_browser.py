@@ -115,7 +115,7 @@ def test_the_keyboard_alone_is_enough(browser: Any, digits: tuple[Recording, Pat
         view.press("ArrowRight", "Enter")  # and to why
         assert view.tab.evaluate("document.activeElement.closest('#why') !== null")
         view.press("?")
-        assert "single keys are on" in view.text("#view")
+        assert "shortcuts of a single key are on" in view.text("#view")
         view.press("Escape")
         assert view.tab.is_visible("#card")
         assert view.complaints == []
@@ -142,7 +142,7 @@ def test_any_cell_unfolds_and_leads_to_the_loss_or_to_a_leaf(browser: Any, digit
             else:
                 pytest.fail("a trail without an end")
         assert view.complaints == []
-    known = ("slope of the loss", "a parameter", "A pixel", "given from outside", "A constant", "is not unfolded")
+    known = ("slope of the loss", "a parameter", "A pixel", "came from outside", "A constant", "does not unfold")
     assert all(any(words in end for words in known) for end in ends), ends
     assert any("slope of the loss" in end or "a parameter" in end or "A pixel" in end for end in ends)
 
@@ -163,7 +163,7 @@ def test_transposed_and_reshaped_arrays_are_seen_through(browser: Any, digits: t
         assert re.search(r"rows\[0,8\]\s+\S+\s+\u00d7\s+x\[0,12\]", view.text("#why .terms"))
         view.go("cross_entropy", True, "dloss", ())
         assert view.tab.locator(".picture").count() == 0
-        assert "this 1, carried back" in view.text("#why")
+        assert "comes from this 1" in view.text("#why")
 
 
 def test_what_is_copied_is_what_is_shown(browser: Any, digits: tuple[Recording, Path]) -> None:
@@ -192,14 +192,14 @@ def test_what_is_copied_is_what_is_shown(browser: Any, digits: tuple[Recording, 
 def test_a_planted_fault_shows_red_at_its_operation_once_asked(browser: Any, tmp_path: Path) -> None:
     subject = study_run(plant="attention")
     key = subject.trace.mistake.partition(":")[0]
-    told = about(subject) | {"exercise": subject.trace.mistake}
-    (tmp_path / "page.html").write_text(page_of(subject.trace, told), "utf-8")
+    contents = about(subject) | {"exercise": subject.trace.mistake}
+    (tmp_path / "page.html").write_text(page_of(subject.trace, contents), "utf-8")
     with View(browser, tmp_path / "page.html", address=f"#op={key}&dir=backward") as view:
         assert not view.tab.is_visible("#card .summary")
         assert view.tab.locator("#track .wrong, #track [aria-label*=wrong]").count() == 0
         assert "wrong" not in view.text("#live")
         view.tab.fill("#search", "wrong")
-        assert view.text("#found") == "nothing"
+        assert view.text("#found") == "no match"
         view.tab.fill("#search", "")
         view.tab.click("text=show the verdicts")
         assert "the gradient of" in view.text("#card .summary.wrong")
@@ -246,7 +246,7 @@ def test_nan_is_located(browser: Any, tmp_path: Path) -> None:
     with View(browser, tmp_path / "page.html", address="#view=health") as view:
         assert "The first NaN or infinity arises in sqrt, backward" in view.text("#view")
         view.tab.click("#view .summary.wrong button")
-        assert "the first NaN or inf arises here" in view.text("#card")
+        assert "the first NaN or infinity arises here" in view.text("#card")
         assert view.complaints == []
 
 

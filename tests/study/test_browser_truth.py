@@ -236,7 +236,7 @@ def test_health_says_only_what_was_found(browser: Any, digits: tuple[Recording, 
     with trace() as recorded:
         (x * x).sum().backward()
     with opened(browser, tmp_path, recorded, "#view=health") as view:
-        assert "was given from outside, in x, to multiply, forward" in view.text(".summary.wrong")
+        assert "came from outside, as the input x of multiply, forward" in view.text(".summary.wrong")
         assert "NaN" in view.text(".bars")
         view.tab.click(".summary.wrong button")
         assert "norm NaN" in view.text("#inspector .stats")
