@@ -104,8 +104,8 @@ def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[
 
 
 _NOTES = [
-    "This page shows every operation of one forward and one backward pass, in the order in which they ran. Nobody "
-    "wrote down the steps of the rules: each rule itself ran on arrays that record every operation on them.",
+    "This page shows every operation of one forward and one backward pass, in the order in which they ran. The "
+    "steps of a rule come from the rule itself, which ran on arrays that record every operation on them.",
     "The numbers are those of the run, exact to the last bit of their dtype. When the page unfolds a number into its "
     "terms, it adds and multiplies recorded numbers and compares the result with the recorded one. It computes nothing "
     "else.",

@@ -125,7 +125,7 @@ function aboutView() {
     ["?", "show this view"],
   ];
   return [
-    el("h2", {}, "What this is"),
+    el("h2", {}, "About this page"),
     ...T.notes.map((n) => el("p", { class: "doc" }, n)),
     el("h3", {}, "How it was made"),
     table(
