@@ -104,6 +104,13 @@ def test_optimizers_data_and_checkpoints_need_tensors_at_most(name: str) -> None
     assert not {other for other in foreign if not other.startswith(allowed)}
 
 
+@pytest.mark.parametrize("name", [n for n in FILES if n.split(".")[1:2] in (["nn"], ["models"])])
+def test_layers_and_models_are_made_of_operations_and_of_nothing_below_them(name: str) -> None:
+    allowed = {"nn": ("functional", "nn"), "models": ("functional", "nn", "models", "data")}[name.split(".")[1]]
+    assert {other.split(".")[1] for other in imported(name) & FILES.keys()} <= set(allowed)
+    assert {other.split(".")[0] for other in imported(name) - FILES.keys()} <= {"numpy", *sys.stdlib_module_names}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_imports_tests_or_benchmarks(name: str) -> None:
     assert not {other.split(".")[0] for other in imported(name)} & {"tests", "benchmarks"}
