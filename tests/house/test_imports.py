@@ -119,6 +119,13 @@ def test_optimizers_data_and_checkpoints_need_tensors_at_most(name: str) -> None
     assert found == {other for one, other in STILL_BELOW_THE_ENGINE if one == name}
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if room(name) in ("nn", "models")])
+def test_layers_and_models_are_made_of_operations_and_of_nothing_below_them(name: str) -> None:
+    allowed = {"nn": {"functional", "nn"}, "models": {"functional", "nn", "models", "data"}}[room(name)]
+    assert {room(other) for other in imported_files(name)} <= allowed
+    assert {other.split(".")[0] for other in imported(name) - FILES.keys()} <= {"numpy", *sys.stdlib_module_names}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_package_imports_neither_tests_nor_benchmarks(name: str) -> None:
     forbidden = {"tests"} if room(name) == "benchmarks" else {"tests", "benchmarks"}
