@@ -26,6 +26,7 @@ from .parts import PartCompiler
 
 processor.target()  # says what Numba shall compile for, before it compiles anything
 
+_PACKAGE = __package__.rpartition(".")[0]  # tinyvit.kernels
 _FLAGS = {"error_model": "numpy", "nogil": True}
 _PART = {"forceinline": True, "pipeline_class": PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _REORDERED = {"reassoc", "nsz", "contract", "arcp"}
@@ -93,7 +94,7 @@ def _kept(function: Callable[..., Any], signature: tuple[str, ...]) -> Any:
     if config.DISABLE_JIT:
         return function
     compiled = numba.njit(fastmath=_REORDERED, no_cfunc_wrapper=True, **_FLAGS)(function)
-    if (function.__module__ or "").startswith(f"{__package__}.") and _can_keep():
+    if (function.__module__ or "").startswith(f"{_PACKAGE}.") and _can_keep():
         before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
         compiled._cache = _Cache(function)
         config.CACHE_DIR = before
@@ -173,7 +174,7 @@ class _Announcer(event.Listener):
 
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"].py_func
-        if self._depth == 0 and (function.__module__ or "").startswith(__package__ + "."):
+        if self._depth == 0 and (function.__module__ or "").startswith(f"{_PACKAGE}."):
             if os.environ.get(_ANNOUNCING) != "0":
                 line = f"tinyvit: compiling the kernel {': '.join(_names(function))}, once on this machine"
                 print(line, file=sys.stderr, flush=True)
@@ -196,7 +197,8 @@ _ELEMENTS = {"uint16": "bfloat16", "float64": "float64", "float32": "float32"}
 
 def _names(function: Any) -> tuple[str, str]:
     """The folder of a kernel, and the name of its entry."""
-    return function.__module__.removeprefix(__package__ + ".").split(".")[0], function.__name__
+    folder = function.__module__.removeprefix(f"{_PACKAGE}.").removeprefix("cpu.").split(".")[0]
+    return folder, function.__name__
 
 
 @functools.cache
