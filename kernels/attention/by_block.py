@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..cpu.bfloat16 import as_float, float_like, settle
+from ..cpu.chunks import bounds
 from ..cpu.compiler import body
 from ..cpu.vector_loops import as_row, largest, transpose
 from ..cpu.vector_math import exp
@@ -67,7 +68,7 @@ def forward_chunk_2(chunk, chunks, groups, q, k, v, bias, mask, out, lse, how):
     transposed, scores = np.empty((depth, keys), lse.dtype), np.empty((QUERIES, block), lse.dtype)
     total, kept, words = np.empty(QUERIES, lse.dtype), np.empty(block, lse.dtype), np.empty(block + 8, np.uint32)
     tasks, step = batch * heads * groups, -(-queries // (groups * QUERIES)) * QUERIES
-    for task in range(tasks * chunk // chunks, tasks * (chunk + 1) // chunks):
+    for task in range(*bounds(tasks, chunk, chunks)):
         b, h, begin = task // groups // heads, task // groups % heads, task % groups * step
         q_, v_, out_ = as_float(q[b, h]), as_float(v[b, h]), float_like(out[b, h])
         transpose(as_float(k[b, h]), how[3], transposed)
@@ -158,7 +159,7 @@ def backward_chunk_2(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk,
     scores, slopes = np.empty((QUERIES, block), lse.dtype), np.empty((QUERIES, block), lse.dtype)
     r, kept, words = np.empty(QUERIES, lse.dtype), np.empty(block, lse.dtype), np.empty(block + 8, np.uint32)
     shift, share = np.empty(QUERIES, lse.dtype), np.empty(QUERIES, lse.dtype)
-    for head in range(batch * heads * chunk // chunks, batch * heads * (chunk + 1) // chunks):
+    for head in range(*bounds(batch * heads, chunk, chunks)):
         b, h = head // heads, head % heads
         q_, k_, out_, dout_ = as_float(q[b, h]), as_float(k[b, h]), as_float(out[b, h]), as_float(dout[b, h])
         dq_, dk_, dv_ = float_like(dq[b, h]), float_like(dk[b, h]), float_like(dv[b, h])

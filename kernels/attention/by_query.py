@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..cpu.bfloat16 import as_float, float_like, settle, widened
+from ..cpu.chunks import bounds
 from ..cpu.compiler import body
 from ..cpu.philox import keep_row
 from ..cpu.vector_loops import as_row, largest, transpose
@@ -147,7 +148,7 @@ def weights_chunk(chunk, chunks, q, k, bias, mask, lse, p, how):
     batch, heads, queries, depth = q.shape
     transposed = np.empty((depth, k.shape[2]), q.dtype)
     zero = q.dtype.type(0)
-    for head in range(batch * heads * chunk // chunks, batch * heads * (chunk + 1) // chunks):
+    for head in range(*bounds(batch * heads, chunk, chunks)):
         b, h = head // heads, head % heads
         transpose(k[b, h], how[3], transposed)
         multiply(q[b, h], transposed, p[b, h], False)

@@ -7,14 +7,13 @@
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
 from ..cpu.bfloat16 import DTYPE, bits, rounded, widened
+from ..cpu.chunks import COPIES, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
 CHUNK = 16_384
-_SERIAL = 50_000  # elements below which waking another thread costs more than it saves
 _PAIRS = {(np.dtype(np.float32), DTYPE), (DTYPE, np.dtype(np.float32))}
 
 
@@ -39,7 +38,7 @@ def forward(x, *, dtype, source, version):
     if (x.dtype, dtype) not in _PAIRS:
         return (x.astype(dtype),)
     y = np.empty(x.shape, dtype)
-    VERSIONS[version](bits(dense(x)).reshape(-1), bits(y).reshape(-1), pool.team(x.size > _SERIAL))
+    VERSIONS[version](bits(dense(x)).reshape(-1), bits(y).reshape(-1), team_for(x.size, COPIES))
     return (y,)
 
 

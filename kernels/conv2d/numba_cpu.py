@@ -13,8 +13,8 @@ dcolumns = weight^T dy, and dweight^T = columns dy^T.
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
+from ..cpu.chunks import PRODUCTS, bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import transpose
@@ -22,7 +22,6 @@ from ..linear.microkernel import multiply, ready
 
 PIXELS = 256  # of y, whose columns shall fit the second-level cache
 PARTS = 16  # of the batch; each has a sum of dweight and db of its own
-_SERIAL = 250_000  # multiply-adds below which waking another thread costs more than it saves
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -111,7 +110,7 @@ def _columns(weight, pixels, across):
 def _forward_chunk_2(chunk, chunks, x, weight, bias, y, across, window):
     """Some of the images."""
     columns = _columns(weight, y.shape[2], across)
-    for b in range(x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks):
+    for b in range(*bounds(x.shape[0], chunk, chunks)):
         for start in range(0, y.shape[2], columns.shape[1]):
             part = columns[:, : min(columns.shape[1], y.shape[2] - start)]
             _move(x[b], part, start // across, across, window, False)
@@ -136,7 +135,7 @@ def _backward_chunk_2(chunk, chunks, dy, x, weight, dx, dweights, dbiases, acros
     dweight, dbias = dweights[chunk], dbiases[chunk]
     dweight[:] = dy.dtype.type(0)
     dbias[:] = dy.dtype.type(0)
-    for b in range(x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks):
+    for b in range(*bounds(x.shape[0], chunk, chunks)):
         for start in range(0, dy.shape[2], columns.shape[1]):
             part = columns[:, : min(columns.shape[1], dy.shape[2] - start)]
             given = dy[b, :, start : start + part.shape[1]]
@@ -171,7 +170,7 @@ def forward(x, weight, bias, *, stride, padding, version):
     matrix, window = dense(weight.reshape(weight.shape[0], -1)), (*weight.shape[2:], *stride, *padding)
     y = np.empty((x.shape[0], weight.shape[0], down * across), x.dtype)
     bias = np.empty(0, x.dtype) if bias is None else dense(bias)
-    team = pool.team(y.size * matrix.shape[1] > _SERIAL)
+    team = team_for(y.size * matrix.shape[1], PRODUCTS)
     VERSIONS[version][0](dense(x), matrix, bias, y, across, window, team)
     return (y.reshape(*y.shape[:2], down, across),)
 
@@ -186,7 +185,7 @@ def backward(dy, x, weight, *, stride, padding, needs, version):
     chunks = max(1, min(x.shape[0], PARTS))
     dweights = np.empty((chunks, *matrix.T.shape), x.dtype)
     dbiases = np.empty((chunks, weight.shape[0]), x.dtype)
-    team = pool.team(rows.size * matrix.shape[1] > _SERIAL)
+    team = team_for(rows.size * matrix.shape[1], PRODUCTS)
     VERSIONS[version][1](rows, dense(x), matrix, dx, dweights, dbiases, across, window, needs[0], wants_dweight, team)
     dweight = dweights.sum(axis=0).T.reshape(weight.shape) if needs[1] else None
     return dx if needs[0] else None, dweight, dbiases.sum(axis=0) if needs[2] else None

@@ -14,14 +14,12 @@ p = exp(x - peak) / total, without the rounding that a large log-sum-exp would b
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense, rows_of
+from ..cpu.chunks import bounds, chunks_of_rows, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, largest
 from ..cpu.vector_math import exp
-
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 
@@ -101,16 +99,11 @@ def _backward_1(dloss, x, classes, target, peak, total, dx, dtarget, how, team):
 
 
 @body
-def _chunk_count(rows):
-    return min(64, max(1, rows // 16))
-
-
-@body
 def _forward_chunk(chunk, chunks, x, classes, target, loss, peak, total, how):
     rows, columns = x.shape
     real = x.dtype.type
     zero, keep, share = real(0), real(1 - how[1]), real(how[1] / columns)
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         row = as_row(x, i)
         m, s, shifted = largest(row), zero, zero
         for k in range(columns):
@@ -133,7 +126,7 @@ def _forward_chunk(chunk, chunks, x, classes, target, loss, peak, total, how):
 
 @entry
 def _forward_2(x, classes, target, loss, peak, total, out, how, team):
-    parallel(_forward_chunk, _chunk_count(x.shape[0]), team, (x, classes, target, loss, peak, total, how))
+    parallel(_forward_chunk, chunks_of_rows(x.shape[0]), team, (x, classes, target, loss, peak, total, how))
     if how[2] != 0:
         _reduce(loss, classes, how, out)
 
@@ -143,7 +136,7 @@ def _backward_chunk(chunk, chunks, dloss, x, classes, target, peak, total, dx, d
     rows, columns = x.shape
     real = x.dtype.type
     zero, keep, share = real(0), real(1 - how[1]), real(how[1] / columns)
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         row, out, m = x[i], dx[i], peak[i]
         d = _upstream(dloss, i, how, divisor)
         weight = real(1)
@@ -173,7 +166,7 @@ def _backward_chunk(chunk, chunks, dloss, x, classes, target, peak, total, dx, d
 @entry
 def _backward_2(dloss, x, classes, target, peak, total, dx, dtarget, how, team):
     arguments = (dloss, x, classes, target, peak, total, dx, dtarget, how, _divisor(classes, x.shape[0], how))
-    parallel(_backward_chunk, _chunk_count(x.shape[0]), team, arguments)
+    parallel(_backward_chunk, chunks_of_rows(x.shape[0]), team, arguments)
 
 
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
@@ -199,7 +192,7 @@ def forward(logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0,
         total,
         out,
         how,
-        pool.team(x.size > _SERIAL),
+        team_for(x.size),
     )
     return out.reshape(logits.shape[:-1] if reduction == "none" else ()), peak, total, classes
 
@@ -227,5 +220,5 @@ def backward(
     _, run = VERSIONS[version]
     upstream = dense(dloss.reshape(-1))
     given = x[:0] if target is None else rows_of(target)
-    run(upstream, x, classes, given, peak, total, dx, dtarget, how, pool.team(x.size > _SERIAL))
+    run(upstream, x, classes, given, peak, total, dx, dtarget, how, team_for(x.size))
     return dx.reshape(logits.shape), dtarget.reshape(logits.shape) if needs[1] else None

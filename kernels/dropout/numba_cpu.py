@@ -10,14 +10,13 @@ The factor of an element depends on its number alone (`philox`), so chunks may b
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
+from ..cpu.chunks import DRAWS, bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.philox import keep_row
 from ..cpu.threads import parallel
 
 TILE = 2048  # elements, a multiple of the 4 of a counter
-_SERIAL = 10_000  # elements below which waking another thread costs more than it saves
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -38,7 +37,7 @@ def _apply_1(x, y, threshold, factor, seed, offset, team):
 def _apply_chunk(chunk, chunks, x, y, threshold, factor, seed, offset):
     tiles = (x.size + TILE - 1) // TILE
     words = np.empty(TILE + 8, np.uint32)
-    for t in range(tiles * chunk // chunks, tiles * (chunk + 1) // chunks):
+    for t in range(*bounds(tiles, chunk, chunks)):
         source, out = x[t * TILE : t * TILE + TILE], y[t * TILE : t * TILE + TILE]
         keep_row(out, words, t * TILE, threshold, factor, seed, offset)
         for j in range(out.size):
@@ -64,7 +63,7 @@ def forward(x, *, p, seed, offset, version):
     y = np.empty_like(source)
     factor = source.dtype.type(1 / (1 - p) if p < 1 else 0)
     run = VERSIONS[version]
-    run(source.reshape(-1), y.reshape(-1), round(p * 2**32), factor, seed, offset, pool.team(y.size > _SERIAL))
+    run(source.reshape(-1), y.reshape(-1), round(p * 2**32), factor, seed, offset, team_for(y.size, DRAWS))
     return (y,)
 
 

@@ -13,14 +13,13 @@ import math
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
 from ..cpu.bfloat16 import bits, float_like, real, settle, widened
+from ..cpu.chunks import bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
 COLUMNS = 64  # at least, of a chunk on the way back
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -49,7 +48,7 @@ def _backward_1(dy, ids, dweight, team):
 @body
 def _forward_chunk_2(chunk, chunks, weight, ids, y):
     """Some of the rows that are picked."""
-    for r in range(ids.size * chunk // chunks, ids.size * (chunk + 1) // chunks):
+    for r in range(*bounds(ids.size, chunk, chunks)):
         row, out = weight[ids[r]], y[r]
         for j in range(out.size):
             out[j] = row[j]
@@ -63,7 +62,7 @@ def _forward_2(weight, ids, y, team):
 @body
 def _backward_chunk_2(chunk, chunks, dy, ids, sums):
     """Some of the columns."""
-    start, stop = dy.shape[1] * chunk // chunks, dy.shape[1] * (chunk + 1) // chunks
+    start, stop = bounds(dy.shape[1], chunk, chunks)
     sums[:, start:stop] = real(0, dy)
     for r in range(ids.size):
         row, out = dy[r, start:stop], sums[ids[r], start:stop]
@@ -93,7 +92,7 @@ def forward(weight, *, ids, version):
     """weight (V, ...), ids (any shape), each in [0, V) -> y (*ids.shape, ...), and the shape of weight."""
     y, columns = np.empty((*ids.shape, *weight.shape[1:]), weight.dtype), math.prod(weight.shape[1:])
     arrays = _matrix(weight, weight.shape[0], columns), _numbers(ids), _matrix(y, ids.size, columns)
-    VERSIONS[version][0](*arrays, pool.team(y.size > _SERIAL))
+    VERSIONS[version][0](*arrays, team_for(y.size))
     return y, weight.shape
 
 
@@ -101,7 +100,7 @@ def backward(dy, shape, *, ids, needs, version):
     """dy (*ids.shape, ...) -> dweight (V, ...)."""
     dweight, columns = np.empty(shape, dy.dtype), math.prod(shape[1:])
     arrays = _matrix(dy, ids.size, columns), _numbers(ids), _matrix(dweight, shape[0], columns)
-    VERSIONS[version][1](*arrays, pool.team(dy.size > _SERIAL))
+    VERSIONS[version][1](*arrays, team_for(dy.size))
     return (dweight,)
 
 

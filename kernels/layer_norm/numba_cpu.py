@@ -14,15 +14,12 @@ The number of chunks depends on R only, and their parts are summed in order: equ
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense, rows_of
 from ..cpu.bfloat16 import bits, rounded, widened
+from ..cpu.chunks import bounds, chunks_of_rows, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from .operations import operations
-
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
-
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
@@ -63,11 +60,6 @@ def _backward_1(dy, dsum, x, weight, mean, rstd, dx, dbranch, dweight, dbias, ad
 
 
 @body
-def _chunk_count(rows):
-    return min(64, max(1, rows // 16))
-
-
-@body
 def normalize_row(row, weight, bias, out, eps):
     """out = the layer norm of a row; its mean and rstd."""
     real = row.dtype.type
@@ -94,7 +86,7 @@ def add_rows(left, right, total):
 @body
 def _forward_chunk(chunk, chunks, x, residual, weight, bias, total, y, mean, rstd, eps, add):
     rows = x.shape[0]
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         if add:
             add_rows(x[i], residual[i], total[i])
         mean[i], rstd[i] = normalize_row(total[i], weight, bias, y[i], eps)
@@ -104,7 +96,7 @@ def _forward_chunk(chunk, chunks, x, residual, weight, bias, total, y, mean, rst
 def _forward_2(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
     parallel(
         _forward_chunk,
-        _chunk_count(x.shape[0]),
+        chunks_of_rows(x.shape[0]),
         team,
         (x, residual, weight, bias, total, y, mean, rstd, eps, add),
     )
@@ -119,7 +111,7 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, dbranch,
     dweight[:] = zero
     dbias[:] = zero
     xhat, g = np.empty_like(weight), np.empty_like(weight)
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         upstream, row, out = dy[i], x[i], dx[i]
         m, r = mean[i], rstd[i]
         for j in range(columns):
@@ -151,7 +143,7 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, dbranch,
 
 @entry
 def _backward_2(dy, dsum, x, weight, mean, rstd, dx, dbranch, dweight, dbias, add, team):
-    chunks = _chunk_count(x.shape[0])
+    chunks = chunks_of_rows(x.shape[0])
     parts = np.empty((chunks, 2, x.shape[1]), x.dtype)
     parallel(_backward_chunk, chunks, team, (dy, dsum, x, weight, mean, rstd, dx, dbranch, parts, add))
     for out, k in ((dweight, 0), (dbias, 1)):
@@ -192,7 +184,7 @@ def normalize(x, residual, weight, bias, eps, version, y_dtype=None):
         rstd,
         eps,
         add,
-        pool.team(rows.size > _SERIAL),
+        team_for(rows.size),
     )
     shape = x.shape
     return total.reshape(shape) if add else x, y.reshape(shape), mean.reshape(shape[:-1]), rstd.reshape(shape[:-1])
@@ -207,7 +199,7 @@ def normalize_backward(dy, dsum, x, weight, mean, rstd, version, branch_dtype=No
     before = rows_of(dsum) if add else rows
     statistics = dense(mean.reshape(-1)), dense(rstd.reshape(-1))
     given = (bits(upstream), before, rows, weight, *statistics, dx, bits(dbranch), dweight, dbias)
-    VERSIONS[version][1](*given, add, pool.team(rows.size > _SERIAL))
+    VERSIONS[version][1](*given, add, team_for(rows.size))
     dx = dx.reshape(x.shape)
     branch = () if branch_dtype is None else (dbranch.reshape(x.shape) if narrows else dx,)
     return dx, dweight, dbias, *branch

@@ -13,15 +13,14 @@ is the largest, is NaN for all of them, as in the plain rule.
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
 from ..cpu.bfloat16 import bits, float_like, real, rounded, settle, widened
+from ..cpu.chunks import bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
 PARTS = 16  # of the images
 WINDOWS = 1024  # of the images that are laid out together, so that all there is of them fits the first-level cache
-_SERIAL = 20_000  # pixels below which waking another thread costs more than it saves
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -149,7 +148,7 @@ def _met(places, k, window, windows):
 @body
 def _forward_chunk_2(chunk, chunks, x, y, window, stride, padding):
     """Some of the images."""
-    begin, end = x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks
+    begin, end = bounds(x.shape[0], chunk, chunks)
     places = _laid_out(x[begin:end], stride, padding, -np.inf)
     best = _windows(places, y)
     for p in range(begin, end, places.shape[2]):
@@ -176,7 +175,7 @@ def _forward_2(x, y, window, stride, padding, team):
 @body
 def _backward_chunk_2(chunk, chunks, dy, x, y, dx, window, stride, padding):
     """Some of the images."""
-    begin, end = x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks
+    begin, end = bounds(x.shape[0], chunk, chunks)
     places = _laid_out(x[begin:end], stride, padding, -np.inf)
     sums, zero, one = np.empty_like(places), real(0, x), real(1, x)
     ties, peaks, shares = _windows(places, y), _windows(places, y), _windows(places, y)
@@ -227,7 +226,7 @@ def forward(x, *, window, stride, padding, version):
     """x (B, C, H, W) -> y (B, C, OH, OW)."""
     sizes = zip(x.shape[2:], window, stride, padding, strict=True)
     y = np.empty((*x.shape[:2], *((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)), x.dtype)
-    VERSIONS[version][0](_images(x), _images(y), window, stride, padding, pool.team(x.size > _SERIAL))
+    VERSIONS[version][0](_images(x), _images(y), window, stride, padding, team_for(x.size))
     return (y,)
 
 
@@ -235,5 +234,5 @@ def backward(dy, x, y, *, window, stride, padding, needs, version):
     """dy (B, C, OH, OW), x and y -> dx (B, C, H, W)."""
     dx = np.empty(x.shape, x.dtype)
     arrays = (_images(a) for a in (dy, x, y, dx))
-    VERSIONS[version][1](*arrays, window, stride, padding, pool.team(x.size > _SERIAL))
+    VERSIONS[version][1](*arrays, window, stride, padding, team_for(x.size))
     return (dx,)

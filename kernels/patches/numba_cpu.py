@@ -11,13 +11,10 @@ is the same with x and y exchanged: `back` says which is written.
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
+from ..cpu.chunks import bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
-
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
-
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
@@ -44,7 +41,7 @@ def _move_chunk(chunk, chunks, x, y, height, width, back):
     """Some of the rows of patches, counted over all images."""
     down, across = x.shape[2] // height, x.shape[3] // width
     rows = x.shape[0] * down
-    for r in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for r in range(*bounds(rows, chunk, chunks)):
         image, first = x[r // down], r % down * across
         patches = y[r // down]
         for c in range(x.shape[1]):
@@ -76,12 +73,12 @@ def forward(x, *, size, version):
     """x (B, C, H, W), size (P, Q) -> y (B, N, C P Q), and the shape of x."""
     (b, c, h, w), (height, width) = x.shape, size
     y = np.empty((b, (h // height) * (w // width), c * height * width), x.dtype)
-    VERSIONS[version](dense(x), y, height, width, False, pool.team(x.size > _SERIAL))
+    VERSIONS[version](dense(x), y, height, width, False, team_for(x.size))
     return y, x.shape
 
 
 def backward(dy, shape, *, size, needs, version):
     """dy (B, N, C P Q) -> dx (B, C, H, W)."""
     dx = np.empty(shape, dy.dtype)
-    VERSIONS[version](dx, dense(dy), *size, True, pool.team(dx.size > _SERIAL))
+    VERSIONS[version](dx, dense(dy), *size, True, team_for(dx.size))
     return (dx,)
