@@ -25,13 +25,13 @@ float16 up to |lse| = 4096, and to bfloat16 up to 32768.
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..cpu.arrays import sum_to_shape
 from ..cuda.device import CTYPES, Device, Kernel, address, device_of, is_aligned, library_of
 from ..cuda.dropout import Dropout, dropout_of
+from .operations import Options, as_heads, operations
 
 _FMA, _MMA = "attention/attention.cu", "attention/attention_mma.cu"
 WARP, ROWS = 32, 16  # ROWS of a warp on tensor cores
@@ -250,9 +250,7 @@ def refuses(inputs: Any, params: Any) -> str | None:
 
 def _heads(array: Any) -> Any:
     """`array` as (B, H, N, D) with a last axis that is contiguous."""
-    if array.ndim != 4:
-        lead = (1,) * (4 - array.ndim) + array.shape[:-2]
-        array = array.reshape(math.prod(lead[:-1]), lead[-1], *array.shape[-2:])
+    array = as_heads(array)
     usable = array.strides[3] == array.itemsize or array.shape[3] == 1
     return array if usable else library_of(array).ascontiguousarray(array)
 
@@ -262,33 +260,19 @@ def _view(array: Any) -> _View:
     return _View(address(array), b, h, n)
 
 
-def _scores(array: Any, q: Any, k: Any) -> _Scores:
-    """A bias or mask, broadcast to (B, H, N, S)."""
-    if array is None:
-        return _Scores()
-    lead = q.shape[:-2]
-    view = library_of(q).broadcast_to(array, (*lead, q.shape[-2], k.shape[-2]))
-    if len(lead) != 2:
-        lead = (1,) * (2 - len(lead)) + lead
-        view = view.reshape(math.prod(lead[:-1]), lead[-1], *view.shape[-2:])
-    scores = _Scores(address(view), *(s // view.itemsize for s in view.strides))
-    scores.kept = view  # its memory must live until the launch
-    return scores
+def _scores(view: Any) -> _Scores:
+    """A bias or mask (B, H, N, S), or None."""
+    return _Scores() if view is None else _Scores(address(view), *(s // view.itemsize for s in view.strides))
 
 
-def _argument(q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float, dropout: Dropout) -> _Attention:
-    """What all launches share."""
-    q4, k4 = _heads(q), _heads(k)
-    given = _Attention(bias=_scores(bias, q, k), mask=_scores(mask, q, k), dropout=dropout)
-    given.heads, given.queries, given.depth = q4.shape[1:]
-    given.keys, given.scale, given.is_causal = k4.shape[2], scale, is_causal
-    return given
-
-
-def _shape(q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, dropout_p: float) -> Shape:
-    b, h, n, d = q.shape
-    extras = bias is not None or mask is not None or is_causal or dropout_p > 0
-    return Shape(CTYPES[q.dtype.name], b * h, n, k.shape[2], d, extras)
+def _argument(q: Any, k: Any, bias: Any, options: Options) -> tuple[_Attention, Shape]:
+    """What all launches share, and what they depend on."""
+    dropout = dropout_of(options.dropout_p, options.seed, options.offset)
+    given = _Attention(bias=_scores(bias), mask=_scores(options.mask), dropout=dropout)
+    (batch, given.heads, given.queries, given.depth), given.keys = q.shape, k.shape[2]
+    given.scale, given.is_causal = options.scale, options.is_causal
+    extras = bias is not None or options.mask is not None or options.is_causal or options.dropout_p > 0
+    return given, Shape(CTYPES[q.dtype.name], batch * q.shape[1], q.shape[2], k.shape[2], q.shape[3], extras)
 
 
 def _run(launches: list[Launch], device: Device, argument: _Attention) -> None:
@@ -296,68 +280,25 @@ def _run(launches: list[Launch], device: Device, argument: _Attention) -> None:
         device.launch(launch.kernel, launch.grid, launch.threads, [argument], launch.shared)
 
 
-def forward(q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, seed=0, offset=0, version):
-    """q (..., N, D), k and v (..., S, D), bias or None -> out (..., N, D), lse (..., N)."""
-    xp, device = library_of(q), device_of(q)
-    q_, k_, v_ = _heads(q), _heads(k), _heads(v)
-    b, h, n, d = q_.shape
-    out = xp.empty((b, n, h, d), q.dtype).transpose(0, 2, 1, 3)
-    lse = xp.empty((b, h, n), "float32")
-    if k_.shape[2] == 0:
-        out[...], lse[...] = 0, -math.inf
-    else:
-        given = _argument(q, k, bias, mask, is_causal, scale, dropout_of(dropout_p, seed, offset))
-        given.q, given.k, given.v, given.out = map(_view, (q_, k_, v_, out))
-        given.lse, given.aligned = address(lse), is_aligned(q_, k_, v_, out)
-        shape = _shape(q_, k_, bias, mask, is_causal, dropout_p)
-        _run(plan(version, False, shape, device), device, given)
-    return out.reshape(q.shape), lse.reshape(q.shape[:-1])
+def _run_forward(q, k, v, bias, out, lse, options, version):
+    (given, shape), device = _argument(q, k, bias, options), device_of(q)
+    given.q, given.k, given.v, given.out = map(_view, (q, k, v, out))
+    given.lse, given.aligned = address(lse), is_aligned(q, k, v, out)
+    _run(plan(version, False, shape, device), device, given)
 
 
-def backward(
-    dout,
-    q,
-    k,
-    v,
-    bias,
-    out,
-    lse,
-    *,
-    mask=None,
-    is_causal=False,
-    scale,
-    dropout_p=0.0,
-    seed=0,
-    offset=0,
-    needs,
-    version,
-    out_grads=None,
-):
-    """dq, dk, dv, and dbias in the shape of bias; written to the arrays `out_grads` (dq, dk, dv) if given.
+def _run_backward(q, k, v, bias, out, lse, dout, dq, dk, dv, ds, options, version):
+    (given, shape), device, xp = _argument(q, k, bias, options), device_of(q), library_of(q)
+    r, shift, rest = xp.empty((3, *q.shape[:3]), "float32")
+    arrays = (q, k, v, out, dout, dq, dk, dv)
+    given.q, given.k, given.v, given.out, given.dout, given.dq, given.dk, given.dv = map(_view, arrays)
+    lse = xp.ascontiguousarray(lse)
+    given.lse, given.r, given.shift, given.rest = map(address, (lse, r, shift, rest))
+    given.ds, given.aligned = address(ds if ds.size else None), is_aligned(*arrays)
+    _run(plan(version, True, shape, device), device, given)
 
-    Otherwise, where their shapes allow, dq, dk and dv are views of one array (B, N, 3, H, D), the gradient of a packed
-    qkv projection.
-    """
-    xp, device = library_of(q), device_of(q)
-    q_, k_, v_, out_, dout_ = map(_heads, (q, k, v, out, dout))
-    gradients = _empty_gradients(xp, q_, k_, v_) if out_grads is None else out_grads
-    r, shift, rest = xp.empty((3, *q_.shape[:3]), "float32")
-    # Where is_causal hides a tile, nobody writes to ds.
-    ds = xp.zeros((*q_.shape[:3], k_.shape[2]), "float32") if needs[3] else None
-    if k_.shape[2] == 0 or q_.size == 0:
-        for gradient in gradients:
-            gradient[...] = 0
-    else:
-        given = _argument(q, k, bias, mask, is_causal, scale, dropout_of(dropout_p, seed, offset))
-        arrays = (q_, k_, v_, out_, dout_, *gradients)
-        given.q, given.k, given.v, given.out, given.dout, given.dq, given.dk, given.dv = map(_view, arrays)
-        lse = xp.ascontiguousarray(lse)
-        given.lse, given.r, given.ds, given.shift, given.rest = map(address, (lse, r, ds, shift, rest))
-        given.aligned = is_aligned(*arrays)
-        _run(plan(version, True, _shape(q_, k_, bias, mask, is_causal, dropout_p), device), device, given)
-    dbias = sum_to_shape(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape).astype(q.dtype) if needs[3] else None
-    dq, dk, dv = (g.reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
-    return dq, dk, dv, dbias
+
+forward, backward = operations(library_of, _heads, _run_forward, _run_backward)
 
 
 def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
@@ -374,13 +315,3 @@ def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
     p = xp.exp(scores - xp.where(lse == -math.inf, zero, scores.max(axis=-1, initial=hidden))[..., None])
     total = p.sum(axis=-1, keepdims=True)
     return p / xp.where(total == 0, scores.dtype.type(1), total)
-
-
-def _empty_gradients(xp: Any, q: Any, k: Any, v: Any) -> tuple[Any, ...]:
-    b, h, n, d = q.shape
-    if k.shape == q.shape:
-        return tuple(xp.empty((b, n, 3, h, d), q.dtype).transpose(2, 0, 3, 1, 4))
-    return tuple(xp.empty((b, x.shape[2], h, d), q.dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
-
-
-Version = Callable[[Shape], list[Launch]]

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from ..cpu.arrays import sum_to_shape
 from ..cuda.device import library_of
 from ..cuda.simt import group_max, group_sum, keep_factor, stream_of
+from .operations import as_heads, operations
 
 _THREADS = 32  # of a block of v1
 _SQUARE = 256  # threads of v2
@@ -372,61 +372,30 @@ def refuses(inputs: Any, params: Any) -> str | None:
     return None
 
 
-def _scores_view(array: Any, q: Any, k: Any, dtype: Any) -> Any:
-    """A bias or mask as (B, H, N, S); a dummy if there is none."""
-    xp = library_of(q)
-    shape = (*q.shape[:3], k.shape[2])
-    return xp.zeros((1, 1, 1, 1), dtype) if array is None else xp.broadcast_to(array, shape)
+def _given(view: Any, q: Any, dtype: Any) -> Any:
+    """A bias or mask, or a dummy if there is none."""
+    return library_of(q).zeros((1, 1, 1, 1), dtype) if view is None else view
 
 
-def _how(bias, mask, is_causal, scale, dropout_p, seed, offset):
-    threshold, factor = round(dropout_p * 2**32), 1 / (1 - dropout_p) if dropout_p < 1 else 0
-    switches = (bias is not None, mask is not None, bool(is_causal))
-    return (*switches, np.float32(scale), np.uint64(threshold), np.float32(factor), np.uint64(seed), np.uint64(offset))
+def _how(bias, options):
+    p = options.dropout_p
+    switches = (bias is not None, options.mask is not None, bool(options.is_causal))
+    scalars = np.float32(options.scale), np.uint64(round(p * 2**32)), np.float32(1 / (1 - p) if p < 1 else 0)
+    return (*switches, *scalars, np.uint64(options.seed), np.uint64(options.offset))
 
 
-def forward(q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, seed=0, offset=0, version):
-    """q (B, H, N, D), k and v (B, H, S, D), bias or None -> out (B, H, N, D), lse (B, H, N)."""
-    xp, (b, h, n, d) = library_of(q), q.shape
-    out, lse = xp.empty((b, n, h, d), q.dtype).transpose(0, 2, 1, 3), xp.empty((b, h, n), q.dtype)
-    if k.shape[2] == 0:
-        out[...], lse[...] = 0, -math.inf
-    elif q.size:
-        how = _how(bias, mask, is_causal, scale, dropout_p, seed, offset)
-        views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        VERSIONS[version][0](q, k, v, *views, out, lse, how)
-    return out, lse
+def _run_forward(q, k, v, bias, out, lse, options, version):
+    views = _given(bias, q, q.dtype), _given(options.mask, q, bool)
+    VERSIONS[version][0](q, k, v, *views, out, lse, _how(bias, options))
 
 
-def backward(
-    dout,
-    q,
-    k,
-    v,
-    bias,
-    out,
-    lse,
-    *,
-    mask=None,
-    is_causal=False,
-    scale,
-    dropout_p=0.0,
-    seed=0,
-    offset=0,
-    needs,
-    version,
-):
-    """dq, dk, dv, and dbias in the shape of bias."""
-    xp = library_of(q)
-    dq, dk, dv = (xp.zeros_like(x) for x in (q, k, v))
-    ds = xp.zeros((*q.shape[:3], k.shape[2]) if needs[3] else (0, 0, 0, 0), q.dtype)
-    if k.shape[2] and q.size:
-        how = _how(bias, mask, is_causal, scale, dropout_p, seed, offset)
-        views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        r = (dout * out).sum(axis=-1)
-        shift, rest = xp.empty((2, *lse.shape), lse.dtype)
-        grid = (-(-q.shape[2] // _THREADS), q.shape[0] * q.shape[1])
-        _anchors[grid, _THREADS, stream_of(q)](q, k, *views, lse, shift, rest, how)
-        VERSIONS[version][1](q, k, v, *views, shift, rest, r, dout, dq, dk, dv, ds, how)
-    dbias = sum_to_shape(ds, bias.shape) if needs[3] else None
-    return dq, dk, dv, dbias
+def _run_backward(q, k, v, bias, out, lse, dout, dq, dk, dv, ds, options, version):
+    how, views = _how(bias, options), (_given(bias, q, q.dtype), _given(options.mask, q, bool))
+    r = (dout * out).sum(axis=-1)
+    shift, rest = library_of(q).empty((2, *lse.shape), lse.dtype)
+    grid = (-(-q.shape[2] // _THREADS), q.shape[0] * q.shape[1])
+    _anchors[grid, _THREADS, stream_of(q)](q, k, *views, lse, shift, rest, how)
+    VERSIONS[version][1](q, k, v, *views, shift, rest, r, dout, dq, dk, dv, ds, how)
+
+
+forward, backward = operations(library_of, as_heads, _run_forward, _run_backward)
