@@ -13,7 +13,6 @@ from .backend import BFLOAT16
 from .engine import autograd
 from .engine.autograd import Op, Tensor
 from .functional import cast
-from .kernels.cpu import two_processes
 from .optim import Optimizer, joint_norm
 
 DTYPES = {
@@ -45,15 +44,14 @@ class autocast:
     def __init__(self, dtype: str) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"autocast: dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-        self._before = autograd.adapt_inputs, two_processes.expected
+        self._before = autograd.adapt_inputs
         autograd.adapt_inputs = None if dtype == "float32" else _Adapter(DTYPES[dtype])
-        two_processes.expected = dtype if dtype == "bfloat16" else None
 
     def __enter__(self) -> "autocast":
         return self
 
     def __exit__(self, *_: object) -> None:
-        autograd.adapt_inputs, two_processes.expected = self._before
+        autograd.adapt_inputs = self._before
 
 
 class _Adapter:

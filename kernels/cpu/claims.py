@@ -1,8 +1,10 @@
-"""Compiling in two processes, for compiling holds the interpreter's lock: which of the two compiles a kernel.
+"""Share compilation between two processes: which of the two compiles a kernel.
 
-The first kernel that has to be compiled on a machine starts a second process (`ahead`), which compiles what comes later
-in a training step. In a folder of their own both mark what they have begun. The second process leaves out what the
-first has begun, and the first waits for what the second has begun, so that nothing is compiled twice.
+Numba holds the interpreter's lock while it compiles, so a second thread would not help. `start_helper` starts a second
+process (`kernels/precompile.py`), which compiles the kernels that a training step needs later. Each process claims a
+kernel before it compiles it, by creating a file in a folder that both know, and removes the file when the compiled code
+is in the cache. The helper skips what the first process has claimed, and the first process waits for what the helper
+has claimed, so no kernel is compiled twice.
 """
 
 import atexit
@@ -15,32 +17,35 @@ import time
 from pathlib import Path
 from typing import Any
 
-WANTED = "TINYVIT_COMPILE_AHEAD"  # 0: no second process
+WANTED = "TINYVIT_COMPILE_AHEAD"  # the environment variable; 0: no helper
+_PROGRAM = f"{__package__.rpartition('.')[0]}.precompile"
 
-_marks: Path | None = None  # the folder, with a file for each kernel that is being compiled
-_helper: "subprocess.Popen[bytes] | None" = None  # the second process, in the first
-expected: str | None = None  # what most kernels will compute in, where it is known before one is compiled
-
-
-class Taken(Exception):
-    """Raised in the second process: the first one compiles this kernel."""
+_folder: Path | None = None  # of the claims: a file for each kernel that is being compiled
+_helper: "subprocess.Popen[bytes] | None" = None  # set in the first process only
 
 
-def start(dtype: str, kernel: str) -> None:
-    """Have a second process compile too, for this dtype or the one that is expected, all but this kernel."""
-    global _marks, _helper
-    if _marks is not None or os.environ.get(WANTED) == "0":
+class Claimed(Exception):
+    """Raised in the helper: the first process compiles this kernel."""
+
+
+def start_helper(dtype: str, kernel: str) -> None:
+    """Start a process that compiles the kernels for `dtype`, except `kernel`, which this process compiles itself.
+
+    Nothing happens where a helper was started before, in the helper itself, and where TINYVIT_COMPILE_AHEAD is 0.
+    """
+    global _folder, _helper
+    if _folder is not None or os.environ.get(WANTED) == "0":
         return
     quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        marks = Path(tempfile.mkdtemp(prefix="tinyvit-"))
-        atexit.register(shutil.rmtree, marks, ignore_errors=True)
-        (marks / kernel).touch()
-        command = [sys.executable, "-m", f"{__package__}.ahead", expected or dtype, str(marks)]
+        folder = Path(tempfile.mkdtemp(prefix="tinyvit-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        (folder / kernel).touch()
+        command = [sys.executable, "-m", _PROGRAM, dtype, str(folder)]
         _helper = subprocess.Popen(command, env=os.environ | {WANTED: "0"}, **quiet)
-    except OSError:  # no folder that can be written, or no interpreter to start: all is compiled here
+    except OSError:  # no folder can be written, or no interpreter started: this process compiles everything
         return
-    _marks = marks
+    _folder = folder
     atexit.register(_stop, _helper)
 
 
@@ -49,33 +54,33 @@ def _stop(helper: "subprocess.Popen[bytes]") -> None:
     helper.wait()
 
 
-def help_with(marks: Path) -> None:
-    """This is the second process, and the marks are made in this folder."""
-    global _marks
-    _marks = marks
+def join(folder: Path) -> None:
+    """Make this process the helper of the one that created `folder`."""
+    global _folder
+    _folder = folder
 
 
-def begin(kernel: str) -> bool:
-    """Mark a kernel as begun; False if the other process has begun it."""
-    if _marks is not None:
+def claim(kernel: str) -> bool:
+    """Claim a kernel for this process; return False if the other process has claimed it."""
+    if _folder is not None:
         try:
-            (_marks / kernel).touch(exist_ok=False)
+            (_folder / kernel).touch(exist_ok=False)
         except FileExistsError:
             return False
-        except OSError:  # no space: at worst it is compiled twice
+        except OSError:  # the disk is full: at worst both processes compile it
             pass
     return True
 
 
-def end(kernel: str) -> None:
-    """A kernel is compiled and kept."""
-    if _marks is not None:
-        (_marks / kernel).unlink(missing_ok=True)
+def release(kernel: str) -> None:
+    """Give up the claim to a kernel, whose compiled code is now in the cache."""
+    if _folder is not None:
+        (_folder / kernel).unlink(missing_ok=True)
 
 
 def wait_for(kernel: str) -> None:
-    """Until the other process has compiled a kernel, or has ended; raises Taken if this is the second one."""
+    """Wait until the helper has compiled a kernel, or has ended. In the helper itself, raise Claimed."""
     if _helper is None:
-        raise Taken(kernel)
-    while _marks is not None and (_marks / kernel).exists() and _helper.poll() is None:
+        raise Claimed(kernel)
+    while _folder is not None and (_folder / kernel).exists() and _helper.poll() is None:
         time.sleep(0.01)

@@ -1,8 +1,9 @@
-"""Compiling code that is only ever inlined into other code.
+"""Compile functions that are only ever inlined into other compiled functions.
 
-Numba optimises every function as a module of its own and makes machine code of it, though all that is kept of the parts
-of a kernel are their copies inside of it. A part compiled here stops before that: it is typed, lowered and simplified,
-and the rest is done once, for the whole kernel. This took a quarter off the time that a first training step compiles.
+Numba optimizes every function as a module of its own and generates machine code for it, although all that a kernel
+keeps of the functions it calls are the copies inlined into it. A function compiled with `InlinedCompiler` stops before
+that: it is typed, lowered and simplified, and the rest is done once, for the whole kernel. This takes a quarter off the
+time that a first training step compiles.
 """
 
 from typing import Any
@@ -11,8 +12,8 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
 
-class _Part(JITCodeLibrary):
-    """Code to be linked into that of a kernel, with the parts that it uses itself."""
+class _InlinedLibrary(JITCodeLibrary):
+    """The code of one function, to be linked into a kernel together with the functions that it calls itself."""
 
     def finalize(self) -> None:
         self._raise_if_finalized()
@@ -22,7 +23,7 @@ class _Part(JITCodeLibrary):
         self._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
-        """No machine code, no address."""
+        """Return 0: there is no machine code, so there is no address."""
         self._ensure_finalized()
         return 0
 
@@ -32,16 +33,19 @@ class _Part(JITCodeLibrary):
 
 
 class _WithoutEnvironments:
-    """What Numba tells of a new function's environment (its module's names, for calls of Python), unused in parts."""
+    """Stands in for Numba's code generator when it stores a function's environment.
+
+    The environment holds the names of the module for calls of Python functions, of which inlined functions have none.
+    """
 
     def set_env(self, name: str, environment: Any) -> None:
         pass
 
 
-class PartCompiler(Compiler):
-    """Numba's pipeline with a library of that kind: `numba.njit(forceinline=True, pipeline_class=PartCompiler)`."""
+class InlinedCompiler(Compiler):
+    """Numba's pipeline with such a library: `numba.njit(forceinline=True, pipeline_class=InlinedCompiler)`."""
 
     def __init__(self, typing_context: Any, target_context: Any, library: Any, *rest: Any) -> None:
         if library is None:
-            library = _Part(target_context.codegen(), "tinyvit_part")
+            library = _InlinedLibrary(target_context.codegen(), "tinyvit_inlined")
         super().__init__(typing_context, target_context, library, *rest)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cpu.compiler import cache_folder
+from ..cache import cache_folder
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)  # compute capabilities, times 10
 KERNELS = Path(__file__).resolve().parents[1]

@@ -29,9 +29,10 @@ from numba.core import cgutils, config
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from ..cache import kept_object
 from ..cpu import processor
 from ..cpu.bfloat16 import BFloat, rounded, widened, write_rounding
-from ..cpu.compiler import body, kept_object
+from ..cpu.compiler import body
 
 _POINTER = ir.IntType(8).as_pointer()
 _WORD, _HALF, _FLAG = ir.IntType(64), ir.IntType(32), ir.IntType(1)

@@ -8,7 +8,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tinyvit.kernels.cpu import two_processes
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -190,15 +189,6 @@ def test_only_what_may_be_narrow_is_mixed() -> None:
     ):
         with tv.use_kernels("auto"), pytest.raises(TypeError, match="dtypes are never mixed"):
             call()
-
-
-def test_what_is_expected_to_be_compiled_ends_with_the_block() -> None:
-    with tv.autocast("bfloat16"):
-        assert two_processes.expected == "bfloat16"
-        with tv.autocast("float32"):
-            assert two_processes.expected is None
-        assert two_processes.expected == "bfloat16"
-    assert two_processes.expected is None
 
 
 def test_nothing_is_narrowed_outside_of_autocast_or_in_float64() -> None:

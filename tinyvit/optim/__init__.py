@@ -292,23 +292,22 @@ class _Bundle:
 
     def step(self, implementation: dispatch.Implementation, settings: Array) -> list[_Member]:
         """Have the kernel update all it can, and return the members it cannot reach."""
-        ids, rest = [], []
+        parameters: list[Array | None] = []
+        gradients: list[Array | None] = []
+        rest = []
         for member in self.members:
             tensor, kept, _ = member
             p, gradient = tensor.data, tensor.grad
-            if gradient is None:
-                ids.append((0, 0))
-                continue
-            g = gradient.data
-            fits = p.shape == g.shape == kept["m"].shape and p.dtype == g.dtype == self.dtype
-            if fits and p.flags.carray and g.flags.carray:
-                ids.append((id(p), id(g)))
+            g = None if gradient is None else gradient.data
+            fits = g is not None and p.shape == g.shape == kept["m"].shape and p.dtype == g.dtype == self.dtype
+            reached = fits and p.flags.carray and g.flags.carray
+            parameters.append(p if reached else None)
+            gradients.append(g if reached else None)
+            if reached:
                 tensor.mark_modified()
-            else:
-                ids.append((0, 0))
+            elif g is not None:
                 rest.append(member)
-        self.table[:, :2] = ids
-        implementation.forward(self.table, settings, *self.moments)
+        implementation.forward(parameters, gradients, self.table, settings, *self.moments)
         return rest
 
 
