@@ -2,9 +2,9 @@
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one parameter after the other, one element after the other, in the words of the formula                |
-| v2      | vectors, each element read and written once; work is cut in chunks of `CHUNK` elements, which may span |
-|         | several small parameters, and shared among threads                                                     |
+| v1      | one parameter and one element at a time, written like the formula                                      |
+| v2      | vector instructions that read and write each element once; threads share chunks of `CHUNK` elements,   |
+|         | which may span several small parameters                                                                |
 
 `table` (T, 5) has a row for each parameter: the addresses of the parameter and of its gradient, which lie anywhere in
 memory; the element at which its moments begin in the flat arrays m and v; its size; and its row of `settings`. An
@@ -128,10 +128,13 @@ VERSIONS = {1: _step_1, 2: _step_2}
 def forward(parameters, gradients, table, settings, m, v, *, version):
     """Change the parameters and their moments in place. There is no backward: an optimizer is not on the tape.
 
-    `parameters` and `gradients` are lists of contiguous, writeable arrays in the dtype of m and v, or None in both
-    where a parameter stays as it is. Their addresses are written into the first two columns of `table`.
+    `parameters` and `gradients` are lists of contiguous, writeable arrays in the dtype of m and v, whose addresses are
+    written to `table`. A parameter whose gradient is None stays as it is. A parameter is None if it is the array that
+    it was in the call before, since finding all addresses would be a noticeable part of a small step.
     """
-    table[:, 0] = [_address(p) for p in parameters]
+    for row, p in enumerate(parameters):
+        if p is not None:
+            table[row, 0] = _address(p)
     table[:, 1] = [_address(g) for g in gradients]
     VERSIONS[version](table, settings, m, v, team_for(m.size))
     return ()
