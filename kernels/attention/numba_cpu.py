@@ -2,17 +2,18 @@
 
 | version | what it changes, and gains                                                                               |
 |---------|----------------------------------------------------------------------------------------------------------|
-| v1      | one query after the other, in the words of the formula; nothing but a row of scores is stored            |
-| v2      | blocks of queries against blocks of keys, products in register tiles (`multiply`), so that each score is |
-|         | computed, exponentiated and used while it is in the cache. All keys are one block up to 320 of them, as  |
-|         | in ViTs; more are gone through with a running maximum (online softmax: Milakov and Gimelshein, 2018;     |
-|         | Dao et al., FlashAttention, 2022, algorithm 1)                                                           |
+| v1      | one query at a time, written like the formula; it stores no more than one row of scores                  |
+| v2      | blocks of queries against blocks of keys, products in register tiles (`multiply`): each score is         |
+|         | computed, exponentiated and used while it is in the cache. Up to 320 keys, as in ViTs, are one block;    |
+|         | more of them need a running maximum (online softmax: Milakov and Gimelshein, 2018; Dao et al.,           |
+|         | FlashAttention, 2022, algorithm 1)                                                                       |
 
-q (B, H, N, D), k (B, H, S, D), v (B, H, S, E), out (B, H, N, E) are views of any strides whose last axis is
-contiguous: the packed output of a qkv projection goes in as it is, and out lies in memory as (B, N, H, E), so that
-merging the heads is free. Saved is lse (B, H, N), the logarithm of the sum of exponentials, from which P is computed
-again: exp(S - lse), or from the sum itself where lse is so large that rounding it would tell on P. bias and mask are
-views of shape (B, H, N, S), perhaps with strides of 0. Each head is computed by one thread, in one order.
+q (B, H, N, D), k (B, H, S, D), v (B, H, S, E) and out (B, H, N, E) are views of any strides whose last axis is
+contiguous: the packed output of a qkv projection needs no copy, and out lies in memory as (B, N, H, E), so merging the
+heads is free. Forward saves lse (B, H, N), the logarithm of the sum of exponentials. Backward computes the
+probabilities again as exp(S - lse), or, where lse is so large that its rounding error would show, from the sum of
+exponentials itself. bias and mask are views (B, H, N, S), perhaps with strides of 0. One thread computes a head, in one
+order.
 """
 
 from functools import cache, lru_cache
@@ -29,10 +30,10 @@ from .by_block import backward_chunk_2, forward_chunk_2, groups_of
 from .by_query import backward_chunk_1, forward_chunk_1, weights_chunk
 from .operations import Options, as_heads, operations
 
-# What Python calls --------------------------------------------------------------------------------------------------
+# Entries ------------------------------------------------------------------------------------------------------------
 
-# {0} is the type of elements, {1} the one they are computed in. What is only read may be a broadcast view, which NumPy
-# calls read-only.
+# {0} is the type of elements, {1} the type they are computed in. Bias and mask may be broadcast views, which NumPy
+# marks as read-only.
 _ARRAY, _READ, _SEEN = "{0}[:,:,:,:]", "Array({0}, 4, 'A', True)", "Array(boolean, 4, 'A', True)"
 _INPUTS = ", ".join((_ARRAY, _ARRAY, _ARRAY, _READ, _SEEN, _ARRAY, "{1}[:,:,::1]"))
 _HOW = "Tuple((boolean, boolean, boolean, {1}, uint64, {1}, int64, int64))"
@@ -76,7 +77,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def _heads(array):
-    """`array` as (B, H, N, D) that kernels can read: last axis contiguous, writeable in the eyes of NumPy."""
+    """Return `array` as (B, H, N, D) in the form kernels are compiled for: writeable, with a contiguous last axis."""
     ready(sum_dtype(array.dtype))
     array = as_heads(array)
     usable = array.strides[3] == array.itemsize and array.flags.writeable and array.flags.aligned
@@ -84,27 +85,28 @@ def _heads(array):
 
 
 @cache
-def _nothing(dtype):
-    """What stands for a bias or mask that is not given."""
+def _absent(dtype):
+    """Return the array that stands for a missing bias or mask."""
     return np.broadcast_to(bits(np.zeros(1, dtype)), (1, 1, 1, 1))
 
 
 def _given(view, dtype):
-    """A bias or mask as compiled code takes it: read-only, and a dummy if there is none."""
+    """Return a bias or mask in the form kernels are compiled for: read-only, and never None."""
     if view is None:
-        return _nothing(dtype)
+        return _absent(dtype)
     view.flags.writeable = False
     return bits(view)
 
 
 @lru_cache(64)
 def _scalars(dtype, scale, dropout_p):
-    """scale, threshold and factor as compiled code takes them."""
+    """Return scale, threshold and factor of `how`."""
     real = dtype.type
     return real(scale), np.uint64(round(dropout_p * 2**32)), real(0 if dropout_p == 1 else 1 / (1 - dropout_p))
 
 
 def _how(dtype, bias, options):
+    """Return `how` of by_query.py."""
     scalars = _scalars(dtype, options.scale, options.dropout_p)
     return (bias is not None, options.mask is not None, options.is_causal, *scalars, options.seed, options.offset)
 
@@ -125,7 +127,7 @@ forward, backward = operations(lambda array: np, _heads, _run_forward, _run_back
 
 
 def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
-    """The probabilities (B, H, N, S) before dropout, from what forward returned as lse (B, H, N)."""
+    """Return the probabilities (B, H, N, S) before dropout, from lse (B, H, N) of forward."""
     q, k = _heads(q), _heads(k)
     p = np.empty((*q.shape[:3], k.shape[2]), q.dtype)
     if p.size:

@@ -1,4 +1,4 @@
-"""The operation attention, from the two functions that each technology has for it."""
+"""Attention as the registry calls it, made from the two functions that each technology has for it."""
 
 import math
 from collections.abc import Callable
@@ -42,12 +42,12 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
     run_backward : (q, k, v, bias, out, lse, dout, dq, dk, dv, ds, options, version) -> None
         Fills dq, dk, dv and, unless it has no elements, ds (B, H, N, S), the gradient of the scores.
 
-    What they are given as bias, and as mask of the options, is a view (B, H, N, S) or None. They are not called where
-    there is no query or no key.
+    The bias that they get, and the mask in the options, is a view (B, H, N, S) or None. They are not called if there is
+    no query or no key.
     """
 
     def forward(q, k, v, bias, *, version, **params):
-        """q (..., N, D), k (..., S, D), v (..., S, E), bias or None -> out (..., N, E), lse (..., N)."""
+        """Map q (..., N, D), k (..., S, D), v (..., S, E) and bias, or None, to out (..., N, E) and lse (..., N)."""
         xp, q_, k_, v_ = library(q), heads(q), heads(k), heads(v)
         (b, h, n, _), e = q_.shape, v_.shape[3]
         out = xp.empty((b, n, h, e), q.dtype).transpose(0, 2, 1, 3)
@@ -61,7 +61,7 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
         return (out, lse) if q.ndim == 4 else (out.reshape(*shape, e), lse.reshape(shape))
 
     def backward(dout, q, k, v, bias, out, lse, *, needs, version, **params):
-        """dq, dk, dv, and dbias in the shape of bias.
+        """Return dq, dk, dv, and dbias in the shape of bias.
 
         Where their shapes allow, dq, dk and dv are views of one array (B, N, 3, H, D), the gradient of a packed qkv
         projection.

@@ -1,13 +1,13 @@
-"""GELU of a sum with a bias, exact or by the tanh formula, forward and backward.
+"""GELU of x + bias, exact or by the tanh formula, forward and backward.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one element after the other, with the library's erf, tanh and exp; db in a pass of its own             |
-| v2      | vectors, with rational functions for P(x) and the slope (`vector_math`); db in the same pass; rows     |
-|         | shared among threads in chunks, each with its own part of db                                           |
+| v1      | one element at a time, with the library's erf, tanh and exp; db in a pass of its own                   |
+| v2      | vector instructions, with rational functions for P(x) and the slope (`vector_math`); db in the same    |
+|         | pass; threads share chunks of rows, each with its own part of db                                       |
 
-x (R, C), bias (C,), y (R, C), the leading axes flattened into R. The number of chunks depends on R only, and their
-parts of db are summed in order: equal bits with any number of threads.
+x (R, C), bias (C,), y (R, C); the leading axes are flattened into R. The number of chunks depends on R only, and their
+parts of db are summed in order, so the bits are the same with any number of threads.
 """
 
 import math
@@ -123,7 +123,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def forward(x, bias, *, approximate="none", version):
-    """x (..., C), bias (C,) -> y (..., C)."""
+    """Map x (..., C) and bias (C,) to y (..., C)."""
     rows = rows_of(x)
     y = np.empty_like(rows)
     run, _ = VERSIONS[version]
@@ -132,10 +132,10 @@ def forward(x, bias, *, approximate="none", version):
 
 
 def backward(dy, x, bias, *, approximate="none", needs, version):
-    """dy (..., C) -> dx (..., C), dbias (C,)."""
+    """Map dy (..., C) to dx (..., C) and dbias (C,)."""
     rows, bias = rows_of(x), dense(bias)
     dx, dbias = np.empty_like(rows), np.empty(bias.shape, sum_dtype(x.dtype))
     _, run = VERSIONS[version]
-    given = (bits(rows_of(dy)), bits(rows), bits(bias), bits(dx), dbias)
-    run(*given, approximate == "tanh", team_for(rows.size))
+    arrays = (bits(rows_of(dy)), bits(rows), bits(bias), bits(dx), dbias)
+    run(*arrays, approximate == "tanh", team_for(rows.size))
     return dx.reshape(x.shape), dbias.astype(bias.dtype, copy=False)

@@ -1,8 +1,8 @@
-"""Arrays in another dtype: from float32 to bfloat16, ties to even, and back.
+"""Conversion between float32 and bfloat16, rounding ties to even.
 
 | version | what it changes, and gains                                                                               |
 |---------|----------------------------------------------------------------------------------------------------------|
-| v1      | vectors, shared among threads in chunks of `CHUNK` elements; other dtypes are left to NumPy              |
+| v1      | vector instructions on chunks of `CHUNK` elements, which threads share; NumPy converts other dtypes      |
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ VERSIONS = {1: _cast_1}
 
 
 def forward(x, *, dtype, source, version):
-    """x in another dtype."""
+    """Return x in another dtype."""
     if (x.dtype, dtype) not in _PAIRS:
         return (x.astype(dtype),)
     y = np.empty(x.shape, dtype)
@@ -43,5 +43,5 @@ def forward(x, *, dtype, source, version):
 
 
 def backward(dy, *, dtype, source, needs, version):
-    """dx, in the dtype that x had."""
+    """Return dx in the dtype of x."""
     return forward(dy, dtype=source, source=dtype, version=version)

@@ -2,14 +2,14 @@
 
 | version | what it changes, and gains                                                                            |
 |---------|-------------------------------------------------------------------------------------------------------|
-| v1      | one row after the other, in the words of the formula                                                  |
-| v2      | vectors for the largest logit and for the exponentials; each row read once from memory in either      |
-|         | direction, and no row of p or t stored; rows shared among threads in chunks                           |
+| v1      | one row at a time, written like the formula                                                           |
+| v2      | vector instructions for the largest logit and for the exponentials; forward and backward read each    |
+|         | row once from memory and store no row of p or t; threads share chunks of rows                         |
 
-x (R, K), the leading axes flattened into R. The target of a row is keep * t + share where probabilities t (R, K) are
-given, else share, and keep more at its class: share = s / K and keep = 1 - s for label smoothing s. That of an ignored
-row is 0. Kept for backward are peak (R,), the largest logit, and total (R,), the sum of exp(x - peak): then
-p = exp(x - peak) / total, without the rounding that a large log-sum-exp would bring.
+x (R, K); the leading axes are flattened into R. With label smoothing s, share = s / K and keep = 1 - s, the target of a
+row is keep * t + share if probabilities t (R, K) are given, else share plus keep at its class. The target of an ignored
+row is 0. Forward keeps peak (R,), the largest logit, and total (R,), the sum of exp(x - peak). Backward computes
+p = exp(x - peak) / total, which avoids the rounding error of a large log-sum-exp.
 """
 
 import numpy as np
@@ -24,14 +24,14 @@ from ..cpu.vector_math import exp
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 
 
-# What the versions share --------------------------------------------------------------------------------------------
+# Steps that all versions share --------------------------------------------------------------------------------------
 
 # `how` is (ignored class, label smoothing, number of the reduction)
 
 
 @body
 def _divisor(classes, rows, how):
-    """What the sum of all losses is divided by; at least 1."""
+    """Return what the sum of all losses is divided by; at least 1."""
     if how[2] != 2:
         return 1
     count = rows
@@ -42,7 +42,7 @@ def _divisor(classes, rows, how):
 
 @body
 def _reduce(loss, classes, how, out):
-    """out (1,) = the sum or mean of loss (R,)."""
+    """Set out (1,) to the sum or mean of loss (R,)."""
     total = 0.0
     for i in range(loss.size):
         total += loss[i]
@@ -51,7 +51,7 @@ def _reduce(loss, classes, how, out):
 
 @body
 def _upstream(dloss, i, how, divisor):
-    """The gradient of the loss of row i."""
+    """Return the gradient of the loss of row i."""
     return dloss[i] if how[2] == 0 else dloss[0] / dloss.dtype.type(divisor)
 
 
@@ -60,7 +60,7 @@ def _upstream(dloss, i, how, divisor):
 
 @body
 def _fill_weights(i, classes, target, how, t):
-    """t (K,) = the target distribution of row i."""
+    """Set t (K,) to the target distribution of row i."""
     keep, share = 1 - how[1], how[1] / t.size
     t[:] = 0 if classes.size and classes[i] == how[0] else share
     if not classes.size:
@@ -111,17 +111,17 @@ def _forward_chunk(chunk, chunks, x, classes, target, loss, peak, total, how):
             s += exp(d)
             shifted += d
         peak[i], total[i] = m, s
-        log_s, mine = np.log(s), zero
+        log_s, row_loss = np.log(s), zero
         if not classes.size:
             given = target[i]
             for k in range(columns):
                 t = keep * given[k] + share
-                mine += t * (log_s - (row[k] - m)) if t != zero else zero  # 0 log 0 = 0
+                row_loss += t * (log_s - (row[k] - m)) if t != zero else zero  # 0 log 0 = 0
         elif classes[i] != how[0]:
-            mine = keep * (log_s - (row[classes[i]] - m))
+            row_loss = keep * (log_s - (row[classes[i]] - m))
             if share > zero:
-                mine += share * (real(columns) * log_s - shifted)
-        loss[i] = mine
+                row_loss += share * (real(columns) * log_s - shifted)
+        loss[i] = row_loss
 
 
 @entry
@@ -176,7 +176,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def forward(logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0, reduction="mean", version):
-    """logits (..., K), target (..., K) or ids (...) -> the loss, peak and total (R,), and a copy of the ids (R,)."""
+    """Map logits (..., K) and target (..., K) or ids (...) to the loss, peak and total (R,), and a copy of ids (R,)."""
     x = rows_of(logits)
     classes = np.array(() if ids is None else ids, np.int64).reshape(-1)
     peak, total, loss = (np.empty(x.shape[0], x.dtype) for _ in range(3))
@@ -212,7 +212,7 @@ def backward(
     needs,
     version,
 ):
-    """dloss, of the shape of the loss -> dlogits, dtarget (..., K)."""
+    """Map dloss, in the shape of the loss, to dlogits and dtarget (..., K)."""
     x = rows_of(logits)
     dx = np.empty_like(x)
     dtarget = np.empty_like(x) if needs[1] else x[:0]

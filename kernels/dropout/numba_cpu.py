@@ -1,11 +1,11 @@
-"""Dropout, forward and backward: y = x m and dx = dy m, with the factors m drawn anew each time.
+"""Dropout, forward and backward: y = x m and dx = dy m; both draw the factors m from the same stream.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
 | v1      | all factors first, then the product                                                                    |
-| v2      | `TILE` factors at a time, which never leave the cache; tiles shared among threads                      |
+| v2      | `TILE` factors at a time, which never leave the cache; threads share the tiles                         |
 
-The factor of an element depends on its number alone (`philox`), so chunks may be done in any order, by anyone.
+The factor of an element depends on its index alone (`philox`), so any thread may do any chunk, in any order.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..cpu.compiler import body, entry
 from ..cpu.philox import keep_row
 from ..cpu.threads import parallel
 
-TILE = 2048  # elements, a multiple of the 4 of a counter
+TILE = 2048  # elements; a multiple of 4, the number of words for each counter
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ VERSIONS = {1: _apply_1, 2: _apply_2}
 
 
 def forward(x, *, p, seed, offset, version):
-    """x of any shape -> y, the elements of x numbered in row-major order."""
+    """Map x of any shape to y; the elements of x are numbered in row-major order."""
     source = dense(x)
     y = np.empty_like(source)
     factor = source.dtype.type(1 / (1 - p) if p < 1 else 0)
@@ -68,5 +68,5 @@ def forward(x, *, p, seed, offset, version):
 
 
 def backward(dy, *, p, seed, offset, needs, version):
-    """dy -> dx, by the same factors."""
+    """Map dy to dx, with the same factors."""
     return forward(dy, p=p, seed=seed, offset=offset, version=version)

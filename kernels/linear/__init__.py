@@ -1,1 +1,1 @@
-"""The affine map of a layer, and the matrix products that it is made of."""
+"""The affine map of a layer, and the matrix products in it."""

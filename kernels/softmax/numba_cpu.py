@@ -2,11 +2,11 @@
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one row after the other, in the words of the formula                                                   |
-| v2      | vectors for the largest element and for the exponentials; all passes over a row in the first-level     |
-|         | cache; rows shared among threads in chunks                                                             |
+| v1      | one row at a time, written like the formula                                                            |
+| v2      | vector instructions for the largest element and for the exponentials; all passes over a row stay in    |
+|         | the first-level cache; threads share chunks of rows                                                    |
 
-x (R, C): the axis of the softmax is the last one; another axis is exchanged with it, which costs a copy.
+x (R, C): the softmax is over the last axis; another axis is swapped with the last one, which costs a copy.
 """
 
 import numpy as np
@@ -83,20 +83,20 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def forward(x, *, axis=-1, version):
-    """x of any shape -> y."""
-    turned = x.swapaxes(axis, -1)
-    rows = rows_of(turned)
+    """Map x of any shape to y."""
+    swapped = x.swapaxes(axis, -1)
+    rows = rows_of(swapped)
     y = np.empty_like(rows)
     run, _ = VERSIONS[version]
     run(rows, y, team_for(rows.size))
-    return (y.reshape(turned.shape).swapaxes(axis, -1),)
+    return (y.reshape(swapped.shape).swapaxes(axis, -1),)
 
 
 def backward(dy, out, *, axis=-1, needs, version):
-    """dy and out, both of the shape of x -> dx."""
-    turned = out.swapaxes(axis, -1)
-    rows = rows_of(turned)
+    """Map dy and out, both in the shape of x, to dx."""
+    swapped = out.swapaxes(axis, -1)
+    rows = rows_of(swapped)
     dx = np.empty_like(rows)
     _, run = VERSIONS[version]
     run(rows_of(dy.swapaxes(axis, -1)), rows, dx, team_for(rows.size))
-    return (dx.reshape(turned.shape).swapaxes(axis, -1),)
+    return (dx.reshape(swapped.shape).swapaxes(axis, -1),)
