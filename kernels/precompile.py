@@ -48,7 +48,7 @@ def kernels(dtype: Any, convolves: bool) -> Iterator[Callable[[], Any]]:
 
     def adamw_step() -> None:
         table, settings = np.zeros((1, 5), np.int64), np.zeros((1, 7))
-        adamw.forward([None], [None], table, settings, vector, vector.copy(), **version("adamw"))
+        adamw.step([None], [None], table, settings, vector, vector.copy(), **version("adamw"))
 
     def cross_entropy_both() -> None:
         _, *kept = cross_entropy.forward(wide_rows, None, ids=classes, **version("cross_entropy"))

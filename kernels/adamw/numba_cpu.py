@@ -125,7 +125,7 @@ VERSIONS = {1: _step_1, 2: _step_2}
 # Launcher -----------------------------------------------------------------------------------------------------------
 
 
-def forward(parameters, gradients, table, settings, m, v, *, version):
+def step(parameters, gradients, table, settings, m, v, *, version):
     """Change the parameters and their moments in place. There is no backward: an optimizer is not on the tape.
 
     `parameters` and `gradients` are lists of contiguous, writeable arrays in the dtype of m and v, whose addresses are

@@ -11,7 +11,7 @@ import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 RNG = np.random.default_rng(0)
