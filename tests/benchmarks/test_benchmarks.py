@@ -143,7 +143,7 @@ def test_right_kernels_are_verified_and_timed(attention: CaseResult) -> None:
         assert row is not None
         assert not row.reason
         assert len(row.seconds) == 3
-        assert all(0 < s < 10 for s in row.seconds)
+        assert all(s > 0 for s in row.seconds)
         assert row.error is not None
         assert 0 < row.error < 1e-5
         assert row.peak_memory is not None

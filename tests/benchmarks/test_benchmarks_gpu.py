@@ -1,6 +1,5 @@
 """The benchmarks of a GPU, as far as they run without one: the line of a contender, PyTorch and Triton."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peers import peer
 
 from benchmarks.cases import VIT_S
 from benchmarks.gpu import cases as gpu_cases
@@ -87,7 +87,7 @@ def test_all_contenders_have_a_name_of_their_own() -> None:
 
 @pytest.fixture
 def peers() -> Iterator[Any]:
-    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    torch = peer("torch", "PyTorch")
     from benchmarks.gpu import torch_peer
 
     threads = torch.get_num_threads()
@@ -121,9 +121,8 @@ def test_a_step_of_pytorch_learns(peers: Any) -> None:
 
 @pytest.mark.slow
 def test_triton_agrees_with_pytorch_in_its_interpreter() -> None:
-    for library in ("torch", "triton"):
-        if importlib.util.find_spec(library) is None:
-            pytest.skip(f"needs {library}")
+    peer("torch", "PyTorch")
+    peer("triton", "Triton")
     trials = Path(__file__).with_name("triton_trials.py")
     command = [sys.executable, "-m", "pytest", str(trials), "-q", "-x", "-p", "no:cacheprovider"]
     settings = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
