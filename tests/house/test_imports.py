@@ -44,6 +44,12 @@ ORDERED = {
     "benchmarks.report",
     "tinyvit.backend",
     "tinyvit.engine",
+    "tinyvit.kernels",
+    "tinyvit.kernels.attention",
+    "tinyvit.kernels.cpu",
+    "tinyvit.kernels.cuda",
+    "tinyvit.kernels.layer_norm",
+    "tinyvit.kernels.linear",
 }
 
 # Imports that still run the wrong way. Whoever removes one removes its line here.

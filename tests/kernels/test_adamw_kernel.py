@@ -93,6 +93,20 @@ def test_a_rule_of_ones_own_is_followed() -> None:
     np.testing.assert_array_equal(p.data, np.array([-0.5, 0.5, 0], np.float32))
 
 
+def test_a_parameter_is_updated_where_it_lies_now() -> None:
+    def trained(choice: str) -> Array:
+        p = Tensor(np.ones(5, np.float32), requires_grad=True)
+        optimizer = tv.optim.AdamW([p], lr=0.1)
+        with tv.use_kernels(choice):
+            for _ in range(3):
+                p.grad = Tensor(np.linspace(-1, 1, 5, dtype=np.float32))
+                p.data = p.data.copy()
+                optimizer.step()
+        return p.data
+
+    np.testing.assert_allclose(trained("numba"), trained("numpy"), rtol=1e-6)
+
+
 @pytest.mark.parametrize("choice", ["auto", "numpy"])
 def test_a_copy_goes_on_by_itself(choice: str) -> None:
     def step(p: Tensor, optimizer: Any) -> None:
