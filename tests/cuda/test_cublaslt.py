@@ -138,7 +138,7 @@ def test_a_product_without_any_algorithm_is_named() -> None:
 
 def test_a_vector_on_the_left_is_a_row() -> None:
     x, y = normal(3), normal(3, 4)
-    assert_is(backend.matmul(backend.NUMPY, ndarray(x), ndarray(y)), x.astype(float) @ y)
+    assert_is(backend.arrays.matmul(backend.NUMPY, ndarray(x), ndarray(y)), x.astype(float) @ y)
 
 
 def test_gelu_in_the_epilogue_and_its_slope() -> None:

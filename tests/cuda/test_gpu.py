@@ -40,7 +40,7 @@ from tinyvit.kernels.cuda.compiler import compile_cubin
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 MINUTES = 4
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])

@@ -8,11 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tinyvit.kernels.cpu import two_processes
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 RNG = np.random.default_rng(0)
@@ -190,15 +189,6 @@ def test_inputs_that_must_not_be_narrow_are_refused() -> None:
     ):
         with tv.use_kernels("auto"), pytest.raises(TypeError, match="dtypes are never mixed"):
             call()
-
-
-def test_compilation_prepares_for_the_dtype_of_the_innermost_block() -> None:
-    with tv.autocast("bfloat16"):
-        assert two_processes.expected == "bfloat16"
-        with tv.autocast("float32"):
-            assert two_processes.expected is None
-        assert two_processes.expected == "bfloat16"
-    assert two_processes.expected is None
 
 
 def test_nothing_is_narrowed_outside_of_autocast_or_in_float64() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 
 @pytest.fixture(autouse=True)

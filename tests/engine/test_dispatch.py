@@ -13,7 +13,7 @@ from tinyvit.kernels.registry import KernelSpec
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit import dispatch
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 Arrays = dict[str, Any]
 FLOAT64 = frozenset({np.dtype(np.float64)})

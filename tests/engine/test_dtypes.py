@@ -9,7 +9,7 @@ import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 

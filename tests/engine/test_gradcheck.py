@@ -8,7 +8,7 @@ import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 
 @pytest.fixture

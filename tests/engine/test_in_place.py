@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 
 @pytest.fixture(autouse=True, scope="module")

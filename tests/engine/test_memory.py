@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tinyvit as tv
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from oracles import dropout_mask, philox
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.backend import default_generator
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 from tinyvit.functional.random import philox4x32
 
 

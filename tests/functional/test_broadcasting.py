@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 Shape = tuple[int, ...]
 

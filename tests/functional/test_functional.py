@@ -10,7 +10,7 @@ from oracles import ORACLES
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit import backend
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 from tinyvit.functional import indexing
 
 INF = np.inf

@@ -8,7 +8,7 @@ from oracles import ORACLES
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 INF = np.inf
 

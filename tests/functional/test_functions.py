@@ -14,7 +14,7 @@ from oracles import oracle_of
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 from oracles import ORACLES, oracle_of
 
 import tinyvit as tv
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 from tinyvit.functional.samples import Sample
 
 Array = np.ndarray

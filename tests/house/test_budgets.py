@@ -26,7 +26,6 @@ STILL_LONG_FILES = {
     "kernels/attention/numba_cuda.py",
     "tests/kernels/draws.py",
     "tinyvit/cli.py",
-    "tinyvit/engine/autograd.py",
     "tinyvit/functional/elementwise.py",
     "tinyvit/nn/transformer.py",
     "tinyvit/optim/__init__.py",

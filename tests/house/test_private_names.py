@@ -21,8 +21,6 @@ OF_LIBRARIES = {
 
 # What still reads another file's private names, and which. Whoever removes one removes it here.
 STILL_READ = {
-    "tests/benchmarks/test_benchmarks_gpu.py": "_peer",
-    "tests/benchmarks/triton_trials.py": "_checked",
     "tests/cuda/fake_cupy.py": "_descriptors _handle _new _objects _workspace",
     "tests/cuda/kernel_trials.py": "_host",
     "tests/cuda/task_trials.py": "_replay",
@@ -31,14 +29,8 @@ STILL_READ = {
     "tests/cuda/training_trials.py": "_add_rows",
     "tests/functional/test_functional.py": "_add_sorted",
     "tests/kernels/test_threads.py": "_ASLEEP _WORKERS _team _workers",
-    "tests/study/test_trace.py": "_op",
     "tests/study/test_watch.py": "_curves _every _folder _losses _spread _training",
-    "tinyvit/dispatch.py": "_sources",
-    "tinyvit/functional/plain.py": "_widened",
-    "tinyvit/study/check/check.py": "_sources",
-    "tinyvit/study/notebook.py": "_describe _op",
-    "tinyvit/study/record/recorder.py": "_arrays _index _input _op _sources",
-    "tinyvit/study/rules/narrate.py": "_extras _sources",
+    "tinyvit/study/notebook.py": "_describe",
 }
 FILES = [path for name in ("tinyvit", "kernels", "benchmarks", "tests") for path in sorted((ROOT / name).rglob("*.py"))]
 

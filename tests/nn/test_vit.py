@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.data.digits import read_digits
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 from tinyvit.models import ViT
 
 TINY: dict[str, Any] = {

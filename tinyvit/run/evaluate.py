@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import functional as F
+from ..context import no_grad
 from ..data import Dataset, normalize, read_image
-from ..engine.autograd import no_grad
 from ..errors import DataError
 from ..nn import Module
 

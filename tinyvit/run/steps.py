@@ -3,10 +3,11 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..autocast import LossScaler, autocast
+from ..autocast import LossScaler
 from ..backend import is_on_gpu
+from ..context import autocast
 from ..data import Batch
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..optim import Adam, clip_grad_norm
 from .captured import CapturedStep
 

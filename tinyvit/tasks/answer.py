@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..context import no_grad
 from ..data import Batch
-from ..engine.autograd import Tensor, no_grad
+from ..engine import Tensor
 from ..models import VQA, ConvEncoder, CrossFusion, JointFusion, ProductFusion, TextEmbedding, TextEncoder
 from ..nn import Module
 from .base import DataSpec, Found, Task, batches, by_kind, evaluating, nothing

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data import Batch, Dataset, TextDataset, Tokenizer, load_texts
 from ..data.texts import TEXT_DATASETS
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import ViT
 from ..nn import Module, initialize_conv

@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import functional as F
 from ..data import Batch, Dataset, load_dataset
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import Module
 from ..run.evaluate import evaluate
 from .base import DataSpec, Found, Task, build_vit, nothing

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..context import no_grad
 from ..data import Batch
-from ..engine.autograd import Tensor, no_grad
+from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import TextEncoder, TwoTowers
 from ..nn import Module
