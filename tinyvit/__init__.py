@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import functional, models, nn, optim
-from .autocast import LossScaler
 from .backend import Generator, allow_tf32, limit_threads, manual_seed, set_default_device
 from .checkpoint import load, save
 from .context import autocast, no_grad
 from .dispatch import use_kernels
 from .engine import GradcheckError, Tensor, grad, gradcheck, tensor
+from .optim import LossScaler
 
 if TYPE_CHECKING:
     from . import study

@@ -122,7 +122,7 @@ def test_damaged_files_and_labels_are_named(tmp_path: Path, monkeypatch: pytest.
         load_dataset("mnist", "test")
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(idx(np.zeros((10_000, 28, 28), np.uint8)))
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(np.full(10_000, 10, np.uint8)))
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz holds the label 10; there are 10 classes"):
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz holds the label 10, but has 10 classes"):
         load_dataset("mnist", "test")
 
 

@@ -367,7 +367,7 @@ def test_the_cache_is_where_each_system_keeps_its_caches(
 def test_an_unknown_name_gets_the_nearest_one() -> None:
     with pytest.raises(DataError, match="did you mean fashion-mnist"):
         fetch("fashion_mnist")
-    with pytest.raises(DataError, match="known are digits, mnist"):
+    with pytest.raises(DataError, match="available: digits, mnist"):
         fetch("imagenet-21k")
 
 

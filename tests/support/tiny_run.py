@@ -15,6 +15,7 @@ import tinyvit.run.loop
 from tinyvit.checkpoint import atomic_write
 from tinyvit.run.display import Display
 from tinyvit.run.recipe import About, Data, Model, Recipe, Train
+from tinyvit.run.state import Position, Training
 
 # Everything that draws from a random stream or keeps a state, at once.
 ALL_STREAMS = (
@@ -37,13 +38,13 @@ def tiny_recipe(*assignments: str) -> Recipe:
 class Watch(Display):
     """Calls a function with the training and the position after every step."""
 
-    def __init__(self, function: Callable[[tinyvit.run.loop.Training, Any], None]) -> None:
+    def __init__(self, function: Callable[[Training, Position], None]) -> None:
         self.function = function
 
-    def started(self, training: tinyvit.run.loop.Training, folder: Path) -> None:
+    def started(self, training: Training, folder: Path) -> None:
         self.training = training
 
-    def stepped(self, position: Any) -> None:
+    def stepped(self, position: Position) -> None:
         self.function(self.training, position)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from .. import backend
+from ..dispatch import Kernel
 from ..engine import Tensor
-from ..kernels.lookup import Kernel
 
 _Member = tuple[Tensor, dict[str, Any], int]  # a parameter, its moments, the number of its group
 _STATE = ("step", "max_norm", "norm", "scale", "growth", "good", "skipped", "factor")

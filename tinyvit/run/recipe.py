@@ -1,8 +1,8 @@
-"""Recipes: everything that decides a training run, one TOML file each, and what to expect of it.
+"""Recipes: one TOML file decides everything about a training run, and states what to expect of it.
 
-The dataclasses below are the schema: type, default and allowed values of every key stand in one place. A
-recipe is checked when it is made, so whoever holds one may rely on it. Whether the parts of the model fit
-together and fit the data (the patches must tile the image, say) is left to the model.
+The dataclasses below are the schema: type, default and allowed values of every key stand in one place. A recipe is
+checked when it is made, so any code that holds one may rely on it. Whether the parts of the model fit together and fit
+the data (the patches must tile the image, for example) is left to the model.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ _FOLDER = Path(__file__).with_name("recipes")
 _KINDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
 
 
-# What a key may hold ---------------------------------------------------------------------------------------
+# The values of a key ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The numbers that a key may hold; infinities and NaN are never among them."""
+    """A range of allowed numbers, which never include infinity and NaN."""
 
     at_least: float = float("-inf")
     above: float = float("-inf")
@@ -44,12 +44,12 @@ class Range:
 
 
 def _key(allowed: Range | tuple[str, ...], default: Any = dataclasses.MISSING) -> Any:
-    """Declare a key: the range or the choices it is held to, and its default unless it must be given."""
+    """Declare a key with the range or the choices of its values; without a default, every recipe must state it."""
     return dataclasses.field(default=default, metadata={"allowed": allowed})
 
 
 _COUNT = Range(at_least=1, at_most=2**31 - 1)
-_SIZE = Range(at_least=1, at_most=2**20)  # of a part of the model; no machine trains a larger one
+_SIZE = Range(at_least=1, at_most=2**20)  # of a part of the model; a larger one would not fit into memory
 _SIZE_OR_NONE = Range(at_least=0, at_most=2**20)
 _PIXELS = Range(at_least=0, at_most=2**14)
 _NOT_NEGATIVE = Range(at_least=0)
@@ -58,7 +58,7 @@ _FRACTION = Range(at_least=0, below=1)
 
 @dataclass(frozen=True, kw_only=True)
 class _Section:
-    """A section of a recipe, which holds only what its keys allow."""
+    """A section of a recipe, whose values are checked when it is made."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -79,16 +79,16 @@ class _Section:
 
 
 def _is_text(value: str) -> bool:
-    """Whether UTF-8 can hold `value`: the name of a file may have bytes that are no text."""
+    """Return whether UTF-8 can encode `value`: the name of a file may contain bytes that are not valid text."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-# The schema: one class a section, one field a key; no key stands in two sections ---------------------------
+# The schema: one class for each section, one field for each key; no key occurs in two sections ----------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class About(_Section):
-    """What the recipe is for and what to expect of it; nothing here changes the run."""
+    """The purpose of the recipe and its expected result; nothing here changes the run."""
 
     title: str = ""
     command: str = ""
@@ -99,17 +99,17 @@ class About(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Data(_Section):
-    """Which images, how many at a time, and how training images are varied (0 or false: not at all)."""
+    """The data set, the batch size, and the augmentation of training images (0 or false: none)."""
 
-    name: str  # of a data set, or folder:PATH, a folder of images as `tinyvit.data.image_folder` reads it
+    name: str  # a data set, or folder:PATH for a folder of images, see `tinyvit.data.image_folder`
     batch_size: int = _key(_COUNT)
-    image_size: int = _key(_PIXELS, 0)  # pixels; 0 keeps the size the images have
-    shift: int = _key(_PIXELS, 0)  # up to so many pixels, in both directions
-    flip: bool = False  # left and right
-    rotate: float = _key(Range(at_least=0, at_most=180), 0.0)  # up to so many degrees, either way
+    image_size: int = _key(_PIXELS, 0)  # pixels; 0 keeps the size of the files
+    shift: int = _key(_PIXELS, 0)  # largest shift in pixels, in both directions
+    flip: bool = False  # mirror left and right
+    rotate: float = _key(Range(at_least=0, at_most=180), 0.0)  # largest angle in degrees, in both directions
     scale: float = _key(_FRACTION, 0.0)  # by a factor between 1 - scale and 1 + scale
-    cutout: int = _key(_PIXELS, 0)  # side, in pixels, of a square that is blanked
-    limit: int = _key(Range(at_least=0, at_most=2**31 - 1), 0)  # learn from the first so many only; 0 is all
+    cutout: int = _key(_PIXELS, 0)  # side, in pixels, of a square that is set to 0
+    limit: int = _key(Range(at_least=0, at_most=2**31 - 1), 0)  # train on this many samples only; 0 is all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,22 +135,22 @@ class Model(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Task(_Section):
-    """What is learnt of the data; the defaults are those of image classification."""
+    """The task that the model learns; the defaults are those of image classification."""
 
     kind: str = _key(("classify", "vqa", "caption", "retrieve", "masked", "translate"), "classify")
-    fusion: str = _key(("cnn", "cross", "joint"), "joint")  # of vqa: how image and question meet
-    text_depth: int = _key(Range(at_least=1, at_most=10_000), 2)  # blocks of what reads or writes texts
+    fusion: str = _key(("cnn", "cross", "joint"), "joint")  # of vqa: how image and question are combined
+    text_depth: int = _key(Range(at_least=1, at_most=10_000), 2)  # blocks of the text encoder or decoder
     hide: str = _key(("patches", "words", "both"), "patches")  # of masked
-    hide_patches: float = _key(Range(above=0, below=1), 0.75)  # the share of the patches
-    hide_words: float = _key(Range(above=0, below=1), 0.15)  # the share of the words
-    word_prior: float = _key(_FRACTION, 0.0)  # of what is written: see `tinyvit.tasks.write.Write`
-    start_from: str = ""  # a run folder, to begin with its encoders of images and texts
-    freeze: str = _key(("none", "vision", "text", "both"), "none")  # encoders that do not learn
+    hide_patches: float = _key(Range(above=0, below=1), 0.75)  # share of the patches that are hidden
+    hide_words: float = _key(Range(above=0, below=1), 0.15)  # share of the words that are hidden
+    word_prior: float = _key(_FRACTION, 0.0)  # of caption and translate, see `tinyvit.tasks.write.Write`
+    start_from: str = ""  # a run folder whose encoders of images and texts the run starts from
+    freeze: str = _key(("none", "vision", "text", "both"), "none")  # encoders that are not trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(_Section):
-    """How long and by which rule the model learns (0: without)."""
+    """The length of the run, the optimizer and its schedule (0: not used)."""
 
     epochs: int = _key(_COUNT)
     lr: float = _key(Range(above=0))  # at the peak of the schedule
@@ -165,16 +165,16 @@ class Train(_Section):
     nesterov: bool = False
     clip_norm: float = _key(_NOT_NEGATIVE, 0.0)
     label_smoothing: float = _key(_FRACTION, 0.0)
-    ema: float = _key(_FRACTION, 0.0)  # decay of the running average of the weights
-    accumulate: int = _key(_COUNT, 1)  # batches whose gradients make one step
+    ema: float = _key(_FRACTION, 0.0)  # decay of the exponential moving average of the weights
+    accumulate: int = _key(_COUNT, 1)  # batches whose gradients are added up for one step
     precision: str = _key(("float32", "bfloat16", "float16"), "float32")  # of matrix products, attention and GELU
     seed: int = _key(Range(at_least=0, below=2**63), 0)
-    checkpoint_minutes: float = _key(Range(above=0), 10.0)  # between checkpoints, besides one each epoch
+    checkpoint_minutes: float = _key(Range(above=0), 10.0)  # between checkpoints, in addition to one after each epoch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole run: `recipe.train.lr` is the key `lr` of the section `[train]`."""
+    """All sections of a recipe: `recipe.train.lr` is the key `lr` of the section `[train]`."""
 
     about: About
     data: Data
@@ -189,7 +189,7 @@ class Recipe:
             )
 
     def override(self, assignments: Iterable[str]) -> "Recipe":
-        """Return the recipe with keys changed by texts such as "train.lr=1e-3" or, shorter, "lr=1e-3".
+        """Return the recipe with the keys changed that texts such as "train.lr=1e-3", or shorter "lr=1e-3", name.
 
         Values are written as in TOML, but text needs no quotes. Raises RecipeError.
         """
@@ -203,7 +203,7 @@ class Recipe:
         return _recipe(tables)
 
     def to_toml(self) -> str:
-        """Return the recipe as TOML with every key, so that reading it gives an equal recipe."""
+        """Return the recipe as TOML with every key; reading it gives an equal recipe."""
         blocks = (
             f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
             for section, table in dataclasses.asdict(self).items()
@@ -215,7 +215,7 @@ _SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fie
 _SECTION_OF = {key.name: section for section, cls in _SECTIONS.items() for key in dataclasses.fields(cls)}
 
 
-# From text and to text -------------------------------------------------------------------------------------
+# Reading a recipe ---------------------------------------------------------------------------------------------------
 
 
 def recipe_names() -> list[str]:
@@ -244,7 +244,7 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
 
 
 def _recipe(tables: dict[str, Any]) -> Recipe:
-    """Make a recipe of the tables of a TOML document."""
+    """Make a recipe from the tables of a TOML document."""
     for section, table in tables.items():
         if section not in _SECTIONS:
             near = _did_you_mean(section, _SECTIONS)
@@ -257,7 +257,7 @@ def _recipe(tables: dict[str, Any]) -> Recipe:
 
 
 def _section(name: str, table: dict[str, Any]) -> Any:
-    """Make the section `name` of its table."""
+    """Make the section `name` from its table."""
     for key in dataclasses.fields(_SECTIONS[name]):
         if key.default is dataclasses.MISSING and key.name not in table:
             raise RecipeError(f"{name}.{key.name} is missing: every recipe must state it")
@@ -265,7 +265,7 @@ def _section(name: str, table: dict[str, Any]) -> Any:
 
 
 def _find(key: str) -> tuple[str, str]:
-    """Return the section and the name of `key`, which may come without its section."""
+    """Return the section and the name of `key`, which may be given without its section."""
     section, _, name = key.rpartition(".")
     if name in _SECTION_OF and section in ("", _SECTION_OF[name]):
         return _SECTION_OF[name], name
@@ -280,13 +280,13 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _value(text: str, kind: type) -> Any:
-    """Read the right side of key=value: TOML, or else plain text."""
+    """Read the right side of key=value, as TOML or else as plain text."""
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
     value = table.pop("value")
-    if table:  # the text had lines of its own, with other keys
+    if table:  # the text contains a line break and sets further keys
         return text
     return text if kind is str and not isinstance(value, str) else value
 
@@ -294,5 +294,5 @@ def _value(text: str, kind: type) -> Any:
 def _toml(value: bool | int | float | str) -> str:
     if isinstance(value, str):
         quoted = json.dumps(value, ensure_ascii=False)
-        return quoted.replace("\x7f", "\\u007f")  # the one character that JSON leaves and TOML forbids
+        return quoted.replace("\x7f", "\\u007f")  # the only character that JSON leaves as it is and TOML forbids
     return repr(value).lower()

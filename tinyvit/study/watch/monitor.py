@@ -26,7 +26,7 @@ from ..trace import trace
 from .page import draw_page
 
 if TYPE_CHECKING:
-    from ...run.loop import Position, Training
+    from ...run.state import Position, Training
 
 LINES, PAGE, PICTURE = "study.jsonl", "study.html", "study.png"
 SAMPLES = 60  # lines in a whole run, at most

@@ -1,11 +1,14 @@
-"""The scale that keeps gradients in float16 above zero."""
+"""The scale of the losses, which keeps gradients in float16 above zero.
+
+(Micikevicius et al., Mixed precision training, 2018.)
+"""
 
 from typing import Any
 
 import numpy as np
 
-from .engine import Tensor
-from .optim import Optimizer, joint_norm
+from ..engine import Tensor
+from .optimizers import Optimizer, joint_norm
 
 
 class LossScaler:

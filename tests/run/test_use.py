@@ -8,13 +8,13 @@ from PIL import Image
 from tiny_tasks import tiny
 
 import tinyvit as tv
-from tinyvit import use as ask
+from tinyvit import use
 from tinyvit.cli import main
 from tinyvit.data import normalize, read_image, scenes
 from tinyvit.data.tokenizer import END, MASK, START
-from tinyvit.run.evaluate import read_for
 from tinyvit.run.folder import load_run
 from tinyvit.run.loop import train
+from tinyvit.use import read_image_for
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -45,8 +45,8 @@ def test_ask(name, picture, monkeypatch, capsys):
     assert (status, answer in scenes.ANSWERS, 0 < float(probability) <= 1) == (0, True, True)
     assert read_image("x.png", 3).shape[2] > 100
     for question, message in [
-        ("", "the text is empty"), (" ", "the text is empty"), ("is a zebra red?", "never read: zebra"),
-        ("red " * 99, "the text has 99 words and marks; this model reads up to"),
+        ("", "the text is empty"), (" ", "the text is empty"), ("is a zebra red?", "does not know: zebra"),
+        ("red " * 99, "the text has 99 words and punctuation marks; this model reads up to"),
     ]:  # fmt: skip
         status, out, error = call(monkeypatch, capsys, "ask", "runs/run", picture, question)
         assert (status, out) == (2, "")
@@ -67,7 +67,7 @@ def test_caption(picture, monkeypatch, capsys):
     run = train(tiny("caption", "epochs=1"), "run").folder
     status, out, _ = call(monkeypatch, capsys, "caption", "runs/run", picture)
     assert status == 0
-    text, looks = ask.caption(load_run(run), picture)
+    text, looks = use.caption(load_run(run), picture)
     assert out == text + "\n"
     assert looks.maps.shape == (len(text.split()) + 1, 6, 6)
     np.testing.assert_allclose(looks.maps.sum(axis=(1, 2)), 1, rtol=1e-4)
@@ -82,7 +82,7 @@ def test_retrieve(picture, monkeypatch, capsys):
     assert status == 0
     assert sorted(path for path, _ in lines) == [str(picture), str(picture.with_name("b.png"))]
     assert float(lines[0][1]) >= float(lines[1][1])
-    assert "where each word looks -> attention.png" in told
+    assert "attention of each word -> attention.png" in told
     for _ in range(2):  # what the first search draws is not searched by the second
         _, out, _ = call(
             monkeypatch,
@@ -103,10 +103,10 @@ def test_retrieve(picture, monkeypatch, capsys):
 def test_a_word_looks_at_what_its_absence_makes_less_like_the_text(picture, monkeypatch):
     trained = load_run(train(tiny("retrieve", "epochs=1"), "run").folder)
     model, text = trained.model, "a big red circle and a small blue square"
-    found, looks = ask.retrieve(trained, picture.parent, text)
+    found, looks = use.retrieve(trained, picture.parent, text)
     assert looks.words == text.split()
     ids = trained.data.tokenizer.encode(text)
-    image = normalize(read_for(trained.data, found[0][0])[None], trained.data.mean, trained.data.std)
+    image = normalize(read_image_for(trained.data, found[0][0])[None], trained.data.mean, trained.data.std)
     with tv.no_grad():
         patches = model.image_proj(model.vision.features(image)).numpy()[0]
         whole, less = (
