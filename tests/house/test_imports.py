@@ -57,8 +57,8 @@ STILL_UPWARD = {
     ("tinyvit.tasks", "tinyvit.run.recipe"),
     ("tinyvit.tasks.base", "tinyvit.run.recipe"),
 }
+STILL_IN_A_CIRCLE: set[tuple[str, str]] = set()
 STILL_BELOW_THE_ENGINE = {("tinyvit.optim.device", "tinyvit.kernels.adamw.cupy_raw")}
-STILL_LOADED: set[str] = set()
 
 
 def room(name: str) -> str:
@@ -199,4 +199,4 @@ def test_importing_the_package_is_light() -> None:
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout
     loaded = json.loads(output)
     assert not HEAVY & {name.split(".")[0] for name in loaded}
-    assert LAZY & {room(name) for name in loaded if name.split(".")[0] == "tinyvit"} == STILL_LOADED
+    assert not LAZY & {room(name) for name in loaded if name.split(".")[0] == "tinyvit"}
