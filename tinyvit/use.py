@@ -14,11 +14,11 @@ import numpy as np
 
 from . import functional as F
 from .checkpoint import atomic_write
+from .context import no_grad
 from .data import normalize, read_image
 from .data.datasets import IMAGE_SUFFIXES
 from .data.texts import question_ids
 from .data.tokenizer import END, MASK, START
-from .engine.autograd import no_grad
 from .errors import DataError
 from .models import beam_search
 from .nn import keep_attention

@@ -54,7 +54,7 @@ def table_of(parameters: Any, gradients: Any, groups: Any) -> np.ndarray:
     return table
 
 
-def forward(table, groups, state, m, v, *, decoupled, version):
+def step(table, groups, state, m, v, *, decoupled, version):
     """Change the parameters, their moments and the state in place, all of it on the device.
 
     Parameters

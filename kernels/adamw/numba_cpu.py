@@ -122,7 +122,7 @@ VERSIONS = {1: _step_1, 2: _step_2}
 # Launcher -----------------------------------------------------------------------------------------------------------
 
 
-def forward(table, settings, m, v, *, version):
+def step(table, settings, m, v, *, version):
     """Change the parameters and their moments in place. There is no backward: an optimizer is not on the tape."""
     VERSIONS[version](table, settings, m, v, pool.team(m.size > _SERIAL))
     return ()

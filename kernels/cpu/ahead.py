@@ -46,7 +46,7 @@ def kernels(dtype: Any, convolves: bool) -> Iterator[Callable[[], Any]]:
         layer_norm.backward(*given, eps=1e-5, needs=(True, True, True), **version("layer_norm"))
 
     def adamw_step() -> None:
-        adamw.forward(np.zeros((1, 5), np.int64), np.zeros((1, 7)), vector, vector.copy(), **version("adamw"))
+        adamw.step(np.zeros((1, 5), np.int64), np.zeros((1, 7)), vector, vector.copy(), **version("adamw"))
 
     def cross_entropy_both() -> None:
         _, *kept = cross_entropy.forward(wide_rows, None, ids=classes, **version("cross_entropy"))

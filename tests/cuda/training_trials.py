@@ -12,7 +12,7 @@ from tinyvit.kernels.cuda import device
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 from tinyvit.errors import TrainingFailed
 from tinyvit.functional import indexing
 from tinyvit.run.captured import CapturedStep

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mirror_server import whole
+from peers import peer
 from PIL import Image
 
 from tinyvit.data import (
@@ -28,9 +29,7 @@ FindData = Callable[[str], Path]
 
 
 def test_the_digits_are_split_by_every_fifth_image() -> None:
-    sklearn = pytest.importorskip(
-        "sklearn.datasets", reason="needs scikit-learn, which has a copy of the digits of its own"
-    )
+    sklearn = peer("sklearn.datasets", "scikit-learn")  # which has a copy of the digits of its own
     values, labels = sklearn.load_digits(return_X_y=True)
     is_test = np.arange(1797) % 5 == 4
     for split, chosen in (("train", ~is_test), ("test", is_test)):

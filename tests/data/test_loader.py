@@ -150,7 +150,7 @@ def test_no_more_batches_are_prepared_than_asked_for() -> None:
     assert calls == []
     next(batches)
     for _ in range(4):
-        assert prepared.acquire(timeout=5)
+        assert prepared.acquire(timeout=600)
     assert not prepared.acquire(timeout=0.05)
     batches.close()
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import peer
 
 from tinyvit.data.tokenizer import END, PAD, SPECIAL, UNK, Tokenizer, padded, words_of
 from tinyvit.errors import DataError
@@ -44,7 +45,7 @@ def test_a_saved_vocabulary_is_read_back(tmp_path):
 
 
 def test_the_tokenizers_library_reads_it_alike(tmp_path):
-    library = pytest.importorskip("tokenizers", reason="needs tokenizers, whose files are read")
+    library = peer("tokenizers")
     tokenizer = Tokenizer.build(TEXTS)
     tokenizer.save(tmp_path / "tokenizer.json")
     theirs = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

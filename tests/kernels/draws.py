@@ -34,7 +34,7 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numba.core import config
 
-from tinyvit.engine.autograd import Op
+from tinyvit.engine import Op
 
 Array = np.ndarray
 Shape = tuple[int, ...]

@@ -10,7 +10,7 @@ import numpy as np
 from tinyvit.kernels import registry
 
 import tinyvit as tv
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 from tinyvit.functional.samples import Sample
 
 _ROWS = (13, 70, 64)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tinyvit.kernels import registry
 
 import tinyvit as tv
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 Array = np.ndarray
 STEPS, RATE = 3, 0.01

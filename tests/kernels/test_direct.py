@@ -171,7 +171,7 @@ WRONG: list[tuple[type[Exception], str, Any, tuple[Any, ...], dict[str, Any]]] =
     (ValueError, "implementation is 'numba:vx'", attention_forward, (Q, K, V), {"implementation": "numba:vx"}),
     (
         RuntimeError,
-        "not float16",
+        "the inputs are float16, and numba computes in bfloat16, float32, float64",
         attention_forward,
         tuple(x.astype("e") for x in heads()),
         {"implementation": "numba"},

@@ -15,7 +15,7 @@ from trial import Trial, applied, comparable, unmodified
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 SPECS = [spec for spec in registry.SPECS if spec.technology == "numba"]
 OPERATIONS = {op.kernel: op for op in Op.registry.values() if op.kernel}

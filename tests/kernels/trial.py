@@ -24,7 +24,7 @@ from rounding import Rounded, rounding_to
 from tinyvit.kernels.attention.by_query import EXACT
 
 import tinyvit as tv
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 _MOVES = 3
 # What GELU is applied to and what joins the residual stream, and the gradients of both.

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .samples import sample
 
 
@@ -90,6 +90,7 @@ class Divide(Op):
 class Power(Op):
     """z = x^y        dx = dz y x^(y-1),  dy = dz z log x  (0 where x <= 0)"""
 
+    autocast = "wide"
     saves = ("x", "y", "out")
 
     @staticmethod
@@ -132,6 +133,7 @@ class Negative(Op):
 class Exp(Op):
     """y = exp x        dx = dy y"""
 
+    autocast = "wide"
     saves = ("out",)
 
     @staticmethod
@@ -151,6 +153,7 @@ class Exp(Op):
 class Log(Op):
     """y = log x        dx = dy / x"""
 
+    autocast = "wide"
     saves = ("x",)
 
     @staticmethod

@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import dispatch
-from ..engine import autograd
-from ..engine.autograd import Op, Tensor
+from .. import context, dispatch
+from ..engine import Op, Tensor
 from .linalg import check_linear, linear
 from .samples import sample
 
@@ -48,6 +47,7 @@ class LayerNorm(Op):
     (Ba, Kiros and Hinton, Layer normalization, 2016, equation 4.)
     """
 
+    autocast = "wide"
     saves = ("x", "weight")
     kernel = "layer_norm"
 
@@ -59,6 +59,10 @@ class LayerNorm(Op):
     def backward(ctx, xp, dy):
         x, weight = ctx.saved
         return _backward(xp, dy, x, weight, ctx.eps, ctx.y_dtype)
+
+    @classmethod
+    def residuals(cls, xp, inputs, outputs, params):
+        return row_statistics(xp, inputs[0], params["eps"])
 
     @staticmethod
     def samples():
@@ -72,6 +76,7 @@ class AddLayerNorm(Op):
     d(x) = d(residual) = dsum + the gradient of layer_norm with respect to its input; dw and db as there.
     """
 
+    autocast = "wide"
     saves = ("sum", "weight")
     outputs = ("sum", "y")
     kernel = "add_layer_norm"
@@ -88,6 +93,10 @@ class AddLayerNorm(Op):
         dtotal, dweight, dbias = _backward(xp, dy, total, weight, ctx.eps, ctx.y_dtype, dsum)
         # sum = x + residual
         return dtotal, dtotal, dweight, dbias
+
+    @classmethod
+    def residuals(cls, xp, inputs, outputs, params):
+        return row_statistics(xp, outputs[0], params["eps"])
 
     @staticmethod
     def samples():
@@ -190,15 +199,15 @@ def linear_add_layer_norm(
 
 def _is_one_kernel(residual: Tensor, x: Tensor, params: dict[str, Any]) -> bool:
     """Whether a kernel serves linear_add_layer_norm: in one dtype, or with x and y in the bfloat16 of `autocast`."""
-    product_dtype = getattr(autograd.adapt_inputs, "dtype", residual.dtype)
+    product_dtype = context.now().precision or residual.dtype
     if x.dtype != product_dtype or x.dtype != params.get("y_dtype", residual.dtype):
         return False
-    return dispatch.select(LinearAddLayerNorm, residual.dtype, (residual.data,), params) is not None
+    return dispatch.select(LinearAddLayerNorm, residual.dtype, (residual.data,), params).spec is not None
 
 
 def _narrowed(x: Tensor, narrow: bool) -> dict[str, Any]:
     """The parameter that says so; none where it would be the dtype of x. On a GPU a cast follows."""
-    dtype = getattr(autograd.adapt_inputs, "dtype", None)
+    dtype = context.now().precision
     bfloat16 = narrow and dtype is not None and dtype.name == "bfloat16" and type(x.data) is np.ndarray
     return {"y_dtype": dtype} if bfloat16 and x.dtype.itemsize < 8 else {}
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import Linear, Module, Parameter
 from .text import TextEncoder
 from .vit import ViT

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import Module
 from .text import TextDecoder, TextEncoder, words_mask
 

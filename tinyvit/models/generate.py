@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Generator, default_generator
+from ..context import no_grad
 from ..data.tokenizer import END, PAD, START
-from ..engine.autograd import Tensor, no_grad
+from ..engine import Tensor
 from .text import TextDecoder
 
 NEVER = [PAD, START]  # what no text holds

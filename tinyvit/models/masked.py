@@ -7,7 +7,7 @@ import numpy as np
 from .. import functional as F
 from ..backend import Array, namespace_of
 from ..data.tokenizer import CLS, MASK, PAD, SPECIAL, START
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import LayerNorm, Linear, Module, Parameter, TransformerDecoder, TransformerEncoder
 from ..nn import init as initial
 from ..nn.patches import sincos1d

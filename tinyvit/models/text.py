@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import functional as F
 from ..data.tokenizer import PAD
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..functional.elementwise import constant
 from ..nn import Dropout, Embedding, KeyValueCache, Linear, Module, Parameter, TransformerDecoder, TransformerEncoder
 from ..nn import init as initial

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import Block, Dropout, LayerNorm, Linear, Module, ModuleList, Parameter, PatchEmbed, init, initialize_linear
 from ..nn.module import beside
 from ..nn.patches import Sizes, sincos1d, sincos2d

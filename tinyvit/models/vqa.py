@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from .. import functional as F
 from ..backend import namespace_of
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import (
     Conv2d,
     LayerNorm,

@@ -5,8 +5,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..backend import Array, as_array, is_floating, is_on_gpu, like, to_host
-from ..engine.autograd import Tensor
+from ..backend import Array, as_array, is_floating, is_on_gpu, to_device_of, to_host
+from ..engine import Tensor
 
 
 class Parameter(Tensor):
@@ -139,7 +139,7 @@ def beside(array: Any, neighbour: Tensor) -> Tensor:
     """An array as a constant where `neighbour` is; a tensor as it is."""
     if isinstance(array, Tensor):
         return array
-    return Tensor(like(array if is_on_gpu(array) else np.asarray(array), neighbour.data))
+    return Tensor(to_device_of(array if is_on_gpu(array) else np.asarray(array), neighbour.data))
 
 
 def _array_of(value: Any) -> Array:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from .. import functional as F
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from . import init
 from .layers import Conv2d, ReLU
 from .module import Module, Parameter, Sequential

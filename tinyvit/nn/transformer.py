@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import functional as F
 from ..backend import NUMPY
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..functional.attention import attention_probabilities
 from ..functional.elementwise import constant
 from .layers import Dropout, DropPath, LayerNorm, LayerScale, Linear, Pending, applied

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..backend import like, to_host
-from ..engine.autograd import Tensor
+from ..backend import to_device_of, to_host
+from ..engine import Tensor
 
 
 class EMA:
@@ -49,4 +49,4 @@ class EMA:
             raise ValueError("EMA state belongs to other parameters: their number or shapes differ")
         self.steps = int(state["steps"])
         for own, a in zip(self.averages, averages, strict=True):
-            own[...] = like(a, own)
+            own[...] = to_device_of(a, own)

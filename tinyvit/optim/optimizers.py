@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from .. import dispatch
-from ..backend import Array, is_capturing, is_on_gpu, like, to_host, work_beside
-from ..engine.autograd import Tensor
+from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host
+from ..dispatch import Kernel
+from ..engine import Tensor
 from .device import DeviceBundle
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -50,7 +51,7 @@ class Optimizer:
         if len({id(p) for p in tensors}) != len(tensors):
             raise ValueError(f"{type(self).__name__}: a parameter appears twice")
         self.steps = 0
-        work_beside(p.data for p in tensors)
+        select_gpu_of(p.data for p in tensors)
         self._arrays = [{slot: np.zeros_like(p.data) for slot in self.slots} for p in tensors]
 
     def zero_grad(self) -> None:
@@ -111,7 +112,7 @@ class Optimizer:
             group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
         for key, kept in own.items():
             for name, array in kept.items():
-                array[...] = like(arrays[key][name], array)
+                array[...] = to_device_of(arrays[key][name], array)
 
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
@@ -166,8 +167,7 @@ class Adam(Optimizer):
 
     slots = ("m", "v")
     decoupled = False
-    # What dispatch asks of an operation: the step is none, but has a kernel all the same.
-    name, kernel, inputs, outputs = "adamw", "adamw", (), ()
+    update = "adamw"  # the name under which kernels for the step are registered
 
     def __init__(
         self,
@@ -206,8 +206,9 @@ class Adam(Optimizer):
         self.steps += 1
         settings = np.array([self._settings(group) for group in self.groups])
         for bundle in self._bundles:
-            implementation = dispatch.select(type(self), bundle.dtype, (), {}) if self._is_as_published() else None
-            for p, kept, i in bundle.step(implementation, settings) if implementation else bundle.members:
+            published = self._is_as_published()
+            kernel = dispatch.select_update(self.update, bundle.dtype, "cpu") if published else None
+            for p, kept, i in bundle.step(kernel, settings) if kernel else bundle.members:
                 if p.grad is not None:
                     self._update(p.data, p.grad.data, kept, self.groups[i])
                     p.mark_modified()
@@ -216,12 +217,12 @@ class Adam(Optimizer):
 
     def _step_on_gpu(self) -> None:
         for bundle in self.device_bundles:
-            work_beside([bundle.state])
-            published, arrays = self._is_as_published(), (bundle.moments[0],)
-            implementation = dispatch.select(type(self), bundle.dtype, arrays, {}) if published else None
-            if implementation and not is_capturing():
+            select_gpu_of([bundle.state])
+            published = self._is_as_published()
+            kernel = dispatch.select_update(self.update, bundle.dtype, "cuda") if published else None
+            if kernel and not is_capturing():
                 bundle.set_groups(self.groups)
-            rest = bundle.step(implementation, self.decoupled) if implementation else bundle.members
+            rest = bundle.step(kernel, self.decoupled) if kernel else bundle.members
             for p, kept, i in rest:
                 if p.grad is not None:
                     self._update(p.data, p.grad.data, kept, self.groups[i])
@@ -286,7 +287,7 @@ class _Bundle:
         self.table = np.zeros((len(members), 5), np.int64)  # see the kernel
         self.table[:, 2], self.table[:, 3], self.table[:, 4] = starts[:-1], sizes, [i for _, _, i in members]
 
-    def step(self, implementation: dispatch.Implementation, settings: Array) -> list[_Member]:
+    def step(self, kernel: Kernel, settings: Array) -> list[_Member]:
         """Have the kernel update all it can, and return the members it cannot reach."""
         ids, rest = [], []
         for member in self.members:
@@ -304,7 +305,7 @@ class _Bundle:
                 ids.append((0, 0))
                 rest.append(member)
         self.table[:, :2] = ids
-        implementation.forward(self.table, settings, *self.moments)
+        kernel.forward(self.table, settings, *self.moments)
         return rest
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from .optimizers import Optimizer, joint_norm
 
 

@@ -2,5 +2,5 @@
 
 The recipes lie below the tasks, which read them; all other files use the tasks.
 
-Order: signals, curves, captured, recipe, folder, transfer, steps, state, display, loop
+Order: signals, curves, captured, recipe, folder, transfer, steps, state, display, loop.
 """

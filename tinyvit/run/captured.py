@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..autocast import autocast
-from ..backend import default_generator, gpu, like, namespace_of
-from ..engine.autograd import Tensor
+from ..backend import default_generator, gpu, namespace_of, to_device_of
+from ..context import autocast
+from ..engine import Tensor
 from ..optim import Adam, LossScaler
 
 WARM_UP = 3  # steps before the capture, in which kernels are compiled and algorithms chosen
@@ -58,7 +58,7 @@ class CapturedStep:
         cuda = gpu()[0].cuda
         self._stream, self._pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self._places: list[_Batch] = []  # the arrays from which the graph reads its batches
-        self._random = like(np.zeros(2, np.uint64), self._bundle.state)
+        self._random = to_device_of(np.zeros(2, np.uint64), self._bundle.state)
         self._graph: Any = None
         self._draws = 0
         self._runs = 0  # steps with batches that fit into these arrays
@@ -80,8 +80,10 @@ class CapturedStep:
             self._runs += fits
             if fits:
                 return self._step(self._places) if self._graph is None else self._replay()
-            device = self._bundle.state
-            return self._step([tuple(None if x is None else like(x, device) for x in batch) for batch in batches])
+            return self._step([self._on_device(batch) for batch in batches])
+
+    def _on_device(self, batch: _Batch) -> _Batch:
+        return tuple(None if x is None else to_device_of(x, self._bundle.state) for x in batch)
 
     @contextmanager
     def _own_stream(self) -> Any:
@@ -108,7 +110,7 @@ class CapturedStep:
         for places, batch in zip(self._places, batches, strict=True):
             for place, x in zip(places, batch, strict=True):
                 if x is not None:
-                    place[...] = like(x, place)
+                    place[...] = to_device_of(x, place)
         return True
 
     def _step(self, batches: Sequence[_Batch]) -> Tensor:
@@ -154,7 +156,7 @@ class CapturedStep:
     def _replay(self) -> Tensor:
         if self._draws:
             stream = np.array([default_generator.seed, default_generator.offset], np.uint64)
-            self._random[...] = like(stream, self._random)
+            self._random[...] = to_device_of(stream, self._random)
             default_generator.offset += self._draws
         if self._bundle.rows is not self._rows:  # a step that was not captured had its gradients elsewhere
             self._bundle.rows = self._rows

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from ..autocast import autocast
 from ..backend import is_on_gpu
+from ..context import autocast
 from ..data import Batch
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import Module
 from ..optim import Adam, LossScaler, Optimizer, clip_grad_norm
 from ..tasks import Task

@@ -2,7 +2,7 @@
 
 The training loop, checkpoints and run folders are the same for all tasks.
 
-Order: base, classify, answer, write, mask, retrieve
+Order: base, classify, answer, write, mask, retrieve.
 """
 
 from ..run.recipe import Recipe

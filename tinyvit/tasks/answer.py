@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import functional as F
 from ..data import Batch, TextDataset
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..models import VQA, ConvEncoder, CrossFusion, JointFusion, ProductFusion, TextEmbedding, TextEncoder
 from ..nn import Module
 from .base import DataSpec, Report, Task, accuracy_by_kind, count_confusions

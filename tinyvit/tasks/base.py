@@ -9,9 +9,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..context import no_grad
 from ..data import Batch, Dataset, TextDataset, Tokenizer, load_texts
 from ..data.texts import TEXT_DATASETS
-from ..engine.autograd import Tensor, no_grad
+from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import ViT
 from ..nn import Module, initialize_conv

@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import functional as F
 from ..data import Batch, Dataset, load_dataset
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import Module
 from .base import DataSpec, Report, Task, build_vit, count_confusions
 

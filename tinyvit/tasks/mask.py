@@ -11,7 +11,7 @@ from .. import functional as F
 from ..backend import default_generator
 from ..data import Batch, load_dataset
 from ..data.texts import TEXT_DATASETS
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import MaskedModel, TextEncoder
 from ..models.masked import IGNORED, choose_patches, hide_words, visible_patches

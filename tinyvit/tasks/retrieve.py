@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import functional as F
 from ..data import Batch, TextDataset
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import TextEncoder, TwoTowers
 from ..nn import Module

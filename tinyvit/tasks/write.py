@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..backend import Array, as_array, like
+from ..backend import Array, as_array, to_device_of
 from ..data import Batch, TextDataset
 from ..data.tokenizer import PAD, SPECIAL
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..models import Captioner, EncoderDecoder, TextDecoder, greedy
 from ..nn import Module
 from .base import DataSpec, Report, Task, accuracy_by_kind, count_confusions
@@ -43,7 +43,7 @@ class Write(Task):
         before, smoothing = batch.labels[:, :-1], self.recipe.train.label_smoothing
         logits = model(self.source(batch), before)
         if self.prior is not None:
-            logits = logits + Tensor(self.prior[like(before, self.prior)].astype(logits.dtype))
+            logits = logits + Tensor(self.prior[to_device_of(before, self.prior)].astype(logits.dtype))
         mean = F.cross_entropy(logits, batch.labels[:, 1:], ignore_index=PAD, label_smoothing=smoothing)
         return mean * len(batch.labels)
 

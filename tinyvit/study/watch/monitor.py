@@ -16,8 +16,8 @@ import numpy as np
 
 from ... import functional as F
 from ...checkpoint import atomic_write
+from ...context import no_grad
 from ...data import Dataset
-from ...engine.autograd import no_grad
 from ...errors import StudyError
 from ...models import ViT
 from ...run.display import Display
