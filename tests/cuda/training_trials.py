@@ -138,7 +138,7 @@ def test_clipping_on_the_device_divides_by_the_norm() -> None:
 
 def test_devices_are_never_mixed() -> None:
     there, here = tv.tensor([1.0], device="cuda"), tv.tensor([1.0])
-    with pytest.raises(ValueError, match=r"add: its inputs are on cpu, cuda:0; bring them to one device"):
+    with pytest.raises(ValueError, match=r"add: its inputs are on cpu, cuda:0; move them to one device"):
         here + there
     with pytest.raises(ValueError, match="layer_norm: its inputs are on cuda:0, cpu"):
         F.layer_norm(there, here, here)

@@ -9,7 +9,6 @@ import numpy as np
 
 from .. import dispatch
 from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host
-from ..dispatch import Kernel
 from ..engine import Tensor
 from .device import DeviceBundle
 
@@ -285,27 +284,28 @@ class _Bundle:
                 view[...] = kept[slot]
                 kept[slot] = view
         self.table = np.zeros((len(members), 5), np.int64)  # see the kernel
+        self._placed: list[Array | None] = [None] * len(members)  # the parameters whose addresses are in it
         self.table[:, 2], self.table[:, 3], self.table[:, 4] = starts[:-1], sizes, [i for _, _, i in members]
 
-    def step(self, kernel: Kernel, settings: Array) -> list[_Member]:
+    def step(self, kernel: dispatch.Kernel, settings: Array) -> list[_Member]:
         """Have the kernel update all it can, and return the members it cannot reach."""
-        ids, rest = [], []
-        for member in self.members:
+        moved: list[Array | None] = []  # the parameters whose addresses the table does not hold yet
+        gradients: list[Array | None] = []
+        rest = []
+        for i, member in enumerate(self.members):
             tensor, kept, _ = member
             p, gradient = tensor.data, tensor.grad
-            if gradient is None:
-                ids.append((0, 0))
-                continue
-            g = gradient.data
-            fits = p.shape == g.shape == kept["m"].shape and p.dtype == g.dtype == self.dtype
-            if fits and p.flags.carray and g.flags.carray:
-                ids.append((id(p), id(g)))
+            g = None if gradient is None else gradient.data
+            fits = g is not None and p.shape == g.shape == kept["m"].shape and p.dtype == g.dtype == self.dtype
+            reached = fits and p.flags.carray and g.flags.carray
+            moved.append(p if reached and p is not self._placed[i] else None)
+            gradients.append(g if reached else None)
+            if reached:
+                self._placed[i] = p
                 tensor.mark_modified()
-            else:
-                ids.append((0, 0))
+            elif g is not None:
                 rest.append(member)
-        self.table[:, :2] = ids
-        kernel.forward(self.table, settings, *self.moments)
+        kernel.forward(moved, gradients, self.table, settings, *self.moments)
         return rest
 
 
