@@ -22,7 +22,7 @@ DTYPES = {
     "bfloat16": BFLOAT16,
 }
 # What computes in the dtype of `autocast`, by the names of the operations.
-NARROW = frozenset({"linear", "linear_gelu", "matmul", "conv2d", "attention", "gelu", "bias_gelu"})
+NARROW = frozenset({"linear", "matmul", "conv2d", "attention", "gelu", "bias_gelu"})
 # What needs the range or the digits of float32: statistics, exponentials, sums, losses.
 WIDE = frozenset(
     {"layer_norm", "add_layer_norm", "softmax", "log_softmax", "logsumexp", "cross_entropy", "mse_loss"}

@@ -1,9 +1,8 @@
-"""Matrix products on NVIDIA GPUs by cuBLASLt, and with them the linear map, alone or before a GELU.
+"""Matrix products on NVIDIA GPUs by cuBLASLt, and with them the linear map.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one product for the output with the bias in its epilogue, one for dx, one for dW with db in its own;   |
-|         | bias and GELU together by the kernel of `bias_gelu`, since cuBLASLt has no exact one                   |
+| v1      | one product for the output with the bias in its epilogue, one for dx, one for dW with db in its own    |
 
 CuPy's own products cannot be captured in a CUDA graph, copy strided operands and know no bfloat16. This layer has its
 own handle and workspace for each device, takes transposes as flags and batches by their stride, adds up in float32 (in
@@ -21,8 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from ..bias_gelu.cupy_raw import backward as gelu_slope
-from ..bias_gelu.cupy_raw import forward as gelu
 from ..cuda.device import address, dense, device_of, library_of
 
 _WORKSPACE = 32 << 20  # bytes; cuBLAS's own choice for Hopper
@@ -329,16 +326,3 @@ def forward(x, weight, bias, *, version):
 def backward(dy, x, weight, *, needs, version):
     """dy (..., out) -> dx (..., in), dweight (out, in), db (out,)."""
     return VERSIONS[version][1](dy, x, weight, needs)
-
-
-def gelu_forward(x, weight, bias, *, approximate="none", version):
-    """x (..., in) -> gelu(x W^T + b) (..., out), and x W^T, without the bias, for backward."""
-    h = VERSIONS[version][0](x, weight, None)
-    return *gelu(h, bias, approximate=approximate, version=2), h
-
-
-def gelu_backward(dy, h, x, weight, bias, *, approximate="none", needs, version):
-    """dy (..., out) -> dx (..., in), dweight (out, in), db (out,)."""
-    dh, db = gelu_slope(dy, h, bias, approximate=approximate, needs=None, version=2)
-    dx, dweight, _ = VERSIONS[version][1](dh, x, weight, (needs[0], needs[1], False))
-    return dx, dweight, db

@@ -69,7 +69,6 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
     "bias_gelu": (F.bias_gelu, [A, SHIFT]),
     "layer_norm": (F.layer_norm, [A, WEIGHT, SHIFT]),
     "add_layer_norm": (F.add_layer_norm, [A, B, WEIGHT, SHIFT]),
-    "linear_add_layer_norm": (F.linear_add_layer_norm, [B, normal(3, 2), normal(4, 2), normal(4), WEIGHT, SHIFT]),
     "embedding": (lambda w: F.embedding([[0, 2], [2, 1]], w), [A]),
     "dropout": (lambda x: F.dropout(x, 0.5, generator=tv.Generator(3)), [A]),
     "scaled_dot_product_attention": (F.scaled_dot_product_attention, list(HEADS)),

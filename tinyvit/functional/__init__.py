@@ -14,7 +14,7 @@ import numpy as np
 from ..engine import autograd
 from ..engine.autograd import Tensor
 from . import plain, special  # noqa: F401  (plain rules for direct calls; erf for the array namespaces)
-from .activation import bias_gelu, gelu, linear_gelu, log_softmax, relu, silu, softmax
+from .activation import bias_gelu, gelu, log_softmax, relu, silu, softmax
 from .attention import join_heads, merge_heads, scaled_dot_product_attention, split_heads
 from .convolution import avg_pool2d, col2im, conv2d, im2col, max_pool2d
 from .elementwise import (
@@ -43,7 +43,7 @@ from .elementwise import (
 from .indexing import add_rows, embedding, index, index_add, index_put, take, take_rows
 from .linalg import einsum, linear, matmul
 from .loss import binary_cross_entropy_with_logits, contrastive_loss, cross_entropy, mse_loss
-from .normalization import add_layer_norm, layer_norm, linear_add_layer_norm
+from .normalization import add_layer_norm, layer_norm
 from .patches import patches
 from .random import dropout, dropout_mask
 from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum_to_shape, var
@@ -53,8 +53,8 @@ __all__ = [
     "abs", "add", "add_layer_norm", "add_rows", "avg_pool2d", "bias_gelu", "binary_cross_entropy_with_logits",
     "broadcast_to", "cast", "clip", "col2im", "concatenate", "contrastive_loss", "conv2d", "cross_entropy",
     "cumsum", "divide", "dropout", "dropout_mask", "einsum", "embedding", "erf", "exp", "flip", "gelu",
-    "im2col", "index", "index_add", "index_put", "join_heads", "layer_norm", "linear", "linear_add_layer_norm",
-    "linear_gelu", "log", "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean",
+    "im2col", "index", "index_add", "index_put", "join_heads", "layer_norm", "linear", "log",
+    "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean",
     "merge_heads", "min", "minimum", "mse_loss", "multiply", "negative", "ones_like", "pad", "patches", "power",
     "relu", "reshape", "scaled_dot_product_attention", "sigmoid", "sign", "silu", "softmax", "split",
     "split_heads", "sqrt", "stack", "stop_gradient", "subtract", "sum", "sum_to_shape", "swapaxes", "take",
