@@ -1,6 +1,6 @@
-"""What is measured: named shapes of Vision Transformers, and the suites made of them.
+"""Named shapes of Vision Transformers, the cases made of them, and the suites.
 
-B batch, N tokens, H heads, D head size, C channels of the model, R rows (all leading axes flattened); of a linear map,
+B batch, N tokens, H heads, D head size, C channels of the model, R rows (all leading axes flattened). A linear map has
 K inputs and N outputs.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """q, k and v are (B, H, N, D), views of one packed (B, N, 3, H, D)."""
+    """Self-attention: q, k and v are (B, H, N, D), views of one packed (B, N, 3, H, D)."""
 
     name: str
     B: int
@@ -26,7 +26,7 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class RowShape:
-    """x is (R, C)."""
+    """An operation on rows: x is (R, C)."""
 
     name: str
     R: int
@@ -39,7 +39,7 @@ class RowShape:
 
 @dataclass(frozen=True)
 class LinearShape:
-    """x is (R, K), the weight (N, K)."""
+    """A linear map: x is (R, K), the weight (N, K)."""
 
     name: str
     R: int
@@ -51,8 +51,8 @@ class LinearShape:
         return f"{self.name} {self.R}x{self.K}x{self.N}"
 
 
-class _OfImages:
-    """What the shapes of models of square images have in common."""
+class _ImageModelShape:
+    """Base of the shapes of models that read square images."""
 
     name: str
     image: int
@@ -69,8 +69,8 @@ class _OfImages:
 
 
 @dataclass(frozen=True)
-class ModelShape(_OfImages):
-    """A ViT with a class token on square images; everything not named here is the default of `tinyvit.models.ViT`."""
+class ModelShape(_ImageModelShape):
+    """A ViT with a class token; whatever has no field here is the default of `tinyvit.models.ViT`."""
 
     name: str
     image: int
@@ -88,10 +88,11 @@ class ModelShape(_OfImages):
 
 
 @dataclass(frozen=True)
-class TextShape(_OfImages):
-    """A model of square colour images and of texts of `words` words.
+class TextShape(_ImageModelShape):
+    """A model of colour images and texts of `length` tokens.
 
-    With `answers`, one Transformer of `depth` blocks over patches and words; else a ViT and a decoder of `depth` each.
+    With `answers` it classifies: one Transformer of `depth` blocks over patches and tokens. Without, it
+    writes: a ViT and a decoder of `depth` blocks each.
     """
 
     name: str
@@ -100,7 +101,7 @@ class TextShape(_OfImages):
     dim: int
     depth: int
     heads: int
-    words: int
+    length: int
     vocabulary: int
     batch: int
     answers: int = 0
@@ -109,7 +110,7 @@ class TextShape(_OfImages):
 
 Shape = AttentionShape | RowShape | LinearShape | ModelShape | TextShape
 
-# The models that this project trains, then published ones: B and H such that a call takes milliseconds on two cores.
+# First the models that this project trains, then published ones. B and H make a call take milliseconds on two cores.
 ATTENTION = (
     AttentionShape("digits-s", B=64, H=2, N=17, D=16),
     AttentionShape("mnist-s", B=64, H=4, N=17, D=16),
@@ -123,17 +124,17 @@ ATTENTION = (
     AttentionShape("long", B=1, H=6, N=1024, D=64),
 )
 
-TOKENS = (  # the rows and channels of a layer norm in these models
+TOKENS = (  # of the layer norms in these models
     RowShape("mnist-s", R=64 * 17, C=64),
     RowShape("vit-s", R=128 * 65, C=192),
     RowShape("vit-b/16", R=16 * 197, C=768),
     RowShape("vit-h/14", R=4 * 257, C=1280),
 )
-HIDDEN = (  # the same between the two layers of the MLP
+HIDDEN = (  # between the two linear maps of an MLP
     RowShape("mnist-s", R=64 * 17, C=256),
     RowShape("vit-s", R=128 * 65, C=768),
 )
-SCORES = (  # attention weights of one layer, a row for each query
+SCORES = (  # of the attention scores of one layer, a row for each query
     RowShape("vit-s", R=128 * 3 * 65, C=65),
     RowShape("long", R=6 * 1024, C=1024),
 )
@@ -151,11 +152,11 @@ VIT_S = MODELS[-1]
 LINEAR = tuple(  # the linear maps in a block of the larger two
     LinearShape(f"{model.name}-{name}", model.batch * model.N, k * model.dim, n * model.dim)
     for model in MODELS[1:]
-    for name, k, n in (("qkv", 1, 3), ("proj", 1, 1), ("fc1", 1, 4), ("fc2", 4, 1))
+    for name, k, n in (("qkv", 1, 3), ("proj", 1, 1), ("fc1", 1, 4), ("fc2", 4, 1))  # K and N in units of dim
 )
-TEXTS = (  # easy-VQA's questions, and captions of scenes
-    TextShape("vqa", image=64, patch=8, dim=64, depth=3, heads=4, words=11, vocabulary=33, batch=128, answers=13),
-    TextShape("caption", image=48, patch=8, dim=64, depth=2, heads=4, words=20, vocabulary=60, batch=64),
+TEXTS = (  # easy-VQA questions, and captions of generated scenes
+    TextShape("vqa", image=64, patch=8, dim=64, depth=3, heads=4, length=11, vocabulary=33, batch=128, answers=13),
+    TextShape("caption", image=48, patch=8, dim=64, depth=2, heads=4, length=20, vocabulary=60, batch=64),
 )
 SINGLE = tuple(ModelShape(**{**vars(model), "batch": 1}) for model in MODELS)
 
@@ -165,10 +166,10 @@ SINGLE = tuple(ModelShape(**{**vars(model), "batch": 1}) for model in MODELS)
 
 @dataclass(frozen=True)
 class Case:
-    """One row group of the table: an operation on a shape, in one direction.
+    """An operation on a shape, in one direction.
 
-    `direction` is "forward", "backward", or "step" for what has no gradient of its own (train, inference, adamw).
-    `calls` is how often it is called before its outputs are verified: more than once for what keeps a state.
+    `direction` is "forward", "backward", or "step" where there is no separate backward pass (train, inference, adamw).
+    `calls` is the number of calls before the outputs are verified: more than 1 where each call changes a state.
     """
 
     suite: str
@@ -179,7 +180,7 @@ class Case:
 
     @property
     def model(self) -> ModelShape:
-        """The shape, of a case about a whole model or its images."""
+        """The shape of a case that is about a ViT or its images."""
         assert isinstance(self.shape, ModelShape), self.id
         return self.shape
 
@@ -188,17 +189,22 @@ class Case:
         return f"{self.suite}/{self.operation}/{self.shape.label}/{self.direction}"
 
     @property
+    def name(self) -> str:
+        """The operation, unless the suite is named after it, and the label of the shape."""
+        label = self.shape.label
+        return label if self.operation == self.suite else f"{self.operation.replace('_', ' ')} {label}"
+
+    @property
     def label(self) -> str:
-        named = [] if self.operation == self.suite else [self.operation.replace("_", " ")]
-        return " ".join([*named, self.shape.label, *([] if self.direction == "step" else [self.direction])])
+        return self.name if self.direction == "step" else f"{self.name} {self.direction}"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Cases that are run together.
+    """Cases that run together.
 
     `budget` is the time for one contender on one case, in seconds. `quick` names the shapes of a quick run. With
-    `fresh`, every case gets new processes, so that their peak memory is that of the case.
+    `fresh`, every case gets new processes, so that the peak memory of a process belongs to one case.
     """
 
     name: str
@@ -259,7 +265,7 @@ SUITES = {
         ),
         Suite(
             "train",
-            "whole training steps of digits-s, mnist-s and vit-s with AdamW",
+            "training steps of digits-s, mnist-s and vit-s with AdamW",
             tuple(Case("train", "train", model, "step", calls=3) for model in MODELS),
             budget=20.0,
             quick=("digits-s",),
@@ -267,7 +273,7 @@ SUITES = {
         ),
         Suite(
             "text",
-            "whole training steps of models of images and texts: answers to questions, captions",
+            "training steps of models of images and texts: answers to questions, captions",
             tuple(Case("text", "train", shape, "step", calls=3) for shape in TEXTS),
             budget=20.0,
             quick=("caption",),
@@ -286,16 +292,16 @@ SUITES = {
 
 
 def find_case(id: str) -> Case:
-    """The case of this `id`; KeyError if there is none."""
+    """The case with this `id`; KeyError if there is none."""
     cases = {case.id: case for suite in SUITES.values() for case in suite.cases}
     return cases[id]
 
 
 def select_cases(suite: Suite, names: tuple[str, ...]) -> tuple[Case, ...]:
-    """The cases whose shape has one of these names or labels, all if there are none; ValueError for an unknown one."""
+    """The cases whose shape has one of these names or labels; all if `names` is empty; ValueError if one is unknown."""
     known = {name for case in suite.cases for name in (case.shape.name, case.shape.label)}
     unknown = [name for name in names if name not in known]
     if unknown:
         short = dict.fromkeys(case.shape.name for case in suite.cases)
-        raise ValueError(f"{suite.name} has no shape {', '.join(unknown)}; it has {', '.join(short)}")
+        raise ValueError(f"{suite.name} has no shape {', '.join(unknown)}; available: {', '.join(short)}")
     return tuple(case for case in suite.cases if not names or {case.shape.name, case.shape.label} & set(names))

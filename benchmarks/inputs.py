@@ -1,6 +1,7 @@
-"""The inputs of a case, drawn from one seed, the same bytes for every contender.
+"""The inputs of a case, drawn from one seed, so that every contender gets the same bytes.
 
-Inputs travel as .npz files. What an operation takes comes first, in its order, then `dout`, the gradient of its output.
+A process writes them to an .npz file and others read it. The operands of an operation come first, in its order, then
+`dout`, the gradient of its output.
 """
 
 import zlib
@@ -16,7 +17,7 @@ Arrays = dict[str, np.ndarray]
 LAYER_NORM_EPS = 1e-5
 MODEL_EPS = 1e-6  # of the layer norms in a ViT, as in timm
 DROPOUT_P = 0.1
-PAD, FIRST_WORD = 0, 6  # numbers of words: of padding, and the first that is not special
+PAD, FIRST_TOKEN = 0, 6  # token ids: of padding, and the first that has no special meaning
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
 _WITH_WEIGHT = ("linear", "layer_norm")
@@ -24,12 +25,12 @@ _WITH_BIAS = (*_WITH_WEIGHT, "bias_gelu", "bias_gelu_tanh")
 
 
 def operands(inputs: Arrays) -> list[str]:
-    """Names of the inputs that have a gradient, in the operation's order."""
+    """Names of the inputs that have gradients, in the order in which the operation takes them."""
     return [name for name in inputs if name not in ("labels", "dout")]
 
 
 def make_inputs(case: Case) -> Arrays:
-    """Draw the inputs of `case`. Only whole models need tinyvit, for their initial weights."""
+    """Draw the inputs of `case`. tinyvit is imported only where a model's initial weights are among them."""
     random = np.random.default_rng(zlib.crc32(case.shape.label.encode()))
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -52,14 +53,14 @@ def make_inputs(case: Case) -> Arrays:
                 return weights | gradients
             images = normal(shape.batch, shape.channels, shape.image, shape.image)
             return weights | {"images": images, "labels": random.integers(0, shape.classes, shape.batch)}
-        case TextShape(batch=b, words=n) as shape:
-            words = random.integers(FIRST_WORD, shape.vocabulary, (b, n + 1))
-            labels = random.integers(0, shape.answers, b) if shape.answers else words[:, 1:]
-            words = words[:, :-1].copy()
+        case TextShape(batch=b, length=n) as shape:
+            tokens = random.integers(FIRST_TOKEN, shape.vocabulary, (b, n + 1))
+            labels = random.integers(0, shape.answers, b) if shape.answers else tokens[:, 1:]
+            ids = tokens[:, :-1].copy()
             if shape.answers:  # every other question is shorter
-                words[::2, -3:] = PAD
+                ids[::2, -3:] = PAD
             images = normal(b, shape.channels, shape.image, shape.image)
-            return _weights(shape) | {"images": images, "words": words, "labels": labels}
+            return _weights(shape) | {"images": images, "ids": ids, "labels": labels}
     raise TypeError(f"no inputs are known for the shape {case.shape!r}")
 
 
@@ -78,18 +79,18 @@ def _row_inputs(
 
 
 def _weights(shape: ModelShape | TextShape) -> Arrays:
-    from .contenders.engine import build_model
+    from .models import build_model
 
     return {f"weight.{name}": array for name, array in build_model(shape).state_dict().items()}
 
 
 def weights_of(inputs: Arrays) -> Arrays:
-    """The weights of the model among the inputs, by their names in the model."""
+    """The weights among the inputs of a model, by their names in the model."""
     return {name.removeprefix("weight."): array for name, array in inputs.items() if name.startswith("weight.")}
 
 
 def load_inputs(case: Case, path: Path) -> Arrays:
-    """Read what `make_inputs` drew; the packed qkv of attention becomes views q, k and v, (B, H, N, D)."""
+    """Read the inputs that `make_inputs` drew; the packed qkv of attention becomes views q, k and v, (B, H, N, D)."""
     with np.load(path) as file:
         inputs = dict(file)
     if "qkv" not in inputs:

@@ -1,4 +1,4 @@
-"""Where and with what a run was made: processor, system, versions, commit."""
+"""The machine, the versions and the commit of a run."""
 
 import os
 import platform
@@ -6,30 +6,36 @@ import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from .channel import ROOT
+from .report.records import Machine
 
-_PACKAGES = ("numpy", "numba", "torch", "jax", "autograd", "scipy")
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
+_PACKAGES = ("tinyvit", "numpy", "numba", "torch", "jax", "autograd", "scipy")
+# Names that Linux gives to the instruction sets that matter, on x86 and on ARM.
 _FEATURES = (
-    "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16"
-)  # fmt: skip
+    *("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile"),
+    *("asimd", "sve", "bf16"),
+)
 
 
-def describe_machine() -> dict[str, Any]:
-    """The processor, how many of it this process may use, what it can do, and how busy it is."""
+def describe_machine() -> Machine:
+    """The processor, how much of it this process may use, its instruction sets, and how busy it is."""
     information = _cpu_information()
-    flags = set(re.findall(r"^(?:flags|Features)\s*: (.*)$", information, re.MULTILINE)[:1] or [""])
-    present = set(" ".join(flags).split())
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cpu": _cpu_name(information),
-        "processors": usable,
-        "features": [name for name in _FEATURES if name in present],
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
-        "system": platform.platform(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", information, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
+    return Machine(
+        device=_cpu_name(information),
+        processors=usable_processors(),
+        features=[name for name in _FEATURES if name in present],
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
+        system=platform.platform(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    )
+
+
+def usable_processors() -> int:
+    """How many logical processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_information() -> str:
@@ -46,11 +52,12 @@ def _cpu_name(information: str) -> str:
     name = re.sub(r"\((R|TM)\)|@.*| (CPU|Processor)\b", "", found["model name"]).strip()
     if any(character.isdigit() for character in name):
         return name
-    return f"{name} family {found.get('cpu family')} model {found.get('model')}"  # hidden by a virtual machine
+    # A virtual machine may hide the model, and keep its numbers.
+    return f"{name} family {found.get('cpu family')} model {found.get('model')}"
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that are installed."""
+    """Versions of Python and of those packages that are installed."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -61,7 +68,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def describe_commit() -> str:
-    """The commit, with "+" after it if the tree has changes other than results; "unknown" without git."""
+    """The commit of this checkout; "+" follows it if files other than results are changed; "unknown" without git."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD").strip()
         changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results").strip()

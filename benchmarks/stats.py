@@ -1,12 +1,14 @@
-"""Medians, quantiles, and when a measurement is quiet enough to stop."""
+"""Medians and quantiles of times, and the test that ends a measurement."""
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-LOW, HIGH = 0.2, 0.8
-_SIGMAS = 1.6832  # the distance of these two quantiles of a normal distribution, in standard deviations
-_MEDIAN = 1.2533  # sqrt(pi / 2): how much noisier than a mean the median of normal values is
+LOW, HIGH = 0.2, 0.8  # the quantiles of a range
+NOISE = 0.01  # the relative standard error of every median ratio at which a case ends
+MIN_ROUNDS = 5
+_SIGMAS = 1.6832  # the distance between these two quantiles of a normal distribution, in standard deviations
+_MEDIAN = 1.2533  # sqrt(pi / 2): the standard error of the median of normal values, relative to that of their mean
 
 
 class Summary(NamedTuple):
@@ -33,21 +35,21 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def ratios(baseline: Sequence[float], seconds: Sequence[float]) -> list[float]:
-    """How much faster than the baseline, in each round: what slowed both in one round cancels."""
+    """How many times as fast as the baseline, for each round: what slowed both in one round cancels."""
     return [b / s for b, s in zip(baseline, seconds, strict=True)]
 
 
 def noise(values: Sequence[float]) -> float:
-    """The relative standard error of the median, from the quantiles: one slow round in five does not count."""
+    """The relative standard error of the median, from the quantiles, so that rare slow rounds do not count."""
     median, low, high = summarize(values)
     return _MEDIAN * (high - low) / _SIGMAS / math.sqrt(len(values)) / median
 
 
-def is_quiet(series: Iterable[Sequence[float]], limit: float, rounds: int) -> bool:
+def is_quiet(series: Iterable[Sequence[float]], limit: float = NOISE, rounds: int = MIN_ROUNDS) -> bool:
     """Whether every series has at least `rounds` values and a noise of at most `limit`."""
     return all(len(values) >= rounds and noise(values) <= limit for values in series)
 
 
 def differ(a: Summary, b: Summary) -> bool:
-    """Whether the difference is beyond the noise: the ranges from the 20 to the 80 % quantile do not touch."""
+    """Whether the difference is beyond the noise: the ranges from the 20 to the 80 % quantile do not overlap."""
     return a.high < b.low or b.high < a.low

@@ -1,8 +1,8 @@
-"""Right or wrong: the outputs of a contender against those of the plain path in float64.
+"""Verification: the outputs of a contender against those of the plain path in float64.
 
-The error of an output is its largest deviation, relative to the largest magnitude of the reference. What is allowed is
-derived: twice the error of the plain path in float32, and some roundings of the contender's own dtype: float32 sums may
-be taken in any order, bfloat16 only stores values and sums in float32. NaN fails.
+The error of an output is its largest deviation, relative to the largest magnitude of the reference. The tolerance is
+derived: twice the error of the plain path in float32, plus some roundings in the contender's own dtype: more in
+float32, where the order of a sum matters; fewer in bfloat16, which only stores values summed in float32. NaN fails.
 """
 
 from collections.abc import Mapping
@@ -15,22 +15,25 @@ from .inputs import DROPOUT_P, Arrays
 
 EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 _ROUNDINGS = {"float32": 16, "bfloat16": 4}
-_LOSS = {"float32": 1e-4, "bfloat16": 3e-2}  # of losses after some steps: updates magnify roundings
+_LOSS = {"float32": 1e-4, "bfloat16": 3e-2}  # for losses after some steps, whose updates magnify roundings
 
 
 class Deviation(NamedTuple):
+    """The error of an output, and its tolerance."""
+
     error: float
     allowed: float
 
     @property
     def is_small(self) -> bool:
-        return self.error <= self.allowed  # NaN is not
+        return self.error <= self.allowed  # False for NaN
 
 
 def comparable(case: Case, inputs: Arrays, outputs: Arrays) -> Arrays:
-    """The outputs in a form that two right answers share.
+    """Bring outputs into a form in which all right answers agree.
 
-    Every library draws other bits for dropout: compared are the values as if none were dropped, and the share kept.
+    Every library draws other random bits for dropout, so dropped values are replaced by what they would have been, and
+    the share of kept values becomes an output of its own.
     """
     if case.operation != "dropout":
         return outputs
@@ -45,7 +48,7 @@ def comparable(case: Case, inputs: Arrays, outputs: Arrays) -> Arrays:
 
 
 def deviation(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest |actual - expected| over the largest |expected|; NaN if anything is NaN, inf for another shape."""
+    """The largest |actual - expected| over the largest |expected|; NaN if any value is NaN, inf for another shape."""
     if actual.shape != expected.shape:
         return float("inf")
     scale = max(float(np.abs(expected).max(initial=0)), np.finfo(np.float64).tiny)
@@ -53,10 +56,10 @@ def deviation(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def allowed(case: Case, name: str, plain: float, dtype: str, size: int) -> float:
-    """How far an output may deviate, where the plain path in float32 deviates by `plain`."""
+    """The tolerance of an output for which the error of the plain path in float32 is `plain`."""
     if case.operation == "train":
         return _LOSS[dtype]
-    if name == "kept":  # five standard deviations of each of the two shares
+    if name == "kept":  # the difference of two random shares: five standard deviations of each
         return 10 * (DROPOUT_P * (1 - DROPOUT_P) / size) ** 0.5
     return 2 * plain + _ROUNDINGS[dtype] * EPSILON[dtype]
 
@@ -64,7 +67,7 @@ def allowed(case: Case, name: str, plain: float, dtype: str, size: int) -> float
 def verify(
     case: Case, inputs: Arrays, outputs: Arrays, expected: Arrays, plain: Mapping[str, float], dtype: str
 ) -> dict[str, Deviation]:
-    """The deviation of every output; KeyError if one is missing or none of that name is expected."""
+    """The deviation of every output; KeyError if their names are not those of `expected`."""
     outputs = comparable(case, inputs, outputs)
     if outputs.keys() != expected.keys():
         raise KeyError(f"outputs are {sorted(outputs)}; they must be {sorted(expected)}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from . import registry
+from . import lookup, registry
 
 
 def attention_forward(
@@ -46,12 +46,10 @@ def attention_forward(
     lse : (B, H, N), natural logarithm; -inf where a query sees no key, and out is 0 there.
     """
     _check_attention(q, k, v, bias, mask, key_lengths)
-    _check_dropout(dropout_p, seed, offset)
-    forward, _ = _functions("attention", implementation, q=q, k=k, v=v)
-    mask = _with_lengths(mask, key_lengths, k)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    params = {"mask": mask, "is_causal": bool(is_causal), "scale": scale}
-    return forward(q, k, v, bias, **params, dropout_p=float(dropout_p), seed=seed, offset=offset)
+    params = _attention_params(q, k, mask, key_lengths, is_causal, scale)
+    params |= _dropout_params(dropout_p, seed, offset)
+    out, lse = _forward("attention", implementation, {"q": q, "k": k, "v": v, "bias": bias}, params)
+    return out, lse
 
 
 def attention_backward(
@@ -81,19 +79,16 @@ def attention_backward(
     dbias : in the shape of bias; None without one.
     """
     _check_attention(q, k, v, bias, mask, key_lengths)
-    _check_dropout(dropout_p, seed, offset)
     like_out = (*q.shape[:-1], v.shape[-1])
     for name, array, shape in (("dout", dout, like_out), ("out", out, like_out), ("lse", lse, q.shape[:-1])):
         _check_saved("attention_backward", name, array, shape, q)
     if out_grads is not None:
         _check_targets(out_grads, (q, k, v))
-    _, backward = _functions("attention", implementation, q=q, k=k, v=v)
-    mask = _with_lengths(mask, key_lengths, k)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    params = {"mask": mask, "is_causal": bool(is_causal), "scale": scale}
-    params |= {"dropout_p": float(dropout_p), "seed": seed, "offset": offset}
+    params = _attention_params(q, k, mask, key_lengths, is_causal, scale)
+    params |= _dropout_params(dropout_p, seed, offset)
+    kept = {"q": q, "k": k, "v": v, "bias": bias, "out": out, "lse": lse}
     needs = (True, True, True, bias is not None)
-    dq, dk, dv, dbias = backward(dout, q, k, v, bias, out, lse, needs=needs, **params)
+    dq, dk, dv, dbias = _backward("attention", implementation, (dout,), kept, needs, params)
     if out_grads is not None:
         for target, gradient in zip(out_grads, (dq, dk, dv), strict=True):
             target[...] = gradient
@@ -122,8 +117,7 @@ def attention_weights(
         raise TypeError(f"attention_weights: q is {q.dtype}; it must be float32 or float64")
     where = "numba_cpu" if isinstance(q, np.ndarray) else "cupy_raw"
     weights = importlib.import_module(f".attention.{where}", __package__).weights
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return weights(q, k, lse, bias, mask=_with_lengths(mask, key_lengths, k), is_causal=bool(is_causal), scale=scale)
+    return weights(q, k, lse, bias, **_attention_params(q, k, mask, key_lengths, is_causal, scale))
 
 
 def layer_norm_forward(
@@ -135,10 +129,11 @@ def layer_norm_forward(
     """
     _check_layer_norm("layer_norm_forward", x, weight, bias)
     if residual is None:
-        return _functions("layer_norm", implementation, x=x)[0](x, weight, bias, eps=eps)
+        return _forward("layer_norm", implementation, {"x": x, "weight": weight, "bias": bias}, {"eps": eps})
     if residual.shape != x.shape:
         raise ValueError(f"layer_norm_forward: residual has shape {residual.shape}; it must be that of x, {x.shape}")
-    return _functions("add_layer_norm", implementation, x=x)[0](x, residual, weight, bias, eps=eps)[:4]
+    given = {"x": x, "residual": residual, "weight": weight, "bias": bias}
+    return _forward("add_layer_norm", implementation, given, {"eps": eps})[:4]
 
 
 def layer_norm_backward(
@@ -151,47 +146,50 @@ def layer_norm_backward(
             f"layer_norm_backward: x has shape {x.shape}, dy {dy.shape}, mean {mean.shape} and rstd {rstd.shape}; "
             "they must be (..., C), (..., C), (...) and (...)"
         )
-    _, backward = _functions("layer_norm", implementation, x=x)
-    return backward(dy, x, weight, mean, rstd, eps=eps, needs=(True, True, True))
+    kept = {"x": x, "weight": weight, "mean": mean, "rstd": rstd}
+    dx, dweight, dbias = _backward("layer_norm", implementation, (dy,), kept, (True, True, True), {"eps": eps})
+    return dx, dweight, dbias
 
 
-# Which functions serve ----------------------------------------------------------------------------------------------
+# Which kernel serves -------------------------------------------------------------------------------------------------
 
 
-def _functions(operation: str, implementation: str, **inputs: Any) -> tuple[Any, Any]:
-    """forward and backward of `operation`, as the registry describes them, without `version`."""
-    chosen = registry.split_choice(implementation)
-    if chosen is None:
-        known = ", ".join(("auto", "numpy", *registry.TECHNOLOGIES))
-        raise ValueError(f"implementation is {implementation!r}; it must be one of {known}, or like 'numba:v1'")
-    technology, version = chosen
-    reason = "there is none"
-    for spec in registry.SPECS:
-        if spec.operation == operation and technology in ("auto", spec.technology):
-            refused = _refusal(spec, inputs)
-            if refused is None:
-                module = importlib.import_module(spec.module)
-                number = min(version or spec.versions, spec.versions)
-                return _bound(getattr(module, spec.forward), number), _bound(getattr(module, spec.backward), number)
-            reason = refused
-    if technology in ("auto", "numpy"):
-        return registry.PLAIN[operation]
-    raise RuntimeError(f"implementation {implementation!r} cannot serve {operation}: {reason}; use 'auto' or 'numpy'")
-
-
-def _refusal(spec: registry.KernelSpec, inputs: dict[str, Any]) -> str | None:
-    """Why a kernel cannot serve; None if it can."""
+def _kernel(operation: str, implementation: str, **inputs: Any) -> lookup.Kernel | None:
+    """Find the kernel that serves `operation` on these inputs, the first of which decides device and dtype."""
     first = next(iter(inputs.values()))
+    technology, _ = lookup.split_choice(implementation, "implementation")
     device = "cpu" if isinstance(first, np.ndarray) else "cuda"
-    if spec.device != device:
-        return f"it computes on {spec.device!r}, and the arrays are on {device!r}"
-    if first.dtype not in spec.dtypes:
-        return f"it computes in {', '.join(sorted(map(str, spec.dtypes)))}, not {first.dtype}"
-    return spec.refuses(inputs, {}) if spec.refuses else None
+    kernel = lookup.find(operation, device, implementation, first.dtype, inputs, {}, "implementation")
+    if kernel is None and technology not in ("auto", "numpy"):
+        raise RuntimeError(f"{technology!r} has no kernel for {operation}; use 'auto' or 'numpy'")
+    return kernel
 
 
-def _bound(function: Any, version: int) -> Any:
-    return lambda *arrays, **params: function(*arrays, **params, version=version)
+def _forward(operation: str, implementation: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the outputs of an operation and the residuals of its kernel."""
+    kernel = _kernel(operation, implementation, **given)
+    run = registry.PLAIN[operation].forward if kernel is None else kernel.forward
+    outputs: tuple[Any, ...] = run(*given.values(), **params)
+    return outputs
+
+
+def _backward(
+    operation: str,
+    implementation: str,
+    incoming: tuple[Any, ...],
+    kept: dict[str, Any],
+    needs: tuple[bool, ...],
+    params: dict[str, Any],
+) -> tuple[Any, ...]:
+    """Return the gradients of an operation's inputs. `kept` are its inputs, outputs and residuals by name."""
+    kernel = _kernel(operation, implementation, **kept)
+    if kernel is None:
+        gradients = registry.PLAIN[operation].backward(incoming, kept, needs, params)
+    else:
+        assert isinstance(kernel.spec, registry.KernelSpec)
+        arguments = (kept[name] for name in kernel.spec.keeps)
+        gradients = kernel.backward(*incoming, *arguments, needs=needs, **params)
+    return tuple(gradients)
 
 
 def _with_lengths(mask: Any, key_lengths: Any, k: Any) -> Any:
@@ -227,12 +225,22 @@ def _check_attention(q: Any, k: Any, v: Any, bias: Any, mask: Any, key_lengths: 
         raise ValueError(f"attention: key_lengths has shape {np.shape(key_lengths)}; it must be (B,) = {q.shape[:1]}")
 
 
-def _check_dropout(dropout_p: float, seed: int, offset: int) -> None:
+def _attention_params(
+    q: Any, k: Any, mask: Any, key_lengths: Any, is_causal: bool, scale: float | None
+) -> dict[str, Any]:
+    """Return the parameters of an attention without dropout, as the registry describes them."""
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return {"mask": _with_lengths(mask, key_lengths, k), "is_causal": bool(is_causal), "scale": scale}
+
+
+def _dropout_params(dropout_p: float, seed: int, offset: int) -> dict[str, Any]:
+    """Return the parameters of dropout; raise ValueError if one is out of range."""
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"attention: dropout_p is {dropout_p}; a probability is in [0, 1]")
     for name, number in (("seed", seed), ("offset", offset)):
         if not 0 <= number < 2**63:
             raise ValueError(f"attention: {name} is {number}; it must be in [0, 2**63)")
+    return {"dropout_p": float(dropout_p), "seed": seed, "offset": offset}
 
 
 def _check_targets(targets: Any, inputs: tuple[Any, Any, Any]) -> None:

@@ -12,7 +12,7 @@ number of the table at the top of the module, 1 the simplest, the last the faste
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import ml_dtypes
@@ -21,28 +21,25 @@ import numpy as np
 TECHNOLOGIES = ("numba", "cupy", "numba-cuda")
 
 
+Refusal = Callable[[Mapping[str, Any], Mapping[str, Any]], "str | None"]
+
+
 @dataclass(frozen=True)
-class KernelSpec:
-    """One row: an implementation of an operation, forward and backward.
+class _Row:
+    """A row of the table.
 
     Parameters
     ----------
     operation : str
-        The name that an operation gives as its `kernel`.
+        The name that an operation gives as its `kernel`, or an optimizer as its `update`.
     technology : str
         One of `TECHNOLOGIES`.
     module : str
-        Where it is; imported on first use.
+        The module of the kernel; imported on first use.
     dtypes : frozenset of numpy.dtype
         The floating dtypes it computes in.
-    residuals : tuple of str
-        Names of what forward returns after the outputs: what it computed and backward needs again.
-    keeps : tuple of str
-        Names of the inputs, outputs and residuals that backward is given.
     versions : int
         How many versions there are.
-    forward, backward : str
-        Names of the module's functions.
     refuses : callable, optional
         `refuses(inputs, params)` gives the reason why it cannot serve these, or None.
     is_slower : callable, optional
@@ -53,12 +50,9 @@ class KernelSpec:
     technology: str
     module: str
     dtypes: frozenset[Any]
-    residuals: tuple[str, ...] = ()
-    keeps: tuple[str, ...] = ()
+    _: KW_ONLY
     versions: int = 1
-    forward: str = "forward"
-    backward: str = "backward"
-    refuses: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] | None = None
+    refuses: Refusal | None = None
     is_slower: Callable[[], str | None] | None = None
 
     @property
@@ -76,17 +70,46 @@ class KernelSpec:
             raise ValueError(f"{self.operation}: dtypes is {set(self.dtypes)}; it must be a set of numpy.dtype")
 
 
-def split_choice(name: Any) -> tuple[str, int | None] | None:
-    """What a name such as "numba:v1" chooses: a technology, "auto" or "numpy", and the version; None if nothing."""
-    technology, colon, version = name.partition(":v") if isinstance(name, str) else ("", "", "")
-    if not colon:
-        return (technology, None) if technology in ("auto", "numpy", *TECHNOLOGIES) else None
-    is_number = version.isascii() and version.isdecimal() and int(version) > 0
-    return (technology, int(version)) if technology in TECHNOLOGIES and is_number else None
+@dataclass(frozen=True)
+class KernelSpec(_Row):
+    """An implementation of an operation, forward and backward.
+
+    Parameters
+    ----------
+    residuals : tuple of str
+        Names of what forward returns after the outputs: what it computed and backward needs again.
+    keeps : tuple of str
+        Names of the inputs, outputs and residuals that backward is given.
+    forward, backward : str
+        Names of the module's functions.
+    """
+
+    residuals: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
+    _: KW_ONLY
+    forward: str = "forward"
+    backward: str = "backward"
 
 
-# The plain rules in the same form, forward and backward by operation; put here by `tinyvit.functional`.
-PLAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+@dataclass(frozen=True)
+class UpdateSpec(_Row):
+    """An implementation of an optimizer's step, which is not on the tape.
+
+    Parameters
+    ----------
+    step : str
+        Name of the module's function; its arguments are stated in the module.
+    """
+
+    _: KW_ONLY
+    step: str = "step"
+
+
+Spec = KernelSpec | UpdateSpec
+
+# The plain rules under a kernel's signature, by operation, for direct calls; `tinyvit.functional` puts them here. They
+# have `forward(*inputs, **params)`, and `backward(incoming, kept, needs, params)` with what was kept by name.
+PLAIN: dict[str, Any] = {}
 
 _HERE = __package__
 _CPU = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
@@ -107,7 +130,7 @@ def _numba_cuda(operation: str, folder: str, **settings: Any) -> KernelSpec:
     return KernelSpec(operation, "numba-cuda", f"{_HERE}.{folder}.numba_cuda", _SINGLE, versions=2, **settings)
 
 
-def _refused_by(module: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]:
+def _refused_by(module: str) -> Refusal:
     """The function `refuses` of a module, imported when it is first asked."""
 
     def refuses(inputs: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
@@ -124,7 +147,7 @@ def _blas_is_faster() -> str | None:
     return "OpenBLAS is faster without AVX2" if processor.level() == "generic" else None
 
 
-SPECS: tuple[KernelSpec, ...] = (
+SPECS: tuple[Spec, ...] = (
     _numba(
         *("attention", "attention", _CPU | {_BFLOAT16}),
         residuals=("lse",),
@@ -157,7 +180,7 @@ SPECS: tuple[KernelSpec, ...] = (
     _numba("cast", "cast", _CPU | _GPU),
     _numba("add_narrow", "add_narrow", residuals=("y_dtype",), keeps=("y_dtype",)),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
-    _numba("adamw", "adamw", versions=2, backward="forward"),  # an optimizer, not on the tape
+    UpdateSpec("adamw", "numba", f"{_HERE}.adamw.numba_cpu", _CPU, versions=2),
     _cupy(
         *("attention", "attention"),
         residuals=("lse",),
@@ -204,9 +227,5 @@ SPECS: tuple[KernelSpec, ...] = (
         forward="add_forward",
         backward="add_backward",
     ),
-    KernelSpec(
-        *("adamw", "cupy", f"{_HERE}.adamw.cupy_raw", _SINGLE),
-        versions=2,
-        backward="forward",
-    ),
+    UpdateSpec("adamw", "cupy", f"{_HERE}.adamw.cupy_raw", _SINGLE, versions=2),
 )

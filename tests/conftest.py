@@ -1,4 +1,4 @@
-"""What every test shares: who computes, when tests skip and how skips are counted, and how hypothesis draws."""
+"""Shared by all tests: which implementation computes, how skips are counted, and how hypothesis draws."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ import tinyvit as tv
 
 hypothesis.settings.register_profile("tinyvit", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("tinyvit")
-# What a command says, and how long it takes to end, must not depend on what was compiled before.
+# The output of a command must not depend on which kernels were compiled before.
 os.environ |= {"TINYVIT_ANNOUNCE": "0", "TINYVIT_COMPILE_AHEAD": "0"}
 
 
@@ -26,9 +26,9 @@ WHOLE_RUNS = (
 
 @pytest.fixture(autouse=True)
 def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The plain rules compute, for they are the reference; tests of kernels and of dispatch choose for themselves.
+    """Compute with the plain rules, which are the reference; tests of kernels and of dispatch choose for themselves.
 
-    Tests of whole runs compute as users do, since they compare with runs of other processes.
+    Tests of whole runs compute as users do, since they compare with runs in other processes.
     """
     with tv.use_kernels("auto" if request.module.__name__ in WHOLE_RUNS else "numpy"):
         yield
@@ -36,7 +36,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def data_dir() -> Callable[[str], Path]:
-    """`data_dir(name)` is the folder of a real data set; the test skips where it is not at hand."""
+    """A function from the name of a real data set to its folder; the test skips if it is not there."""
 
     def find(name: str) -> Path:
         root = os.environ.get("TINYVIT_DATA")
@@ -50,7 +50,7 @@ def data_dir() -> Callable[[str], Path]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests marked `gpu`, with the reason, where no GPU works."""
+    """Skip tests marked `gpu` where no GPU works, and give the reason."""
     if item.get_closest_marker("gpu"):
         from tinyvit.backend import check_device
 
@@ -61,7 +61,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Count the skips, by reason: what did not run is not proved."""
+    """Report how many tests were skipped, by reason, since a skipped test proves nothing."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     terminalreporter.write_line(f"skips: {len(skipped)}")
@@ -74,7 +74,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    from peers import peer
+
+    playwright = peer("playwright.sync_api", "Playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs Chromium: there is none")
@@ -97,7 +99,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 @pytest.fixture
 def few_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few scenes, and a folder to train in."""
+    """Train in a temporary folder, on few generated scenes."""
     from tiny_run import isolate
 
     from tinyvit.data import scenes

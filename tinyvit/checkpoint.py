@@ -1,9 +1,9 @@
-"""Saving and loading states: nested mappings of arrays and scalars as safetensors files, written atomically.
+"""Save and load states: nested mappings of arrays and scalars as safetensors files, written atomically.
 
-An array is stored under the keys that lead to it, joined with "/", so a flat state_dict keeps its names and
-any safetensors reader can read it. The metadata entry "tinyvit" holds the whole mapping as JSON, with
-`{"/": name}` where an array belongs (keys have no "/", so this form is free); it also keeps the scalars, the
-order of the keys and a format version.
+An array is stored under the keys that lead to it, joined with "/". A flat state_dict therefore keeps its names, and any
+safetensors reader can read it. The metadata entry "tinyvit" holds the nested mapping as JSON, with the scalars, the
+order of the keys and a format version; `{"/": name}` stands for an array. Keys must not contain "/", so this form is
+unambiguous.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ _DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "bfloat16", "float32", "float64"),
 )
-_FOREIGN = (  # how files that are often taken for checkpoints begin
+_FOREIGN = (  # the first bytes of files that are often mistaken for checkpoints
     (b"PK\x03\x04", "a zip archive, as PyTorch and numpy.savez write them: store its arrays as safetensors"),
     (b"\x80", "a pickle, which tinyvit never opens because it can run code: store its arrays as safetensors"),
     (b"\x93NUMPY", "a NumPy .npy file: store its array as safetensors"),
     (b"\x89HDF", "an HDF5 file: store its arrays as safetensors"),
-    (b"<", "an HTML page, probably the answer of a failed download: download the file again"),
+    (b"<", "an HTML page, probably from a failed download: download the file again"),
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
 )
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at `path` by `data`; whatever happens meanwhile, it is the old one or the new one.
+    """Replace the content of the file at `path` by `data`; at every moment it is either the old or the new content.
 
-    A failed or interrupted write leaves nothing behind; a process killed on the spot may leave a hidden
+    A failed or interrupted write leaves no file behind. A process that is killed may leave a hidden file
     `.<name>.<random>.tmp`, which nothing reads.
 
     Raises
@@ -47,9 +47,9 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
     OSError
         If the file cannot be written; the previous one is untouched.
     """
-    target = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
+    target = Path(os.path.realpath(path))  # a link continues to point to the same file
     if target.exists() and not target.is_file():  # a device or a pipe would be replaced by a file
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -61,13 +61,13 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename = str(path)  # the name that the caller knows
+            error.filename = str(path)  # the name that the caller gave
         raise
     _sync_folder(target.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself survive a power cut."""
+    """Make sure that the renaming survives a power cut."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows has no such call
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -113,7 +113,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 
 def _take_arrays(node: Any, keys: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Any:
-    """Return `node` in its JSON form and put its arrays into `arrays`, by name."""
+    """Return `node` in its JSON form, and add its arrays to `arrays` by name."""
     name = "/".join(keys)
     if isinstance(node, Mapping):
         for key in node:
@@ -132,13 +132,13 @@ def _take_arrays(node: Any, keys: tuple[str, ...], arrays: dict[str, np.ndarray]
             "a bool, int, float, str or None, or a list or mapping of these"
         )
     if name == "__metadata__":
-        raise ValueError("state has the key '__metadata__', which the file format keeps for itself")
-    arrays[name] = np.asarray(value, order="C")  # safetensors reads memory as it lies, whatever the strides
+        raise ValueError("state has the key '__metadata__', which the file format reserves")
+    arrays[name] = np.asarray(value, order="C")  # safetensors ignores strides
     return {"/": name}
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `save` wrote; a safetensors file from elsewhere gives a flat mapping of its arrays.
+    """Read a file that `save` wrote; any other safetensors file gives a flat mapping of its arrays.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path} {_what_is_wrong(head)}") from error
-    except AttributeError as error:  # safetensors asks NumPy for, say, numpy.float8_e5m2
+    except AttributeError as error:  # safetensors looks up numpy.float8_e5m2, for example
         raise CheckpointError(
             f"{path} has arrays of a type that NumPy lacks ({error}): store them as float32"
         ) from error
@@ -167,7 +167,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _what_is_wrong(head: bytes) -> str:
-    """Say what is wrong with a file that safetensors refuses, and the way out, from its first bytes."""
+    """Describe, from its first bytes, the problem with a file that safetensors refuses, and the way out."""
     if not head:
         return "is empty: restore it from a copy, or start again without it"
     if len(head) > 8 and head[8:9] != b"{":  # safetensors: 8 bytes of length, then a JSON header

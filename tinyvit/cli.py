@@ -1,4 +1,4 @@
-"""The `tinyvit` command: it reads arguments, calls what does the work, and prints. No logic of its own.
+"""The `tinyvit` command: it reads arguments, calls the functions that do the work, and prints their results.
 
 Exit status: 0 done, 1 the run failed, 2 wrong usage or bad input, 130 stopped by Ctrl-C.
 """
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
-from .errors import DataError, TinyvitError
+from .errors import DataError, TinyvitError, TrainingFailed
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,12 +22,12 @@ def commands(context: click.Context) -> None:
     """Train and study small Vision Transformers with nothing but NumPy.
 
     \b
-    tinyvit train                      on handwritten digits that come along
-    tinyvit evaluate runs/digits       how well, class by class?
-    tinyvit predict runs/digits a.png  what is on this picture?
-    tinyvit study                      every gradient, step by step
+    tinyvit train                      train on the digits in the package
+    tinyvit evaluate runs/digits       measure the accuracy of each class
+    tinyvit predict runs/digits a.png  name the digit in a picture
+    tinyvit study                      show every gradient, step by step
 
-    With TINYVIT_TRACEBACK=1 in the environment, errors show where they arose.
+    With TINYVIT_TRACEBACK=1 in the environment, errors show their traceback.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -51,7 +51,7 @@ _device = click.option(
 
 
 def _folder(name: str) -> Path:
-    if not name:  # an empty variable of a shell, say: Path("") would be the current folder
+    if not name:  # from an empty shell variable, for example: Path("") would be the current folder
         raise click.BadParameter("it is empty; give the name of a folder.")
     return Path(name)
 
@@ -60,11 +60,14 @@ def _folder(name: str) -> Path:
 @click.argument("recipe", required=False)
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a key of the recipe.")
 @click.option("--out", metavar="DIR", type=_folder, help="The run folder, new or empty.  [default: runs/RECIPE]")
-@click.option("--resume", "resumed", metavar="DIR", type=_folder, help="Go on with the run in DIR.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
-              help="Of matrix products, attention and GELU; the same as --set precision=...")  # fmt: skip
+@click.option("--resume", "resumed", metavar="DIR", type=_folder, help="Resume the run in DIR.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="The dtype of matrix products, attention and GELU, as --set precision=... sets it.",
+)
 @_device
-@click.option("--study", is_flag=True, help="Look on: gradients, updates, activations and attention of every layer.")
+@click.option("--study", is_flag=True, help="Monitor gradients, updates, activations and attention of every layer.")
 def train(
     recipe: str | None,
     assignments: tuple[str, ...],
@@ -75,7 +78,7 @@ def train(
 ) -> None:
     """Train a model.
 
-    RECIPE is the name of a recipe that comes with the package (digits if left out), or a .toml file.
+    RECIPE is the name of a recipe that comes with the package (default: digits), or a .toml file.
 
     \b
     tinyvit train
@@ -84,20 +87,20 @@ def train(
     tinyvit train --resume runs/first
     tinyvit train --study
 
-    The run folder gets the recipe, a line of metrics for each epoch, the weights, a checkpoint and the learning
-    curves. It is a new one each time: runs/digits, runs/digits-2 ...
+    The recipe, a line of metrics for each epoch, the weights, a checkpoint and the learning curves are written to the
+    run folder. Each run has a new folder: runs/digits, runs/digits-2 ...
 
-    With --study it also gets study.html and study.png, which show every layer over the run, and study.jsonl with their
-    numbers; what vanishes, explodes, dies or becomes NaN is told at once, with the place where it began. The weights
-    are the same as without; looking takes less than 3 % of the time, and drawing a second or two at the end. It looks
-    on at classifiers of images only.
+    With --study, the run folder also gets study.html and study.png, which show every layer over the run, and
+    study.jsonl with their numbers. A warning names the layer and the step as soon as values vanish, explode, die or
+    become NaN. The weights are the same as without --study, and training takes less than 3 % longer. Only classifiers
+    of images can be monitored.
 
-    Ctrl-C finishes the step under way and writes a checkpoint; a second one stops at once. A run that is resumed ends
-    as if it had never been stopped.
+    Ctrl-C finishes the current step and writes a checkpoint; a second Ctrl-C stops at once. A resumed run ends with
+    the same result as a run that was never stopped.
     """
+    from .recipe import load_recipe
     from .run import loop as training
     from .run.display import live_display
-    from .run.recipe import load_recipe
 
     display = live_display()
     if study:
@@ -108,9 +111,7 @@ def train(
         assignments = (*assignments, f"precision={precision}")
     if resumed is not None:
         if recipe is not None or assignments or out is not None:
-            raise click.UsageError(
-                "--resume goes on by the recipe in DIR: leave out RECIPE, --set, --precision and --out"
-            )
+            raise click.UsageError("--resume uses the recipe in DIR: leave out RECIPE, --set, --precision and --out")
         result = training.resume(resumed, display)
     else:
         name = "digits" if recipe is None else recipe
@@ -119,17 +120,17 @@ def train(
     click.echo(result)
 
 
-# Using what was trained ---------------------------------------------------------------------------------------------
+# Using a trained model ----------------------------------------------------------------------------------------------
 
 
 @commands.command()
 @click.argument("run")
 @_device
 def evaluate(run: str) -> None:
-    """Measure a trained model on test images.
+    """Measure a trained model on its test data.
 
-    RUN is a run folder, or the name of a recipe whose trained weights come with the package. The images, or questions,
-    or texts, are those of the test split of the data that it was trained on.
+    RUN is a run folder, or the name of a recipe whose trained weights come with the package. The images, questions or
+    texts are those in the test split of the data set that the model was trained on.
 
     \b
     tinyvit evaluate runs/digits
@@ -139,26 +140,8 @@ def evaluate(run: str) -> None:
 
     trained = load_run(run)
     dataset, task = load_data(trained.recipe, "test"), task_of(trained.recipe)
-    loss, accuracy, found = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
-    if trained.recipe.task.kind == "classify":
-        _evaluated_classes(dataset, accuracy, loss, found.confusion)
-    else:
-        click.echo(f"accuracy {100 * accuracy:.2f} % ({len(dataset):,} {task.samples}), loss {loss:.4f}")
-    for name, share in found.shares.items():
-        click.echo(f"  {name}: {100 * share:.2f} %")
-    if mistakes := found.mistakes():
-        told = (f"{name!r} taken for {other!r} {times} times" for name, other, times in mistakes)
-        click.echo("\nmost frequent mistakes: " + ", ".join(told))
-
-
-def _evaluated_classes(dataset: Any, accuracy: float, loss: float, confusion: Any) -> None:
-    """Print a line for each class."""
-    right, images = confusion.diagonal(), confusion.sum(axis=1)
-    click.echo(f"accuracy {100 * accuracy:.2f} % ({right.sum():,} of {images.sum():,} test images), loss {loss:.4f}\n")
-    width = max(5, *map(len, dataset.classes))
-    click.echo(f"{'class':{width}}  images   right   accuracy")
-    for name, n, k in zip(dataset.classes, images, right, strict=True):
-        click.echo(f"{name:{width}}  {n:6}  {k:6}   {f'{k / n:8.2%}'.replace('%', ' %') if n else '       -'}")
+    report = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
+    click.echo(task.describe(report, len(dataset)))
 
 
 @commands.command()
@@ -166,22 +149,21 @@ def _evaluated_classes(dataset: Any, accuracy: float, loss: float, confusion: An
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @_device
 def predict(run: str, images: tuple[str, ...]) -> None:
-    """Name what is on images.
+    """Name the class of images.
 
-    Prints the path, the most probable class and its probability, with tabs between.
+    Prints the path, the most probable class and its probability, separated by tabs.
 
     RUN is a run folder, or the name of a recipe whose trained weights come with the package. An image of another size
-    is cut to a square and resized; colour becomes grey where the model wants grey. Digits are light on dark.
+    is cut to a square and resized; colour becomes grey if the model needs grey. Digits must be light on dark.
 
-    An image that cannot be read is told on standard error, the others are named, and the exit status is 2.
+    If an image cannot be read, standard error says so, the other images are named, and the exit status is 2.
 
     \b
     tinyvit predict runs/digits three.png
     tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
     """
-    from .run.evaluate import predict
     from .run.folder import load_run
-    from .use import require_kind
+    from .use import predict, require_kind
 
     trained, failed = load_run(run), False
     require_kind(trained, "classify")
@@ -189,7 +171,7 @@ def predict(run: str, images: tuple[str, ...]) -> None:
         try:
             name, probability = predict(trained, path)
         except DataError as error:
-            _tell(f"error: {error}")
+            _print_error(f"error: {error}")
             failed = True
         else:
             click.echo(f"{path}\t{name}\t{probability:.4f}")
@@ -199,16 +181,12 @@ def predict(run: str, images: tuple[str, ...]) -> None:
 
 @commands.command()
 @click.argument("run", default="digits")
-@click.option("--image", metavar="FILE", help="The image to go through.  [default: the test image it is least sure of]")
-@click.option(
-    "--label", metavar="CLASS", help="What the loss asks for.  [default: the label; of a FILE the best guess]"
-)
+@click.option("--image", metavar="FILE", help="The image.  [default: the test image with the least certain class]")
+@click.option("--label", metavar="CLASS", help="The target of the loss.  [default: the label, or the predicted class]")
 @click.option("--out", metavar="FILE", help="The page to write.  [default: study.html, study-softmax.html ...]")
-@click.option("--text", is_flag=True, help="Print the walk instead.")
-@click.option("--operation", metavar="NAME", help="Print all steps of the operations with NAME in their name.")
-@click.option(
-    "--plant", metavar="OPERATION", help="Make a gradient rule wrong in one place, to be found: attention ... any."
-)
+@click.option("--text", is_flag=True, help="Print the steps instead of writing a page.")
+@click.option("--operation", metavar="NAME", help="Print all steps of the operations whose names contain NAME.")
+@click.option("--plant", metavar="OPERATION", help="Plant a fault in a gradient rule, to be found: attention ... any.")
 def study(
     run: str,
     image: str | None,
@@ -218,13 +196,13 @@ def study(
     operation: str | None,
     plant: str | None,
 ) -> None:
-    """Walk through the gradients of a model, step by step.
+    """Show the gradients of a model, step by step.
 
-    Writes one HTML file that works without a network: every operation of a forward and a backward pass, with its
-    formula, its arrays, the steps of its rule and a numeric check.
+    Writes one HTML file that works without a network. It shows every operation of a forward and a backward pass, with
+    its formula, its arrays, the steps of its gradient rule and a numeric check.
 
     RUN is a run folder, the name of a recipe whose trained weights come with the package, or the name of an operation
-    (softmax, layer_norm), which is then studied by itself.
+    (softmax, layer_norm) to study alone.
 
     \b
     tinyvit study
@@ -251,15 +229,22 @@ def _free(_context: click.Context, _option: click.Parameter, path: Path) -> Path
     return path
 
 
-_picture = click.option("--out", metavar="FILE", type=Path, default=Path("attention.png"), show_default=True,
-                        callback=_free, help="The picture of where each word looks.")  # fmt: skip
+_picture = click.option(
+    "--out",
+    metavar="FILE",
+    type=Path,
+    default=Path("attention.png"),
+    show_default=True,
+    callback=_free,
+    help="The picture that shows the attention of each word.",
+)
 
 
-def _draw(out: Path, looks: Any, title: str) -> None:
-    from .use import draw_looks
+def _draw(out: Path, maps: Any, title: str) -> None:
+    from .use import draw_word_maps
 
-    draw_looks(out, looks, title)
-    click.echo(f"tinyvit: where each word looks -> {out}", err=True)
+    draw_word_maps(out, maps, title)
+    click.echo(f"tinyvit: attention of each word -> {out}", err=True)
 
 
 @commands.command()
@@ -270,7 +255,7 @@ def _draw(out: Path, looks: Any, title: str) -> None:
 def ask(run: str, image: str, question: str, out: Path) -> None:
     """Answer a question about an image.
 
-    Prints the answer and its probability, with a tab between, and draws where each word looks.
+    Prints the answer and its probability, separated by a tab, and draws the attention of each word.
 
     \b
     tinyvit ask runs/vqa shape.png "what color is the circle?"
@@ -278,8 +263,8 @@ def ask(run: str, image: str, question: str, out: Path) -> None:
     from .run.folder import load_run
     from .use import ask
 
-    answer, probability, looks = ask(load_run(run), image, question)
-    _draw(out, looks, f"{question}  {answer}")
+    answer, probability, maps = ask(load_run(run), image, question)
+    _draw(out, maps, f"{question}  {answer}")
     click.echo(f"{answer}\t{probability:.4f}")
 
 
@@ -288,9 +273,9 @@ def ask(run: str, image: str, question: str, out: Path) -> None:
 @click.argument("image")
 @_picture
 def caption(run: str, image: str, out: Path) -> None:
-    """Say what is on an image.
+    """Describe an image.
 
-    Prints the caption, and draws where the model looked as it wrote each word.
+    Prints the caption, and draws the attention of the model for each word that it wrote.
 
     \b
     tinyvit caption runs/caption scene.png
@@ -298,20 +283,21 @@ def caption(run: str, image: str, out: Path) -> None:
     from .run.folder import load_run
     from .use import caption
 
-    text, looks = caption(load_run(run), image)
-    _draw(out, looks, text)
+    text, maps = caption(load_run(run), image)
+    _draw(out, maps, text)
     click.echo(text)
 
 
 @commands.command()
 @click.argument("run")
-@click.option("--images", "folder", metavar="DIR", required=True, help="The images to look among.")
+@click.option("--images", "folder", metavar="DIR", required=True, help="The folder of images to search.")
 @click.argument("text")
 @_picture
 def retrieve(run: str, folder: str, text: str, out: Path) -> None:
-    """Find the images that a text is about.
+    """Find the images that a text describes.
 
-    Prints the ten that fit best, each with its cosine after a tab, and draws where each word looks on the first.
+    Prints the ten best matches, each with its cosine similarity after a tab, and draws for each word the part of the
+    best image that it matches.
 
     \b
     tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
@@ -319,20 +305,20 @@ def retrieve(run: str, folder: str, text: str, out: Path) -> None:
     from .run.folder import load_run
     from .use import retrieve
 
-    found, looks = retrieve(load_run(run), folder, text)
-    _draw(out, looks, text)
+    found, maps = retrieve(load_run(run), folder, text)
+    _draw(out, maps, text)
     for path, cosine in found[:10]:
         click.echo(f"{path}\t{cosine:.4f}")
 
 
-# Around it ----------------------------------------------------------------------------------------------------------
+# This machine and its data ------------------------------------------------------------------------------------------
 
 
 @commands.command()
 def info() -> None:
-    """Show what this machine has, and what is used.
+    """Show what this machine has and what tinyvit uses.
 
-    Versions, devices, threads, where data sets are found, and what computes each operation.
+    Prints versions, devices, threads, the folders of data sets, and the implementation of each operation.
     """
     from .info import report
 
@@ -341,10 +327,10 @@ def info() -> None:
 
 @commands.group(no_args_is_help=False)
 def data() -> None:
-    """Data sets on this machine.
+    """Manage data sets on this machine.
 
-    They are looked for in the folder that the environment variable TINYVIT_DATA names, then in the user's cache
-    folder, and else downloaded there.
+    Data sets are looked for in the folder that the environment variable TINYVIT_DATA names, then in the user's cache
+    folder; if they are in neither, they are downloaded to the cache folder.
     """
 
 
@@ -353,7 +339,7 @@ def data() -> None:
 def fetch(name: str) -> None:
     """Download a data set.
 
-    Its checksums are verified, and its folder is printed. A download that broke off goes on where it stopped.
+    Verifies the checksums and prints the folder of the data set. An interrupted download is resumed.
 
     \b
     tinyvit data fetch mnist
@@ -367,44 +353,41 @@ def fetch(name: str) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command, and end the process with its exit status; errors are one line on standard error."""
+    """Run the command and end the process with its exit status; an error is one line on standard error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # paths may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths may contain bytes that are not valid text
     try:
         status = commands(prog_name="tinyvit", standalone_mode=False)
     except Exception as error:
         if os.environ.get("TINYVIT_TRACEBACK") == "1":
             raise
-        status, message = _judged(error)
-        _tell(message)
-        _drop_what_cannot_be_written()
+        status, message = _status_and_message(error)
+        _print_error(message)
+        _discard_failing_output()
     sys.exit(status or 0)
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     click.echo(f"tinyvit: {message}", err=True)
 
 
-def _drop_what_cannot_be_written() -> None:
-    """Empty a standard output that fails (its disk is full), or Python tries again at its end, and complains."""
+def _discard_failing_output() -> None:
+    """Discard what standard output cannot write (its disk is full): Python would try again at exit, and complain."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _judged(error: Exception) -> tuple[int, str]:
-    """The exit status for an error, and what to tell of it."""
-    from .run.loop import TrainingFailed
-
-    if isinstance(error, click.Abort):  # what click makes of KeyboardInterrupt
+def _status_and_message(error: Exception) -> tuple[int, str]:
+    """Return the exit status for an error, and the message to print."""
+    if isinstance(error, click.Abort):  # click turns KeyboardInterrupt into Abort
         return 130, str(error.__cause__) or "stopped"
     if isinstance(error, click.UsageError):
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         return 2, f"error: {error.format_message().rstrip('.')}{where}"
-    if isinstance(error, click.ClickException | TinyvitError):
-        return 2, f"error: {error}"
-    if isinstance(error, ValueError) and str(error).startswith("TINYVIT_"):  # a setting of the environment
+    wrong_environment = isinstance(error, ValueError) and str(error).startswith("TINYVIT_")
+    if wrong_environment or isinstance(error, click.ClickException | TinyvitError):
         return 2, f"error: {error}"
     if isinstance(error, TrainingFailed):
         return 1, f"error: {error}"

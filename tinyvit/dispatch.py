@@ -1,23 +1,23 @@
-"""Which implementation serves an operation, and why: the plain rule, or a fused kernel from the registry."""
+"""Which implementation serves an operation of the tape or an optimizer's step: the plain rule, or a kernel."""
 
 import functools
-import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .backend import device_of, keep_freed_memory
-from .kernels import registry
-from .kernels.registry import TECHNOLOGIES, KernelSpec
-
-CHOICES = ("auto", "numpy", *TECHNOLOGIES)
-
-_choice = "auto"
+from . import context
+from .backend import BFLOAT16, device_of, is_on_gpu, keep_freed_memory, namespace_of, narrowed, widened
+from .kernels import lookup, registry
+from .kernels.lookup import Kernel
+from .kernels.registry import KernelSpec
 
 
-class use_kernels:
-    """Choose the implementations of all operations that have kernels; as a call, or for a block with `with`.
+class use_kernels(context.changed):
+    """Choose the implementations of all operations that have kernels.
+
+    As a call it chooses for the thread that calls. As a `with` block, or as a decorator, it chooses for that block or
+    function, and what was chosen before the call is chosen again afterwards.
 
     Parameters
     ----------
@@ -30,135 +30,193 @@ class use_kernels:
     """
 
     def __init__(self, name: str) -> None:
-        global _choice
-        split_choice(name)
-        self._before, _choice = _choice, name
+        lookup.split_choice(name, "use_kernels: name")
+        super().__init__(kernels=name)
+        self._before: str | None = context.now().kernels  # until the first block takes the call back
+        context.set_here(kernels=name)
 
     def __enter__(self) -> "use_kernels":
-        return self
+        self._take_back()
+        return super().__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        global _choice
-        _choice = self._before
+    def __call__(self, function: context.Function) -> context.Function:
+        self._take_back()
+        return super().__call__(function)
+
+    def _take_back(self) -> None:
+        """Undo the choice of the call: this is a block or a decorator."""
+        before, self._before = self._before, None
+        if before is not None:
+            context.set_here(kernels=before)
 
 
 def current_choice() -> str:
-    """The name last given to `use_kernels`."""
-    return _choice
+    """Return the name that `use_kernels` was last given in this thread."""
+    return context.now().kernels
 
 
-@functools.cache
-def split_choice(name: str) -> tuple[str, int | None]:
-    """The technology and the version that a choice names; ValueError if there is no such choice."""
-    chosen = registry.split_choice(name)
-    if chosen is None:
-        raise ValueError(
-            f"use_kernels: name is {name!r}; it must be one of {', '.join(CHOICES)}, "
-            "a technology perhaps with a version, as in 'numba:v1'"
-        )
-    return chosen
+# Implementations -----------------------------------------------------------------------------------------------------
+
+
+class PlainRule:
+    """An operation's own rules, as the tape runs them.
+
+    They compute 16-bit inputs in float32 and round their results; what they compute from integers alone is float32.
+    """
+
+    spec = None
+
+    def __init__(self, op: Any) -> None:
+        self.op, self.sources = op, op.sources
+
+    def forward(self, arrays: Sequence[Any], params: dict[str, Any], dtype: Any) -> Sequence[Any]:
+        """Return the outputs. `dtype` is the common floating dtype of the inputs, None without one."""
+        op = self.op
+        is_narrow = dtype is not None and dtype.itemsize == 2 and not op.view
+        given = [widened(a) for a in arrays] if is_narrow or op.mixes else arrays
+        outputs = op.run(namespace_of(given[0]), given, params)
+        dtype = params.get("dtype", dtype)  # an operation with a parameter `dtype` gives that
+        if dtype is not None and dtype.itemsize != 2 and type(outputs[0]) is np.ndarray:
+            return outputs
+        return [_in_dtype(y if type(y) is np.ndarray or is_on_gpu(y) else np.asarray(y), dtype) for y in outputs]
+
+    def kept(self, arrays: Sequence[Any], returned: Sequence[Any]) -> None:
+        """Return what `backward` is given again beside what was saved: nothing."""
+
+    def backward(self, node: Any, incoming: Sequence[Any]) -> Sequence[Any]:
+        """Return the gradient of each input of an entry of the tape."""
+        application = self.op(node.saved, node.shapes, node.needs, node.params)
+        if node.dtype.itemsize == 2 and not self.op.view:
+            application, incoming = application.mapped(widened), [widened(g) for g in incoming]
+        xp = namespace_of(next(g for g in incoming if g is not None))
+        return _in_dtypes_of(node, application.gradients(xp, incoming))
 
 
 class Implementation:
-    """A kernel of the registry, loaded, in the form the tape calls it."""
+    """A kernel in the form in which the tape calls it for one operation."""
 
-    def __init__(self, spec: KernelSpec, op: Any, version: int) -> None:
-        module = importlib.import_module(spec.module)
+    def __init__(self, kernel: Kernel, op: Any) -> None:
         keep_freed_memory()
-        self.spec, self.version = spec, version
-        # (*arrays, **params) -> the outputs of the operation and the residuals of the kernel.
-        self.forward = functools.partial(getattr(module, spec.forward), version=version)
-        self._backward = functools.partial(getattr(module, spec.backward), version=version)
+        self.op, self.spec, self.version = op, kernel.spec, kernel.version
+        self._forward, self._backward = kernel.forward, kernel.backward
+        assert isinstance(self.spec, KernelSpec)
         outputs = len(op.outputs)
-        # Where each kept value is found: input i as i, output or residual j as ~j.
-        returned = op.outputs + spec.residuals
-        self._kept = tuple(op.inputs.index(k) if k in op.inputs else ~returned.index(k) for k in spec.keeps)
-        # What an entry of the tape holds on to: what the plain rule saves, and the tensors that this kernel keeps.
-        plain = {source for source, _ in op._sources} if hasattr(op, "_sources") else set()
+        # The place of each kept value: input i as i, output or residual j as ~j.
+        returned = op.outputs + self.spec.residuals
+        self._kept = tuple(op.inputs.index(k) if k in op.inputs else ~returned.index(k) for k in self.spec.keeps)
+        # What an entry of the tape saves: what the plain rule saves, and the tensors that this kernel keeps.
+        plain = {source for source, _ in op.sources}
         tensors = [place for place in self._kept if place >= 0 or ~place < outputs]
-        self.sources = (*getattr(op, "_sources", ()), *((s, None) for s in tensors if s not in plain))
+        self.sources = (*op.sources, *((s, None) for s in tensors if s not in plain))
+
+    def forward(self, arrays: Sequence[Any], params: dict[str, Any], dtype: Any) -> Sequence[Any]:
+        """Return the outputs of the operation and the residuals of the kernel."""
+        returned: Sequence[Any] = self._forward(*arrays, **params)
+        return returned
 
     def kept(self, arrays: Sequence[Any], returned: Sequence[Any]) -> list[Any]:
-        """What `backward` shall be given again, of the inputs and of what forward returned."""
+        """Return what `backward` is given again, of the inputs and of what forward returned."""
         return [arrays[place] if place >= 0 else returned[~place] for place in self._kept]
 
-    def backward(self, ctx: Any, gradients: Sequence[Any]) -> tuple[Any, ...]:
-        kept, params = ctx.extra
-        return self._backward(*gradients, *kept, **params, needs=ctx.needs)
+    def backward(self, node: Any, incoming: Sequence[Any]) -> Sequence[Any]:
+        """Return the gradient of each input of an entry of the tape that this kernel served."""
+        returned = self._backward(*incoming, *node.kept, **node.params, needs=node.needs)
+        return _in_dtypes_of(node, returned if type(returned) is tuple else (returned,))
 
 
-@functools.cache
-def _load(spec: KernelSpec, op: Any, version: int | None) -> Implementation:
-    return Implementation(spec, op, spec.versions if version is None else min(version, spec.versions))
+def _in_dtype(array: Any, dtype: Any) -> Any:
+    if dtype is None:
+        return array.astype(np.float32) if array.dtype == np.float64 else array
+    return narrowed(array, dtype)
 
 
-class _Table:
-    """The registry as one choice sees it on one kind of device, arranged for finding a kernel quickly."""
-
-    def __init__(self, specs: Sequence[KernelSpec], choice: str, device: str) -> None:
-        self.specs, self._device = specs, device
-        self._technology, self._version = split_choice(choice)
-        self._rows: dict[str, list[KernelSpec]] = {}
-        for spec in specs:
-            if spec.technology == self._technology or (self._technology == "auto" and _is_choice(spec, device)):
-                self._rows.setdefault(spec.operation, []).append(spec)
-        self.sure: dict[Any, dict[Any, Implementation]] = {}  # what serves whatever the inputs, by operation and dtype
-
-    def find(self, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
-        rows: Sequence[KernelSpec] = self._rows.get(op.kernel, ())
-        for spec in rows:
-            if self._refusal(spec, op, dtype, arrays, params) is None:
-                served = _load(spec, op, self._version)
-                if spec.refuses is None and spec is rows[0]:
-                    self.sure.setdefault(op, {})[dtype] = served
-                return served
-        if rows and self._technology != "auto":
-            reasons = "; ".join(str(self._refusal(spec, op, dtype, arrays, params)) for spec in rows)
-            raise RuntimeError(
-                f"use_kernels({_choice!r}): {op.name} cannot be served: {reasons}; use 'auto' or 'numpy'"
-            )
-        return None
-
-    def _refusal(self, spec: KernelSpec, *question: Any) -> str | None:
-        if spec.device != self._device:
-            return f"the inputs are on {self._device!r}, and {spec.technology} computes on {spec.device!r}"
-        return refusal(spec, *question)
+def _in_dtypes_of(node: Any, gradients: Sequence[Any]) -> Sequence[Any]:
+    """Round gradients that were computed in float32 to the 16-bit dtypes of their inputs."""
+    if node.dtype.itemsize != 2 and not (node.op.mixes and BFLOAT16 in node.dtypes):
+        return gradients
+    return [None if g is None else narrowed(g, dtype) for g, dtype in zip(gradients, node.dtypes, strict=True)]
 
 
-def _is_choice(spec: KernelSpec, device: str) -> bool:
-    """Whether "auto" considers a kernel."""
-    return spec.device == device and (spec.is_slower is None or spec.is_slower() is None)
+_plain_rule = functools.cache(PlainRule)
+_implementation = functools.cache(Implementation)
+
+# Which one serves ----------------------------------------------------------------------------------------------------
 
 
-_tables: dict[tuple[str, str], _Table] = {}
+class _Served:
+    """What serves whatever the inputs, by operation and dtype, for one choice on one kind of device."""
+
+    def __init__(self, specs: Sequence[Any]) -> None:
+        self.specs = specs  # the registry that this was found in
+        self.by_op: dict[Any, dict[Any, Implementation]] = {}
 
 
-def select(op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> Implementation | None:
-    """The kernel that shall serve this application of operation `op`, or None for the plain rule."""
-    if _choice == "numpy":
-        return None
+_served: dict[tuple[str, str], _Served] = {}
+
+
+def select(op: Any, dtype: Any, arrays: Sequence[Any], params: Mapping[str, Any]) -> Implementation | PlainRule:
+    """Return what serves this application of operation `op`: a kernel, or the plain rule."""
+    choice = context.now().kernels if op.kernel else "numpy"
+    if choice == "numpy":
+        return _plain_rule(op)
     device = "cpu" if not arrays or type(arrays[0]) is np.ndarray else device_of(arrays[0]).partition(":")[0]
-    table = _tables.get((_choice, device))
-    if table is None or table.specs is not registry.SPECS:
-        table = _tables[_choice, device] = _Table(registry.SPECS, _choice, device)
-    served = table.sure.get(op)
-    found = None if served is None else served.get(dtype)
-    return table.find(op, dtype, arrays, params) if found is None else found
+    known = _served.get((choice, device))
+    if known is None or known.specs is not registry.SPECS:
+        known = _served[choice, device] = _Served(registry.SPECS)
+    found = known.by_op.get(op)
+    implementation = None if found is None else found.get(dtype)
+    return implementation or _find(op, device, choice, dtype, arrays, params)
 
 
-def refusal(spec: KernelSpec, op: Any, dtype: Any, arrays: Sequence[Any], params: dict[str, Any]) -> str | None:
-    """Why this kernel cannot serve these inputs; None if it can."""
-    if dtype not in spec.dtypes:
-        known = ", ".join(sorted(str(d) for d in spec.dtypes))
-        return f"the inputs are {dtype or 'not floating'}, and {spec.technology} computes in {known}"
-    reason = spec.refuses(dict(zip(op.inputs, arrays, strict=False)), params) if spec.refuses else None
-    return reason or _why_not_loaded(spec.module)
+def _find(
+    op: Any, device: str, choice: str, dtype: Any, arrays: Sequence[Any], params: Mapping[str, Any]
+) -> Implementation | PlainRule:
+    """Ask the registry, and remember the answer where it does not depend on the inputs."""
+    kernel = lookup.find(op.kernel, device, choice, dtype, dict(zip(op.inputs, arrays, strict=False)), params)
+    if kernel is None:
+        return _plain_rule(op)
+    implementation = _implementation(kernel, op)
+    rows = lookup.candidates(op.kernel, device, choice)
+    if kernel.spec.refuses is None and kernel.spec is rows[0]:
+        _served[choice, device].by_op.setdefault(op, {})[dtype] = implementation
+    return implementation
 
 
-@functools.cache
-def _why_not_loaded(module: str) -> str | None:
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        return f"{module} cannot be imported ({error})"
-    return None
+def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
+    """Return the kernel that makes an optimizer's steps on parameters of this dtype, or None for the plain rule.
+
+    Parameters
+    ----------
+    name : the name under which kernels for the step are registered.  device : "cpu" or "cuda".
+    """
+    kernel = lookup.find(name, device, context.now().kernels, dtype, {}, {})
+    if kernel is not None:
+        keep_freed_memory()
+    return kernel
+
+
+class PlainKernel:
+    """The plain rule of an operation in the form in which kernels are called directly: the reference beside them.
+
+    It computes 16-bit inputs in float32, and its results stay so.
+    """
+
+    def __init__(self, op: Any) -> None:
+        self.op = op
+
+    def forward(self, *inputs: Any, **params: Any) -> tuple[Any, ...]:
+        """Return the outputs of the operation and what its kernels return after them."""
+        inputs = tuple(map(widened, inputs))
+        xp = namespace_of(inputs[0])
+        outputs = self.op.run(xp, inputs, params)
+        return *outputs, *self.op.residuals(xp, inputs, outputs, params)
+
+    def backward(
+        self, incoming: Sequence[Any], kept: Mapping[str, Any], needs: Sequence[bool], params: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Return the gradient of each input. `kept` are inputs and outputs by name."""
+        inputs, outputs = ([kept.get(name) for name in names] for names in (self.op.inputs, self.op.outputs))
+        application = self.op.application(inputs, outputs, params, needs).mapped(widened)
+        gradients = [None if g is None else widened(g) for g in incoming]
+        found: tuple[Any, ...] = application.gradients(namespace_of(gradients[0]), gradients)
+        return found

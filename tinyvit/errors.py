@@ -1,12 +1,13 @@
-"""The errors a user can cause and mend: the command line prints them without a traceback.
+"""Errors that a user can cause and correct; the command line prints them without a traceback.
 
 Mistakes in calling the library (a wrong shape, dtype or argument) raise Python's own ValueError, TypeError and
-RuntimeError where they happen; these classes are for what comes from outside: files, downloads, recipes.
+RuntimeError. The classes here are for bad input from outside the program (files, downloads, recipes), and for a run
+that fails.
 """
 
 
 class TinyvitError(Exception):
-    """Bad input from outside the program, told in one sentence that names the way out."""
+    """Bad input from outside the program; the message is one sentence that says what to do about it."""
 
 
 class DataError(TinyvitError):
@@ -22,4 +23,8 @@ class RecipeError(TinyvitError):
 
 
 class StudyError(TinyvitError):
-    """Something that cannot be studied in this way."""
+    """A run, an image or an operation that cannot be studied in the requested way."""
+
+
+class TrainingFailed(Exception):
+    """A run that had to stop: its numbers are no longer finite, or its files cannot be written."""

@@ -12,9 +12,9 @@ from . import __version__, dispatch
 from .backend import check_device
 from .data import dataset_names
 from .data.sources import SOURCES, find
-from .engine.autograd import Op
+from .engine import Op
 from .errors import DataError
-from .kernels import registry
+from .kernels import lookup, registry
 from .optim import Adam
 
 _PACKAGES = (
@@ -63,7 +63,8 @@ def _state_of(device: str) -> str:
 def _threads() -> Iterator[tuple[str, str]]:
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-    from .kernels.cpu import compiler, processor, threads
+    from .kernels import cache
+    from .kernels.cpu import processor, threads
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "processors", f"{usable} of {os.cpu_count()}"
@@ -76,7 +77,7 @@ def _threads() -> Iterator[tuple[str, str]]:
         name = " ".join(str(part) for part in (pool["internal_api"], pool["version"]) if part)
         kernels = f", kernels for {pool['architecture']}" if "architecture" in pool else ""
         yield pool["user_api"], f"{name}, {pool['num_threads']} threads{kernels}; for what no kernel serves"
-    yield "compiled", f"kept in {compiler.cache_folder()}"
+    yield "compiled", f"kept in {cache.cache_folder()}"
 
 
 # How matrices are multiplied on the CPU, by the level of `kernels.processor`.
@@ -99,31 +100,31 @@ def _place_of(dataset: str) -> str:
 
 
 def _operations() -> Iterator[tuple[str, str, str]]:
-    """Yield each operation that kernels may serve, what serves it for float32 on the CPU, and why not the others."""
-    single = np.dtype(np.float32)
-    questions: list[tuple[Any, ...]] = [(Adam, single, (), {})]
+    """Yield each operation that kernels may serve, what serves it for float32 on the CPU, and why the others do not."""
+    questions: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [(Adam.update, Adam.update, {}, {})]
     for op in Op.registry.values():
         if op.kernel is not None:
             sample = next(iter(op.samples()))
-            arrays = [x.astype(single) if isinstance(x, np.ndarray) else x for x in sample.inputs]
-            questions.append((op, single, arrays, sample.params))
-    for question in questions:
-        op = question[0]
+            arrays = [x.astype(np.float32) if isinstance(x, np.ndarray) else x for x in sample.inputs]
+            questions.append((op.name, op.kernel, dict(zip(op.inputs, arrays, strict=False)), sample.params))
+    choice = dispatch.current_choice()
+    for name, operation, inputs, params in questions:
+        question = ("cpu", np.dtype(np.float32), inputs, params)
         try:
-            served = dispatch.select(*question)
+            kernel = lookup.find(operation, "cpu", choice, *question[1:])
         except RuntimeError as error:
-            yield op.name, "nothing", str(error)
+            yield name, "nothing", str(error)
             continue
-        rows = [spec for spec in registry.SPECS if spec.operation == op.kernel and spec.device == "cpu"]
-        if served:
-            yield op.name, f"{served.spec.technology} kernel, version {served.version} of {served.spec.versions}", ""
-        elif dispatch.current_choice() == "numpy" or not rows:
-            yield op.name, "plain NumPy rule", "" if rows else "no kernel is registered"
+        rows = [spec for spec in registry.SPECS if spec.operation == operation and spec.device == "cpu"]
+        if kernel:
+            yield name, f"{kernel.spec.technology} kernel, version {kernel.version} of {kernel.spec.versions}", ""
+        elif choice == "numpy" or not rows:
+            yield name, "plain NumPy rule", "" if rows else "no kernel is registered"
         else:
-            yield op.name, "plain NumPy rule", "; ".join(_why_not(spec, question) for spec in rows)
+            yield name, "plain NumPy rule", "; ".join(_refusal(spec, *question) for spec in rows)
 
 
-def _why_not(spec: registry.KernelSpec, question: tuple[Any, ...]) -> str:
-    """Why a kernel does not serve an operation."""
+def _refusal(spec: registry.Spec, *question: Any) -> str:
+    """Return the reason why a kernel does not serve an operation."""
     slower = spec.is_slower() if spec.is_slower and dispatch.current_choice() == "auto" else None
-    return dispatch.refusal(spec, *question) or slower or "it is not of the chosen technology"
+    return lookup.refusal(spec, *question) or slower or "it is not of the chosen technology"

@@ -1,10 +1,11 @@
-"""Using models of images and texts: answers, captions, searches, and where each word looks.
+"""Use a trained model: name an image, answer a question, write a caption, find images; draw where words attend.
 
-Images are brought to the size and the channels of the model by the rules of `tinyvit.data.read_image`. A text with
-words that the model never read is refused, and so is one that is empty or longer than those it learnt from.
+Images are brought to the size and the channels of the model by the rules of `tinyvit.data.read_image`. A text is
+refused if it is empty, has words that the model does not know, or is longer than the texts the model was trained on.
 """
 
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,26 @@ import numpy as np
 
 from . import functional as F
 from .checkpoint import atomic_write
-from .data import normalize
+from .context import no_grad
+from .data import normalize, read_image
 from .data.datasets import IMAGE_SUFFIXES
 from .data.texts import question_ids
 from .data.tokenizer import END, MASK, START
-from .engine.autograd import no_grad
 from .errors import DataError
 from .models import beam_search
 from .nn import keep_attention
-from .run.evaluate import read_for
 from .run.folder import RunError, TrainedModel
+from .tasks import DataSpec
 
 COMMANDS = {"classify": "predict", "vqa": "ask", "caption": "caption", "retrieve": "retrieve"}
 BEAMS = 4
-_SOFTWARE = "tinyvit"  # in the pictures drawn here
+_BATCH = 64  # images that are encoded at a time
+_SOFTWARE = "tinyvit"  # marks the pictures that are drawn here
 
 
 @dataclass(frozen=True)
-class Looks:
-    """Where each word looks: `maps` (words, rows, columns) over `pixels` (C, H, W), or None without attention."""
+class WordMaps:
+    """For each word a map of the image: `maps` (words, rows, columns) over `pixels` (C, H, W), or None."""
 
     pixels: np.ndarray
     words: list[str]
@@ -39,79 +41,111 @@ class Looks:
 
 
 def require_kind(trained: TrainedModel, kind: str) -> None:
-    """Raise RunError, with the right command, for a run of another kind."""
+    """Raise RunError, with the right command, if the run is of another kind than `kind`."""
     own = trained.recipe.task.kind
     if own != kind:
-        way = f"use `tinyvit {COMMANDS[own]}`" if own in COMMANDS else "only `tinyvit evaluate` is for it"
-        raise RunError(f"this run is of the kind {own!r}, and this command for {kind!r}: {way}")
+        way = f"use `tinyvit {COMMANDS[own]}`" if own in COMMANDS else "use `tinyvit evaluate`, the only one for it"
+        raise RunError(f"this is a {own!r} run, but the command needs a {kind!r} run: {way}")
 
 
 @no_grad()
-def ask(trained: TrainedModel, path: str | Path, question: str) -> tuple[str, float, Looks]:
-    """The answer to a question about an image file, its probability, and where the words look. Raises DataError."""
+def predict(trained: TrainedModel, path: str | Path) -> tuple[str, float]:
+    """Return the most probable class of an image file, by name, and its probability. Raises DataError."""
+    require_kind(trained, "classify")
+    pixels = read_image_for(trained.data, path)
+    probabilities = F.softmax(trained.model(_as_input(trained.data, pixels))).numpy()[0]
+    best = int(probabilities.argmax())
+    return trained.data.classes[best], float(probabilities[best])
+
+
+@no_grad()
+def ask(trained: TrainedModel, path: str | Path, question: str) -> tuple[str, float, WordMaps]:
+    """Return the answer to a question about an image file, its probability, and where each word attends.
+
+    Raises DataError.
+    """
     require_kind(trained, "vqa")
-    model: Any = trained.model
-    data = trained.data
-    pixels, ids = read_for(data, path), _read(trained, question)
+    model, data = trained.model, trained.data
+    pixels, ids = read_image_for(data, path), _read_text(data, question)
     with keep_attention(model) as kept:
-        probabilities = F.softmax(model(_seen(trained, pixels), ids)).numpy()[0]
+        probabilities = F.softmax(model(_as_input(data, pixels), ids)).numpy()[0]
     best, words = int(probabilities.argmax()), [data.words[i] for i in ids[0]]
-    return data.classes[best], float(probabilities[best]), Looks(pixels, words, _last_map(trained, kept, len(words)))
+    maps = WordMaps(pixels, words, _attention_maps(trained, kept, len(words)))
+    return data.classes[best], float(probabilities[best]), maps
 
 
 @no_grad()
-def caption(trained: TrainedModel, path: str | Path) -> tuple[str, Looks]:
-    """What is on an image file, and where the model looked as it wrote each word. Raises DataError."""
+def caption(trained: TrainedModel, path: str | Path) -> tuple[str, WordMaps]:
+    """Return a caption of an image file, and where the model attended as it wrote each word. Raises DataError."""
     require_kind(trained, "caption")
     model: Any = trained.model
     data = trained.data
-    pixels = read_for(data, path)
-    context, mask = model.encode(_seen(trained, pixels))
+    pixels = read_image_for(data, path)
+    context, mask = model.encode(_as_input(data, pixels))
     (ids,) = beam_search(model.decoder, context, mask, data.lengths[1] - 1, BEAMS)
     with keep_attention(model.decoder) as kept:
         model.decoder(np.array([[START, *ids]]), context, mask)
-    words = [data.tokenizer.words[i] for i in [*ids, END]]
-    return data.tokenizer.decode(ids), Looks(pixels, words, _last_map(trained, kept, len(words)))
+    words = [data.words[i] for i in [*ids, END]]
+    return data.tokenizer.decode(ids), WordMaps(pixels, words, _attention_maps(trained, kept, len(words)))
 
 
 @no_grad()
-def retrieve(trained: TrainedModel, folder: str | Path, text: str) -> tuple[list[tuple[Path, float]], Looks]:
-    """The image files of a folder, those that fit the text best first, each with its cosine; and where its words look.
+def retrieve(trained: TrainedModel, folder: str | Path, text: str) -> tuple[list[tuple[Path, float]], WordMaps]:
+    """Return the image files of a folder with their cosines to a text, best first, and maps of the best image.
 
-    A word looks at the patches of the best image that are less like the text when it is `<mask>` instead. Raises
+    The map of a word shows the patches that become less similar to the text when `<mask>` replaces the word. Raises
     DataError.
     """
     require_kind(trained, "retrieve")
     model: Any = trained.model
     data = trained.data
-    if not Path(folder).is_dir():
-        raise DataError(f"{folder} is not a folder")
-    paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
-    paths = [path for path in paths if not is_drawn(path)]  # what an earlier search drew
-    if not paths:
-        raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)})")
-    ids = _read(trained, text, begin=START, end=END)
-    pixels = np.stack([read_for(data, path) for path in paths])
+    paths = _images_in(Path(folder))
+    ids = _read_text(data, text, begin=START, end=END)
+    pixels = np.stack([read_image_for(data, path) for path in paths])
     images = normalize(pixels, data.mean, data.std)
-    rows = [model.encode_images(images[i : i + 64]).numpy() for i in range(0, len(images), 64)]
+    rows = [model.encode_images(images[i : i + _BATCH]).numpy() for i in range(0, len(images), _BATCH)]
     cosines = np.concatenate(rows) @ model.encode_texts(ids).numpy()[0]
     order = np.argsort(-cosines, kind="stable")
     patches = model.image_proj(model.vision.features(images[order[:1]])).numpy()[0]
-    without = np.repeat(ids, ids.shape[1] - 2, axis=0)  # the words between <start> and <end>, each left out once
-    np.fill_diagonal(without[:, 1:], MASK)
-    lost = (model.encode_texts(ids).numpy() - model.encode_texts(without).numpy()) @ patches.T
-    words = [data.tokenizer.words[i] for i in ids[0, 1:-1]]
-    looks = Looks(pixels[order[0]], words, _on_grid(trained, np.maximum(lost, 0)))
-    return [(paths[i], float(cosines[i])) for i in order], looks
+    masked = np.repeat(ids, ids.shape[1] - 2, axis=0)  # a row for each word between <start> and <end>
+    np.fill_diagonal(masked[:, 1:], MASK)
+    lost = (model.encode_texts(ids).numpy() - model.encode_texts(masked).numpy()) @ patches.T
+    words = [data.words[i] for i in ids[0, 1:-1]]
+    maps = WordMaps(pixels[order[0]], words, _on_grid(trained, np.maximum(lost, 0)))
+    return [(paths[i], float(cosines[i])) for i in order], maps
 
 
-def _seen(trained: TrainedModel, pixels: np.ndarray) -> np.ndarray:
-    return normalize(pixels[None], trained.data.mean, trained.data.std)
+# Inputs -------------------------------------------------------------------------------------------------------------
 
 
-def _read(trained: TrainedModel, text: str, begin: int | None = None, end: int | None = None) -> np.ndarray:
-    """The numbers of the words of a user's text, (1, N)."""
-    tokenizer, longest = trained.data.tokenizer, trained.data.lengths[0]
+def read_image_for(data: DataSpec, path: str | Path) -> np.ndarray:
+    """Read an image file as the pixels that a model of such data takes, uint8 (C, H, W). Raises DataError."""
+    if len(data.shape) != 3:
+        raise DataError(f"{path} is one image; this model takes videos of {data.shape[0]} frames, from Python only")
+    channels, height, width = data.shape
+    pixels = read_image(path, channels, height if height == width else None)
+    if pixels.shape != data.shape:
+        raise DataError(f"{path} has {pixels.shape[2]} x {pixels.shape[1]} pixels; this model takes {width} x {height}")
+    return pixels
+
+
+def _as_input(data: DataSpec, pixels: np.ndarray) -> np.ndarray:
+    return normalize(pixels[None], data.mean, data.std)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the image files of a folder, without the pictures that earlier searches drew."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES and not is_drawn(path)]
+    if not paths:
+        raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)})")
+    return paths
+
+
+def _read_text(data: DataSpec, text: str, begin: int | None = None, end: int | None = None) -> np.ndarray:
+    """Return the token ids of a user's text, (1, N): between `begin` and `end`, or else after `<cls>`."""
+    tokenizer, longest = data.tokenizer, data.lengths[0]
     ids = question_ids(tokenizer, [text])
     if begin is not None:
         ids = np.array([[begin, *ids[0, 1:], end]])
@@ -119,33 +153,40 @@ def _read(trained: TrainedModel, text: str, begin: int | None = None, end: int |
     if ids.shape[1] == special:
         raise DataError("the text is empty; give some words")
     if unknown := tokenizer.unknown(text):
-        raise DataError(f"the text has words that this model never read: {', '.join(dict.fromkeys(unknown))}")
+        raise DataError(f"the text has words that this model does not know: {', '.join(dict.fromkeys(unknown))}")
     if ids.shape[1] > longest:
         raise DataError(
-            f"the text has {ids.shape[1] - special} words and marks; this model reads up to {longest - special}"
+            f"the text has {ids.shape[1] - special} words and punctuation marks; "
+            f"this model reads up to {longest - special}"
         )
     return ids
 
 
-def _last_map(trained: TrainedModel, kept: dict[str, list[np.ndarray]], words: int) -> np.ndarray | None:
-    """Of the last layer in which words look at patches, the mean over its heads: (words, rows, columns)."""
-    onto = [name for name in kept if name.endswith(".cross") and kept[name]]
+# Maps of words ------------------------------------------------------------------------------------------------------
+
+
+def _attention_maps(trained: TrainedModel, kept: Mapping[str, Sequence[np.ndarray]], words: int) -> np.ndarray | None:
+    """Return the attention from words to patches in the last layer that has it, as a mean over its heads.
+
+    The maps have the shape (words, rows, columns); None if words attend to patches nowhere.
+    """
+    cross = [name for name in kept if name.endswith(".cross") and kept[name]]
     joint = [name for name in kept if name.startswith("fusion.encoder.") and kept[name]]
-    if onto:
-        return _on_grid(trained, kept[onto[-1]][-1][0].mean(axis=0))
+    if cross:
+        return _on_grid(trained, kept[cross[-1]][-1][0].mean(axis=0))
     if joint and trained.recipe.task.fusion == "joint":
         return _on_grid(trained, kept[joint[-1]][-1][0].mean(axis=0)[:words, words:])
     return None
 
 
 def _on_grid(trained: TrainedModel, weights: np.ndarray) -> np.ndarray:
-    """Weights (words, tokens of the image) as maps; tokens before the patches are left out."""
+    """Arrange weights (words, tokens of the image) as maps, without the tokens that precede the patches."""
     vision: Any = trained.model.vision  # type: ignore[attr-defined]
     return weights[:, vision.prefix :].reshape(len(weights), *vision.patch_embed.grid)
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether a file is a picture by `draw_looks`."""
+    """Return whether a file is a picture by `draw_word_maps`."""
     from PIL import Image
 
     try:
@@ -156,36 +197,41 @@ def is_drawn(path: Path) -> bool:
 
 
 def require_free(path: Path) -> None:
-    """Raise DataError where a picture would replace a file that is none of ours: an image, a run's weights."""
+    """Raise DataError if a picture at `path` would replace any other file, such as a photo or a run's weights."""
     if path.exists() and not is_drawn(path):
         raise DataError(f"--out is {path}, a file that this program did not draw; name another")
 
 
-def draw_looks(path: Path, looks: Looks, title: str) -> None:
-    """Draw the image, and once more for each word, bright where the word looks, as a PNG. Raises OSError."""
+def draw_word_maps(path: Path, maps: WordMaps, title: str) -> None:
+    """Draw the image, and for each word the image lit by the word's map, as a PNG. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    image = looks.pixels.transpose(1, 2, 0) / 255
-    image = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-    pictures: list[Any] = [("", image)]
-    if looks.maps is not None:
-        rows, columns = (n // m for n, m in zip(image.shape[:2], looks.maps.shape[1:], strict=True))
-        for word, weights in zip(looks.words, looks.maps, strict=True):
-            light = np.kron(weights / (weights.max() or 1), np.ones((rows, columns)))[..., None]
-            pictures.append((word, image * (0.2 + 0.8 * light)))
+    pictures = _pictures(maps)
     across = min(8, len(pictures))
     down = -(-len(pictures) // across)
     figure = Figure(figsize=(1.5 * across, 1.7 * down + 0.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10, parse_math=False)
-    for axes, picture in zip(
-        figure.subplots(down, across, squeeze=False).flat, pictures + [None] * across, strict=False
-    ):
+    for number, axes in enumerate(figure.subplots(down, across, squeeze=False).flat):
         axes.set_axis_off()
-        if picture is not None:
-            axes.imshow(picture[1], interpolation="nearest")
-            axes.set_title(picture[0], fontsize=9, parse_math=False)
+        if number < len(pictures):
+            word, picture = pictures[number]
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_title(word, fontsize=9, parse_math=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", metadata={"Software": _SOFTWARE})
     atomic_write(path, drawn.getvalue())
+
+
+def _pictures(maps: WordMaps) -> list[tuple[str, np.ndarray]]:
+    """Return the image (H, W, 3) without a word, then with each word the image lit by the word's map."""
+    image = maps.pixels.transpose(1, 2, 0) / 255
+    image = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    pictures = [("", image)]
+    if maps.maps is not None:
+        rows, columns = (n // m for n, m in zip(image.shape[:2], maps.maps.shape[1:], strict=True))
+        for word, weights in zip(maps.words, maps.maps, strict=True):
+            light = np.kron(weights / (weights.max() or 1), np.ones((rows, columns)))[..., None]
+            pictures.append((word, image * (0.2 + 0.8 * light)))
+    return pictures

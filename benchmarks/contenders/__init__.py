@@ -1,6 +1,9 @@
-"""The contenders: one table, and one file for each library.
+"""The contenders: a table here, and a file for each library.
 
 A contender joins in two places: a class in a file of this folder, and a row here.
+
+Order: base, engine, taken_apart, kernels, handwritten, user, functional_vit, hips_autograd, jax_jit, pytorch_vit,
+pytorch_text, pytorch.
 """
 
 import importlib.util
@@ -27,8 +30,13 @@ def _not_in(*suites: str) -> Callable[[Case], bool]:
 class Spec:
     """One contender.
 
-    `factory` is "module:class", imported in the contender's own process only, and `option` what the class is given.
-    `needs` is a module that must be installed. `serves` tells in which cases it takes part at all.
+    Attributes
+    ----------
+    factory : "module:class"; the module is imported in the contender's own process only.
+    option : the argument of the class.
+    needs : the library that it cannot do without; "" if there is none.
+    serves : whether it takes part in a case.
+    environment : variables that its process gets.
     """
 
     name: str
@@ -40,7 +48,10 @@ class Spec:
 
     @property
     def missing(self) -> str | None:
-        """Why it cannot even start, or None."""
+        """The reason why its process need not even start; None if its library is installed.
+
+        An installed library may still be broken, which only its import in the contender's process shows.
+        """
         if self.needs and importlib.util.find_spec(self.needs) is None:
             return f"{self.needs} is not installed"
         return None
@@ -72,15 +83,15 @@ PEERS = (
         serves=lambda case: case.suite in ("train", "inference") and case.shape.name == "digits-s",
     ),
 )
-BASELINES = ("torch", "numpy")  # the first of them that takes part
+BASELINES = ("torch", "numpy")  # the first that takes part is the default baseline
 
 
 def select_contenders(
     peers: tuple[str, ...] | None, kernels: tuple[str, ...], without: tuple[str, ...] = ()
 ) -> list[Spec]:
-    """Ours, also without some fusions, the peers of these names (all if None), and kernels given as "module:function".
+    """Select our contenders, ours without these fusions, peers by name (all if None), and kernels "module:function".
 
-    A name "tinyvit-X" beside the table's calls the kernels with implementation X: "tinyvit-numba:v1".
+    A peer "tinyvit-X" that is not in the table calls our kernels with implementation X: "tinyvit-numba:v1".
     """
     known = {spec.name: spec for spec in PEERS}
     chosen = [*OURS, *(_without(fusion, spec) for spec in OURS[:2] for fusion in without)]
@@ -91,7 +102,7 @@ def select_contenders(
             implementation = name.removeprefix("tinyvit-")
             chosen.append(Spec(name, f"{_HERE}.kernels:Kernels", implementation, serves=_in("attention", "layer_norm")))
         else:
-            raise ValueError(f"there is no peer {name!r}; there are {', '.join(known)}, and tinyvit-IMPLEMENTATION")
+            raise ValueError(f"there is no peer {name!r}; available: {', '.join(known)}, and tinyvit-IMPLEMENTATION")
     for place in kernels:
         file, _, function = place.rpartition(":")
         chosen.append(Spec(f"{Path(file).stem}:{function}", f"{_HERE}.user:UserKernel", place))
@@ -103,9 +114,9 @@ def select_contenders(
 
 def _without(fusion: str, engine: Spec) -> Spec:
     """The engine with one fusion taken apart."""
-    from .taken_apart import FUSIONS  # which imports tinyvit: other contenders' processes shall be without it
+    from .taken_apart import FUSIONS  # this imports tinyvit, which the processes of other contenders do without
 
     if fusion not in FUSIONS:
-        raise ValueError(f"there is no fusion {fusion!r}; there are {', '.join(FUSIONS)}")
+        raise ValueError(f"there is no fusion {fusion!r}; available: {', '.join(FUSIONS)}")
     name, option = f"{engine.name} without {fusion}", f"{engine.option} {fusion}"
     return replace(engine, name=name, factory=f"{_HERE}.taken_apart:TakenApart", option=option)

@@ -1,4 +1,4 @@
-"""What a contender is: a class that turns a case and its inputs into a call that can be timed."""
+"""The base class of contenders, which turn a case and its inputs into a call that can be timed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,12 @@ from ..inputs import Arrays
 class Task:
     """One case, ready to run.
 
-    `run()` does the whole of one call: when it returns, the work is done. `outputs(result)` gives what the call
-    returned as arrays: "out" of a forward pass, "d" and the operand's name of a backward pass ("dq", "dx"), "loss" of a
-    training step, the parameters of an optimizer step. `buffers` are filled with NaN before the first call.
+    Attributes
+    ----------
+    run : makes one call, and returns when all of its work is done.
+    outputs : turns the result of `run` into arrays by name: "out" for a forward pass, "dq" or "dx" (the operand) for a
+        backward pass, "loss" for a training step, the names of the parameters for an optimizer step.
+    buffers : arrays that the calls write; they are filled with NaN before the first call.
     """
 
     run: Callable[[], Any]
@@ -25,30 +28,30 @@ class Task:
 
 
 class Contender:
-    """Base of all contenders. A subclass defines those methods that it can serve.
+    """Base of all contenders. A subclass defines the methods that it can serve.
 
     Parameters
     ----------
-    option : what its row in the table of contenders says.
+    option : from its row in the table of contenders.
     """
 
-    dtype = "float32"  # what it computes in: decides how large an error may be
+    dtype = "float32"  # of its arithmetic; the tolerance depends on it
 
     def __init__(self, option: str) -> None:
         self.option = option
 
     def prepare(self, case: Case, inputs: Arrays) -> Task:
-        """The task of a case, from the inputs that `benchmarks.inputs` drew."""
+        """Make the task of a case, from inputs drawn by `benchmarks.inputs`."""
         step = "product" if case.suite == "gemm" else case.operation
         method = step if case.direction == "step" else case.direction
         return getattr(self, method)(case, inputs)
 
     def forward(self, case: Case, inputs: Arrays) -> Task:
-        """One forward pass of `case.operation`, as in training: what backward needs is kept."""
+        """One forward pass of `case.operation` as in training, so that it keeps what backward needs."""
         raise NotImplementedError(f"has no forward pass of {case.operation}")
 
     def backward(self, case: Case, inputs: Arrays) -> Task:
-        """The gradients of all operands from `dout`; the forward pass is not part of the call."""
+        """The gradients of all operands, from `dout`; the forward pass is not part of the call."""
         raise NotImplementedError(f"has no backward pass of {case.operation}")
 
     def product(self, case: Case, inputs: Arrays) -> Task:
@@ -60,9 +63,9 @@ class Contender:
         raise NotImplementedError("has no AdamW")
 
     def train(self, case: Case, inputs: Arrays) -> Task:
-        """One training step: forward, cross-entropy, backward, AdamW. Returns the loss before the update."""
+        """One training step: forward, cross-entropy, backward, AdamW. The call returns the loss before the update."""
         raise NotImplementedError("has no training step")
 
     def inference(self, case: Case, inputs: Arrays) -> Task:
-        """The logits of a batch, with nothing kept for a backward pass."""
+        """The logits of a batch, without keeping anything for a backward pass."""
         raise NotImplementedError("has no inference")

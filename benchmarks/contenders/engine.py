@@ -1,6 +1,6 @@
-"""tinyvit's general engine: tensors, the tape, and whatever serves the operations under `use_kernels`.
+"""tinyvit as users call it: tensors, the tape, and the kernels that `use_kernels` selects.
 
-With "numpy" it is the plain path, which at float64 is also the reference.
+With "numpy" it is the plain path, which in float64 is also the reference.
 """
 
 from typing import Any
@@ -10,10 +10,11 @@ import numpy as np
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.backend import keep_freed_memory
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
-from ..cases import Case, ModelShape, TextShape
+from ..cases import Case
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
+from ..models import build_model
 from .base import Contender, Task
 
 OPERATIONS = {
@@ -28,28 +29,8 @@ OPERATIONS = {
 }
 
 
-def build_model(shape: ModelShape | TextShape) -> Any:
-    """The model of this shape; its initial weights are the same every time."""
-    tv.manual_seed(0)
-    if isinstance(shape, TextShape):
-        return _text_model(shape)
-    return tv.models.ViT(
-        shape.image, shape.patch, shape.classes, shape.dim, shape.depth, shape.heads, in_channels=shape.channels
-    )
-
-
-def _text_model(shape: TextShape) -> Any:
-    models, size = tv.models, (shape.dim, shape.depth, shape.heads)
-    depth = 0 if shape.answers else shape.depth
-    vision = models.ViT(shape.image, shape.patch, 0, shape.dim, depth, shape.heads, pool="first")
-    if not shape.answers:
-        return models.Captioner(vision, models.TextDecoder(shape.vocabulary, *size, max_length=shape.words))
-    words = models.TextEmbedding(shape.vocabulary, shape.dim, shape.words)
-    return models.VQA(vision, words, models.JointFusion(*size), shape.dim, shape.answers)
-
-
 class Engine(Contender):
-    """option : a name for `tinyvit.use_kernels`, or "bf16": single operations get bfloat16, models autocast."""
+    """The option is a name for `tinyvit.use_kernels`, or "bf16": bfloat16 inputs to operations, models in autocast."""
 
     def __init__(self, option: str) -> None:
         super().__init__(option)
@@ -74,7 +55,7 @@ class Engine(Contender):
         return Task(run, lambda grads: {f"d{n}": _array(g) for n, g in zip(operands, grads, strict=True)})
 
     def _operation(self, case: Case, inputs: Arrays) -> tuple[Any, dict[str, Tensor], list[Any]]:
-        """The function, its differentiable operands by name, and all of its arguments."""
+        """The function, its differentiable operands by name, and all its arguments."""
         given = {name: inputs[name] for name in operands(inputs)}
         if self.dtype == "bfloat16":
             given = {name: array.astype(self.dtype) for name, array in given.items()}
@@ -106,11 +87,11 @@ class Engine(Contender):
         keep_freed_memory()  # as `tinyvit train` does
         model = self._model(case, inputs)
         optimizer = tv.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        seen, labels = [inputs[name] for name in ("images", "words") if name in inputs], inputs["labels"]
+        arguments, labels = [inputs[name] for name in ("images", "ids") if name in inputs], inputs["labels"]
 
         def run() -> float:
             with self._autocast():
-                loss = F.cross_entropy(model(*seen), labels)
+                loss = F.cross_entropy(model(*arguments), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -136,5 +117,5 @@ class Engine(Contender):
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """The values; those of bfloat16 in float32, which every NumPy can compare."""
+    """The values as an array; those of bfloat16 in float32, in which NumPy can compare them."""
     return tensor.numpy() if tensor.dtype.kind == "f" else tensor.numpy().astype(np.float32)

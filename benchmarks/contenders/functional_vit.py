@@ -1,4 +1,4 @@
-"""The ViT of `tinyvit.models` as a function of a dictionary of weights, for libraries with NumPy's names."""
+"""The ViT of `tinyvit.models` as a function of its weights, for libraries whose functions have NumPy's names."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ Weights = dict[str, Any]
 
 
 def vit_loss(np: Any, erf: Any, p: Weights, images: Any, one_hot: Any, shape: ModelShape, narrow: Any = None) -> Any:
-    """The mean cross-entropy; `np` and `erf` are the library's."""
+    """The mean cross-entropy of a batch; `np` and `erf` are those of the library."""
     x = vit_logits(np, erf, p, images, shape, narrow)
     x = x - np.max(x, axis=-1, keepdims=True)
     log_p = x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
@@ -18,7 +18,7 @@ def vit_loss(np: Any, erf: Any, p: Weights, images: Any, one_hot: Any, shape: Mo
 
 
 def vit_logits(np: Any, erf: Any, p: Weights, images: Any, shape: ModelShape, narrow: Any = None) -> Any:
-    """(B, C, H, W) -> (B, classes); matrices are multiplied in the dtype `narrow`, if not in that of the weights."""
+    """images (B, C, H, W) -> logits (B, classes). Products of matrices are computed in the dtype `narrow`, if given."""
 
     def product(x: Any, y: Any) -> Any:
         return x @ y if narrow is None else (x.astype(narrow) @ y.astype(narrow)).astype(x.dtype)
@@ -51,14 +51,14 @@ def _layer_norm(np: Any, x: Any, p: Weights, name: str) -> Any:
 
 
 def patches(np: Any, images: Any, patch: int) -> Any:
-    """(B, C, H, W) -> (B, N, C P P), row by row."""
+    """Cut images (B, C, H, W) into patches (B, N, C P P), row by row."""
     b, c, h, w = images.shape
     x = np.transpose(images.reshape(b, c, h // patch, patch, w // patch, patch), (0, 2, 4, 1, 3, 5))
     return x.reshape(b, (h // patch) * (w // patch), c * patch * patch)
 
 
 def adamw(np: Any, p: Any, g: Any, m: Any, v: Any, step: Any, lr: float, decay: float) -> tuple[Any, Any, Any]:
-    """One update of one array by AdamW with the usual betas; returns p, m and v."""
+    """Update the parameter p and its moments m and v by AdamW with the usual betas; return the new p, m and v."""
     b1, b2 = 0.9, 0.999
     m = b1 * m + (1 - b1) * g
     v = b2 * v + (1 - b2) * (g * g)

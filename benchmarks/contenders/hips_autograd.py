@@ -1,4 +1,4 @@
-"""HIPS autograd: gradients of plain NumPy code, the classic among engines written in Python."""
+"""HIPS autograd, the classic engine in Python: it differentiates plain NumPy code."""
 
 import autograd.numpy as anp
 import numpy as np
@@ -12,7 +12,7 @@ from .functional_vit import adamw, vit_logits, vit_loss
 
 
 class HipsAutograd(Contender):
-    """option : none."""
+    """The option is ignored."""
 
     def train(self, case: Case, inputs: Arrays) -> Task:
         weights = weights_of(inputs)

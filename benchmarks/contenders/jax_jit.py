@@ -1,4 +1,4 @@
-"""JAX on the CPU: every call is one jitted function."""
+"""JAX on the CPU. Every call is one compiled function."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ erf = jax.scipy.special.erf
 
 
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """(B, H, N, D). Written out, which was faster on the CPU than jax.nn.dot_product_attention."""
+    """Attention of (B, H, N, D), written out because jax.nn.dot_product_attention is slower on the CPU."""
     scores = jnp.einsum("bhnd,bhsd->bhns", q, k) * q.shape[-1] ** -0.5
     return jnp.einsum("bhns,bhsd->bhnd", jax.nn.softmax(scores), v)
 
@@ -46,7 +46,7 @@ OPERATIONS = {
 
 
 class Jax(Contender):
-    """option : "" or "bf16": models multiply their matrices in bfloat16, and round the products to it."""
+    """The option is "" or "bf16", with which models multiply matrices in bfloat16 and round the products to it."""
 
     def __init__(self, option: str) -> None:
         super().__init__(option)
@@ -55,7 +55,7 @@ class Jax(Contender):
 
     @staticmethod
     def _operation(case: Case, inputs: Arrays) -> tuple[Any, list[str], list[jax.Array], list[jax.Array]]:
-        """The function, the names of its differentiable operands, these, and the other arguments."""
+        """The function, the names of its differentiable operands, the operands, and the other arguments."""
         names = operands(inputs)
         arrays = [jnp.asarray(inputs[name]) for name in names]
         constants = [jnp.asarray(inputs["labels"])] if "labels" in inputs else []
@@ -118,7 +118,7 @@ class Jax(Contender):
 
 
 def _initial_state(inputs: Arrays) -> tuple[Any, Any, Any, Any]:
-    """Weights, both moments, and the number of steps."""
+    """The weights, both moments, and the number of steps taken."""
     weights = {name: jnp.array(array) for name, array in weights_of(inputs).items()}
     m, v = ({name: jnp.zeros_like(array) for name, array in weights.items()} for _ in range(2))
     return weights, m, v, jnp.float32(0)

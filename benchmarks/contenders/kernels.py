@@ -1,4 +1,4 @@
-"""tinyvit's kernels called directly, without the engine around them."""
+"""tinyvit's kernels called directly, without the engine."""
 
 import numpy as np
 
@@ -10,20 +10,20 @@ from .base import Contender, Task
 
 
 class Kernels(Contender):
-    """option : the `implementation` that the kernels are asked for: "numba", "numpy", "numba:v1" ..."""
+    """The option is the argument `implementation` of the kernels: "numba", "numpy", "numba:v1" ..."""
 
     def __init__(self, option: str) -> None:
         super().__init__(option)
-        self.chosen = {"implementation": option}
+        self.implementation = option
 
     def forward(self, case: Case, inputs: Arrays) -> Task:
         forward = getattr(kernels, f"{case.operation}_forward")
         if case.operation == "attention":
             q, k, v = inputs["q"], inputs["k"], inputs["v"]
-            return Task(lambda: forward(q, k, v, **self.chosen), lambda result: {"out": result[0]})
+            return Task(lambda: forward(q, k, v, implementation=self.implementation), lambda result: {"out": result[0]})
         x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
         return Task(
-            lambda: forward(x, weight, bias, LAYER_NORM_EPS, **self.chosen),
+            lambda: forward(x, weight, bias, LAYER_NORM_EPS, implementation=self.implementation),
             lambda result: {"out": result[0]},
         )
 
@@ -34,16 +34,16 @@ class Kernels(Contender):
             x, weight = inputs["x"], inputs["weight"]
             _, mean, rstd = result
             return Task(
-                lambda: backward(dout, x, weight, mean, rstd, **self.chosen),
+                lambda: backward(dout, x, weight, mean, rstd, implementation=self.implementation),
                 lambda grads: dict(zip(("dx", "dweight", "dbias"), grads[:3], strict=True)),
             )
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         b, h, n, d = q.shape
-        packed = np.empty((b, n, 3, h, d), q.dtype)  # as the engine asks for it: one gradient of the packed qkv
+        packed = np.empty((b, n, 3, h, d), q.dtype)  # the gradient of the packed qkv, which the engine passes as well
         views = tuple(packed.transpose(2, 0, 3, 1, 4))
         out, lse = result
         return Task(
-            lambda: backward(dout, q, k, v, out, lse, out_grads=views, **self.chosen),
+            lambda: backward(dout, q, k, v, out, lse, out_grads=views, implementation=self.implementation),
             lambda grads: dict(zip(("dq", "dk", "dv"), grads[:3], strict=True)),
             buffers=(packed,),
         )

@@ -1,4 +1,4 @@
-"""PyTorch on the CPU: eager or by torch.compile, in float32 or in bfloat16."""
+"""PyTorch on the CPU: eager or through torch.compile, in float32 or bfloat16."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ OPERATIONS = {
 
 
 class PyTorch(Contender):
-    """option : words out of "compile" and "bf16": single operations get bfloat16 inputs, models run under autocast."""
+    """The option may contain "compile" and "bf16": bfloat16 inputs for single operations, autocast for models."""
 
     def __init__(self, option: str) -> None:
         super().__init__(option)
@@ -37,7 +37,7 @@ class PyTorch(Contender):
         self.half, self.compiles = "bf16" in option, "compile" in option
         self.dtype = "bfloat16" if self.half else "float32"
         if self.compiles:
-            functorch.donated_buffer = False  # its backward may then run more than once
+            functorch.donated_buffer = False  # backward can then run more than once
 
     def _compiled(self, function: Any) -> Any:
         return torch.compile(function) if self.compiles else function
@@ -46,7 +46,7 @@ class PyTorch(Contender):
         return torch.autocast("cpu", torch.bfloat16) if self.half else contextlib.nullcontext()
 
     def _operation(self, case: Case, inputs: Arrays) -> tuple[Any, dict[str, torch.Tensor], list[torch.Tensor]]:
-        """The function, its differentiable operands by name, and all of its arguments."""
+        """The function, its differentiable operands by name, and all its arguments."""
         dtype = torch.bfloat16 if self.half else torch.float32
         tensors = {name: torch.from_numpy(inputs[name]).to(dtype).requires_grad_() for name in operands(inputs)}
         constants = [torch.from_numpy(inputs["labels"])] if "labels" in inputs else []
@@ -86,9 +86,9 @@ class PyTorch(Contender):
     def train(self, case: Case, inputs: Arrays) -> Task:
         model = _model(case, inputs)
         optimizer = _optimizer(model.parameters())
-        seen = [torch.from_numpy(inputs[name]) for name in ("images", "words") if name in inputs]
+        arguments = [torch.from_numpy(inputs[name]) for name in ("images", "ids") if name in inputs]
         labels = torch.from_numpy(inputs["labels"]).flatten()
-        loss_of = self._compiled(lambda: F.cross_entropy(model(*seen).flatten(0, -2), labels))
+        loss_of = self._compiled(lambda: F.cross_entropy(model(*arguments).flatten(0, -2), labels))
 
         def run() -> float:
             with self._autocast():

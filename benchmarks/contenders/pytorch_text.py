@@ -1,4 +1,4 @@
-"""The models of images and words of `tinyvit.models` in PyTorch, with the same names of weights."""
+"""The models of images and texts of `tinyvit.models` in PyTorch, whose weights have the same names."""
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,14 @@ class Vision(nn.Module):
         return self.norm(self.blocks(self.patch_embed(images) + self.pos_embed))
 
 
-class Words(nn.Module):
-    """Vectors of words with sinusoidal positions."""
+class TextEmbedding(nn.Module):
+    """Vectors of token ids, with sinusoidal positions."""
 
     def __init__(self, shape: TextShape) -> None:
         super().__init__()
         self.words = nn.Embedding(shape.vocabulary, shape.dim)
-        place = torch.arange(shape.words)[:, None] / 10000.0 ** (torch.arange(0, shape.dim, 2) / shape.dim)
-        positions = torch.stack([place.sin(), place.cos()], dim=-1).reshape(shape.words, shape.dim)
+        place = torch.arange(shape.length)[:, None] / 10000.0 ** (torch.arange(0, shape.dim, 2) / shape.dim)
+        positions = torch.stack([place.sin(), place.cos()], dim=-1).reshape(shape.length, shape.dim)
         self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -56,22 +56,22 @@ class JointFusion(nn.Module):
         self.kind_image, self.kind_text = (nn.Parameter(torch.zeros(shape.dim)) for _ in range(2))
         self.encoder = Encoder(shape)
 
-    def forward(self, image: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        tokens = [self.norm_text(words) + self.kind_text, self.norm_image(image) + self.kind_image]
+    def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        tokens = [self.norm_text(text) + self.kind_text, self.norm_image(image) + self.kind_image]
         visible = torch.cat([mask, mask.new_ones(len(mask), image.shape[1])], 1)[:, None, None]
         return self.encoder(torch.cat(tokens, 1), visible)[:, 0]
 
 
 class VQA(nn.Module):
-    """Questions answered by one Transformer over patches and words."""
+    """Answers to questions, by one Transformer over patches and tokens."""
 
     def __init__(self, shape: TextShape) -> None:
         super().__init__()
-        self.vision, self.text, self.fusion = Vision(shape, 0), Words(shape), JointFusion(shape)
+        self.vision, self.text, self.fusion = Vision(shape, 0), TextEmbedding(shape), JointFusion(shape)
         self.head = nn.Linear(shape.dim, shape.answers)
 
-    def forward(self, images: Tensor, words: Tensor) -> Tensor:
-        return self.head(self.fusion(self.vision(images), self.text(words), words != PAD))
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        return self.head(self.fusion(self.vision(images), self.text(ids), ids != PAD))
 
 
 class CrossAttention(nn.Module):
@@ -112,25 +112,25 @@ class Decoder(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """Logits of the next words, by the table of the words themselves."""
+    """Logits of the next tokens. The output projection shares its weight with the embedding."""
 
     def __init__(self, shape: TextShape) -> None:
         super().__init__()
-        self.embedding, self.decoder = Words(shape), Decoder(shape)
+        self.embedding, self.decoder = TextEmbedding(shape), Decoder(shape)
 
     def forward(self, ids: Tensor, context: Tensor) -> Tensor:
         return F.linear(self.decoder(self.embedding(ids), context), self.embedding.words.weight)
 
 
 class Captioner(nn.Module):
-    """A ViT that reads and a decoder that writes."""
+    """Captions: a ViT reads the image, and a decoder writes the text."""
 
     def __init__(self, shape: TextShape) -> None:
         super().__init__()
         self.vision, self.decoder = Vision(shape, shape.depth), TextDecoder(shape)
 
-    def forward(self, images: Tensor, words: Tensor) -> Tensor:
-        return self.decoder(words, self.vision(images))
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        return self.decoder(ids, self.vision(images))
 
 
 def text_model(shape: TextShape) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The ViT of `tinyvit.models` in PyTorch, with the same names of weights (those of timm)."""
+"""The ViT of `tinyvit.models` in PyTorch, whose weights have the same names (those of timm)."""
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches by reshaping and one matrix product, with the weights of the convolution that is equal to it."""
+    """Patches through a reshape and one matrix product, which equals the convolution whose weights are kept here."""
 
     def __init__(self, shape: ModelShape | TextShape) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class ViT(nn.Module):
 
 
 def patches(images: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, C P P), row by row."""
+    """Cut images (B, C, H, W) into patches (B, N, C P P), row by row."""
     b, c, h, w = images.shape
     x = images.reshape(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
     return x.reshape(b, (h // patch) * (w // patch), c * patch * patch)

@@ -9,7 +9,7 @@ from typing import Any
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 from tinyvit.functional.linalg import linear
 from tinyvit.functional.normalization import add_layer_norm, layer_norm
 

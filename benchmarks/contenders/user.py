@@ -1,6 +1,6 @@
-"""A kernel of the user's own: `--kernel module:function` or `--kernel file.py:function`.
+"""A user's own kernel: `--kernel module:function` or `--kernel file.py:function`.
 
-Its backward pass, if it has one, is the function of the same name with `_backward` after it, in the same module.
+Its backward pass, if it has one, is a function in the same module whose name ends in `_backward`.
 """
 
 import importlib
@@ -25,7 +25,7 @@ The backward function is optional."""
 
 
 class UserKernel(Contender):
-    """option : "module:function" or "file.py:function"."""
+    """The option is "module:function" or "file.py:function"."""
 
     def __init__(self, option: str) -> None:
         super().__init__(option)
@@ -61,7 +61,7 @@ def _load(place: str) -> ModuleType:
         return importlib.import_module(place)
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{place} is no Python file")
+        raise ImportError(f"{place} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

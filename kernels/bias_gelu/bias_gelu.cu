@@ -1,10 +1,11 @@
-// GELU of a sum with a bias, exact or by the tanh formula.
+// GELU of x + bias, exact or by the tanh formula.
 #include "bias_gelu/formula.cuh"
 #include "cuda/sums.cuh"
 
-// v1: a thread for an element; for dbias, a thread for a column. -----------------------------------------------------
+// v1: one thread for each element; for dbias, one for each column. ---------------------------------------------------
 
-template <typename T, bool TANH> __global__ void gelu_forward_1(const T* x, const T* bias, T* y, int rows, int columns) {
+template <typename T, bool TANH>
+__global__ void gelu_forward_1(const T* x, const T* bias, T* y, int rows, int columns) {
   long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i < (long long)rows * columns) y[i] = from_float<T>(gelu<TANH>(to_float(x[i]) + to_float(bias[i % columns])));
 }

@@ -18,10 +18,11 @@ from benchmarks.cases import (
     find_case,
     select_cases,
 )
-from benchmarks.contenders.engine import Engine, build_model
+from benchmarks.contenders.engine import Engine
 from benchmarks.contenders.functional_vit import vit_logits
 from benchmarks.costs import cost, parameter_count
 from benchmarks.inputs import make_inputs
+from benchmarks.models import build_model
 from benchmarks.stats import differ, is_quiet, noise, quantile, ratios, summarize
 from tinyvit import use_kernels
 from tinyvit.backend import NUMPY
@@ -106,7 +107,7 @@ def test_quick_runs_name_shapes_of_the_suite(suite) -> None:
 def test_cases_are_selected_by_name_or_label() -> None:
     attention = SUITES["attention"]
     assert select_cases(attention, ("vit-s",)) == select_cases(attention, ("vit-s n65 d64",))
-    with pytest.raises(ValueError, match="no shape vit-xxl; it has digits-s"):
+    with pytest.raises(ValueError, match="no shape vit-xxl; available: digits-s"):
         select_cases(attention, ("vit-s", "vit-xxl"))
 
 
@@ -298,14 +299,14 @@ def test_operations_of_a_step_with_texts_are_those_of_its_matrix_products(answer
         return out
 
     shape = TextShape(
-        "tiny", image=8, patch=4, dim=12, depth=2, heads=3, words=5, vocabulary=9, batch=2, answers=answers
+        "tiny", image=8, patch=4, dim=12, depth=2, heads=3, length=5, vocabulary=9, batch=2, answers=answers
     )
     case = Case("text", "train", shape, "step")
     with use_kernels("numpy"):
         step = Engine("numpy").prepare(case, make_inputs(case))
         monkeypatch.setattr(NUMPY, "matmul", counting, raising=False)
         step.run()
-    again = 2 * 4 * shape.dim**2 * shape.depth * shape.batch * (shape.patches + shape.words)  # the plain rule of an MLP
+    again = 2 * 4 * shape.dim**2 * shape.depth * shape.batch * (shape.patches + shape.length)  # the plain MLP
     assert cost(case).flops == count - again
 
 

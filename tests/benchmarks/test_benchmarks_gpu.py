@@ -1,6 +1,5 @@
-"""The benchmarks of a GPU, as far as they run without one: what is told of a contender, PyTorch's part and Triton's."""
+"""The benchmarks of a GPU, as far as they run without one: the line of a contender, PyTorch and Triton."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peers import peer
 
-from benchmarks import gpu
 from benchmarks.cases import VIT_S
+from benchmarks.gpu import cases as gpu_cases
+from benchmarks.gpu import measure as gpu_measure
+from benchmarks.gpu.clock import Clock
 
-CASE = gpu.Case("attention", "bfloat16", floor_bytes=1e6, flops=1e9)
-STEP = gpu.Case("step", "bfloat16", 0, 0)
+CASE = gpu_cases.Case("attention", "bfloat16", floor_bytes=1e6, flops=1e9)
+STEP = gpu_cases.Case("step", "bfloat16", 0, 0)
 BEST = {"copy_bytes_per_s": 1e12, "gemm_flop_per_s": 1e14}
 
 
-class Clock(gpu.Clock):
-    """A device that takes 2 us with a cold cache and 1 us with a warm one, and a host that takes 3 us a call."""
+class FakeClock(Clock):
+    """A clock for which the device takes 2 us with a cold cache and 1 us with a warm one, and the host 3 us."""
 
     def __init__(self) -> None:
         pass
@@ -37,28 +39,34 @@ class Clock(gpu.Clock):
         return 3e-6
 
 
-def line_of(case: gpu.Case, make: gpu.Make) -> dict[str, Any]:
-    return gpu.measured(case, "ours", make, Clock(), BEST)
+def line_of(case: gpu_cases.Case, make: gpu_cases.Make) -> dict[str, Any]:
+    return gpu_measure.measured(case, "ours", make, FakeClock(), BEST)
 
 
-def test_a_kernel_is_told_in_times_and_in_shares_of_what_the_device_reaches() -> None:
+def test_the_line_of_a_kernel_has_times_and_shares_of_the_limits_of_the_device() -> None:
     found = line_of(CASE, lambda: lambda: None)
     assert found.pop("contender") == "ours"
     assert (found.pop("case"), found.pop("dtype")) == ("attention", "bfloat16")
     assert found == pytest.approx({"cold_us": 2, "warm_us": 1, "share_of_copy": 0.5, "share_of_gemm": 5.0})
 
 
-def test_a_step_is_told_by_its_own_time_and_that_of_python() -> None:
+def test_the_line_of_a_training_step_has_its_time_and_that_of_python() -> None:
     found = line_of(STEP, lambda: lambda: None)
     assert (found["step_us"], found["host_us"]) == pytest.approx((5, 3))
     assert "share_of_copy" not in found
 
 
-def test_what_is_not_there_or_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_or_broken_peer_has_a_line_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "benchmarks.gpu_torch", raising=False)
-    make = gpu._peer("torch", "attention", (1, 1, 2, 8), "float32", False, "MATH")
+    monkeypatch.delitem(sys.modules, "benchmarks.gpu.torch_peer", raising=False)
+    make = gpu_cases.peer("torch", "attention", (1, 1, 2, 8), "float32", False, "MATH")
     assert line_of(CASE, make)["refused"] == "torch is not installed"
+    monkeypatch.delitem(sys.modules, "torch")
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert line_of(CASE, make)["refused"] == (
+        "torch is installed, but cannot be imported (OSError: libcudart.so.12: cannot open shared object file)"
+    )
 
     def broken() -> Any:
         raise RuntimeError("no kernel for this dtype")
@@ -67,7 +75,7 @@ def test_what_is_not_there_or_does_not_work_says_so(monkeypatch: pytest.MonkeyPa
 
 
 def test_all_contenders_have_a_name_of_their_own() -> None:
-    for source in (gpu.attention_cases, gpu.layer_norm_cases, gpu.step_cases):
+    for source in (gpu_cases.attention_cases, gpu_cases.layer_norm_cases, gpu_cases.step_cases):
         for case, contenders in source():
             names = [name for name, _ in contenders]
             assert len(set(names)) == len(names), case
@@ -79,12 +87,12 @@ def test_all_contenders_have_a_name_of_their_own() -> None:
 
 @pytest.fixture
 def peers() -> Iterator[Any]:
-    torch = pytest.importorskip("torch", reason="needs PyTorch")
-    from benchmarks import gpu_torch
+    torch = peer("torch", "PyTorch")
+    from benchmarks.gpu import torch_peer
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine several wait for one another
-    yield gpu_torch
+    torch.set_num_threads(1)  # on a busy machine the threads would wait for one another
+    yield torch_peer
     torch.set_num_threads(threads)
 
 
@@ -111,10 +119,10 @@ def test_a_step_of_pytorch_learns(peers: Any) -> None:
 # Triton's part ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_triton_agrees_with_pytorch_in_its_interpreter() -> None:
-    for library in ("torch", "triton"):
-        if importlib.util.find_spec(library) is None:
-            pytest.skip(f"needs {library}")
+    peer("torch", "PyTorch")
+    peer("triton", "Triton")
     trials = Path(__file__).with_name("triton_trials.py")
     command = [sys.executable, "-m", "pytest", str(trials), "-q", "-x", "-p", "no:cacheprovider"]
     settings = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

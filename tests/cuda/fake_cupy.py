@@ -390,4 +390,4 @@ def installed() -> Iterator[types.ModuleType]:
         sys.modules |= {name: m for name, m in before.items() if name.partition(".")[0] in ("cupy", "cupyx")}
         for cache in caches:
             cache.cache_clear()
-        backend.gpu_in_use = False
+        backend.devices.gpu_in_use = False

@@ -25,7 +25,7 @@ from trial import Trial, unmodified
 
 import tinyvit as tv
 from tinyvit import backend
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 ON_GPU = os.environ.get("TINYVIT_TRIALS") == "gpu"
 SCHEDULES = [0] if ON_GPU else [0, 1, 7]
@@ -73,7 +73,7 @@ class DeviceTrial(Trial):
 
 def on_device(array: Any) -> Any:
     """`array` there, with its strides where the stand-in can keep them: it shares the host's memory."""
-    backend.gpu_in_use = True
+    backend.devices.gpu_in_use = True
     if ON_GPU:
         return backend.to_device(array, "cuda")
     return fake_cupy.ndarray(array)

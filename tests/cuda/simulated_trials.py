@@ -65,11 +65,13 @@ def test_attention(version: int, shape: tuple[int, ...], extras: dict[str, Any])
         params["mask"] = RNG.random((b, 1, n, s)) < 0.6
         params["mask"][0, 0, 3] = False  # sees nothing
     params = {"mask": None, "is_causal": False, "dropout_p": 0.0, "seed": 0, "offset": 0} | params
-    forward, backward = registry.PLAIN["attention"]
+    plain = registry.PLAIN["attention"]
     needs, dout = (True, True, True, bias is not None), normal(b, h, n, d)
     with np.errstate(divide="ignore"):
-        out, lse = forward(*widened((q, k, v, bias)), **params)
-    gradients = backward(*widened((dout, q, k, v, bias)), out, lse, needs=needs, **params)
+        out, lse = plain.forward(*widened((q, k, v, bias)), **params)
+    names = ("q", "k", "v", "bias")
+    kept = dict(zip(names, widened((q, k, v, bias)), strict=True)) | {"out": out}
+    gradients = plain.backward(widened((dout,)), kept, needs, params)
     found = attention.forward(q, k, v, bias, **params, version=version)
     assert_near(found, (out, lse))
     assert_near(attention.backward(dout, q, k, v, bias, *found, needs=needs, **params, version=version), gradients)
@@ -82,18 +84,20 @@ def test_layer_norm(version: int, shape: tuple[int, ...], add: bool) -> None:
     x, residual, dy, dsum = (normal(*shape) for _ in range(4))
     weight, bias = normal(shape[-1]), normal(shape[-1])
     name = "add_layer_norm" if add else "layer_norm"
-    forward, backward = registry.PLAIN[name]
+    plain = registry.PLAIN[name]
     inputs = (x, residual, weight, bias) if add else (x, weight, bias)
     run, run_back = (
         (layer_norm.add_forward, layer_norm.add_backward) if add else (layer_norm.forward, layer_norm.backward)
     )
-    expected = forward(*widened(inputs), eps=1e-3)
+    expected = plain.forward(*widened(inputs), eps=1e-3)
     found = run(*inputs, eps=1e-3, version=version)
     assert_near(found, expected)
     needs = (True,) * len(inputs)
-    kept, exact = ((found[0] if add else x, weight, *found[-2:]), (expected[0] if add else x, weight, *expected[-2:]))
+    kept = (found[0] if add else x, weight, *found[-2:])
+    exact = {"sum" if add else "x": expected[0] if add else x, "weight": weight}
     upstream = (dsum, dy) if add else (dy,)
-    gradients = backward(*widened(upstream), *widened(exact), eps=1e-3, needs=needs)
+    exact = dict(zip(exact, widened(tuple(exact.values())), strict=True))
+    gradients = plain.backward(widened(upstream), exact, needs, {"eps": 1e-3})
     assert_near(run_back(*upstream, *kept, eps=1e-3, needs=needs, version=version), gradients)
 
 

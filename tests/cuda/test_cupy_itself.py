@@ -4,15 +4,15 @@ import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from peers import peer
 from tinyvit.kernels.cuda.compiler import KERNELS
 
 import tinyvit as tv
 from tinyvit.backend import Namespace
 
-cupy: Any = pytest.importorskip("cupy", reason="needs CuPy, of the extra cuda12 or cuda13", exc_type=ImportError)
+cupy = peer("cupy", "CuPy, of the extra cuda12 or cuda13")
 RULES = sorted(Path(tv.__file__).parent.joinpath("functional").glob("*.py"))
 LAUNCHERS = sorted(path for path in KERNELS.rglob("*.py") if path.name in ("cupy_raw.py", "cublaslt.py"))
 
@@ -26,7 +26,7 @@ def asked_of(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", [*RULES, *LAUNCHERS], ids=lambda path: "/".join(path.parts[-2:]))
 def test_cupy_has_every_function_that_is_asked_of_it(path: Path) -> None:
-    known = Namespace._extras.keys() | {"cuda"}
+    known = Namespace.extras.keys() | {"cuda"}
     assert [name for name in asked_of(path) if name not in known and not hasattr(cupy, name)] == []
 
 
@@ -49,7 +49,7 @@ def test_the_parts_of_cupy_that_launch_and_capture_are_there() -> None:
 
 
 def test_the_bindings_of_cublaslt_have_what_is_asked_of_them() -> None:
-    bindings: Any = pytest.importorskip("nvmath.bindings.cublasLt", reason="needs nvmath-python")
+    bindings = peer("nvmath.bindings.cublasLt", "nvmath-python")
     source = (KERNELS / "linear" / "cublaslt.py").read_text("utf-8")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lt":

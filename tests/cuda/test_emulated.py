@@ -15,12 +15,12 @@ pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 def pytest_on(file: str, *arguments: str) -> list[str]:
     """The command that runs the tests of a file of this folder."""
     command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-x", "-p", "no:cacheprovider"]
-    return [*command, "--hypothesis-profile=first-failure", "--timeout", "800", *arguments]
+    return [*command, "--hypothesis-profile=first-failure", *arguments]
 
 
 def run(*arguments: str, file: str = "kernel_trials.py", **environment: str) -> "subprocess.CompletedProcess[str]":
     command, settings = pytest_on(file, *arguments), os.environ | {"TINYVIT_COMPILE_AHEAD": "0", **environment}
-    return subprocess.run(command, cwd=HERE.parents[1], env=settings, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=HERE.parents[1], env=settings, capture_output=True, text=True)
 
 
 def assert_passed(found: "subprocess.CompletedProcess[str]") -> None:
@@ -32,26 +32,22 @@ def test_the_stand_ins_for_the_primitives_are_right() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_training_on_the_emulated_device_follows_training_on_the_cpu() -> None:
     assert_passed(run(file="training_trials.py"))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_runs_of_every_task_on_the_emulated_device_are_captured() -> None:
     assert_passed(run(file="task_trials.py"))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", ["attention", "layer_norm", "not attention and not layer_norm"])
 def test_the_kernels_agree_with_the_plain_rules(part: str) -> None:
     assert_passed(run("-k", part))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_no_kernel_leaves_its_memory() -> None:
     library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(library).exists():

@@ -33,13 +33,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peers import peer
 from test_emulated import HERE, pytest_on
 from tinyvit.kernels import registry
 from tinyvit.kernels.cuda.compiler import compile_cubin
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 MINUTES = 4
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
@@ -148,7 +149,7 @@ def test_thirty_runs_give_the_same_bits(precision: str) -> None:
 
 
 def test_the_numba_twins_agree_with_the_raw_kernels() -> None:
-    pytest.importorskip("numba_cuda", reason="needs numba-cuda")
+    peer("numba_cuda", "numba-cuda")
     rng = np.random.default_rng(0)
     q, k, v = (tv.tensor(rng.standard_normal((2, 3, 65, 64)).astype(np.float32), device="cuda") for _ in range(3))
     w = tv.tensor(np.ones(64, np.float32), device="cuda")

@@ -49,7 +49,6 @@ def test_every_module_compiles(module: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("module", MODULES)
 def test_every_kernel_compiles_for_every_architecture(module: str, arch: int) -> None:

@@ -12,12 +12,14 @@ from tinyvit.kernels.cuda import device
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
+from tinyvit.errors import TrainingFailed
 from tinyvit.functional import indexing
+from tinyvit.recipe import load_recipe
 from tinyvit.run.captured import CapturedStep
 from tinyvit.run.display import Display, heading
-from tinyvit.run.loop import Training, TrainingFailed, train
-from tinyvit.run.recipe import load_recipe
+from tinyvit.run.loop import train
+from tinyvit.run.state import Training
 
 RNG = np.random.default_rng(1)
 IMAGES = np.random.default_rng(0).standard_normal((6, 1, 8, 8)).astype(np.float32)
@@ -136,7 +138,7 @@ def test_clipping_on_the_device_divides_by_the_norm() -> None:
 
 def test_devices_are_never_mixed() -> None:
     there, here = tv.tensor([1.0], device="cuda"), tv.tensor([1.0])
-    with pytest.raises(ValueError, match=r"add: its inputs are on cpu, cuda:0; bring them to one device"):
+    with pytest.raises(ValueError, match=r"add: its inputs are on cpu, cuda:0; move them to one device"):
         here + there
     with pytest.raises(ValueError, match="layer_norm: its inputs are on cuda:0, cpu"):
         F.layer_norm(there, here, here)
@@ -307,7 +309,7 @@ def test_a_run_captures_its_steps_and_learns_what_one_without_learns(
 
 def test_a_run_that_cannot_be_captured_says_why(tmp_path: Any) -> None:
     seen, result = run_by(tmp_path, "train.optimizer=sgd", epochs=1)
-    assert "operation by operation since train.optimizer is 'sgd'" in seen.heading
+    assert "operation by operation because train.optimizer is 'sgd'" in seen.heading
     assert seen.training.steps.graph is None
     assert result.metrics[0]["step"] == 5
 

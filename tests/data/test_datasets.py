@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mirror_server import whole
+from peers import peer
 from PIL import Image
 
 from tinyvit.data import (
@@ -28,9 +29,7 @@ FindData = Callable[[str], Path]
 
 
 def test_the_digits_are_split_by_every_fifth_image() -> None:
-    sklearn = pytest.importorskip(
-        "sklearn.datasets", reason="needs scikit-learn, which has a copy of the digits of its own"
-    )
+    sklearn = peer("sklearn.datasets", "scikit-learn")  # which has a copy of the digits of its own
     values, labels = sklearn.load_digits(return_X_y=True)
     is_test = np.arange(1797) % 5 == 4
     for split, chosen in (("train", ~is_test), ("test", is_test)):
@@ -123,7 +122,7 @@ def test_damaged_files_and_labels_are_named(tmp_path: Path, monkeypatch: pytest.
         load_dataset("mnist", "test")
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(idx(np.zeros((10_000, 28, 28), np.uint8)))
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(np.full(10_000, 10, np.uint8)))
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz holds the label 10; there are 10 classes"):
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz holds the label 10, but has 10 classes"):
         load_dataset("mnist", "test")
 
 

@@ -150,7 +150,7 @@ def test_no_more_batches_are_prepared_than_asked_for() -> None:
     assert calls == []
     next(batches)
     for _ in range(4):
-        assert prepared.acquire(timeout=5)
+        assert prepared.acquire(timeout=600)
     assert not prepared.acquire(timeout=0.05)
     batches.close()
 
@@ -179,8 +179,8 @@ def test_an_error_in_the_thread_is_raised_at_its_batch(bad: int) -> None:
         (lambda: Loader(numbered(3), 0), "batch_size is 0"),
         (lambda: Loader(numbered(3), 2, prefetch=0), "prefetch is 0"),
         (lambda: Loader(numbered(3), 2, seed=-1), "seed is -1"),
-        (lambda: Loader(numbered(3), 4, drop_last=True), "3 images do not fill one batch"),
-        (lambda: Loader(numbered(0), 4), "0 images"),
+        (lambda: Loader(numbered(3), 4, drop_last=True), "batch_size is 4, but there are only 3 samples"),
+        (lambda: Loader(numbered(0), 4), "only 0 samples"),
         (lambda: Loader(numbered(3), 2).batches(-1), "epoch is -1"),
         (lambda: Loader(numbered(3), 2).batches(0, 3), "start is 3; it must be from 0 to 2"),
     ],

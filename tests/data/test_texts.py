@@ -10,7 +10,6 @@ from tinyvit.data import TextDataset, Tokenizer, normalize, scenes, texts
 from tinyvit.data.tokenizer import PAD, UNK
 from tinyvit.run.folder import load_run
 from tinyvit.run.loop import train
-from tinyvit.tasks import Found
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -155,18 +154,10 @@ def test_a_vocabulary_goes_with_the_run():
     assert dataclasses.replace(spec) == spec
 
 
-def test_the_most_frequent_mistakes_come_first():
-    confusion = np.array([[5, 0, 2], [1, 9, 0], [0, 4, 9]])
-    found = Found({}, ("a", "b", "c"), confusion)
-    assert found.mistakes() == [("c", "b", 4), ("a", "c", 2), ("b", "a", 1)]
-    assert found.mistakes(1) == [("c", "b", 4)]
-    assert Found({}).mistakes() == []
-
-
 @pytest.mark.parametrize("size", [1, 2, 7, 24])
-def test_batches_in_one_shape_hold_what_others_do_and_are_filled_up(size):
+def test_batches_with_equal_batches_hold_what_others_do_and_are_filled_up(size):
     full = texts.load_texts("scenes-questions", "train")
-    dataset = full.in_one_shape(size)
+    dataset = full.with_equal_batches(size)
     shapes, needed = set(), 0
     for seed in range(20):
         order = dataset.order(np.random.default_rng(seed))
@@ -184,6 +175,6 @@ def test_batches_in_one_shape_hold_what_others_do_and_are_filled_up(size):
 
 
 def test_written_texts_are_not_cut_in_batches_of_one_shape():
-    dataset = texts.load_texts("reverse", "train").in_one_shape(4)
+    dataset = texts.load_texts("reverse", "train").with_equal_batches(4)
     short = np.flatnonzero((dataset.labels != PAD).sum(axis=1) < 6)[:4]
     assert dataset.batch(short).labels.shape == (4, dataset.labels.shape[1])

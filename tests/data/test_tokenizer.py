@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import peer
 
 from tinyvit.data.tokenizer import END, PAD, SPECIAL, UNK, Tokenizer, padded, words_of
 from tinyvit.errors import DataError
@@ -44,7 +45,7 @@ def test_a_saved_vocabulary_is_read_back(tmp_path):
 
 
 def test_the_tokenizers_library_reads_it_alike(tmp_path):
-    library = pytest.importorskip("tokenizers", reason="needs tokenizers, whose files are read")
+    library = peer("tokenizers")
     tokenizer = Tokenizer.build(TEXTS)
     tokenizer.save(tmp_path / "tokenizer.json")
     theirs = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -55,8 +56,8 @@ def test_the_tokenizers_library_reads_it_alike(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is no tokenizer.json"), ("[]", "is no tokenizer.json"),
-        (json.dumps({"model": {"type": "BPE", "vocab": {}}}), "kind BPE; only WordLevel"),
+        ("", "is not a tokenizer.json"), ("[]", "is not a tokenizer.json"),
+        (json.dumps({"model": {"type": "BPE", "vocab": {}}}), "type BPE; only WordLevel"),
         (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}}}), "must begin with"),
         (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 3}}}), "not 0, 1, 2"),
     ],
@@ -72,5 +73,5 @@ def test_other_files_are_refused(tmp_path, content, message):
 def test_rows_are_filled_up():
     np.testing.assert_array_equal(padded([[7], [8, 9]]), [[7, PAD], [8, 9]])
     assert padded([[7]], 3).shape == (1, 3)
-    with pytest.raises(ValueError, match="the longest has 2 words; there may be 1"):
+    with pytest.raises(ValueError, match="the longest has 2 tokens; at most 1 are allowed"):
         padded([[7, 8]], 1)

@@ -1,4 +1,4 @@
-"""Mixed precision: which dtype computes what, what stays float32, and the scale of the losses."""
+"""Mixed precision: which operations run in the narrow dtype, which stay in float32, and how losses are scaled."""
 
 import itertools
 import math
@@ -8,11 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tinyvit.kernels.cpu import two_processes
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 RNG = np.random.default_rng(0)
@@ -58,13 +57,13 @@ def test_gradients_are_float32_and_near_those_of_float32(name: str) -> None:
     exact, found = gradients("float32"), gradients(name)
     assert {g.dtype for g in found} == {np.dtype(np.float32)}
     a, b = (np.concatenate([g.ravel() for g in gs]).astype(float) for gs in (exact, found))
-    # Each of about 20 products in a row rounds its inputs and its result.
+    # About 20 products follow one another, and each rounds its inputs and its result.
     unit = float(ml_dtypes.finfo(NARROW[name]).eps)
     assert np.linalg.norm(a - b) < 20 * unit * np.linalg.norm(a)
     assert not np.array_equal(a, b)
 
 
-def test_the_kernels_for_bfloat16_give_the_direction_of_the_gradient() -> None:
+def test_gradients_by_the_bfloat16_kernels_point_in_the_same_direction() -> None:
     tv.manual_seed(0)
     model = tv.models.ViT(12, 4, 10, dim=64, depth=3, heads=4, in_channels=1)
     images, labels = RNG.standard_normal((32, 1, 12, 12)).astype(np.float32), np.arange(32) % 10
@@ -93,7 +92,7 @@ def test_parameters_stay_float32_beside_bfloat16(kernels: str) -> None:
         rounded = tv.grad(same, narrow, upstream)
     assert y.dtype == NARROW["bfloat16"]
     assert {g.dtype for g in found} == {np.dtype(np.float32)}
-    for t, e in zip((y, *found), (same, *rounded), strict=True):  # of the latter, b and all gradients were rounded
+    for t, e in zip((y, *found), (same, *rounded), strict=True):  # the expected b and gradients are rounded
         scale = np.abs(e.numpy().astype(float)).max()
         np.testing.assert_allclose(t.numpy().astype(float), e.numpy().astype(float), rtol=0, atol=2e-2 * scale)
     assert (found[1].to("bfloat16").numpy() != found[1].numpy()).any()  # dW was not rounded
@@ -113,7 +112,7 @@ def test_gradients_of_gradients_flow_through_bfloat16() -> None:
     assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
 
 
-def test_parameters_in_float32_are_for_bfloat16_only() -> None:
+def test_only_bfloat16_may_be_combined_with_float32_parameters() -> None:
     for dtype in ("float16", "float64"):
         with pytest.raises(TypeError, match="dtypes are never mixed"):
             F.linear(normal(3, 4).to(dtype), normal(2, 4))
@@ -122,7 +121,7 @@ def test_parameters_in_float32_are_for_bfloat16_only() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["numpy", "auto"])
-def test_a_layer_norm_before_a_product_gives_bfloat16_and_leaves_the_stream_float32(kernels: str) -> None:
+def test_a_narrow_layer_norm_gives_bfloat16_and_keeps_the_residual_sum_in_float32(kernels: str) -> None:
     x, branch, w, b = (normal(*shape, requires_grad=True) for shape in ((5, 8), (5, 8), (8,), (8,)))
     upstream = normal(5, 8).to("bfloat16")
 
@@ -141,7 +140,7 @@ def test_a_layer_norm_before_a_product_gives_bfloat16_and_leaves_the_stream_floa
 
 
 @pytest.mark.parametrize("kernels", ["numpy", "auto"])
-def test_a_branch_in_bfloat16_joins_a_stream_in_float32_as_if_it_were_widened_before(kernels: str) -> None:
+def test_adding_a_bfloat16_branch_to_a_float32_residual_equals_widening_it_first(kernels: str) -> None:
     x, branch, w, b = (normal(*shape, requires_grad=True) for shape in ((5, 8), (5, 8), (8,), (8,)))
     branch = Tensor(branch.numpy().astype(NARROW["bfloat16"]), True)
     upstream = [normal(5, 8), normal(5, 8)]
@@ -194,7 +193,7 @@ def test_the_gradient_of_a_bias_has_its_dtype(kernels: str) -> None:
     assert gradient.dtype == np.float32
 
 
-def test_only_what_may_be_narrow_is_mixed() -> None:
+def test_inputs_that_must_not_be_narrow_are_refused() -> None:
     x, w, b = normal(5, 8), normal(8), normal(8)
     narrow = Tensor(x.numpy().astype(NARROW["bfloat16"]))
     for call in (
@@ -204,15 +203,6 @@ def test_only_what_may_be_narrow_is_mixed() -> None:
     ):
         with tv.use_kernels("auto"), pytest.raises(TypeError, match="dtypes are never mixed"):
             call()
-
-
-def test_what_is_expected_to_be_compiled_ends_with_the_block() -> None:
-    with tv.autocast("bfloat16"):
-        assert two_processes.expected == "bfloat16"
-        with tv.autocast("float32"):
-            assert two_processes.expected is None
-        assert two_processes.expected == "bfloat16"
-    assert two_processes.expected is None
 
 
 def test_nothing_is_narrowed_outside_of_autocast_or_in_float64() -> None:
@@ -244,17 +234,17 @@ def test_a_plain_rule_in_16_bits_rounds_its_results_only(name: str) -> None:
             wide = run([None if x is None else x.astype(np.float32) for x in narrow])
             for y, e in zip(run(narrow), wide, strict=True):
                 assert y.dtype == NARROW[name], op.name
-                # Backward is given outputs that were rounded, so it may differ by more than the last rounding.
+                # Backward sees rounded outputs, so its result may differ by more than its own rounding.
                 scale = float(ml_dtypes.finfo(NARROW[name]).eps) * max(1.0, float(np.abs(e).max(initial=0)))
                 np.testing.assert_allclose(y.astype(np.float32), e, rtol=0, atol=2 * scale, err_msg=op.name)
 
 
-def test_a_dtype_that_is_none_of_the_three_is_refused() -> None:
+def test_other_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of float32, float16, bfloat16"):
         tv.autocast("int8")
 
 
-# The scale of the losses ---------------------------------------------------------------------------------------------
+# Scaling the loss -----------------------------------------------------------------------------------------------------
 
 
 def trained(gradient: float, **settings: Any) -> tuple[Tensor, tv.LossScaler]:
@@ -279,7 +269,7 @@ def test_a_step_that_overflowed_is_skipped_and_the_scale_halved(bad: float) -> N
     assert scaler.scale == 512
 
 
-def test_the_scale_grows_again() -> None:
+def test_the_scale_grows_again_after_enough_good_steps() -> None:
     p, scaler = trained(0.0, initial=8, growth=2)
     assert scaler.scale == 8
     p.grad = Tensor(np.zeros(3, np.float32))
@@ -287,7 +277,7 @@ def test_the_scale_grows_again() -> None:
     assert scaler.scale == 16
 
 
-def test_clipping_is_of_the_gradients_without_the_scale() -> None:
+def test_clipping_applies_to_the_unscaled_gradients() -> None:
     p = Tensor(np.zeros(1, np.float32), True)
     scaler = tv.LossScaler(tv.optim.SGD([p], lr=1.0), initial=4)
     p.grad = Tensor(np.array([40.0], np.float32))
@@ -308,7 +298,7 @@ def test_the_scale_keeps_small_gradients_of_float16() -> None:
     np.testing.assert_allclose(w.grad.numpy() / scaler.scale, 1e-9, rtol=0.1)
 
 
-def test_a_scaler_goes_on_where_it_was() -> None:
+def test_a_loaded_scaler_continues_where_the_saved_one_stopped() -> None:
     _, scaler = trained(math.nan, initial=64)
     _, other = trained(0.0)
     other.load_state_dict(scaler.state_dict())

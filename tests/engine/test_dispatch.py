@@ -1,4 +1,4 @@
-"""Which implementation serves an operation: kernels attach from outside, through the table, and nowhere else."""
+"""Choosing the implementation of an operation: kernels attach from outside, through the registry and nothing else."""
 
 import sys
 import types
@@ -13,7 +13,7 @@ from tinyvit.kernels.registry import KernelSpec
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit import dispatch
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 Arrays = dict[str, Any]
 FLOAT64 = frozenset({np.dtype(np.float64)})
@@ -21,7 +21,7 @@ KERNEL, PLAIN = 7.0, 0.0  # the gradient of softmax(x).sum(), by the fake kernel
 
 
 def softmax_forward(x: np.ndarray, *, axis: int = -1, version: int) -> tuple[np.ndarray, np.ndarray]:
-    """100 times the version more than softmax, so that it shows who computed it; and a residual."""
+    """Softmax plus 100 times the version, so that a test can tell which version ran; and one residual."""
     e = np.exp(x)
     return 100 * version + e / e.sum(axis=axis, keepdims=True), np.full(1, KERNEL * version)
 
@@ -62,7 +62,7 @@ def row(technology: str = "numba", **settings: Any) -> KernelSpec:
 
 @pytest.fixture(autouse=True)
 def fake_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Put rows into the table for one test; the modules they name exist."""
+    """A function that replaces the rows of the registry during one test; the modules they name exist."""
     for name, functions in {
         "fake_softmax": {"forward": softmax_forward, "backward": softmax_backward},
         "fake_norm": {"forward": norm_forward, "backward": norm_backward},
@@ -79,7 +79,7 @@ def leaf(dtype: Any = np.float64) -> Tensor:
 
 
 def served(x: Tensor) -> str:
-    """Who computed a softmax, and whether the same one computed its gradient."""
+    """Which implementation computed a softmax; its gradient must come from the same one."""
     y = F.softmax(x)
     (gradient,) = tv.grad(y.sum(), x)
     by = "kernel" if y.numpy().max() > 1 else "plain"
@@ -95,13 +95,13 @@ def test_a_row_in_the_table_is_all_it_takes(fake_kernels: Callable[..., None]) -
     assert F.exp(leaf()).numpy().max() < 100  # an operation without a kernel runs plain
 
 
-def test_several_outputs_and_residuals_find_their_names(fake_kernels: Callable[..., None]) -> None:
+def test_several_outputs_and_residuals_are_assigned_to_their_names(fake_kernels: Callable[..., None]) -> None:
     fake_kernels(KernelSpec("add_layer_norm", "numba", "fake_norm", FLOAT64, ("rstd",), ("sum", "rstd")))
     x, one = leaf(), Tensor(np.ones(3))
     total, y = F.add_layer_norm(x, x, one, one, eps=0.5)
     np.testing.assert_array_equal(total.numpy(), 2 * x.numpy())
     np.testing.assert_array_equal(y.numpy(), 100)
-    np.testing.assert_array_equal(tv.grad(y.sum(), x, retain_graph=True)[0].numpy(), 2 * KERNEL)  # used twice
+    np.testing.assert_array_equal(tv.grad(y.sum(), x, retain_graph=True)[0].numpy(), 2 * KERNEL)  # x is used twice
     np.testing.assert_array_equal(tv.grad(total.sum(), x)[0].numpy(), -2 * KERNEL)
 
 
@@ -124,17 +124,17 @@ def test_create_graph_runs_the_plain_rule(fake_kernels: Callable[..., None]) -> 
     assert (gradient.numpy() != KERNEL).all()
 
 
-def test_automatic_choice_takes_the_first_row_that_can_serve(fake_kernels: Callable[..., None]) -> None:
+def test_the_automatic_choice_is_the_first_row_that_can_serve(fake_kernels: Callable[..., None]) -> None:
     busy = row("cupy", module="not_to_be_imported", refuses=lambda inputs, params: "busy")
     fake_kernels(busy, row())
     assert served(leaf()) == "kernel"
     fake_kernels(busy)
     assert served(leaf()) == "plain"
     fake_kernels(row())
-    assert served(leaf(np.float32)) == "plain"  # a dtype it does not compute in
+    assert served(leaf(np.float32)) == "plain"  # the kernel does not compute in this dtype
 
 
-def test_automatic_choice_leaves_a_kernel_that_is_slower_here(fake_kernels: Callable[..., None]) -> None:
+def test_the_automatic_choice_skips_a_kernel_that_is_slower_here(fake_kernels: Callable[..., None]) -> None:
     fake_kernels(row(is_slower=lambda: "BLAS is faster"), row(is_slower=lambda: None, versions=2))
     x = tv.tensor(np.zeros(2))
     with tv.use_kernels("auto"):
@@ -146,7 +146,9 @@ def test_automatic_choice_leaves_a_kernel_that_is_slower_here(fake_kernels: Call
         assert F.softmax(x).data[0] == 100.5
 
 
-def test_what_a_kernel_refuses_it_sees_by_name(fake_kernels: Callable[..., None]) -> None:
+def test_a_kernel_that_may_refuse_is_given_inputs_and_parameters_by_name(
+    fake_kernels: Callable[..., None],
+) -> None:
     seen: list[tuple[Arrays, Arrays]] = []
     fake_kernels(row(refuses=lambda inputs, params: seen.append((dict(inputs), dict(params)))))
     x = leaf()
@@ -162,7 +164,7 @@ def test_an_explicit_request_that_cannot_be_met_raises_with_the_reason(fake_kern
             F.softmax(leaf())
         with pytest.raises(RuntimeError, match=r"the inputs are float32, and numba computes in float64"):
             F.softmax(leaf(np.float32))
-        assert F.exp(leaf()).shape == (1, 3)  # no kernel of that technology: plain
+        assert F.exp(leaf()).shape == (1, 3)  # exp has no Numba kernel, so the plain rule runs
     with tv.use_kernels("numba-cuda"):
         assert served(leaf()) == "plain"
 
@@ -180,7 +182,7 @@ def test_a_choice_may_name_a_version(fake_kernels: Callable[..., None], name: st
     with tv.use_kernels(name):
         y = F.softmax(x)
     assert y.numpy().max() // 100 == version
-    np.testing.assert_array_equal(tv.grad(y.sum(), x)[0].numpy(), KERNEL)  # by the version of forward
+    np.testing.assert_array_equal(tv.grad(y.sum(), x)[0].numpy(), KERNEL)  # the version that computed the forward pass
 
 
 def test_numpy_is_the_plain_rule(fake_kernels: Callable[..., None]) -> None:
@@ -189,7 +191,7 @@ def test_numpy_is_the_plain_rule(fake_kernels: Callable[..., None]) -> None:
         assert served(leaf()) == "plain"
 
 
-def test_use_kernels_as_a_call_and_as_a_block(fake_kernels: Callable[..., None]) -> None:
+def test_use_kernels_works_as_a_call_and_as_a_context_manager(fake_kernels: Callable[..., None]) -> None:
     fake_kernels(row())
     assert dispatch.current_choice() == "auto"
     tv.use_kernels("numpy")
@@ -206,7 +208,7 @@ def test_use_kernels_as_a_call_and_as_a_block(fake_kernels: Callable[..., None])
 @pytest.mark.parametrize(
     "name", ["cuda", "numba:", "numba:v", "numba:vx", "numba:v-1", "numba:v0", "numpy:v1", "auto:v1", None, 1]
 )
-def test_an_unknown_name_is_refused_with_the_known_ones(name: Any) -> None:
+def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(name: Any) -> None:
     with pytest.raises(ValueError, match=rf"name is {name!r}; it must be one of auto, numpy, numba, cupy, numba-cuda"):
         tv.use_kernels(name)
     assert dispatch.current_choice() == "auto"
@@ -218,8 +220,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: Any) -> None:
         row(versions=0)
 
 
-def test_what_a_kernel_keeps_is_guarded_against_changes_in_place(fake_kernels: Callable[..., None]) -> None:
-    fake_kernels(row())  # keeps x, which the plain rule does not save
+def test_changing_an_array_that_a_kernel_keeps_is_noticed(fake_kernels: Callable[..., None]) -> None:
+    fake_kernels(row())  # the kernel keeps x, which the plain rule does not save
     x = leaf()
     y = x * 1.0
     loss = F.softmax(y).sum()
@@ -229,7 +231,7 @@ def test_what_a_kernel_keeps_is_guarded_against_changes_in_place(fake_kernels: C
         loss.backward()
 
 
-def test_what_a_kernel_keeps_is_freed_with_the_rest(fake_kernels: Callable[..., None]) -> None:
+def test_the_arrays_that_a_kernel_keeps_are_freed_by_backward(fake_kernels: Callable[..., None]) -> None:
     fake_kernels(row())
     x = leaf()
     loss = F.softmax(x).sum()

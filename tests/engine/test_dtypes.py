@@ -1,4 +1,4 @@
-"""Dtypes: what a tensor takes over, what never promotes, what is never mixed."""
+"""Dtypes: which one a tensor gets, scalars that never promote, and dtypes that are never mixed."""
 
 import operator
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
@@ -42,7 +42,7 @@ def test_arrays_and_tensors_are_copied() -> None:
 
 
 @pytest.mark.parametrize("data", ["text", ["a"], [1j], np.array([None]), np.array(["2020"], "datetime64")])
-def test_what_is_not_a_number_is_refused(data: Any) -> None:
+def test_data_other_than_numbers_are_refused(data: Any) -> None:
     with pytest.raises(TypeError, match="dtype"):
         tv.tensor(data)
 
@@ -69,7 +69,7 @@ def test_scalars_never_promote(dtype: Any, scalar: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("other", [np.array([1, 2]), np.array([True, True]), np.array(2)])
-def test_integers_take_the_floating_dtype_they_meet(dtype: Any, other: np.ndarray) -> None:
+def test_integers_take_the_floating_dtype_of_the_other_operand(dtype: Any, other: np.ndarray) -> None:
     x = tv.tensor(np.ones(2, dtype), requires_grad=True)
     for function in BINARY:
         for y in (function(x, other), function(x, tv.tensor(other)), function(tv.tensor(other), x)):
@@ -149,7 +149,7 @@ def test_arrays_on_the_left_leave_the_operation_to_the_tensor() -> None:
     assert isinstance(array > x, Tensor)
 
 
-def test_what_is_neither_array_nor_number_is_refused_by_name() -> None:
+def test_arguments_that_are_neither_arrays_nor_numbers_are_refused_by_name() -> None:
     x = tv.tensor([1.0])
     with pytest.raises(TypeError, match="add: y is a list; give a Tensor, an array or a number"):
         F.add(x, [1.0])
@@ -184,7 +184,7 @@ def test_devices_are_named_in_errors() -> None:
     assert tv.tensor(1.0).device == "cpu"
 
 
-def test_leaving_for_numpy() -> None:
+def test_conversion_to_numpy_and_to_python_numbers() -> None:
     x = tv.tensor([[1.0, 2.0]], requires_grad=True)
     assert isinstance(x.numpy(), np.ndarray)
     assert np.asarray(x) is x.data
@@ -196,7 +196,7 @@ def test_leaving_for_numpy() -> None:
         len(tv.tensor(1.0))
 
 
-def test_a_tensor_shows_its_values_and_where_it_comes_from() -> None:
+def test_repr_shows_values_and_the_operation_that_computed_them() -> None:
     x = tv.tensor([1.0, 2.5], requires_grad=True)
     assert repr(x) == "tensor([1. , 2.5], requires_grad=True)"
     assert repr(x * 2) == "tensor([2., 5.], op=multiply)"

@@ -1,4 +1,4 @@
-"""`tv.gradcheck`: it passes what is right, and says where what is wrong is wrong."""
+"""`tv.gradcheck` accepts correct gradients, and reports where a wrong one is wrong."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,12 @@ import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 
 @pytest.fixture
 def new_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operations defined in a test do not stay in the table of all operations."""
+    """Remove operations that a test defines from the table of all operations."""
     monkeypatch.setattr(Op, "registry", dict(Op.registry))
 
 
@@ -22,7 +22,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def broken(backward: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
-    """y = sin x with the given gradient rule."""
+    """The operation y = sin x with the given gradient rule."""
 
     class Sine(Op):
         saves = ("x",)
@@ -59,7 +59,7 @@ def test_a_wrong_gradient_is_reported_with_its_place_and_both_values(factor: flo
 def test_only_order_two_notices_a_saved_intermediate_that_counts_as_constant() -> None:
     def backward(ctx: Any, xp: Any, dy: Any) -> Any:
         (x,) = ctx.saved
-        return dy * np.cos(x.data if isinstance(x, Tensor) else x)  # right, but cos x does not lead to x
+        return dy * np.cos(x.data if isinstance(x, Tensor) else x)  # the right value, but cos x is not connected to x
 
     tv.gradcheck(broken(backward), normal(3))
     with pytest.raises(tv.GradcheckError, match="second-order gradient"):
@@ -67,7 +67,7 @@ def test_only_order_two_notices_a_saved_intermediate_that_counts_as_constant() -
 
 
 @pytest.mark.usefixtures("new_operations")
-def test_order_two_notices_a_gradient_that_leads_nowhere() -> None:
+def test_order_two_notices_a_detached_gradient() -> None:
     def backward(ctx: Any, xp: Any, dy: Any) -> Any:
         (x,) = ctx.saved
         dy, x = (a.detach().numpy() if isinstance(a, Tensor) else a for a in (dy, x))
@@ -89,10 +89,10 @@ def test_every_input_is_checked() -> None:
     x, y = normal(3), normal(3, seed=1)
     with pytest.raises(tv.GradcheckError, match=r"inputs\[1\]"):
         tv.gradcheck(lambda a, b: a * 2 + b.detach() * b.detach(), [x, y])
-    assert tv.gradcheck(lambda a, b: a * b, [x, y.detach()])  # an input that requires none stays as it is
+    assert tv.gradcheck(lambda a, b: a * b, [x, y.detach()])  # an input that requires no gradient is not varied
 
 
-def test_nothing_is_left_behind() -> None:
+def test_inputs_are_left_unchanged() -> None:
     x = normal(3)
     before = x.numpy().copy()
     tv.gradcheck(F.exp, x, order=2)
@@ -100,16 +100,16 @@ def test_nothing_is_left_behind() -> None:
     np.testing.assert_array_equal(x.numpy(), before)
 
 
-def test_tolerances_and_step_are_the_callers() -> None:
+def test_the_caller_chooses_tolerances_and_step() -> None:
     crooked = lambda x: x * 2 + x.detach() * 1e-4  # noqa: E731  (off by 1e-4)
     assert tv.gradcheck(crooked, normal(3))
     with pytest.raises(tv.GradcheckError):
         tv.gradcheck(crooked, normal(3), rtol=1e-6, atol=1e-9)
-    with pytest.raises(tv.GradcheckError):  # a step of 1 is no derivative
+    with pytest.raises(tv.GradcheckError):  # a difference over a step of 1 is far from the derivative
         tv.gradcheck(F.exp, normal(3), eps=1.0)
 
 
-def test_what_it_refuses() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="no input has requires_grad=True"):
         tv.gradcheck(F.exp, [normal(3).detach()])
     with pytest.raises(TypeError, match=r"inputs\[1\] is float32; .*float64"):

@@ -1,4 +1,4 @@
-"""Hooks: when they are called, what they see, what they may return; and gradients that inner tensors keep."""
+"""Hooks: when they are called, what they receive and may return; and `retain_grad` for tensors that are not leaves."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tinyvit as tv
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_hooks_run_in_order_and_may_replace_the_gradient(kind: str) -> None:
     remove = y.register_hook(lambda g: g * 1000)
     y.register_hook(lambda g: seen.append(("last", g.numpy().tolist())))
     remove()
-    remove()  # nothing left to remove
+    remove()  # removing it a second time does nothing
     (y * 3).sum().backward()
     assert seen == [("first", [3, 3]), ("last", [30, 30])]
     equal(x.grad, [30, 30])
@@ -59,7 +59,7 @@ def test_a_hook_sees_the_complete_gradient_once() -> None:
     assert calls == [7]
 
 
-def test_grad_returns_what_the_hooks_made_of_it() -> None:
+def test_grad_returns_gradients_as_the_hooks_replaced_them() -> None:
     x = leaf(1.0)
     y = x * 2
     x.register_hook(lambda g: g * 10)
@@ -69,7 +69,7 @@ def test_grad_returns_what_the_hooks_made_of_it() -> None:
     equal(dx, [80])
 
 
-def test_grad_calls_no_hook_off_its_way() -> None:
+def test_grad_calls_no_hook_of_tensors_that_the_inputs_do_not_depend_on() -> None:
     a, b = leaf(1.0), leaf(2.0)
     inner = a * 1.0
     for tensor in (a, inner):
@@ -79,7 +79,7 @@ def test_grad_calls_no_hook_off_its_way() -> None:
 
 
 @pytest.mark.parametrize("kind", ["leaf", "inner"])
-def test_a_gradient_that_a_hook_kept_or_gave_stays_as_it_was(kind: str) -> None:
+def test_gradients_that_hooks_kept_or_returned_are_never_modified(kind: str) -> None:
     x, fixed = leaf(1.0, 2.0), leaf(7.0, 7.0).detach()
     y = x if kind == "leaf" else x * 1.0
     kept: list[Tensor] = []
@@ -113,7 +113,7 @@ def test_retain_grad_keeps_the_gradient_of_an_inner_tensor() -> None:
     x = leaf(1.0, 2.0)
     y, z = x * 2, x * 3
     y.retain_grad()
-    x.retain_grad()  # a leaf keeps it anyway
+    x.retain_grad()  # a leaf keeps its gradient anyway
     (y * z).sum().backward()
     equal(y.grad, z.numpy())
     assert z.grad is None

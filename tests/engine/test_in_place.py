@@ -1,4 +1,4 @@
-"""Changes in place: right on the tape, or noticed before a gradient comes out wrong."""
+"""Changes in place: they are recorded correctly, or refused before a gradient can be wrong."""
 
 import operator
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,7 +39,7 @@ OUT_OF_PLACE: dict[str, Callable[[Tensor, Any], Tensor]] = {
 every_change = pytest.mark.parametrize("change", CHANGES)
 
 
-# On the tape: as if it had been written out of place ----------------------------------------------------------------
+# Recorded: as if the operation had been written out of place ----------------------------------------------------------
 
 
 @every_change
@@ -76,7 +76,7 @@ def test_any_sequence_of_changes_equals_the_same_out_of_place(steps: list[tuple[
         y = x * 1.0
         for change, name in steps:
             other = {"x": x, "y": y + 3, "2": 2.0}[name]
-            with np.errstate(all="ignore"):  # whatever comes out, both ways agree on it
+            with np.errstate(all="ignore"):  # overflow is allowed: both ways must give the same result
                 y = way[change](y, other if change != "[]=" or name == "2" else other[1:])
         with np.errstate(all="ignore"):
             gradients.append(tv.grad(y.sum(), x)[0].numpy())
@@ -99,15 +99,15 @@ def test_setting_items_with_every_kind_of_index() -> None:
         np.testing.assert_array_equal(found, expected)
 
 
-def test_what_was_computed_before_the_change_keeps_its_gradient() -> None:
+def test_results_from_before_a_change_keep_their_gradient() -> None:
     x = normal(3)
     y = x * 2
-    before = y + 1  # needs no value of y
+    before = y + 1  # its gradient does not depend on the value of y
     y *= 3
     np.testing.assert_array_equal(tv.grad((before + y).sum(), x)[0].numpy(), [8, 8, 8])
 
 
-# Off the tape ---------------------------------------------------------------------------------------------------------
+# Not recorded ---------------------------------------------------------------------------------------------------------
 
 
 @every_change
@@ -153,7 +153,7 @@ def test_neither_shape_nor_dtype_can_change(dtype: str) -> None:
 
 
 def saved_by(kind: str) -> tuple[Tensor, Tensor]:
-    """A tensor that a gradient needs, and the loss it is needed for."""
+    """A tensor whose value the gradient of a loss needs, and that loss."""
     x = normal(3)
     y = x if kind == "leaf" else x * 2
     return y, (y * y.detach().exp()).sum() + (y * y).sum()
@@ -162,7 +162,7 @@ def saved_by(kind: str) -> tuple[Tensor, Tensor]:
 @every_change
 @pytest.mark.parametrize("kind", ["leaf", "inner"])
 @pytest.mark.parametrize("through", ["itself", "detached", "view", "view of detached", "transposed"])
-def test_a_change_of_what_backward_needs_is_noticed(change: str, kind: str, through: str) -> None:
+def test_a_change_of_a_tensor_that_backward_needs_is_noticed(change: str, kind: str, through: str) -> None:
     y, loss = saved_by(kind)
     with tv.no_grad():
         target = {
@@ -175,7 +175,7 @@ def test_a_change_of_what_backward_needs_is_noticed(change: str, kind: str, thro
 
 
 @every_change
-def test_a_change_of_what_backward_needs_is_noticed_on_the_tape_too(change: str) -> None:
+def test_a_recorded_change_of_a_tensor_that_backward_needs_is_noticed(change: str) -> None:
     y, loss = saved_by("inner")
     CHANGES[change](y, 2.0)
     with pytest.raises(RuntimeError, match="modified in place"):
@@ -198,7 +198,7 @@ def test_a_change_between_two_backwards_is_noticed() -> None:
         loss.backward()
 
 
-def test_create_graph_notices_too() -> None:
+def test_create_graph_notices_changes_too() -> None:
     x = normal(3)
     y = x * 2
     (gradient,) = tv.grad((y * y * y).sum(), x, create_graph=True)
@@ -248,12 +248,12 @@ def test_a_change_through_any_kind_of_view_is_noticed(view: Callable[[Tensor], T
         loss.backward()
 
 
-# Refused: memory shared with another tensor on the tape -------------------------------------------------------------
+# Refused: memory shared with another recorded tensor ------------------------------------------------------------------
 
 
 @every_change
 @pytest.mark.parametrize("which", ["view", "base"])
-def test_views_on_the_tape_are_not_changed_in_place(change: str, which: str) -> None:
+def test_recorded_views_and_their_bases_cannot_be_changed_in_place(change: str, which: str) -> None:
     y = normal(3, 2) * 2
     view = y[0:2]
     before = y.numpy().copy()
@@ -266,10 +266,10 @@ def test_a_tracked_value_is_not_written_into_a_view_of_an_untracked_tensor() -> 
     base, w = tv.tensor(np.zeros((2, 3))), normal(3)
     row = base[0]
     with pytest.raises(RuntimeError, match="shares its memory"):
-        row += w  # base would hold values of w without leading to it
+        row += w  # base would hold values of w, but no gradient would reach w
 
 
-def test_a_view_that_is_gone_stands_in_nobodys_way() -> None:
+def test_a_deleted_view_does_not_prevent_changes() -> None:
     w = tv.tensor(np.arange(1.0, 5.0), requires_grad=True)
     y = w * 2
     y[0:2] = y[2:4] * 3

@@ -1,4 +1,4 @@
-"""What the tape holds and when it lets go: arrays are freed on the way back, nothing waits for the cyclic collector."""
+"""What the tape keeps alive: backward frees saved arrays as it goes, and there are no reference cycles."""
 
 import gc
 import weakref
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tinyvit as tv
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_saved_arrays_are_freed_as_backward_goes() -> None:
     assert loss.requires_grad
 
 
-def test_a_tensor_that_outlives_its_backward_keeps_nothing_else() -> None:
+def test_a_tensor_that_outlives_its_backward_keeps_no_other_array_alive() -> None:
     x = normal(3)
     y, factor = x.exp(), normal(3)
     z = y * factor
@@ -68,7 +68,7 @@ def test_retain_graph_frees_nothing_until_the_graph_goes() -> None:
 def test_only_what_backward_needs_is_saved() -> None:
     x = normal(3)
     y = x * 2.0
-    z = y + 1.0  # the gradient of a sum needs neither side
+    z = y + 1.0  # the gradient of a sum needs neither of its terms
     array = weakref.ref(y.data)
     del y
     assert array() is None
@@ -108,7 +108,7 @@ def test_no_operation_makes_a_reference_cycle(op: type[Op], sample: Any, create_
 
 
 def forget(loss: Tensor, x: Tensor) -> None:
-    """Go without a backward."""
+    """Drop the graph without a backward pass."""
 
 
 def backward(loss: Tensor, x: Tensor) -> None:
@@ -122,7 +122,7 @@ def backward_twice(loss: Tensor, x: Tensor) -> None:
 
 def backward_with_graph(loss: Tensor, x: Tensor) -> None:
     loss.backward(create_graph=True)
-    x.grad = None  # which leads to x, as x leads to it
+    x.grad = None  # the gradient refers to x, and x to the gradient
 
 
 def hessian_vector_product(loss: Tensor, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Random streams: Philox4x32-10 to the bit, dropout's statistics, and streams that go on where they stopped."""
+"""Random streams: Philox4x32-10 bit by bit, the statistics of dropout, and streams that can be saved and restored."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from oracles import dropout_mask, philox
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.backend import default_generator
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 from tinyvit.functional.random import philox4x32
 
 
@@ -40,7 +40,7 @@ word = st.integers(0, 2**32 - 1)
 
 
 @given(st.lists(st.tuples(word, word, word, word), min_size=1, max_size=5), st.tuples(word, word))
-def test_philox_of_many_counters_is_philox_of_each(counters: list[tuple[int, ...]], key: tuple[int, int]) -> None:
+def test_philox_of_many_counters_equals_philox_of_each(counters: list[tuple[int, ...]], key: tuple[int, int]) -> None:
     found = philox4x32(np.array(counters, np.uint32).T, key)
     assert found.dtype == np.uint32
     assert found.T.tolist() == [philox(c, key) for c in counters]
@@ -51,11 +51,11 @@ def test_philox_of_many_counters_is_philox_of_each(counters: list[tuple[int, ...
 
 @pytest.mark.parametrize(("seed", "offset"), [(0, 0), (7, 2), (2**40 + 5, 2**33 + 1), (2**63 - 1, 2**64 - 1)])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
-def test_the_mask_follows_from_seed_offset_and_place_alone(seed: int, offset: int, p: float) -> None:
+def test_the_mask_depends_on_seed_offset_and_position_only(seed: int, offset: int, p: float) -> None:
     mask = F.dropout_mask((3, 7), p, seed, offset, np.float64)
     np.testing.assert_allclose(mask.numpy(), dropout_mask((3, 7), p, seed, offset), rtol=1e-15)
     longer = F.dropout_mask((50,), p, seed, offset, np.float32).numpy()
-    np.testing.assert_array_equal(longer[:21] != 0, mask.numpy().ravel() != 0)  # dtype and length play no part
+    np.testing.assert_array_equal(longer[:21] != 0, mask.numpy().ravel() != 0)  # neither dtype nor length matters
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -79,7 +79,7 @@ def test_each_draw_is_independent_of_the_others() -> None:
 def test_dropout_in_backward_is_the_dropout_of_forward() -> None:
     x = Tensor(np.ones((40, 5)), requires_grad=True)
     y = F.dropout(x, 0.3, generator=tv.Generator(4))
-    F.dropout(x, 0.3)  # another draw in between
+    F.dropout(x, 0.3)  # another draw between forward and backward
     np.testing.assert_array_equal(tv.grad(y.sum(), x)[0].numpy(), y.numpy())
 
 
@@ -95,7 +95,7 @@ def test_dropout_at_its_limits_and_in_evaluation() -> None:
 # Generators -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_generator_goes_on_where_its_state_was_taken() -> None:
+def test_a_restored_generator_continues_its_stream() -> None:
     stream = tv.Generator(11)
     F.dropout(np.ones(5), generator=stream)
     state = stream.state_dict()

@@ -1,4 +1,4 @@
-"""Shapes drawn by hypothesis: broadcasting, axes, indices, einsum; NumPy and finite differences judge."""
+"""Broadcasting, axes, indices and einsum on shapes drawn by hypothesis, against NumPy and finite differences."""
 
 import string
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 Shape = tuple[int, ...]
 
@@ -28,7 +28,7 @@ def plain() -> Iterator[None]:
 
 
 def drawn(shape: Shape, seed: int = 0) -> Tensor:
-    """Normal values, no two of them (nor their negatives) nearly equal, so that finite differences meet no kink."""
+    """Values of both signs with distinct magnitudes, so that finite differences stay away from kinks."""
     rng = np.random.default_rng([seed, *shape])
     size = int(np.prod(shape))
     x = rng.permutation(np.linspace(0.3, 2.0, size) + 0.01 * seed) * rng.choice([-1, 1], size)
@@ -36,7 +36,7 @@ def drawn(shape: Shape, seed: int = 0) -> Tensor:
 
 
 def agrees(function: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor, **params: Any) -> None:
-    """`function` has NumPy's value, dtype and shape, and the gradient of finite differences."""
+    """Assert that `function` gives NumPy's value, dtype and shape, and that finite differences confirm its gradient."""
     found, expected = function(*inputs, **params), reference(*(x.numpy() for x in inputs), **params)
     found, expected = (list(y) if isinstance(y, (tuple, list)) else [y] for y in (found, expected))
     for y, e in zip(found, expected, strict=True):
@@ -114,7 +114,7 @@ def einsum_calls(draw: st.DrawFn) -> tuple[str, list[Shape]]:
 
 @settings(max_examples=100)
 @given(einsum_calls())
-def test_einsum_is_numpys(call: tuple[str, list[Shape]]) -> None:
+def test_einsum_agrees_with_numpy(call: tuple[str, list[Shape]]) -> None:
     spec, operands = call
     inputs = [drawn(shape, i) for i, shape in enumerate(operands)]
     agrees(lambda *xs: F.einsum(spec, *xs), lambda *xs: np.einsum(spec, *xs), *inputs)
@@ -144,7 +144,7 @@ def test_reductions_over_any_axes(data: st.DataObject, shape: Shape, keepdims: b
 
 @examples
 @given(st.data(), axes_shapes)
-def test_along_one_axis(data: st.DataObject, shape: Shape) -> None:
+def test_operations_along_one_axis_agree_with_numpy(data: st.DataObject, shape: Shape) -> None:
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
     x = drawn(shape)
     agrees(F.cumsum, np.cumsum, x, axis=axis)
@@ -162,13 +162,13 @@ def test_along_one_axis(data: st.DataObject, shape: Shape) -> None:
     agrees(F.flip, np.flip, x, axis=data.draw(axes_of(shape)))
 
 
-def test_cumsum_without_an_axis_is_of_the_flattened_tensor() -> None:
+def test_cumsum_without_an_axis_flattens_its_input() -> None:
     agrees(F.cumsum, np.cumsum, drawn((2, 3)))
 
 
 @examples
 @given(st.data(), shapes)
-def test_elements_move_as_in_numpy(data: st.DataObject, shape: Shape) -> None:
+def test_rearranging_elements_agrees_with_numpy(data: st.DataObject, shape: Shape) -> None:
     x = drawn(shape)
     order = data.draw(st.permutations(range(len(shape))))
     negative = [a - len(shape) if data.draw(st.booleans()) else a for a in order]
@@ -187,14 +187,14 @@ def test_elements_move_as_in_numpy(data: st.DataObject, shape: Shape) -> None:
 
 @examples
 @given(st.data(), axes_shapes)
-def test_slices_integers_and_new_axes(data: st.DataObject, shape: Shape) -> None:
+def test_indexing_by_slices_integers_and_new_axes(data: st.DataObject, shape: Shape) -> None:
     key = data.draw(hnp.basic_indices(shape, allow_newaxis=True, allow_ellipsis=True))
     agrees(lambda a: a[key], lambda a: a[key], drawn(shape))
 
 
 @examples
 @given(st.data(), axes_shapes)
-def test_integer_arrays_add_up_where_they_repeat(data: st.DataObject, shape: Shape) -> None:
+def test_gradients_add_up_where_integer_indices_repeat(data: st.DataObject, shape: Shape) -> None:
     key = data.draw(hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(max_dims=2, max_side=4)))
     x = drawn(shape)
     agrees(lambda a: a[key], lambda a: a[key], x)
@@ -208,7 +208,7 @@ def test_integer_arrays_add_up_where_they_repeat(data: st.DataObject, shape: Sha
 
 @examples
 @given(st.data(), axes_shapes)
-def test_masks(data: st.DataObject, shape: Shape) -> None:
+def test_indexing_by_masks(data: st.DataObject, shape: Shape) -> None:
     mask = data.draw(hnp.arrays(np.bool_, shape[: data.draw(st.integers(1, len(shape)))]))
     agrees(lambda a: a[mask], lambda a: a[mask], drawn(shape))
     agrees(lambda a: a[tv.tensor(mask)], lambda a: a[mask], drawn(shape))
@@ -216,7 +216,7 @@ def test_masks(data: st.DataObject, shape: Shape) -> None:
 
 @examples
 @given(st.data(), axes_shapes)
-def test_arrays_and_slices_mixed(data: st.DataObject, shape: Shape) -> None:
+def test_indexing_by_arrays_and_slices_together(data: st.DataObject, shape: Shape) -> None:
     assume(len(shape) >= 2)
     rows = data.draw(st.lists(st.integers(-shape[0], shape[0] - 1), min_size=1, max_size=4))
     for key in [(rows, slice(None, None, -1)), (..., [0, 0, -1]), (rows, None, 0)]:

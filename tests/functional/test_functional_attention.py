@@ -1,4 +1,4 @@
-"""What `scaled_dot_product_attention` promises: masks, causality, rows that see nothing, scale, dropout."""
+"""What `scaled_dot_product_attention` promises about masks, causality, fully masked rows, scale and dropout."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from oracles import ORACLES
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 INF = np.inf
 
@@ -64,7 +64,7 @@ def test_a_floating_mask_has_a_gradient_in_its_own_shape() -> None:
     tv.gradcheck(attend, [q, k, v, bias])
 
 
-def test_the_scale_is_that_of_the_keys_by_default() -> None:
+def test_the_default_scale_follows_from_the_head_size_of_the_keys() -> None:
     q, k, v = *HEADS[:2], normal(2, 2, 5, 9)
     expected = ORACLES["attention"](*arrays(q, k, v), scale=4**-0.5)
     np.testing.assert_allclose(attend(q, k, v).numpy(), expected, rtol=1e-12, atol=1e-14)

@@ -1,4 +1,4 @@
-"""What the documents show works: every Python example runs, every command parses."""
+"""The documents are right: every Python example in them runs, and every command parses."""
 
 import re
 import shlex
@@ -8,14 +8,14 @@ import click
 import pytest
 
 from tinyvit.cli import commands
-from tinyvit.run.recipe import load_recipe, recipe_names
+from tinyvit.recipe import load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "kernels/README.md"])
 def test_python_examples_run(name: str) -> None:
-    """One page is one program: later examples use what earlier ones made."""
+    """The examples of a page are one program: later ones use the names of earlier ones."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
     assert blocks
     scope: dict[str, object] = {"__name__": "__main__"}
@@ -24,7 +24,7 @@ def test_python_examples_run(name: str) -> None:
 
 
 def commands_shown() -> list[str]:
-    """The `tinyvit` commands of the README, without their comments, and those that the recipes state."""
+    """The `tinyvit` commands in the README, without their comments, and those that recipes state."""
     lines = re.findall(r"^    (?:.*&& )?(tinyvit .*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     shown = [re.sub(r"\s+#.*", "", line) for line in lines]
     return [*shown, *(load_recipe(name).about.command for name in recipe_names())]
@@ -32,7 +32,7 @@ def commands_shown() -> list[str]:
 
 @pytest.mark.parametrize("line", sorted(set(commands_shown())))
 def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyvit.backend.set_default_device", lambda name: None)  # there need be no GPU
+    monkeypatch.setattr("tinyvit.backend.set_default_device", lambda name: None)  # this machine may have no GPU
     _, *words = shlex.split(line)
     command, parent = commands, click.Context(commands, info_name="tinyvit", **commands.context_settings)
     while isinstance(command, click.Group):
@@ -45,3 +45,17 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_readme_shows_every_command() -> None:
     shown = " ".join(commands_shown())
     assert all(f"tinyvit {name}" in shown for name in commands.commands)
+
+
+def test_the_rooms_that_contributing_lists_exist() -> None:
+    table = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
+    rooms = [room for cell in table for room in re.findall(r"`(.*?)`", cell)]
+    assert len(rooms) > 10
+    assert not [room for room in rooms if not (ROOT / room).exists()]
+
+
+def test_contributing_lists_every_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    packages = [path.parent for path in (ROOT / "tinyvit").glob("*/__init__.py")]
+    assert packages
+    assert not [path.name for path in packages if f"`tinyvit/{path.name}/`" not in text]

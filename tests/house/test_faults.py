@@ -1,4 +1,4 @@
-"""The tables of planted faults belong to the sources as they are."""
+"""The tables of planted faults match the current sources."""
 
 from pathlib import Path
 

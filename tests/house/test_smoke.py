@@ -1,4 +1,4 @@
-"""The whole way of a user, in processes of its own: train, evaluate, predict."""
+"""A user's whole way, each command in a process of its own: train, evaluate, predict."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from PIL import Image
 from tiny_run import ENVIRONMENT, command, metrics_of, settings
 
 from tinyvit.data import load_dataset
-from tinyvit.run.recipe import load_recipe
+from tinyvit.recipe import load_recipe
 
 LEARNS_FAST = (
     *("epochs=2", "batch_size=32", "lr=1e-2", "warmup_epochs=0", "ema=0", "rotate=0", "scale=0"),
@@ -29,7 +29,7 @@ def test_train_then_evaluate_then_predict(tmp_path):
     }
     with Image.open(run / "curves.png") as picture:
         assert min(picture.size) > 300
-        assert np.asarray(picture.convert("L")).std() > 10  # there is something on it
+        assert np.asarray(picture.convert("L")).std() > 10  # it is not blank
 
     status, out, err = command("evaluate", run, env=ENVIRONMENT)
     assert (status, err) == (0, "")

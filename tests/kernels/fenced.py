@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from test_kernels import DTYPES, drawn_trial
 
-from tinyvit.engine.autograd import Op
+from tinyvit.engine import Op
 
 PAGE = mmap.PAGESIZE
 NO_ACCESS = 0  # PROT_NONE of sys/mman.h

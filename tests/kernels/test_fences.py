@@ -20,6 +20,7 @@ def test_the_fence_stops_what_touches_it() -> None:
     assert run_fenced("beyond").returncode == -signal.SIGSEGV
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_no_kernel_touches_what_lies_beside_its_arrays(side: str) -> None:
     run = run_fenced(side)

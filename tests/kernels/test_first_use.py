@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tinyvit.kernels.cpu import compiler, two_processes
+from tinyvit.kernels import cache
+from tinyvit.kernels.cpu import claims
 
 CODE = """
 import sys
@@ -57,18 +58,18 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path, unusa
     folder = unusable(tmp_path / "cache")  # type: ignore[operator]
     assert first_use(folder) == LINES
     assert first_use(folder) == LINES or folder.is_dir()  # root may write everywhere
-    assert not list(Path(compiler.__file__).parent.rglob("*.nbi"))
+    assert not list(Path(cache.__file__).parent.rglob("*.nbi"))
 
 
 def test_the_cache_is_found_by_what_the_sources_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    here = compiler.cache_folder.__wrapped__()
+    here = cache.cache_folder.__wrapped__()
     assert here.parent == tmp_path
     monkeypatch.setattr(Path, "read_bytes", lambda self: b"edited")
-    assert compiler.cache_folder.__wrapped__() != here
+    assert cache.cache_folder.__wrapped__() != here
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert compiler.cache_folder.__wrapped__().parent == tmp_path / "xdg" / "tinyvit" / "kernels"
+    assert cache.cache_folder.__wrapped__().parent == tmp_path / "xdg" / "tinyvit" / "kernels"
 
 
 @pytest.mark.parametrize("length", [0, 100])
@@ -118,17 +119,17 @@ def test_a_first_step_compiles_the_kernels_that_it_needs_in_one_form_each_and_no
 def test_of_two_processes_the_second_leaves_out_what_the_first_has_begun(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert two_processes.begin("a")  # alone
-    assert two_processes.begin("a")
-    monkeypatch.setattr(two_processes, "_marks", None)
-    two_processes.help_with(tmp_path)
-    assert two_processes.begin("a")
-    assert not two_processes.begin("a")
-    assert two_processes.begin("b")
-    with pytest.raises(two_processes.Taken):
-        two_processes.wait_for("a")
-    two_processes.end("a")
-    assert two_processes.begin("a")
+    assert claims.claim("a")  # alone
+    assert claims.claim("a")
+    monkeypatch.setattr(claims, "_folder", None)
+    claims.join(tmp_path)
+    assert claims.claim("a")
+    assert not claims.claim("a")
+    assert claims.claim("b")
+    with pytest.raises(claims.Claimed):
+        claims.wait_for("a")
+    claims.release("a")
+    assert claims.claim("a")
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -143,14 +144,14 @@ def test_of_two_processes_the_first_waits_for_the_second(
         def poll(self) -> int | None:
             self.looks += 1
             if self.looks == 3 and not ends:
-                two_processes.end("a")
+                claims.release("a")
             return 0 if self.looks == 3 and ends else None
 
     second = Second()
-    monkeypatch.setattr(two_processes, "_marks", tmp_path)
-    monkeypatch.setattr(two_processes, "_helper", second)
-    two_processes.begin("a")
-    two_processes.wait_for("a")
+    monkeypatch.setattr(claims, "_folder", tmp_path)
+    monkeypatch.setattr(claims, "_helper", second)
+    claims.claim("a")
+    claims.wait_for("a")
     assert second.looks == 3
-    assert two_processes.begin("a") is not ends
-    two_processes.wait_for("b")
+    assert claims.claim("a") is not ends
+    claims.wait_for("b")

@@ -8,7 +8,7 @@ import numpy as np
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 
 def model_and_data() -> tuple[tv.models.ViT, Tensor, np.ndarray]:

@@ -11,7 +11,7 @@ from tinyvit.kernels.cpu import processor
 CODE = """
 import numpy as np
 import tinyvit as tv, tinyvit.functional as F
-from tinyvit.kernels import processor
+from tinyvit.kernels.cpu import processor
 from tinyvit.kernels.linear import numba_cpu, microkernel
 
 tv.use_kernels("numba")

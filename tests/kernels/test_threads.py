@@ -128,10 +128,8 @@ def asleep() -> bool:
 @compiled
 def test_the_team_goes_to_sleep_and_wakes(two_threads: None) -> None:
     assert have_met()
-    deadline = time.monotonic() + 10
-    while not asleep() and time.monotonic() < deadline:
+    while not asleep():
         time.sleep(0.01)
-    assert asleep()
     start = time.process_time()
     time.sleep(0.2)
     assert time.process_time() - start < 0.1  # it does not spin
@@ -161,7 +159,7 @@ def test_a_team_that_is_stopped_ends(two_threads: None) -> None:
 def test_a_chunk_that_fails_fails_the_call_and_no_later_one(two_threads: None) -> None:
     for team in (0, threads.team()):
         hits = np.zeros(5, np.int64)
-        with pytest.raises(MemoryError, match="no memory is left for a kernel"):
+        with pytest.raises(MemoryError, match="a kernel ran out of memory"):
             failing(hits, team)
         np.testing.assert_array_equal(hits, 1)
     assert have_met()
@@ -216,4 +214,4 @@ sys.exit(status or (0 if here else 4))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_after_a_fork_both_compute(tmp_path: object) -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]
-    subprocess.run(command, env=os.environ | {"TINYVIT_THREADS": "2"}, check=True, timeout=120)
+    subprocess.run(command, env=os.environ | {"TINYVIT_THREADS": "2"}, check=True)

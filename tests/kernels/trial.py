@@ -24,7 +24,7 @@ from rounding import Rounded, rounding_to
 from tinyvit.kernels.attention.by_query import EXACT
 
 import tinyvit as tv
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 
 _MOVES = 3
 

@@ -21,6 +21,7 @@ PROCESSES = 2
 # Seconds for one test, and for all of a family and the end of the process: a fault may make a kernel wait for ever.
 TIMEOUT, END = 10, 60
 EMULATED = 20  # times as long: there, kernels are compiled by g++ and run on the CPU
+FAULTLESS = 10  # times as long without a fault: then nothing hangs, and a busy machine may take its time
 PASSED, FAILED = 0, 1  # pytest's exit status
 NO_FAULT = re.compile(r"(SyntaxError|NameError|UnboundLocalError|AttributeError|TypingError|LoweringError): .*")
 
@@ -49,7 +50,8 @@ def outcome(family: Family, fault: Fault | None, objects: str) -> str:
     """What the tests of a family say of a fault, or of none: "noticed", "not noticed", or what went wrong."""
     try:
         with project(fault) as folder:
-            run = tested(family, folder, objects)
+            patience = (EMULATED if family.kind == "emulated" else 1) * (FAULTLESS if fault is None else 1)
+            run = tested(family, folder, objects, patience)
     except LookupError as error:
         return str(error)
     except subprocess.TimeoutExpired:
@@ -64,10 +66,12 @@ def outcome(family: Family, fault: Fault | None, objects: str) -> str:
     return "not noticed" if run.returncode == PASSED else "noticed"
 
 
-def tested(family: Family, folder: Path, objects: str) -> "subprocess.CompletedProcess[str]":
-    """The run of pytest in a project; `objects` is where emulated kernels are kept, for a fault changes but a few."""
-    patience = EMULATED if family.kind == "emulated" else 1
-    arguments = [*family.arguments, "-x", "-q", "--rootdir", str(folder)]
+def tested(family: Family, folder: Path, objects: str, patience: int) -> "subprocess.CompletedProcess[str]":
+    """Run pytest in a project, slow tests too.
+
+    `objects` is where emulated kernels are kept, for a fault changes only few of them.
+    """
+    arguments = [*family.arguments, "-m", "slow or not slow", "-x", "-q", "--rootdir", str(folder)]
     arguments += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
     # A signal would wait for compiled code to end.
     arguments += ["--timeout", str(patience * TIMEOUT), "--timeout-method", "thread"]

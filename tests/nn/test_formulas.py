@@ -12,7 +12,7 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit import nn
 from tinyvit.data.tokenizer import CLS, MASK, PAD, START
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 from tinyvit.models import (
     VQA,
     Captioner,

@@ -10,7 +10,7 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit import nn
 from tinyvit.data.tokenizer import CLS, END, MASK, PAD, START
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 from tinyvit.models import (
     VQA,
     Captioner,

@@ -11,7 +11,7 @@ from oracles import ORACLES, Weights
 
 import tinyvit as tv
 from tinyvit import nn
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.backend import Generator
 from tinyvit.data.tokenizer import END, PAD, START, padded
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 from tinyvit.models import EncoderDecoder, TextDecoder, beam_search, greedy, sample
 from tinyvit.models.generate import kept_probabilities
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tinyvit as tv
-from tinyvit.engine.autograd import Tensor
+from tinyvit.engine import Tensor
 from tinyvit.optim import (
     EMA,
     SGD,

@@ -18,8 +18,8 @@ import tinyvit
 from tinyvit import cli
 from tinyvit.data import load_dataset
 from tinyvit.dispatch import KernelSpec
+from tinyvit.recipe import load_recipe, recipe_names
 from tinyvit.run.loop import train
-from tinyvit.run.recipe import load_recipe, recipe_names
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -87,14 +87,13 @@ def test_ctrl_c_is_told_with_the_way_to_go_on_and_status_130():
         while not process.stdout.readline().startswith("epoch    2/1000"):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate()
     assert process.returncode == 130
-    assert re.fullmatch(
-        r"\s*tinyvit: stopped in epoch \d+ of 1000, after step \d+; go on with: tinyvit train --resume 'a run'\n", err
-    )
+    says = r"stopped in epoch \d+ of 1000, after step \d+; continue with: tinyvit train --resume 'a run'"
+    assert re.fullmatch(rf"\s*tinyvit: {says}\n", err)
     last = metrics_of(Path("a run"))[-1]["epoch"]
     with start("train", "--resume", "a run") as process:
-        assert "going on in epoch" in process.stdout.readline()
+        assert "resuming in epoch" in process.stdout.readline()
         assert process.stdout.readline().startswith(f"epoch {last + 1:4}/1000")
         process.kill()
 
@@ -245,29 +244,29 @@ RECIPES = ", ".join(recipe_names())
         ("train --set epochs", "'epochs' is not of the form key=value, such as train.lr=1e-3"),
         ("train --set epochs=many", "train.epochs is 'many'; it must be an integer, at least 1"),
         ("train --set patch_size=3", "model.patch_size: patch_size (3, 3) does not divide image_size (8, 8)"),
-        ("train --set name=digit", "there is no data set 'digit': did you mean digits? known are "),
+        ("train --set name=digit", "there is no data set 'digit': did you mean digits? available: "),
         ("train --set name=folder:no", "no/train is not a folder"),
         ("train --set image_size=9", "image_size is 9; the images of digits have the size 8"),
-        ("train --out .", ". is not empty; give a folder that does not exist, or --resume to go on with a run"),
+        ("train --out .", ". is not empty; give a folder that does not exist, or --resume to continue a run"),
         ("train --out tiny.toml", "tiny.toml exists already"),
         ("train --out=", "Invalid value for '--out': it is empty; give the name of a folder (see tinyvit train"),
         ("train --resume=", "Invalid value for '--resume': it is empty; give the name of a folder"),
         ("train --device cuda", "Invalid value for '--device': device 'cuda' is not usable"),
         ("train --device gpu", "Invalid value for '--device': device is 'gpu'; it must be 'cpu'"),
-        ("train --resume nope", "nope is no run folder: it has no recipe.toml; `tinyvit train` makes one"),
+        ("train --resume nope", "nope is not a run folder: it has no recipe.toml; `tinyvit train` makes one"),
         (
             "train digits --resume x",
-            "--resume goes on by the recipe in DIR: leave out RECIPE, --set, --precision and --out",
+            "--resume uses the recipe in DIR: leave out RECIPE, --set, --precision and --out",
         ),
-        ("train --resume x --set lr=1", "--resume goes on by the recipe in DIR"),
+        ("train --resume x --set lr=1", "--resume uses the recipe in DIR"),
         ("evaluate", "Missing argument 'RUN' (see tinyvit evaluate --help)"),
-        ("evaluate nope", "there is no run 'nope'; there is digits"),
-        ("evaluate .", ". is no run folder: it has no recipe.toml"),
+        ("evaluate nope", "there is no run 'nope'; available: digits"),
+        ("evaluate .", ". is not a run folder: it has no recipe.toml"),
         ("predict run", "Missing argument 'IMAGE...' (see tinyvit predict --help)"),
         ("predict nope a.png", "there is no run 'nope'"),
         ("data", "Missing command (see tinyvit data --help)"),
         ("data fetch", "Missing argument 'NAME' (see tinyvit data fetch --help)"),
-        ("data fetch mnits", "there is no data set 'mnits': did you mean mnist? known are "),
+        ("data fetch mnits", "there is no data set 'mnits': did you mean mnist? available: "),
     ],
 )
 def test_a_mistake_is_one_line_with_status_2(run, arguments, says):
@@ -340,7 +339,7 @@ def test_ctrl_c_before_the_run_began_is_status_130_without_a_traceback(run, monk
     def interrupted(name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tinyvit.run.recipe.load_recipe", interrupted)
+    monkeypatch.setattr("tinyvit.recipe.load_recipe", interrupted)
     status, out, err = run("train")
     assert (status, out, err.strip()) == (130, "", "tinyvit: stopped")
 
@@ -385,7 +384,7 @@ def test_names_that_are_no_text_are_shown_all_the_same():
 def test_errors_of_a_process_are_those_of_the_function():
     with start("evaluate", "nope") as process:
         _, err = process.communicate()
-    assert (process.returncode, err) == (2, "tinyvit: error: there is no run 'nope'; there is digits\n")
+    assert (process.returncode, err) == (2, "tinyvit: error: there is no run 'nope'; available: digits\n")
 
 
 @pytest.mark.parametrize("name", ["TINYVIT_THREADS", "TINYVIT_CPU"])

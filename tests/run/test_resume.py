@@ -22,6 +22,7 @@ from tinyvit.run.display import Display
 from tinyvit.run.folder import RunError, new_run
 from tinyvit.run.loop import Result, resume, train
 from tinyvit.run.signals import Interrupted
+from tinyvit.tasks import Classify
 
 RECIPE = tiny_recipe(*ALL_STREAMS, "epochs=3", "batch_size=200")  # 3 epochs of 8 batches: 4 steps each
 STEPS, RUN = 4, Path("runs/run")
@@ -89,7 +90,7 @@ def test_a_signal_stops_the_run_after_the_step_and_the_run_goes_on_exactly(whole
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     epoch = (step - 1) // STEPS + 1
     assert str(caught.value) == (
-        f"stopped in epoch {epoch} of 3, after step {step}; go on with: tinyvit train --resume runs/run"
+        f"stopped in epoch {epoch} of 3, after step {step}; continue with: tinyvit train --resume runs/run"
     )
     assert load(RUN / "checkpoint.safetensors")["position"]["step"] == step
     assert len(metrics_of(RUN)) == epoch - 1
@@ -99,14 +100,14 @@ def test_a_signal_stops_the_run_after_the_step_and_the_run_goes_on_exactly(whole
 
 
 def test_a_signal_during_the_test_of_an_epoch_stops_there(whole, monkeypatch):
-    evaluate = tinyvit.tasks.classify.evaluate
+    measure = Classify.measure
 
-    def interrupted(model, dataset, batch_size, after_batch):
+    def interrupted(task, model, batch, start):
         signal.raise_signal(signal.SIGINT)
-        return evaluate(model, dataset, batch_size, after_batch)
+        return measure(task, model, batch, start)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tinyvit.tasks.classify, "evaluate", interrupted)
+        patch.setattr(Classify, "measure", interrupted)
         with pytest.raises(Interrupted, match="in epoch 1 of 3, after step 4"):
             train(RECIPE, "run")
     resume(RUN)
@@ -360,7 +361,7 @@ def test_a_run_does_not_go_on_with_other_images():
 @pytest.mark.parametrize(
     ("spoil", "error", "says"),
     [
-        (lambda run: (run / "recipe.toml").unlink(), RunError, "is no run folder"),
+        (lambda run: (run / "recipe.toml").unlink(), RunError, "is not a run folder"),
         (lambda run: (run / "recipe.toml").write_text("x"), RecipeError, "not valid TOML"),
         (lambda run: (run / "checkpoint.safetensors").unlink(), RunError, "has no checkpoint"),
         (lambda run: (run / "checkpoint.safetensors").write_bytes(b"\0" * 99), CheckpointError, "safetensors"),
@@ -384,5 +385,5 @@ def test_a_folder_that_cannot_go_on_is_told_and_left_alone(spoil, error, says):
 @pytest.mark.parametrize("name", ["missing", "file"])
 def test_what_is_no_folder_is_told(name):
     Path("file").write_text("")
-    with pytest.raises(TinyvitError, match=f"{name} is no run folder"):
+    with pytest.raises(TinyvitError, match=f"{name} is not a run folder"):
         resume(Path(name))

@@ -13,10 +13,11 @@ import tinyvit as tv
 from tinyvit.checkpoint import load
 from tinyvit.data import load_dataset
 from tinyvit.errors import DataError
-from tinyvit.run.evaluate import evaluate, predict
+from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import RunError, load_run, new_run
-from tinyvit.run.loop import Training, train
-from tinyvit.run.recipe import load_recipe
+from tinyvit.run.loop import train
+from tinyvit.run.state import Training
+from tinyvit.use import predict
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def test_a_run_is_usable_from_the_first_step_on():
 
     def look(training, position):
         trained = load_run("runs/run")
-        accuracies.append(evaluate(trained.model, training.test_data, 300)[1])
+        accuracies.append(training.task.evaluate(trained.model, training.test_data, 300).accuracy)
 
     result = train(tiny_recipe("batch_size=800"), "run", display=Watch(look))
     steps = [line["val_accuracy"] for line in result.metrics]

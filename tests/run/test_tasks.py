@@ -11,13 +11,15 @@ import tinyvit as tv
 from tinyvit.data import Dataset, texts
 from tinyvit.data.tokenizer import PAD
 from tinyvit.errors import DataError, RecipeError
-from tinyvit.run.evaluate import predict
-from tinyvit.run.folder import RunError, encoders_of, load_data, load_run
-from tinyvit.run.loop import Training, train
-from tinyvit.tasks import task_of
-from tinyvit.tasks.base import by_kind
+from tinyvit.run.folder import RunError, load_data, load_run
+from tinyvit.run.loop import train
+from tinyvit.run.state import Training
+from tinyvit.run.transfer import encoders_of
+from tinyvit.tasks import Report, task_of
+from tinyvit.tasks.base import accuracy_by_kind
 from tinyvit.tasks.retrieve import recall
 from tinyvit.tasks.write import word_prior
+from tinyvit.use import predict
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -35,9 +37,9 @@ def test_a_run_trains_is_read_back_and_goes_on_exactly(name, monkeypatch):
     assert 0 <= last["val_accuracy"] <= 1 or name == "masked-patches"  # where no variance may be explained yet
     trained = load_run(result.folder)
     test = load_data(trained.recipe, "test")
-    loss, accuracy, found = task_of(trained.recipe).evaluate(trained.model, test, 20)
-    assert (loss, accuracy) == pytest.approx((last["val_loss"], last["val_accuracy"]))
-    assert found.shares == last.get("val_accuracies", {})
+    report = task_of(trained.recipe).evaluate(trained.model, test, 20)
+    assert (report.loss, report.accuracy) == pytest.approx((last["val_loss"], last["val_accuracy"]))
+    assert report.shares == last.get("val_accuracies", {})
 
     stopped = Training(tiny(name))
     groups = stopped.groups()
@@ -117,7 +119,7 @@ def test_of_a_frozen_classifier_only_the_head_learns():
 def test_what_cannot_be_frozen_is_told():
     train(tiny("masked-both"), "first")
     for name, assignments, message in [
-        ("vqa-cross", ["freeze=vision"], "name the run to begin with in task.start_from"),
+        ("vqa-cross", ["freeze=vision"], "name the run to start from in task.start_from"),
         ("caption", ["start_from=runs/first", "freeze=text"], "this model's encoders are vision"),
         ("vqa-cnn", ["start_from=runs/first"], "the vision encoder of runs/first is of another form"),
     ]:
@@ -142,10 +144,18 @@ def test_where_there_is_no_number_nothing_is_found():
     assert recall(np.full((3, 3), np.nan), 1) == 0
 
 
+def test_the_most_frequent_mistakes_come_first():
+    confusion = np.array([[5, 0, 2], [1, 9, 0], [0, 4, 9]])
+    report = Report(0.5, 0.7, {}, ("a", "b", "c"), confusion)
+    assert report.mistakes() == [("c", "b", 4), ("a", "c", 2), ("b", "a", 1)]
+    assert report.mistakes(1) == [("c", "b", 4)]
+    assert Report(0.5, 0.7, {}).mistakes() == []
+
+
 def test_kinds_are_measured_apart():
     dataset = load_data(tiny("vqa-joint"), "test")
     right = dataset.kind_of != 1
-    accuracy, kinds = by_kind(dataset, right)
+    accuracy, kinds = accuracy_by_kind(dataset, right)
     assert kinds == {"non-relational": 1, "relational": 0, "held-out pairs": 1}
     counted = dataset.kind_of < 2
     assert accuracy == right[counted].mean() < 1
@@ -170,8 +180,9 @@ def test_a_caption_is_learnt_beside_its_word_prior_and_measured_without():
         nats = np.log(np.exp(scores).sum(axis=-1)) - chosen
         expected = nats[batch.labels[:, 1:] != PAD].mean() * len(batch.labels)
         np.testing.assert_allclose(training.task.loss(training.model, batch).item(), expected, rtol=1e-5)
-    measured = [t.task.evaluate(t.model, t.test_data, 20)[:2] for t in (with_prior, without)]
-    assert measured[0] == measured[1]
+    reports = [t.task.evaluate(t.model, t.test_data, 20) for t in (with_prior, without)]
+    assert reports[0].loss == reports[1].loss
+    assert reports[0].accuracy == reports[1].accuracy
 
 
 @pytest.mark.parametrize(
@@ -180,7 +191,7 @@ def test_a_caption_is_learnt_beside_its_word_prior_and_measured_without():
         (
             "caption",
             "data.name=scenes-questions",
-            "data.name is 'scenes-questions'; a run of the kind 'caption' learns",
+            "data.name is 'scenes-questions'; a 'caption' run learns",
         ),
         ("vqa-cnn", "data.name=scenes-captions", "learns from easy-vqa or scenes-questions"),
         ("retrieve", "data.batch_size=1", "data.batch_size is 1"),
@@ -195,9 +206,9 @@ def test_what_a_task_cannot_learn_from_is_told(name, assignment, message):
 
 
 def test_recipes_that_do_not_fit_are_told():
-    with pytest.raises(RecipeError, match="has images of a size of their own"):
+    with pytest.raises(RecipeError, match="the images of scenes-captions have a fixed size"):
         Training(tiny("caption", "image_size=32"))
-    with pytest.raises(DataError, match="digits has no texts; data sets that do are easy-vqa"):
+    with pytest.raises(DataError, match="digits has no texts; data sets with texts: easy-vqa"):
         texts.load_texts("digits", "test")
     with pytest.raises(DataError, match="scenes-captions has texts, not classes"):
         Training(tiny("caption", "kind=classify"))

@@ -15,12 +15,13 @@ from tiny_run import ALL_STREAMS, Watch, isolate, metrics_of, sha256, tiny_recip
 import tinyvit as tv
 from tinyvit.data import load_dataset
 from tinyvit.errors import RecipeError
+from tinyvit.recipe import load_recipe
 from tinyvit.run.curves import draw_curves
 from tinyvit.run.display import Bar, Lines, heading
-from tinyvit.run.evaluate import evaluate
 from tinyvit.run.folder import DataSpec, build_model, load_run
-from tinyvit.run.loop import Training, train
-from tinyvit.run.recipe import load_recipe
+from tinyvit.run.loop import train
+from tinyvit.run.state import Training
+from tinyvit.tasks import task_of
 
 
 @pytest.fixture(autouse=True)
@@ -212,24 +213,23 @@ def test_accuracy_is_counted_exactly(batch_size):
     images = rng.integers(0, 256, (100, 1, 2, 5), np.uint8)
     dataset = tv.data.Dataset("made", "test", images, rng.integers(0, 5, 100), tuple("abcde"), (0.5,), (0.5,))
     model = Fixed()
-    loss, accuracy, confusion = evaluate(model, dataset, batch_size)
+    report = task_of(tiny_recipe()).evaluate(model, dataset, batch_size)
     assert model.training  # as it was before
     counted, naive_loss = np.zeros((5, 5), int), 0.0
     for pixels, label in zip(images, dataset.labels, strict=True):
         logits = (pixels[0, 0] / 255 - 0.5) / 0.5
         counted[label, max(range(5), key=lambda i: logits[i])] += 1
         naive_loss -= logits[label] - math.log(sum(math.exp(x) for x in logits))
-    np.testing.assert_array_equal(confusion, counted)
-    assert accuracy == counted.trace() / 100
-    assert loss == pytest.approx(naive_loss / 100, rel=1e-6)
+    np.testing.assert_array_equal(report.confusion, counted)
+    assert report.accuracy == counted.trace() / 100
+    assert report.loss == pytest.approx(naive_loss / 100, rel=1e-6)
 
 
 def test_evaluating_records_nothing_and_draws_nothing():
     training = Training(tiny_recipe("dropout=0.5", "drop_path=0.5"))
     before = tv.backend.default_generator.state_dict()
-    first = evaluate(training.model, training.test_data, 64)
-    second = evaluate(training.model, training.test_data, 64)
-    assert first[:2] == second[:2]
+    first, second = (training.task.evaluate(training.model, training.test_data, 64) for _ in range(2))
+    assert (first.loss, first.accuracy) == (second.loss, second.accuracy)
     assert tv.backend.default_generator.state_dict() == before
 
 

@@ -10,9 +10,9 @@ import pytest
 from tiny_run import Watch, isolate, sha256, tiny_recipe
 
 from tinyvit.checkpoint import load
-from tinyvit.errors import DataError, RecipeError
+from tinyvit.errors import DataError, RecipeError, TrainingFailed
 from tinyvit.run.folder import RunError
-from tinyvit.run.loop import Result, TrainingFailed, resume, train
+from tinyvit.run.loop import Result, resume, train
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_a_full_disk_is_told_with_the_file_and_the_run_can_go_on(monkeypatch, wh
         with pytest.raises(TrainingFailed) as caught:
             train(tiny_recipe(), "full")
     assert f"runs/full/{names[files]} cannot be written (No space left on device)" in str(caught.value)
-    assert str(caught.value).endswith("then go on with: tinyvit train --resume runs/full")
+    assert str(caught.value).endswith("then continue with: tinyvit train --resume runs/full")
     resumed = resume(Path("runs/full"))
     assert sha256(resumed.folder) == sha256(whole.folder)
 

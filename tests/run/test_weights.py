@@ -2,9 +2,9 @@
 
 import pytest
 
-from tinyvit.run.evaluate import evaluate
+from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import SHIPPED, load_data, load_run
-from tinyvit.run.recipe import load_recipe
+from tinyvit.tasks import task_of
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
@@ -16,8 +16,8 @@ def test_the_digits_come_trained() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_weights_reach_the_accuracy_of_their_recipe(name: str) -> None:
     trained = load_run(name)
-    _, accuracy, _ = evaluate(trained.model, load_data(trained.recipe, "test"), batch_size=128)
-    assert accuracy >= load_recipe(name).about.accuracy
+    report = task_of(trained.recipe).evaluate(trained.model, load_data(trained.recipe, "test"), batch_size=128)
+    assert report.accuracy >= load_recipe(name).about.accuracy
 
 
 def test_shipped_weights_are_small() -> None:

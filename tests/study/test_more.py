@@ -10,7 +10,7 @@ import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Op
+from tinyvit.engine import Op
 from tinyvit.study import trace
 from tinyvit.study.notebook import module_html, tensor_html
 from tinyvit.study.page.fused import comparisons_of

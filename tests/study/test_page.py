@@ -10,7 +10,7 @@ from study_page import Page, digits, holds
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.data import normalize
-from tinyvit.engine.autograd import Op
+from tinyvit.engine import Op
 from tinyvit.run.folder import load_data
 from tinyvit.study import trace
 from tinyvit.study.check.check import check

@@ -7,7 +7,7 @@ import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine.autograd import Op, Tensor
+from tinyvit.engine import Op, Tensor
 from tinyvit.functional.samples import Sample
 from tinyvit.study import Check, check_rule, narrate_backward, narrate_forward, trace
 from tinyvit.study.check.check import check

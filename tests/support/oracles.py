@@ -1,7 +1,7 @@
-"""Every operation once more, computed the dull way: element by element, or by NumPy's own function of that name.
+"""Oracles: every operation once more, computed element by element or by the NumPy function of the same name.
 
-`ORACLES[name](*arrays, **params)` takes float64 arrays and the parameters of `Op.forward`. At the end, transformer
-blocks by the formulas of their papers. Nothing here is shared with the package.
+`ORACLES[name](*arrays, **params)` takes float64 arrays and the parameters of `Op.forward`. Transformer blocks by the
+formulas of their papers follow below. Nothing here is shared with the package.
 """
 
 import itertools
@@ -10,17 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 Array = np.ndarray
 
 
 def each(function: Callable[..., float]) -> Callable[..., Array]:
-    """`function` of Python numbers, applied to every element."""
+    """Apply a function of Python numbers to every element."""
     return np.vectorize(function, otypes=[np.float64])
 
 
 def rows_along(function: Callable[[Array], Array]) -> Callable[..., Array]:
-    """`function` of one row, applied along an axis."""
+    """Apply a function of one row along an axis."""
     return lambda x, axis=-1: np.apply_along_axis(function, axis, x)
 
 
@@ -82,7 +83,7 @@ def attention(
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> list[int]:
-    """Philox4x32-10 in Python integers, from the paper: Salmon et al., 2011, section 3.3."""
+    """Philox4x32-10 in Python integers, after Salmon et al., 2011, section 3.3."""
     c, (k0, k1) = list(counter), key
     for _ in range(10):
         high0, low0 = divmod(0xD2511F53 * c[0], 2**32)
@@ -104,7 +105,7 @@ def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int) -> Ar
 
 
 def windows(x: Array, kernel: Any, stride: Any, padding: Any, value: float) -> Any:
-    """Every window of x (B, C, H, W): its place (b, oh, ow) and its values (C, KH, KW)."""
+    """Yield every window of x (B, C, H, W): its position (b, oh, ow) and its values (C, KH, KW)."""
     width = ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2)
     padded = np.pad(x, width, constant_values=value)
     tops = range(0, padded.shape[2] - kernel[0] + 1, stride[0])
@@ -114,7 +115,7 @@ def windows(x: Array, kernel: Any, stride: Any, padding: Any, value: float) -> A
 
 
 def over_windows(x: Array, kernel: Any, stride: Any, padding: Any, value: float, function: Any) -> Array:
-    """(B, O, OH, OW): `function` maps a window (C, KH, KW) to (O,)."""
+    """Apply a function from windows (C, KH, KW) to (O,) everywhere; the result is (B, O, OH, OW)."""
     results = {place: function(w) for place, w in windows(x, kernel, stride, padding, value)}
     b, oh, ow = (n + 1 for n in max(results))
     out = np.empty((b, len(next(iter(results.values()))), oh, ow))
@@ -135,7 +136,7 @@ def im2col(x: Array, kernel: Any, stride: Any, padding: Any, value: float = 0.0)
 
 
 def col2im(x: Array, shape: Any, kernel: Any, stride: Any, padding: Any) -> Array:
-    """The adjoint of im2col, from its definition: the matrix of im2col, transposed."""
+    """The adjoint of im2col by its definition: multiply with the transposed matrix of im2col."""
     pixels = np.eye(math.prod(shape)).reshape(-1, *shape)
     return np.array([np.sum(im2col(p, kernel, stride, padding) * x) for p in pixels]).reshape(shape)
 
@@ -255,13 +256,20 @@ ORACLES: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+def oracle_of(name: str) -> Callable[..., Any]:
+    """Return the oracle of an operation, or fail the test if it has none."""
+    if name not in ORACLES:
+        pytest.fail(f"operation {name} has no oracle in tests/support/oracles.py")
+    return ORACLES[name]
+
+
 # Transformers: x is (B, N, C), `w` maps the names of a module's parameters to arrays ---------------------------------
 
 Weights = dict[str, Array]
 
 
 def part(w: Weights, name: str) -> Weights:
-    """The weights of the sub-module `name`."""
+    """Select the weights of the submodule `name`."""
     return {key.removeprefix(f"{name}."): value for key, value in w.items() if key.startswith(f"{name}.")}
 
 
@@ -278,7 +286,7 @@ def mlp(x: Array, w: Weights) -> Array:
 
 
 def heads_attend(q: Array, k: Array, v: Array, heads: int, **options: Any) -> Array:
-    """Each head by itself on its own columns of q (B, N, C), k and v (B, S, C)."""
+    """Compute attention head by head, each on its own columns of q (B, N, C), k and v (B, S, C)."""
     size = q.shape[-1] // heads
     outs = []
     for h in range(heads):
@@ -298,7 +306,7 @@ def cross_attention(x: Array, context: Array, w: Weights, heads: int, **options:
 
 
 def residual(x: Array, branches: list[Callable[[Array], Array]], w: Weights, norm: str, eps: float) -> Array:
-    """x + f(norm(x)), or norm(x + f(x)), for one branch f after the other."""
+    """Apply the branches in turn: x + f(norm(x)) if `norm` is "pre", else norm(x + f(x))."""
     for i, f in enumerate(branches, start=1):
         scale = w.get(f"ls{i}.gamma", 1.0)
         if norm == "pre":
@@ -325,7 +333,7 @@ def decoder_block(
 
 
 def stack(count: int, one: Callable[[Array, Weights], Array], x: Array, w: Weights, eps: float = 1e-5) -> Array:
-    """`count` blocks and, where there is one, the final norm."""
+    """Apply `count` blocks, then the final norm if the weights have one."""
     for i in range(count):
         x = one(x, part(w, f"blocks.{i}"))
     final = part(w, "norm")

@@ -13,8 +13,9 @@ import pytest
 
 import tinyvit.run.loop
 from tinyvit.checkpoint import atomic_write
+from tinyvit.recipe import About, Data, Model, Recipe, Train
 from tinyvit.run.display import Display
-from tinyvit.run.recipe import About, Data, Model, Recipe, Train
+from tinyvit.run.state import Position, Training
 
 # Everything that draws from a random stream or keeps a state, at once.
 ALL_STREAMS = (
@@ -37,13 +38,13 @@ def tiny_recipe(*assignments: str) -> Recipe:
 class Watch(Display):
     """Calls a function with the training and the position after every step."""
 
-    def __init__(self, function: Callable[[tinyvit.run.loop.Training, Any], None]) -> None:
+    def __init__(self, function: Callable[[Training, Position], None]) -> None:
         self.function = function
 
-    def started(self, training: tinyvit.run.loop.Training, folder: Path) -> None:
+    def started(self, training: Training, folder: Path) -> None:
         self.training = training
 
-    def stepped(self, position: Any) -> None:
+    def stepped(self, position: Position) -> None:
         self.function(self.training, position)
 
 
@@ -77,7 +78,11 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 def command(*arguments: object, **options: Any) -> tuple[int, str, str]:
     """Run the `tinyvit` command: its exit status and what it printed on standard output and standard error."""
     with start(*arguments, **options) as process:
-        out, err = process.communicate(timeout=120)
+        try:
+            out, err = process.communicate()
+        except BaseException:  # pytest's limit of time: leaving the block would wait for the process
+            process.kill()
+            raise
     return process.returncode, out, err
 
 

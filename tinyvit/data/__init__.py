@@ -1,4 +1,7 @@
-"""The data side: data sets by name, batches for training, augmentation, and reading single images."""
+"""Data: data sets by name, batches for training, augmentation, and reading single images.
+
+Order: augment, digits, moving, scenes, tokenizer, images, formats, sources, download, datasets, texts, loader.
+"""
 
 from .augment import Augment
 from .datasets import CHANNEL_STATISTICS, Batch, Dataset, dataset_names, image_folder, load_dataset, normalize

@@ -1,7 +1,8 @@
-"""Random changes of training images that keep their class: turned, scaled, shifted, mirrored, partly covered.
+"""Augmentation: random changes of training images that keep their class.
 
-Every image of a batch draws its own. What is uncovered is filled with 0, the background. The drawing is in
-`Augment`, the geometry in functions that take what was drawn, so that each can be tested without chance.
+Each image of a batch is rotated, scaled, shifted, mirrored and partly covered by random amounts of its own. Areas that
+come into view are filled with 0, the background. `Augment` draws the random amounts and passes them to functions for
+the geometry, which can therefore be tested without randomness.
 """
 
 from dataclasses import dataclass
@@ -17,15 +18,15 @@ class Augment:
     Attributes
     ----------
     rotate : float
-        Up to so many degrees to either side, about the centre.
+        Largest rotation about the centre in degrees, in either direction.
     scale : float
-        Enlarge or shrink about the centre, by a factor from 1 - scale to 1 + scale.
+        Enlarge or shrink about the centre by a factor from 1 - scale to 1 + scale.
     shift : int
-        Move by up to so many whole pixels, vertically and horizontally: a random crop after padding.
+        Largest shift in whole pixels, vertically and horizontally: a random crop after padding.
     flip : bool
-        Mirror left and right, with probability 1/2.
+        Mirror left and right with probability 1/2.
     cutout : int
-        Cover a square of so many pixels a side, centred on a random pixel (DeVries and Taylor 2017,
+        Side of a square in pixels that is covered, centred on a random pixel (DeVries and Taylor 2017,
         arXiv:1708.04552).
     """
 
@@ -45,13 +46,13 @@ class Augment:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 pixels or more")
 
     def __call__(self, images: NDArray, rng: np.random.Generator) -> NDArray:
-        """Return changed images, of the same shape and dtype; the given ones stay as they are.
+        """Return changed images of the same shape and dtype; the given ones are not modified.
 
         Parameters
         ----------
         images : uint8 or float (B, C, H, W)
         rng : numpy.random.Generator
-            The result depends on its state only.
+            The random stream; the result depends on nothing else.
         """
         batch, _, height, width = images.shape
         if self.rotate or self.scale:
@@ -68,7 +69,7 @@ class Augment:
 
 
 def shift_pixels(images: NDArray, offsets: NDArray[np.int64]) -> NDArray:
-    """Move each image by whole pixels; offsets (B, 2) are rows down and columns right."""
+    """Shift each image by whole pixels; offsets (B, 2) are rows down and columns right."""
     height, width = images.shape[2:]
     margin = int(np.abs(offsets).max(initial=0))
     padded = np.pad(images, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
@@ -78,7 +79,7 @@ def shift_pixels(images: NDArray, offsets: NDArray[np.int64]) -> NDArray:
 
 
 def rotate_and_scale(images: NDArray, degrees: NDArray[np.float64], factors: NDArray[np.float64]) -> NDArray:
-    """Turn each image counter-clockwise and enlarge it, about its centre, with bilinear sampling.
+    """Rotate each image counter-clockwise and enlarge it, about its centre, with bilinear sampling.
 
     degrees and factors (B,). A result of integer dtype is rounded to the nearest.
     """
@@ -87,8 +88,8 @@ def rotate_and_scale(images: NDArray, degrees: NDArray[np.float64], factors: NDA
     x = np.arange(width, dtype=np.float32) - (width - 1) / 2
     cos = (np.cos(np.deg2rad(degrees)) / factors).astype(np.float32)[:, None, None]
     sin = (np.sin(np.deg2rad(degrees)) / factors).astype(np.float32)[:, None, None]
-    # where each pixel of the result comes from, (B, H, W), in an image with a frame of one zero pixel: what
-    # lies outside is clipped onto the frame
+    # The position (B, H, W) from which each pixel of the result is taken, in an image with a frame of zeros, one pixel
+    # wide: positions outside are clipped onto the frame.
     source_y = np.clip(cos * y + sin * x + (height + 1) / 2, 0, height + 1)
     source_x = np.clip(cos * x - sin * y + (width + 1) / 2, 0, width + 1)
     top = np.minimum(source_y.astype(np.int32), height)
@@ -106,7 +107,7 @@ def rotate_and_scale(images: NDArray, degrees: NDArray[np.float64], factors: NDA
 
 
 def cover_squares(images: NDArray, centres: NDArray[np.int64], side: int) -> NDArray:
-    """Set to 0 the square around one pixel of each image, where it lies inside; centres (B, 2) are y, x."""
+    """Set a square around one pixel of each image to 0, as far as it lies inside; centres (B, 2) are y, x."""
     first = (centres - side // 2)[:, :, None]  # (B, 2, 1)
     rows, columns = (
         (np.arange(length) >= first[:, axis]) & (np.arange(length) < first[:, axis] + side)

@@ -1,4 +1,4 @@
-"""The data sets by name: what is in them, and how they are loaded into memory."""
+"""Image data sets by name: their classes and statistics, and how they are loaded into memory."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +20,8 @@ from .sources import DATASET_NAMES, SOURCES, check_name, find, find_part
 SPLITS = ("train", "test")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-# Mean and standard deviation of each channel over the train split, of pixels in 0..1: the usual published
-# numbers, computed for the digits. A folder has none: these map black to -1 and white to 1.
+# Mean and standard deviation of each channel over the train split, of pixels in 0..1: computed for the digits and the
+# generated data, and else the usual published numbers. Those of a folder map black to -1 and white to 1.
 CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "digits": ((0.3050,), (0.3764,)),
     "mnist": ((0.1307,), (0.3081,)),
@@ -32,7 +32,7 @@ CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "chirps": ((0.4,), (0.2,)),
     "folder": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-_MADE = {"digits": read_digits, "motion": motion, "chirps": chirps}  # without a download
+_WITHOUT_DOWNLOAD = {"digits": read_digits, "motion": motion, "chirps": chirps}
 _DIGITS = tuple("0123456789")
 _CIFAR_100 = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -59,22 +59,21 @@ CLASSES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch.
+    """A batch of samples.
 
     Attributes
     ----------
-    images : float32 (B, C, H, W)
-        Normalized, C-contiguous; (B, T, C, H, W) of videos, None where there are none.
-    labels : int64 (B,), or (B, M) where they are texts
+    images : float32 (B, C, H, W), optional
+        Normalized, C-contiguous; (B, T, C, H, W) of videos; None if the data set has no images.
+    labels : int64 (B,), or token ids (B, M) if the labels are texts
     index : int
-        Its number in the epoch, from 0.
-    texts : int64 (B, N)
-        Numbers of words, filled up with `<pad>`; None where there are none.
-    image_of : int64 (B,)
-        Which of the images each sample is about, where several share one; None where each has its own, in order.
+        The number of the batch in the epoch, from 0.
+    texts : int64 (B, N), optional
+        Token ids, padded with `<pad>`; None if the data set has no texts.
+    image_of : int64 (B,), optional
+        The index into `images` of each sample's image, if samples share images; None if each has its own, in order.
     drawn : tuple of arrays
-        What a task has drawn at random for the batch, see `tinyvit.tasks.Task.prepared`; None among them where nothing
-        is.
+        The random numbers that the loss of a task needs, see `tinyvit.tasks.Task.with_draws`.
     """
 
     images: NDArray[np.float32] | None
@@ -86,7 +85,7 @@ class Batch:
 
     @property
     def image_of_each(self) -> NDArray[np.float32] | None:
-        """The image of each sample, (B, C, H, W)."""
+        """The image of each sample (B, C, H, W), repeated where samples share it; None if there are no images."""
         return self.images if self.images is None or self.image_of is None else self.images[self.image_of]
 
 
@@ -102,7 +101,7 @@ class Dataset:
         Indices into `classes`.
     classes : tuple of str
     mean, std : tuple of float
-        Of each channel, for pixels in 0..1; the same for both splits.
+        Of each channel, for pixels in 0..1; the same numbers for both splits.
     """
 
     name: str
@@ -134,31 +133,34 @@ class Dataset:
         return len(self.images)
 
     def first(self, count: int) -> "Dataset":
-        """The data set of its first `count` images."""
+        """Return the data set reduced to its first `count` images."""
         return replace(self, images=self.images[:count], labels=self.labels[:count])
 
     def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """All samples in random order."""
+        """Return the indices of all samples in random order."""
         return rng.permutation(len(self))
 
     def batch(
-        self, chosen: NDArray[np.int64], index: int = 0, change: Callable[[NDArray], NDArray] | None = None
+        self, chosen: NDArray[np.int64], index: int = 0, augment: Callable[[NDArray], NDArray] | None = None
     ) -> Batch:
-        """Batch number `index`, of the images `chosen`, changed by `change`."""
+        """Return batch number `index`, of the images with the indices `chosen`, changed by `augment`."""
         images = self.images[chosen]
-        return Batch(self.normalize(images if change is None else change(images)), self.labels[chosen], index)
+        return Batch(self.normalize(images if augment is None else augment(images)), self.labels[chosen], index)
 
-    def in_one_shape(self, size: int) -> "Dataset":
-        """The data set with batches of `size` samples that all have one shape, as a CUDA graph needs; they do."""
+    def with_equal_batches(self, size: int) -> "Dataset":
+        """Return the data set with batches of `size` samples that all have the same shape, as a CUDA graph needs.
+
+        Batches of images have it already.
+        """
         return self
 
     def normalize(self, images: NDArray) -> NDArray[np.float32]:
-        """Return `normalize` of the images with the mean and std of this data set."""
+        """Normalize images with the mean and std of this data set, see the function `normalize`."""
         return normalize(images, self.mean, self.std)
 
 
 def normalize(images: NDArray, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """Return ``(images / 255 - mean) / std``, what a model sees, as a new float32 array.
+    """Return ``(images / 255 - mean) / std``, the input of a model, as a new float32 array.
 
     images (..., C, H, W) has values in 0..255; mean and std have one number for each channel, for 0..1.
     """
@@ -171,20 +173,20 @@ def normalize(images: NDArray, mean: tuple[float, ...], std: tuple[float, ...]) 
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Return the names that `load_dataset` knows, without ``folder:PATH``."""
+    """Return the names of all data sets, without ``folder:PATH``."""
     return DATASET_NAMES
 
 
 def load_dataset(name: str, split: str, *, image_size: int | None = None) -> Dataset:
-    """Load one split of a data set, downloading it first if it is nowhere on disk.
+    """Load one split of a data set, which is downloaded first if it is not on disk.
 
     Parameters
     ----------
     name : str
-        One of `dataset_names`, or ``folder:PATH`` for images of your own (see `image_folder`).
+        One of `dataset_names`, or ``folder:PATH`` for your own images (see `image_folder`).
     split : {"train", "test"}
     image_size : int, optional
-        Height and width in pixels, for a folder; the other data sets have a size of their own.
+        Height and width in pixels, for a folder; the images of all other data sets have a fixed size.
 
     Raises
     ------
@@ -197,9 +199,9 @@ def load_dataset(name: str, split: str, *, image_size: int | None = None) -> Dat
         return image_folder(name.removeprefix("folder:"), split, image_size=image_size)
     check_name(name)
     if name not in CLASSES:
-        raise DataError(f"{name} has texts, not classes: it is for recipes of other kinds (task.kind) than classify")
-    if name in _MADE:
-        images, labels = _MADE[name](split)
+        raise DataError(f"{name} has texts, not classes: it is for recipes with another task.kind than classify")
+    if name in _WITHOUT_DOWNLOAD:
+        images, labels = _WITHOUT_DOWNLOAD[name](split)
     elif name.startswith("cifar"):
         images, labels = _read_cifar(name, find(name) or fetch(name), split)
     else:
@@ -212,21 +214,21 @@ def load_dataset(name: str, split: str, *, image_size: int | None = None) -> Dat
 def image_folder(path: str | Path, split: str, *, image_size: int | None = None) -> Dataset:
     """Load a data set of image files, ``PATH/<split>/<class>/<file>``.
 
-    The classes are the folders of ``PATH/train``, in alphabetical order. Every image becomes RGB of one size
-    by the rules of `tinyvit.data.images`; other files are passed over.
+    The classes are the folders of ``PATH/train``, in alphabetical order. Every image becomes RGB of one size, by the
+    rules of `tinyvit.data.images`. Files that are not images are ignored.
 
     Parameters
     ----------
     path : str or Path
     split : {"train", "test"}
     image_size : int, optional
-        Height and width in pixels; None where all files have one size already.
+        Height and width in pixels; None if all files have the same size.
 
     Raises
     ------
     DataError
-        If a folder is missing or empty, the test split has a class that the train split lacks, an image
-        cannot be read, or the sizes differ.
+        If a folder is missing or empty, if the test split has a class that the train split lacks, if an image cannot be
+        read, or if the sizes differ.
     """
     root = Path(path)
     classes = [folder.name for folder in _class_folders(root / "train")]
@@ -245,8 +247,8 @@ def image_folder(path: str | Path, split: str, *, image_size: int | None = None)
     for file, array in zip(files, arrays, strict=True):
         if array.shape != arrays[0].shape:
             raise DataError(
-                f"{file} has the shape {array.shape} and {files[0]} {arrays[0].shape}; give image_size, and "
-                "every image is brought to that size"
+                f"{file} has the shape {array.shape} and {files[0]} {arrays[0].shape}; give image_size, which "
+                "resizes every image"
             )
     mean, std = CHANNEL_STATISTICS["folder"]
     name = f"folder:{path}"
@@ -258,7 +260,7 @@ def _class_folders(folder: Path) -> list[Path]:
         raise DataError(f"{folder} is not a folder; the layout is PATH/train/<class>/<file>, PATH/test/...")
     folders = [entry for entry in _visible(folder) if entry.is_dir()]
     if not folders:
-        raise DataError(f"{folder} holds no folders; every class is a folder of images in it")
+        raise DataError(f"{folder} holds no folders; each class must be a folder of images in it")
     return folders
 
 
@@ -267,7 +269,7 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 
 def _read_idx_pair(name: str, folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read images and labels in the form of MNIST."""
+    """Read images and labels in the format of MNIST."""
     prefix, count = {"train": ("train", 60_000), "test": ("t10k", 10_000)}[split]
     images_path, labels_path = (
         _part(folder, f"{prefix}-{part}") for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
@@ -300,5 +302,5 @@ def _part(folder: Path, part: str) -> Path:
 
 def _checked(labels: NDArray[np.uint8], path: Path, name: str) -> NDArray[np.int64]:
     if labels.max() >= len(CLASSES[name]):
-        raise damaged(path, name, f"holds the label {labels.max()}; there are {len(CLASSES[name])} classes")
+        raise damaged(path, name, f"holds the label {labels.max()}, but has {len(CLASSES[name])} classes")
     return labels.astype(np.int64)

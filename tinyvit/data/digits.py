@@ -1,6 +1,6 @@
 """The handwritten digits that come with the package, so that a first training needs no network.
 
-1,797 images of 8 x 8 pixels; where they come from and their licence: ``DIGITS_LICENSE.txt`` beside this file.
+They are 1,797 images of 8 x 8 pixels. ``DIGITS_LICENSE.txt`` beside this file names their source and licence.
 """
 
 import gzip
@@ -15,13 +15,13 @@ DIGITS_FILE = Path(__file__).with_name("digits.csv.gz")
 def read_digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read one split of the embedded digits.
 
-    The file holds values v from 0 to 16; a pixel is the byte ``v * 255 // 16``. That is one to one and exact:
-    a digit saved as an 8-bit PNG and read back is the same input.
+    The file holds values v from 0 to 16; a pixel is the byte ``v * 255 // 16``. Different values give different bytes,
+    so a digit that is saved as an 8-bit PNG and read back is the same input.
 
     Parameters
     ----------
     split : {"train", "test"}
-        Every fifth image (index % 5 == 4) is test, 359 of them; the other 1,438 are train.
+        Every fifth image (index % 5 == 4) is in the test split, 359 in all; the other 1,438 are in the train split.
 
     Returns
     -------

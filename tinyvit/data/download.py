@@ -1,4 +1,4 @@
-"""Fetching a data set: from the first mirror that has it, resumed, verified, and never half-written."""
+"""Fetch a data set from the first mirror that has it: downloads are resumed, verified, and never left incomplete."""
 
 import hashlib
 import os
@@ -15,32 +15,30 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
 
 TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 8  # transfers tried per mirror, as long as each one changes what is on disk
+ATTEMPTS = 8  # transfers tried per mirror, as long as each one changes the partial file
 _CHUNK = 1 << 18
 
 
 def fetch(name: str, destination: str | os.PathLike[str] | None = None, *, timeout: float = TIMEOUT) -> Path:
     """Make sure that a data set is on disk, and return its folder.
 
-    A data set that ``$TINYVIT_DATA`` holds is left as it is. What is in the cache folder, or in
-    `destination`, is verified, and only what is missing or damaged is downloaded. Interrupted downloads go on
-    where they stopped.
+    A data set in ``$TINYVIT_DATA`` is left as it is. Files in the cache folder, or in `destination`, are verified, and
+    only those that are missing or damaged are downloaded. Interrupted downloads are resumed.
 
     Parameters
     ----------
     name : str
-        One of `dataset_names`. There is nothing to do for the digits, which come with the package, and for
-        what is generated.
+        One of `dataset_names`. The digits come with the package, and some data sets are generated; these need no
+        download.
     destination : path, optional
-        Download to ``destination/<name>`` instead of the cache folder; ``TINYVIT_DATA=destination`` then
-        finds it.
+        Download to ``destination/<name>`` instead of the cache folder; set ``TINYVIT_DATA=destination`` to use it.
     timeout : float
         Seconds to wait for a silent server.
 
     Raises
     ------
     DataError
-        If the name is unknown, no mirror gave a file with the published checksum, or the disk is full or not
+        If the name is unknown, if no mirror serves a file with the published checksum, or if the disk is full or not
         writable.
     """
     check_name(name)
@@ -56,13 +54,13 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None, *, timeo
         if _missing(folder, source):
             folder.mkdir(parents=True, exist_ok=True)
             with _exclusive(folder / ".lock"):
-                for file in _missing(folder, source):  # another process may have brought some meanwhile
+                for file in _missing(folder, source):  # another process may have downloaded some in the meantime
                     _download(file, _urls(name, source, file), folder, timeout)
     except DataError as error:
-        raise DataError(f"{error}{_unused(name, elsewhere)}") from error
+        raise DataError(f"{error}{_incomplete(name, elsewhere)}") from error
     except OSError as error:
         raise DataError(
-            f"{name} cannot be written to {folder}: {error.strerror or error}; what has arrived is kept, so "
+            f"{name} cannot be written to {folder}: {error.strerror or error}; what was downloaded is kept, so "
             f"make room ({sum(file.size for file in source.files) / 1e6:.0f} MB in all) or choose another "
             f"folder, then run `tinyvit data fetch {name}` again"
         ) from error
@@ -70,11 +68,11 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None, *, timeo
 
 
 class _Failed(Exception):
-    """A transfer that did not complete, and why."""
+    """Raised with the reason if a transfer does not complete."""
 
 
-def _unused(name: str, roots: Sequence[Path]) -> str:
-    """Tell, at the end of an error, of folders that would have served if they were complete."""
+def _incomplete(name: str, roots: Sequence[Path]) -> str:
+    """Return the end of an error message, which names folders that lack some files of the data set."""
     folders = [root / name for root in roots if (root / name).is_dir()]
     return "".join(f"\n{folder} lacks {', '.join(missing_names(folder, SOURCES[name]))}" for folder in folders)
 
@@ -93,11 +91,10 @@ def _urls(name: str, source: Source, file: RemoteFile) -> list[str]:
 
 
 def _download(file: RemoteFile, urls: Sequence[str], folder: Path, timeout: float) -> None:
-    """Bring one file into its folder, from the first mirror that gives the right bytes.
+    """Download one file into its folder, from the first mirror that serves the right bytes.
 
-    The partial file is common to all mirrors, because the checksum says what it must become. A mirror is
-    tried again as long as that changes the partial file: it grew before the connection broke, or it was wrong
-    and was thrown away.
+    All mirrors continue the same partial file, because the checksum decides in the end. A mirror is tried again as long
+    as that changes the partial file: it grew before the connection broke, or it was wrong and was deleted.
     """
     part = folder / f"{file.name}.part"
     reasons: dict[str, _Failed] = {}
@@ -121,16 +118,16 @@ def _download(file: RemoteFile, urls: Sequence[str], folder: Path, timeout: floa
 
 
 def _transfer(url: str, part: Path, size: int, timeout: float, report: Callable[[int], None]) -> None:
-    """Append to the partial file what it lacks; raise _Failed unless it then has its full size.
+    """Append the missing bytes to the partial file; raise _Failed unless it then has its full size.
 
-    Trouble with the network raises _Failed, trouble with the disk OSError.
+    Problems with the network raise _Failed, problems with the disk OSError.
     """
     import http.client
     import urllib.error
     import urllib.request
 
     start = _size(part)
-    if start >= size:  # complete, or not a part of this file: the checksum will tell
+    if start >= size:  # it is complete, or wrong, which the checksum will show
         return
     headers = {"User-Agent": "tinyvit"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
@@ -162,7 +159,7 @@ def _transfer(url: str, part: Path, size: int, timeout: float, report: Callable[
 
 
 def _first_byte(response: "HTTPResponse", start: int, size: int) -> int:
-    """Return the position at which the body of a response begins; raise _Failed if it is of another file."""
+    """Return the position in the file at which a response begins; raise _Failed if it is of another file."""
     kind = response.headers.get_content_type()
     if kind == "text/html":
         raise _Failed("it answered with an HTML page")
@@ -170,20 +167,20 @@ def _first_byte(response: "HTTPResponse", start: int, size: int) -> int:
         expected = f"bytes {start}-{size - 1}/{size}"
         found = response.headers.get("Content-Range", "no range")
         if found != expected:
-            raise _Failed(f"it sent {found} where {expected} was asked for: its file is another one")
+            raise _Failed(f"it sent {found}, but the request was for {expected}: it has another file")
         return start
     length = response.headers.get("Content-Length")
     if response.status != 200 or (length is not None and length != str(size)):
         raise _Failed(f"it sent {length} bytes of {kind} (HTTP status {response.status}), not {size}")
-    return 0  # a server that does not know ranges sends the whole file
+    return 0  # a server without support for ranges sends the complete file
 
 
 def _publish(part: Path, folder: Path, file: RemoteFile) -> None:
-    """Give a verified file its name, durably; throw away one with another checksum."""
+    """Verify a downloaded file and give it its name, durably; delete it if its checksum is wrong."""
     found = _digest(part)
     if found != file.sha256:
         part.unlink()
-        raise _Failed(f"the SHA-256 of what it sent is {found}, not the published {file.sha256}")
+        raise _Failed(f"it sent bytes with the SHA-256 {found}, not the published {file.sha256}")
     with open(part, "rb+") as written:
         os.fsync(written.fileno())
     os.replace(part, folder / file.name)
@@ -208,7 +205,7 @@ def _digest(path: Path) -> str | None:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes and threads wait for; the system frees it if this process dies."""
+    """Hold a lock that other processes and threads wait for; the system releases it if this process dies."""
     with open(path, "wb") as file:
         if not _lock(file, wait=False):
             print(f"waiting for another process that is writing to {path.parent}", file=sys.stderr)
@@ -238,7 +235,7 @@ def _lock(file: IO[bytes], *, wait: bool) -> bool:
 
 @contextmanager
 def _progress(file: RemoteFile) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; yield the function that is told how many bytes have arrived."""
+    """Show a progress bar on a terminal; yield a function to call with the number of bytes received."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

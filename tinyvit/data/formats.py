@@ -1,7 +1,7 @@
-"""The file formats of the classic data sets: IDX (MNIST) and the CIFAR binary version, compressed or not.
+"""Read the file formats of the classic data sets: IDX (MNIST) and the CIFAR binary version, compressed or not.
 
-A reader is told how much the file must hold and returns exactly that. Whatever else it meets (an HTML page, a
-truncated download, a flipped bit) raises one DataError that names the file, what is wrong and the way out.
+A reader is given the size of the content and returns exactly that content. Anything else (an HTML page, a truncated
+download, a flipped bit) raises a DataError that names the file, the problem and the way out.
 """
 
 import gzip
@@ -32,11 +32,11 @@ def read_idx(path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]
     Parameters
     ----------
     path : Path
-        Plain, gzip or xz: told by its first bytes, not by its name.
+        Plain, gzip or xz, recognized by its first bytes, not by its name.
     name : str
-        The data set it belongs to, for the error.
+        The data set that the file belongs to, for the error message.
     shape : tuple of int
-        The shape the file must announce and hold.
+        The shape that the header must state and the content must have.
 
     Returns
     -------
@@ -45,10 +45,10 @@ def read_idx(path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]
     Raises
     ------
     DataError
-        If the file is not exactly that.
+        If the file is anything else.
     """
-    # http://yann.lecun.com/exdb/mnist/: two zero bytes, 8 for unsigned bytes, the number of axes, then the
-    # big-endian length of each axis
+    # The header, see http://yann.lecun.com/exdb/mnist/: two zero bytes, 8 for unsigned bytes, the number of axes, then
+    # the big-endian length of each axis.
     magic = bytes((0, 0, 8, len(shape)))
     header = 4 + 4 * len(shape)
     data = _read(path, name, header + math.prod(shape))
@@ -71,11 +71,11 @@ def read_cifar(path: Path, name: str, records: int, label_bytes: int) -> tuple[N
     Parameters
     ----------
     path : Path
-        Plain, gzip or xz: told by its first bytes, not by its name.
+        Plain, gzip or xz, recognized by its first bytes, not by its name.
     name : str
-        The data set it belongs to, for the error.
+        The data set that the file belongs to, for the error message.
     records : int
-        The number of records the file must hold.
+        The number of records that the file must hold.
     label_bytes : int
         1 for CIFAR-10, 2 for CIFAR-100.
 
@@ -89,7 +89,7 @@ def read_cifar(path: Path, name: str, records: int, label_bytes: int) -> tuple[N
     Raises
     ------
     DataError
-        If the file is not exactly that.
+        If the file is anything else.
     """
     size = records * (label_bytes + _CIFAR_PIXELS)
     data = _read(path, name, size)
@@ -100,7 +100,7 @@ def read_cifar(path: Path, name: str, records: int, label_bytes: int) -> tuple[N
 def read_cifar_archive(
     path: Path, name: str, members: Sequence[str], records: int, label_bytes: int
 ) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Read some members of the official ``.tar.gz``, each like `read_cifar`, without unpacking it to disk."""
+    """Read some members of the official ``.tar.gz`` as `read_cifar` reads files, without unpacking it to disk."""
     size = records * (label_bytes + _CIFAR_PIXELS)
     found: dict[str, bytes] = {}
     with _reading(path, name) as stream:
@@ -110,7 +110,7 @@ def read_cifar_archive(
                 content = archive.extractfile(member) if base in members else None
                 if content is not None:
                     found[base] = content.read(size + 1)
-        # the checksum of a gzip stream is compared only when its end is read
+        # The checksum of a gzip stream is compared only when its end is read.
         while stream.read(1 << 20):
             pass
     for wanted in members:
@@ -121,7 +121,7 @@ def read_cifar_archive(
 
 
 def damaged(path: Path | str, name: str, found: str) -> DataError:
-    """Return the one error for a data file that is not what it should be; `found` continues "PATH ..."."""
+    """Return the error for a data file with wrong content; `found` continues the sentence "PATH ..."."""
     return DataError(f"{path} {found}; delete it and run `tinyvit data fetch {name}`")
 
 
@@ -138,14 +138,14 @@ def _check_length(data: bytes, path: Path | str, name: str, size: int) -> None:
 
 
 def _read(path: Path, name: str, size: int) -> bytes:
-    """Read and decompress up to one byte more than `size`: enough to tell a file that is too long."""
+    """Read and decompress up to `size` bytes and one more, which shows that a file is too long."""
     with _reading(path, name) as stream:
         return stream.read(size + 1)
 
 
 @contextmanager
 def _reading(path: Path, name: str) -> Iterator[BinaryIO]:
-    """Open a file for its decompressed bytes, whichever its compression; any failure becomes a DataError."""
+    """Open a file for its decompressed bytes, whatever its compression; every failure becomes a DataError."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)

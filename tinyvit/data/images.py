@@ -1,15 +1,17 @@
-"""Reading one image file as the pixels a model takes, by rules that are stated here and nowhere else.
+"""Read an image file as the pixels that a model takes.
+
+These are the only rules by which images are converted:
 
 Pixels
-    1-bit, greyscale and 8-bit colour are taken as they are; palettes are resolved; 16-bit greyscale is
-    divided by 257; CMYK, YCbCr and the like become RGB; floating-point and 32-bit images are refused.
+    1-bit, greyscale and 8-bit colour values are kept; palettes are resolved; 16-bit greyscale is divided by 257; CMYK,
+    YCbCr and similar modes become RGB; floating-point and 32-bit images are refused.
 Transparency
-    is laid over black, the background of the grey data sets.
+    A transparent image is laid over black, the background of the grey data sets.
 Channels
-    colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B); grey becomes colour by repetition.
+    Colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B); grey becomes colour by repetition.
 Size
-    the largest centred square is cut out and resized, bilinear and antialiased; an image of the right size
-    is not touched. The camera's orientation tag is obeyed. Of an animation, the first frame is read.
+    The largest centred square is cut out and resized, bilinear and antialiased; an image of the right size is not
+    changed. The orientation tag of a camera is obeyed. Of an animation, the first frame is read.
 """
 
 from pathlib import Path
@@ -23,7 +25,7 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PIXELS = 50_000_000  # more is a mistake or an attack (a "decompression bomb"), not a picture to classify
+MAX_PIXELS = 50_000_000  # a larger image is a mistake or an attack (a "decompression bomb")
 
 
 def read_image(path: str | Path, channels: int, size: int | None = None) -> NDArray[np.uint8]:
@@ -60,7 +62,7 @@ def read_image(path: str | Path, channels: int, size: int | None = None) -> NDAr
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(_too_large(path, "far too many")) from error
-    except Exception as error:  # on damaged files decoders raise what they like, from SyntaxError on
+    except Exception as error:  # on damaged files, decoders raise exceptions of any type, even SyntaxError
         raise DataError(f"{path} cannot be read as an image: {error}") from error
     if size is not None and pixels.size != (size, size):
         pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
@@ -73,7 +75,7 @@ def _too_large(path: str | Path, found: str) -> str:
 
 
 def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
-    """Convert any image to 8-bit grey ("L") or colour ("RGB"), transparency over black."""
+    """Convert any image to 8-bit grey ("L") or colour ("RGB"), laying transparency over black."""
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):

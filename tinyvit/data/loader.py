@@ -1,7 +1,7 @@
-"""Batches for training: shuffled, augmented, normalized and prepared ahead of the consumer.
+"""Batches for training: shuffled, augmented, normalized, and prepared in a background thread.
 
-What batch k of epoch e holds depends on the seed, e and k only, never on what was drawn before. A run resumed
-there sees exactly what an uninterrupted one would.
+The content of batch k of epoch e depends only on the seed, e and k, never on what was drawn before. A run that is
+resumed there therefore trains on the same batches as a run that was not interrupted.
 """
 
 from collections import deque
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from .datasets import Batch, Dataset
 from .texts import TextDataset
 
-_ORDER, _AUGMENT = 0, 1  # the second word of a stream's key: what it is drawn for
+_ORDER, _AUGMENT = 0, 1  # the second word of a stream's key: the purpose of the random numbers
 
 
 class Loader:
-    """Cuts a data set into batches, anew for every epoch.
+    """Divide a data set into batches, in a new order for every epoch.
 
     Parameters
     ----------
@@ -28,13 +28,13 @@ class Loader:
     seed : int
         From 0 to 2**64 - 1.
     shuffle : bool
-        False keeps the order of the data set.
+        Whether each epoch has a random order, or that of the data set.
     augment : callable, optional
-        ``augment(images, rng)`` gets uint8 (B, C, H, W) and returns the same shape; see `Augment`.
+        ``augment(images, rng)`` takes uint8 (B, C, H, W) and returns the same shape; see `Augment`.
     drop_last : bool
-        Leave out the last batch of an epoch if it is smaller than the others.
+        Whether to leave out the last batch of an epoch if it is smaller than the others.
     prefetch : int
-        How many batches are prepared ahead, in one background thread.
+        The number of batches that one background thread prepares in advance.
     """
 
     def __init__(
@@ -61,23 +61,22 @@ class Loader:
         self.drop_last = drop_last
         self.prefetch = prefetch
         if len(self) == 0:
-            raise ValueError(f"batch_size is {batch_size}, and {len(dataset)} images do not fill one batch")
+            raise ValueError(f"batch_size is {batch_size}, but there are only {len(dataset)} samples")
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        whole, rest = divmod(len(self.dataset), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of one epoch from number `start` on.
+        """Yield the batches of one epoch, beginning with number `start`.
 
-        An error in the background thread is raised here. Leaving the loop early, in whatever way, ends the
-        thread.
+        An error in the background thread is raised here. The thread ends with the loop, even if that ends early.
         """
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}; it must be 0 or more")
         if not 0 <= start <= len(self):
-            raise ValueError(f"start is {start}; it must be from 0 to {len(self)}, the batches of an epoch")
+            raise ValueError(f"start is {start}; it must be from 0 to {len(self)}, the number of batches of an epoch")
         return self._prefetched(epoch, start)
 
     def _prefetched(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -112,8 +111,8 @@ class Loader:
         return self.dataset.batch(chosen, index, lambda images: augment(images, rng))
 
     def _stream(self, purpose: int, epoch: int, index: int) -> np.random.Generator:
-        """Return the random stream of one batch: a key and a counter of its own, so that no two overlap."""
+        """Return the random stream of one batch, whose key and counter keep it apart from all other streams."""
         key = np.array([self.seed, purpose], np.uint64)
-        # the lowest word of the counter advances as numbers are drawn
+        # The lowest word of the counter advances as numbers are drawn.
         counter = np.array([0, index, epoch, 0], np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=counter))

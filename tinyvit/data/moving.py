@@ -1,6 +1,7 @@
-"""Generated data of more than still images: videos of a moving shape, and spectrograms of sweeping tones.
+"""Generated data beyond still images: videos of a moving shape, and spectrograms of sweeping tones.
 
-Every sample follows from the seed of its split. What is to be named is in no single frame, and in no single column.
+The seed of a split decides every sample. No single frame of a video, and no single column of a spectrogram, shows the
+class.
 """
 
 import numpy as np
@@ -9,19 +10,15 @@ from numpy.typing import NDArray
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise", "growing", "shrinking")
 SWEEPS = ("steady", "rising", "falling", "rising then falling", "falling then rising")
 FRAMES, SIDE = 8, 24  # of a video
-RATE, WINDOW, HOP, BANDS = (
-    8000,
-    256,
-    64,
-    32,
-)  # samples a second, the steps of the Fourier transform
+RATE = 8000  # samples per second
+WINDOW, HOP, BANDS = 256, 64, 32  # of a spectrogram: samples in a window and between windows, frequency bands
 COLUMNS = 32  # of a spectrogram, 2,240 samples: 0.28 s
 COUNTS = {"train": 4000, "test": 1000}
 _SEEDS = {"train": 0, "test": 1}
 
 
 def motion(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Videos (n, 8, 1, 24, 24) of a disc or a square that moves on a dark, noisy ground, and what it does."""
+    """Return videos (n, 8, 1, 24, 24) of a disc or a square that moves over dark noise, and the motions (n,)."""
     rng, count = np.random.default_rng((30, _SEEDS[split])), COUNTS[split]
     labels = np.arange(count) % len(MOTIONS)
     time = np.linspace(-1, 1, FRAMES)
@@ -33,13 +30,13 @@ def motion(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     for label, (dx, dy) in enumerate([(-1, 0), (1, 0), (0, -1), (0, 1)]):
         chosen = labels == label
         x[chosen], y[chosen] = dx * speed[chosen] * time, dy * speed[chosen] * time
-    for label, way in ((4, 1), (5, -1)):  # y points down, so growing angles are clockwise
+    for label, sign in ((4, 1), (5, -1)):  # y points down, so growing angles are clockwise
         chosen = labels == label
-        angle = start[chosen] + way * turn
+        angle = start[chosen] + sign * turn
         x[chosen], y[chosen] = 0.8 * speed[chosen] * np.cos(angle), 0.8 * speed[chosen] * np.sin(angle)
-    for label, way in ((6, 1), (7, -1)):
+    for label, sign in ((6, 1), (7, -1)):
         chosen = labels == label
-        radius[chosen] *= np.exp(0.5 * way * time)
+        radius[chosen] *= np.exp(0.5 * sign * time)
     pixel = np.arange(SIDE) + 0.5
     across = pixel[None, None, None, :] - (centre[:, 0] + x)[..., None, None]
     down = pixel[None, None, :, None] - (centre[:, 1] + y)[..., None, None]
@@ -51,7 +48,10 @@ def motion(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def chirps(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Spectrograms (n, 1, 32, 32) of tones in noise, low pitches below, time to the right; and how the pitch goes."""
+    """Return spectrograms (n, 1, 32, 32) of tones in noise, and how the pitch of each changes (n,).
+
+    Time runs to the right; low pitches are at the bottom.
+    """
     rng, count = np.random.default_rng((31, _SEEDS[split])), COUNTS[split]
     labels = np.arange(count) % len(SWEEPS)
     samples = WINDOW + HOP * (COLUMNS - 1)
@@ -67,9 +67,10 @@ def chirps(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def spectrogram(wave: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Loudness in decibels of waves (n, samples), (n, 32 bands, 32 columns), as grey values over 60 dB.
+    """Return the spectrograms (n, bands, columns) of waves (n, samples), as grey values that span 60 decibels.
 
-    Hann windows of 256 samples, 64 apart; bands of equal ratio from 200 to 4,000 Hz, the highest above.
+    The windows are Hann windows of 256 samples, 64 apart; the 32 bands divide 200 to 4,000 Hz into equal ratios, the
+    highest on top.
     """
     windows = np.lib.stride_tricks.sliding_window_view(wave, WINDOW, axis=1)[:, ::HOP]
     power = np.abs(np.fft.rfft(windows * np.hanning(WINDOW).astype(np.float32), axis=-1)) ** 2

@@ -1,7 +1,8 @@
-"""Scenes of a few shapes: drawn, described, and asked about; everything follows from a seed.
+"""Generated scenes of a few shapes, with captions and questions; a seed decides everything.
 
 A scene has two to four things in the cells of a 3 x 3 grid, each with a shape, a colour and a size. Some pairs of
-colour and shape (`HELD_OUT`) never stand in a scene to learn from: whoever names them has put them together.
+colour and shape (`HELD_OUT`) never occur in the train split: a model that names such a thing has combined what it
+learned about the colour and about the shape.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,28 +15,33 @@ from numpy.typing import NDArray
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 48, 49), "green": (39, 160, 82), "blue": (41, 98, 210), "yellow": (241, 196, 15),
-    "purple": (142, 68, 173), "black": (45, 52, 54),
-}  # fmt: skip
+    "red": (214, 48, 49),
+    "green": (39, 160, 82),
+    "blue": (41, 98, 210),
+    "yellow": (241, 196, 15),
+    "purple": (142, 68, 173),
+    "black": (45, 52, 54),
+}
 SIZES = {"small": 3.6, "big": 6.2}  # pixels from the centre to the rim
 HELD_OUT = (("red", "triangle"), ("blue", "circle"), ("yellow", "square"))
-GRID, CELL = 3, 16  # cells along a side, pixels along a cell
-JITTER = 1.6  # pixels that a centre may lie off the middle of its cell, so that a thing stays in its cell
+GRID, CELL = 3, 16  # cells per side of a scene, pixels per side of a cell
+JITTER = 1.6  # largest offset of a thing from the middle of its cell, in pixels; it keeps the thing inside the cell
 TRAIN_SCENES, TEST_SCENES = 24_000, 1_000
-QUESTIONS = 6  # about each scene, half of them relational where there are as many
+QUESTIONS = 6  # largest number about each scene, half of them relational
 
 COLUMNS, ROWS = ("left", "middle", "right"), ("top", "middle", "bottom")
 
 ANSWERS = ("yes", "no", *SHAPES, *COLOURS, *SIZES, *COLUMNS, "top", "bottom", "0", "1", "2", "3", "4")
 VOCABULARY = (
-    *ANSWERS, "a an and , ? what shape color size is are the there how many thing things circles squares triangles of",
+    *ANSWERS,
+    "a an and , ? what shape color size is are the there how many thing things circles squares triangles of",
     "closest to farthest from above below same as have other in which column row",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a scene; x and y are pixels from the left and from above."""
+    """One thing of a scene; x and y are pixels from the left and from the top."""
 
     shape: str
     colour: str
@@ -52,29 +58,29 @@ class Thing:
         return f"a {self.size} {self.colour} {self.shape}"
 
 
-Scene = tuple[Thing, ...]  # row by row, each from the left
+Scene = tuple[Thing, ...]  # row by row, from left to right
 
 
 def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
-    """Draw a scene; with `held_out`, one with a held-out pair in it, else one without."""
+    """Draw a scene: one with a held-out pair if `held_out`, else one without."""
     while True:
         count = int(rng.integers(2, 5))
         cells = np.sort(rng.permutation(GRID * GRID)[:count])
         offsets = rng.uniform(-JITTER, JITTER, (count, 2))
         looks = rng.integers(0, (len(SHAPES), len(COLOURS), len(SIZES)), (count, 3))
-        scene = tuple(
-            Thing(
-                SHAPES[s], tuple(COLOURS)[c], tuple(SIZES)[z], int(cell),
-                float((cell % GRID + 0.5) * CELL + dx), float((cell // GRID + 0.5) * CELL + dy),
-            )
-            for (s, c, z), cell, (dx, dy) in zip(looks, cells, offsets, strict=True)
-        )  # fmt: skip
+        scene = tuple(_thing(*look, cell, offset) for look, cell, offset in zip(looks, cells, offsets, strict=True))
         if any(thing.pair in HELD_OUT for thing in scene) == held_out:
             return scene
 
 
+def _thing(shape: int, colour: int, size: int, cell: int, offset: NDArray[np.float64]) -> Thing:
+    """Return a thing from the indices of its shape, colour and size, its cell, and its offset (x, y) in pixels."""
+    x, y = (np.array([cell % GRID, cell // GRID]) + 0.5) * CELL + offset
+    return Thing(SHAPES[shape], tuple(COLOURS)[colour], tuple(SIZES)[size], int(cell), float(x), float(y))
+
+
 def caption(scene: Scene) -> str:
-    """Every thing, row by row: "a big red circle, a small blue square and a big green circle"."""
+    """Describe every thing, row by row: "a big red circle, a small blue square and a big green circle"."""
     *first, last = map(str, scene)
     return f"{', '.join(first)} and {last}"
 
@@ -84,7 +90,7 @@ def caption(scene: Scene) -> str:
 
 @dataclass(frozen=True)
 class Scenes:
-    """The scenes of a split: those without a held-out pair, then those with one. No two have the same caption."""
+    """The scenes of a split: those without held-out pairs, and those with one. No two have the same caption."""
 
     seed: int
     seen: tuple[Scene, ...]
@@ -97,7 +103,7 @@ class Scenes:
 
 @cache
 def of_split(split: str) -> Scenes:
-    """The scenes of "train" (24,000) or "test" (1,000, and 1,000 with held-out pairs), none in both."""
+    """Return the scenes of "train" (24,000) or "test" (1,000, and 1,000 with held-out pairs); no scene is in both."""
     test = tuple(islice(_distinct(1, held_out=False), TEST_SCENES))
     if split == "test":
         return Scenes(1, test, tuple(islice(_distinct(2, held_out=True), TEST_SCENES)))
@@ -119,9 +125,9 @@ def _distinct(seed: int, held_out: bool) -> Iterator[Scene]:
 
 
 def render(scenes: Sequence[Scene]) -> NDArray[np.uint8]:
-    """Draw scenes, (n, 3, 48, 48): smooth edges, light from the upper left, on a pale ground."""
+    """Draw scenes as images (n, 3, 48, 48), with smooth edges, light from the upper left, and a pale background."""
     images = np.empty((len(scenes), 3, GRID * CELL, GRID * CELL), np.uint8)
-    for start in range(0, len(scenes), 256):  # some at a time, for they are drawn in float32
+    for start in range(0, len(scenes), 256):  # in parts, because drawing in float32 takes memory
         images[start : start + 256] = _drawn(scenes[start : start + 256])
     return images
 
@@ -141,7 +147,7 @@ def _drawn(scenes: Sequence[Scene]) -> NDArray[np.float32]:
 
 
 def _coverage(things: list[Thing]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """How much of each pixel of its cell a thing covers, and how light it is there: (n, 16, 16) each."""
+    """Return the share of each pixel of its cell that a thing covers, and how light it is there, (n, 16, 16) each."""
     pixel = np.arange(CELL, dtype=np.float32) + 0.5
     radius, kind, x0, y0 = (
         np.array(values, np.float32)[:, None, None]
@@ -161,12 +167,14 @@ def _coverage(things: list[Thing]) -> tuple[NDArray[np.float32], NDArray[np.floa
     return (0.5 - distance).clip(0, 1), light.clip(0.75, 1.2)
 
 
-# Asking -------------------------------------------------------------------------------------------------------------
+# Questions ----------------------------------------------------------------------------------------------------------
+
+_CLEAR = 4  # pixels by which positions or distances must differ for a question about them
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer; a relational one compares things."""
+    """A question and its answer; a relational question compares things."""
 
     text: str
     answer: str
@@ -174,7 +182,7 @@ class Question:
 
 
 def questions(scene: Scene, seed: int, number: int) -> list[Question]:
-    """Draw questions about a scene, scene `number` of a split with this seed; none is ambiguous, none stands twice."""
+    """Draw different, unambiguous questions about a scene, which is scene `number` of the split with this seed."""
     rng = np.random.default_rng((seed, number))
     chosen: list[Question] = []
     for pool in (_about_one(scene, rng), _relational(scene, rng)):
@@ -202,7 +210,7 @@ def _about_one(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def _unique(scene: Scene, attribute: str) -> list[Thing]:
-    """The things that no other thing of the scene shares this attribute with."""
+    """Return the things whose value of this attribute no other thing of the scene has."""
     values = [getattr(t, attribute) for t in scene]
     return [t for t, value in zip(scene, values, strict=True) if values.count(value) == 1]
 
@@ -212,19 +220,19 @@ def _relational(scene: Scene, rng: np.random.Generator) -> list[Question]:
     named = _unique(scene, "colour")
     for t in named:
         others = sorted((o for o in scene if o is not t), key=lambda o: _distance(o, t))
-        if len(others) > 1 and _distance(others[1], t) - _distance(others[0], t) > 4:  # pixels: no close call
+        if len(others) > 1 and _distance(others[1], t) - _distance(others[0], t) > _CLEAR:
             asked.append((f"what shape is the thing closest to the {t.colour} thing?", others[0].shape))
             asked.append((f"what color is the thing closest to the {t.colour} thing?", others[0].colour))
-        if len(others) > 1 and _distance(others[-1], t) - _distance(others[-2], t) > 4:
+        if len(others) > 1 and _distance(others[-1], t) - _distance(others[-2], t) > _CLEAR:
             asked.append((f"what color is the thing farthest from the {t.colour} thing?", others[-1].colour))
         same = sum(o.shape == t.shape for o in others)
         asked.append((f"how many other things have the same shape as the {t.colour} thing?", str(same)))
         for o in named:
             if o is t:
                 continue
-            if abs(o.x - t.x) > 4:
+            if abs(o.x - t.x) > _CLEAR:
                 asked.append((f"is the {o.colour} thing left of the {t.colour} thing?", "no" if o.x > t.x else "yes"))
-            if abs(o.y - t.y) > 4:
+            if abs(o.y - t.y) > _CLEAR:
                 asked.append((f"is the {o.colour} thing above the {t.colour} thing?", "no" if o.y > t.y else "yes"))
     return [Question(text, answer, True) for text, answer in asked]
 

@@ -1,8 +1,8 @@
-"""What the data sets consist of, who serves them, and where they are looked for on disk.
+"""The files of the data sets, the mirrors that serve them, and the folders in which they are looked for.
 
-Look-up order: the folder ``$TINYVIT_DATA/<name>/``, the user's cache folder, then the mirrors in `SOURCES`.
-The environment variable ``TINYVIT_MIRROR`` names a base URL to be tried before those, as
-``<base>/<name>/<file>``: a web server over a ``TINYVIT_DATA`` folder is such a mirror.
+A data set is looked for in the folder ``$TINYVIT_DATA/<name>/``, then in the user's cache folder, then on the mirrors
+in `SOURCES`. If the environment variable ``TINYVIT_MIRROR`` names a base URL, ``<base>/<name>/<file>`` is tried before
+those mirrors: a web server over a ``TINYVIT_DATA`` folder will do.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from .formats import SUFFIXES
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file as the mirrors serve it; `parts` names the data files it provides, without .gz or .xz."""
+    """One file as the mirrors serve it; `parts` are the names of the data files in it, without .gz or .xz."""
 
     name: str
     size: int  # bytes
@@ -34,7 +34,7 @@ class Source:
 
 
 def _idx_files(*sizes_and_sums: tuple[int, str]) -> tuple[RemoteFile, ...]:
-    """Return the four files of MNIST and of those made after it."""
+    """Return the four files of MNIST, or of a data set in its format."""
     kinds = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     return tuple(
         RemoteFile(f"{kind}-ubyte.gz", size, sha256, (f"{kind}-ubyte",))
@@ -42,7 +42,7 @@ def _idx_files(*sizes_and_sums: tuple[int, str]) -> tuple[RemoteFile, ...]:
     )
 
 
-# The same bytes have the MD5 sums that the authors publish (for MNIST: those known to torchvision).
+# These files also have the MD5 sums that the authors publish (for MNIST: those that torchvision knows).
 SOURCES = {
     "mnist": Source(
         (
@@ -104,42 +104,42 @@ SOURCES = {
         ),
     ),
 }
-GENERATED = ("scenes-questions", "scenes-captions", "reverse", "motion", "chirps")  # made anew from a seed
+GENERATED = ("scenes-questions", "scenes-captions", "reverse", "motion", "chirps")  # from a seed, when they are loaded
 DATASET_NAMES = ("digits", *SOURCES, *GENERATED)
 
 
 def check_name(name: str) -> None:
-    """Raise DataError, with the nearest valid name, for a data set that does not exist."""
+    """Raise DataError, with the most similar valid name, for a data set that does not exist."""
     if name not in DATASET_NAMES:
         nearest = difflib.get_close_matches(name.lower(), DATASET_NAMES, n=1, cutoff=0.4)
         if Path(name).is_dir():
             nearest = [f"folder:{name}"]
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise DataError(
-            f"there is no data set {name!r}: {hint}known are {', '.join(DATASET_NAMES)}, "
-            "and folder:PATH for images of your own"
+            f"there is no data set {name!r}: {hint}available: {', '.join(DATASET_NAMES)}, "
+            "and folder:PATH for your own images"
         )
 
 
 def find(name: str) -> Path | None:
-    """Return the first folder that holds all files of a data set, or None; contents are not verified."""
+    """Return the first folder that holds all files of a data set, or None. Contents are not verified."""
     folders = (root / name for root in data_roots())
     return next((folder for folder in folders if is_complete(folder, SOURCES[name])), None)
 
 
 def find_part(folder: Path, part: str) -> Path | None:
-    """Return the file that holds one part, plain or compressed, or None."""
+    """Return the file in `folder` that holds a part, plain or compressed, or None."""
     candidates = (folder / f"{part}{suffix}" for suffix in SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)
 
 
 def is_complete(folder: Path, source: Source) -> bool:
-    """Return whether every file is there, as it was served or as its parts."""
+    """Return whether `folder` has every file, either as the mirrors serve it or as its parts."""
     return not missing_names(folder, source)
 
 
 def missing_names(folder: Path, source: Source) -> list[str]:
-    """Return the names of the files that are not there: as they are served, or of the parts that miss beside others."""
+    """Return the names of the missing files; if only some parts of a file are missing, the names of these parts."""
     names: list[str] = []
     for file in source.files:
         parts = [part for part in file.parts if not find_part(folder, part)]
@@ -149,7 +149,7 @@ def missing_names(folder: Path, source: Source) -> list[str]:
 
 
 def data_roots() -> list[Path]:
-    """Return the folders that data sets are looked for in; the last is the cache, where downloads go."""
+    """Return the folders in which data sets are looked for; the last is the cache, which downloads are written to."""
     roots = []
     if given := os.environ.get("TINYVIT_DATA"):
         if not Path(given).is_dir():

@@ -1,7 +1,7 @@
-"""Words and numbers: a word-level tokenizer, built from texts.
+"""A word-level tokenizer, whose vocabulary is built from texts.
 
-A text is cut into words and marks of punctuation, in lower case; every word of the vocabulary has a number. The first
-six numbers are special. A word that the vocabulary lacks becomes `<unk>`.
+A text is split into words and punctuation marks, in lower case; each is a token with an id. The first six ids are those
+of special tokens. A word that is not in the vocabulary becomes `<unk>`.
 """
 
 import json
@@ -23,15 +23,15 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def words_of(text: str) -> list[str]:
-    """The words and marks of a text, in lower case: "Is it red?" -> ["is", "it", "red", "?"]."""
+    """Return the words and punctuation marks of a text in lower case: "Is it red?" -> ["is", "it", "red", "?"]."""
     return _WORD.findall(text.lower())
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A vocabulary: its words in the order of their numbers, the special ones first.
+    """A vocabulary: `words` in the order of their token ids, the special tokens first.
 
-    Raises ValueError if the special words are not first, or a word stands twice.
+    Raises ValueError if the special tokens are not first, or if a word occurs twice.
     """
 
     words: tuple[str, ...]
@@ -45,34 +45,31 @@ class Tokenizer:
 
     @classmethod
     def build(cls, texts: Iterable[str]) -> "Tokenizer":
-        """The vocabulary of all words in `texts`, in alphabetical order."""
+        """Build the vocabulary of all words in `texts`, in alphabetical order."""
         return cls((*SPECIAL, *sorted({word for text in texts for word in words_of(text)})))
 
     def __len__(self) -> int:
         return len(self.words)
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of the words of a text, without `<start>` and `<end>`."""
+        """Return the token ids of a text, without `<start>` and `<end>`."""
         return [self._numbers.get(word, UNK) for word in words_of(text)]  # type: ignore[attr-defined]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words of these numbers with spaces between; special ones are left out, but `<unk>` is not."""
+        """Return the words with these token ids, separated by spaces and without special tokens other than `<unk>`."""
         return " ".join(self.words[i] for i in ids if i >= len(SPECIAL) or i == UNK)
 
     def unknown(self, text: str) -> list[str]:
-        """The words of a text that the vocabulary lacks."""
+        """Return the words of a text that are not in the vocabulary."""
         return [word for word in words_of(text) if word not in self._numbers]  # type: ignore[attr-defined]
 
     def save(self, path: str | Path) -> None:
-        """Write the vocabulary in the form of the `tokenizers` library's tokenizer.json."""
+        """Write the vocabulary in the format of the `tokenizers` library, tokenizer.json."""
         Path(path).write_text(json.dumps(self._as_json(), indent=1), "utf-8")
 
     def _as_json(self) -> dict[str, object]:
-        special = [
-            {"id": i, "content": word, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": True}
-            for i, word in enumerate(SPECIAL)
-        ]  # fmt: skip
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        special = [{"id": i, "content": word, **flags} for i, word in enumerate(SPECIAL)]
         return {
             "version": "1.0",
             "truncation": None,
@@ -87,12 +84,12 @@ class Tokenizer:
 
     @classmethod
     def read(cls, path: str | Path) -> "Tokenizer":
-        """Read the vocabulary of a tokenizer.json of the kind WordLevel, which has our special words first.
+        """Read the vocabulary of a tokenizer.json of the type WordLevel that has our special tokens first.
 
         Raises
         ------
         DataError
-            If the file cannot be read, or is of another kind.
+            If the file cannot be read, or holds another type of tokenizer.
         """
         try:
             model = json.loads(Path(path).read_text("utf-8"))["model"]
@@ -100,26 +97,26 @@ class Tokenizer:
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no tokenizer.json: {error!r}") from error
+            raise DataError(f"{path} is not a tokenizer.json: {error!r}") from error
         if kind != "WordLevel":
-            raise DataError(f"{path} holds a tokenizer of the kind {kind}; only WordLevel is read")
+            raise DataError(f"{path} holds a tokenizer of the type {kind}; only WordLevel can be read")
         words = tuple(sorted(vocabulary, key=vocabulary.__getitem__))
         try:
             if [vocabulary[word] for word in words] != list(range(len(words))):
-                raise ValueError("its numbers are not 0, 1, 2 ...")
+                raise ValueError("its token ids are not 0, 1, 2 ...")
             return cls(words)
         except ValueError as error:
             raise DataError(f"{path} holds a vocabulary that does not fit: {error}") from error
 
 
 def padded(texts: Sequence[Sequence[int]], length: int | None = None) -> NDArray[np.int64]:
-    """Rows of numbers (n, length), filled up with `<pad>`; the length of the longest by default.
+    """Return token ids as a table (n, length), padded with `<pad>`; by default as long as the longest text.
 
-    Raises ValueError if one is longer than `length`.
+    Raises ValueError if a text is longer than `length`.
     """
     longest = max(map(len, texts), default=0)
     if length is not None and longest > length:
-        raise ValueError(f"texts: the longest has {longest} words; there may be {length}")
+        raise ValueError(f"texts: the longest has {longest} tokens; at most {length} are allowed")
     table = np.full((len(texts), longest if length is None else length), PAD, np.int64)
     for row, ids in zip(table, texts, strict=True):
         row[: len(ids)] = ids

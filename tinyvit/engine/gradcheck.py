@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Tensor, grad
+from .tensor import Tensor, grad
 
 DIRECTIONS = 4
 _SEED = 20_170_612
@@ -36,16 +36,8 @@ def gradcheck(
     eps : step of the central difference.
     order : 1, or 2 to check the gradients of the gradient as well.
 
-    Returns
-    -------
-    True.
-
-    Raises
-    ------
-    GradcheckError
-        Where they disagree; it names the worst input, element and both values.
-    TypeError, ValueError
-        An input is not float64, or none requires a gradient.
+    Returns True, or raises GradcheckError, which names the worst input, element and both values; TypeError or
+    ValueError if an input is not float64, or none requires a gradient.
     """
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     varied = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
@@ -86,13 +78,7 @@ def _gradient_function(
 
 
 def _check(
-    fn: Callable[..., Any],
-    inputs: list[Tensor],
-    varied: list[int],
-    eps: float,
-    atol: float,
-    rtol: float,
-    what: str,
+    fn: Callable[..., Any], inputs: list[Tensor], varied: list[int], eps: float, atol: float, rtol: float, what: str
 ) -> None:
     rng = np.random.default_rng(_SEED)
     outputs = _outputs(fn, inputs)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..backend import Namespace
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .elementwise import as_floating
 from .samples import sample
 
@@ -78,6 +78,7 @@ class Gelu(Op):
     approximate="tanh": P(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2.
     """
 
+    autocast = "narrow"
     saves = ("x",)
     kernel = "gelu"
 
@@ -98,6 +99,7 @@ class Gelu(Op):
 class BiasGelu(Op):
     """y = gelu(x + b)        dx = dy gelu'(x + b),  db = sum of dx over all rows"""
 
+    autocast = "narrow"
     saves = ("x", "bias")
     kernel = "bias_gelu"
 
@@ -120,6 +122,7 @@ class BiasGelu(Op):
 class Softmax(Op):
     """y = exp x / sum(exp x) along an axis        dx = y (dy - sum(dy y))"""
 
+    autocast = "wide"
     saves = ("out",)
     kernel = "softmax"
 
@@ -142,6 +145,7 @@ class Softmax(Op):
 class LogSoftmax(Op):
     """y = x - log(sum(exp x)) along an axis        dx = dy - exp(y) sum(dy)"""
 
+    autocast = "wide"
     saves = ("out",)
 
     @staticmethod

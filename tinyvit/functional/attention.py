@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import NUMPY, Generator, Namespace, default_generator, is_floating, is_on_gpu, namespace_of, to_host
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .elementwise import constant
 from .random import check_probability
 from .samples import sample
@@ -24,6 +24,7 @@ class Attention(Op):
     (Vaswani et al., Attention is all you need, 2017, equation 1.)
     """
 
+    autocast = "narrow"
     saves = ("q", "k", "v", "bias", "out")
     kernel = "attention"
 
@@ -52,6 +53,11 @@ class Attention(Op):
         dbias = xp.sum_to_shape(ds, ctx.shapes[3]) if ctx.needs[3] else None
         return dq, dk, dv, dbias
 
+    @classmethod
+    def residuals(cls, xp, inputs, outputs, params):
+        q, k, _, bias = inputs
+        return (attention_lse(xp, q, k, bias, params["mask"], params["is_causal"], params["scale"]),)
+
     @staticmethod
     def samples():
         yield sample((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 4), None, scale=0.5)
@@ -70,6 +76,7 @@ class SplitHeads(Op):
     """
 
     view = True
+    is_sequence = True
 
     @staticmethod
     def forward(xp, x, *, parts, heads):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Namespace
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .samples import sample
 
 Pair = tuple[int, int]
@@ -75,6 +75,7 @@ class Conv2d(Op):
     with cols = im2col(x), and W (O, C KH KW) and Y (B, O, OH OW) in matrix form.
     """
 
+    autocast = "narrow"
     saves = ("x", "weight")
     kernel = "conv2d"
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import context
 from ..backend import BFLOAT16
-from ..engine import autograd
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .samples import sample
 
 
@@ -112,6 +112,7 @@ class Divide(Op):
 class Power(Op):
     """z = x^y        dx = dz y x^(y-1),  dy = dz z log x  (0 where x <= 0)"""
 
+    autocast = "wide"
     saves = ("x", "y", "out")
 
     @staticmethod
@@ -154,6 +155,7 @@ class Negative(Op):
 class Exp(Op):
     """y = exp x        dx = dy y"""
 
+    autocast = "wide"
     saves = ("out",)
 
     @staticmethod
@@ -173,6 +175,7 @@ class Exp(Op):
 class Log(Op):
     """y = log x        dx = dy / x"""
 
+    autocast = "wide"
     saves = ("x",)
 
     @staticmethod
@@ -457,8 +460,7 @@ def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
 
 def rounds_to_bfloat16(x: Tensor) -> bool:
     """Whether `autocast` is on, is to bfloat16, and rounds x before a matrix product, on a CPU."""
-    dtype = getattr(autograd.adapt_inputs, "dtype", None)
-    return dtype == BFLOAT16 and type(x.data) is np.ndarray and x.dtype.itemsize < 8
+    return context.now().precision == BFLOAT16 and type(x.data) is np.ndarray and x.dtype.itemsize < 8
 
 
 # Constants: no gradient flows through these -------------------------------------------------------------------------

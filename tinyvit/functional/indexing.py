@@ -7,7 +7,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from ..backend import Array, Namespace, is_on_gpu, to_host
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .elementwise import constant
 from .samples import sample
 from .shape import reshape

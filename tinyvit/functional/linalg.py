@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .samples import sample
 
 
 class Matmul(Op):
     """z = x y, stacks of matrices broadcast        dx = dz y^T,  dy = x^T dz"""
 
+    autocast = "narrow"
     saves = ("x for y", "y for x")
 
     @staticmethod
@@ -37,6 +38,7 @@ class Matmul(Op):
 class Linear(Op):
     """y = x W^T + b        dx = dy W,  dW = dy^T x,  db = sum of dy over all rows"""
 
+    autocast = "narrow"
     saves = ("x for weight", "weight for x")
     kernel = "linear"
     masters = ("weight", "bias")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import is_on_gpu, namespace_of
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .elementwise import as_floating, constant
 from .indexing import check_ids
 from .linalg import matmul
@@ -19,6 +19,7 @@ class CrossEntropy(Op):
     ignored row has loss = 0. "mean" divides the sum by the number of rows that are not ignored.
     """
 
+    autocast = "wide"
     saves = ("logits", "target")
     kernel = "cross_entropy"
 
@@ -77,6 +78,7 @@ def _reduced(xp, loss, count, reduction):
 class MseLoss(Op):
     """l = (x - t)^2, averaged        dx = dl 2 (x - t) / n,  dt = -dx"""
 
+    autocast = "wide"
     saves = ("x", "target")
 
     @staticmethod
@@ -98,6 +100,7 @@ class MseLoss(Op):
 class BinaryCrossEntropyWithLogits(Op):
     """l = max(x, 0) - x t + log(1 + exp(-|x|)), averaged        dx = dl (sigmoid(x) - t) / n,  dt = -dl x / n"""
 
+    autocast = "wide"
     saves = ("logits", "target")
 
     @staticmethod

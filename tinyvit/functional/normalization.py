@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..backend import BFLOAT16
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .elementwise import rounds_to_bfloat16
 from .samples import sample
 
@@ -45,6 +45,7 @@ class LayerNorm(Op):
     (Ba, Kiros and Hinton, Layer normalization, 2016, equation 4.)
     """
 
+    autocast = "wide"
     saves = ("x", "weight")
     kernel = "layer_norm"
 
@@ -56,6 +57,10 @@ class LayerNorm(Op):
     def backward(ctx, xp, dy):
         x, weight = ctx.saved
         return _backward(xp, dy, x, weight, ctx.eps, ctx.y_dtype)
+
+    @classmethod
+    def residuals(cls, xp, inputs, outputs, params):
+        return row_statistics(xp, inputs[0], params["eps"])
 
     @staticmethod
     def samples():
@@ -69,6 +74,7 @@ class AddLayerNorm(Op):
     d(x) = d(residual) = dsum + the gradient of layer_norm with respect to its input; dw and db as there.
     """
 
+    autocast = "wide"
     saves = ("sum", "weight")
     outputs = ("sum", "y")
     kernel = "add_layer_norm"
@@ -85,6 +91,10 @@ class AddLayerNorm(Op):
         dtotal, dweight, dbias = _backward(xp, dy, total, weight, ctx.eps, ctx.y_dtype, dsum)
         # sum = x + residual
         return dtotal, dtotal, dweight, dbias
+
+    @classmethod
+    def residuals(cls, xp, inputs, outputs, params):
+        return row_statistics(xp, outputs[0], params["eps"])
 
     @staticmethod
     def samples():

@@ -2,7 +2,7 @@
 
 import math
 
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .samples import sample
 from .shape import reshape, transpose
 

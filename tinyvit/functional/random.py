@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import NUMPY, Array, Generator, Namespace, default_generator, is_floating, namespace_of
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .elementwise import constant
 from .samples import sample
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from ..backend import Namespace
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .elementwise import as_floating
 from .samples import sample
 from .shape import reshape
@@ -33,6 +33,8 @@ def _repeat(ctx, xp, dy):
 class Sum(Op):
     """y = sum of x over axes        dx = dy, repeated over them"""
 
+    autocast = "wide"
+
     @staticmethod
     def forward(xp, x, *, axis=None, keepdims=False):
         return xp.sum(x, axis=axis, keepdims=keepdims)
@@ -49,6 +51,8 @@ class Sum(Op):
 
 class Mean(Op):
     """y = (sum of x over axes) / n        dx = dy / n, repeated over them"""
+
+    autocast = "wide"
 
     @staticmethod
     def forward(xp, x, *, axis=None, keepdims=False):
@@ -68,6 +72,7 @@ class Mean(Op):
 class Var(Op):
     """y = sum of (x - mean)^2 / (n - correction)        dx = dy 2 (x - mean) / (n - correction)"""
 
+    autocast = "wide"
     saves = ("x",)
 
     @staticmethod
@@ -135,6 +140,7 @@ def _to_the_extreme(ctx, xp, dy, x, y):
 class Logsumexp(Op):
     """y = log of the sum of exp x over axes        dx = dy exp(x - y)"""
 
+    autocast = "wide"
     saves = ("x", "out")
 
     @staticmethod
@@ -160,6 +166,8 @@ class Logsumexp(Op):
 
 class Cumsum(Op):
     """y_i = x_0 + ... + x_i along an axis        dx_i = dy_i + dy_(i+1) + ...: the sums from the other end"""
+
+    autocast = "wide"
 
     @staticmethod
     def forward(xp, x, *, axis):

@@ -9,7 +9,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from ..backend import Namespace, check_device, device_of, is_floating
 from ..backend import to_device as moved
-from ..engine.autograd import Op, Tensor
+from ..engine import Op, Tensor
 from .samples import sample
 
 
@@ -91,6 +91,7 @@ class Unbind(Op):
     """y_0, y_1, ... = the slices of x along an axis        dx = their gradients, stacked into one packed array"""
 
     view = True
+    is_sequence = True
 
     @staticmethod
     def forward(xp, x, *, axis):
@@ -111,6 +112,7 @@ class Split(Op):
     """y_0, y_1, ... = consecutive parts of x along an axis        dx = their gradients, concatenated"""
 
     view = True
+    is_sequence = True
 
     @staticmethod
     def forward(xp, x, *, stops, axis):

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend, dispatch
-from ..engine.autograd import Tensor
+from .. import backend
+from ..dispatch import Kernel
+from ..engine import Tensor
 
 _Member = tuple[Tensor, dict[str, Any], int]  # a parameter, its moments, the number of its group
 _STATE = ("step", "max_norm", "norm", "scale", "growth", "good", "skipped", "factor")
@@ -18,7 +19,7 @@ class DeviceBundle:
     Attributes
     ----------
     state : (8,) float64 on the device: the number of steps, the norm to clip to (0: none), the scale of the losses (0:
-        they are not scaled) and the like, see the kernel `adamw`. Steps read and write it there.
+        they are not scaled) and the to_device_of, see the kernel `adamw`. Steps read and write it there.
     groups : (G, 5) float64 on the device: lr, b1, b2, eps and decay of each group.
     """
 
@@ -63,9 +64,9 @@ class DeviceBundle:
         rows = [(g["lr"], *g["betas"], g["eps"], g["weight_decay"]) for g in groups]
         if rows != self._settings:
             self._settings = rows
-            self.groups[...] = backend.like(np.array(rows, np.float64), self.groups)
+            self.groups[...] = backend.to_device_of(np.array(rows, np.float64), self.groups)
 
-    def step(self, implementation: dispatch.Implementation, decoupled: bool) -> list[_Member]:
+    def step(self, kernel: Kernel, decoupled: bool) -> list[_Member]:
         """Have the kernel update all it can, and return the members it cannot reach."""
         reached, rest = [], []
         for member in self.members:
@@ -78,7 +79,7 @@ class DeviceBundle:
                 rest.append(member)
             reached.append((p, g if fits else None, member[2]))
         self._write_table(reached)
-        implementation.forward(self._table, self.groups, self.state, *self.moments, decoupled=decoupled)
+        kernel.forward(self._table, self.groups, self.state, *self.moments, decoupled=decoupled)
         for tensor, _, _ in self.members:
             tensor.mark_modified()
         return rest
@@ -94,4 +95,4 @@ class DeviceBundle:
 
     def upload_table(self) -> None:
         """Bring the addresses of parameters and gradients to the device; after a capture, which cannot do so itself."""
-        self._table[...] = backend.like(self.rows, self._table)
+        self._table[...] = backend.to_device_of(self.rows, self._table)

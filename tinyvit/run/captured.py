@@ -1,8 +1,8 @@
 """A training step as one CUDA graph: forward, backward, clipping and the optimizer, launched by a single call.
 
-What changes from step to step lies in the device's memory: the batch, the learning rates, the number of steps, the
-scale of the losses, the state of the random stream. So a graph that was recorded once computes each step, bit for bit
-what the same step computes when it is not captured.
+All that changes from step to step lies in the device's memory: the batch, the learning rates, the number of steps, the
+scale of the losses, the state of the random stream. A graph that is recorded once therefore serves every step, and
+computes the same bits as a step that is not captured.
 """
 
 import math
@@ -13,35 +13,35 @@ from typing import Any
 
 import numpy as np
 
-from ..autocast import LossScaler, autocast
-from ..backend import default_generator, gpu, like, namespace_of
-from ..engine.autograd import Tensor
-from ..optim import Adam
+from ..backend import default_generator, gpu, namespace_of, to_device_of
+from ..context import autocast
+from ..engine import Tensor
+from ..optim import Adam, LossScaler
 
-WARM_UP = 3  # steps before the capture: kernels are compiled, algorithms are chosen
+WARM_UP = 3  # steps before the capture, in which kernels are compiled and algorithms chosen
 
-_Batch = tuple[Any, ...]  # arrays, or None
+_Batch = tuple[Any, ...]  # arrays; None where the data has none of a kind
 
 
 class CapturedStep:
-    """Makes training steps for parameters on a GPU, by a CUDA graph as soon as it can.
+    """Make training steps for parameters on a GPU, by a CUDA graph as soon as possible.
 
-    The first steps run as usual; then one is captured. Batches of other shapes run as usual too, and so do all steps
-    where the capture failed: a warning and `reason` then say why.
+    The first steps launch their operations one by one; then one step is captured. Batches of other shapes are never
+    captured. If the capture fails, no step is, and a warning and `reason` say why.
 
     Parameters
     ----------
     loss_of : Callable
-        `loss_of(*batch)` gives the loss, a scalar tensor, of the arrays of a batch on the device, None where there is
-        none. It must not wait for the device.
+        `loss_of(*batch)` returns the loss, a scalar tensor, of the arrays of a batch on the device. It must not wait
+        for the device.
     optimizer : Adam or AdamW, of float32 parameters on one GPU.
-    precision : as of `autocast`; with "float16" losses are scaled.
-    clip_norm : what the joint norm of the gradients is clipped to; 0 for no clipping.
+    precision : the dtype of `autocast`; with "float16" losses are scaled.
+    clip_norm : the largest joint norm that gradients keep; 0 for no clipping.
 
     Attributes
     ----------
-    reason : why steps are not captured; None as long as nothing speaks against it.
-    is_captured : whether there is a graph.
+    reason : the reason why steps cannot be captured, else None.
+    is_captured : whether a step has been captured.
     scaler : LossScaler for "float16", else None.
     """
 
@@ -57,13 +57,13 @@ class CapturedStep:
         self.scaler = LossScaler(optimizer) if precision == "float16" else None
         cuda = gpu()[0].cuda
         self._stream, self._pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
-        self._places: list[_Batch] = []  # where the graph reads batches
-        self._random = like(np.zeros(2, np.uint64), self._bundle.state)
+        self._places: list[_Batch] = []  # the arrays from which the graph reads its batches
+        self._random = to_device_of(np.zeros(2, np.uint64), self._bundle.state)
         self._graph: Any = None
         self._draws = 0
-        self._runs = 0  # of batches that fit there
-        self._rows: Any = None  # where the graph has its gradients
-        self._held: Any = None  # what the graph writes to and others read
+        self._runs = 0  # steps with batches that fit into these arrays
+        self._rows: Any = None  # the optimizer's table with the addresses of the graph's gradients
+        self._held: Any = None  # arrays that the graph writes and others read, kept alive
         self.reason: str | None = None
 
     @property
@@ -71,7 +71,7 @@ class CapturedStep:
         return self._graph is not None
 
     def __call__(self, *batches: _Batch) -> Tensor:
-        """One step down the gradient of the sum of the losses of `batches`, which stays on the device."""
+        """Make one step down the gradient of the sum of the losses of `batches`; return the sum, on the device."""
         with self._own_stream():
             self._bundle.set_groups(self._optimizer.groups)
             fits = self._take(batches)
@@ -80,12 +80,14 @@ class CapturedStep:
             self._runs += fits
             if fits:
                 return self._step(self._places) if self._graph is None else self._replay()
-            there = self._bundle.state
-            return self._step([tuple(None if x is None else like(x, there) for x in batch) for batch in batches])
+            return self._step([self._on_device(batch) for batch in batches])
+
+    def _on_device(self, batch: _Batch) -> _Batch:
+        return tuple(None if x is None else to_device_of(x, self._bundle.state) for x in batch)
 
     @contextmanager
     def _own_stream(self) -> Any:
-        """Work on a stream of its own, after what was asked for before, and before what comes later."""
+        """Work on a stream of its own: after all earlier work on the current stream, and before all later work."""
         current = gpu()[0].cuda.get_current_stream()
         self._stream.wait_event(current.record())
         with self._stream:
@@ -93,9 +95,10 @@ class CapturedStep:
         current.wait_event(self._stream.record())
 
     def _take(self, batches: Sequence[_Batch]) -> bool:
-        """Copy batches to where the graph reads them; False if they do not fit there.
+        """Copy batches into the arrays from which the graph reads; return whether they fit.
 
-        Until there is a graph, the largest ones decide what does: a run may begin with the last batch of an epoch.
+        Until a step is captured, the arrays take the shapes of the largest batches so far, because a run may begin with
+        the last batch of an epoch, which is smaller.
         """
         shapes = _shapes(batches)
         if self._graph is None and _size(shapes) > _size(_shapes(self._places)):
@@ -107,7 +110,7 @@ class CapturedStep:
         for places, batch in zip(self._places, batches, strict=True):
             for place, x in zip(places, batch, strict=True):
                 if x is not None:
-                    place[...] = like(x, place)
+                    place[...] = to_device_of(x, place)
         return True
 
     def _step(self, batches: Sequence[_Batch]) -> Tensor:
@@ -122,9 +125,9 @@ class CapturedStep:
         return sum(losses[1:], losses[0])
 
     def _capture(self) -> None:
-        """Record a step, in memory that nobody else is given: each launch of the graph writes there again."""
+        """Record a step, in memory of a pool of its own, because each launch of the graph writes to it again."""
         cupy = gpu()[0]
-        cupy.get_default_memory_pool().free_all_blocks()  # of the steps before; the graph may take it
+        cupy.get_default_memory_pool().free_all_blocks()  # memory of earlier steps, which the graph may need
         self._stream.begin_capture()
         steps, offset = self._optimizer.steps, default_generator.offset
         try:
@@ -133,7 +136,7 @@ class CapturedStep:
                 self._draws = default_generator.offset - offset
             self._held = loss, [p.grad for p, _, _ in self._bundle.members]
             graph = self._stream.end_capture()
-        except Exception as error:  # whatever asked for something that a graph cannot hold
+        except Exception as error:  # any library may refuse what a graph cannot hold
             self.reason = f"the step cannot be captured in a CUDA graph ({type(error).__name__}: {error})"
             self._abandon()
             warnings.warn(f"{self.reason}; its operations are launched one by one", RuntimeWarning, stacklevel=2)
@@ -143,7 +146,7 @@ class CapturedStep:
         self._optimizer.steps, default_generator.offset = steps, offset
 
     def _abandon(self) -> None:
-        """End a capture that failed."""
+        """End a capture that has failed."""
         try:
             if self._stream.is_capturing():
                 self._stream.end_capture()
@@ -153,9 +156,9 @@ class CapturedStep:
     def _replay(self) -> Tensor:
         if self._draws:
             stream = np.array([default_generator.seed, default_generator.offset], np.uint64)
-            self._random[...] = like(stream, self._random)
+            self._random[...] = to_device_of(stream, self._random)
             default_generator.offset += self._draws
-        if self._bundle.rows is not self._rows:  # a step that ran as usual had its gradients elsewhere
+        if self._bundle.rows is not self._rows:  # a step that was not captured had its gradients elsewhere
             self._bundle.rows = self._rows
             self._bundle.upload_table()
         self._graph.launch(self._stream)
@@ -168,5 +171,5 @@ def _shapes(batches: Sequence[_Batch]) -> list[list[Any]]:
 
 
 def _size(shapes: list[list[Any]]) -> int:
-    """How many elements there are in arrays of these shapes."""
+    """Return the number of elements in arrays of these shapes."""
     return sum(math.prod(shape) for batch in shapes for shape in batch if shape is not None)

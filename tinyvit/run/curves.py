@@ -1,4 +1,4 @@
-"""The learning curves of a run, as a picture."""
+"""Draw the learning curves of a run."""
 
 import io
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ def draw_curves(path: Path, title: str, metrics: Sequence[dict[str, Any]]) -> No
     loss.plot(epochs, [line["val_loss"] for line in metrics], color=_TEST, label="test images", **style)
     loss.set(title="loss (cross-entropy)", ylim=(0, None))
     loss.legend(frameon=False)
-    reached = [line["val_accuracy"] for line in metrics]
-    accuracy.plot(epochs, reached, color=_TEST, **style)
-    accuracy.set(title=f"accuracy on test images: {reached[-1]:.2%}".replace("%", " %"))
+    accuracies = [line["val_accuracy"] for line in metrics]
+    accuracy.plot(epochs, accuracies, color=_TEST, **style)
+    accuracy.set(title=f"accuracy on test images: {100 * accuracies[-1]:.2f} %")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     for axes in (loss, accuracy):
         axes.set_xlabel("epoch")

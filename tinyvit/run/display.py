@@ -1,18 +1,18 @@
-"""What is shown while a run trains: a live bar on a terminal, a line for each epoch elsewhere."""
+"""Displays of a run while it trains: a live bar on a terminal, a line for each epoch elsewhere."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from .state import Position, Training
+from .steps import Steps
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from .loop import Position, Training
-    from .steps import Steps
-
 
 class Display:
-    """Told what happens in a run; this one shows nothing."""
+    """The events of a run, each a method that the training loop calls; this display shows nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -20,27 +20,27 @@ class Display:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def accept(self, training: "Training") -> None:
-        """Asked before a run folder is made; raises TinyvitError if this display cannot show such a run."""
+    def accept(self, training: Training) -> None:
+        """Check the run before its folder is made; raises TinyvitError if this display cannot show such a run."""
 
-    def started(self, training: "Training", folder: Path) -> None:
-        """The run is about to begin, or to go on."""
+    def started(self, training: Training, folder: Path) -> None:
+        """Show that the run is about to begin, or to resume."""
 
-    def stepped(self, position: "Position") -> None:
-        """The optimizer made a step."""
+    def stepped(self, position: Position) -> None:
+        """Show that the optimizer has made a step."""
 
-    def finished_epoch(self, position: "Position") -> None:
-        """An epoch's line was added to the metrics."""
+    def finished_epoch(self, position: Position) -> None:
+        """Show that an epoch has ended, and its line has been added to the metrics."""
 
 
 class Lines(Display):
-    """A line for each epoch, on standard output; training goes on where that cannot be written."""
+    """A line on standard output for each epoch. If a line cannot be written, training continues."""
 
-    def started(self, training: "Training", folder: Path) -> None:
+    def started(self, training: Training, folder: Path) -> None:
         self.epochs = training.recipe.train.epochs
         self._print(heading(training, folder))
 
-    def finished_epoch(self, position: "Position") -> None:
+    def finished_epoch(self, position: Position) -> None:
         line = position.metrics[-1]
         self._print(
             f"epoch {line['epoch']:{len(str(self.epochs))}}/{self.epochs}"
@@ -52,14 +52,14 @@ class Lines(Display):
     def _print(self, text: str) -> None:
         try:
             print(text, flush=True)
-        except BrokenPipeError:  # nobody reads any more
+        except BrokenPipeError:  # the reader closed the pipe
             raise
-        except OSError:  # the disk is full, say; the same line is in the metrics
+        except OSError:  # the disk is full, for example; metrics.jsonl has the same line
             pass
 
 
 class Bar(Display):
-    """A bar over the whole run, with what is known so far."""
+    """A progress bar over the whole run, with the latest loss, accuracy and speed."""
 
     def __init__(self, console: "Console") -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -82,7 +82,7 @@ class Bar(Display):
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def started(self, training: "Training", folder: Path) -> None:
+    def started(self, training: Training, folder: Path) -> None:
         self.bar.console.print(heading(training, folder), markup=False, highlight=False, soft_wrap=True)
         self.epochs = training.recipe.train.epochs
         self.task: TaskID = self.bar.add_task(
@@ -90,13 +90,13 @@ class Bar(Display):
         )
         self._show(training.position)
 
-    def stepped(self, position: "Position") -> None:
+    def stepped(self, position: Position) -> None:
         self._show(position)
 
-    def finished_epoch(self, position: "Position") -> None:
+    def finished_epoch(self, position: Position) -> None:
         self._show(position)
 
-    def _show(self, position: "Position") -> None:
+    def _show(self, position: Position) -> None:
         epoch = min(position.epoch + 1, self.epochs)
         measured = _measured(position)
         self.bar.update(
@@ -104,8 +104,16 @@ class Bar(Display):
         )
 
 
-def _measured(position: "Position") -> str:
-    """The loss and the speed of this epoch, or of the one that just ended, and the last accuracy."""
+def live_display() -> Display:
+    """Return a progress bar if standard output is a terminal, else a line for each epoch."""
+    from rich.console import Console
+
+    console = Console()
+    return Bar(console) if console.is_terminal else Lines()
+
+
+def _measured(position: Position) -> str:
+    """Return the loss and the speed of this epoch, or of the one that has just ended, and the last accuracy."""
     last: dict[str, Any] = position.metrics[-1] if position.metrics else {}
     if position.images:
         loss, speed = position.loss_sum / position.images, position.images / position.epoch_seconds
@@ -117,30 +125,22 @@ def _measured(position: "Position") -> str:
     return f"loss {loss:.3f}{accuracy} {speed:,.0f} img/s"
 
 
-def heading(training: "Training", folder: Path) -> str:
-    """What is trained on what, and where it goes."""
+def heading(training: Training, folder: Path) -> str:
+    """Return the first line of a run: what is trained on which data, and its folder."""
     position, epochs = training.position, training.recipe.train.epochs
     if position.epoch == epochs:
         return f"{folder} is finished: all {epochs} epochs are trained"
-    begun = f", going on in epoch {position.epoch + 1} after step {position.step:,}" if position.step else ""
+    resumed = f", resuming in epoch {position.epoch + 1} after step {position.step:,}" if position.step else ""
     weights, steps = sum(p.size for p in training.model.parameters()), training.total_steps
-    learnt = f"{len(training.train_data):,} {training.task.samples} to learn from"
     return (
-        f"{training.recipe.data.name}: {learnt}, {len(training.test_data):,} held out for the test; "
-        f"{weights:,} weights; {steps:,} step{'s' * (steps > 1)}{_way(training.steps)}{begun} -> {folder}"
+        f"{training.recipe.data.name}: {len(training.train_data):,} {training.task.samples} to learn from, "
+        f"{len(training.test_data):,} held out for the test; {weights:,} weights; "
+        f"{steps:,} step{'s' * (steps > 1)}{_way_of(training.steps)}{resumed} -> {folder}"
     )
 
 
-def _way(steps: "Steps") -> str:
-    """How steps are made on a GPU."""
+def _way_of(steps: Steps) -> str:
+    """Return how steps are made on a GPU, as a part of a sentence; nothing on the CPU."""
     if steps.graph:
         return ", each one CUDA graph"
-    return f", operation by operation since {steps.why_no_graph}" if steps.why_no_graph else ""
-
-
-def live_display() -> Display:
-    """The display for where standard output goes."""
-    from rich.console import Console
-
-    console = Console()
-    return Bar(console) if console.is_terminal else Lines()
+    return f", operation by operation because {steps.why_no_graph}" if steps.why_no_graph else ""

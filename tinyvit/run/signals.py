@@ -1,4 +1,4 @@
-"""Stopping a run from outside, at a place of its own choosing."""
+"""Stop a run on a signal, at the next safe point."""
 
 import signal
 import threading
@@ -6,27 +6,27 @@ from typing import Any, Self
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop, by Ctrl-C, SIGTERM or SIGHUP, and did so with a checkpoint."""
+    """Raised when a run that was asked to stop, by Ctrl-C, SIGTERM or SIGHUP, has stopped and written a checkpoint."""
 
 
 class Stopped(Exception):
-    """Raised where a run can stop, once it was asked to."""
+    """Raised by `StopRequest.check` once a signal to stop has come."""
 
 
 class StopRequest:
-    """Within this block the first signal to stop is noted, for `check`; a second Ctrl-C or SIGTERM acts at once.
+    """A block in which the first signal to stop is only noted, for `check`; a second Ctrl-C or SIGTERM acts at once.
 
-    Signals to stop are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal was closed) unless it is ignored, as
-    `nohup` has it. A closing terminal may send SIGHUP twice, so a second one changes nothing. Outside of the main
-    thread, where Python handles no signals, nothing is changed and nothing noted.
+    The signals are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal was closed), unless SIGHUP is ignored, as it is
+    under `nohup`. A terminal that closes may send SIGHUP twice, so a second one changes nothing. Python handles signals
+    in the main thread only; in any other thread this block does nothing.
     """
 
     def __init__(self) -> None:
         self.noted = False
 
     def __enter__(self) -> Self:
-        here = threading.current_thread() is threading.main_thread()
-        numbers = _signals_to_stop() if here else ()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        numbers = _signals_to_stop() if in_main_thread else ()
         self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -37,7 +37,7 @@ class StopRequest:
         self.noted = True
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal has come."""
+        """Raise `Stopped` if a signal to stop has come."""
         if self.noted:
             raise Stopped
 
@@ -51,6 +51,6 @@ _AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SI
 
 def _signals_to_stop() -> list[int]:
     numbers = list(_AT_ONCE)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has no SIGHUP
         numbers.append(signal.SIGHUP)
     return numbers

@@ -1,101 +1,100 @@
-"""How the steps of a run are made: one operation after the other, or, on a GPU, each as one CUDA graph."""
+"""The optimizer steps of a run: made operation by operation or, on a GPU, each as one CUDA graph."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..autocast import LossScaler, autocast
 from ..backend import is_on_gpu
+from ..context import autocast
 from ..data import Batch
-from ..engine.autograd import Tensor
-from ..optim import Adam, clip_grad_norm
+from ..engine import Tensor
+from ..nn import Module
+from ..optim import Adam, LossScaler, Optimizer, clip_grad_norm
+from ..recipe import Train
+from ..tasks import Task
 from .captured import CapturedStep
 
-if TYPE_CHECKING:
-    from .loop import Training
+READ_EVERY = 16  # steps made as CUDA graphs whose losses are read together, because reading waits for the device
 
-READ_EVERY = 16  # steps as CUDA graphs whose losses are read together: till then nothing waits for the device
+Losses = list[tuple[float, int]]  # of several steps: the sum of the losses, the number of images
 
 
 class Steps:
-    """Makes the steps of a run.
+    """Make the optimizer steps of a run, by the settings of its recipe.
 
     Attributes
     ----------
-    scaler : LossScaler in float16, else None.
-    graph : makes steps as a CUDA graph; None where that cannot be.
-    why_no_graph : what speaks against it on a GPU; else empty.
+    scaler : the LossScaler for float16, else None.
+    graph : the CapturedStep that makes steps as CUDA graphs; None where it cannot be used.
+    why_no_graph : the reason it cannot be used on a GPU, else empty.
     """
 
-    def __init__(self, training: "Training") -> None:
-        self._training, self._settings = training, training.recipe.train
-        self._unread: list[tuple[int, Tensor, int]] = []  # of steps made: number, mean loss, images
-        self._images = 0  # of the step that is made
-        on_gpu = any(is_on_gpu(p.data) for p in training.model.parameters())
-        self.why_no_graph = "train.optimizer is 'sgd'" if on_gpu and self._settings.optimizer == "sgd" else ""
-        self.graph = self._graph() if on_gpu and not self.why_no_graph else None
-        own = LossScaler(training.optimizer) if self._settings.precision == "float16" and not self.graph else None
-        self.scaler = self.graph.scaler if self.graph else own
+    def __init__(self, model: Module, task: Task, optimizer: Optimizer, settings: Train) -> None:
+        self._model, self._task, self._optimizer, self._settings = model, task, optimizer, settings
+        self._unread: list[tuple[int, int, Tensor, int]] = []  # step, epoch, mean loss, images
+        self._images = 0  # in all batches of the step that is being made
+        on_gpu = any(is_on_gpu(p.data) for p in model.parameters())
+        self.why_no_graph = "train.optimizer is 'sgd'" if on_gpu and not isinstance(optimizer, Adam) else ""
+        self.graph: CapturedStep | None = None
+        self.scaler: LossScaler | None = None
+        if on_gpu and isinstance(optimizer, Adam):
+            self.graph = CapturedStep(self._mean_loss, optimizer, settings.precision, settings.clip_norm)
+            self.scaler = self.graph.scaler
+        elif settings.precision == "float16":
+            self.scaler = LossScaler(optimizer)
 
-    def __call__(self, batches: list[Batch]) -> None:
+    def __call__(self, batches: list[Batch], step: int, epoch: int) -> Losses:
         """Make one step of the optimizer, down the gradient of the mean loss of all images in `batches`.
 
-        Raises FloatingPointError if the loss, or the gradient's norm, is not finite.
+        Returns the losses that are known by now: of this step, or on a GPU of several steps at a time. Raises
+        FloatingPointError, which names the step and the epoch, if the loss or the gradient's norm is not finite.
         """
         self._images = sum(len(batch.labels) for batch in batches)
-        if self.graph:
-            mean = self.graph(*(self._arrays(batch) for batch in batches))
-            self._unread.append((self._training.position.step + 1, mean, self._images))
-            if len(self._unread) == READ_EVERY:
-                self.read_losses()
-        else:
-            self._step(batches)
+        if not self.graph:
+            return [(self._make_step(batches, f"step {step}", epoch), self._images)]
+        mean = self.graph(*(self._arrays(batch) for batch in batches))
+        self._unread.append((step, epoch, mean, self._images))
+        return self.read_losses() if len(self._unread) == READ_EVERY else []
 
-    def read_losses(self) -> None:
-        """Wait for the device, and add the losses of the steps since the last time to the position."""
-        position, unread = self._training.position, self._unread
-        self._unread = []
-        for step, mean, images in unread:
-            loss = mean.item() * images
-            self._require_finite("loss", step, loss)
-            position.loss_sum += loss
-            position.images += images
+    def read_losses(self) -> Losses:
+        """Wait for the device, and return the losses of the steps since the last reading."""
+        unread, self._unread = self._unread, []
+        losses = []
+        for step, epoch, mean, images in unread:
+            losses.append((mean.item() * images, images))
+            _require_finite(losses[-1][0], f"the loss of step {step}", epoch)
+        return losses
 
-    def _step(self, batches: list[Batch]) -> None:
-        training, position, loss_sum = self._training, self._training.position, 0.0
-        training.optimizer.zero_grad()
+    def _make_step(self, batches: list[Batch], step: str, epoch: int) -> float:
+        """Make a step operation by operation, and return the sum of the losses of all images."""
+        loss_sum = 0.0
+        self._optimizer.zero_grad()
         for batch in batches:
             with autocast(self._settings.precision):
-                loss = training.task.loss(training.model, training.task.prepared(training.model, batch))
+                loss = self._task.loss(self._model, self._task.with_draws(self._model, batch))
             mean = loss / self._images
             (self.scaler.scaled(mean) if self.scaler else mean).backward()
             loss_sum += loss.item()
-        self._require_finite("loss", position.step + 1, loss_sum)
+        _require_finite(loss_sum, f"the loss of {step}", epoch)
         if self.scaler:
             self.scaler.step(self._settings.clip_norm)
-        else:
-            if self._settings.clip_norm:
-                norm = clip_grad_norm(training.model.parameters(), self._settings.clip_norm)
-                self._require_finite("gradient's norm", position.step + 1, norm)
-            training.optimizer.step()
-        position.loss_sum += loss_sum
-        position.images += self._images
+            return loss_sum
+        if self._settings.clip_norm:
+            norm = clip_grad_norm(self._model.parameters(), self._settings.clip_norm)
+            _require_finite(norm, f"the gradient's norm of {step}", epoch)
+        self._optimizer.step()
+        return loss_sum
 
     def _arrays(self, batch: Batch) -> tuple[Any, ...]:
-        """What the loss of a batch is computed from, as `_loss` takes it."""
-        batch = self._training.task.prepared(self._training.model, batch)
+        """Return the arrays of a batch in the order in which `_mean_loss` takes them."""
+        batch = self._task.with_draws(self._model, batch)
         return batch.images, batch.labels, batch.texts, batch.image_of, *batch.drawn
 
-    def _loss(self, images: Any, labels: Any, texts: Any, image_of: Any, *drawn: Any) -> Tensor:
-        """The part of a batch in the mean loss of a step, of arrays on the device."""
+    def _mean_loss(self, images: Any, labels: Any, texts: Any, image_of: Any, *drawn: Any) -> Tensor:
+        """Return the share of a batch in the mean loss of a step, from arrays on the device."""
         batch = Batch(images, labels, 0, texts, image_of, drawn)
-        return self._training.task.loss(self._training.model, batch) / self._images
+        return self._task.loss(self._model, batch) / self._images
 
-    def _graph(self) -> CapturedStep:
-        optimizer, settings = self._training.optimizer, self._settings
-        assert isinstance(optimizer, Adam)
-        return CapturedStep(self._loss, optimizer, settings.precision, settings.clip_norm)
 
-    def _require_finite(self, what: str, step: int, value: float) -> None:
-        if not math.isfinite(value):
-            epoch = self._training.position.epoch + 1
-            raise FloatingPointError(f"the {what} of step {step} is {value}, in epoch {epoch}")
+def _require_finite(value: float, what: str, epoch: int) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(f"{what} is {value}, in epoch {epoch}")

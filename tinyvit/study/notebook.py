@@ -4,7 +4,7 @@ import html
 
 import numpy as np
 
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import Module
 from .record.values import Statistics
 
@@ -16,7 +16,8 @@ def tensor_html(tensor: Tensor) -> str:
     """A tensor: shape, dtype, statistics, and its first numbers on a ground of blue (negative) or red (positive)."""
     array = tensor.numpy()
     s = Statistics.of(array)
-    origin = f", made by {tensor._op.name}" if tensor._op else ", requires a gradient" if tensor.requires_grad else ""
+    origin = ", requires a gradient" if tensor.requires_grad else ""
+    origin = f", made by {tensor.node.op.name}" if tensor.node else origin
     trouble = f", <b>{s.trouble}</b>" if s.trouble else ""
     head = f"Tensor {list(array.shape)} {array.dtype}{origin}"
     told = f"min {s.smallest:.4g}, max {s.largest:.4g}, mean {s.mean:.4g}, norm {s.norm:.4g}{trouble}"

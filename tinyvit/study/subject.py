@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import context
 from .. import functional as F
+from ..context import no_grad
 from ..data import normalize, read_image
 from ..dispatch import use_kernels
-from ..engine import autograd
-from ..engine.autograd import Op, Tensor, no_grad
+from ..engine import Op, Tensor
 from ..errors import DataError, StudyError
 from ..models import ViT
 from ..run.folder import RunError, TrainedModel, load_data, load_run
@@ -80,7 +81,7 @@ def _traced(go: Callable[[], Any], names: dict[str, Tensor], plant: str | None) 
     if plant is not None:
         place = place_for(plant, recorded)
         with use_kernels("numpy"), trace(names=names) as recorded:
-            autograd.recorder.instead[place.key] = place.op
+            context.now().recorder.instead[place.key] = place.op
             go()
         recorded.mistake = place.mistake
     for entry in recorded:

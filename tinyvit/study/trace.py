@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..engine import autograd
-from ..engine.autograd import Tensor
+from .. import context
+from ..engine import Tensor
 from .page.graph import dot_of, svg_of
 from .page.page import save_page
 from .page.text import overview_of, text_of
@@ -62,11 +62,8 @@ def trace(max_bytes: int = 256 * 2**20, names: dict[str, Tensor] | None = None) 
     RuntimeError
         If another trace is open.
     """
-    if autograd.recorder is not None:
+    if context.now().recorder is not None:
         raise RuntimeError("a trace is open already, and records what runs here; leave out this one or close that")
     recorded = Trace()
-    autograd.recorder = Recorder(recorded, Keeper(max_bytes), names or {})
-    try:
+    with context.changed(recorder=Recorder(recorded, Keeper(max_bytes), names or {})):
         yield recorded
-    finally:
-        autograd.recorder = None

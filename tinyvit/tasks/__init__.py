@@ -1,28 +1,44 @@
-"""What a run learns: a task is its data, the model for it, the loss of a batch, and what is measured.
+"""Tasks: what a run learns. A task loads data, builds a model, computes the loss of a batch, and measures the model.
 
-The training loop, checkpoints and run folders are the same for all of them.
+The training loop, checkpoints and run folders are the same for all tasks.
+
+Order: base, classify, answer, write, mask, retrieve.
 """
 
-from ..run.recipe import Recipe
+from ..recipe import Recipe
 from .answer import Answer
-from .base import DataSpec, Found, Task, mistake_in
+from .base import DataSpec, Report, Task, recipe_error
 from .classify import Classify
 from .mask import Mask
 from .retrieve import Retrieve
 from .write import Caption, Translate
 
 TASKS: dict[str, type[Task]] = {
-    "classify": Classify, "vqa": Answer, "caption": Caption, "retrieve": Retrieve, "masked": Mask,
+    "classify": Classify,
+    "vqa": Answer,
+    "caption": Caption,
+    "retrieve": Retrieve,
+    "masked": Mask,
     "translate": Translate,
-}  # fmt: skip
+}
 
 
 def task_of(recipe: Recipe) -> Task:
-    """The task that `recipe` names."""
+    """Return the task that `recipe` names."""
     return TASKS[recipe.task.kind](recipe)
 
 
 __all__ = [
-    "TASKS", "Answer", "Caption", "Classify", "DataSpec", "Found", "Mask", "Retrieve", "Task", "Translate",
-    "mistake_in", "task_of",
-]  # fmt: skip
+    "TASKS",
+    "Answer",
+    "Caption",
+    "Classify",
+    "DataSpec",
+    "Mask",
+    "Report",
+    "Retrieve",
+    "Task",
+    "Translate",
+    "recipe_error",
+    "task_of",
+]

@@ -1,23 +1,24 @@
-"""Answering questions about images, in three ways."""
+"""Visual question answering, by three kinds of models."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import functional as F
-from ..data import Batch
-from ..engine.autograd import Tensor, no_grad
+from ..data import Batch, TextDataset
+from ..engine import Tensor
 from ..models import VQA, ConvEncoder, CrossFusion, JointFusion, ProductFusion, TextEmbedding, TextEncoder
 from ..nn import Module
-from .base import DataSpec, Found, Task, batches, by_kind, evaluating, nothing
+from .base import DataSpec, Report, Task, accuracy_by_kind, count_confusions
 
 
 class Answer(Task):
     """One of the answers of the data set for each question about an image.
 
-    task.fusion = "cnn" is a convolutional encoder, a text encoder, and their product; "cross" is a ViT whose patches
-    the words of the question look at; "joint" is one Transformer over patches and words. See `tinyvit.models.vqa`.
+    The key task.fusion chooses the model: "cnn" multiplies the outputs of a convolutional encoder and a text encoder;
+    with "cross" the words of the question attend to the patches of a ViT; "joint" is one Transformer over patches and
+    words. See `tinyvit.models.vqa`.
     """
 
     samples = "questions"
@@ -48,19 +49,13 @@ class Answer(Task):
         logits = model(batch.images, batch.texts, batch.image_of)
         return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="sum")
 
-    @no_grad()
-    def evaluate(
-        self, model: Module, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Found]:
-        right, loss = np.zeros(len(dataset), bool), 0.0
-        confusion = np.zeros((len(dataset.classes),) * 2, np.int64)
-        with evaluating(model):
-            for where, batch in batches(dataset, batch_size):
-                logits = model(batch.images, batch.texts, batch.image_of)
-                loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
-                answers = logits.numpy().argmax(axis=1)
-                right[where] = answers == batch.labels
-                np.add.at(confusion, (batch.labels, answers), 1)
-                after_batch()
-        accuracy, shares = by_kind(dataset, right)
-        return loss / len(dataset), accuracy, Found(shares, dataset.classes, confusion)
+    def measure(self, model: Any, batch: Batch, start: int) -> tuple[float, np.ndarray]:
+        logits = model(batch.images, batch.texts, batch.image_of)
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum").item()
+        return loss, logits.numpy().argmax(axis=1)
+
+    def report(self, dataset: TextDataset, loss: float, measured: Sequence[np.ndarray]) -> Report:
+        answers = np.concatenate(measured)
+        accuracy, shares = accuracy_by_kind(dataset, answers == dataset.labels)
+        confusion = count_confusions(dataset.labels, answers, len(dataset.classes))
+        return Report(loss, accuracy, shares, dataset.classes, confusion)

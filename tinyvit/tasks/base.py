@@ -1,40 +1,37 @@
-"""What tasks have in common: what a model needs to know of its data, and the four things a task says."""
+"""What all tasks share: the facts about the data that a model needs, the report of an evaluation, and its one loop."""
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
+from ..context import no_grad
 from ..data import Batch, Dataset, TextDataset, Tokenizer, load_texts
 from ..data.texts import TEXT_DATASETS
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import ViT
 from ..nn import Module, initialize_conv
-from ..run.recipe import Model, Recipe, Train
+from ..recipe import Model, Recipe, Train
 
 AnyDataset = Dataset | TextDataset
 
 
-def nothing() -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class DataSpec:
-    """What a data set decides about a model, kept with the run so that predicting needs no data set.
+    """The facts about a data set that decide the form of a model. A run keeps them, so predicting needs no data set.
 
     Attributes
     ----------
-    classes : their names, in the order of the logits.
-    shape : of an image, (C, H, W); (T, C, H, W) of a video, () without images.
+    classes : names of the classes, in the order of the logits.
+    shape : of an image, (C, H, W); (T, C, H, W) of a video; () without images.
     mean, std : of each channel, see `tinyvit.data.normalize`.
-    words : the vocabulary, in the order of their numbers; none without texts.
-    lengths : numbers of words that a text to read, and one to be written, have at most.
+    words : the vocabulary, in the order of the token ids; empty without texts.
+    lengths : the largest number of tokens of a text that is read, and of one that is written.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +43,7 @@ class DataSpec:
 
     @classmethod
     def of(cls, dataset: AnyDataset) -> Self:
+        """Collect the facts from a data set."""
         spec = cls(dataset.classes, dataset.images.shape[1:], dataset.mean, dataset.std)
         if isinstance(dataset, Dataset):
             return spec
@@ -54,25 +52,40 @@ class DataSpec:
 
     @classmethod
     def from_state(cls, state: dict[str, list[Any]]) -> Self:
+        """Restore what `state_dict` returned."""
         return cls(**{name: tuple(values) for name, values in state.items()})
 
     def state_dict(self) -> dict[str, list[Any]]:
+        """Return the facts in the form that a checkpoint stores."""
         return {name: list(values) for name, values in dataclasses.asdict(self).items()}
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """A tokenizer of the vocabulary."""
         return Tokenizer(self.words)
 
 
-class Found(NamedTuple):
-    """What a model was found to do, besides its loss and accuracy."""
+@dataclass(frozen=True)
+class Report:
+    """The result of an evaluation.
 
-    shares: dict[str, float]  # accuracies from 0 to 1, by name
-    names: tuple[str, ...] = ()  # of classes, or words
-    confusion: np.ndarray | None = None  # (names, names): how many of each (rows) were taken for each (columns)
+    Attributes
+    ----------
+    loss : mean over the samples, without label smoothing.
+    accuracy : from 0 to 1.
+    shares : further accuracies from 0 to 1, by name.
+    names : names of the classes, or the vocabulary, that `confusion` counts.
+    confusion : int64 (len(names), len(names)), how often each name (row) was taken for each (column), or None.
+    """
+
+    loss: float
+    accuracy: float
+    shares: dict[str, float]
+    names: tuple[str, ...] = ()
+    confusion: np.ndarray | None = None
 
     def mistakes(self, most: int = 8) -> list[tuple[str, str, int]]:
-        """The most frequent ones: what it was, what it was taken for, how often."""
+        """Return the most frequent mistakes: the right name, the name it was taken for, how often."""
         if self.confusion is None:
             return []
         wrong = self.confusion * ~np.eye(len(self.names), dtype=bool)
@@ -82,58 +95,99 @@ class Found(NamedTuple):
 
 
 class Task:
-    """One kind of thing to learn; the recipe says how."""
+    """One kind of thing to learn; the recipe holds its settings.
 
-    samples = "images"  # what the loader gives, in the plural
-    datasets: tuple[str, ...] = tuple(TEXT_DATASETS)  # those with texts that can be learnt from
+    Attributes
+    ----------
+    samples : the name of what a batch consists of, in the plural.
+    datasets : names of the data sets with texts that this task can learn from.
+    """
+
+    samples = "images"
+    datasets: tuple[str, ...] = tuple(TEXT_DATASETS)
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
     def load(self, split: str) -> AnyDataset:
-        """One split ("train", "test") of the data that the recipe names."""
+        """Load one split ("train", "test") of the data that the recipe names."""
         data = self.recipe.data
         if data.image_size:
-            raise RecipeError(f"data.image_size is {data.image_size}; {data.name} has images of a size of their own")
+            raise RecipeError(f"data.image_size is {data.image_size}; the images of {data.name} have a fixed size")
         if data.name not in self.datasets:
             kind, known = self.recipe.task.kind, " or ".join(self.datasets)
-            raise RecipeError(f"data.name is {data.name!r}; a run of the kind {kind!r} learns from {known}")
+            raise RecipeError(f"data.name is {data.name!r}; a {kind!r} run learns from {known}")
         return load_texts(data.name, split)
 
-    def learn_from(self, train: AnyDataset) -> None:
-        """Take what the loss needs of the train split as a whole: nothing, for most tasks."""
+    def prepare(self, train: AnyDataset) -> None:
+        """Compute statistics of the train split that the loss needs; most tasks need none."""
 
     def build(self, data: DataSpec) -> Module:
-        """The model for such data, with new weights."""
+        """Return a model for such data, with new weights."""
         raise NotImplementedError
 
-    def prepared(self, model: Module, batch: Batch) -> Batch:
-        """A batch to train on with what the host draws for it at random, `Batch.drawn`: nothing, for most tasks."""
+    def with_draws(self, model: Module, batch: Batch) -> Batch:
+        """Return `batch` with the random numbers that its loss needs, `Batch.drawn`; most tasks need none."""
         return batch
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        """What is to be made small: the sum over the samples of a batch that is `prepared`.
+        """Return the loss to minimize, summed over the samples of a batch from `with_draws`.
 
-        On a GPU it becomes part of a CUDA graph, where the batch lies on the device and nothing may wait for its
-        values: what is random, or depends on the host, is in the batch.
+        On a GPU the loss becomes part of a CUDA graph: the batch lies on the device and nothing may wait for its
+        values. Whatever is random, or depends on the host, is therefore in the batch.
         """
         raise NotImplementedError
+
+    # Evaluation
 
     def evaluate(
-        self, model: Module, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Found]:
-        """Mean loss, accuracy from 0 to 1, and what else was found.
+        self, model: Module, dataset: Any, batch_size: int, after_batch: Callable[[], object] = lambda: None
+    ) -> Report:
+        """Measure `model` on all samples of `dataset`, in order and in eval mode.
 
-        `after_batch` is called after each batch, and may raise to break off.
+        `after_batch` is called after each batch, and may raise an exception to stop.
+        """
+        loss = 0.0
+        measured: list[Any] = []
+        with no_grad(), eval_mode(model):
+            for start in range(0, len(dataset), batch_size):
+                batch = dataset.batch(np.arange(start, min(start + batch_size, len(dataset))))
+                batch_loss, found = self.measure(model, batch, start)
+                loss += batch_loss
+                measured.append(found)
+                after_batch()
+        return self.report(dataset, loss / len(dataset), measured)
+
+    def measure(self, model: Any, batch: Batch, start: int) -> tuple[float, Any]:
+        """Return the loss of a batch, summed over its samples, and what `report` needs to know about the batch.
+
+        The batch begins with sample number `start` of the data set.
         """
         raise NotImplementedError
 
-    # What tasks with texts share
+    def report(self, dataset: Any, loss: float, measured: Sequence[Any]) -> Report:
+        """Return the report on a data set from its mean loss and what `measure` found in each batch."""
+        raise NotImplementedError
+
+    def describe(self, report: Report, count: int) -> str:
+        """Return a report on `count` samples as text."""
+        lines = self.summary(report, count)
+        lines += [f"  {name}: {100 * share:.2f} %" for name, share in report.shares.items()]
+        if mistakes := report.mistakes():
+            texts = [f"{name!r} taken for {other!r} {times} times" for name, other, times in mistakes]
+            lines += ["", "most frequent mistakes: " + ", ".join(texts)]
+        return "\n".join(lines)
+
+    def summary(self, report: Report, count: int) -> list[str]:
+        """Return the first lines of a described report: accuracy and loss."""
+        return [f"accuracy {100 * report.accuracy:.2f} % ({count:,} {self.samples}), loss {report.loss:.4f}"]
+
+    # Parts of models that tasks with texts share
 
     def vision(self, data: DataSpec, depth: int | None = None) -> ViT:
-        """The image encoder: the ViT of the recipe without a head.
+        """Return an image encoder: the ViT of the recipe without a head.
 
-        A convolutional stem begins with He's weights, so that what it sees is not small beside its biases.
+        A convolutional stem begins with He's weights, so that its outputs are not small beside its biases.
         """
         vit = build_vit(self.recipe, data, 0, depth)
         if vit.patch_embed.stem is not None:
@@ -141,16 +195,20 @@ class Task:
         return vit
 
     def text_options(self) -> dict[str, Any]:
-        """The arguments of text encoders and decoders that the recipe says."""
-        model, task = self.recipe.model, self.recipe.task
+        """Return the arguments of text encoders and decoders that the recipe decides."""
+        model = self.recipe.model
         return {
-            "dim": model.dim, "depth": task.text_depth, "heads": model.heads, "mlp_dim": model.mlp_dim or None,
-            "norm": model.norm, "dropout": model.dropout,
-        }  # fmt: skip
+            "dim": model.dim,
+            "depth": self.recipe.task.text_depth,
+            "heads": model.heads,
+            "mlp_dim": model.mlp_dim or None,
+            "norm": model.norm,
+            "dropout": model.dropout,
+        }
 
 
 def build_vit(recipe: Recipe, data: DataSpec, num_classes: int, depth: int | None = None) -> ViT:
-    """The ViT of a recipe for such images. Raises RecipeError if its keys do not fit."""
+    """Return the ViT of a recipe for such images. Raises RecipeError if its keys do not fit."""
     arguments = dataclasses.asdict(recipe.model)
     for key in ("mlp_dim", "layer_scale"):
         arguments[key] = arguments[key] or None
@@ -160,19 +218,19 @@ def build_vit(recipe: Recipe, data: DataSpec, num_classes: int, depth: int | Non
     try:
         return ViT((*frames, height, width), num_classes=num_classes, in_channels=channels, **arguments)
     except ValueError as error:
-        raise mistake_in(recipe.model, error) from error
+        raise recipe_error(recipe.model, error) from error
 
 
-def mistake_in(section: Model | Train, error: ValueError) -> RecipeError:
-    """What is wrong with a section of a recipe whose values `error` complains of, by the keys that it mentions."""
+def recipe_error(section: Model | Train, error: ValueError) -> RecipeError:
+    """Turn a complaint about the values of a section into a RecipeError that names the keys it mentions."""
     keys = [key.name for key in dataclasses.fields(section) if re.search(rf"\b{key.name}\b", str(error))]
     name = type(section).__name__.lower()
     return RecipeError(f"{', '.join(f'{name}.{key}' for key in keys) or f'[{name}]'}: {error}")
 
 
 @contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    """Within this block the model is in eval mode; then again in the mode it was in."""
+def eval_mode(model: Module) -> Iterator[None]:
+    """Put the model into eval mode within this block, then back into the mode it was in."""
     was_training = model.training
     model.eval()
     try:
@@ -181,15 +239,15 @@ def evaluating(model: Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def batches(dataset: AnyDataset, size: int) -> Iterator[tuple[slice, Batch]]:
-    """The samples in order, in batches, and which they are."""
-    for start in range(0, len(dataset), size):
-        where = slice(start, min(start + size, len(dataset)))
-        yield where, dataset.batch(np.arange(where.start, where.stop))
+def count_confusions(actual: np.ndarray, taken: np.ndarray, names: int) -> np.ndarray:
+    """Count how often each of `names` classes (row) was taken for each (column), int64 (names, names)."""
+    counts = np.zeros((names, names), np.int64)
+    np.add.at(counts, (actual, taken), 1)
+    return counts
 
 
-def by_kind(dataset: TextDataset, right: np.ndarray) -> tuple[float, dict[str, float]]:
-    """The accuracy of what counts, and that of each kind of sample there is."""
+def accuracy_by_kind(dataset: TextDataset, right: np.ndarray) -> tuple[float, dict[str, float]]:
+    """Return the accuracy over the kinds of samples that count, and the accuracy of each kind; right (n,) bool."""
     counts = ~np.isin(dataset.kind_of, [i for i, kind in enumerate(dataset.kinds) if kind in dataset.apart])
     kinds = {
         kind: float(right[dataset.kind_of == i].mean())

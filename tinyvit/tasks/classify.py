@@ -1,18 +1,19 @@
-"""Naming what is on an image, in a video or in a spectrogram: a ViT."""
+"""Classification of images, videos and spectrograms, by a ViT."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from .. import functional as F
 from ..data import Batch, Dataset, load_dataset
-from ..engine.autograd import Tensor
+from ..engine import Tensor
 from ..nn import Module
-from ..run.evaluate import evaluate
-from .base import DataSpec, Found, Task, build_vit, nothing
+from .base import DataSpec, Report, Task, build_vit, count_confusions
 
 
 class Classify(Task):
-    """One class for each image."""
+    """One class for each image. The accuracy is the share of images whose most probable class is their label."""
 
     def load(self, split: str) -> Dataset:
         data = self.recipe.data
@@ -25,8 +26,27 @@ class Classify(Task):
         smoothing = self.recipe.train.label_smoothing
         return F.cross_entropy(model(batch.images), batch.labels, label_smoothing=smoothing, reduction="sum")
 
-    def evaluate(
-        self, model: Module, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Found]:
-        loss, accuracy, confusion = evaluate(model, dataset, batch_size, after_batch)
-        return loss, accuracy, Found({}, dataset.classes, confusion)
+    def measure(self, model: Any, batch: Batch, start: int) -> tuple[float, np.ndarray]:
+        logits = model(batch.images)
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum").item()
+        return loss, logits.numpy().argmax(axis=1)
+
+    def report(self, dataset: Dataset, loss: float, measured: Sequence[np.ndarray]) -> Report:
+        confusion = count_confusions(dataset.labels, np.concatenate(measured), len(dataset.classes))
+        return Report(loss, float(confusion.trace() / len(dataset)), {}, dataset.classes, confusion)
+
+    def summary(self, report: Report, count: int) -> list[str]:
+        """Return accuracy and loss, then a table with a line for each class."""
+        assert report.confusion is not None
+        right, images = report.confusion.diagonal(), report.confusion.sum(axis=1)
+        counts = f"{right.sum():,} of {images.sum():,} test images"
+        width = max(5, *map(len, report.names))
+        lines = [
+            f"accuracy {100 * report.accuracy:.2f} % ({counts}), loss {report.loss:.4f}",
+            "",
+            f"{'class':{width}}  images   right   accuracy",
+        ]
+        for name, n, k in zip(report.names, images, right, strict=True):
+            accuracy = f"{100 * k / n:7.2f} %" if n else "       -"
+            lines.append(f"{name:{width}}  {n:6}  {k:6}   {accuracy}")
+        return lines

@@ -1,7 +1,7 @@
-"""Learning without labels, from what is hidden."""
+"""Pre-training without labels: hidden patches and words are predicted from the visible ones."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,29 +11,29 @@ from .. import functional as F
 from ..backend import default_generator
 from ..data import Batch, load_dataset
 from ..data.texts import TEXT_DATASETS
-from ..engine.autograd import Tensor, no_grad
+from ..engine import Tensor
 from ..errors import RecipeError
+from ..functional.tensors import beside
 from ..models import MaskedModel, TextEncoder
 from ..models.masked import IGNORED, choose_patches, hide_tokens, visible_patches
 from ..nn import Module
-from ..nn.module import beside
-from .base import AnyDataset, DataSpec, Found, Task, batches, evaluating, nothing
+from .base import AnyDataset, DataSpec, Report, Task
 
 
 class Hidden(NamedTuple):
-    """What is hidden of a batch: arrays, or None."""
+    """What is hidden of a batch: arrays, or None for a kind that is not hidden."""
 
-    order: Any  # of the patches, (B, patches)
-    words: Any  # as they are read, (B, N)
-    asked: Any  # labels, (B, N)
+    order: Any  # of the patches, (B, patches); the first ones are visible
+    words: Any  # token ids as the model reads them, (B, N)
+    targets: Any  # the right token ids where the loss counts, `IGNORED` elsewhere, (B, N)
 
 
 class Mask(Task):
-    """Hidden patches and words are told from the rest; `task.hide` says of which kind.
+    """Predict hidden patches, hidden words, or both, as the key task.hide says.
 
-    The accuracy is the share of the hidden words that are right; with images alone, the share of the variance of the
-    hidden pixels (each patch normalized) that is explained. What is hidden in training is drawn from the run's random
-    stream, in the test from the number of the batch.
+    The accuracy is the share of the hidden words that are predicted right; with images alone, the share of the variance
+    of the hidden pixels (each patch normalized) that is explained. Training draws what is hidden from the run's random
+    stream; evaluation draws it from the number of each batch, so that it is always the same.
     """
 
     def _hides(self, kind: str) -> bool:
@@ -51,65 +51,64 @@ class Mask(Task):
             raise RecipeError(f"task.hide is {self.recipe.task.hide!r}; patches are hidden of images, not of videos")
         vision = self.vision(data) if self._hides("patches") else None
         if vision is not None and math.prod(vision.patch_embed.grid) < 2:
-            raise RecipeError(f"model.patch_size is {model.patch_size}; of the one patch none can be hidden")
+            raise RecipeError(f"model.patch_size is {model.patch_size}; the image is one patch, which cannot be hidden")
         text = None
         if self._hides("words"):
             text = TextEncoder(len(data.words), max_length=data.lengths[0], **self.text_options())
         return MaskedModel(vision, text, model.dim, model.heads, len(data.words))
 
-    def hidden(self, model: Any, batch: Batch, rng: np.random.Generator) -> Hidden:
+    def draw_hidden(self, model: Any, batch: Batch, rng: np.random.Generator) -> Hidden:
         """Draw what is hidden of a batch."""
-        order, words, asked = None, None, None
+        order, words, targets = None, None, None
         if model.vision is not None:
             order = choose_patches(len(batch.labels), math.prod(model.vision.patch_embed.grid), rng)
         if model.text is not None:
             texts, vocabulary = np.asarray(batch.texts), model.to_words.weight.shape[0]
-            words, asked = hide_tokens(texts, vocabulary, self.recipe.task.hide_words, rng)
-        return Hidden(order, words, asked)
+            words, targets = hide_tokens(texts, vocabulary, self.recipe.task.hide_words, rng)
+        return Hidden(order, words, targets)
 
-    def prepared(self, model: Module, batch: Batch) -> Batch:
-        return replace(batch, drawn=self.hidden(model, batch, default_generator.numpy()))
+    def with_draws(self, model: Module, batch: Batch) -> Batch:
+        return replace(batch, drawn=self.draw_hidden(model, batch, default_generator.numpy()))
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        return sum(self._parts(model, batch, Hidden(*batch.drawn))[0], Tensor(np.float32(0))) * len(batch.labels)
+        losses, _, _, _ = self._predict(model, batch, Hidden(*batch.drawn))
+        return sum(losses, Tensor(np.float32(0))) * len(batch.labels)
 
-    def _visible(self, hidden: Hidden) -> int:
-        """How many patches of an image are seen."""
-        return 0 if hidden.order is None else visible_patches(hidden.order.shape[1], self.recipe.task.hide_patches)
-
-    def _parts(self, model: Any, batch: Batch, hidden: Hidden) -> tuple[list[Tensor], Any, Any]:
-        """The mean losses of pixels and words, and what is believed of each."""
-        pixels, logits = model(batch.image_of_each, hidden.order, self._visible(hidden), hidden.words)
-        losses = []
+    def _predict(self, model: Any, batch: Batch, hidden: Hidden) -> tuple[list[Tensor], Any, Any, Any]:
+        """Return the mean losses of pixels and words, the predicted and the true pixels, and the logits of words."""
+        visible = 0
+        if hidden.order is not None:
+            visible = visible_patches(hidden.order.shape[1], self.recipe.task.hide_patches)
+        pixels, logits = model(batch.image_of_each, hidden.order, visible, hidden.words)
+        losses, truth = [], None
         if pixels is not None:
-            truth = model.hidden_pixels(batch.image_of_each, hidden.order, self._visible(hidden))
+            truth = model.hidden_pixels(batch.image_of_each, hidden.order, visible)
             losses.append(F.mse_loss(pixels, beside(truth, pixels)))
         if logits is not None:
-            losses.append(F.cross_entropy(logits, hidden.asked, ignore_index=IGNORED))
-        return losses, pixels, logits
+            losses.append(F.cross_entropy(logits, hidden.targets, ignore_index=IGNORED))
+        return losses, pixels, truth, logits
 
-    @no_grad()
-    def evaluate(
-        self, model: Any, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Found]:
-        loss = error = total = right = asked = 0.0
-        with evaluating(model):
-            for where, batch in batches(dataset, batch_size):
-                hidden = self.hidden(model, batch, np.random.default_rng(where.start))
-                losses, pixels, logits = self._parts(model, batch, hidden)
-                loss += sum(part.item() for part in losses) * len(batch.labels)
-                if pixels is not None:
-                    truth = model.hidden_pixels(batch.image_of_each, hidden.order, self._visible(hidden))
-                    error += float(((pixels.numpy() - truth) ** 2).sum())
-                    total += float((truth**2).sum())
-                if logits is not None:
-                    chosen = hidden.asked != IGNORED
-                    asked += chosen.sum()
-                    right += (logits.numpy().argmax(axis=-1) == hidden.asked)[chosen].sum()
-                after_batch()
-        found = {}
-        if total:
-            found["variance of hidden pixels explained"] = 1 - error / total
-        if asked:
-            found["hidden words"] = float(right / asked)
-        return loss / len(dataset), list(found.values())[-1], Found(found)
+    def measure(self, model: Any, batch: Batch, start: int) -> tuple[float, tuple[float, float, int, int]]:
+        """Return the loss, then the squared error and the squared size of the hidden pixels, the hidden words that are
+        right, and the number of hidden words."""
+        hidden = self.draw_hidden(model, batch, np.random.default_rng(start))
+        losses, pixels, truth, logits = self._predict(model, batch, hidden)
+        error = size = 0.0
+        right = words = 0
+        if pixels is not None:
+            error = float(((pixels.numpy() - truth) ** 2).sum())
+            size = float((truth**2).sum())
+        if logits is not None:
+            chosen = hidden.targets != IGNORED
+            words = int(chosen.sum())
+            right = int((logits.numpy().argmax(axis=-1) == hidden.targets)[chosen].sum())
+        return sum(part.item() for part in losses) * len(batch.labels), (error, size, right, words)
+
+    def report(self, dataset: Any, loss: float, measured: Sequence[tuple[float, float, int, int]]) -> Report:
+        error, size, right, words = (sum(values) for values in zip(*measured, strict=True))
+        shares = {}
+        if size:
+            shares["variance of hidden pixels explained"] = 1 - error / size
+        if words:
+            shares["hidden words"] = right / words
+        return Report(loss, list(shares.values())[-1], shares)

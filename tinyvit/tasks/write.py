@@ -1,78 +1,77 @@
-"""Writing texts: from another text, or about an image."""
+"""Text generation: from another text, or about an image."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import functional as F
-from ..backend import Array, as_array, like
-from ..data import Batch
+from ..backend import Array, as_array, to_device_of
+from ..data import Batch, TextDataset
 from ..data.tokenizer import PAD, SPECIAL
-from ..engine.autograd import Tensor, no_grad
+from ..engine import Tensor
 from ..models import Captioner, EncoderDecoder, TextDecoder, greedy
 from ..nn import Module
-from .base import DataSpec, Found, Task, batches, by_kind, evaluating, nothing
+from .base import DataSpec, Report, Task, accuracy_by_kind, count_confusions
+
+_Texts = list[list[int]]  # token ids without special tokens
 
 
 class Write(Task):
-    """A text for each sample, right if every word is.
+    """A text for each sample, which is right if every token is.
 
-    Training gives the decoder the right words before each (teacher forcing); the test lets it write by itself. The
-    loss is the mean over the words.
+    Training gives the decoder the right tokens before each (teacher forcing); evaluation lets it write by itself
+    (greedy decoding). The loss is the mean over the tokens.
 
-    What a word gives away about the next is learnt sooner than what the source says: if nothing blue is ever a circle,
-    "blue" alone speaks against "circle". With task.word_prior, a table of such guesses learns beside the model, as a
-    product of experts, and is left out in the test (Clark et al., Don't take the easy way out, 2019, section 3.2): what
-    the table explains is no reason for the model to learn it.
+    The preceding token alone predicts much of the next one, and a model learns that before it learns to read the
+    source: if nothing blue is ever a circle, "blue" already argues against "circle". With task.word_prior, a table of
+    such predictions is added to the logits in training (a product of experts) and left out in evaluation, so the model
+    has no reason to learn what the table explains (Clark et al., Don't take the easy way out, 2019, section 3.2).
     """
 
-    prior: Array | None = None  # on the device of the model, which is the default one
+    prior: Array | None = None  # on the default device, where the model is too
 
-    def learn_from(self, train: Any) -> None:
+    def prepare(self, train: Any) -> None:
         if self.recipe.task.word_prior:
             self.prior = as_array(word_prior(train.labels, len(train.tokenizer.words), self.recipe.task.word_prior))
 
     def source(self, batch: Batch) -> Any:
-        """What the text is written from."""
+        """Return the part of a batch from which the texts are written."""
         raise NotImplementedError
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
         before, smoothing = batch.labels[:, :-1], self.recipe.train.label_smoothing
         logits = model(self.source(batch), before)
         if self.prior is not None:
-            logits = logits + Tensor(self.prior[like(before, self.prior)].astype(logits.dtype))
+            logits = logits + Tensor(self.prior[to_device_of(before, self.prior)].astype(logits.dtype))
         mean = F.cross_entropy(logits, batch.labels[:, 1:], ignore_index=PAD, label_smoothing=smoothing)
         return mean * len(batch.labels)
 
-    @no_grad()
-    def evaluate(
-        self, model: Any, dataset: Any, batch_size: int, after_batch: Callable[[], None] = nothing
-    ) -> tuple[float, float, Found]:
-        right, loss, words = np.zeros(len(dataset), bool), 0.0, dataset.tokenizer.words
-        confusion = np.zeros((len(words),) * 2, np.int64)
-        longest = dataset.labels.shape[1] - 1
-        with evaluating(model):
-            for where, batch in batches(dataset, batch_size):
-                context, mask = model.encode(self.source(batch))
-                logits = model.decoder(batch.labels[:, :-1], context, mask)
-                mean = F.cross_entropy(logits, batch.labels[:, 1:], ignore_index=PAD)
-                loss += mean.item() * len(batch.labels)
-                written = greedy(model.decoder, context, mask, longest)
-                expected = [[int(w) for w in row if w >= len(SPECIAL)] for row in batch.labels]
-                right[where] = [a == b for a, b in zip(written, expected, strict=True)]
-                for given, wanted in zip(written, expected, strict=True):
-                    if len(given) == len(wanted):  # else no word stands for another
-                        np.add.at(confusion, (wanted, given), 1)
-                after_batch()
-        accuracy, shares = by_kind(dataset, right)
-        return loss / len(dataset), accuracy, Found(shares, words, confusion)
+    def measure(self, model: Any, batch: Batch, start: int) -> tuple[float, tuple[_Texts, _Texts]]:
+        """Return the loss, the texts that the model writes, and the texts that are expected."""
+        context, mask = model.encode(self.source(batch))
+        logits = model.decoder(batch.labels[:, :-1], context, mask)
+        mean = F.cross_entropy(logits, batch.labels[:, 1:], ignore_index=PAD)
+        # A text with more tokens than the longest expected one is wrong, so writing may stop there.
+        written = greedy(model.decoder, context, mask, batch.labels.shape[1] - 1)
+        expected = [[int(token) for token in row if token >= len(SPECIAL)] for row in batch.labels]
+        return mean.item() * len(batch.labels), (written, expected)
+
+    def report(self, dataset: TextDataset, loss: float, measured: Sequence[tuple[_Texts, _Texts]]) -> Report:
+        pairs = [pair for batch in measured for pair in zip(*batch, strict=True)]
+        accuracy, shares = accuracy_by_kind(dataset, np.array([written == expected for written, expected in pairs]))
+        # Only in texts of equal length does each token written stand for one that is expected.
+        same_length = [(written, expected) for written, expected in pairs if len(written) == len(expected)]
+        aligned = [tokens for written, expected in same_length for tokens in zip(expected, written, strict=True)]
+        actual, taken = np.array(aligned, np.int64).reshape(-1, 2).T
+        words = dataset.tokenizer.words
+        return Report(loss, accuracy, shares, words, count_confusions(actual, taken, len(words)))
 
 
 def word_prior(texts: np.ndarray, vocabulary: int, share: float) -> np.ndarray:
-    """The logarithm of how probable each word is after each: (words before, words after), float32.
+    """Return the logarithm of the probability of each token after each: (tokens before, tokens after), float32.
 
-    `share` of it is how often one followed the other in texts (n, N); the rest is the same for all words.
+    `share` of the probability is how often one token followed the other in texts (n, N); the rest is uniform.
     """
     counts = np.zeros((vocabulary, vocabulary))
     np.add.at(counts, (texts[:, :-1], texts[:, 1:]), 1)

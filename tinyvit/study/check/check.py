@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import NUMPY
-from ...engine.autograd import Op
+from ...engine import Op
 from ..record.records import Backward
 
 STEP = 1e-4
@@ -211,8 +211,7 @@ class _Subject:
         return all(np.isfinite(g).all() for g in given)
 
     def _forward(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        out = self.op.forward(NUMPY, *inputs, **self.params)
-        return [np.asarray(y) for y in (out if isinstance(out, tuple) else (out,))]
+        return [np.asarray(y) for y in self.op.run(NUMPY, inputs, self.params)]
 
     def gradients(self, rng: np.random.Generator | None = None, unit: float = 0.0) -> list[Any]:
         """What the rule gives; with `rng`, if each number that goes in is moved by up to `unit` of itself."""
@@ -222,15 +221,9 @@ class _Subject:
                 return x
             return x * (1 + unit * rng.uniform(-1, 1, np.shape(x)))
 
-        ctx = self.op()
-        ctx.__dict__.update(self.params)
-        ctx.shapes = [np.shape(x) if x is not None else () for x in self.inputs]
-        ctx.needs = tuple(self.needs)
-        saved = [given(self.inputs[s] if s >= 0 else self.outputs[~s]) for s, _ in self.op._sources]
-        pairs = zip(saved, self.op._sources, strict=True)
-        ctx.saved = [a if reader is None or self.needs[reader] else None for a, (_, reader) in pairs]
-        grads = ctx.backward(NUMPY, *map(given, self.incoming))
-        return [None if g is None else np.asarray(g) for g in (grads if isinstance(grads, tuple) else (grads,))]
+        application = self.op.application(self.inputs, self.outputs, self.params, self.needs).mapped(given)
+        grads = application.gradients(NUMPY, [given(g) for g in self.incoming])
+        return [None if g is None else np.asarray(g) for g in grads]
 
     def sensitivity(self, gradients: Sequence[Any]) -> list[Any]:
         """How far each element of the gradients moves, over how far the numbers that go in are moved.

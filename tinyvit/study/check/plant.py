@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from ...engine.autograd import Op
+from ...engine import Op
 from ...errors import TinyvitError
 from ...functional import activation, normalization
 from ..record.records import Recording

@@ -7,18 +7,16 @@ import functools
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from ... import dispatch
+from ... import context, dispatch
 from ...backend import to_host
-from ...engine import autograd
-from ...engine.autograd import Op, Tensor
+from ...engine import Node, Op, Tensor, dtypes
 from ...nn import Module
 from .records import Backward, Entry, Recording
 from .values import Keeper, Origin, Value
@@ -51,14 +49,10 @@ class Recorder:
         self._holders: dict[int, int] = {}  # of each memory block, how many entries of the tape hold it
         self._held = 0  # bytes of all of them
 
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
+    @staticmethod
+    def _aside() -> context.changed:
         """Within this block nothing is recorded."""
-        before, autograd.recorder = autograd.recorder, None
-        try:
-            yield
-        finally:
-            autograd.recorder = before
+        return context.changed(recorder=None)
 
     # Forward
 
@@ -77,7 +71,7 @@ class Recorder:
             result = op.apply(*inputs, **params)
             seconds = time.perf_counter() - began
             outputs = result if isinstance(result, tuple) else (result,)
-            node = outputs[0]._op
+            node = outputs[0].node
             entry = Entry(
                 index=len(self.trace.entries),
                 key=key,
@@ -139,13 +133,13 @@ class Recorder:
             return x
         if not isinstance(x, Tensor):
             return self._keeper.keep(parameter, Origin("leaf"), np.asarray(x))
-        if x._op is not None and (value := self._made.get((x._op.sequence, x._index))) is not None:
+        if x.node is not None and (value := self._made.get((x.node.sequence, x.output_index))) is not None:
             return self._current(value, x)
         known = self._values.get(id(x))
         if known is not None and known[0]() is x:
             return self._current(known[1], x)
         name = self._names.get(id(x)) or _local_name(x, frame) or parameter
-        is_leaf = x.requires_grad and x._op is None
+        is_leaf = x.requires_grad and x.node is None
         if is_leaf:  # gradients are told by these names: two may not have the same
             self._leaf_uses[name] = self._leaf_uses.get(name, 0) + 1
             name = name if self._leaf_uses[name] == 1 else f"{name}#{self._leaf_uses[name]}"
@@ -164,20 +158,20 @@ class Recorder:
         names = entry.op.outputs
         name = names[i] if i < len(names) and len(names) > 1 else f"{names[0]}[{i}]" if i else names[0]
         value = self._keeper.keep(name, Origin("output", entry, i), _host(out))
-        if out._op is not None:
-            self._made[out._op.sequence, out._index] = value
+        if out.node is not None:
+            self._made[out.node.sequence, out.output_index] = value
         else:
             self._values[id(out)] = (weakref.ref(out), value)
         return value
 
-    def _saved(self, node: Op) -> dict[str, int]:
+    def _saved(self, node: Node) -> dict[str, int]:
         """Bytes that an entry of the tape holds on to, by name; parameters would live anyway, and count as 0."""
         arrays: dict[str, Any] = {}
-        sources = node._sources if node.implementation is None else node.implementation.sources
+        sources = node.implementation.sources
         for (source, _), array in zip(sources, node.saved or (), strict=True):
-            arrays[node._input(source) if source >= 0 else node.outputs[~source]] = array
-        if node.extra:
-            arrays.update(zip(node.implementation.spec.keeps, node.extra[0], strict=True))
+            arrays[node.op.input_name(source) if source >= 0 else node.op.outputs[~source]] = array
+        if node.kept:
+            arrays.update(zip(node.implementation.spec.keeps, node.kept, strict=True))
         blocks, sizes = {}, {}
         for name, array in arrays.items():
             if isinstance(array, np.ndarray):
@@ -201,15 +195,15 @@ class Recorder:
 
     # Backward
 
-    def gradients(self, node: Op, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
+    def gradients(self, node: Node, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
         entry = self._entries.get(node.sequence)
         if create_graph:  # the rule runs on tensors, and is recorded as the operations that it is made of
             began = time.perf_counter()
-            grads = node.gradients(incoming, create_graph)
+            grads = node.op.gradients_of(node, incoming, create_graph)
         else:
             with self._aside():
                 began = time.perf_counter()
-                grads = node.gradients(incoming, create_graph)
+                grads = node.op.gradients_of(node, incoming, create_graph)
         seconds = time.perf_counter() - began
         if entry is not None:
             with self._aside():
@@ -217,7 +211,7 @@ class Recorder:
         return grads
 
     def _write_down(
-        self, entry: Entry, node: Op, incoming: Sequence[Any], grads: Sequence[Any], seconds: float
+        self, entry: Entry, node: Node, incoming: Sequence[Any], grads: Sequence[Any], seconds: float
     ) -> None:
         self._release(node.sequence)
         came_in = tuple(
@@ -269,11 +263,11 @@ def _local_name(x: Tensor, frame: FrameType | None) -> str | None:
     return next((name for name, value in frame.f_locals.items() if value is x), None) if frame else None
 
 
-def _kernel(op: type[Op], node: Op | None, inputs: Sequence[Any], params: dict[str, Any]) -> str:
+def _kernel(op: type[Op], node: Node | None, inputs: Sequence[Any], params: dict[str, Any]) -> str:
     """What served an operation: the tape knows; where nothing was recorded, dispatch is asked again."""
     if node is not None:
         served = node.implementation
     else:
-        arrays, dtype = autograd._arrays(op, inputs)
-        served = dispatch.select(op, dtype, arrays, params) if op.kernel else None
-    return "plain" if served is None else f"{served.spec.technology} v{served.version}"
+        arrays, dtype = dtypes.unwrapped(op, inputs)
+        served = dispatch.select(op, dtype, arrays, params)
+    return "plain" if served.spec is None else f"{served.spec.technology} v{served.version}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...engine.autograd import Op
+from ...engine import Op
 from ...nn import Module
 from ..rules.narrate import Narration, narrate_backward, narrate_forward
 from .values import Value

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import NUMPY
-from ...engine.autograd import Op
+from ...engine import Op
 from .letters import axes_after, axes_of
 
 _HERE = __file__
@@ -94,21 +94,14 @@ def narrate_backward(
     incoming : the gradient of each output, None for one that nobody used.
     """
     narrator = _Narrator()
-    sources = {s for s, reader in op._sources if reader is None or needs[reader]}
+    sources = {s for s, reader in op.sources if reader is None or needs[reader]}
     given = narrator.inputs(op, inputs, [_name(op.inputs, i) for i in range(len(inputs))], sources)
     made = [
         Told(y, name, axes_of(op.name, name, y))
         for y, name in zip(outputs, _output_names(op, len(outputs)), strict=True)
     ]
     narrator.told += [t for i, t in enumerate(made) if ~i in sources]
-    ctx = op()
-    ctx.__dict__.update(params)
-    ctx.shapes = [np.shape(x) if x is not None else () for x in inputs]
-    ctx.needs = tuple(needs)
-    saved = [given[s] if s >= 0 else made[~s] for s, _ in op._sources]
-    ctx.saved = [
-        a if reader is None or needs[reader] else None for a, (_, reader) in zip(saved, op._sources, strict=True)
-    ]
+    application = op.application(given, [_Array(narrator, t) for t in made], params, needs)
     names = gradient_names(op, len(incoming))
     outputs_axes = [axes_of(op.name, t.name or "", t.value) for t in made]
     told = [
@@ -116,7 +109,7 @@ def narrate_backward(
         for dy, name, axes in zip(incoming, names, outputs_axes, strict=True)
     ]
     narrator.told += [t for t in told if t is not None]
-    return narrator.run(functools.partial(op.backward, ctx), *told)
+    return narrator.run(application.backward, *told)
 
 
 def _name(names: Sequence[str], i: int) -> str:
@@ -156,9 +149,6 @@ class _Narrator:
     def run(self, rule: Callable[..., Any], *arrays: Any, **params: Any) -> Narration:
         """Run `rule(xp, *arrays, **params)`; what it binds to variables gets their names."""
         arguments = [_Array(self, a) if isinstance(a, Told) else a for a in arrays]
-        if isinstance(rule, functools.partial):
-            saved = rule.args[0].saved
-            rule.args[0].saved = [_Array(self, a) if isinstance(a, Told) else a for a in saved]
         before = sys.gettrace()
         sys.settrace(_name_what_is_bound)
         try:
@@ -172,7 +162,7 @@ class _Narrator:
 
     def __getattr__(self, name: str) -> Any:
         if name in self._OPEN:
-            return functools.partial(NUMPY._extras[name], self)
+            return functools.partial(NUMPY.extras[name], self)
         return _Function(self, name)
 
     def step(self, function: str, compute: Callable[..., Any], *operands: Any, **params: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...engine.autograd import Op
+from ...engine import Op
 from .links import arrays_of, link_of
 from .mathml import Typesetter, math
 from .narrate import Narration, Step

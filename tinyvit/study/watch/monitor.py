@@ -16,8 +16,8 @@ import numpy as np
 
 from ... import functional as F
 from ...checkpoint import atomic_write
+from ...context import no_grad
 from ...data import Dataset
-from ...engine.autograd import no_grad
 from ...errors import StudyError
 from ...models import ViT
 from ...run.display import Display
@@ -26,7 +26,7 @@ from ..trace import trace
 from .page import draw_page
 
 if TYPE_CHECKING:
-    from ...run.loop import Position, Training
+    from ...run.state import Position, Training
 
 LINES, PAGE, PICTURE = "study.jsonl", "study.html", "study.png"
 SAMPLES = 60  # lines in a whole run, at most

@@ -1,0 +1,117 @@
+"""Using models of images and texts: the commands `ask`, `caption`, `retrieve`, and what they draw."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_tasks import tiny
+
+import tinyvit as tv
+from tinyvit import use
+from tinyvit.cli import main
+from tinyvit.data import normalize, read_image, scenes
+from tinyvit.data.tokenizer import END, MASK, START
+from tinyvit.run.folder import load_run
+from tinyvit.run.loop import train
+from tinyvit.use import read_image_for
+
+pytestmark = pytest.mark.usefixtures("few_scenes")
+
+
+def call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["tinyvit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    return exit.value.code, *capsys.readouterr()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    scene = scenes.of_split("test").seen[:2]
+    (tmp_path / "pictures").mkdir()
+    for name, pixels in zip("ab", scenes.render(scene), strict=True):
+        Image.fromarray(pixels.transpose(1, 2, 0)).resize((70, 60)).save(tmp_path / "pictures" / f"{name}.png")
+    return tmp_path / "pictures" / "a.png"
+
+
+@pytest.mark.parametrize("name", ["vqa-cnn", "vqa-cross", "vqa-joint"])
+def test_ask(name, picture, monkeypatch, capsys):
+    train(tiny(name, "epochs=1"), "run")
+    status, out, _ = call(
+        monkeypatch, capsys, "ask", "runs/run", picture, "What COLOR is the circle?", "--out", "x.png"
+    )
+    answer, probability = out.rstrip("\n").split("\t")
+    assert (status, answer in scenes.ANSWERS, 0 < float(probability) <= 1) == (0, True, True)
+    assert read_image("x.png", 3).shape[2] > 100
+    for question, message in [
+        ("", "the text is empty"), (" ", "the text is empty"), ("is a zebra red?", "does not know: zebra"),
+        ("red " * 99, "the text has 99 words and punctuation marks; this model reads up to"),
+    ]:  # fmt: skip
+        status, out, error = call(monkeypatch, capsys, "ask", "runs/run", picture, question)
+        assert (status, out) == (2, "")
+        assert message in error
+    assert "does not exist" in call(monkeypatch, capsys, "ask", "runs/run", "none.png", "is it red?")[2]
+    for mine in (picture, "runs/run/model.safetensors"):
+        before = Path(mine).read_bytes()
+        status, _, error = call(monkeypatch, capsys, "ask", "runs/run", picture, "is the circle red?", "--out", mine)
+        assert (status, "did not draw; name another" in error, Path(mine).read_bytes() == before) == (2, True, True)
+    assert call(monkeypatch, capsys, "ask", "runs/run", picture, "is the circle red?", "--out", "x.png")[0] == 0
+    status, _, error = call(monkeypatch, capsys, "predict", "runs/run", picture)
+    assert (status, "use `tinyvit ask`" in error) == (2, True)
+    status, out, _ = call(monkeypatch, capsys, "evaluate", "runs/run")
+    assert (status, "relational: " in out, "questions" in out) == (0, True, True)
+
+
+def test_caption(picture, monkeypatch, capsys):
+    run = train(tiny("caption", "epochs=1"), "run").folder
+    status, out, _ = call(monkeypatch, capsys, "caption", "runs/run", picture)
+    assert status == 0
+    text, looks = use.caption(load_run(run), picture)
+    assert out == text + "\n"
+    assert looks.maps.shape == (len(text.split()) + 1, 6, 6)
+    np.testing.assert_allclose(looks.maps.sum(axis=(1, 2)), 1, rtol=1e-4)
+    assert read_image("attention.png", 3).shape[2] > 100
+
+
+def test_retrieve(picture, monkeypatch, capsys):
+    train(tiny("retrieve", "epochs=1"), "run")
+    text = "a big red circle and a small blue square"
+    status, out, told = call(monkeypatch, capsys, "retrieve", "runs/run", "--images", picture.parent, text)
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert status == 0
+    assert sorted(path for path, _ in lines) == [str(picture), str(picture.with_name("b.png"))]
+    assert float(lines[0][1]) >= float(lines[1][1])
+    assert "attention of each word -> attention.png" in told
+    for _ in range(2):  # what the first search draws is not searched by the second
+        _, out, _ = call(
+            monkeypatch,
+            capsys,
+            "retrieve",
+            "runs/run",
+            "--images",
+            picture.parent,
+            text,
+            "--out",
+            picture.with_name("looks.png"),
+        )
+        assert len(out.splitlines()) == 2
+    assert "is not a folder" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "none", text)[2]
+    assert "holds no images" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "runs", text)[2]
+
+
+def test_a_word_looks_at_what_its_absence_makes_less_like_the_text(picture, monkeypatch):
+    trained = load_run(train(tiny("retrieve", "epochs=1"), "run").folder)
+    model, text = trained.model, "a big red circle and a small blue square"
+    found, looks = use.retrieve(trained, picture.parent, text)
+    assert looks.words == text.split()
+    ids = trained.data.tokenizer.encode(text)
+    image = normalize(read_image_for(trained.data, found[0][0])[None], trained.data.mean, trained.data.std)
+    with tv.no_grad():
+        patches = model.image_proj(model.vision.features(image)).numpy()[0]
+        whole, less = (
+            model.encode_texts(np.array([[START, *words, END]])).numpy()[0]
+            for words in (ids, [*ids[:2], MASK, *ids[3:]])
+        )
+    expected = np.maximum(patches @ (whole - less), 0).reshape(looks.maps.shape[1:])
+    np.testing.assert_allclose(looks.maps[2], expected, atol=1e-5)

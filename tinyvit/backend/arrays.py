@@ -1,0 +1,118 @@
+"""Arrays: their floating dtypes, and the array namespaces that forward and backward rules are written over."""
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..context import PRECISIONS
+from .devices import Array, check_device, default_device, gpu, is_on_gpu, to_device, to_host
+
+FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
+BFLOAT16 = PRECISIONS["bfloat16"]
+
+
+def is_floating(array: Array) -> bool:
+    """Return whether an array holds floating-point numbers, bfloat16 among them."""
+    kind = array.dtype.kind
+    return kind == "f" or (kind == "V" and array.dtype.name == "bfloat16")
+
+
+def as_array(data: Any, dtype: Any = None, device: str | None = None) -> Array:
+    """Copy `data` into a new array on `device`; Python floats become float32, arrays keep their dtype."""
+    device = check_device(device or default_device())
+    array = np.array(to_host(data), dtype=dtype)
+    if dtype is None and array.dtype == np.float64 and not hasattr(data, "dtype"):
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "fiub" and array.dtype.name not in FLOATING:
+        raise TypeError(f"data has dtype {array.dtype}; a tensor holds real numbers, integers or booleans")
+    return to_device(array, device)
+
+
+def narrowed(array: Array, dtype: Any) -> Array:
+    """Round `array`, computed in float32, back to a 16-bit `dtype`."""
+    return array.astype(dtype) if dtype.itemsize == 2 and array.dtype.kind == "f" and array.dtype != dtype else array
+
+
+def widened(array: Any) -> Any:
+    """Return a floating `array` of 16 bits in float32, and anything else as it is."""
+    is_narrow = hasattr(array, "dtype") and array.dtype.itemsize == 2 and is_floating(array)
+    return array.astype(np.float32) if is_narrow else array
+
+
+class Namespace:
+    """The array functions that forward and backward rules may call, under NumPy's names and arguments.
+
+    A name is looked up among the extras first (softmax, index_add, im2col: what NumPy lacks, added by
+    `tinyvit.functional` with `extend`), then in the array library. A rule that only uses such names and operators runs
+    on any array library, on tensors (the namespace is then `tinyvit.functional` itself), or under a narrator.
+    """
+
+    extras: ClassVar[dict[str, Callable[..., Any]]] = {}
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        extra = self.extras.get(name)
+        function = partial(extra, self) if extra else getattr(self._module, name)
+        setattr(self, name, function)  # the next access finds it without a call
+        return function
+
+    @classmethod
+    def extend(cls, name: str, function: Callable[..., Any]) -> None:
+        """Add `function(xp, *arrays, **params)` to every namespace as `xp.name(*arrays, **params)`."""
+        cls.extras[name] = function
+
+
+NUMPY = Namespace(np)
+
+
+@functools.cache
+def _namespace_of_module(module: Any) -> Namespace:
+    return Namespace(module)
+
+
+def namespace_of(array: Array) -> Namespace:
+    """Return the namespace that computes where `array` lives."""
+    return _namespace_of_module(gpu()[0]) if is_on_gpu(array) else NUMPY
+
+
+def erf_on_gpu(x: Array) -> Array:
+    """Return the error function of a CuPy array."""
+    from cupyx.scipy.special import erf
+
+    return erf(x)
+
+
+def matmul(xp: Namespace, x: Array, y: Array) -> Array:
+    """Return the matrix product; a stack of matrices times one matrix becomes a single GEMM instead of one for each."""
+    if is_on_gpu(x):
+        return _matmul_on_gpu(x, y)
+    if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous:
+        return (x.reshape(-1, x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[-1])
+    return x @ y
+
+
+def allow_tf32(allowed: bool = True) -> None:
+    """Let matrix products in float32 on a GPU round their factors to TF32, which has 10 bits instead of 23.
+
+    The default is False. Tensor cores then serve float32 as well; sums stay float32.
+    """
+    from ..kernels.linear import cublaslt
+
+    cublaslt.tf32_allowed = bool(allowed)
+
+
+def _matmul_on_gpu(x: Array, y: Array) -> Array:
+    from ..kernels.linear import cublaslt
+
+    if x.ndim == 1:  # a row
+        return _matmul_on_gpu(x[None], y)[..., 0, :]
+    return cublaslt.matmul(x, y) if cublaslt.is_available() and is_floating(x) else x @ y
+
+
+Namespace.extend("matmul", matmul)
+Namespace.extend("stop_gradient", lambda xp, x: x)

@@ -1,0 +1,30 @@
+"""Settings of the process as a whole: how the C library keeps memory, and how many threads NumPy's libraries use."""
+
+import ctypes
+import functools
+import os
+import sys
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of freed arrays for the next ones, in this process.
+
+    Otherwise every large array comes as fresh pages from the system, and a training step of a small model spends a
+    third of its time on them. Dispatch calls this with the first fused kernel that it loads. Only glibc has these
+    settings; elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+        mallopt(mmap_max, 0)  # large arrays too come from the heap
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def limit_threads() -> None:
+    """Limit the libraries under NumPy to the threads that TINYVIT_THREADS allows the kernels, where it is set."""
+    wanted = os.environ.get("TINYVIT_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        threadpool_limits(int(wanted))

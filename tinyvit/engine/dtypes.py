@@ -1,0 +1,90 @@
+"""The dtypes of an operation: what `autocast` makes of its inputs, and which floating dtype they have together."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backend import BFLOAT16, is_floating
+from ..context import PRECISIONS
+from .tensor import Tensor
+
+FLOAT32 = PRECISIONS["float32"]
+_CASTABLE = frozenset(PRECISIONS.values())
+
+
+def autocast_inputs(
+    op: Any, inputs: Sequence[Any], precision: Any, cast: Callable[[Tensor, Any], Tensor]
+) -> Sequence[Any]:
+    """Cast the inputs of an operation as `autocast` with this precision says. float64 is left alone."""
+    left: tuple[str, ...] = ()
+    if op.mixes and precision is BFLOAT16 and isinstance(inputs[0], Tensor) and type(inputs[0].data) is np.ndarray:
+        # The operation itself rounds, or widens, those of its inputs that may differ.
+        dtype, left = precision if op.autocast == "narrow" else FLOAT32, op.mixes
+    elif op.autocast == "narrow":
+        dtype = precision
+    elif op.autocast == "wide" or len({x.dtype for x in inputs if isinstance(x, Tensor)} & _CASTABLE) > 1:
+        dtype = FLOAT32
+    else:
+        return inputs
+    names = op.inputs if left else ("",) * len(inputs)
+    return [
+        cast(x, dtype)
+        if isinstance(x, Tensor) and x.dtype is not dtype and name not in left and x.dtype in _CASTABLE
+        else x
+        for x, name in zip(inputs, names, strict=True)
+    ]
+
+
+def unwrapped(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Unwrap `inputs` and find their common floating dtype. Integers are cast to it; Python scalars are left alone."""
+    arrays: list[Any] = []
+    dtype = None
+    for x in inputs:  # the usual case, quickly: tensors of one dtype
+        if isinstance(x, Tensor):
+            x = x.data
+            if x.dtype is not dtype:
+                if dtype is None and x.dtype.kind in "fV":  # V: bfloat16
+                    dtype = x.dtype
+                elif not _may_differ(op, len(arrays), x, dtype):
+                    return _unwrapped_with_care(op, inputs)
+        elif x is not None:
+            return _unwrapped_with_care(op, inputs)
+        arrays.append(x)
+    return arrays, dtype
+
+
+def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Do what `unwrapped` does where integers, numbers, bare arrays or several dtypes are among the inputs."""
+    arrays = [x.data if isinstance(x, Tensor) else x.item() if isinstance(x, np.generic) else x for x in inputs]
+    dtype, integers = None, False
+    for i, x in enumerate(arrays):
+        if x is None or isinstance(x, (bool, int, float)):
+            continue
+        if not hasattr(x, "dtype"):
+            name = type(x).__name__
+            raise TypeError(f"{op.name}: {op.input_name(i)} is a {name}; give a Tensor, an array or a number")
+        if not is_floating(x):
+            integers = True
+        elif dtype is None:
+            dtype = x.dtype
+        elif dtype != x.dtype and not _may_differ(op, i, x, dtype):
+            raise TypeError(
+                f"{op.name}: {op.input_name(i)} is {x.dtype}, the inputs before it {dtype}; dtypes are never mixed: "
+                f"convert one of them with .to({str(dtype)!r})"
+            )
+    if integers and dtype is not None:
+        arrays = [x.astype(dtype) if hasattr(x, "dtype") and not is_floating(x) else x for x in arrays]
+    if not hasattr(arrays[0], "dtype"):  # a bare number first: an array of what it meets
+        met = next((x.dtype for x in arrays if hasattr(x, "dtype")), None)
+        arrays[0] = np.asarray(arrays[0], met if dtype is not None else None)
+    return arrays, dtype
+
+
+def _may_differ(op: Any, i: int, x: Any, dtype: Any) -> bool:
+    """Return whether `x`, whose dtype differs from `dtype`, is allowed as input `i`."""
+    if not op.mixes or type(x) is not np.ndarray:
+        return False
+    if dtype == BFLOAT16:
+        return x.dtype == FLOAT32 and op.input_name(i) in op.masters
+    return dtype == FLOAT32 and x.dtype == BFLOAT16 and op.input_name(i) in op.narrow

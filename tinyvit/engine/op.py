@@ -1,0 +1,204 @@
+"""Operations: a class states everything about one kind; an instance is one application of it, as a value."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from .. import backend, context, dispatch
+from ..backend import devices
+from .dtypes import autocast_inputs, unwrapped
+from .tape import Node
+from .tensor import Tensor, on_tape
+
+# The namespace of rules that run on tensors: `tinyvit.functional`, which puts itself here. It has every function of a
+# `backend.Namespace`, recorded on the tape.
+tensor_namespace: Any = None
+
+
+class Op:
+    """One kind of differentiable operation; an instance is one application of it.
+
+    A subclass writes its formula in the docstring and defines
+
+    - `forward(xp, *arrays, **params)` (static): the output, or a tuple of outputs. Differentiable inputs are
+      positional, all else is keyword-only and becomes an attribute of the instance.
+    - `backward(ctx, xp, *gradients)`: the gradient of each input (None for one that needs none), in the same order.
+      It calls only functions of `xp` and operators, on what it finds in `ctx.saved`. An operation with several outputs
+      gets None for an output that nobody used.
+    - `saves`: the names of the inputs and outputs that `backward` needs; "x for y" if x is needed only for the gradient
+      of y. Nothing else may be saved: a saved intermediate would count as a constant in second derivatives.
+    - `samples()`: inputs that exercise it, awkward shapes included. The tests run every operation's samples.
+
+    Attributes of an instance, as `backward` finds them in `ctx`: `saved` (in the order of `saves`), `shapes` and
+    `needs` (of each input: its shape, whether its gradient is wanted), and the parameters.
+    """
+
+    saves: ClassVar[tuple[str, ...]] = ()
+    outputs: ClassVar[tuple[str, ...]] = ("out",)
+    is_sequence: ClassVar[bool] = False  # whether forward returns a tuple whose length the inputs decide
+    kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
+    view: ClassVar[bool] = False  # whether the output may share the input's memory
+    autocast: ClassVar[str] = "follow"  # the inputs' dtype: "narrow" that of autocast, "wide" float32, "follow" theirs
+    masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16, on the CPU
+    narrow: ClassVar[tuple[str, ...]] = ()  # inputs that may be bfloat16 where the first is float32, on the CPU
+    mixes: ClassVar[tuple[str, ...]]  # both
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]]  # names of the positional parameters of forward
+    registry: ClassVar[dict[str, type["Op"]]] = {}
+    # For each saved name: input i as i, output j as ~j; and the input whose gradient it is for, None for any.
+    sources: ClassVar[tuple[tuple[int, int | None], ...]]
+
+    forward: ClassVar[Callable[..., Any]]
+    backward: Callable[..., Any]
+    samples: ClassVar[Callable[[], Iterable[Any]]]
+
+    def __init_subclass__(cls) -> None:
+        cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+        cls.inputs = tuple(p.name for p in parameters if p.kind != p.KEYWORD_ONLY)
+        for p in parameters:
+            if p.kind == p.KEYWORD_ONLY and p.default is not p.empty:
+                setattr(cls, p.name, p.default)
+        places = {name: i for i, name in enumerate(cls.inputs)} | {name: ~j for j, name in enumerate(cls.outputs)}
+        names = [entry.partition(" for ") for entry in cls.saves]
+        cls.sources = tuple((places[name], cls.inputs.index(x) if x else None) for name, _, x in names)
+        cls.mixes = (*cls.masters, *cls.narrow)
+        cls.registry[cls.name] = cls
+
+    @classmethod
+    def input_name(cls, i: int) -> str:
+        """Return the name of input `i`; the last name stands for all further ones."""
+        return cls.inputs[min(i, len(cls.inputs) - 1)]
+
+    # An application as a value -------------------------------------------------------------------------------------
+
+    def __init__(self, saved: Sequence[Any], shapes: Sequence[Any], needs: Sequence[bool], params: dict[str, Any]):
+        self.__dict__.update(params)
+        self.saved, self.shapes, self.needs, self.params = saved, shapes, needs, params
+
+    @classmethod
+    def application(
+        cls, inputs: Sequence[Any], outputs: Sequence[Any], params: dict[str, Any], needs: Sequence[bool]
+    ) -> Self:
+        """Return the application of this operation to `inputs` (arrays, numbers, None) that gave `outputs`."""
+        wanted = [(s, reader is None or needs[reader]) for s, reader in cls.sources]
+        saved = [(inputs[s] if s >= 0 else outputs[~s]) if is_wanted else None for s, is_wanted in wanted]
+        return cls(saved, [() if x is None else np.shape(x) for x in inputs], tuple(needs), params)
+
+    def mapped(self, function: Callable[[Any], Any]) -> Self:
+        """Return the same application with `function` applied to everything that it saved."""
+        saved = [None if x is None else function(x) for x in self.saved]
+        return type(self)(saved, self.shapes, self.needs, self.params)
+
+    @classmethod
+    def run(cls, xp: Any, inputs: Sequence[Any], params: dict[str, Any]) -> tuple[Any, ...]:
+        """Run forward in a namespace; always a tuple of outputs."""
+        returned = cls.forward(xp, *inputs, **params)
+        return returned if type(returned) is tuple else (returned,)
+
+    def gradients(self, xp: Any, incoming: Sequence[Any]) -> tuple[Any, ...]:
+        """Run the gradient rule in a namespace on the gradients of the outputs; always a tuple, one for each input."""
+        returned = self.backward(xp, *incoming)
+        return returned if type(returned) is tuple else (returned,)
+
+    @classmethod
+    def residuals(cls, xp: Any, inputs: Any, outputs: Any, params: dict[str, Any]) -> tuple[Any, ...]:
+        """Return what kernels of this operation return after the outputs, for those who call them directly."""
+        return ()
+
+    # An application on the tape ------------------------------------------------------------------------------------
+
+    @classmethod
+    def apply(cls, *inputs: Any, **params: Any) -> Any:
+        """Compute the output tensor(s), and put this application on the tape if a gradient will be wanted.
+
+        Inputs are tensors, arrays, Python or NumPy scalars (which never promote) or None.
+        """
+        now = context.now()
+        if now.precision is not None:
+            inputs = tuple(autocast_inputs(cls, inputs, now.precision, _cast))
+        if now.recorder is not None:
+            return now.recorder.apply(cls, inputs, params)
+        arrays, dtype = unwrapped(cls, inputs)
+        if devices.gpu_in_use:
+            arrays, params = backend.on_one_device(cls.name, arrays, params)
+        implementation = dispatch.select(cls, dtype, arrays, params)
+        returned = implementation.forward(arrays, params, dtype)
+        outputs = [Tensor(array) for array in (returned if cls.is_sequence else returned[: len(cls.outputs)])]
+        if now.recording:
+            needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
+            if True in needs:
+                node = Node(cls, params, needs, dtype, len(outputs))
+                node.implementation, node.kept = implementation, implementation.kept(arrays, returned)
+                _record(node, inputs, arrays, outputs)
+        if cls.view and isinstance(inputs[0], Tensor):
+            inputs[0].share_memory(outputs)
+        return tuple(outputs) if cls.is_sequence or len(cls.outputs) > 1 else outputs[0]
+
+    @classmethod
+    def gradients_of(cls, node: Node, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
+        """Return the gradient of each input of an entry of the tape; tensors if `create_graph`, else arrays."""
+        node.check_alive()
+        node.check_unmodified()
+        if create_graph:
+            grads = _recorded_gradients(node, incoming)
+        else:
+            if devices.gpu_in_use:
+                backend.select_gpu_of(incoming)
+            grads = node.implementation.backward(node, incoming)
+        for shape, need, gradient in zip(node.shapes, node.needs, grads, strict=True):
+            if need and (gradient is None or gradient.shape != shape):
+                got = f"shape {None if gradient is None else gradient.shape} for an input of shape {shape}"
+                raise RuntimeError(f"backward of {cls.name} gave a gradient of {got}")
+        return grads
+
+
+def _recorded_gradients(node: Node, incoming: Sequence[Any]) -> Sequence[Any]:
+    """Run the gradient rule of an entry on tensors that are connected to the tape, for gradients of gradients."""
+    op, mixes = node.op, node.op.mixes
+    places = zip(node.saved or (), op.sources, strict=False)  # a kernel saves more, at the end
+    saved = [None if array is None else _connected(node, array, source) for array, (source, _) in places]
+    saved = [_cast(x, node.dtype) for x in saved] if mixes else saved
+    grads = op(saved, node.shapes, node.needs, node.params).gradients(tensor_namespace, incoming)
+    return [_cast(g, dtype) for g, dtype in zip(grads, node.dtypes, strict=True)] if mixes else grads
+
+
+def _connected(node: Node, array: Any, source: int) -> Any:
+    """Return something saved as the tensor at its place of the tape; constants and numbers as they are."""
+    edge = (node, ~source) if source < 0 else (node.edges or ())[source]
+    if edge is None:
+        return Tensor(array) if hasattr(array, "dtype") else array
+    return on_tape(array, *edge) if type(edge) is tuple else edge
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    """Cast a tensor to `dtype`, on the tape, if it has another; leave anything else as it is."""
+    return tensor_namespace.cast(x, dtype) if isinstance(x, Tensor) and x.dtype != dtype else x
+
+
+def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+    """Put an entry on the tape, between `inputs` and `outputs`."""
+    node.shapes = [getattr(array, "shape", ()) for array in arrays]
+    node.dtypes = [getattr(a, "dtype", None) for a in arrays] if node.op.mixes else [node.dtype] * len(arrays)
+    node.edges = [
+        None if not need else x if x.node is None else (x.node, x.output_index)
+        for x, need in zip(inputs, node.needs, strict=True)
+    ]
+    for i, out in enumerate(outputs):
+        out.node, out.output_index, out.requires_grad = node, i, True
+    saved: list[Any] = []
+    guards = []
+    for s, reader in node.implementation.sources:
+        if reader is not None and not node.needs[reader]:
+            saved.append(None)
+            continue
+        owner = inputs[s] if s >= 0 else outputs[~s]
+        saved.append(arrays[s] if s >= 0 else owner.data)
+        if isinstance(owner, Tensor):
+            memory = owner.memory
+            guards.append((s, memory, memory.version))
+    node.saved, node.guards = saved, guards

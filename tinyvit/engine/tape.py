@@ -1,0 +1,207 @@
+"""The tape: entries that lead from outputs back to inputs, and the walk back along them.
+
+Gradients are arrays here, or tensors while a gradient is itself recorded (`create_graph`); the walk only adds them.
+"""
+
+import heapq
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from .. import context
+
+_sequence = itertools.count()
+
+# Where the gradient of an input goes: to an output of an earlier entry, to a leaf tensor, or nowhere.
+Edge: TypeAlias = "tuple[Node, int] | Any | None"
+
+
+class Memory:
+    """State shared by tensors that view one array: its version counter and, if there are several, the tensors."""
+
+    __slots__ = ("sharers", "version")
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.sharers: list[weakref.ref[Any]] = []
+
+    def is_seen_by_others(self, tensor: Any) -> bool:
+        """Return whether a tensor other than `tensor` is alive that would show its modifications."""
+        return any((other := ref()) is not None and other is not tensor for ref in self.sharers)
+
+
+class Node:
+    """One application of an operation, as an entry of the tape.
+
+    Attributes
+    ----------
+    op, params, needs, shapes : the operation, its parameters, and of each input whether its gradient is wanted, and
+        its shape.
+    saved : the arrays that the gradient rule needs, in the order of `implementation.sources`.
+    guards : the places of what was saved, with its memory and the version that was saved.
+    edges : for each input, where its gradient goes.
+    dtype, dtypes : the floating dtype of the inputs together, and of each.
+    implementation, kept : what served (see `dispatch`), and what it gets again in backward.
+    hooks : by output, the functions that its complete gradient passes through.
+    sequence : the number of this entry; an entry that uses another's output has a larger one.
+    """
+
+    __slots__ = ("__weakref__", "arity", "dtype", "dtypes", "edges", "guards", "hooks", "implementation", "kept",
+                 "needs", "op", "params", "saved", "sequence", "shapes")  # fmt: skip
+
+    shapes: list[tuple[int, ...]]
+    dtypes: list[Any]
+    implementation: Any
+    kept: list[Any] | None
+
+    def __init__(self, op: Any, params: dict[str, Any], needs: tuple[bool, ...], dtype: Any, arity: int) -> None:
+        self.op, self.params, self.needs, self.dtype, self.arity = op, params, needs, dtype, arity
+        self.sequence = next(_sequence)
+        self.edges: list[Edge] | None = None
+        self.saved: list[Any] | None = None
+        self.guards: list[tuple[int, Memory, int]] | None = None
+        self.hooks: dict[int, list[Callable[[Any], Any]]] = {}
+
+    def check_alive(self) -> None:
+        """Raise RuntimeError if an earlier backward freed this entry."""
+        if self.edges is None:
+            raise RuntimeError(
+                f"the saved arrays of {self.op.name} were freed by an earlier backward; "
+                "pass retain_graph=True to that one to go through the graph again"
+            )
+
+    def check_unmodified(self) -> None:
+        """Raise RuntimeError if something that this entry saved has been modified in place since."""
+        for source, memory, version in self.guards or ():
+            if memory.version != version:
+                name = self.op.input_name(source) if source >= 0 else self.op.outputs[~source]
+                raise RuntimeError(
+                    f"{name!r}, saved for the backward of {self.op.name}, was modified in place after it was used; "
+                    "modify a copy, or write x = x + y instead of x += y"
+                )
+
+    def free(self) -> None:
+        """Let go of what was saved and of the entries before this one."""
+        self.saved = self.edges = self.guards = self.kept = None
+
+
+class Arrivals:
+    """The gradients that have arrived so far, summed by place; and the entries reached, in the order to visit them."""
+
+    def __init__(self) -> None:
+        self.leaves: dict[Any, tuple[Any, bool]] = {}  # the gradient, and whether nobody else holds its array
+        self._outputs: dict[Node, list[Any]] = {}
+        self._queue: list[tuple[int, Node]] = []
+
+    def add(self, edge: Edge, gradient: Any, is_new: bool) -> None:
+        """Add a gradient that arrives along `edge`. `is_new` says that nobody else holds its array."""
+        if type(edge) is not tuple:
+            before = self.leaves.get(edge)
+            self.leaves[edge] = (gradient, is_new) if before is None else (before[0] + gradient, True)
+            return
+        node, index = edge
+        slots = self._outputs.get(node)
+        if slots is None:
+            slots = self._outputs[node] = [None] * node.arity
+            heapq.heappush(self._queue, (-node.sequence, node))
+        slots[index] = gradient if slots[index] is None else slots[index] + gradient
+
+    def visit(self) -> Iterator[tuple[Node, list[Any]]]:
+        """Yield each entry with the gradients of its outputs, latest first, so that no more of them can arrive."""
+        while self._queue:
+            node = heapq.heappop(self._queue)[1]
+            yield node, self._outputs.pop(node)
+
+
+class Targets:
+    """The places whose gradients were asked for, as edges; the walk visits only what leads to one of them."""
+
+    def __init__(self, edges: Iterable[Edge], starts: Iterable[Edge]) -> None:
+        self.found: dict[Edge, Any] = dict.fromkeys(edges)
+        self.leading: set[Node] = set()
+        for node in sorted(_reached_from(starts), key=lambda node: node.sequence):
+            if any(edge is not None and self.lie_behind(edge) for edge in node.edges or ()):
+                self.leading.add(node)
+
+    def lie_behind(self, edge: Edge) -> bool:
+        """Return whether a gradient that goes along `edge` reaches a target."""
+        return edge in self.found or (type(edge) is tuple and edge[0] in self.leading)
+
+    def note(self, edge: Edge, gradient: Any) -> None:
+        """Keep a complete gradient if it was asked for."""
+        if gradient is not None and edge in self.found:
+            self.found[edge] = gradient
+
+
+def _reached_from(starts: Iterable[Edge]) -> set[Node]:
+    """Return the entries of the tape that the walk back from `starts` would visit."""
+    stack = [edge[0] for edge in starts if type(edge) is tuple]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        node.check_alive()
+        before = {edge[0] for edge in node.edges or () if type(edge) is tuple} - seen
+        seen |= before
+        stack += before
+    return seen
+
+
+def walk_back(
+    starts: Sequence[tuple[Edge, Any]], targets: Targets | None, retain_graph: bool, create_graph: bool
+) -> dict[Any, tuple[Any, bool]]:
+    """Walk the tape back from `starts`, edges with their gradients, and return the gradient of every leaf reached.
+
+    The flag beside a leaf's gradient says that nobody else holds its array. The gradients of `targets`, if given, are
+    noted there, and only what leads to one of them is visited.
+    """
+    arrivals = Arrivals()
+    for edge, gradient in starts:
+        if targets is None or targets.lie_behind(edge):
+            arrivals.add(edge, gradient, False)
+    with context.changed(recording=create_graph):
+        recorder = context.now().recorder
+        for node, incoming in arrivals.visit():
+            for i in node.hooks:
+                incoming[i] = _through(node.hooks[i], incoming[i])
+            if targets is not None:
+                for i, gradient in enumerate(incoming):
+                    targets.note((node, i), gradient)
+                if node not in targets.leading:
+                    continue
+            run = node.op.gradients_of if recorder is None else recorder.gradients
+            outgoing = run(node, incoming, create_graph)
+            for edge, gradient in zip(node.edges or (), outgoing, strict=True):
+                if edge is not None and (targets is None or targets.lie_behind(edge)):
+                    is_kept = type(edge) is tuple or create_graph  # by its receiver; only leaves ask who holds it
+                    arrivals.add(edge, gradient, not is_kept and _is_new(gradient, incoming, outgoing))
+            if not (retain_graph or create_graph):
+                node.free()
+        leaves = {
+            leaf: (_through(leaf.hooks, gradient), False) if leaf.hooks else (gradient, is_new)
+            for leaf, (gradient, is_new) in arrivals.leaves.items()
+        }
+        for leaf, (gradient, _) in leaves.items():
+            if targets is not None:
+                targets.note(leaf, gradient)
+        if recorder is not None:
+            recorder.finished({leaf: gradient for leaf, (gradient, _) in leaves.items()})
+    return leaves
+
+
+def _through(hooks: Iterable[Callable[[Any], Any]], gradient: Any) -> Any:
+    """Return a complete gradient as its hooks leave it."""
+    if gradient is not None:
+        for hook in list(hooks):
+            gradient = hook(gradient)
+    return gradient
+
+
+def _is_new(gradient: Any, incoming: Sequence[Any], outgoing: Sequence[Any]) -> bool:
+    """Return whether nobody else can hold this array: it is no view, was not handed in, nor handed out twice."""
+    if gradient.base is not None:
+        return False
+    holders = 0
+    for other in (*incoming, *outgoing):
+        holders += other is gradient
+    return holders == 1

@@ -1,0 +1,251 @@
+"""Tensors: arrays that remember how they were computed, and the gradients that are asked of them."""
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from .. import backend
+from ..backend import Array
+from .tape import Edge, Memory, Node, Targets, walk_back
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    Attributes
+    ----------
+    data : the live array, kept without a copy (`tinyvit.tensor` copies and converts).
+    requires_grad : whether `backward` computes the gradient with respect to this tensor; floating dtypes only.
+    grad : Tensor or None, filled in by `backward`.
+    node, output_index : the entry of the tape that made this tensor, None for a leaf; and which of its outputs this is.
+    """
+
+    __slots__ = ("__weakref__", "_memory", "data", "grad", "hooks", "node", "output_index", "requires_grad")
+    __array_ufunc__ = None  # array + tensor is left to Tensor.__radd__
+
+    if TYPE_CHECKING:  # operators and methods come from a table in tinyvit.functional
+        T: "Tensor"
+        _method = cast("Callable[..., Tensor]", None)
+        __add__ = __radd__ = __iadd__ = __sub__ = __rsub__ = __isub__ = __mul__ = __rmul__ = __imul__ = _method
+        __truediv__ = __rtruediv__ = __itruediv__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = _method
+        __lt__ = __le__ = __gt__ = __ge__ = __and__ = __or__ = __invert__ = __abs__ = __getitem__ = _method
+        sum = mean = var = max = min = cumsum = logsumexp = argmax = reshape = transpose = swapaxes = _method
+        broadcast_to = take = clip = flip = exp = log = sqrt = tanh = sigmoid = abs = relu = _method
+        softmax = log_softmax = to = _method
+        unbind: Callable[..., tuple["Tensor", ...]]
+        split: Callable[..., tuple["Tensor", ...]]
+        __setitem__: Callable[..., None]
+
+    def __init__(self, data: Array, requires_grad: bool = False) -> None:
+        if type(data) is not np.ndarray:
+            if not hasattr(data, "dtype"):
+                raise TypeError(f"Tensor takes an array, not a {type(data).__name__}; tinyvit.tensor(data) makes one")
+            data = np.asarray(data) if isinstance(data, np.generic) else data
+        if requires_grad and not backend.is_floating(data):
+            raise TypeError(f"requires_grad=True needs a floating dtype, not {data.dtype}")
+        self.data: Array = data
+        self.grad: Tensor | None = None
+        self.requires_grad = requires_grad
+        self.node: Node | None = None
+        self.output_index = 0
+        self.hooks: list[Callable[[Any], Any]] | None = None  # of a leaf; a Node has those of its outputs
+        self._memory: Memory | None = None
+
+    # Its values
+
+    shape = property(lambda self: self.data.shape)
+    ndim = property(lambda self: self.data.ndim)
+    size = property(lambda self: self.data.size)
+    dtype = property(lambda self: self.data.dtype)
+    device = property(lambda self: backend.device_of(self.data))
+
+    def numpy(self) -> np.ndarray:
+        """Return the values as a NumPy array; on the CPU the live one, not a copy."""
+        return backend.to_host(self.data)
+
+    def item(self) -> float | int | bool:
+        """Return the value of a tensor with one element as a Python number."""
+        return self.numpy().item()
+
+    # Its place on the tape
+
+    @property
+    def edge(self) -> Edge:
+        """Where a gradient of this tensor goes: to the entry of the tape that made it, or to this leaf itself."""
+        return self if self.node is None else (self.node, self.output_index)
+
+    def detach(self) -> "Tensor":
+        """Return the same array, without its history."""
+        out = Tensor(self.data)
+        out._memory = self.memory
+        return out
+
+    def copy(self) -> "Tensor":
+        """Return a tensor at the same place of the tape, with memory of its own."""
+        return on_tape(self.data.copy(), self.node, self.output_index) if self.node else Tensor(self.data.copy())
+
+    @property
+    def memory(self) -> Memory:
+        """The state shared with the tensors that view the same array, made when it is first asked for."""
+        if self._memory is None:
+            self._memory = Memory()
+        return self._memory
+
+    def share_memory(self, views: Sequence["Tensor"]) -> None:
+        """Count the modifications of those `views` that lie in this tensor's memory together with its own."""
+        memory, owner = self.memory, self.data if self.data.base is None else self.data.base
+        inside = [view for view in views if view.data.base is owner or view.data is self.data]
+        if inside and not memory.sharers:
+            memory.sharers.append(weakref.ref(self))
+        for view in inside:
+            view._memory = memory
+            memory.sharers.append(weakref.ref(view))
+            if len(memory.sharers) % 64 == 0:  # drop the dead ones now and then, so that the list cannot only grow
+                memory.sharers = [ref for ref in memory.sharers if ref() is not None]
+
+    def mark_modified(self) -> None:
+        """Record that `data` was written to: a backward that needs the old values raises instead of using the new."""
+        self.memory.version += 1
+
+    def assign(self, array: Any) -> None:
+        """Copy values of the same shape into this tensor's memory, off the tape, as when weights are loaded."""
+        self.data[...] = backend.to_device_of(array, self.data)
+        self.mark_modified()
+
+    # Gradients
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
+        """Add the gradient of this tensor, weighted by `gradient`, to `.grad` of every leaf that requires it.
+
+        Parameters
+        ----------
+        gradient : tensor or array of this tensor's shape, dL/dself; 1 for a tensor with one element if omitted.
+        retain_graph : whether the tape keeps what it saved, for another `backward`; implied by `create_graph`.
+        create_graph : whether the gradient computation is recorded too, so that it can itself be differentiated.
+
+        Raises RuntimeError if no gradient flows here, `gradient` is missing, or the tape was freed or modified.
+        """
+        start = _start(self, gradient, create_graph)
+        for leaf, (found, is_new) in walk_back([start], None, retain_graph, create_graph).items():
+            if leaf.grad is None:
+                leaf.grad = as_tensor(found) if is_new else as_tensor(found).copy()
+            elif create_graph or leaf.grad.node is not None:
+                leaf.grad = leaf.grad + found
+            else:
+                leaf.grad.data += found
+                leaf.grad.mark_modified()
+
+    def register_hook(self, hook: "Callable[[Tensor], Tensor | None]") -> Callable[[], None]:
+        """Call `hook(gradient)` when the gradient of this tensor is complete; return a function that removes the hook.
+
+        What the hook returns, if not None, replaces the gradient, which must not be modified in place.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("register_hook needs a tensor that requires a gradient")
+        if self.node is None:
+            hooks = self.hooks = self.hooks or []
+        else:
+            hooks = self.node.hooks.setdefault(self.output_index, [])
+        on_gradient = functools.partial(_hooked, hook)
+        hooks.append(on_gradient)
+        return lambda: hooks.remove(on_gradient) if on_gradient in hooks else None
+
+    def retain_grad(self) -> None:
+        """Make `backward` fill in `.grad` of this tensor although it is not a leaf."""
+        reference = weakref.ref(self)  # a hook that held the tensor would keep it alive with the tape
+
+        def keep(gradient: Tensor) -> None:
+            if (tensor := reference()) is not None:
+                tensor.grad = gradient.copy()
+
+        if self.node is not None:
+            self.register_hook(keep)
+
+
+def on_tape(array: Array, node: Node, output_index: int) -> Tensor:
+    """Return the tensor that is this output of an entry of the tape."""
+    out = Tensor(array)
+    out.node, out.output_index, out.requires_grad = node, output_index, True
+    return out
+
+
+def as_tensor(x: Any) -> Tensor:
+    """Return an array as a tensor without history; a tensor as it is."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
+    """Copy `data` into a new leaf tensor. Python floats become float32, integers int64; arrays keep their dtype."""
+    return Tensor(backend.as_array(data.data if isinstance(data, Tensor) else data, dtype, device), requires_grad)
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+    retain_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradient of `outputs` with respect to each of `inputs`, without touching any `.grad`.
+
+    Parameters
+    ----------
+    outputs, inputs : tensor or sequence of tensors; inputs may be leaves or lie within the graph.
+    grad_outputs : one gradient for each output, as in `Tensor.backward`.  create_graph, retain_graph : as there.
+    allow_unused : return None for an input that no output depends on, instead of raising RuntimeError.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if grad_outputs is None:
+        grad_outputs = [None] * len(outputs)
+    elif isinstance(grad_outputs, Tensor) or hasattr(grad_outputs, "dtype"):
+        grad_outputs = [grad_outputs]
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
+    for i, x in enumerate(inputs):
+        if not x.requires_grad:
+            raise RuntimeError(f"inputs[{i}] does not require a gradient; create it with requires_grad=True")
+    starts = [_start(y, gradient, create_graph) for y, gradient in zip(outputs, grad_outputs, strict=True)]
+    targets = Targets([x.edge for x in inputs], [edge for edge, _ in starts])
+    walk_back(starts, targets, retain_graph, create_graph)
+    found = [targets.found[x.edge] for x in inputs]
+    unused = [i for i, gradient in enumerate(found) if gradient is None]
+    if unused and not allow_unused:
+        raise RuntimeError(f"no output depends on inputs[{unused[0]}]; pass allow_unused=True to get None for it")
+    return tuple([None if gradient is None else as_tensor(gradient) for gradient in found])
+
+
+def _start(root: Tensor, gradient: Any, create_graph: bool) -> tuple[Edge, Any]:
+    """Return where the walk back from `root` starts, and with which gradient."""
+    if not root.requires_grad:
+        raise RuntimeError("backward: this tensor does not depend on any tensor with requires_grad=True")
+    if gradient is None and root.size != 1:
+        raise RuntimeError(f"backward of a tensor of shape {root.shape} needs a gradient of that shape")
+    gradient = np.ones_like(root.data) if gradient is None else gradient
+    start = gradient if isinstance(gradient, Tensor) else tensor(gradient, root.dtype, root.device)
+    if start.shape != root.shape or start.dtype != root.dtype:
+        raise ValueError(
+            f"gradient has shape {start.shape} and dtype {start.dtype}; "
+            f"the tensor it belongs to has {root.shape} and {root.dtype}"
+        )
+    return root.edge, start if create_graph else start.data
+
+
+def _hooked(hook: Callable[[Tensor], Tensor | None], gradient: Any) -> Any:
+    """Return what `hook` makes of a gradient, an array or a tensor; the same kind comes back."""
+    before = as_tensor(gradient)
+    after = hook(before)
+    if after is None:
+        return gradient
+    if not isinstance(after, Tensor):
+        raise TypeError(f"a hook returned a {type(after).__name__}; it may return a Tensor or None")
+    if (after.shape, after.dtype) != (before.shape, before.dtype):
+        raise ValueError(
+            f"a hook returned shape {after.shape} and dtype {after.dtype} "
+            f"for a gradient of {before.shape} and {before.dtype}"
+        )
+    return after if before is gradient else after.data

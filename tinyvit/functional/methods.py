@@ -1,0 +1,183 @@
+"""Tensor's operators and methods: each is a function of this package, or follows a protocol of Python or NumPy."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import context
+from ..backend import namespace_of
+from ..engine import Tensor
+from . import activation, elementwise, indexing, linalg, reduction, shape
+
+# In-place changes -----------------------------------------------------------------------------------------------------
+
+
+def update_in_place(x: Tensor, function: Callable[[Tensor, Any], Tensor], other: Any) -> Tensor:
+    """x <- function(x, other), in x's own memory; on the tape like any other operation.
+
+    Raises RuntimeError where a gradient would be lost, ValueError where the result has another shape or dtype.
+    """
+    recording = context.now().recording and (x.requires_grad or getattr(other, "requires_grad", False))
+    if recording and x.node is None and x.requires_grad:
+        raise RuntimeError("a leaf that requires a gradient cannot be modified in place; do it under tv.no_grad()")
+    if recording and x.memory.is_seen_by_others(x):
+        raise RuntimeError(
+            "this tensor shares its memory with a view of it, so it cannot be modified in place on the tape; "
+            "write x = x + y instead of x += y"
+        )
+    result = function(x.copy() if recording else x, other)
+    if result.shape != x.shape or result.dtype != x.dtype:
+        raise ValueError(
+            f"in-place result has shape {result.shape} and dtype {result.dtype}, the tensor {x.shape} and {x.dtype}"
+        )
+    x.data[...] = result.data
+    x.mark_modified()
+    if recording:
+        x.node, x.output_index, x.requires_grad = result.node, result.output_index, result.requires_grad
+    return x
+
+
+def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda self, other: update_in_place(self, function, other)
+
+
+def _set_item(self: Tensor, key: Any, value: Any) -> None:
+    update_in_place(self, lambda x, v: indexing.index_put(x, v, key), value)
+
+
+# Forms of methods -----------------------------------------------------------------------------------------------------
+
+
+def _reversed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda self, other: function(other, self)
+
+
+def _compared(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    def compare(self: Tensor, other: Any) -> Tensor:
+        return Tensor(function(self.data, other.data if isinstance(other, Tensor) else other))
+
+    return compare
+
+
+def _shaped(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Accept x.reshape(2, 3) as well as x.reshape((2, 3))."""
+    return lambda self, *shape: function(self, shape[0] if _is_one_sequence(shape) else shape)
+
+
+def _is_one_sequence(arguments: tuple[Any, ...]) -> bool:
+    return len(arguments) == 1 and isinstance(arguments[0], Sequence)
+
+
+def _transposed(self: Tensor, *axes: Any) -> Tensor:
+    return shape.transpose(self, axes[0] if _is_one_sequence(axes) else axes or None)
+
+
+def _to(self: Tensor, device_or_dtype: Any) -> Tensor:
+    """Return this tensor on another device ("cpu", "cuda:0") or in another dtype ("float64", numpy.float32)."""
+    if isinstance(device_or_dtype, str) and device_or_dtype.split(":")[0] in ("cpu", "cuda"):
+        return shape.to_device(self, device_or_dtype)
+    try:
+        dtype = np.dtype(device_or_dtype)
+    except TypeError as error:
+        raise TypeError(
+            f"to: {device_or_dtype!r} is neither a device, such as 'cpu', nor a dtype, such as 'float32'"
+        ) from error
+    return self if dtype == self.dtype else shape.cast(self, dtype)
+
+
+def _argmax(self: Tensor, axis: int | None = None) -> Tensor:
+    """Return the index of the largest element along `axis`; a constant."""
+    return Tensor(namespace_of(self.data).asarray(self.data.argmax(axis=axis)))
+
+
+def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+
+def _length(self: Tensor) -> int:
+    if not self.shape:
+        raise TypeError("a tensor with no axes has no length")
+    return self.shape[0]
+
+
+def _represented(self: Tensor) -> str:
+    values = np.array2string(self.numpy(), separator=", ", prefix="tensor(", precision=4, threshold=200)
+    origin = f", op={self.node.op.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
+    dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
+    return f"tensor({values}{dtype}{origin})"
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+_METHODS: dict[str, Any] = {
+    "__abs__": elementwise.abs,
+    "__add__": elementwise.add,
+    "__and__": _compared(operator.and_),
+    "__array__": _array,
+    "__bool__": lambda self: bool(self.numpy()),
+    "__eq__": _compared(operator.eq),
+    "__float__": lambda self: float(self.item()),
+    "__ge__": _compared(operator.ge),
+    "__getitem__": indexing.index,
+    "__gt__": _compared(operator.gt),
+    "__hash__": object.__hash__,
+    "__iadd__": _in_place(elementwise.add),
+    "__imul__": _in_place(elementwise.multiply),
+    "__int__": lambda self: int(self.item()),
+    "__invert__": lambda self: Tensor(~self.data),
+    "__isub__": _in_place(elementwise.subtract),
+    "__iter__": lambda self: iter(shape.unbind(self)),
+    "__itruediv__": _in_place(elementwise.divide),
+    "__le__": _compared(operator.le),
+    "__len__": _length,
+    "__lt__": _compared(operator.lt),
+    "__matmul__": linalg.matmul,
+    "__mul__": elementwise.multiply,
+    "__ne__": _compared(operator.ne),
+    "__neg__": elementwise.negative,
+    "__or__": _compared(operator.or_),
+    "__pow__": elementwise.power,
+    "__radd__": _reversed(elementwise.add),
+    "__repr__": _represented,
+    "__rmatmul__": _reversed(linalg.matmul),
+    "__rmul__": _reversed(elementwise.multiply),
+    "__rpow__": _reversed(elementwise.power),
+    "__rsub__": _reversed(elementwise.subtract),
+    "__rtruediv__": _reversed(elementwise.divide),
+    "__setitem__": _set_item,
+    "__sub__": elementwise.subtract,
+    "__truediv__": elementwise.divide,
+    "T": property(shape.transpose),
+    "abs": elementwise.abs,
+    "argmax": _argmax,
+    "broadcast_to": _shaped(reduction.broadcast_to),
+    "clip": elementwise.clip,
+    "cumsum": reduction.cumsum,
+    "exp": elementwise.exp,
+    "flip": shape.flip,
+    "log": elementwise.log,
+    "log_softmax": activation.log_softmax,
+    "logsumexp": reduction.logsumexp,
+    "max": reduction.max,
+    "mean": reduction.mean,
+    "min": reduction.min,
+    "relu": activation.relu,
+    "reshape": _shaped(shape.reshape),
+    "sigmoid": elementwise.sigmoid,
+    "softmax": activation.softmax,
+    "split": shape.split,
+    "sqrt": elementwise.sqrt,
+    "sum": reduction.sum,
+    "swapaxes": shape.swapaxes,
+    "take": indexing.take,
+    "tanh": elementwise.tanh,
+    "to": _to,
+    "transpose": _transposed,
+    "unbind": shape.unbind,
+    "var": reduction.var,
+}
+
+for _name, _method in _METHODS.items():
+    setattr(Tensor, _name, _method)

@@ -1,0 +1,363 @@
+"""Optimizers, groups of parameters, and gradient clipping."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from .. import dispatch
+from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host
+from ..engine import Tensor
+from .device import DeviceBundle
+
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+class Optimizer:
+    """What all optimizers share: groups of parameters with their settings, and arrays kept for each parameter.
+
+    Parameters
+    ----------
+    params : tensors, or groups as mappings with "params" and settings that differ from the defaults.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is no number, or out of its range: betas are in [0, 1), the others finite and at least 0.
+    """
+
+    slots: Sequence[str] = ()  # names of the arrays kept for each parameter
+
+    def __init__(self, params: Parameters, **defaults: Any) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError(f"{type(self).__name__}: params is one tensor; give a list of them: [tensor]")
+        entries: list[Any] = list(params)
+        groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
+        self.groups: list[dict[str, Any]] = []
+        for group in groups:
+            unknown = group.keys() - defaults.keys() - {"params"}
+            if unknown:
+                raise ValueError(
+                    f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(defaults)}"
+                )
+            self.groups.append({**defaults, **group, "params": tuple(group["params"])})
+            _check_settings(type(self).__name__, self.groups[-1])
+        tensors = [p for group in self.groups for p in group["params"]]
+        if not tensors:
+            raise ValueError(f"{type(self).__name__}: there are no parameters to optimize")
+        if len({id(p) for p in tensors}) != len(tensors):
+            raise ValueError(f"{type(self).__name__}: a parameter appears twice")
+        self.steps = 0
+        select_gpu_of(p.data for p in tensors)
+        self._arrays = [{slot: np.zeros_like(p.data) for slot in self.slots} for p in tensors]
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for group in self.groups:
+            for p in group["params"]:
+                p.grad = None
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        self.steps += 1
+        arrays = iter(self._arrays)
+        for group in self.groups:
+            for p in group["params"]:
+                kept = next(arrays)
+                if p.grad is not None:
+                    self._update(p.data, p.grad.data, kept, group)
+                    p.mark_modified()
+
+    def set_lr(self, lr: float) -> None:
+        """Give every group this learning rate."""
+        for group in self.groups:
+            group["lr"] = lr
+
+    def device_bundle(self) -> DeviceBundle | None:
+        """All parameters, where one kernel on their GPU makes the whole step and clips and scales there; else None."""
+        return None
+
+    def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
+        """Change the parameter p in place by its gradient g."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, the settings of each group, and copies of the arrays kept for each parameter, in order."""
+        settings = {
+            str(i): {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k != "params"}
+            for i, group in enumerate(self.groups)
+        }
+        arrays = {
+            str(i): {k: to_host(a).copy() for k, a in kept.items()} for i, kept in enumerate(self._arrays) if kept
+        }
+        return {"steps": self.steps, "groups": settings, "arrays": arrays}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; ValueError if it belongs to other parameters or another optimizer."""
+        arrays, own = state.get("arrays", {}), {str(i): kept for i, kept in enumerate(self._arrays) if kept}
+        if len(state["groups"]) != len(self.groups) or arrays.keys() != own.keys():
+            raise ValueError(
+                f"optimizer state has {len(state['groups'])} groups and {len(arrays)} parameters; "
+                f"this optimizer has {len(self.groups)} and {len(own)}"
+            )
+        for key, kept in own.items():
+            if {k: a.shape for k, a in kept.items()} != {k: a.shape for k, a in arrays[key].items()}:
+                raise ValueError(f"optimizer state of parameter {key} has other arrays or shapes than this optimizer")
+        self.steps = int(state["steps"])
+        for i, group in enumerate(self.groups):
+            saved = state["groups"][str(i)]
+            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        for key, kept in own.items():
+            for name, array in kept.items():
+                array[...] = to_device_of(arrays[key][name], array)
+
+
+def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    betas = tuple(settings.get("betas", (0.0, 0.0)))
+    if len(betas) != 2 or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
+        raise ValueError(f"{name}: betas is {betas}; it must be two numbers in [0, 1)")
+    for key in ("lr", "eps", "momentum", "weight_decay"):
+        value = settings.get(key, 0.0)
+        if not isinstance(value, Real):
+            raise TypeError(f"{name}: {key} is {value!r}; it must be a number")
+        if not 0 <= float(value) < math.inf:
+            raise ValueError(f"{name}: {key} is {value}; it must be finite and at least 0")
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: v <- m v + g,  p <- p - lr v  (Nesterov: p - lr (g + m v)).
+
+    Weight decay adds weight_decay * p to g. (Sutskever et al., On the importance of initialization and momentum, 2013,
+    in the form where the learning rate multiplies the velocity.)
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        if nesterov and not momentum:
+            raise ValueError("SGD: nesterov=True needs a momentum above 0")
+        self.slots = ("velocity",) if momentum else ()
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+    def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
+        if group["weight_decay"]:
+            g = g + group["weight_decay"] * p
+        if "velocity" in kept:
+            v = kept["velocity"]
+            v *= group["momentum"]
+            v += g
+            g = g + group["momentum"] * v if group["nesterov"] else v
+        p -= group["lr"] * g
+
+
+class Adam(Optimizer):
+    """m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr mhat / (sqrt(vhat) + eps)
+
+    with mhat = m / (1 - b1^t), vhat = v / (1 - b2^t). Weight decay adds weight_decay * p to g.
+    (Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1.)
+    """
+
+    slots = ("m", "v")
+    decoupled = False
+    update = "adamw"  # the name under which kernels for the step are registered
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        self._bundle()
+
+    def _bundle(self) -> None:
+        """Have the moments of each dtype lie together."""
+        members: dict[Any, list[_Member]] = {}
+        arrays = iter(self._arrays)
+        for i, group in enumerate(self.groups):
+            for p in group["params"]:
+                members.setdefault(p.dtype, []).append((p, next(arrays), i))
+        on_gpu = {dtype for dtype, entries in members.items() if any(is_on_gpu(p.data) for p, _, _ in entries)}
+        self._bundles = [_Bundle(dtype, entries) for dtype, entries in members.items() if dtype not in on_gpu]
+        self.device_bundles = [DeviceBundle(dtype, members[dtype], len(self.groups)) for dtype in on_gpu]
+        for bundle in self.device_bundles:
+            bundle["step"] = self.steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: its moments will be views of arrays of its own."""
+        return {name: value for name, value in self.__dict__.items() if not name.endswith("_bundles")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bundle()
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient: all of one dtype by one call of a kernel, if there is one."""
+        self.steps += 1
+        settings = np.array([self._settings(group) for group in self.groups])
+        for bundle in self._bundles:
+            published = self._is_as_published()
+            kernel = dispatch.select_update(self.update, bundle.dtype, "cpu") if published else None
+            for p, kept, i in bundle.step(kernel, settings) if kernel else bundle.members:
+                if p.grad is not None:
+                    self._update(p.data, p.grad.data, kept, self.groups[i])
+                    p.mark_modified()
+        if self.device_bundles:
+            self._step_on_gpu()
+
+    def _step_on_gpu(self) -> None:
+        for bundle in self.device_bundles:
+            select_gpu_of([bundle.state])
+            published = self._is_as_published()
+            kernel = dispatch.select_update(self.update, bundle.dtype, "cuda") if published else None
+            if kernel and not is_capturing():
+                bundle.set_groups(self.groups)
+            rest = bundle.step(kernel, self.decoupled) if kernel else bundle.members
+            for p, kept, i in rest:
+                if p.grad is not None:
+                    self._update(p.data, p.grad.data, kept, self.groups[i])
+                    p.mark_modified()
+
+    def device_bundle(self) -> DeviceBundle | None:
+        fits = len(self.device_bundles) == 1 and not self._bundles and self._is_as_published()
+        return self.device_bundles[0] if fits and self.device_bundles[0].dtype == np.float32 else None
+
+    def state_dict(self) -> dict[str, Any]:
+        for bundle in self.device_bundles:
+            self.steps = int(bundle["step"]) or self.steps
+        return super().state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for bundle in self.device_bundles:
+            bundle["step"] = self.steps
+
+    def _is_as_published(self) -> bool:
+        """Whether the rule is the kernel's; a subclass may have one of its own."""
+        return type(self)._update is Adam._update and type(self)._settings is Adam._settings
+
+    def _settings(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """keep, l2, b1, b2, rate, c2 and eps of the kernel `adamw`, whose formula is that of `_update`."""
+        lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
+        keep, l2 = (1 - lr * decay, 0.0) if self.decoupled else (1.0, decay)
+        return keep, l2, b1, b2, lr / (1 - b1**self.steps), 1 / (1 - b2**self.steps), group["eps"]
+
+    def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
+        lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
+        m, v = kept["m"], kept["v"]
+        if decay and self.decoupled:
+            p *= 1 - lr * decay
+        elif decay:
+            g = g + decay * p
+        m *= b1
+        m += (1 - b1) * g
+        v *= b2
+        v += (1 - b2) * (g * g)
+        mhat = m / (1 - b1**self.steps)
+        vhat = v / (1 - b2**self.steps)
+        p -= lr * mhat / (np.sqrt(vhat) + group["eps"])
+
+
+_Member = tuple[Tensor, dict[str, Array], int]  # a parameter, its moments, the number of its group
+
+
+class _Bundle:
+    """Parameters of one dtype, whose moments lie one after the other in two flat arrays: m and v are views of these."""
+
+    def __init__(self, dtype: Any, members: list[_Member]) -> None:
+        self.dtype, self.members = dtype, members
+        sizes = [p.size for p, _, _ in members]
+        starts = np.cumsum([0, *sizes])
+        self.moments = [np.zeros(starts[-1], dtype) for _ in Adam.slots]
+        for (p, kept, _), start in zip(members, starts, strict=False):
+            for slot, flat in zip(Adam.slots, self.moments, strict=True):
+                view = flat[start : start + p.size].reshape(p.shape)
+                view[...] = kept[slot]
+                kept[slot] = view
+        self.table = np.zeros((len(members), 5), np.int64)  # see the kernel
+        self._placed: list[Array | None] = [None] * len(members)  # the parameters whose addresses are in it
+        self.table[:, 2], self.table[:, 3], self.table[:, 4] = starts[:-1], sizes, [i for _, _, i in members]
+
+    def step(self, kernel: dispatch.Kernel, settings: Array) -> list[_Member]:
+        """Have the kernel update all it can, and return the members it cannot reach."""
+        moved: list[Array | None] = []  # the parameters whose addresses the table does not hold yet
+        gradients: list[Array | None] = []
+        rest = []
+        for i, member in enumerate(self.members):
+            tensor, kept, _ = member
+            p, gradient = tensor.data, tensor.grad
+            g = None if gradient is None else gradient.data
+            fits = g is not None and p.shape == g.shape == kept["m"].shape and p.dtype == g.dtype == self.dtype
+            reached = fits and p.flags.carray and g.flags.carray
+            moved.append(p if reached and p is not self._placed[i] else None)
+            gradients.append(g if reached else None)
+            if reached:
+                self._placed[i] = p
+                tensor.mark_modified()
+            elif g is not None:
+                rest.append(member)
+        kernel.forward(moved, gradients, self.table, settings, *self.moments)
+        return rest
+
+
+class AdamW(Adam):
+    """Adam whose weight decay does not pass through the moments: p <- p - lr weight_decay p before each step.
+
+    (Loshchilov and Hutter, Decoupled weight decay regularization, 2019, algorithm 2.)
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices and filters, which decay, and biases, norms, embeddings and tokens, which do not.
+
+    What does not decay has one axis, or a name that ends in `pos_embed` or `_token` or contains `embedding`.
+    """
+    decaying: list[Tensor] = []
+    resting: list[Tensor] = []
+    for name, p in named_parameters:
+        spared = p.ndim < 2 or name.endswith(("pos_embed", "_token")) or "embedding" in name
+        (resting if spared else decaying).append(p)
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": resting, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients together so that their joint Euclidean norm is at most `max_norm`; return it as it was.
+
+    A norm that is NaN or infinite leaves the gradients as they are.
+    (Pascanu et al., On the difficulty of training recurrent neural networks, 2013.)
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm: max_norm is {max_norm}; it must be above 0")
+    gradients = [p.grad.data for p in parameters if p.grad is not None]
+    norm = joint_norm(gradients)
+    if max_norm < norm < math.inf:
+        for g in gradients:
+            g *= max_norm / norm
+    return norm
+
+
+def joint_norm(arrays: Iterable[Array]) -> float:
+    """The Euclidean norm of all elements together; on a GPU by sums, since CuPy's `vdot` needs cuBLAS."""
+    return math.sqrt(sum(float((a * a).sum(dtype="float64") if is_on_gpu(a) else np.vdot(a, a)) for a in arrays))

@@ -1,0 +1,230 @@
+"""The state of a run: all that changes while it trains, and how a checkpoint stores and restores it.
+
+What a run computes depends on its recipe alone. All that changes during it is in `Training`: the weights, the
+optimizer, their average, the random stream, and the position in the data. Shuffling and augmentation are drawn from the
+position (see `tinyvit.data.Loader`), so a run that was stopped, or killed, and resumed gives the same bits as one that
+ran through.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import default_device, default_generator, manual_seed
+from ..checkpoint import load
+from ..data import Augment, Batch, Loader
+from ..errors import CheckpointError, DataError
+from ..nn import Module
+from ..optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, decay_groups
+from ..recipe import Recipe
+from ..tasks import DataSpec, recipe_error, task_of
+from .folder import build_model, load_data, require_same_recipe, write_progress
+from .steps import Losses, Steps
+from .transfer import freeze_encoders
+
+
+@dataclass
+class Position:
+    """How far a run has come, and what it has measured so far."""
+
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # batches of the current epoch that were trained on
+    images: int = 0  # images in them whose losses are known
+    loss_sum: float = 0.0  # the sum of these losses
+    epoch_seconds: float = 0.0  # the time that training took in this epoch
+    step: int = 0  # optimizer steps, over all epochs
+    seconds: float = 0.0  # over all epochs, evaluations included
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
+
+    def metrics_lines(self) -> bytes:
+        """Return the content of metrics.jsonl."""
+        return "".join(json.dumps(line) + "\n" for line in self.metrics).encode()
+
+    def add_losses(self, losses: Losses) -> None:
+        """Add the losses of steps to the epoch's, one by one, so that their sum is the same after resuming."""
+        for loss_sum, images in losses:
+            self.loss_sum += loss_sum
+            self.images += images
+
+    def finish_epoch(self, line: dict[str, Any]) -> None:
+        """Add the line of this epoch to the metrics, and go to the beginning of the next one."""
+        self.metrics.append(line)
+        self.epoch += 1
+        self.batch = self.images = 0
+        self.loss_sum = self.epoch_seconds = 0.0
+
+
+class Training:
+    """A run at one moment: its data, its model, and all that changes while it trains.
+
+    Raises RecipeError or DataError if the recipe and its data do not fit together.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        settings = recipe.train
+        self.recipe, self.task = recipe, task_of(recipe)
+        self.train_data, self.test_data = (load_data(recipe, split) for split in ("train", "test"))
+        self.task.prepare(self.train_data)
+        self.data = DataSpec.of(self.train_data)
+        if self.test_data.images.shape[1:] != self.data.shape:
+            raise DataError(
+                f"{recipe.data.name} has train images of the shape {self.data.shape} (C, H, W) and test images of "
+                f"{self.test_data.images.shape[1:]}; set data.image_size, which resizes all images"
+            )
+        keys = {key.name: getattr(recipe.data, key.name) for key in dataclasses.fields(Augment)}
+        augment = Augment(**keys) if any(keys.values()) else None
+        self.loader = Loader(self.train_data, recipe.data.batch_size, seed=settings.seed, augment=augment)
+        self.steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
+        self.total_steps = settings.epochs * self.steps_per_epoch
+
+        manual_seed(settings.seed)
+        self.model = build_model(recipe, self.data).to(default_device())
+        freeze_encoders(self.model, recipe)
+        self.optimizer = _build_optimizer(recipe, self.model)
+        self.steps = Steps(self.model, self.task, self.optimizer, settings)
+        if self.steps.graph:
+            self.loader.dataset = self.train_data.with_equal_batches(recipe.data.batch_size)
+        self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None
+        self.position = Position()
+        self._lap_began = self._written = time.perf_counter()
+
+    # One step, one epoch
+
+    def groups(self) -> Iterator[list[Batch]]:
+        """Yield the remaining batches of this epoch, in groups of `accumulate`, one group for each step."""
+        batches = self.loader.batches(self.position.epoch, self.position.batch)
+        while group := list(islice(batches, self.recipe.train.accumulate)):
+            yield group
+
+    def step(self, batches: list[Batch]) -> None:
+        """Make one step of the optimizer, down the gradient of the mean loss of all images in `batches`."""
+        position = self.position
+        self.optimizer.set_lr(self.learning_rate(position.step + 1))
+        position.add_losses(self.steps(batches, position.step + 1, position.epoch + 1))
+        if self.ema:
+            self.ema.update()
+        position.step += 1
+        position.batch += len(batches)
+        position.epoch_seconds += self._lap()
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of optimizer step number `step`, counted from 1 to `total_steps`."""
+        settings = self.recipe.train
+        warmup_steps = min(round(settings.warmup_epochs * self.steps_per_epoch), self.total_steps - 1)
+        return SCHEDULES[settings.schedule](step, self.total_steps, warmup_steps, settings.lr, settings.min_lr)
+
+    def finish_epoch(self, after_batch: Callable[[], None]) -> None:
+        """Evaluate the model on the test images, add a line to the metrics, and go to the next epoch.
+
+        `after_batch` is called after each batch of test images. If it raises an exception, the position is unchanged.
+        """
+        position = self.position
+        position.add_losses(self.steps.read_losses())
+        position.epoch_seconds += self._lap()
+        with self.averaged():
+            report = self.task.evaluate(self.model, self.test_data, self.recipe.data.batch_size, after_batch)
+        if not math.isfinite(report.loss):
+            raise FloatingPointError(f"the loss on the test images after step {position.step} is {report.loss}")
+        self._lap()
+        line: dict[str, Any] = {
+            "epoch": position.epoch + 1,
+            "step": position.step,
+            "train_loss": position.loss_sum / position.images,
+            "val_loss": report.loss,
+            "val_accuracy": report.accuracy,
+            "lr": self.learning_rate(position.step),
+            "images_per_s": round(position.images / position.epoch_seconds, 1),
+            "seconds": round(position.seconds, 3),
+        }
+        if report.shares:
+            line["val_accuracies"] = report.shares
+        position.finish_epoch(line)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Give the model the weights to use within this block: their running average, if the recipe asks for one."""
+        return self.ema.applied() if self.ema else nullcontext()
+
+    def _lap(self) -> float:
+        """Add the time since the last call to the run's, and return it."""
+        now = time.perf_counter()
+        lap, self._lap_began = now - self._lap_began, now
+        self.position.seconds += lap
+        return lap
+
+    # The checkpoint
+
+    def checkpoint_is_due(self) -> bool:
+        """Return whether the last checkpoint is older than the recipe allows."""
+        return time.perf_counter() - self._written >= 60 * self.recipe.train.checkpoint_minutes
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """Write the checkpoint, the weights to use and the metrics into the run folder.
+
+        Raises FloatingPointError if the weights are not finite, and TrainingFailed if a file cannot be written.
+        """
+        self.position.add_losses(self.steps.read_losses())
+        if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
+            raise FloatingPointError(f"the weights are not finite after step {self.position.step}")
+        with self.averaged():
+            weights = self.model.state_dict()
+        write_progress(folder, self.state_dict(), weights, self.position.metrics_lines())
+        self._lap()  # writing counts as time of the run, but not as time of training
+        self._written = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {
+            "recipe": self.recipe.to_toml(),
+            "data": self.data.state_dict(),
+            "train_images": len(self.train_data),
+            "position": dataclasses.asdict(self.position),
+            "generator": default_generator.state_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": self.steps.scaler.state_dict() if self.steps.scaler else None,
+        }
+
+    def read_checkpoint(self, path: Path) -> None:
+        """Restore the state in a checkpoint. Raises CheckpointError if it is of another recipe or of other data."""
+        state = load(path)
+        try:
+            self._require_same_origin(path, state)
+            self.position = Position(**state["position"])
+            default_generator.load_state_dict(state["generator"])
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+            if self.steps.scaler:
+                self.steps.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not the checkpoint of a run ({type(error).__name__}: {error})") from error
+
+    def _require_same_origin(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Refuse to resume with another recipe or other data: the run would be neither the old one nor a new one."""
+        require_same_recipe(path, state, self.recipe, ("data", "model", "train", "task"))
+        if (DataSpec.from_state(state["data"]), state["train_images"]) != (self.data, len(self.train_data)):
+            raise CheckpointError(f"{path} is of a run on other images than {self.recipe.data.name} now holds")
+
+
+def _build_optimizer(recipe: Recipe, model: Module) -> Optimizer:
+    settings = recipe.train
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = decay_groups(trainable, settings.weight_decay)
+    if settings.optimizer != "sgd":
+        optimizer = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
+        return optimizer(groups, settings.lr, (settings.beta1, settings.beta2))
+    try:
+        return SGD(groups, settings.lr, settings.momentum, nesterov=settings.nesterov)
+    except ValueError as error:
+        raise recipe_error(settings, error) from error
