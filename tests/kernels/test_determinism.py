@@ -1,4 +1,4 @@
-"""The same input gives the same bits: in every run, with any number of threads, whoever else computes."""
+"""The same input gives the same bits in every run, with any number of threads, also while other threads compute."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     assert json.loads(run.stdout) == hashes_of_versions()
 
 
-def test_several_python_threads_may_call_kernels_at_once() -> None:
+def test_several_python_threads_can_call_kernels_at_once() -> None:
     with tv.use_kernels("numba"), ThreadPoolExecutor(4) as pool:
         expected = dict(hashes())
         assert list(pool.map(lambda _: dict(hashes()), range(8))) == [expected] * 8
