@@ -18,7 +18,7 @@ from .forked import pytest_in
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PROCESSES = 2
-# Seconds for one test, and for all tests of a family and the end of the process: a fault may make a kernel wait forever.
+# Seconds for one test, and for all tests of a family until the process ends: a fault may make a kernel wait forever.
 TIMEOUT, END = 10, 60
 EMULATED = 20  # how many times as long emulated kernels may take, which g++ compiles for the CPU
 PASSED, FAILED = 0, 1  # pytest's exit status
@@ -65,7 +65,7 @@ def outcome(family: Family, fault: Fault | None, objects: str) -> str:
 
 
 def tested(family: Family, folder: Path, objects: str) -> "subprocess.CompletedProcess[str]":
-    """Run pytest in a project. `objects` is the folder of emulated kernels, most of which are the same for all faults."""
+    """Run pytest in a project. `objects` is a folder for emulated kernels, most of which are the same for all faults."""
     patience = EMULATED if family.kind == "emulated" else 1
     arguments = [*family.arguments, "-x", "-q", "--rootdir", str(folder)]
     arguments += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
