@@ -18,10 +18,10 @@ import tinyvit.functional as F
 from tinyvit.engine import Tensor
 from tinyvit.errors import TrainingFailed
 from tinyvit.functional import indexing
+from tinyvit.recipe import load_recipe
 from tinyvit.run.captured import CapturedStep
 from tinyvit.run.display import Display, heading
 from tinyvit.run.loop import train
-from tinyvit.run.recipe import load_recipe
 from tinyvit.run.state import Training
 
 RNG = np.random.default_rng(1)

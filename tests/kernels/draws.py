@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 from blocks import (
     BLOCK,
     CAST,
@@ -58,24 +59,32 @@ class Case:
 PRODUCTS, ELEMENTS = (6_000, 1_500) if config.DISABLE_JIT else (1_500_000, 60_000)
 
 
-def on_drawn(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test on so many examples drawn from its argument `data`.
+def on_drawn(examples: int, quickly: int | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test on examples drawn from its argument `data`: a quick test on the first few, a slow one on all of them.
 
     After ten examples hypothesis mostly repeats those it has, with some part copied over another; shapes then hardly
     change any more. So it draws ten, then ten with another seed, and so on.
+
+    Parameters
+    ----------
+    examples : how many examples are drawn.
+    quickly : how many of them the quick test draws; None if the test shall not be run twice.
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)
-        def on_each(*args: Any, **kwargs: Any) -> None:
-            for start in range(0, examples, 10):
-                ten = settings(max_examples=min(10, examples - start))(given(data=st.data())(test))
+        def on_each(*args: Any, drawn: int = examples, **kwargs: Any) -> None:
+            for start in range(0, drawn, 10):
+                ten = settings(max_examples=min(10, drawn - start))(given(data=st.data())(test))
                 seed(f"{kwargs} {start}")(ten)(*args, **kwargs)
 
         signature = inspect.signature(test)
-        others = [p for name, p in signature.parameters.items() if name != "data"]
-        on_each.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
-        return on_each
+        parameters = [p for name, p in signature.parameters.items() if name != "data"]
+        if quickly is not None:
+            parameters.append(inspect.Parameter("drawn", inspect.Parameter.KEYWORD_ONLY))
+        on_each.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        few_or_all = [quickly, pytest.param(examples, marks=pytest.mark.slow)]
+        return on_each if quickly is None else pytest.mark.parametrize("drawn", few_or_all)(on_each)
 
     return decorate
 

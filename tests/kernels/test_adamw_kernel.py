@@ -37,8 +37,8 @@ def as_float64(arrays: list[Array | None]) -> list[Array | None]:
     return [a if a is None else a.astype(np.float64) for a in arrays]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("version", range(1, VERSIONS + 1))
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("version", [*(pytest.param(v, marks=pytest.mark.slow) for v in range(1, VERSIONS)), VERSIONS])
 @on_drawn(20)
 def test_a_fused_step_is_as_exact_as_the_plain_one(version: int, dtype: str, data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.sampled_from([0, 1, 7, 33, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]), min_size=1))

@@ -94,7 +94,7 @@ def sizes(data: st.DataObject) -> tuple[int, int, int]:
     return m, n, data.draw(st.sampled_from([1, 2, 3, 8, 33]))
 
 
-@on_drawn(60)
+@on_drawn(60, quickly=20)
 def test_a_product_of_transposed_rows_with_rows_is_correct(data: st.DataObject) -> None:
     ready(BFLOAT16, np.dtype(np.float32))
     m, n, k = sizes(data)
@@ -109,7 +109,7 @@ def test_a_product_of_transposed_rows_with_rows_is_correct(data: st.DataObject) 
     assert (around_c == 7).all()
 
 
-@on_drawn(60)
+@on_drawn(60, quickly=20)
 def test_results_are_rounded_once(data: st.DataObject) -> None:
     ready(BFLOAT16, np.dtype(np.uint16))
     m, n, k = sizes(data)

@@ -16,7 +16,9 @@ from tinyvit.kernels import (
 import tinyvit as tv
 from tinyvit.functional.attention import Attention
 
-every_implementation = pytest.mark.parametrize("implementation", ["auto", "numpy", "numba", "numba:v1"])
+every_implementation = pytest.mark.parametrize(
+    "implementation", ["auto", "numpy", "numba", pytest.param("numba:v1", marks=pytest.mark.slow)]
+)
 B, H, N, S, D, E = 2, 3, 5, 7, 4, 6
 LENGTHS = np.array([3, 7])
 

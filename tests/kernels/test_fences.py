@@ -20,6 +20,7 @@ def test_touching_the_fence_ends_the_process() -> None:
     assert run_fenced("beyond").returncode == -signal.SIGSEGV
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_no_kernel_touches_the_memory_beside_its_arrays(side: str) -> None:
     run = run_fenced(side)

@@ -19,14 +19,21 @@ from tinyvit.engine import Op, Tensor
 
 SPECS = [spec for spec in registry.SPECS if spec.technology == "numba"]
 OPERATIONS = {op.kernel: op for op in Op.registry.values() if op.kernel}
+SLOW = pytest.mark.slow
 VERSIONS = [
-    pytest.param(OPERATIONS[spec.operation], f"numba:v{version}", id=f"{spec.operation}-v{version}")
+    pytest.param(OPERATIONS[spec.operation], f"numba:v{version}", id=f"{spec.operation}-v{version}", marks=SLOW)
     for spec in SPECS
     if spec.operation in OPERATIONS
     for version in range(1, spec.versions + 1)
 ]
-DTYPES = [  # every version in every one of its dtypes
-    pytest.param(OPERATIONS[spec.operation], f"numba:v{v}", dtype.name, id=f"{dtype}-{spec.operation}-v{v}")
+DTYPES = [  # every version in every one of its dtypes; compiling all of them takes minutes, so most are slow tests
+    pytest.param(
+        OPERATIONS[spec.operation],
+        f"numba:v{v}",
+        dtype.name,
+        id=f"{dtype}-{spec.operation}-v{v}",
+        marks=() if v == spec.versions and dtype == np.float32 else SLOW,
+    )
     for spec in SPECS
     if spec.operation in OPERATIONS
     for v in range(1, spec.versions + 1)
@@ -87,13 +94,13 @@ def test_every_kernel_of_the_registry_is_tested() -> None:
 
 
 @every_dtype
-@on_drawn(60)
+@on_drawn(60, quickly=20)
 def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     drawn_trial(data, op, dtype).check(choice)
 
 
 @every_dtype
-@on_drawn(15)
+@on_drawn(15, quickly=5)
 def test_no_argument_is_modified(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     trial = drawn_trial(data, op, dtype)
     with unmodified([*trial.case.inputs, *trial.upstream, *trial.case.params.values()]):
@@ -101,7 +108,7 @@ def test_no_argument_is_modified(op: type[Op], choice: str, dtype: str, data: st
 
 
 @every_dtype
-@on_drawn(15)
+@on_drawn(15, quickly=5)
 def test_what_is_in_fresh_memory_changes_nothing(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     trial = drawn_trial(data, op, dtype)
     expected = trial.run(choice)
@@ -123,7 +130,7 @@ def test_fused_gradients_agree_with_finite_differences(op: type[Op], choice: str
             tv.gradcheck(function, [Tensor(x, True) for x in sample.inputs if x is not None], atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("choice", ["numba:v1", "numba:v2"])
+@pytest.mark.parametrize("choice", [pytest.param("numba:v1", marks=SLOW), "numba:v2"])
 def test_layer_norm_of_rows_far_from_zero(choice: str) -> None:
     x = (1000 + np.random.default_rng(0).normal(size=(5, 64))).astype(np.float32)
     with tv.use_kernels(choice):

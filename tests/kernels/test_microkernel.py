@@ -26,8 +26,8 @@ def within(x: Array, around: float = np.nan) -> tuple[Array, Array]:
     return middle, large
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@on_drawn(150)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@on_drawn(150, quickly=50)
 def test_a_product_of_any_shape_is_correct(dtype: str, data: st.DataObject) -> None:
     ready(np.dtype(dtype))
     panel = PANEL_BYTES // np.dtype(dtype).itemsize

@@ -21,6 +21,7 @@ PROCESSES = 2
 # Seconds for one test, and for all tests of a family until the process ends: a fault may make a kernel wait forever.
 TIMEOUT, END = 10, 60
 EMULATED = 20  # how many times as long emulated kernels may take, which g++ compiles for the CPU
+FAULTLESS = 10  # how many times as long tests may take without a fault, when nothing hangs and a machine may be busy
 PASSED, FAILED = 0, 1  # pytest's exit status
 NO_FAULT = re.compile(r"(SyntaxError|NameError|UnboundLocalError|AttributeError|TypingError|LoweringError): .*")
 
@@ -49,7 +50,8 @@ def outcome(family: Family, fault: Fault | None, objects: str) -> str:
     """Return whether the tests of a family notice a fault, or none: "noticed", "not noticed", or what went wrong."""
     try:
         with project(fault) as folder:
-            run = tested(family, folder, objects)
+            patience = (EMULATED if family.kind == "emulated" else 1) * (FAULTLESS if fault is None else 1)
+            run = tested(family, folder, objects, patience)
     except LookupError as error:
         return str(error)
     except subprocess.TimeoutExpired:
@@ -64,10 +66,12 @@ def outcome(family: Family, fault: Fault | None, objects: str) -> str:
     return "not noticed" if run.returncode == PASSED else "noticed"
 
 
-def tested(family: Family, folder: Path, objects: str) -> "subprocess.CompletedProcess[str]":
-    """Run pytest in a project. `objects` is a folder for emulated kernels, most of which are the same for all faults."""
-    patience = EMULATED if family.kind == "emulated" else 1
-    arguments = [*family.arguments, "-x", "-q", "--rootdir", str(folder)]
+def tested(family: Family, folder: Path, objects: str, patience: int) -> "subprocess.CompletedProcess[str]":
+    """Run pytest in a project, with the slow tests.
+
+    `objects` is a folder for emulated kernels, most of which are the same for all faults.
+    """
+    arguments = [*family.arguments, "-m", "slow or not slow", "-x", "-q", "--rootdir", str(folder)]
     arguments += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
     # A signal would be handled only after compiled code has ended.
     arguments += ["--timeout", str(patience * TIMEOUT), "--timeout-method", "thread"]

@@ -19,7 +19,7 @@ class DeviceBundle:
     Attributes
     ----------
     state : (8,) float64 on the device: the number of steps, the norm to clip to (0: none), the scale of the losses (0:
-        they are not scaled) and the like, see the kernel `adamw`. Steps read and write it there.
+        they are not scaled) and the to_device_of, see the kernel `adamw`. Steps read and write it there.
     groups : (G, 5) float64 on the device: lr, b1, b2, eps and decay of each group.
     """
 

@@ -297,7 +297,7 @@ class _Bundle:
             p, gradient = tensor.data, tensor.grad
             g = None if gradient is None else gradient.data
             fits = g is not None and p.shape == g.shape == kept["m"].shape and p.dtype == g.dtype == self.dtype
-            reached = fits and p.flags.carray and g.flags.carray
+            reached = g is not None and fits and p.flags.carray and g.flags.carray
             moved.append(p if reached and p is not self._placed[i] else None)
             gradients.append(g if reached else None)
             if reached:
