@@ -30,7 +30,7 @@ setup(
         "": ["*.cu", "*.cuh"],
         "tinyvit": [
             "py.typed",
-            "run/recipes/*.toml",
+            "recipes/*.toml",
             "data/*.csv.gz",
             "data/*.txt",
             "weights/*.safetensors",

@@ -1,8 +1,11 @@
-"""Fused kernels, installed and imported as `tinyvit.kernels`: the registry, one folder for each operation, and the
-functions below, which call a kernel directly, on arrays, without the tape.
+"""Fused kernels, installed and imported as `tinyvit.kernels`, and functions that call them directly, on arrays.
 
-`implementation` is "auto" (the first of the registry that can serve, else the plain rule), "numpy" (the plain rule), or
-a technology, perhaps with a version: "numba", "numba:v1". RuntimeError says why one cannot serve.
+Their argument `implementation` is "auto" (the first kernel in the registry that can serve the call, else the plain
+rule), "numpy" (the plain rule), or a technology, perhaps with a version: "numba", "numba:v1". If a technology cannot
+serve the call, RuntimeError gives the reason.
+
+Order: cache, cpu, cuda, adamw, bias_gelu, gelu, cast, add_narrow, cross_entropy, dropout, embedding, layer_norm,
+max_pool2d, patches, softmax, linear, attention, conv2d, registry, lookup, direct, precompile.
 """
 
 from .direct import (

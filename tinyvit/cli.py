@@ -98,9 +98,9 @@ def train(
     Ctrl-C finishes the current step and writes a checkpoint; a second Ctrl-C stops at once. A resumed run ends with
     the same result as a run that was never stopped.
     """
+    from .recipe import load_recipe
     from .run import loop as training
     from .run.display import live_display
-    from .run.recipe import load_recipe
 
     display = live_display()
     if study:

@@ -63,7 +63,8 @@ def _state_of(device: str) -> str:
 def _threads() -> Iterator[tuple[str, str]]:
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-    from .kernels.cpu import compiler, processor, threads
+    from .kernels import cache
+    from .kernels.cpu import processor, threads
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "processors", f"{usable} of {os.cpu_count()}"
@@ -76,7 +77,7 @@ def _threads() -> Iterator[tuple[str, str]]:
         name = " ".join(str(part) for part in (pool["internal_api"], pool["version"]) if part)
         kernels = f", kernels for {pool['architecture']}" if "architecture" in pool else ""
         yield pool["user_api"], f"{name}, {pool['num_threads']} threads{kernels}; for what no kernel serves"
-    yield "compiled", f"kept in {compiler.cache_folder()}"
+    yield "compiled", f"kept in {cache.cache_folder()}"
 
 
 # How matrices are multiplied on the CPU, by the level of `kernels.processor`.

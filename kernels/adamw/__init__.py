@@ -1,1 +1,1 @@
-"""The step of Adam and AdamW, for all parameters at once."""
+"""One step of Adam or AdamW for all parameters."""

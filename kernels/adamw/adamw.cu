@@ -1,8 +1,9 @@
-// One step of Adam or AdamW over all parameters, with the norm of the gradients, their scale and the step counter on the
-// device: nothing waits for the host, and a captured graph may be replayed.
+// One step of Adam or AdamW over all parameters. The norm of the gradients, their scale and the step counter are on the
+// device, so nothing waits for the host, and a captured graph can be replayed.
 #include "cuda/common.cuh"
 
-// A parameter, its gradient (null: nothing changes), and where its moments begin in the flat arrays m and v.
+// A parameter, its gradient (null: the parameter stays as it is), and where its moments begin in the flat arrays m and
+// v.
 struct Parameter {
   float *p, *g;
   long long start, size, group;
@@ -10,13 +11,13 @@ struct Parameter {
 struct Group {
   double lr, b1, b2, eps, decay;
 };
-// What changes from step to step.
+// The values that change from step to step.
 struct State {
   double step, max_norm, norm;  // max_norm: 0 does not clip
-  double scale, growth, good;   // gradients are `scale` times too large; after `growth` good steps it doubles, 0: never
-  double skipped, factor;       // whether the last step was skipped; what it multiplied gradients by
+  double scale, growth, good;   // gradients are `scale` times too large; it doubles after `growth` good steps; 0: never
+  double skipped, factor;       // whether the last step was skipped; the factor by which it multiplied gradients
 };
-// What a group's elements are updated by, as in kernels/adamw/numba_cpu.py.
+// The coefficients of a group's update, as in kernels/adamw/numba_cpu.py.
 struct Setting {
   float keep, l2, b1, b2, new1, new2, rate, c2, eps;
 };
@@ -44,8 +45,8 @@ template <typename T> __global__ void adamw_squares(const Parameter* table, int 
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-// One thread: from the parts of the norm, what each group shall do. A norm that is not finite skips the step where the
-// gradients are scaled, halves the scale, and clips nothing where they are not.
+// One thread computes the settings of each group from the parts of the norm. If the norm is not finite and the
+// gradients are scaled, the step is skipped and the scale halved; if they are not scaled, they are not clipped.
 template <typename T>
 __global__ void adamw_settings(State* state, const Group* groups, Setting* settings, const double* parts, int chunks,
                                int group_count, int decoupled) {
@@ -74,9 +75,10 @@ __global__ void adamw_settings(State* state, const Group* groups, Setting* setti
   }
 }
 
-// v1: a block for a parameter.
+// v1: one block for each parameter.
 template <typename T>
-__global__ void adamw_step_1(const Parameter* table, int count, const State* state, const Setting* settings, float* m, float* v) {
+__global__ void adamw_step_1(const Parameter* table, int count, const State* state, const Setting* settings, float* m,
+                             float* v) {
   const Parameter& a = table[blockIdx.x];
   if (!a.g || state->skipped) return;
   float factor = float(state->factor);
@@ -84,9 +86,10 @@ __global__ void adamw_step_1(const Parameter* table, int count, const State* sta
     update(a.p[i], a.g[i] * factor, m[a.start + i], v[a.start + i], settings[a.group]);
 }
 
-// v2: a block for `CHUNK` elements, which may span several small parameters or be a part of a large one.
+// v2: one block for each `CHUNK` elements, which may span several small parameters or be a part of a large one.
 template <typename T>
-__global__ void adamw_step_2(const Parameter* table, int count, const State* state, const Setting* settings, float* m, float* v) {
+__global__ void adamw_step_2(const Parameter* table, int count, const State* state, const Setting* settings, float* m,
+                             float* v) {
   long long begin = (long long)blockIdx.x * CHUNK, end = begin + CHUNK;
   if (state->skipped) return;
   float factor = float(state->factor);

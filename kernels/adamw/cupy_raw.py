@@ -1,35 +1,34 @@
-"""One step of Adam or AdamW for all parameters in CUDA C++, with clipping, loss scale and step counter on the device.
+"""One step of Adam or AdamW for all parameters, in CUDA C++, with clipping, loss scale and step counter on the device.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | a block for a parameter                                                                                |
-| v2      | a block for 8192 elements, which may be several small parameters or a part of a large one              |
+| v1      | one block for each parameter                                                                           |
+| v2      | one block for each 8192 elements, which may be several small parameters or a part of a large one       |
 
-`State` is what a step needs and leaves behind, in the device's memory, so that a captured graph may be replayed: the
-number of steps, the norm that gradients are clipped to, and for float16 the factor that losses, hence gradients, are
-multiplied by. A norm that is not finite then skips the step and halves the factor; after `growth` steps without one it
-is doubled. (Micikevicius et al., Mixed precision training, 2018, section 3.2.)
+`State` holds the values that change from step to step. It is in the device's memory, so that a captured graph can be
+replayed: the number of steps, the norm that gradients are clipped to, and for float16 the scale of losses and hence of
+gradients. If the norm is not finite, the step is skipped and the scale halved; after `growth` steps with finite norms
+the scale is doubled. (Micikevicius et al., Mixed precision training, 2018, section 3.2.)
 """
 
 import ctypes
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from ..cuda.device import Kernel, address, device_of, library_of, pointer
+from ..cuda.device import Kernel, device_of, library_of, pointer
 
 _SOURCE = "adamw/adamw.cu"
 _CHUNK, _THREADS = 8192, 256
 STATE = np.dtype(
     [(n, "f8") for n in ("step", "max_norm", "norm", "scale", "growth", "good", "skipped", "factor")]
 )  # `State` of adamw.cu
-GROUP = ("lr", "b1", "b2", "eps", "decay")  # the columns of what each group of parameters is given
+GROUP = ("lr", "b1", "b2", "eps", "decay")  # the columns of `groups`
 _SETTING_WORDS = 9  # floats of `Setting`
 
 
 def kernels() -> Iterator[tuple[Kernel, int]]:
-    """Every kernel there is, and the most registers it may have."""
+    """Yield every kernel, and the most registers that it may use."""
     for name in ("adamw_squares", "adamw_settings", "adamw_step_1", "adamw_step_2"):
         yield Kernel(_SOURCE, f"{name}<float>"), 128
 
@@ -42,16 +41,7 @@ def _blocks_2(parameters: int, elements: int) -> int:
     return -(-elements // _CHUNK)
 
 
-VERSIONS = {1: _blocks_1, 2: _blocks_2}  # how many blocks there are
-
-
-def table_of(parameters: Any, gradients: Any, groups: Any) -> np.ndarray:
-    """`Parameter` of adamw.cu for arrays whose moments lie one after the other; a gradient may be None."""
-    table, start = np.zeros((len(parameters), 5), np.int64), 0
-    for row, p, g, group in zip(table, parameters, gradients, groups, strict=True):
-        row[:] = address(p), address(g), start, p.size, group
-        start += p.size
-    return table
+VERSIONS = {1: _blocks_1, 2: _blocks_2}  # the number of blocks
 
 
 def step(table, groups, state, m, v, *, decoupled, version):
@@ -59,7 +49,8 @@ def step(table, groups, state, m, v, *, decoupled, version):
 
     Parameters
     ----------
-    table : (T, 5) int64, from `table_of`, on the device.
+    table : (T, 5) int64 on the device, a row of `Parameter` (adamw.cu) for each parameter: the address of the parameter
+        and of its gradient, or 0 without one; the element at which its moments begin; its size; its group.
     groups : (G, 5) float64, with the columns `GROUP`.
     state : (8,) float64, with the fields of `STATE`.
     m, v : (E,) float32, the moments.

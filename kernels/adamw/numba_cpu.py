@@ -2,13 +2,14 @@
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one parameter after the other, one element after the other, in the words of the formula                |
-| v2      | vectors, each element read and written once; work is cut in chunks of `CHUNK` elements, which may span |
-|         | several small parameters, and shared among threads                                                     |
+| v1      | one parameter and one element at a time, written like the formula                                      |
+| v2      | vector instructions that read and write each element once; threads share chunks of `CHUNK` elements,   |
+|         | which may span several small parameters                                                                |
 
-Parameters and gradients lie wherever they are: `table` (T, 5) says of each the ids of its two arrays, as Python's `id`
-gives them, the element at which its moments begin in the flat arrays m and v, its size, and its row of `settings`.
-A gradient's id of 0 stands for none: nothing changes then. `settings` (G, 7) are keep, l2, b1, b2, rate, c2 and eps in
+`table` (T, 5) has a row for each parameter: the addresses of the parameter and of its gradient, which lie anywhere in
+memory; the element at which its moments begin in the flat arrays m and v; its size; and its row of `settings`. An
+address of 0 says that there is no gradient: nothing changes then. `settings` (G, 7) are keep, l2, b1, b2, rate, c2 and
+eps in
 
     g' = g + l2 p,  m <- b1 m + (1 - b1) g',  v <- b2 v + (1 - b2) g'^2,  p <- keep p - rate m / (sqrt(c2 v) + eps)
 """
@@ -21,16 +22,14 @@ from numba import carray, types
 from numba.core import config
 from numba.extending import intrinsic
 
-from ..cpu import threads as pool
+from ..cpu.chunks import team_for
 from ..cpu.compiler import body, entry, exact
 from ..cpu.threads import parallel
 
 CHUNK = 8192
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
-_DATA = object.__basicsize__  # where in an array object NumPy keeps the address of its elements: after Python's head
 
 
-# Arrays by their ids ------------------------------------------------------------------------------------------------
+# Arrays by their addresses ------------------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -42,23 +41,27 @@ def _pointer(typing_context, address):
 
 
 @body
-def _compiled_elements(identity, size, dtype):
-    """The elements of the contiguous array object with this id."""
-    address = carray(_pointer(identity + _DATA), (1,), np.int64)[0]
+def _compiled_elements(address, size, dtype):
+    """Return the elements of the contiguous array that begins at this address."""
     return carray(_pointer(address), (size,), dtype)
 
 
-def _plain_elements(identity, size, dtype):
-    address = ctypes.c_ssize_t.from_address(int(identity) + _DATA).value
-    return np.frombuffer((ctypes.c_char * int(size * dtype.itemsize)).from_address(address), dtype)
+def _plain_elements(address, size, dtype):
+    return np.frombuffer((ctypes.c_char * int(size * dtype.itemsize)).from_address(int(address)), dtype)
 
 
 _elements = _plain_elements if config.DISABLE_JIT else _compiled_elements
+_BUFFER = ctypes.c_char * 0  # of any size: only its address is asked for
+
+
+def _address(array):
+    """Return where a contiguous, writeable array begins. (`array.ctypes.data` takes four times as long.)"""
+    return 0 if array is None else ctypes.addressof(_BUFFER.from_buffer(array))
 
 
 @exact
 def _mixed(old, new, keep, fresh):
-    """In this order: new + keep (old - new), to which a compiler may come, would lose digits of a small average."""
+    """Return keep old + fresh new, as written: new + keep (old - new) would lose digits of a small average."""
     return keep * old + fresh * new
 
 
@@ -68,11 +71,11 @@ def _mixed(old, new, keep, fresh):
 @entry
 def _step_1(table, settings, m, v, team):
     for t in range(table.shape[0]):
-        p_id, g_id, start, size, group = table[t, 0], table[t, 1], table[t, 2], table[t, 3], table[t, 4]
-        if g_id != 0:
+        p_at, g_at, start, size, group = table[t, 0], table[t, 1], table[t, 2], table[t, 3], table[t, 4]
+        if g_at != 0:
             keep, l2, b1, b2 = settings[group, 0], settings[group, 1], settings[group, 2], settings[group, 3]
             rate, c2, eps = settings[group, 4], settings[group, 5], settings[group, 6]
-            p, g = _elements(p_id, size, m.dtype), _elements(g_id, size, m.dtype)
+            p, g = _elements(p_at, size, m.dtype), _elements(g_at, size, m.dtype)
             for j in range(size):
                 k = start + j
                 slope = g[j] + l2 * p[j] if l2 != 0 else g[j]
@@ -86,7 +89,7 @@ def _step_1(table, settings, m, v, team):
 
 @body
 def _update(p, g, m, v, setting):
-    """All of the formula for a run of elements."""
+    """Apply the formula to some neighbouring elements."""
     real = m.dtype.type
     keep, l2, b1, b2 = real(setting[0]), real(setting[1]), real(setting[2]), real(setting[3])
     new1, new2 = real(1 - setting[2]), real(1 - setting[3])
@@ -122,7 +125,16 @@ VERSIONS = {1: _step_1, 2: _step_2}
 # Launcher -----------------------------------------------------------------------------------------------------------
 
 
-def step(table, settings, m, v, *, version):
-    """Change the parameters and their moments in place. There is no backward: an optimizer is not on the tape."""
-    VERSIONS[version](table, settings, m, v, pool.team(m.size > _SERIAL))
+def step(parameters, gradients, table, settings, m, v, *, version):
+    """Change the parameters and their moments in place. There is no backward: an optimizer is not on the tape.
+
+    `parameters` and `gradients` are lists of contiguous, writeable arrays in the dtype of m and v, whose addresses are
+    written to `table`. A parameter whose gradient is None stays as it is. A parameter is None if it is the array that
+    it was in the call before, since finding all addresses would be a noticeable part of a small step.
+    """
+    for row, p in enumerate(parameters):
+        if p is not None:
+            table[row, 0] = _address(p)
+    table[:, 1] = [_address(g) for g in gradients]
+    VERSIONS[version](table, settings, m, v, team_for(m.size))
     return ()

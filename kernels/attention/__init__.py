@@ -1,1 +1,4 @@
-"""Scaled dot-product attention."""
+"""Scaled dot-product attention.
+
+Order: operations, by_query, by_block, numba_cpu, cupy_raw, numba_cuda.
+"""

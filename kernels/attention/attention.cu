@@ -1,9 +1,9 @@
 // Attention with fused multiply-adds in float32, for every dtype.
 #include "attention/attention.cuh"
 
-// v1: one warp for a query, or for a key. ----------------------------------------------------------------------------
+// v1: one warp for each query, or for each key. ----------------------------------------------------------------------
 
-// The products of row x, spread over the lanes (x[i] is element lane + 32 i), with a row of memory.
+// The product of x, which is spread over the lanes (x[i] is element lane + 32 i), with a row in memory.
 template <typename T, int PER_LANE> DEVICE float product(const float (&x)[PER_LANE], const T* row, int depth) {
   float sum = 0;
 #pragma unroll
@@ -29,7 +29,7 @@ template <typename T, int PER_LANE> DEVICE void gather(T* row, const float (&x)[
 }
 constexpr int MOST = 256 / WARP;  // elements in a lane, for head sizes up to 256
 
-// A query: all its scores lie in shared memory.
+// One query, all scores of which are in shared memory.
 template <typename T> __global__ void attention_forward_1(Attention a) {
   DYNAMIC_SHARED(memory);
   float* p = reinterpret_cast<float*>(memory);  // (S)
@@ -60,9 +60,10 @@ template <typename T> __global__ void attention_forward_1(Attention a) {
   if (lane == 0) a.lse[head.row + n] = shift + logf(total);
 }
 
-// Of a query, r = sum(dout out), and what its probabilities are computed again with: shift = lse and rest = 0. Where lse
-// is so large that rounding it would tell on them, shift is the largest score and rest the logarithm of the sum over it.
-// Their products are added up as those of backward are, a lane for a key if IN_ORDER: other roundings would tell as well.
+// For each query r = sum(dout out), and the numbers with which its probabilities are computed again: shift = lse and
+// rest = 0. If lse is so large that its rounding error would show in them, shift is the largest score, and rest is the
+// logarithm of the sum of exponentials relative to it. The scores must then have the same rounding errors as in
+// backward, so their products are summed in the same order: with IN_ORDER, by one lane for each key.
 constexpr float EXACT = 16;
 template <typename T, bool IN_ORDER> __global__ void attention_products(Attention a) {
   int n = blockIdx.x, lane = threadIdx.x;
@@ -93,7 +94,7 @@ template <typename T, bool IN_ORDER> __global__ void attention_products(Attentio
   if (threadIdx.x == 0) a.r[head.row + n] = r, a.shift[head.row + n] = shift, a.rest[head.row + n] = rest;
 }
 
-// p with dropout, and the gradient of the score, of query n and key s.
+// For query n and key s, p with dropout and the gradient of the score.
 struct Slopes {
   float p, ds;
 };
@@ -151,11 +152,11 @@ template <typename T> __global__ void attention_dkv_1(Attention a) {
 
 // v2: tiles of rows against tiles of columns, both in shared memory. -------------------------------------------------
 
-// 128 threads as 16 x 8: thread (y, x) has the rows 16 i + y and the columns 8 j + x of the scores, and of a result
-// with D columns the same rows and the columns 8 j + x. The 8 threads of a row are neighbours in a warp.
+// 128 threads as 16 x 8: thread (y, x) has the rows 16 i + y and the columns 8 j + x of the scores, and likewise of a
+// result with D columns. The 8 threads of a row are neighbours in a warp.
 constexpr int TILE_Y = 16, TILE_X = 8, TILE_THREADS = TILE_Y * TILE_X;
 
-// Rows and columns of scores in a thread, by head size: what fits in 64 KB of shared memory.
+// Rows and columns of scores in a thread, by head size, such that the tiles fit in 64 KB of shared memory.
 template <int D> constexpr int ROWS = D <= 128 ? 2 : 1;
 template <int D> constexpr int COLUMNS = D <= 64 ? 4 : D <= 128 ? 2 : 1;
 
@@ -188,7 +189,7 @@ template <int D, int I, int J> DEVICE void multiply(float (&products)[I][J], con
   }
 }
 
-// result += weights @ columns: the weights of a row are with its 8 threads, and go around among them.
+// result += weights @ columns. Each of the 8 threads of a row holds some of its weights, and passes them to the others.
 template <int D, int I, int J>
 DEVICE void accumulate(float (&result)[I][D / TILE_X], const float (&weights)[I][J], const float* columns) {
   int x = threadIdx.x % TILE_X, group = threadIdx.x % WARP - x;
@@ -234,7 +235,7 @@ template <typename T, int D> __global__ void __launch_bounds__(TILE_THREADS, 2) 
   for (int i = 0; i < I; i++) peak[i] = -INFINITY, total[i] = 0;
   int end = a.is_causal ? min(a.keys, first + TILE_Y * I) : a.keys;
   for (int start = 0; start < end; start += TILE_X * J) {
-    __syncthreads();  // the tiles before these have been used
+    __syncthreads();  // until the previous tiles have been used
     stage_rows<T, D, TILE_X * J>(k, matrix<T>(a.k, head), a.k.row, start, a.keys, a.depth);
     stage_rows<T, D, TILE_X * J>(v, matrix<T>(a.v, head), a.v.row, start, a.keys, a.depth);
     __syncthreads();
@@ -274,8 +275,9 @@ template <typename T, int D> __global__ void __launch_bounds__(TILE_THREADS, 2) 
   write_rows<T, D>(matrix<T>(a.out, head), a.out.row, out, share, first, a.queries, a.depth);
 }
 
-// The gradients of a tile of queries (dq), or with OF_KEYS of a tile of keys (dk and dv): rows are those, columns the
-// others. Each product is computed twice, once on either side, so that nobody adds to what another block writes.
+// The gradient of a tile of queries (dq) or, with OF_KEYS, of a tile of keys (dk and dv). These are the rows, and the
+// others are the columns. Each product is computed twice, once for dq and once for dk and dv, so that no two blocks add
+// to the same element.
 template <typename T, int D, bool OF_KEYS>
 __global__ void __launch_bounds__(TILE_THREADS, 2) attention_backward_2(Attention a) {
   constexpr int I = ROWS<D>, J = COLUMNS<D>, PITCH = D + 1;

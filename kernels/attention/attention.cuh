@@ -1,4 +1,4 @@
-// What the attention kernels share: their argument, and what becomes of the product of a query and a key.
+// Shared by the attention kernels: their argument, and the score of a query and a key from their product.
 #pragma once
 #include "cuda/common.cuh"
 
@@ -9,7 +9,7 @@ struct View {
   void* data;
   long long batch, head, row;
 };
-// A (B, H, N, S) view with any strides, 0 where it is broadcast; `data` is null if there is none.
+// A (B, H, N, S) view with any strides, 0 where it is broadcast; `data` is null if there is no such array.
 struct ScoresView {
   const void* data;
   long long batch, head, query, key;
@@ -20,7 +20,7 @@ struct Attention {
   ScoresView bias, mask;
   float *lse, *r, *ds;  // (B, H, N), (B, H, N), (B, H, N, S) or null; r = sum(dout out)
   float *shift, *rest;  // (B, H, N): backward computes p = exp(score - shift - rest)
-  Dropout dropout;      // none where its threshold is 0
+  Dropout dropout;      // its threshold is 0 if there is no dropout
   int heads, queries, keys, depth;
   float scale;
   int is_causal;
@@ -40,8 +40,9 @@ template <typename T> DEVICE T* matrix(const View& view, const Head& head) {
   return static_cast<T*>(view.data) + head.b * view.batch + head.h * view.head;
 }
 
-// scale q k^T + bias for query n and key s, from the product; -inf where n may not see s.
-template <typename T, bool EXTRAS> DEVICE float score(const Attention& a, const Head& head, int n, int s, float product) {
+// scale q k^T + bias for query n and key s, from their product; -inf if n may not see s.
+template <typename T, bool EXTRAS>
+DEVICE float score(const Attention& a, const Head& head, int n, int s, float product) {
   if (s >= a.keys) return -INFINITY;
   float x = product * a.scale;
   if (EXTRAS && n < a.queries) {
@@ -68,5 +69,6 @@ template <bool EXTRAS> DEVICE float kept(const Attention& a, const Head& head, i
   return factor[0];
 }
 
-// What scores are reduced by before they are exponentiated: their largest or their lse, 0 where nothing is visible.
+// The number that is subtracted from scores before they are exponentiated: their largest or their lse, or 0 if the
+// query sees no key.
 DEVICE float shift_of(float x) { return x == -INFINITY ? 0.f : x; }

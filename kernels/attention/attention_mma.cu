@@ -1,17 +1,17 @@
 // Attention on tensor cores, for float16 and bfloat16 with sums in float32.
 //
-// A warp has 16 rows. Of a 16 x 8 tile of scores or of a result, lane l holds the rows l / 4 and l / 4 + 8, and of each
-// the columns 2 (l % 4) and the one after it (`mma` in prims.cuh). A tile of scores is at once the left operand of the
-// product that follows, so probabilities never leave registers. Tiles lie in shared memory with 8 elements between
-// rows, so that the 8 rows of a small matrix fall into different banks.
+// A warp has 16 rows. In a 16 x 8 tile of scores or of a result, lane l holds the columns 2 (l % 4) and 2 (l % 4) + 1
+// of the rows l / 4 and l / 4 + 8 (`mma` in prims.cuh). A tile of scores already has the layout of the left operand of
+// the next product, so probabilities never leave registers. In shared memory the rows of a tile are padded by 8
+// elements, so that the 8 rows of a small matrix are in different banks.
 #include "attention/attention.cuh"
 
 template <int D> constexpr int PITCH = D + 8;
 constexpr int ROWS = 16;  // of a warp
 
-// Tiles ---------------------------------------------------------------------------------------------------------------
+// Tiles --------------------------------------------------------------------------------------------------------------
 
-// Have `threads` threads, of which this is number `thread`, copy `count` rows from number `first` on; zeros past the end.
+// Copies `count` rows, from row `first` on, by `threads` threads, of which this is number `thread`; zeros past the end.
 template <typename T, int D>
 DEVICE void stage(T* tile, const Attention& a, const View& view, const Head& head, int first, int count, int total,
                   int thread, int threads) {
@@ -75,12 +75,13 @@ DEVICE void accumulate(float (&result)[D / 8][4], const float (&p)[C / 8][4], co
   }
 }
 
-// Write a warp's result, its two rows of each lane times `factor`; `scratch` (16, PITCH) is the warp's own.
+// Writes a warp's result, with the two rows of each lane multiplied by `factor`; `scratch` (16, PITCH) is the warp's
+// own.
 template <typename T, int D>
 DEVICE void write(T* scratch, const float (&result)[D / 8][4], const float (&factor)[2], const Attention& a,
                   const View& view, const Head& head, int first, int total) {
   int lane = threadIdx.x % WARP;
-  __syncwarp();  // what was in scratch has been read
+  __syncwarp();  // until scratch has been read
 #pragma unroll
   for (int j = 0; j < D / 8; j++)
 #pragma unroll
@@ -105,13 +106,13 @@ DEVICE void write(T* scratch, const float (&result)[D / 8][4], const float (&fac
   __syncwarp();
 }
 
-// Forward -------------------------------------------------------------------------------------------------------------
+// Forward ------------------------------------------------------------------------------------------------------------
 
-// The softmax of 16 queries as it grows: for the two rows of this lane the largest score and the sum, in powers of 2.
+// The running softmax of 16 queries: for the two rows of this lane the largest score and the sum, with powers of 2.
 template <int D> struct Softmax {
   float out[D / 8][4] = {}, peak[2] = {-INFINITY, -INFINITY}, total[2] = {};
 
-  // From products to probabilities, for the keys from `start` on. FIRST: there were none before.
+  // Turns products into probabilities, for the keys from `start` on. FIRST: there were no keys before.
   template <typename T, int C, bool EXTRAS, bool FIRST>
   DEVICE void add(float (&s)[C / 8][4], const Attention& a, const Head& head, int row, int start) {
     int lane = threadIdx.x % WARP;
@@ -161,8 +162,9 @@ template <int D> struct Softmax {
   }
 };
 
-// v3: a block has 16 queries for each warp; tiles of C keys come while the ones before are used.
-template <typename T, int D, int C, bool EXTRAS> __global__ void __launch_bounds__(128, 2) attention_forward_3(Attention a) {
+// v3: a block has 16 queries for each warp; it copies the next tile of C keys while it uses the one before.
+template <typename T, int D, int C, bool EXTRAS>
+__global__ void __launch_bounds__(128, 2) attention_forward_3(Attention a) {
   DYNAMIC_SHARED(memory);
   int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, first = blockIdx.x * warps * ROWS;
   T* queries = reinterpret_cast<T*>(memory);          // (16 warps, PITCH)
@@ -192,13 +194,14 @@ template <typename T, int D, int C, bool EXTRAS> __global__ void __launch_bounds
     multiply<T, D, C>(s, mine, tile, a.keys - start);
     softmax.template add<T, C, EXTRAS, false>(s, a, head, first + warp * ROWS, start);
     accumulate<T, D, C>(softmax.out, s, tile + C * PITCH<D>, a.keys - start);
-    __syncthreads();  // before this tile is written again
+    __syncthreads();  // before this tile is overwritten
   }
   softmax.finish(mine, a, head, first + warp * ROWS);
 }
 
-// v4: all keys of a head lie in shared memory, and all scores of a query in registers, so nothing is rescaled; warps
-// take one group of 16 queries after the other. C: the most keys there may be. No mask, bias or dropout, as in most ViTs.
+// v4: all keys of a head are in shared memory, and all scores of a query in registers, so nothing is rescaled; each
+// warp takes one group of 16 queries after the other. C is the most keys there may be. Without mask, bias and dropout,
+// as in most ViTs.
 template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) attention_forward_4(Attention a) {
   DYNAMIC_SHARED(memory);
   int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, padded = (a.keys + 15) / 16 * 16;
@@ -209,12 +212,13 @@ template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) at
   stage<T, D>(k, a, a.k, head, 0, padded, a.keys, threadIdx.x, blockDim.x);
   stage<T, D>(v, a, a.v, head, 0, padded, a.keys, threadIdx.x, blockDim.x);
   copy_commit();
+  // Every warp does at least one round of this loop, and so its barrier, because none is launched without rows.
   bool waiting = true;
-  for (int row = warp * ROWS; row < a.queries; row += warps * ROWS) {  // at least once: no warp is launched without rows
+  for (int row = warp * ROWS; row < a.queries; row += warps * ROWS) {
     stage<T, D>(mine, a, a.q, head, row, ROWS, a.queries, threadIdx.x % WARP, WARP);
     copy_commit();
     copy_wait<0>();
-    if (waiting) __syncthreads();  // the first time round also k and v, which all have copied
+    if (waiting) __syncthreads();  // the first time also for k and v, which all threads copy
     waiting = false;
     __syncwarp();
     float s[C / 8][4];
@@ -226,20 +230,20 @@ template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) at
   }
 }
 
-// Backward ------------------------------------------------------------------------------------------------------------
+// Backward -----------------------------------------------------------------------------------------------------------
 
-// Rows are queries and columns keys for dq, with OF_KEYS the other way round for dk and dv: the same products, computed
-// once on either side, so that nobody adds to what another warp writes.
+// For dq the rows are queries and the columns keys; with OF_KEYS, for dk and dv, it is the other way round. The
+// products are computed in both, so that no two warps add to the same element.
 //   rows:     left = q or k, right = dout or v         columns: left = k or q, right = v or dout
 //   p and dp: left left^T and right right^T            result:  dleft = ds left_columns, dright = p right_columns
 template <bool OF_KEYS> DEVICE const View& left_rows(const Attention& a) { return OF_KEYS ? a.k : a.q; }
 template <bool OF_KEYS> DEVICE const View& right_rows(const Attention& a) { return OF_KEYS ? a.v : a.dout; }
 
-// From products to p with dropout and ds, for C columns from `start` on. Of the queries, `shift`, `r` and `rest` (null:
-// 0) are given: from the first row of the warp on, or with OF_KEYS from column `start` on.
+// Turns products into p with dropout, and ds, for C columns from `start` on. `shift`, `r` and `rest` (null: 0) are
+// those of the queries from the first row of the warp on or, with OF_KEYS, from column `start` on.
 template <typename T, int C, bool OF_KEYS, bool EXTRAS>
-DEVICE void slopes(float (&p)[C / 8][4], float (&ds)[C / 8][4], const Attention& a, const Head& head, int row, int start,
-                   const float* shift, const float* r, const float* rest) {
+DEVICE void slopes(float (&p)[C / 8][4], float (&ds)[C / 8][4], const Attention& a, const Head& head, int row,
+                   int start, const float* shift, const float* r, const float* rest) {
   int lane = threadIdx.x % WARP;
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -266,13 +270,14 @@ DEVICE void slopes(float (&p)[C / 8][4], float (&ds)[C / 8][4], const Attention&
   }
 }
 
-// What a warp adds up for its 16 rows. DLEFT, DRIGHT: which of the two it is asked for.
+// The sums of a warp for its 16 rows. DLEFT, DRIGHT: which of the two are computed.
 template <int D, bool DLEFT, bool DRIGHT> struct Gradients {
   float dleft[DLEFT ? D / 8 : 1][4] = {}, dright[DRIGHT ? D / 8 : 1][4] = {};
 
   template <typename T, int C, bool OF_KEYS, bool EXTRAS>
   DEVICE void add(const Attention& a, const Head& head, int row, int start, const T* left, const T* right,
-                  const T* left_columns, const T* right_columns, const float* shift, const float* r, const float* rest) {
+                  const T* left_columns, const T* right_columns, const float* shift, const float* r,
+                  const float* rest) {
     int count = (OF_KEYS ? a.queries : a.keys) - start;
     float p[C / 8][4], ds[C / 8][4];
     multiply<T, D, C>(p, left, left_columns, count);
@@ -290,7 +295,7 @@ template <int D, bool DLEFT, bool DRIGHT> struct Gradients {
   }
 };
 
-// v3: a block has 16 rows for each warp; tiles of C columns come while the ones before are used.
+// v3: a block has 16 rows for each warp; it copies the next tile of C columns while it uses the one before.
 template <typename T, int D, int C, bool OF_KEYS, bool DLEFT, bool DRIGHT, bool EXTRAS>
 __global__ void __launch_bounds__(128, 2) attention_backward_3(Attention a) {
   DYNAMIC_SHARED(memory);
@@ -336,15 +341,15 @@ __global__ void __launch_bounds__(128, 2) attention_backward_3(Attention a) {
     __syncthreads();
     const T* tile = tiles + start / C % 2 * (2 * C * PITCH<D>);
     const float* shift = of_queries + (OF_KEYS ? start / C % 2 * 3 * C : warp * ROWS);
-    gradients.template add<T, C, OF_KEYS, EXTRAS>(a, head, first + warp * ROWS, start, left + offset, right + offset, tile,
-                                                  tile + C * PITCH<D>, shift, shift + span, shift + 2 * span);
-    __syncthreads();  // before this tile is written again
+    gradients.template add<T, C, OF_KEYS, EXTRAS>(a, head, first + warp * ROWS, start, left + offset, right + offset,
+                                                  tile, tile + C * PITCH<D>, shift, shift + span, shift + 2 * span);
+    __syncthreads();  // before this tile is overwritten
   }
   copy_wait<0>();
   gradients.template finish<T, OF_KEYS>(left + offset, a, head, first + warp * ROWS);
 }
 
-// v4: q, k, v and dout of a head lie in shared memory, r is computed from there, and warps take groups of 16 queries,
+// v4: q, k, v and dout of a head are in shared memory, r is computed from them, and warps take groups of 16 queries,
 // then groups of 16 keys.
 template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) attention_backward_4(Attention a) {
   DYNAMIC_SHARED(memory);
@@ -379,14 +384,16 @@ template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) at
     Gradients<D, true, false> gradients;
     for (int start = 0; start < a.keys; start += C)
       gradients.template add<T, C, false, false>(a, head, row, start, q + row * PITCH<D>, dout + row * PITCH<D>,
-                                                  k + start * PITCH<D>, v + start * PITCH<D>, lse + row, r + row, nullptr);
+                                                 k + start * PITCH<D>, v + start * PITCH<D>, lse + row, r + row,
+                                                 nullptr);
     gradients.template finish<T, false>(scratch, a, head, row);
   }
   for (int row = warp * ROWS; row < a.keys; row += warps * ROWS) {
     Gradients<D, true, true> gradients;
     for (int start = 0; start < a.queries; start += C)
       gradients.template add<T, C, true, false>(a, head, row, start, k + row * PITCH<D>, v + row * PITCH<D>,
-                                                 q + start * PITCH<D>, dout + start * PITCH<D>, lse + start, r + start, nullptr);
+                                                q + start * PITCH<D>, dout + start * PITCH<D>, lse + start, r + start,
+                                                nullptr);
     gradients.template finish<T, true>(scratch, a, head, row);
   }
 }

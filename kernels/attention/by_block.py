@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..cpu.bfloat16 import as_float, float_like, settle
+from ..cpu.chunks import bounds
 from ..cpu.compiler import body
 from ..cpu.vector_loops import as_row, largest, transpose
 from ..cpu.vector_math import exp
@@ -15,20 +16,20 @@ KEYS = 320  # in a block, at most
 
 @body
 def groups_of(heads, queries):
-    """How many parts the queries of a head are cut into: a few long heads are shared out too."""
+    """Return into how many parts the queries of a head are cut, so that threads can share a few long heads too."""
     return min(-(-queries // QUERIES), -(-16 // heads))
 
 
 @body
 def _key_block(keys):
-    """Size of the blocks that the keys are cut into: equal ones, and no more of them than must be."""
+    """Return the size of the blocks of keys: as few as possible, and equal but for rounding up to 16."""
     blocks = -(-keys // KEYS)
     return -(-keys // (16 * blocks)) * 16
 
 
 @body
 def _softmax_rows(scores, b, h, start, s0, bias, mask, out, lse, total, kept, words, keys, how):
-    """Exponentiate a block of scores, about the largest that each query has met (kept in lse), and sum them."""
+    """Exponentiate and sum a block of scores, less the largest score so far of each query, which is kept in lse."""
     zero = scores.dtype.type(0)
     masked = how[0] or how[1] or how[2]
     for i in range(scores.shape[0]):
@@ -45,11 +46,11 @@ def _softmax_rows(scores, b, h, start, s0, bias, mask, out, lse, total, kept, wo
             row[j] = e
             part += e
         if s0 > 0:
-            fade = exp(lse[b, h, n] - shift)
-            part += total[i] * fade
+            rescale = exp(lse[b, h, n] - shift)
+            part += total[i] * rescale
             before = as_row(out, n)
             for e in range(before.size):
-                before[e] *= fade
+                before[e] *= rescale
         total[i], lse[b, h, n] = part, top
         if how[4] > 0:
             draw_row(kept[: row.size], words, b, h, n, s0, lse, keys, how)
@@ -59,7 +60,7 @@ def _softmax_rows(scores, b, h, start, s0, bias, mask, out, lse, total, kept, wo
 
 @body
 def forward_chunk_2(chunk, chunks, groups, q, k, v, bias, mask, out, lse, how):
-    """Some heads, or a part of the queries of one."""
+    """Compute some heads, or some of the queries of one head."""
     batch, heads, queries, depth = q.shape
     keys = k.shape[2]
     block = _key_block(keys)
@@ -67,7 +68,7 @@ def forward_chunk_2(chunk, chunks, groups, q, k, v, bias, mask, out, lse, how):
     transposed, scores = np.empty((depth, keys), lse.dtype), np.empty((QUERIES, block), lse.dtype)
     total, kept, words = np.empty(QUERIES, lse.dtype), np.empty(block, lse.dtype), np.empty(block + 8, np.uint32)
     tasks, step = batch * heads * groups, -(-queries // (groups * QUERIES)) * QUERIES
-    for task in range(tasks * chunk // chunks, tasks * (chunk + 1) // chunks):
+    for task in range(*bounds(tasks, chunk, chunks)):
         b, h, begin = task // groups // heads, task // groups % heads, task % groups * step
         q_, v_, out_ = as_float(q[b, h]), as_float(v[b, h]), float_like(out[b, h])
         transpose(as_float(k[b, h]), how[3], transposed)
@@ -90,7 +91,7 @@ def forward_chunk_2(chunk, chunks, groups, q, k, v, bias, mask, out, lse, how):
 
 @body
 def _anchor_rows(q, kt, b, h, start, bias, mask, lse, scores, shift, share, block, how):
-    """What the probabilities of some queries are made with: p = share exp(score - shift)."""
+    """Find shift and share for some queries, such that their probabilities are share exp(score - shift)."""
     zero, one = shift.dtype.type(0), shift.dtype.type(1)
     coarse = False
     for i in range(q.shape[0]):
@@ -99,7 +100,7 @@ def _anchor_rows(q, kt, b, h, start, bias, mask, lse, scores, shift, share, bloc
         coarse = coarse or is_coarse(lse_n)
     if not coarse:
         return
-    for s0 in range(0, kt.shape[1], block):  # the largest score of each row and the sum over it, as in forward
+    for s0 in range(0, kt.shape[1], block):  # the largest score of each row, and the sum of exponentials, as in forward
         s = scores[: q.shape[0], : min(block, kt.shape[1] - s0)]
         multiply(q, kt[:, s0 : s0 + block], s, False)
         for i in range(q.shape[0]):
@@ -121,7 +122,7 @@ def _anchor_rows(q, kt, b, h, start, bias, mask, lse, scores, shift, share, bloc
 
 @body
 def _backward_rows(p, dp, b, h, start, s0, bias, mask, lse, shift, share, r, ds, kept, words, keys, how):
-    """From scores and (dout v^T): p = the probabilities, with dropout, and dp = scale * the gradient of the scores."""
+    """Turn scores p into probabilities with dropout, and dp = dout v^T into scale times the gradient of the scores."""
     scale = how[3]
     masked = how[0] or how[1] or how[2]
     for i in range(p.shape[0]):
@@ -149,7 +150,7 @@ def _backward_rows(p, dp, b, h, start, s0, bias, mask, lse, shift, share, r, ds,
 
 @body
 def backward_chunk_2(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk, dv, ds, how):
-    """Some heads."""
+    """Compute the gradients of some heads."""
     batch, heads, queries, depth = q.shape
     keys, width = k.shape[2], v.shape[3]
     block, is_causal = _key_block(keys), how[2]
@@ -158,13 +159,13 @@ def backward_chunk_2(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk,
     scores, slopes = np.empty((QUERIES, block), lse.dtype), np.empty((QUERIES, block), lse.dtype)
     r, kept, words = np.empty(QUERIES, lse.dtype), np.empty(block, lse.dtype), np.empty(block + 8, np.uint32)
     shift, share = np.empty(QUERIES, lse.dtype), np.empty(QUERIES, lse.dtype)
-    for head in range(batch * heads * chunk // chunks, batch * heads * (chunk + 1) // chunks):
+    for head in range(*bounds(batch * heads, chunk, chunks)):
         b, h = head // heads, head % heads
         q_, k_, out_, dout_ = as_float(q[b, h]), as_float(k[b, h]), as_float(out[b, h]), as_float(dout[b, h])
         dq_, dk_, dv_ = float_like(dq[b, h]), float_like(dk[b, h]), float_like(dv[b, h])
         transpose(k_, how[3], kt)
         transpose(as_float(v[b, h]), one, vt)
-        if is_causal:  # not every block of keys is met by the first block of queries
+        if is_causal:  # the first block of queries does not reach every block of keys
             dk_[:, :] = zero
             dv_[:, :] = zero
         for start in range(0, queries, QUERIES):

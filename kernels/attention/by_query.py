@@ -1,26 +1,27 @@
-"""Attention one query after the other: what its scores go through in every version, and version 1."""
+"""Version 1 of attention, one query at a time, and the steps on scores that all versions share."""
 
 import numpy as np
 
 from ..cpu.bfloat16 import as_float, float_like, settle, widened
+from ..cpu.chunks import bounds
 from ..cpu.compiler import body
 from ..cpu.philox import keep_row
 from ..cpu.vector_loops import as_row, largest, transpose
 from ..cpu.vector_math import exp
 from ..linear.microkernel import multiply
 
-EXACT = 16  # |lse| beyond which backward does not rely on it: P is off by as many roundings as lse is large
+EXACT = 16  # backward uses lse up to this size: the relative error of exp(s - lse) grows with |lse|
 
 
-# What the versions share --------------------------------------------------------------------------------------------
+# Steps that all versions share --------------------------------------------------------------------------------------
 
-# `how` is (has_bias, has_mask, is_causal, scale, threshold, factor, seed, offset): dropout keeps what draws
-# `threshold` or more, and multiplies it by `factor`.
+# `how` is (has_bias, has_mask, is_causal, scale, threshold, factor, seed, offset). Dropout keeps a probability if its
+# random word is at least `threshold`, and multiplies it by `factor`.
 
 
 @body
 def mask_row(row, b, h, n, start, bias, mask, how):
-    """Add the bias to the scaled scores of query n with the keys from `start` on, and hide what it may not see."""
+    """Add the bias to the scaled scores of query n with the keys from `start` on, and hide the keys it may not see."""
     has_bias, has_mask, is_causal = how[0], how[1], how[2]
     count = max(0, min(row.size, n + 1 - start)) if is_causal else row.size
     hidden = row.dtype.type(-np.inf)
@@ -36,7 +37,7 @@ def mask_row(row, b, h, n, start, bias, mask, how):
 
 @body
 def draw_row(factors, words, b, h, n, start, lse, keys, how):
-    """The factors of dropout for the scores of query n with the keys from `start` on."""
+    """Draw the factors of dropout for the scores of query n with the keys from `start` on."""
     _, heads, queries = lse.shape
     first = ((b * heads + h) * queries + n) * keys + start
     keep_row(factors, words, first, how[4], how[5], how[6], how[7])
@@ -44,7 +45,7 @@ def draw_row(factors, words, b, h, n, start, lse, keys, how):
 
 @body
 def is_coarse(lse):
-    """Whether a row's probabilities are better computed from its scores than from this logarithm of their sum."""
+    """Whether this lse is so large that probabilities must be computed from the scores themselves."""
     return abs(lse) > EXACT and lse != -np.inf
 
 
@@ -63,7 +64,7 @@ def _score_row_1(row, q, k, b, h, n, bias, mask, how):
 
 @body
 def forward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, how):
-    """One head."""
+    """Compute one head."""
     b, h = chunk // q.shape[1], chunk % q.shape[1]
     keys = k.shape[2]
     row, kept, words = np.empty(keys, lse.dtype), np.empty(keys, lse.dtype), np.empty(keys + 8, np.uint32)
@@ -92,7 +93,7 @@ def forward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, how):
 
 @body
 def backward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk, dv, ds, how):
-    """One head."""
+    """Compute the gradients of one head."""
     b, h = chunk // q.shape[1], chunk % q.shape[1]
     keys, scale = k.shape[2], how[3]
     row, kept, words = np.empty(keys, lse.dtype), np.empty(keys, lse.dtype), np.empty(keys + 8, np.uint32)
@@ -138,16 +139,16 @@ def backward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk,
     settle(dv_, dv[b, h])
 
 
-# The probabilities themselves --------------------------------------------------------------------------------------
+# The probabilities -------------------------------------------------------------------------------------------------
 
 
 @body
 def weights_chunk(chunk, chunks, q, k, bias, mask, lse, p, how):
-    """The probabilities of some heads."""
+    """Compute the probabilities of some heads from their scores and lse."""
     batch, heads, queries, depth = q.shape
     transposed = np.empty((depth, k.shape[2]), q.dtype)
     zero = q.dtype.type(0)
-    for head in range(batch * heads * chunk // chunks, batch * heads * (chunk + 1) // chunks):
+    for head in range(*bounds(batch * heads, chunk, chunks)):
         b, h = head // heads, head % heads
         transpose(k[b, h], how[3], transposed)
         multiply(q[b, h], transposed, p[b, h], False)

@@ -2,40 +2,41 @@
 
 | version | what it changes, and gains                                                                               |
 |---------|----------------------------------------------------------------------------------------------------------|
-| v1      | a warp for a query, in the words of the formula: all its scores lie in shared memory; for the gradients  |
-|         | of k and v, a warp for a key                                                                             |
-| v2      | tiles of rows against tiles of columns, both read once from memory into shared memory; a running maximum |
+| v1      | one warp for each query, written like the formula, with all scores of the query in shared memory; for    |
+|         | the gradients of k and v, one warp for each key                                                          |
+| v2      | tiles of rows against tiles of columns, each read once from memory into shared memory; a running maximum |
 |         | (online softmax: Milakov and Gimelshein, 2018; Dao et al., FlashAttention, 2022)                         |
-| v3      | tensor cores, for float16 and bfloat16; probabilities stay in registers, and the next tile comes while   |
-|         | this one is used                                                                                         |
-| v4      | all keys of a head in shared memory and all scores of a query in registers, as they fit for ViTs: nothing |
-|         | is rescaled, and each of q, k and v is read once, forward and backward                                   |
+| v3      | tensor cores, for float16 and bfloat16; probabilities stay in registers, and the next tile is copied     |
+|         | while this one is used                                                                                   |
+| v4      | all keys of a head in shared memory and all scores of a query in registers, where they fit, as in ViTs:  |
+|         | nothing is rescaled, and forward and backward read q, k and v only once                                  |
 
-The gradients of queries and of keys are computed apart, each with the products it needs, so that no two blocks add to
-the same number: no atomics, equal bits. A version that cannot serve (v3 and v4 need 16 bits, v4 short sequences without
-mask, bias and dropout, each its shared memory) leaves it to the one before.
+The gradients of queries and of keys are computed separately, each with the products it needs, so that no two blocks add
+to the same element: there are no atomics, and the bits are always the same. A version that cannot serve a call leaves
+it to the one before: v3 and v4 need 16-bit floats, v4 needs short sequences without mask, bias and dropout, and each
+needs its shared memory.
 
-q (B, H, N, D), k and v (B, H, S, D) are views of any strides whose last axis is contiguous; where they, D included, are
-aligned to 16 bytes, they are read so. out lies in memory as (B, N, H, D). Saved is lse (B, H, N), in float32; where it
-is so large that rounding it would tell on probabilities of float32, the gradients come from the scores' largest and the
-logarithm of the sum over that, computed again. v4 goes without: it has no bias or mask, so a score that counts, being
-near lse, is a product that float32 has rounded by as much as lse itself. For p that is a quarter of a rounding to
-float16 up to |lse| = 4096, and to bfloat16 up to 32768.
+q (B, H, N, D), k and v (B, H, S, D) are views of any strides whose last axis is contiguous. If they are aligned to 16
+bytes, and so is D, they are read 16 bytes at a time. out lies in memory as (B, N, H, D). Forward saves lse (B, H, N) in
+float32. Where lse is so large that its rounding error would show in probabilities of float32, backward computes the
+largest score and the logarithm of the sum of exponentials again. v4 does not: without bias and mask, a score near lse
+is a product that float32 has rounded by as much as lse itself. The error of p is then a quarter of a rounding to
+float16 up to |lse| = 4096, and of one to bfloat16 up to 32768.
 """
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..cpu.arrays import sum_to_shape
 from ..cuda.device import CTYPES, Device, Kernel, address, device_of, is_aligned, library_of
 from ..cuda.dropout import Dropout, dropout_of
+from .operations import Options, as_heads, operations
 
 _FMA, _MMA = "attention/attention.cu", "attention/attention_mma.cu"
-WARP, ROWS = 32, 16  # ROWS of a warp on tensor cores
-MOST = 65535  # blocks in the second and third direction of a grid
+WARP, ROWS = 32, 16  # threads of a warp, and its rows on tensor cores
+MOST = 65535  # the most blocks in the second and third dimension of a grid
 DEPTHS = (16, 32, 64, 128, 256)
 LONGEST = {16: (80, 272), 32: (80, 272), 64: (80, 272), 128: (80,)}  # keys that v4 holds in registers, by head size
 TILE = {16: 64, 32: 64, 64: 64, 128: 64, 256: 16}  # keys in a tile of v3, forward
@@ -51,7 +52,7 @@ class _Scores(ctypes.Structure):
 
 
 class _Attention(ctypes.Structure):
-    """`Attention` of attention.cuh."""
+    """The struct `Attention` of attention.cuh."""
 
     _fields_ = (
         *((name, _View) for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")),
@@ -66,7 +67,10 @@ class _Attention(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Shape:
-    """What a launch depends on. `extras`: there is a mask, a bias or dropout, or it is causal."""
+    """The properties of a call that its launches depend on.
+
+    `extras` says that there is a mask, a bias or dropout, or that it is causal.
+    """
 
     ctype: str
     batch_heads: int
@@ -77,7 +81,7 @@ class Shape:
 
     @property
     def d(self) -> int:
-        """The head size that the kernel is compiled for."""
+        """The head size for which the kernel is compiled."""
         return next(d for d in DEPTHS if d >= self.depth)
 
 
@@ -99,7 +103,7 @@ def _padded(n: int) -> int:
 
 
 def _grid(blocks: int, s: Shape) -> tuple[int, int, int]:
-    """So many blocks for each head; heads are counted in two directions, since none but the first goes far."""
+    """Return a grid with so many blocks for each head; heads take two dimensions, whose sizes are limited."""
     times = next(n for n in range(1, s.batch_heads + 2) if s.batch_heads % n == 0 and s.batch_heads // n <= MOST)
     return blocks, s.batch_heads // times, times
 
@@ -126,7 +130,7 @@ def backward_1(s: Shape) -> list[Launch]:
 
 
 def _tiles(d: int) -> tuple[int, int]:
-    """Rows and columns of a tile of v2."""
+    """Return the rows and columns of a tile of v2."""
     return (32 if d <= 128 else 16), (32 if d <= 64 else 16 if d <= 128 else 8)
 
 
@@ -167,7 +171,7 @@ def backward_3(s: Shape) -> list[Launch]:
     parts = [("false", "true", "false", s.queries)]
     if d < 256:
         parts.append(("true", "true", "true", s.keys))
-    else:  # dk and dv together would not fit in registers
+    else:  # registers cannot hold dk and dv at once
         parts += [("true", "true", "false", s.keys), ("true", "false", "true", s.keys)]
     launches = [_products(s)]
     for of_keys, dleft, dright, count in parts:
@@ -210,7 +214,7 @@ def _bool(flag: bool) -> str:
 
 
 def plan(version: int, backward: bool, shape: Shape, device: Device) -> list[Launch]:
-    """The launches of the last version, up to `version`, that can serve; RuntimeError if none fits on the device."""
+    """Return the launches of the last version up to `version` that can serve; raise RuntimeError if none fits."""
     launches: list[Launch] = []
     for number in range(version, 0, -1):
         launches = VERSIONS[number][backward](shape)
@@ -222,7 +226,7 @@ def plan(version: int, backward: bool, shape: Shape, device: Device) -> list[Lau
 
 
 def kernels() -> Iterator[tuple[Kernel, int]]:
-    """Every kernel there is, and the most registers it may have."""
+    """Yield every kernel, and the most registers that it may use."""
     seen: dict[Kernel, int] = {}
     for ctype in CTYPES.values():
         for depth in DEPTHS:
@@ -236,7 +240,7 @@ def kernels() -> Iterator[tuple[Kernel, int]]:
 
 
 def refuses(inputs: Any, params: Any) -> str | None:
-    """Why these inputs cannot be served."""
+    """Return the reason why these inputs cannot be served, or None."""
     q, v = inputs["q"], inputs["v"]
     if q.shape[-1] != v.shape[-1] or not 0 < q.shape[-1] <= DEPTHS[-1]:
         return f"the head sizes are {q.shape[-1]} and {v.shape[-1]}; they must be equal and at most {DEPTHS[-1]}"
@@ -249,10 +253,8 @@ def refuses(inputs: Any, params: Any) -> str | None:
 
 
 def _heads(array: Any) -> Any:
-    """`array` as (B, H, N, D) with a last axis that is contiguous."""
-    if array.ndim != 4:
-        lead = (1,) * (4 - array.ndim) + array.shape[:-2]
-        array = array.reshape(math.prod(lead[:-1]), lead[-1], *array.shape[-2:])
+    """Return `array` as (B, H, N, D) with a contiguous last axis."""
+    array = as_heads(array)
     usable = array.strides[3] == array.itemsize or array.shape[3] == 1
     return array if usable else library_of(array).ascontiguousarray(array)
 
@@ -262,33 +264,19 @@ def _view(array: Any) -> _View:
     return _View(address(array), b, h, n)
 
 
-def _scores(array: Any, q: Any, k: Any) -> _Scores:
-    """A bias or mask, broadcast to (B, H, N, S)."""
-    if array is None:
-        return _Scores()
-    lead = q.shape[:-2]
-    view = library_of(q).broadcast_to(array, (*lead, q.shape[-2], k.shape[-2]))
-    if len(lead) != 2:
-        lead = (1,) * (2 - len(lead)) + lead
-        view = view.reshape(math.prod(lead[:-1]), lead[-1], *view.shape[-2:])
-    scores = _Scores(address(view), *(s // view.itemsize for s in view.strides))
-    scores.kept = view  # its memory must live until the launch
-    return scores
+def _scores(view: Any) -> _Scores:
+    """Describe a bias or mask (B, H, N, S), or None."""
+    return _Scores() if view is None else _Scores(address(view), *(s // view.itemsize for s in view.strides))
 
 
-def _argument(q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, scale: float, dropout: Dropout) -> _Attention:
-    """What all launches share."""
-    q4, k4 = _heads(q), _heads(k)
-    given = _Attention(bias=_scores(bias, q, k), mask=_scores(mask, q, k), dropout=dropout)
-    given.heads, given.queries, given.depth = q4.shape[1:]
-    given.keys, given.scale, given.is_causal = k4.shape[2], scale, is_causal
-    return given
-
-
-def _shape(q: Any, k: Any, bias: Any, mask: Any, is_causal: bool, dropout_p: float) -> Shape:
-    b, h, n, d = q.shape
-    extras = bias is not None or mask is not None or is_causal or dropout_p > 0
-    return Shape(CTYPES[q.dtype.name], b * h, n, k.shape[2], d, extras)
+def _argument(q: Any, k: Any, bias: Any, options: Options) -> tuple[_Attention, Shape]:
+    """Return the argument of all launches, as far as forward and backward share it, and the shape they depend on."""
+    dropout = dropout_of(options.dropout_p, options.seed, options.offset)
+    given = _Attention(bias=_scores(bias), mask=_scores(options.mask), dropout=dropout)
+    (batch, given.heads, given.queries, given.depth), given.keys = q.shape, k.shape[2]
+    given.scale, given.is_causal = options.scale, options.is_causal
+    extras = bias is not None or options.mask is not None or options.is_causal or options.dropout_p > 0
+    return given, Shape(CTYPES[q.dtype.name], batch * q.shape[1], q.shape[2], k.shape[2], q.shape[3], extras)
 
 
 def _run(launches: list[Launch], device: Device, argument: _Attention) -> None:
@@ -296,72 +284,29 @@ def _run(launches: list[Launch], device: Device, argument: _Attention) -> None:
         device.launch(launch.kernel, launch.grid, launch.threads, [argument], launch.shared)
 
 
-def forward(q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, seed=0, offset=0, version):
-    """q (..., N, D), k and v (..., S, D), bias or None -> out (..., N, D), lse (..., N)."""
-    xp, device = library_of(q), device_of(q)
-    q_, k_, v_ = _heads(q), _heads(k), _heads(v)
-    b, h, n, d = q_.shape
-    out = xp.empty((b, n, h, d), q.dtype).transpose(0, 2, 1, 3)
-    lse = xp.empty((b, h, n), "float32")
-    if k_.shape[2] == 0:
-        out[...], lse[...] = 0, -math.inf
-    else:
-        given = _argument(q, k, bias, mask, is_causal, scale, dropout_of(dropout_p, seed, offset))
-        given.q, given.k, given.v, given.out = map(_view, (q_, k_, v_, out))
-        given.lse, given.aligned = address(lse), is_aligned(q_, k_, v_, out)
-        shape = _shape(q_, k_, bias, mask, is_causal, dropout_p)
-        _run(plan(version, False, shape, device), device, given)
-    return out.reshape(q.shape), lse.reshape(q.shape[:-1])
+def _run_forward(q, k, v, bias, out, lse, options, version):
+    (given, shape), device = _argument(q, k, bias, options), device_of(q)
+    given.q, given.k, given.v, given.out = map(_view, (q, k, v, out))
+    given.lse, given.aligned = address(lse), is_aligned(q, k, v, out)
+    _run(plan(version, False, shape, device), device, given)
 
 
-def backward(
-    dout,
-    q,
-    k,
-    v,
-    bias,
-    out,
-    lse,
-    *,
-    mask=None,
-    is_causal=False,
-    scale,
-    dropout_p=0.0,
-    seed=0,
-    offset=0,
-    needs,
-    version,
-    out_grads=None,
-):
-    """dq, dk, dv, and dbias in the shape of bias; written to the arrays `out_grads` (dq, dk, dv) if given.
+def _run_backward(q, k, v, bias, out, lse, dout, dq, dk, dv, ds, options, version):
+    (given, shape), device, xp = _argument(q, k, bias, options), device_of(q), library_of(q)
+    r, shift, rest = xp.empty((3, *q.shape[:3]), "float32")
+    arrays = (q, k, v, out, dout, dq, dk, dv)
+    given.q, given.k, given.v, given.out, given.dout, given.dq, given.dk, given.dv = map(_view, arrays)
+    lse = xp.ascontiguousarray(lse)
+    given.lse, given.r, given.shift, given.rest = map(address, (lse, r, shift, rest))
+    given.ds, given.aligned = address(ds if ds.size else None), is_aligned(*arrays)
+    _run(plan(version, True, shape, device), device, given)
 
-    Otherwise, where their shapes allow, dq, dk and dv are views of one array (B, N, 3, H, D), the gradient of a packed
-    qkv projection.
-    """
-    xp, device = library_of(q), device_of(q)
-    q_, k_, v_, out_, dout_ = map(_heads, (q, k, v, out, dout))
-    gradients = _empty_gradients(xp, q_, k_, v_) if out_grads is None else out_grads
-    r, shift, rest = xp.empty((3, *q_.shape[:3]), "float32")
-    # Where is_causal hides a tile, nobody writes to ds.
-    ds = xp.zeros((*q_.shape[:3], k_.shape[2]), "float32") if needs[3] else None
-    if k_.shape[2] == 0 or q_.size == 0:
-        for gradient in gradients:
-            gradient[...] = 0
-    else:
-        given = _argument(q, k, bias, mask, is_causal, scale, dropout_of(dropout_p, seed, offset))
-        arrays = (q_, k_, v_, out_, dout_, *gradients)
-        given.q, given.k, given.v, given.out, given.dout, given.dq, given.dk, given.dv = map(_view, arrays)
-        lse = xp.ascontiguousarray(lse)
-        given.lse, given.r, given.ds, given.shift, given.rest = map(address, (lse, r, ds, shift, rest))
-        given.aligned = is_aligned(*arrays)
-        _run(plan(version, True, _shape(q_, k_, bias, mask, is_causal, dropout_p), device), device, given)
-    dbias = sum_to_shape(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape).astype(q.dtype) if needs[3] else None
-    dq, dk, dv = (g.reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
-    return dq, dk, dv, dbias
+
+forward, backward = operations(library_of, _heads, _run_forward, _run_backward)
 
 
 def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
-    """The probabilities (B, H, N, S) before dropout, by CuPy's own functions: they are looked at, not trained with."""
+    """Return the probabilities (B, H, N, S) before dropout, by CuPy's own functions: speed does not matter here."""
     xp = library_of(q)
     scores = scale * (q @ k.swapaxes(-1, -2))
     if bias is not None:
@@ -374,13 +319,3 @@ def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
     p = xp.exp(scores - xp.where(lse == -math.inf, zero, scores.max(axis=-1, initial=hidden))[..., None])
     total = p.sum(axis=-1, keepdims=True)
     return p / xp.where(total == 0, scores.dtype.type(1), total)
-
-
-def _empty_gradients(xp: Any, q: Any, k: Any, v: Any) -> tuple[Any, ...]:
-    b, h, n, d = q.shape
-    if k.shape == q.shape:
-        return tuple(xp.empty((b, n, 3, h, d), q.dtype).transpose(2, 0, 3, 1, 4))
-    return tuple(xp.empty((b, x.shape[2], h, d), q.dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
-
-
-Version = Callable[[Shape], list[Launch]]

@@ -2,16 +2,18 @@
 
 | version | what it changes, and gains                                                                               |
 |---------|----------------------------------------------------------------------------------------------------------|
-| v1      | a block for a query, a thread for a key, in the words of the formula; all scores lie in shared memory.   |
-|         | For the gradients of k and v, a block for a key                                                          |
+| v1      | one block for each query and one thread for each key, written like the formula, with all scores of the   |
+|         | query in shared memory; for the gradients of k and v, one block for each key                             |
 | v2      | tiles of 16 rows against tiles of 16 columns, read once from memory into shared memory; a running        |
 |         | maximum (online softmax: Milakov and Gimelshein, 2018; Dao et al., FlashAttention, 2022)                 |
 
-The twin of attention.cu in numba.cuda: the same split of the work, with sums in shared memory where that uses shuffles,
-so that the simulator runs it too. The gradients of queries and of keys are computed apart, so there are no atomics.
+This is attention.cu in numba.cuda, with the same division of the work. Sums go through shared memory and not through
+shuffles, so that the simulator runs it too. The gradients of queries and of keys are computed separately, without
+atomics.
 
-q (B, H, N, D), k and v (B, H, S, D) are views of any strides; out lies in memory as (B, N, H, D). Saved is lse
-(B, H, N). bias and mask are views of shape (B, H, N, S).
+q (B, H, N, D), k and v (B, H, S, D) are views of any strides; out lies in memory as (B, N, H, D). Forward saves lse
+(B, H, N). bias and mask are views (B, H, N, S). `sizes` is (H, N, S), and `how` is (has_bias, has_mask, is_causal,
+scale, threshold, factor, seed, offset), as in by_query.py.
 """
 
 import math
@@ -21,20 +23,20 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from ..cpu.arrays import sum_to_shape
 from ..cuda.device import library_of
 from ..cuda.simt import group_max, group_sum, keep_factor, stream_of
+from .operations import as_heads, operations
 
 _THREADS = 32  # of a block of v1
 _SQUARE = 256  # threads of v2
 _TILE = 16  # rows, columns, and threads in either direction, of v2
-_EXACT = 16  # |lse| beyond which backward does not rely on it
-LONGEST = 6144  # queries or keys for which v1 finds room in 48 KB, twice four bytes for each
+_EXACT = 16  # backward uses lse up to this size, see by_query.py
+LONGEST = 6144  # queries or keys: v1 needs 8 bytes for each in 48 KB of shared memory
 
 
 @cuda.jit(device=True)
 def _score(product, b, h, n, s, bias, mask, how):
-    """scale q k^T + bias, from the product; -inf where n may not see s."""
+    """Return scale q k^T + bias, from the product; -inf if n may not see s."""
     x = product * how[3]
     if (how[2] and s > n) or (how[1] and not mask[b, h, n, s]):
         x = float32(-np.inf)
@@ -44,8 +46,9 @@ def _score(product, b, h, n, s, bias, mask, how):
 
 
 @cuda.jit(device=True)
-def _kept(b, h, n, s, heads, queries, keys, how):
-    """The factor of dropout."""
+def _kept(b, h, n, s, sizes, how):
+    """Return the factor of dropout."""
+    heads, queries, keys = sizes
     if how[4] == 0:
         return float32(1)
     element = ((b * heads + h) * queries + n) * keys + s
@@ -67,7 +70,7 @@ def _product(x, y, b, h, i, j):
 def _forward_1(q, k, v, bias, mask, out, lse, how):
     p = cuda.shared.array(0, float32)  # (S + 32,)
     n, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    heads, _, keys = sizes = q.shape[1], q.shape[2], k.shape[2]
     b, h = head // heads, head % heads
     scratch = p[keys:]
     top = float32(-np.inf)
@@ -82,7 +85,7 @@ def _forward_1(q, k, v, bias, mask, out, lse, how):
     for s in range(t, keys, _THREADS):
         e = math.exp(p[s] - shift)
         part += e
-        p[s] = e * _kept(b, h, n, s, heads, queries, keys, how)
+        p[s] = e * _kept(b, h, n, s, sizes, how)
     total = group_sum(part, scratch, t, 0, _THREADS)
     share = float32(0) if total == 0 else float32(1) / total
     for d in range(t, v.shape[3], _THREADS):
@@ -95,18 +98,21 @@ def _forward_1(q, k, v, bias, mask, out, lse, how):
 
 
 @cuda.jit(device=True)
-def _slopes(qk, dov, b, h, n, s, bias, mask, shift, rest, r, heads, queries, keys, how):
-    """p with dropout, and the gradient of the score."""
-    p = math.exp(_score(qk, b, h, n, s, bias, mask, how) - shift - rest)
-    factor = _kept(b, h, n, s, heads, queries, keys, how)
+def _slopes(qk, dov, b, h, n, s, bias, mask, shift, rest, r, sizes, how):
+    """Return p with dropout, and the gradient of the score."""
+    p = math.exp(_score(qk, b, h, n, s, bias, mask, how) - shift[b, h, n] - rest[b, h, n])
+    factor = _kept(b, h, n, s, sizes, how)
     # out = (p * m) @ v and p = softmax(s)
-    return p * factor, p * (dov * factor - r)
+    return p * factor, p * (dov * factor - r[b, h, n])
 
 
 @cuda.jit
 def _anchors(q, k, bias, mask, lse, shift, rest, how):
-    """What p = exp(score - shift - rest) is computed again with: lse and 0, or where rounding lse would tell on p, the
-    largest score and the logarithm of the sum over it."""
+    """Find the numbers with which backward computes p = exp(score - shift - rest) again.
+
+    They are lse and 0 or, where lse is so large that its rounding error would show in p, the largest score and the
+    logarithm of the sum of exponentials relative to it.
+    """
     n, head = cuda.grid(1), cuda.blockIdx.y
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
     b, h = head // heads, head % heads
@@ -133,13 +139,11 @@ def _anchors(q, k, bias, mask, lse, shift, rest, how):
 def _dq_1(q, k, v, bias, mask, shift, rest, r, dout, dq, ds, how):
     slopes = cuda.shared.array(0, float32)  # (S,)
     n, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    heads, _, keys = sizes = q.shape[1], q.shape[2], k.shape[2]
     b, h = head // heads, head % heads
     for s in range(t, keys, _THREADS):
         qk, dov = _product(q, k, b, h, n, s), _product(dout, v, b, h, n, s)
-        slopes[s] = _slopes(
-            qk, dov, b, h, n, s, bias, mask, shift[b, h, n], rest[b, h, n], r[b, h, n], heads, queries, keys, how
-        )[1]
+        slopes[s] = _slopes(qk, dov, b, h, n, s, bias, mask, shift, rest, r, sizes, how)[1]
         if ds.size > 0:
             ds[b, h, n, s] = slopes[s]
     cuda.syncthreads()
@@ -153,15 +157,13 @@ def _dq_1(q, k, v, bias, mask, shift, rest, r, dout, dq, ds, how):
 
 @cuda.jit
 def _dkv_1(q, k, v, bias, mask, shift, rest, r, dout, dk, dv, how):
-    both = cuda.shared.array(0, float32)  # (2 N,): ds, then p
+    both = cuda.shared.array(0, float32)  # (2 N,): first ds, then p
     s, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+    heads, queries, _ = sizes = q.shape[1], q.shape[2], k.shape[2]
     b, h = head // heads, head % heads
     for n in range(t, queries, _THREADS):
         qk, dov = _product(q, k, b, h, n, s), _product(dout, v, b, h, n, s)
-        p, slope = _slopes(
-            qk, dov, b, h, n, s, bias, mask, shift[b, h, n], rest[b, h, n], r[b, h, n], heads, queries, keys, how
-        )
+        p, slope = _slopes(qk, dov, b, h, n, s, bias, mask, shift, rest, r, sizes, how)
         both[n] = slope
         both[queries + n] = p
     cuda.syncthreads()
@@ -180,7 +182,7 @@ def _dkv_1(q, k, v, bias, mask, shift, rest, r, dout, dk, dv, how):
 
 @cuda.jit(device=True)
 def _stage(tile, x, b, h, first, y, t):
-    """16 rows of x from `first` on; zeros past the end."""
+    """Copy 16 rows of x, from `first` on, to a tile; zeros past the end."""
     for d in range(t, tile.shape[1], _TILE):
         row = first + y
         tile[y, d] = x[b, h, row, d] if row < x.shape[2] and d < x.shape[3] else float32(0)
@@ -196,8 +198,10 @@ def _row_product(left, right, i, j):
 
 @cache
 def _tiled(depth):
-    """The kernels for head sizes of up to `depth`: thread (y, t) has row y, column t of the scores, columns t + 16 i of
-    a result."""
+    """Return the kernels for head sizes of up to `depth`.
+
+    Thread (y, t) has row y and column t of the scores, and the columns t + 16 i of row y of a result.
+    """
     per_thread = depth // _TILE
 
     @cuda.jit
@@ -209,7 +213,7 @@ def _tiled(depth):
         scratch = cuda.shared.array(_SQUARE, float32)
         result = cuda.local.array(per_thread, float32)
         t, y, head = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
-        heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+        heads, queries, keys = sizes = q.shape[1], q.shape[2], k.shape[2]
         b, h = head // heads, head % heads
         first = cuda.blockIdx.x * _TILE
         n, thread = first + y, y * _TILE + t
@@ -220,7 +224,7 @@ def _tiled(depth):
             result[i] = float32(0)
         end = min(keys, first + _TILE) if how[2] else keys
         for start in range(0, end, _TILE):
-            cuda.syncthreads()  # the tiles before these have been used
+            cuda.syncthreads()  # until the previous tiles have been used
             _stage(k_tile, k, b, h, start, y, t)
             _stage(v_tile, v, b, h, start, y, t)
             cuda.syncthreads()
@@ -235,7 +239,7 @@ def _tiled(depth):
             fade = math.exp(peak - shift)
             total = total * fade + group_sum(e, scratch, thread, y * _TILE, _TILE)
             peak = top
-            p[y, t] = e * _kept(b, h, n, s, heads, queries, keys, how)
+            p[y, t] = e * _kept(b, h, n, s, sizes, how)
             cuda.syncthreads()
             for i in range(per_thread):
                 value = result[i] * fade
@@ -263,7 +267,7 @@ def _tiled(depth):
         dleft = cuda.local.array(per_thread, float32)
         dright = cuda.local.array(per_thread, float32)
         t, y, head = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
-        heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
+        heads, queries, keys = sizes = q.shape[1], q.shape[2], k.shape[2]
         b, h = head // heads, head % heads
         first = cuda.blockIdx.x * _TILE
         columns = queries if of_keys else keys
@@ -291,23 +295,7 @@ def _tiled(depth):
             ds_tile[y, t] = float32(0)
             if n < queries and s < keys:
                 qk, dov = _row_product(left, left_columns, y, t), _row_product(right, right_columns, y, t)
-                p, d = _slopes(
-                    qk,
-                    dov,
-                    b,
-                    h,
-                    n,
-                    s,
-                    bias,
-                    mask,
-                    shift[b, h, n],
-                    rest[b, h, n],
-                    r[b, h, n],
-                    heads,
-                    queries,
-                    keys,
-                    how,
-                )
+                p, d = _slopes(qk, dov, b, h, n, s, bias, mask, shift, rest, r, sizes, how)
                 p_tile[y, t] = p
                 ds_tile[y, t] = d
                 if ds.size > 0 and not of_keys:
@@ -363,7 +351,7 @@ VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}
 
 
 def refuses(inputs: Any, params: Any) -> str | None:
-    """Why these inputs cannot be served."""
+    """Return the reason why these inputs cannot be served, or None."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     if q.ndim != 4 or q.shape[-1] != v.shape[-1] or q.shape[-1] > 128:
         return f"q has shape {q.shape} and v {v.shape}; it must be (B, H, N, D) with one D of at most 128"
@@ -372,61 +360,31 @@ def refuses(inputs: Any, params: Any) -> str | None:
     return None
 
 
-def _scores_view(array: Any, q: Any, k: Any, dtype: Any) -> Any:
-    """A bias or mask as (B, H, N, S); a dummy if there is none."""
-    xp = library_of(q)
-    shape = (*q.shape[:3], k.shape[2])
-    return xp.zeros((1, 1, 1, 1), dtype) if array is None else xp.broadcast_to(array, shape)
+def _given(view: Any, q: Any, dtype: Any) -> Any:
+    """Return a bias or mask, or an array that stands for a missing one."""
+    return library_of(q).zeros((1, 1, 1, 1), dtype) if view is None else view
 
 
-def _how(bias, mask, is_causal, scale, dropout_p, seed, offset):
-    threshold, factor = round(dropout_p * 2**32), 1 / (1 - dropout_p) if dropout_p < 1 else 0
-    switches = (bias is not None, mask is not None, bool(is_causal))
-    return (*switches, np.float32(scale), np.uint64(threshold), np.float32(factor), np.uint64(seed), np.uint64(offset))
+def _how(bias, options):
+    """Return `how`, see the top of this file."""
+    p = options.dropout_p
+    switches = (bias is not None, options.mask is not None, bool(options.is_causal))
+    scalars = np.float32(options.scale), np.uint64(round(p * 2**32)), np.float32(1 / (1 - p) if p < 1 else 0)
+    return (*switches, *scalars, np.uint64(options.seed), np.uint64(options.offset))
 
 
-def forward(q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, seed=0, offset=0, version):
-    """q (B, H, N, D), k and v (B, H, S, D), bias or None -> out (B, H, N, D), lse (B, H, N)."""
-    xp, (b, h, n, d) = library_of(q), q.shape
-    out, lse = xp.empty((b, n, h, d), q.dtype).transpose(0, 2, 1, 3), xp.empty((b, h, n), q.dtype)
-    if k.shape[2] == 0:
-        out[...], lse[...] = 0, -math.inf
-    elif q.size:
-        how = _how(bias, mask, is_causal, scale, dropout_p, seed, offset)
-        views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        VERSIONS[version][0](q, k, v, *views, out, lse, how)
-    return out, lse
+def _run_forward(q, k, v, bias, out, lse, options, version):
+    views = _given(bias, q, q.dtype), _given(options.mask, q, bool)
+    VERSIONS[version][0](q, k, v, *views, out, lse, _how(bias, options))
 
 
-def backward(
-    dout,
-    q,
-    k,
-    v,
-    bias,
-    out,
-    lse,
-    *,
-    mask=None,
-    is_causal=False,
-    scale,
-    dropout_p=0.0,
-    seed=0,
-    offset=0,
-    needs,
-    version,
-):
-    """dq, dk, dv, and dbias in the shape of bias."""
-    xp = library_of(q)
-    dq, dk, dv = (xp.zeros_like(x) for x in (q, k, v))
-    ds = xp.zeros((*q.shape[:3], k.shape[2]) if needs[3] else (0, 0, 0, 0), q.dtype)
-    if k.shape[2] and q.size:
-        how = _how(bias, mask, is_causal, scale, dropout_p, seed, offset)
-        views = _scores_view(bias, q, k, q.dtype), _scores_view(mask, q, k, bool)
-        r = (dout * out).sum(axis=-1)
-        shift, rest = xp.empty((2, *lse.shape), lse.dtype)
-        grid = (-(-q.shape[2] // _THREADS), q.shape[0] * q.shape[1])
-        _anchors[grid, _THREADS, stream_of(q)](q, k, *views, lse, shift, rest, how)
-        VERSIONS[version][1](q, k, v, *views, shift, rest, r, dout, dq, dk, dv, ds, how)
-    dbias = sum_to_shape(ds, bias.shape) if needs[3] else None
-    return dq, dk, dv, dbias
+def _run_backward(q, k, v, bias, out, lse, dout, dq, dk, dv, ds, options, version):
+    how, views = _how(bias, options), (_given(bias, q, q.dtype), _given(options.mask, q, bool))
+    r = (dout * out).sum(axis=-1)
+    shift, rest = library_of(q).empty((2, *lse.shape), lse.dtype)
+    grid = (-(-q.shape[2] // _THREADS), q.shape[0] * q.shape[1])
+    _anchors[grid, _THREADS, stream_of(q)](q, k, *views, lse, shift, rest, how)
+    VERSIONS[version][1](q, k, v, *views, shift, rest, r, dout, dq, dk, dv, ds, how)
+
+
+forward, backward = operations(library_of, as_heads, _run_forward, _run_backward)

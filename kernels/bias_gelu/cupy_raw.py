@@ -1,12 +1,12 @@
-"""GELU of a sum with a bias in CUDA C++, exact or by the tanh formula, forward and backward.
+"""GELU of x + bias in CUDA C++, exact or by the tanh formula, forward and backward.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | a thread for an element; backward, a thread for a column, which adds up its dbias                      |
-| v2      | 16 bytes at a time, rows shared among warps, each with its part of dbias; the bias stays in registers  |
+| v1      | one thread for each element; backward, one thread for each column, which sums its dbias                |
+| v2      | 16 bytes at a time; warps share the rows, each with its part of dbias; the bias stays in registers     |
 
-x (R, C), bias (C,), y (R, C), the leading axes flattened into R. v2 leaves what is not aligned to 16 bytes to v1. Parts
-of dbias are added in an order that depends on R only.
+x (R, C), bias (C,), y (R, C); the leading axes are flattened into R. v2 leaves arrays that are not aligned to 16 bytes
+to v1. Parts of dbias are added in an order that depends on R only.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ def _kernel(name: str, *arguments: Any) -> Kernel:
 
 
 def kernels() -> Iterator[tuple[Kernel, int]]:
-    """Every kernel there is, and the most registers it may have."""
+    """Yield every kernel, and the most registers that it may use."""
     for ctype in CTYPES.values():
         yield _kernel("sum_parts", ctype), 64
         for tanh in (False, True):
@@ -85,7 +85,7 @@ VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}
 
 
 def forward(x, bias, *, approximate="none", version):
-    """x (..., C), bias (C,) -> y (..., C)."""
+    """Map x (..., C) and bias (C,) to y (..., C)."""
     rows = dense(x.reshape(-1, x.shape[-1]))
     y = library_of(x).empty_like(rows)
     if rows.size:
@@ -94,7 +94,7 @@ def forward(x, bias, *, approximate="none", version):
 
 
 def backward(dy, x, bias, *, approximate="none", needs, version):
-    """dy (..., C) -> dx (..., C), dbias (C,)."""
+    """Map dy (..., C) to dx (..., C) and dbias (C,)."""
     rows, bias = dense(x.reshape(-1, x.shape[-1])), dense(bias)
     dx, dbias = library_of(x).empty_like(rows), library_of(x).zeros_like(bias)
     if rows.size:

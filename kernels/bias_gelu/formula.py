@@ -1,6 +1,6 @@
-"""GELU and its slope, for one element and for one row, as this kernel and that of the linear map call them.
+"""GELU and its slope, for an element and for a row; this kernel and that of the linear map call them.
 
-Exact, y = x P(x) (`vector_math`); or y = x s with s = 1 / (1 + e^(-2 u)) = (1 + tanh u) / 2 and
+The exact formula is y = x P(x) (`vector_math`), the other is y = x s with s = 1 / (1 + e^(-2 u)) = (1 + tanh u) / 2 and
 u = sqrt(2 / pi) (x + 0.044715 x^3).
 """
 
@@ -13,26 +13,26 @@ _MINUS_TWO_ROOT, _CUBIC = -1.5957691216057308, 0.044715  # -2 sqrt(2 / pi)
 
 @body
 def tanh_constants(row):
-    """What `gelu_tanh` and `gelu_tanh_slope` take as c, in the type that the row is computed in."""
+    """Return the constants c of `gelu_tanh` and `gelu_tanh_slope`, in the dtype in which the row is computed."""
     return real(1, row), real(_MINUS_TWO_ROOT, row), real(_CUBIC, row), real(3 * _CUBIC, row)
 
 
 @body
 def gelu_tanh(v, c):
-    """v s."""
+    """Return v s."""
     return v / (c[0] + exp(c[1] * (v + c[2] * (v * v * v))))
 
 
 @body
 def gelu_tanh_slope(v, c):
-    """s + v s (1 - s) 2 u'."""
+    """Return s + v s (1 - s) 2 u'."""
     s = c[0] / (c[0] + exp(c[1] * (v + c[2] * (v * v * v))))
     return s - v * s * (c[0] - s) * c[1] * (c[0] + c[3] * (v * v))
 
 
 @body
 def gelu_row(x, out, tanh):
-    """out = gelu(x)."""
+    """Set out = gelu(x)."""
     c = tanh_constants(x)
     if tanh:
         for j in range(x.size):
@@ -45,7 +45,7 @@ def gelu_row(x, out, tanh):
 
 @body
 def gelu_row_backward(dy, x, dx, tanh):
-    """dx = dy gelu'(x)."""
+    """Set dx = dy gelu'(x)."""
     c = tanh_constants(x)
     if tanh:
         for j in range(x.size):

@@ -1,29 +1,26 @@
-"""GELU of a sum with a bias, exact or by the tanh formula, forward and backward.
+"""GELU of x + bias, exact or by the tanh formula, forward and backward.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one element after the other, with the library's erf, tanh and exp; db in a pass of its own             |
-| v2      | vectors, with rational functions for P(x) and the slope (`vector_math`); db in the same pass; rows     |
-|         | shared among threads in chunks, each with its own part of db                                           |
+| v1      | one element at a time, with the library's erf, tanh and exp; db in a pass of its own                   |
+| v2      | vector instructions, with rational functions for P(x) and the slope (`vector_math`); db in the same    |
+|         | pass; threads share chunks of rows, each with its own part of db                                       |
 
-x (R, C), bias (C,), y (R, C), the leading axes flattened into R. The number of chunks depends on R only, and their
-parts of db are summed in order: equal bits with any number of threads.
+x (R, C), bias (C,), y (R, C); the leading axes are flattened into R. The number of chunks depends on R only, and their
+parts of db are summed in order, so the bits are the same with any number of threads.
 """
 
 import math
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense, rows_of
 from ..cpu.bfloat16 import bits, real, rounded, sum_dtype, widened
+from ..cpu.chunks import bounds, chunks_of_rows, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_math import gelu_slope, normal
 from .formula import gelu_tanh, gelu_tanh_slope, tanh_constants
-
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
-
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
@@ -68,14 +65,9 @@ def _backward_1(dy, x, bias, dx, dbias, tanh, team):
 
 
 @body
-def _chunk_count(rows):
-    return min(64, max(1, rows // 16))
-
-
-@body
 def _forward_chunk(chunk, chunks, x, bias, y, tanh):
     rows, c = x.shape[0], tanh_constants(bias)
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         row, out = x[i], y[i]
         if tanh:
             for j in range(bias.size):
@@ -88,7 +80,7 @@ def _forward_chunk(chunk, chunks, x, bias, y, tanh):
 
 @entry
 def _forward_2(x, bias, y, tanh, team):
-    parallel(_forward_chunk, _chunk_count(x.shape[0]), team, (x, bias, y, tanh))
+    parallel(_forward_chunk, chunks_of_rows(x.shape[0]), team, (x, bias, y, tanh))
 
 
 @body
@@ -97,7 +89,7 @@ def _backward_chunk(chunk, chunks, dy, x, bias, dx, parts, tanh):
     part = parts[chunk]
     for j in range(part.size):
         part[j] = real(0, bias)
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         upstream, row, out = dy[i], x[i], dx[i]
         if tanh:
             for j in range(bias.size):
@@ -113,7 +105,7 @@ def _backward_chunk(chunk, chunks, dy, x, bias, dx, parts, tanh):
 
 @entry
 def _backward_2(dy, x, bias, dx, dbias, tanh, team):
-    chunks = _chunk_count(x.shape[0])
+    chunks = chunks_of_rows(x.shape[0])
     parts = np.empty((chunks, bias.size), dbias.dtype)
     parallel(_backward_chunk, chunks, team, (dy, x, bias, dx, parts, tanh))
     for j in range(dbias.size):
@@ -131,19 +123,19 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def forward(x, bias, *, approximate="none", version):
-    """x (..., C), bias (C,) -> y (..., C)."""
+    """Map x (..., C) and bias (C,) to y (..., C)."""
     rows = rows_of(x)
     y = np.empty_like(rows)
     run, _ = VERSIONS[version]
-    run(bits(rows), bits(dense(bias)), bits(y), approximate == "tanh", pool.team(rows.size > _SERIAL))
+    run(bits(rows), bits(dense(bias)), bits(y), approximate == "tanh", team_for(rows.size))
     return (y.reshape(x.shape),)
 
 
 def backward(dy, x, bias, *, approximate="none", needs, version):
-    """dy (..., C) -> dx (..., C), dbias (C,)."""
+    """Map dy (..., C) to dx (..., C) and dbias (C,)."""
     rows, bias = rows_of(x), dense(bias)
     dx, dbias = np.empty_like(rows), np.empty(bias.shape, sum_dtype(x.dtype))
     _, run = VERSIONS[version]
-    given = (bits(rows_of(dy)), bits(rows), bits(bias), bits(dx), dbias)
-    run(*given, approximate == "tanh", pool.team(rows.size > _SERIAL))
+    arrays = (bits(rows_of(dy)), bits(rows), bits(bias), bits(dx), dbias)
+    run(*arrays, approximate == "tanh", team_for(rows.size))
     return dx.reshape(x.shape), dbias.astype(bias.dtype, copy=False)

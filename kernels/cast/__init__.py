@@ -1,1 +1,1 @@
-"""The kernel of `cast`."""
+"""Conversion to another dtype."""

@@ -1,20 +1,19 @@
-"""Arrays in another dtype: from float32 to bfloat16, ties to even, and back.
+"""Conversion between float32 and bfloat16, rounding ties to even.
 
 | version | what it changes, and gains                                                                               |
 |---------|----------------------------------------------------------------------------------------------------------|
-| v1      | vectors, shared among threads in chunks of `CHUNK` elements; other dtypes are left to NumPy              |
+| v1      | vector instructions on chunks of `CHUNK` elements, which threads share; NumPy converts other dtypes      |
 """
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
 from ..cpu.bfloat16 import DTYPE, bits, rounded, widened
+from ..cpu.chunks import COPIES, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
 CHUNK = 16_384
-_SERIAL = 50_000  # elements below which waking another thread costs more than it saves
 _PAIRS = {(np.dtype(np.float32), DTYPE), (DTYPE, np.dtype(np.float32))}
 
 
@@ -35,14 +34,14 @@ VERSIONS = {1: _cast_1}
 
 
 def forward(x, *, dtype, source, version):
-    """x in another dtype."""
+    """Return x in another dtype."""
     if (x.dtype, dtype) not in _PAIRS:
         return (x.astype(dtype),)
     y = np.empty(x.shape, dtype)
-    VERSIONS[version](bits(dense(x)).reshape(-1), bits(y).reshape(-1), pool.team(x.size > _SERIAL))
+    VERSIONS[version](bits(dense(x)).reshape(-1), bits(y).reshape(-1), team_for(x.size, COPIES))
     return (y,)
 
 
 def backward(dy, *, dtype, source, needs, version):
-    """dx, in the dtype that x had."""
+    """Return dx in the dtype of x."""
     return forward(dy, dtype=source, source=dtype, version=version)

@@ -3,26 +3,25 @@
 | version | what it changes, and gains                                                                              |
 |---------|---------------------------------------------------------------------------------------------------------|
 | v1      | the definition: one loop for each index of y and of W                                                   |
-| v2      | matrix products (`microkernel`) over the windows of some rows of y at a time, laid out as columns in    |
-|         | the cache, where the plain rule writes those of the whole batch to memory; images shared among threads  |
+| v2      | matrix products (`microkernel`): the windows of a few rows of y at a time are laid out as columns in    |
+|         | the cache (the plain rule writes those of the whole batch to memory); threads share the images          |
 
 x (B, C, H, W), weight (O, K) with K = C KH KW, b (O,), y (B, O, N) with N = OH OW; `across` is OW, and `window` holds
-KH, KW, the strides and the paddings. Columns are (K, P), one for each of P pixels of y, so that y = weight columns,
-dcolumns = weight^T dy, and dweight^T = columns dy^T.
+KH, KW, the strides and the paddings. The matrix of columns (K, P) has a column for each of P pixels of y, such that
+y = weight columns, dcolumns = weight^T dy, and dweight^T = columns dy^T.
 """
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
+from ..cpu.chunks import PRODUCTS, bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import transpose
 from ..linear.microkernel import multiply, ready
 
-PIXELS = 256  # of y, whose columns shall fit the second-level cache
-PARTS = 16  # of the batch; each has a sum of dweight and db of its own
-_SERIAL = 250_000  # multiply-adds below which waking another thread costs more than it saves
+PIXELS = 256  # pixels of y at a time: their columns fit the second-level cache
+PARTS = 16  # parts of the batch, each with its own sums of dweight and db
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -30,14 +29,14 @@ _SERIAL = 250_000  # multiply-adds below which waking another thread costs more 
 
 @body
 def _place(n, k, across, window):
-    """The channel, the row and the column of x that weight k meets at pixel n of y."""
+    """Return the channel, the row and the column of x that weight k is multiplied with at pixel n of y."""
     kh, kw, sh, sw, ph, pw = window
     return k // (kh * kw), n // across * sh + k // kw % kh - ph, n % across * sw + k % kw - pw
 
 
 @body
 def _pixel(image, c, row, column):
-    """A pixel of an image with zeros around it."""
+    """Return a pixel of an image that is surrounded by zeros."""
     inside = 0 <= row < image.shape[1] and 0 <= column < image.shape[2]
     return image[c, row, column] if inside else image.dtype.type(0)
 
@@ -76,12 +75,12 @@ def _backward_1(dy, x, weight, dx, dweights, dbiases, across, window, wants_dx, 
 
 @body
 def _move(image, columns, first, across, window, back):
-    """Lay out the windows of the rows of y from `first` on as columns (K, P), or add columns `back` to the image."""
+    """Lay out the windows of rows of y, from row `first` on, as columns (K, P); if `back`, add them to the image."""
     kh, kw, sh, sw, ph, pw = window
     zero = columns.dtype.type(0)
     for k in range(columns.shape[0]):
         c, p, q = k // (kh * kw), k // kw % kh - ph, k % kw - pw
-        low = min(max(0, -(q // sw)), across)  # pixels of y from `low` to `high` have this weight inside the image
+        low = min(max(0, -(q // sw)), across)  # from pixel `low` of the row to `high`, x lies inside the image
         high = max(low, min(across, (image.shape[2] - 1 - q) // sw + 1))
         for i in range(columns.shape[1] // across):
             part, row = columns[k, i * across : (i + 1) * across], (first + i) * sh + p
@@ -102,16 +101,16 @@ def _move(image, columns, first, across, window, back):
 
 @body
 def _columns(weight, pixels, across):
-    """Room for the columns of whole rows of y."""
+    """Allocate the columns of as many whole rows of y as have about PIXELS pixels."""
     rows = min(max(1, PIXELS // across), pixels // across)
     return np.empty((weight.shape[1], rows * across), weight.dtype)
 
 
 @body
 def _forward_chunk_2(chunk, chunks, x, weight, bias, y, across, window):
-    """Some of the images."""
+    """Compute y for some of the images."""
     columns = _columns(weight, y.shape[2], across)
-    for b in range(x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks):
+    for b in range(*bounds(x.shape[0], chunk, chunks)):
         for start in range(0, y.shape[2], columns.shape[1]):
             part = columns[:, : min(columns.shape[1], y.shape[2] - start)]
             _move(x[b], part, start // across, across, window, False)
@@ -130,13 +129,13 @@ def _forward_2(x, weight, bias, y, across, window, team):
 
 @body
 def _backward_chunk_2(chunk, chunks, dy, x, weight, dx, dweights, dbiases, across, window, wants_dx, wants_dweight):
-    """Some of the images, and what they add to dweight and db."""
+    """Compute dx for some of the images, and their sums of dweight and db."""
     columns = _columns(weight, dy.shape[2], across)
     turned = np.empty((columns.shape[1], dy.shape[1]), dy.dtype)
     dweight, dbias = dweights[chunk], dbiases[chunk]
     dweight[:] = dy.dtype.type(0)
     dbias[:] = dy.dtype.type(0)
-    for b in range(x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks):
+    for b in range(*bounds(x.shape[0], chunk, chunks)):
         for start in range(0, dy.shape[2], columns.shape[1]):
             part = columns[:, : min(columns.shape[1], dy.shape[2] - start)]
             given = dy[b, :, start : start + part.shape[1]]
@@ -164,20 +163,20 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def forward(x, weight, bias, *, stride, padding, version):
-    """x (B, C, H, W), weight (O, C, KH, KW), bias (O,) or None -> y (B, O, OH, OW)."""
+    """Map x (B, C, H, W), weight (O, C, KH, KW) and bias (O,), or None, to y (B, O, OH, OW)."""
     ready(x.dtype)
     sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
     down, across = ((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
     matrix, window = dense(weight.reshape(weight.shape[0], -1)), (*weight.shape[2:], *stride, *padding)
     y = np.empty((x.shape[0], weight.shape[0], down * across), x.dtype)
     bias = np.empty(0, x.dtype) if bias is None else dense(bias)
-    team = pool.team(y.size * matrix.shape[1] > _SERIAL)
+    team = team_for(y.size * matrix.shape[1], PRODUCTS)
     VERSIONS[version][0](dense(x), matrix, bias, y, across, window, team)
     return (y.reshape(*y.shape[:2], down, across),)
 
 
 def backward(dy, x, weight, *, stride, padding, needs, version):
-    """dy (B, O, OH, OW) -> dx (B, C, H, W), dweight (O, C, KH, KW), dbias (O,)."""
+    """Map dy (B, O, OH, OW) to dx (B, C, H, W), dweight (O, C, KH, KW) and dbias (O,)."""
     ready(x.dtype)
     matrix, window = dense(weight.reshape(weight.shape[0], -1)), (*weight.shape[2:], *stride, *padding)
     across, rows = dy.shape[3], dense(dy).reshape(*dy.shape[:2], dy.shape[2] * dy.shape[3])
@@ -186,7 +185,7 @@ def backward(dy, x, weight, *, stride, padding, needs, version):
     chunks = max(1, min(x.shape[0], PARTS))
     dweights = np.empty((chunks, *matrix.T.shape), x.dtype)
     dbiases = np.empty((chunks, weight.shape[0]), x.dtype)
-    team = pool.team(rows.size * matrix.shape[1] > _SERIAL)
+    team = team_for(rows.size * matrix.shape[1], PRODUCTS)
     VERSIONS[version][1](rows, dense(x), matrix, dx, dweights, dbiases, across, window, needs[0], wants_dweight, team)
     dweight = dweights.sum(axis=0).T.reshape(weight.shape) if needs[1] else None
     return dx if needs[0] else None, dweight, dbiases.sum(axis=0) if needs[2] else None

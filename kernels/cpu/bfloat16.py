@@ -1,16 +1,16 @@
-"""bfloat16 in compiled code, where its arrays are uint16: the upper half of a float32, whose exponent it has.
+"""bfloat16 in compiled code, which sees its arrays as uint16: an element is the upper half of a float32.
 
-    widened(x)           an element as float32; elements of other dtypes as they are
-    rounded(value, out)  a value as an element of `out`: to bfloat16 if that is uint16, ties to even; else as it is
-    real(value, array)   a constant in the dtype that is computed in
+    widened(x)           an element as float32; elements of other dtypes are returned unchanged
+    rounded(value, out)  a value as an element of `out`: rounded to bfloat16, ties to even, if `out` is uint16
+    real(value, array)   a constant in the dtype in which elements of `array` are computed
 
-    as_float(matrix)     the matrix with its elements widened, or itself if it is not of bfloat16
-    float_like(matrix)   memory for results in float32, or `matrix` itself if it is not of bfloat16
-    settle(x, matrix)    put such results where they belong, rounded
+    as_float(matrix)     the matrix with its elements widened; `matrix` itself if it is not bfloat16
+    float_like(matrix)   memory for results in float32; `matrix` itself if it is not bfloat16
+    settle(x, matrix)    round results in such memory into `matrix`; nothing is left to do if it is not bfloat16
 
-Loops over them become vector instructions. Kernels read with the one and write with the other, and so compute in
-float32 what is kept in bfloat16. Where the processor has instructions for bfloat16 (`processor`), they take numbers
-below 1.2e-38 for 0.
+Kernels read with `widened` and write with `rounded`, so they compute in float32 and store bfloat16. Loops over both
+become vector instructions. Where the processor has instructions for bfloat16 (`processor`), these treat numbers below
+1.2e-38 as 0.
 """
 
 from typing import Any
@@ -27,25 +27,25 @@ from .compiler import body
 from .vector_loops import as_row
 
 DTYPE = np.dtype(ml_dtypes.bfloat16)
-NATIVE = processor.has_bfloat16()  # instructions that convert to it, and that add up its products
+NATIVE = processor.has_bfloat16()  # instructions that convert to it, and that sum products of it
 _HALF, _WORD = ir.IntType(16), ir.IntType(32)
 
 
 def bits(array: Any) -> Any:
-    """A view of a bfloat16 array as compiled code takes it; other arrays as they are."""
+    """Return a bfloat16 array as a view that compiled code can take, and other arrays unchanged."""
     return array.view(np.uint16) if array.dtype == DTYPE else array
 
 
 def sum_dtype(dtype: Any) -> Any:
-    """The dtype that elements of `dtype` are computed and added up in."""
+    """Return the dtype in which elements of `dtype` are computed and summed."""
     return np.dtype(np.float32) if dtype == DTYPE else dtype
 
 
-# LLVM's code --------------------------------------------------------------------------------------------------------
+# LLVM code ----------------------------------------------------------------------------------------------------------
 
 
 class BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite does not name."""
+    """LLVM's type bfloat, for which llvmlite has no class."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -58,17 +58,17 @@ class BFloat(ir.Type):
 
 
 def of_shape(kind: Any, like: Any) -> Any:
-    """The type `kind`, or a vector of as many as `like` has."""
+    """Return the type `kind`, or a vector of it if `like` is a vector."""
     return ir.VectorType(kind, like.count) if isinstance(like, ir.VectorType) else kind
 
 
 def constant(kind: Any, value: int) -> Any:
-    """An integer, or a vector of equal ones."""
+    """Return an integer constant, or a vector of equal ones."""
     return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
 def write_rounding(builder: Any, value: Any) -> Any:
-    """The bits of float32 (or of a vector of them) rounded to bfloat16, as integers of 16 bits."""
+    """Write code that rounds a float32, or a vector of them, to the 16 bits of bfloat16."""
     half, word = of_shape(_HALF, value.type), of_shape(_WORD, value.type)
     if NATIVE:
         short = ir.instructions.CastInstr(builder.block, "fptrunc", value, of_shape(BFloat(), value.type), "")
@@ -103,23 +103,23 @@ def _widen(typing_context, x):
 
 
 def widened(x):
-    """An element as float32; of another dtype than bfloat16 as it is."""
+    """Return an element of bfloat16 as float32, and elements of other dtypes unchanged."""
     if getattr(x, "dtype", None) != np.uint16:
         return x
     return np.asarray(np.uint32(x) << np.uint32(16)).view(np.float32)[()]
 
 
 def rounded(value, out):
-    """A value as an element of the array `out`."""
+    """Return a value as an element of the array `out`."""
     return np.asarray(value, np.float32).astype(DTYPE).view(np.uint16)[()] if out.dtype == np.uint16 else value
 
 
 def real(value, array):
-    """A constant in the dtype that elements of `array` are computed with."""
+    """Return a constant in the dtype in which elements of `array` are computed."""
     return (np.float32 if array.dtype == np.uint16 else array.dtype.type)(value)
 
 
-# Matrices, whose last axis is contiguous ------------------------------------------------------------------------------
+# Matrices with a contiguous last axis ---------------------------------------------------------------------------------
 
 
 @body
@@ -156,21 +156,21 @@ def _leave_matrix(x, matrix):
 
 
 def as_float(matrix):
-    """The matrix with its elements widened, or itself."""
+    """Return the matrix with its elements widened, or the matrix itself."""
     return (_widen_matrix if matrix.dtype == np.uint16 else _itself)(matrix)
 
 
 def float_like(matrix):
-    """Memory for the results that belong in `matrix`."""
+    """Return memory for results that will be rounded into `matrix`."""
     return (_new_float if matrix.dtype == np.uint16 else _itself)(matrix)
 
 
 def settle(x, matrix):
-    """Put results from such memory where they belong."""
+    """Round results from such memory into `matrix`."""
     (_round_matrix if matrix.dtype == np.uint16 else _leave_matrix)(x, matrix)
 
 
-# What the compiler takes for them -------------------------------------------------------------------------------------
+# The same, for the compiler ------------------------------------------------------------------------------------------
 
 if not config.DISABLE_JIT:
 

@@ -1,110 +1,78 @@
-"""How the Numba kernels are compiled: the flags, the cache, and the line that says what is being compiled.
+"""Compile the Numba kernels: the flags, the cache, and the line that says which kernel is being compiled.
 
-Sums may be reordered and products fused into them, for that is what vector units do; but NaN, infinities and signs
-keep their meaning. What was compiled is kept in the user's cache folder, under a name that holds a hash of all kernel
-sources: an upgrade or an edit never meets old code. Where that folder cannot be written, compiling is done anew in
-each process. The first kernel that has to be compiled starts a second process that compiles others (`two_processes`),
-unless TINYVIT_COMPILE_AHEAD is 0.
+Sums may be reordered and products fused into them, because vector units gain from that; but NaN, infinities and signs
+keep their meaning. Compiled code is kept in `cache_folder()`. Where that folder cannot be written, each process
+compiles anew. The first kernel of a training step that has to be compiled starts a helper process (`claims`).
 """
 
 import contextlib
 import functools
-import hashlib
 import os
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core import config, event
 from numba.core.caching import FunctionCache
 
-from . import processor, two_processes
-from .parts import PartCompiler
+from ..cache import cache_folder
+from . import claims, processor
+from .inlining import InlinedCompiler
 
-processor.target()  # says what Numba shall compile for, before it compiles anything
+processor.target()  # sets the processor that Numba compiles for, so it must come before the first compilation
 
+_PACKAGE = __package__.rpartition(".")[0]
 _FLAGS = {"error_model": "numpy", "nogil": True}
-_PART = {"forceinline": True, "pipeline_class": PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INLINED = {
+    "forceinline": True,
+    "pipeline_class": InlinedCompiler,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 _REORDERED = {"reassoc", "nsz", "contract", "arcp"}
 
 
-@functools.cache
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: NUMBA_CACHE_DIR, else tinyvit/kernels in the user's cache folder."""
-    folder = Path(__file__).parents[1]
-    sources = sorted(p for p in folder.rglob("*.py"))
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:16]
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    if given:
-        return Path(given) / f"tinyvit-{digest}"
-    base = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(base or Path.home() / ".cache") / "tinyvit" / "kernels" / digest
-    except RuntimeError:  # a user without a home
-        return Path(os.devnull) / digest
-
-
-def kept_object(name: str, target: str, compile_it: Callable[[], bytes]) -> bytes:
-    """The object code that `compile_it()` gives for a target, from the cache if it is there."""
-    file = cache_folder() / f"{name}-{hashlib.sha256(target.encode()).hexdigest()[:16]}.o"
-    with contextlib.suppress(OSError):
-        digest, code = (kept := file.read_bytes())[:32], kept[32:]
-        if hashlib.sha256(code).digest() == digest:  # else it was cut short, and would crash whoever runs it
-            return code
-    code = compile_it()
-    with contextlib.suppress(OSError):  # no folder that can be written, or no space
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-            try:
-                part.write(hashlib.sha256(code).digest() + code)
-                part.close()
-                os.replace(part.name, file)
-            except OSError:
-                os.unlink(part.name)
-    return code
-
-
 def body(function: Callable[..., Any]) -> Any:
-    """Compile a function that other compiled code calls: a chunk of a kernel, or a part of one."""
-    return numba.njit(fastmath=_REORDERED, **_PART, **_FLAGS)(function)
+    """Compile a function that only compiled code calls: a chunk of a kernel, or a part of one."""
+    return numba.njit(fastmath=_REORDERED, **_INLINED, **_FLAGS)(function)
 
 
 def exact(function: Callable[..., Any]) -> Any:
-    """Compile a function whose operations are done in the order written, inlined into its callers.
+    """Compile a `body` whose operations are done in the order in which they are written.
 
-    Without saying so, Numba would compile it with the flags of the first caller.
+    Without flags of its own, a function is compiled with those of its first caller.
     """
-    return numba.njit(fastmath={"contract"}, **_PART, **_FLAGS)(function)
+    return numba.njit(fastmath={"contract"}, **_INLINED, **_FLAGS)(function)
 
 
 def entry(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls; if it is one of this package, keep it in the cache.
+    """Compile a function that Python calls. If it belongs to this package, keep the compiled code in the cache.
 
-    (Of others the cache would not see that a part of them, in another file, was edited.)
+    (For other functions the cache would not notice an edit of code that they call in another file.)
     """
-    return _kept(function, ())
+    return _compiled(function, None)
 
 
-def _kept(function: Callable[..., Any], signature: tuple[str, ...]) -> Any:
+def _compiled(function: Callable[..., Any], signature: str | None) -> Any:
+    """Compile `function` for one signature now, or for whatever types it is called with."""
     _announce_compilations()
     if config.DISABLE_JIT:
         return function
     compiled = numba.njit(fastmath=_REORDERED, no_cfunc_wrapper=True, **_FLAGS)(function)
-    if (function.__module__ or "").startswith(f"{__package__}.") and _can_keep():
+    if _is_ours(function) and _can_keep():
         before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
         compiled._cache = _Cache(function)
         config.CACHE_DIR = before
-    for one in signature:
-        compiled.compile(one)
+    if signature is not None:
+        compiled.compile(signature)
         compiled.disable_compile()
     return compiled
 
 
 class _Cache(FunctionCache):
-    """Numba's cache of compiled code, for which a damaged file is as good as none, and a full disk no error."""
+    """Numba's cache of compiled code, which also survives damaged files and a full disk."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
@@ -112,15 +80,15 @@ class _Cache(FunctionCache):
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         found = self._load(signature, target_context)
-        if found is None and not two_processes.begin(self._kernel):
-            two_processes.wait_for(self._kernel)
+        if found is None and not claims.claim(self._kernel):
+            claims.wait_for(self._kernel)
             found = self._load(signature, target_context)
         return found
 
     def _load(self, signature: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(signature, target_context)
-        except Exception:  # whatever unpickling half a file raises
+        except Exception:  # unpickling half a file can raise anything
             with contextlib.suppress(OSError):
                 self.flush()
             return None
@@ -129,12 +97,12 @@ class _Cache(FunctionCache):
         with contextlib.suppress(OSError):
             super().save_overload(signature, data)
         with contextlib.suppress(OSError):
-            two_processes.end(self._kernel)
+            claims.release(self._kernel)
 
 
 @functools.cache
 def _can_keep() -> bool:
-    """Whether the cache folder can be written. (Numba would else keep code beside the sources, and not see edits.)"""
+    """Whether the cache folder can be written. (Numba would write beside the sources otherwise, and miss edits.)"""
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache_folder()):
@@ -144,11 +112,11 @@ def _can_keep() -> bool:
 
 
 class entries(dict):
-    """A decorator: compile a function for Python to call, for any strides of its arrays, `f[dtype]` for each dtype.
+    """A decorator for functions that Python calls with arrays of any strides: `f[dtype]` is the one for a dtype.
 
-    The signature is given in Numba's notation with {0} for the type of elements and {1} for the one that they are
-    computed in: "void({0}[:,:], intp)". They differ for bfloat16, whose bits are given as uint16. Without the signature
-    every combination of memory layouts would be compiled anew.
+    The signature is written in Numba's notation, with {0} for the dtype of elements and {1} for the dtype they are
+    computed in: "void({0}[:,:], intp)". The two differ for bfloat16, whose bits are passed as uint16. Without a
+    signature, Numba would compile the function again for every combination of memory layouts.
     """
 
     def __init__(self, signature: str) -> None:
@@ -161,44 +129,51 @@ class entries(dict):
 
     def __missing__(self, dtype: Any) -> Any:
         names = ("uint16", "float32") if dtype.name == "bfloat16" else (dtype.name, dtype.name)
-        self[dtype] = _kept(self._function, (self._signature.format(*names),))
+        self[dtype] = _compiled(self._function, self._signature.format(*names))
         return self[dtype]
 
 
+_ANNOUNCING = "TINYVIT_ANNOUNCE"  # the environment variable; 0: no lines
+
+# The kernels whose dtype is that of the matrix products of a training step. Under autocast the first product comes
+# after a cast to its dtype; what is compiled before it (patches, embeddings, dropout) computes in float32 either way.
+_TELLING = ("linear", "attention", "conv2d", "cast")
+_DTYPES = {"uint16": "bfloat16", "float64": "float64", "float32": "float32"}  # by element type, the first that occurs
+
+
 class _Announcer(event.Listener):
-    """Says on stderr which kernel is being compiled, and has a second process help."""
+    """Prints on stderr which kernel is being compiled, and starts the helper process."""
 
     def __init__(self) -> None:
         self._depth = 0
 
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"].py_func
-        if self._depth == 0 and (function.__module__ or "").startswith(__package__ + "."):
+        if self._depth == 0 and _is_ours(function):
+            folder, name = _names(function)
             if os.environ.get(_ANNOUNCING) != "0":
-                line = f"tinyvit: compiling the kernel {': '.join(_names(function))}, once on this machine"
+                line = f"tinyvit: compiling the kernel {folder}: {name}, once on this machine"
                 print(line, file=sys.stderr, flush=True)
-            kinds = {str(getattr(kind, "dtype", None)) for kind in event.data["args"]}
-            dtype = next((name for kind, name in _ELEMENTS.items() if kind in kinds), None)
-            if dtype:
-                two_processes.start(dtype, ".".join(_names(function)))
+            if folder in _TELLING:
+                met = {str(getattr(argument, "dtype", None)) for argument in event.data["args"]}
+                claims.start_helper(next(_DTYPES[kind] for kind in _DTYPES if kind in met), f"{folder}.{name}")
         self._depth += 1
 
     def on_end(self, event: Any) -> None:
         self._depth -= 1
 
 
-_ANNOUNCING = "TINYVIT_ANNOUNCE"  # 0: no lines
-
-
-# What is computed with, by the types of elements that a kernel is compiled for, if the first kernel has some of them.
-_ELEMENTS = {"uint16": "bfloat16", "float64": "float64", "float32": "float32"}
-
-
-def _names(function: Any) -> tuple[str, str]:
-    """The folder of a kernel, and the name of its entry."""
-    return function.__module__.removeprefix(__package__ + ".").split(".")[0], function.__name__
-
-
 @functools.cache
 def _announce_compilations() -> None:
     event.register("numba:compile", _Announcer())
+
+
+def _is_ours(function: Any) -> bool:
+    """Whether a function belongs to this package."""
+    return (function.__module__ or "").startswith(f"{_PACKAGE}.")
+
+
+def _names(function: Any) -> tuple[str, str]:
+    """Return the name of a kernel's folder, or of a file of kernels/cpu, and that of its entry."""
+    path = function.__module__.removeprefix(f"{_PACKAGE}.").removeprefix("cpu.")
+    return path.split(".")[0], function.__name__

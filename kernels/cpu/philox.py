@@ -1,6 +1,6 @@
-"""The random bits of dropout: Philox4x32-10, the same words as `tinyvit.functional.random`, for a row of elements.
+"""The random bits of dropout, for a row of elements: Philox4x32-10, with the same words as `tinyvit.functional.random`.
 
-Element e takes word e % 4 of the counter (e // 4, offset) under the key `seed`, and is kept where that word is at least
+Element e takes word e % 4 of the counter (e // 4, offset) under the key `seed`, and is kept if that word is at least
 `threshold` = p 2^32. (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011.)
 """
 
@@ -15,7 +15,7 @@ _LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 @body
 def _fill(words, first, seed, offset):
-    """words (4 n,): the words of the counters first ... first + n - 1, in order."""
+    """Fill words (4 n,) with those of the counters first ... first + n - 1, in order."""
     c2_start, c3_start = np.uint64(offset) & _LOW, np.uint64(offset) >> _HIGH
     k0_start, k1_start = np.uint64(seed) & _LOW, np.uint64(seed) >> _HIGH
     for i in range(words.size // 4):
@@ -33,7 +33,10 @@ def _fill(words, first, seed, offset):
 
 @body
 def keep_row(out, words, first, threshold, factor, seed, offset):
-    """out (n,) = `factor` where the elements first ... first + n - 1 are kept, else 0; words (n + 8,) is scratch."""
+    """Set out (n,) to `factor` where the elements first ... first + n - 1 are kept, else to 0.
+
+    words (n + 8,) is scratch memory.
+    """
     start = first // 4
     count = (first + out.size + 3) // 4 - start
     drawn = words[: 4 * count]

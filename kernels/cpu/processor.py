@@ -1,16 +1,16 @@
-"""Which vector instructions the kernels are compiled for: all that the processor has, or fewer, as TINYVIT_CPU says.
+"""Choose the vector instructions that kernels are compiled for: all that the processor has, or those TINYVIT_CPU names.
 
-| level       | vector registers | what it takes                                             |
+| level       | vector registers | what it needs                                             |
 |-------------|------------------|-----------------------------------------------------------|
-| avx512_bf16 | 32 of 64 bytes   | AVX-512, and its instructions for bfloat16                |
+| avx512_bf16 | 32 of 64 bytes   | AVX-512 and its instructions for bfloat16                 |
 | avx512      | 32 of 64 bytes   | AVX-512 F, BW, DQ and VL                                  |
 | avx2        | 16 of 32 bytes   | AVX2 and fused multiply-add                               |
-| generic     | 16 of 16 bytes   | nothing: x86-64 as it began, or another kind of processor |
+| generic     | 16 of 16 bytes   | nothing: baseline x86-64, or another architecture         |
 
-Without instructions for bfloat16, its arrays are widened to float32 where they are read.
+On a processor without instructions for bfloat16, kernels widen its elements to float32 when they read them.
 
-`TINYVIT_CPU=avx2 python -m pytest tests/kernels` tests what the kernels do on another processor. The code of each level
-is kept apart in the cache. The variable must be set before the first kernel is loaded.
+`TINYVIT_CPU=avx2 python -m pytest tests/kernels` tests the kernels as another processor runs them. The cache holds the
+code of each level separately. The variable must be set before the first kernel is loaded.
 """
 
 import os
@@ -27,20 +27,20 @@ _NEEDED = {
     "avx2": ("avx2", "fma"),
     "generic": (),
 }
-_TARGETS = {"avx2": "x86-64-v3", "generic": "x86-64"}  # LLVM's names, on x86-64, for a level that was asked for
+_TARGETS = {"avx2": "x86-64-v3", "generic": "x86-64"}  # what LLVM calls a processor of that level
 
 
 def usable() -> list[str]:
-    """The levels that this processor has, best first."""
+    """Return the levels that this processor has, the best first."""
     features = binding.get_host_cpu_features() if "TINYVIT_CPU" in os.environ else _features()
     return [name for name, needed in _NEEDED.items() if all(features.get(f) for f in needed)]
 
 
 @cache
 def level() -> str:
-    """The level that kernels are compiled for: the best that this processor has, unless TINYVIT_CPU names one.
+    """Return the level that kernels are compiled for: the one in TINYVIT_CPU, else the best that this processor has.
 
-    Raises ValueError if TINYVIT_CPU names none, or one that this processor does not have.
+    Raises ValueError if TINYVIT_CPU is not a level, or is one that this processor does not have.
     """
     wanted = os.environ.get("TINYVIT_CPU", usable()[0])
     if wanted not in usable():
@@ -50,7 +50,7 @@ def level() -> str:
 
 
 def _features() -> dict[str, bool]:
-    """The features that Numba compiles for."""
+    """Return the features that Numba compiles for."""
     if config.CPU_FEATURES is None:
         return binding.get_host_cpu_features()
     return {f[1:]: f.startswith("+") for f in config.CPU_FEATURES.split(",") if f}
@@ -58,13 +58,13 @@ def _features() -> dict[str, bool]:
 
 @cache
 def target() -> tuple[str, str]:
-    """Name and features of the processor to compile for, as LLVM writes them; Numba is told too."""
+    """Return the name and features of the processor to compile for, as LLVM writes them, and set them in Numba."""
     if "TINYVIT_CPU" in os.environ and level() in _TARGETS and _is_x86():
         os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = _TARGETS[level()], ""
         config.reload_config()
     elif level() == "avx512" and "TINYVIT_CPU" in os.environ:
-        less = {**binding.get_host_cpu_features(), _BFLOAT16: False}
-        os.environ["NUMBA_CPU_FEATURES"] = ",".join(f"{'-+'[has]}{feature}" for feature, has in less.items())
+        fewer = {**binding.get_host_cpu_features(), _BFLOAT16: False}
+        os.environ["NUMBA_CPU_FEATURES"] = ",".join(f"{'-+'[has]}{feature}" for feature, has in fewer.items())
         config.reload_config()
     features = config.CPU_FEATURES
     host = binding.get_host_cpu_features().flatten() if features is None else features
@@ -72,12 +72,12 @@ def target() -> tuple[str, str]:
 
 
 def has_bfloat16() -> bool:
-    """Whether the level has instructions that round to bfloat16 and add up products of it."""
+    """Whether the level has instructions that round to bfloat16 and that sum products of bfloat16."""
     return level() == "avx512_bf16"
 
 
 def fuses() -> bool:
-    """Whether the level can fuse a product with a sum; where not, LLVM would call a slow function of the C library."""
+    """Whether the level has fused multiply-add; without it LLVM would call a slow function of the C library."""
     return level() != "generic" or not _is_x86()
 
 

@@ -1,14 +1,14 @@
-"""The threads of the Numba kernels: how many, and `parallel`, which shares the chunks of a kernel out among them.
+"""The threads of the Numba kernels: how many there are, and `parallel`, which shares the chunks of a kernel among them.
 
 A kernel is a serial function of one chunk of its work. `parallel(body, chunks, team, arguments)`, called from compiled
 code, runs `body(chunk, chunks, *arguments)` for every chunk. The caller and a few workers each take the next chunk when
-they are done with one, until none is left; the caller never waits for a worker that has not begun. So a core that is
-busy elsewhere slows a kernel down by its share and no more, where a barrier of OpenMP would stand still until it comes
-back. Chunks are chosen by shape alone, never by the number of threads, so results do not depend on it.
+they have finished one, until none is left; the caller never waits for a worker that has not begun. So a core that is
+busy with something else slows a kernel down by no more than its share, whereas a barrier of OpenMP would wait for it.
+Shapes alone decide what the chunks are, never the number of threads, so results do not depend on that number.
 
-The workers are Python threads that run compiled code without the interpreter's lock. Between kernels they spin, for a
-kernel comes every few microseconds; after a few milliseconds without one they sleep until a bell is rung. There
-is no other pool in it: not OpenMP's, not OpenBLAS's. After a fork the child starts workers of its own.
+The workers are Python threads that run compiled code without the interpreter's lock. Between kernels they spin, because
+a kernel comes every few microseconds; after a few milliseconds without one they sleep until their bell is rung. No
+other thread pool takes part, neither OpenMP's nor OpenBLAS's. After a fork the child starts workers of its own.
 """
 
 import atexit
@@ -32,17 +32,17 @@ _WORD = ir.IntType(64)
 _ZERO, _ONE = ir.Constant(_WORD, 0), ir.Constant(_WORD, 1)
 _WORKER = ir.FunctionType(ir.VoidType(), [_POINTER])
 
-# What caller and workers share: 64-bit words, each on a cache line of its own; and of each worker, whether it sleeps.
+# What the caller and the workers share: 64-bit words, each on a cache line of its own, then a line for each worker.
 _LINE = 8  # words
 _BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS, _STOP, _CALLS, _WORKERS = range(0, 9 * _LINE, _LINE)
-_ACQUIRE, _RELEASE, _COUNT = _CALLS, _CALLS + 1, _CALLS + 2  # two functions, and the number of workers: never change
-_ASLEEP, _BELL = 0, 1  # in a worker's own line
-_SPINS = 20_000  # looks at _OPEN, some 20 to 50 nanoseconds apart, before a worker goes to sleep
+_ACQUIRE, _RELEASE, _COUNT = _CALLS, _CALLS + 1, _CALLS + 2  # two functions and the number of workers, all constant
+_ASLEEP, _BELL = 0, 1  # words of a worker's line
+_SPINS = 20_000  # how often a worker reads _OPEN, every 20 to 50 nanoseconds, before it goes to sleep
 
 
 @cache
 def thread_count() -> int:
-    """How many threads compute: TINYVIT_THREADS, else one for each processor this process may use."""
+    """Return how many threads compute: TINYVIT_THREADS, else one for each processor that this process may use."""
     wanted = os.environ.get("TINYVIT_THREADS", "")
     if not wanted:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -52,13 +52,13 @@ def thread_count() -> int:
 
 
 class _Team:
-    """The workers, and the words they share with whoever calls them."""
+    """The workers, and the words that they share with their callers."""
 
     def __init__(self, size: int) -> None:
         memory = np.zeros(_WORKERS + (size + 1) * _LINE, np.int64)
-        self.words = memory[-(memory.ctypes.data // 8) % _LINE :]  # from the start of a cache line
+        self.words = memory[-(memory.ctypes.data // 8) % _LINE :]  # begins on a cache line
         self.address = self.words.ctypes.data
-        # A bell is a lock of the interpreter's own, which compiled code can wait for and ring on every system.
+        # A bell is one of the interpreter's locks, which compiled code can wait for and release on every system.
         python = ctypes.pythonapi
         python.PyThread_allocate_lock.restype = ctypes.c_void_p
         python.PyThread_acquire_lock.argtypes = (ctypes.c_void_p, ctypes.c_int)
@@ -73,7 +73,7 @@ class _Team:
             worker = threading.Thread(target=_work, args=arguments, name=f"tinyvit-{i}", daemon=True)
             try:
                 worker.start()
-            except RuntimeError:  # the system allows no more: those there are do the work
+            except RuntimeError:  # the system allows no more threads: those that have started do the work
                 break
             self._workers.append(worker)
             self.words[_COUNT] = len(self._workers)
@@ -90,9 +90,9 @@ _starting = threading.Lock()
 
 
 def team(worthwhile: bool = True) -> int:
-    """What to hand to `parallel` to have it done by all threads; 0: by the caller alone.
+    """Return what `parallel` takes as its team: 0 for the caller alone, else the address of the shared words.
 
-    `worthwhile` says whether there is enough to do: sharing costs a few microseconds.
+    `worthwhile` says whether there is enough work: sharing it costs a few microseconds.
     """
     global _team
     if not worthwhile:
@@ -100,7 +100,7 @@ def team(worthwhile: bool = True) -> int:
     if _team is None:
         with _starting:
             if _team is None and thread_count() > 1 and not config.DISABLE_JIT:
-                _work(0, 0)  # compiled before any thread runs it
+                _work(0, 0)  # compile it before any thread runs it
                 _ring_all(0)
                 _team = _Team(thread_count())
                 atexit.register(_team.stop)
@@ -110,7 +110,7 @@ def team(worthwhile: bool = True) -> int:
 
 
 def _after_fork() -> None:
-    """In the child there are no workers, nor anyone to hold the locks."""
+    """Forget the team: in the child there are no workers, and no thread holds the locks."""
     global _team, _starting
     _team, _starting = None, threading.Lock()
 
@@ -123,7 +123,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _field(builder, address, index):
-    """The place of a shared word."""
+    """Return the address of a shared word."""
     return builder.gep(builder.inttoptr(address, _WORD.as_pointer()), [ir.Constant(_WORD, index)])
 
 
@@ -136,14 +136,14 @@ def _set(builder, value, place):
 
 
 def _pause(builder):
-    """Tell the processor that this is a waiting loop, where it has an instruction for that."""
+    """Mark a waiting loop for the processor, where it has an instruction for that."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         pause = ir.FunctionType(ir.VoidType(), [])
         builder.call(cgutils.get_or_insert_function(builder.module, pause, "llvm.x86.sse2.pause"), [])
 
 
 def _ring(builder, address, worker):
-    """Wake a worker if it sleeps: whoever turns its flag from 1 to 0 rings, so it is rung for once."""
+    """Wake a worker if it sleeps. The thread that turns its flag from 1 to 0 rings, so its bell is rung only once."""
     flag = builder.gep(worker, [ir.Constant(_WORD, _ASLEEP)])
     was = builder.atomic_rmw("xchg", flag, _ZERO, "seq_cst")
     with builder.if_then(builder.icmp_signed("==", was, _ONE)):
@@ -172,7 +172,7 @@ def _ring_workers(typing_context, address):
 
 @intrinsic
 def _serve(typing_context, address, place):
-    """Take part in every job, sleeping when none has come for a while, until told to stop."""
+    """Take part in every job until the team is stopped; sleep when there has been none for a while."""
 
     def codegen(context, builder, signature, values):
         address, place = values
@@ -198,11 +198,11 @@ def _serve(typing_context, address, place):
         builder.cbranch(builder.icmp_signed("<", longer, ir.Constant(_WORD, _SPINS)), look, lie_down)
 
         builder.position_at_end(lie_down)
-        # First say so, then look once more: the caller first opens a job, then looks who sleeps.
+        # First set the flag, then read _OPEN again: the caller first opens a job, then reads the flags.
         _set(builder, _ONE, worker)
         news = builder.or_(_get(builder, fields[_STOP]), _get(builder, fields[_OPEN]))
         with builder.if_then(builder.icmp_signed("!=", news, _ZERO)):
-            _ring(builder, address, worker)  # one's own bell, unless somebody rings it already
+            _ring(builder, address, worker)  # its own bell, unless the caller has rung it already
         builder.branch(sleep)
 
         builder.position_at_end(sleep)
@@ -214,7 +214,7 @@ def _serve(typing_context, address, place):
         builder.branch(look)
 
         builder.position_at_end(join)
-        # Count oneself in, then look again: the caller first closes the job, then waits for those who are in.
+        # First add to _ACTIVE, then read _OPEN again: the caller first closes the job, then waits until _ACTIVE is 0.
         builder.atomic_rmw("add", fields[_ACTIVE], _ONE, "seq_cst")
         builder.cbranch(builder.icmp_signed("==", _get(builder, fields[_OPEN]), job), work, leave)
 
@@ -275,9 +275,7 @@ def _parallel(typing_context, body, chunks, team, arguments):
             with alone:
                 builder.call(worker, [data])
         with cgutils.if_unlikely(builder, builder.icmp_signed("!=", builder.load(fields[2]), _ZERO)):
-            context.call_conv.return_user_exc(
-                builder, MemoryError, ("no memory is left for a kernel, or it raised an error",)
-            )
+            context.call_conv.return_user_exc(builder, MemoryError, ("a kernel ran out of memory, or raised an error",))
         return context.get_dummy_value()
 
     return types.void(body, types.intp, types.intp, arguments), codegen
@@ -287,7 +285,7 @@ parallel = _parallel_plain if config.DISABLE_JIT else _parallel
 
 
 def _worker(context, builder, body, arguments, shared_type):
-    """void worker(data): do chunks until none is left."""
+    """Write the function `void worker(data)`, which does chunks until none is left."""
     inner = (types.intp, types.intp, *arguments.types)
     resolved = context.typing_context.resolve_function_type(types.Dispatcher(body), inner, {})
     compiled = body.get_compile_result(resolved)
@@ -319,7 +317,7 @@ def _worker(context, builder, body, arguments, shared_type):
 
 
 def _borrowed(context, builder, kind, value):
-    """An array without its reference count, on which all threads would otherwise write for every row they look at."""
+    """Return an array without its reference count, to which all threads would otherwise write for each row."""
     if not isinstance(kind, types.Array):
         return value
     array = context.make_array(kind)(context, builder, value)
@@ -328,8 +326,10 @@ def _borrowed(context, builder, kind, value):
 
 
 def _call_together(builder, worker, data, team):
-    """Open the job to the workers, take part in it, close it, and wait for those who are in it; alone if they serve
-    another caller."""
+    """Open the job to the workers, take part in it, close it, and wait for those that are still working on it.
+
+    Where the workers serve another caller, the caller does all chunks itself.
+    """
     fields = {i: _field(builder, team, i) for i in (_BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS)}
     taken = builder.extract_value(builder.cmpxchg(fields[_BUSY], _ZERO, _ONE, "seq_cst", "seq_cst"), 1)
     with builder.if_else(taken) as (free, busy):

@@ -1,4 +1,4 @@
-"""Loops that LLVM does not turn into vector instructions by itself, written as such: a row's largest, a transpose."""
+"""Loops that LLVM does not vectorize by itself, written with vector instructions: a maximum and a transpose."""
 
 import numpy as np
 from llvmlite import ir
@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 from .compiler import body
 
 _WORD = ir.IntType(64)
-_BYTES = 64  # of a vector; LLVM cuts it in pieces where the processor has narrower ones
+_BYTES = 64  # of a vector; LLVM splits it where the processor has narrower ones
 
 
 def _word(value):
@@ -23,9 +23,9 @@ def _plain_largest(row):
 
 @intrinsic
 def _largest(typing_context, row):
-    """The largest element of a contiguous row that is not NaN; -inf if there is none.
+    """Return the largest element of a contiguous row that is not NaN; -inf if there is none.
 
-    Comparisons in the order of memory would take a few cycles for each element; here a whole vector takes them.
+    A scalar loop would take a few cycles for each element; this takes them for each vector.
     """
     if not isinstance(row, types.Array) or row.ndim != 1 or row.layout != "C":
         raise TypingError("largest(row): row is a contiguous array with one axis")
@@ -70,7 +70,7 @@ def _largest(typing_context, row):
 
 @intrinsic
 def _as_row(typing_context, matrix, i):
-    """Row i of a matrix whose last axis is contiguous, as an array that is known to be so."""
+    """Return row i of a matrix whose last axis is contiguous, as an array whose type says that it is contiguous."""
     if not isinstance(matrix, types.Array) or matrix.ndim != 2:
         raise TypingError("as_row(matrix, i): matrix has two axes")
     kind = types.Array(matrix.dtype, 1, "C")
@@ -100,10 +100,10 @@ as_row = (lambda matrix, i: matrix[i]) if config.DISABLE_JIT else _as_row
 
 @intrinsic
 def _transpose_block(typing_context, x, i, j, out, scale):
-    """out[j + b, i + a] = scale x[i + a, j + b] for a and b from 0 to one less than a vector has lanes.
+    """Set out[j + b, i + a] = scale x[i + a, j + b] for all a and b that are less than the lanes of a vector.
 
-    The rows of the block are vectors; zipping the first half of them with the second, once for each power of two,
-    leaves its columns.
+    The rows of the block are vectors. Interleaving the first half of them with the second half turns rows into columns
+    after as many rounds as the number of lanes has factors of two.
     """
     for array in (x, out):
         if not isinstance(array, types.Array) or array.ndim != 2 or array.dtype != scale:
@@ -158,7 +158,7 @@ transpose_block = _plain_transpose_block if config.DISABLE_JIT else _transpose_b
 
 @body
 def transpose(x, scale, out):
-    """out (N, M) = scale x^T, x (M, N); the last axis of both is contiguous."""
+    """Set out (N, M) = scale x^T for x (M, N); the last axis of both is contiguous."""
     lanes = _BYTES // x.itemsize
     rows, columns = x.shape
     whole_rows, whole_columns = rows - rows % lanes, columns - columns % lanes

@@ -1,6 +1,6 @@
 // Softmax cross-entropy of logits against class ids or probabilities.
 //
-// The target of a row is keep * t + share where probabilities t are given, else share, and keep more at its class; that
+// The target of a row is keep * t + share if probabilities t are given, else share plus keep at its class. The target
 // of an ignored row is 0. p = exp(x - peak) / total.
 #include "cuda/common.cuh"
 
@@ -10,7 +10,7 @@ template <typename T> struct CrossEntropy {
   const T *logits, *target;   // (R, K), (R, K) or null
   const long long* classes;   // (R,) or null
   float *loss, *peak, *total; // (R,)
-  T* out;                     // (R,) where nothing is reduced, else (1,)
+  T* out;                     // (R,) without a reduction, else (1,)
   float* divisor;             // (1,)
   const T* dloss;
   T *dlogits, *dtarget;       // dtarget may be null
@@ -35,7 +35,7 @@ template <typename T> DEVICE float upstream(const CrossEntropy<T>& a, int row) {
   return a.reduction == NONE ? to_float(a.dloss[row]) : to_float(a.dloss[0]) / a.divisor[0];
 }
 
-// v1: a thread for a row. --------------------------------------------------------------------------------------------
+// v1: one thread for each row. ---------------------------------------------------------------------------------------
 
 template <typename T> __global__ void cross_entropy_forward_1(CrossEntropy<T> a) {
   int row = blockIdx.x * blockDim.x + threadIdx.x;
@@ -67,7 +67,7 @@ template <typename T> __global__ void cross_entropy_backward_1(CrossEntropy<T> a
   }
 }
 
-// v2: a warp for a row, neighbouring lanes at neighbouring columns. --------------------------------------------------
+// v2: one warp for each row; neighbouring lanes read neighbouring columns. -------------------------------------------
 
 DEVICE float warp_larger(float v) {
 #pragma unroll
@@ -86,7 +86,8 @@ template <typename T> __global__ void cross_entropy_forward_2(CrossEntropy<T> a)
   total = warp_sum(total);
   float log_total = logf(total);
   if (!is_ignored(a, row))
-    for (int c = lane; c < a.columns; c += WARP) loss += term(given(a, row, c) + a.share, to_float(x[c]) - peak - log_total);
+    for (int c = lane; c < a.columns; c += WARP)
+      loss += term(given(a, row, c) + a.share, to_float(x[c]) - peak - log_total);
   loss = warp_sum(loss);
   if (lane) return;
   a.peak[row] = peak, a.total[row] = total, a.loss[row] = loss;
@@ -113,7 +114,7 @@ template <typename T> __global__ void cross_entropy_backward_2(CrossEntropy<T> a
   }
 }
 
-// Both versions: the sum or mean of the loss, by one block, in an order that depends on R only. ----------------------
+// Both versions: one block computes the sum or mean of the loss, in an order that depends on R only. -----------------
 
 template <typename T> __global__ void cross_entropy_reduce(CrossEntropy<T> a) {
   DYNAMIC_SHARED(memory);

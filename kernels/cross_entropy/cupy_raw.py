@@ -2,11 +2,11 @@
 
 | version | what it changes, and gains                                                                            |
 |---------|-------------------------------------------------------------------------------------------------------|
-| v1      | a thread for a row, in the words of the formula                                                       |
-| v2      | a warp for a row: neighbouring lanes read neighbouring columns                                        |
+| v1      | one thread for each row, written like the formula                                                     |
+| v2      | one warp for each row: neighbouring lanes read neighbouring columns                                   |
 
-x (R, K), the leading axes flattened into R. Kept for backward are peak and total (R,) in float32, the classes, and what
-the sum of losses was divided by, on the device: nothing waits for the host.
+x (R, K); the leading axes are flattened into R. Forward keeps peak and total (R,) in float32, the classes, and the
+divisor of the sum of losses, all on the device, so that nothing waits for the host.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ def _kernel(name: str, ctype: str) -> Kernel:
 
 
 def kernels() -> Iterator[tuple[Kernel, int]]:
-    """Every kernel there is, and the most registers it may have."""
+    """Yield every kernel, and the most registers that it may use."""
     for ctype in CTYPES.values():
         yield _kernel("cross_entropy_reduce", ctype), 64
         for version in VERSIONS:
@@ -56,7 +56,7 @@ def kernels() -> Iterator[tuple[Kernel, int]]:
             yield _kernel(f"cross_entropy_backward_{version}", ctype), 64
 
 
-VERSIONS = {1: _THREADS, 2: _WARPS}  # how many rows a block has
+VERSIONS = {1: _THREADS, 2: _WARPS}  # rows of a block
 
 
 def _launch(direction: str, version: int, logits: Any, given: _CrossEntropy) -> None:

@@ -2,38 +2,36 @@
 
 | version | what it changes, and gains                                                                            |
 |---------|-------------------------------------------------------------------------------------------------------|
-| v1      | one row after the other, in the words of the formula                                                  |
-| v2      | vectors for the largest logit and for the exponentials; each row read once from memory in either      |
-|         | direction, and no row of p or t stored; rows shared among threads in chunks                           |
+| v1      | one row at a time, written like the formula                                                           |
+| v2      | vector instructions for the largest logit and for the exponentials; forward and backward read each    |
+|         | row once from memory and store no row of p or t; threads share chunks of rows                         |
 
-x (R, K), the leading axes flattened into R. The target of a row is keep * t + share where probabilities t (R, K) are
-given, else share, and keep more at its class: share = s / K and keep = 1 - s for label smoothing s. That of an ignored
-row is 0. Kept for backward are peak (R,), the largest logit, and total (R,), the sum of exp(x - peak): then
-p = exp(x - peak) / total, without the rounding that a large log-sum-exp would bring.
+x (R, K); the leading axes are flattened into R. With label smoothing s, share = s / K and keep = 1 - s, the target of a
+row is keep * t + share if probabilities t (R, K) are given, else share plus keep at its class. The target of an ignored
+row is 0. Forward keeps peak (R,), the largest logit, and total (R,), the sum of exp(x - peak). Backward computes
+p = exp(x - peak) / total, which avoids the rounding error of a large log-sum-exp.
 """
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense, rows_of
+from ..cpu.chunks import bounds, chunks_of_rows, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, largest
 from ..cpu.vector_math import exp
 
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
-
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 
 
-# What the versions share --------------------------------------------------------------------------------------------
+# Steps that all versions share --------------------------------------------------------------------------------------
 
 # `how` is (ignored class, label smoothing, number of the reduction)
 
 
 @body
 def _divisor(classes, rows, how):
-    """What the sum of all losses is divided by; at least 1."""
+    """Return what the sum of all losses is divided by; at least 1."""
     if how[2] != 2:
         return 1
     count = rows
@@ -44,7 +42,7 @@ def _divisor(classes, rows, how):
 
 @body
 def _reduce(loss, classes, how, out):
-    """out (1,) = the sum or mean of loss (R,)."""
+    """Set out (1,) to the sum or mean of loss (R,)."""
     total = 0.0
     for i in range(loss.size):
         total += loss[i]
@@ -53,7 +51,7 @@ def _reduce(loss, classes, how, out):
 
 @body
 def _upstream(dloss, i, how, divisor):
-    """The gradient of the loss of row i."""
+    """Return the gradient of the loss of row i."""
     return dloss[i] if how[2] == 0 else dloss[0] / dloss.dtype.type(divisor)
 
 
@@ -62,7 +60,7 @@ def _upstream(dloss, i, how, divisor):
 
 @body
 def _fill_weights(i, classes, target, how, t):
-    """t (K,) = the target distribution of row i."""
+    """Set t (K,) to the target distribution of row i."""
     keep, share = 1 - how[1], how[1] / t.size
     t[:] = 0 if classes.size and classes[i] == how[0] else share
     if not classes.size:
@@ -101,16 +99,11 @@ def _backward_1(dloss, x, classes, target, peak, total, dx, dtarget, how, team):
 
 
 @body
-def _chunk_count(rows):
-    return min(64, max(1, rows // 16))
-
-
-@body
 def _forward_chunk(chunk, chunks, x, classes, target, loss, peak, total, how):
     rows, columns = x.shape
     real = x.dtype.type
     zero, keep, share = real(0), real(1 - how[1]), real(how[1] / columns)
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         row = as_row(x, i)
         m, s, shifted = largest(row), zero, zero
         for k in range(columns):
@@ -118,22 +111,22 @@ def _forward_chunk(chunk, chunks, x, classes, target, loss, peak, total, how):
             s += exp(d)
             shifted += d
         peak[i], total[i] = m, s
-        log_s, mine = np.log(s), zero
+        log_s, row_loss = np.log(s), zero
         if not classes.size:
             given = target[i]
             for k in range(columns):
                 t = keep * given[k] + share
-                mine += t * (log_s - (row[k] - m)) if t != zero else zero  # 0 log 0 = 0
+                row_loss += t * (log_s - (row[k] - m)) if t != zero else zero  # 0 log 0 = 0
         elif classes[i] != how[0]:
-            mine = keep * (log_s - (row[classes[i]] - m))
+            row_loss = keep * (log_s - (row[classes[i]] - m))
             if share > zero:
-                mine += share * (real(columns) * log_s - shifted)
-        loss[i] = mine
+                row_loss += share * (real(columns) * log_s - shifted)
+        loss[i] = row_loss
 
 
 @entry
 def _forward_2(x, classes, target, loss, peak, total, out, how, team):
-    parallel(_forward_chunk, _chunk_count(x.shape[0]), team, (x, classes, target, loss, peak, total, how))
+    parallel(_forward_chunk, chunks_of_rows(x.shape[0]), team, (x, classes, target, loss, peak, total, how))
     if how[2] != 0:
         _reduce(loss, classes, how, out)
 
@@ -143,7 +136,7 @@ def _backward_chunk(chunk, chunks, dloss, x, classes, target, peak, total, dx, d
     rows, columns = x.shape
     real = x.dtype.type
     zero, keep, share = real(0), real(1 - how[1]), real(how[1] / columns)
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         row, out, m = x[i], dx[i], peak[i]
         d = _upstream(dloss, i, how, divisor)
         weight = real(1)
@@ -173,7 +166,7 @@ def _backward_chunk(chunk, chunks, dloss, x, classes, target, peak, total, dx, d
 @entry
 def _backward_2(dloss, x, classes, target, peak, total, dx, dtarget, how, team):
     arguments = (dloss, x, classes, target, peak, total, dx, dtarget, how, _divisor(classes, x.shape[0], how))
-    parallel(_backward_chunk, _chunk_count(x.shape[0]), team, arguments)
+    parallel(_backward_chunk, chunks_of_rows(x.shape[0]), team, arguments)
 
 
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
@@ -183,7 +176,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def forward(logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0, reduction="mean", version):
-    """logits (..., K), target (..., K) or ids (...) -> the loss, peak and total (R,), and a copy of the ids (R,)."""
+    """Map logits (..., K) and target (..., K) or ids (...) to the loss, peak and total (R,), and a copy of ids (R,)."""
     x = rows_of(logits)
     classes = np.array(() if ids is None else ids, np.int64).reshape(-1)
     peak, total, loss = (np.empty(x.shape[0], x.dtype) for _ in range(3))
@@ -199,7 +192,7 @@ def forward(logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0,
         total,
         out,
         how,
-        pool.team(x.size > _SERIAL),
+        team_for(x.size),
     )
     return out.reshape(logits.shape[:-1] if reduction == "none" else ()), peak, total, classes
 
@@ -219,7 +212,7 @@ def backward(
     needs,
     version,
 ):
-    """dloss, of the shape of the loss -> dlogits, dtarget (..., K)."""
+    """Map dloss, in the shape of the loss, to dlogits and dtarget (..., K)."""
     x = rows_of(logits)
     dx = np.empty_like(x)
     dtarget = np.empty_like(x) if needs[1] else x[:0]
@@ -227,5 +220,5 @@ def backward(
     _, run = VERSIONS[version]
     upstream = dense(dloss.reshape(-1))
     given = x[:0] if target is None else rows_of(target)
-    run(upstream, x, classes, given, peak, total, dx, dtarget, how, pool.team(x.size > _SERIAL))
+    run(upstream, x, classes, given, peak, total, dx, dtarget, how, team_for(x.size))
     return dx.reshape(logits.shape), dtarget.reshape(logits.shape) if needs[1] else None

@@ -1,1 +1,4 @@
-"""What the CUDA kernels share: hardware primitives, the compiler, and launching."""
+"""How code for a GPU is made: hardware primitives, the compiler, launching, and what the launchers share.
+
+Order: compiler, device, rows, dropout, simt.
+"""

@@ -1,11 +1,11 @@
-// What several kernels need: runs of 16 bytes, reductions in a fixed order, the random bits of dropout.
+// Functions of several kernels: runs of 16 bytes, reductions in a fixed order, the random bits of dropout.
 #pragma once
 #include "cuda/prims.cuh"
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int WARP = 32;
 
-// A run of V elements, moved in one instruction where it is 16 bytes.
+// V neighbouring elements, moved by one instruction if they are 16 bytes.
 template <typename T, int V> struct alignas(sizeof(T) * V) Run {
   T at[V];
 };
@@ -23,7 +23,7 @@ template <typename T, int V> DEVICE void store(T* target, const float (&values)[
   *reinterpret_cast<Run<T, V>*>(target) = run;
 }
 
-// Every lane gets the sum, or the largest, of the values of all 32 (or of a group of `width` neighbours).
+// Every lane gets the sum, or the largest, of the values of all 32 lanes, or of its group of `width` neighbours.
 DEVICE float warp_sum(float v, int width = WARP) {
 #pragma unroll
   for (int step = WARP / 2; step; step /= 2)
@@ -36,14 +36,14 @@ DEVICE float warp_max(float v, int width = WARP) {
     if (step < width) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, step));
   return v;
 }
-// fmaxf drops NaN; a maximum that must not hide one asks `larger`.
+// fmaxf drops NaN; `larger` keeps it.
 DEVICE float larger(float a, float b) { return a >= b || a != a ? a : b; }
 
-// Every thread of the block gets the sum of the values of all; `scratch` is 32 floats of shared memory.
+// Every thread of the block gets the sum of all their values; `scratch` is 32 floats of shared memory.
 DEVICE float block_sum(float v, float* scratch) {
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   v = warp_sum(v);
-  __syncthreads();  // the sum before this one has been read
+  __syncthreads();  // until the previous sum has been read
   if (lane == 0) scratch[warp] = v;
   __syncthreads();
   return warp_sum(lane < int(blockDim.x) / WARP ? scratch[lane] : 0.f);
@@ -61,12 +61,12 @@ DEVICE float block_max(float v, float* scratch) {
   return v;
 }
 
-// Dropout: `threshold` = p 2^32, `factor` = 1 / (1 - p). The stream lies in device memory, seed first, then offset, so
-// that a captured graph draws anew in each step; `add` is added to that offset.
+// Dropout: `threshold` = p 2^32, `factor` = 1 / (1 - p). `stream` may point to a seed and an offset in device memory,
+// so that a captured graph draws other numbers in each step; `offset` is then added to that offset.
 struct Dropout {
   unsigned long long threshold;
   const unsigned long long* stream;
-  unsigned long long seed, offset;  // used where `stream` is null
+  unsigned long long seed, offset;  // the seed is used if `stream` is null
   float factor;
 };
 
@@ -78,7 +78,7 @@ struct Words {
 DEVICE Words philox(unsigned long long block, unsigned long long offset, unsigned long long seed) {
   unsigned c0 = unsigned(block), c1 = unsigned(block >> 32), c2 = unsigned(offset), c3 = unsigned(offset >> 32);
   unsigned k0 = unsigned(seed), k1 = unsigned(seed >> 32);
-#pragma unroll 1  // short code: this is called for each element of a tile
+#pragma unroll 1  // to keep the code short, because this is inlined for each element of a tile
   for (int i = 0; i < 10; i++) {
     unsigned high0 = __umulhi(c0, 0xD2511F53u), low0 = c0 * 0xD2511F53u;
     unsigned high1 = __umulhi(c2, 0xCD9E8D57u), low1 = c2 * 0xCD9E8D57u;
@@ -88,7 +88,8 @@ DEVICE Words philox(unsigned long long block, unsigned long long offset, unsigne
   return {{c0, c1, c2, c3}};
 }
 
-// The factors of the elements first, first + 1, ...: `factor` where kept, else 0. Neighbours share a counter.
+// The factors of the elements first, first + 1, ...: `factor` if the element is kept, else 0. Four neighbours share a
+// counter.
 template <int V> DEVICE void dropout_factors(float (&factors)[V], unsigned long long first, const Dropout& how) {
   unsigned long long seed = how.stream ? how.stream[0] : how.seed;
   unsigned long long offset = how.stream ? how.stream[1] + how.offset : how.offset;

@@ -1,7 +1,7 @@
-"""CUDA C++ sources to cubins by NVRTC: needs its library, but neither a GPU nor a driver.
+"""Compile CUDA C++ to cubins with NVRTC, which needs neither a GPU nor a driver.
 
-Continuous integration and the running program compile by the same function. Cubins are kept in the user's cache
-folder, under a hash of all that went into them.
+Continuous integration and the running program compile with the same function. Cubins are kept in the user's cache
+folder, under a hash of everything that they depend on.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cpu.compiler import cache_folder
+from ..cache import cache_folder
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)  # compute capabilities, times 10
 KERNELS = Path(__file__).resolve().parents[1]
@@ -37,9 +37,9 @@ class Cubin:
 
     Attributes
     ----------
-    code : the file's bytes.
+    code : the bytes of the file.
     names : the symbol of each expression, like "layer_norm_forward<float, 4>".
-    log : what the compiler said, warnings and resources included.
+    log : the compiler's messages, with warnings and resources.
     """
 
     code: bytes
@@ -49,7 +49,7 @@ class Cubin:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel takes of a multiprocessor."""
+    """The resources of a multiprocessor that one kernel uses."""
 
     symbol: str
     registers: int
@@ -58,12 +58,12 @@ class Resources:
 
 
 def compile_cubin(source: str, expressions: Sequence[str], arch: int) -> Cubin:
-    """Compile some kernels of a file, from the cache where it holds them.
+    """Compile some kernels of a file, or take them from the cache.
 
     Parameters
     ----------
     source : path of the .cu file within kernels/, like "layer_norm/layer_norm.cu".
-    expressions : the kernels wanted, templates with their arguments.
+    expressions : the kernels to compile, templates with their arguments.
     arch : compute capability times 10, like 90.
 
     Raises
@@ -73,15 +73,15 @@ def compile_cubin(source: str, expressions: Sequence[str], arch: int) -> Cubin:
     text = (KERNELS / source).read_bytes()
     headers = b"".join(p.read_bytes() for p in sorted(KERNELS.rglob("*.cuh")))
     version = nvrtc_version()
-    told = json.dumps([source, list(expressions), arch, version, _OPTIONS[:-1]]).encode()
-    digest = hashlib.sha256(told + text + headers).hexdigest()[:32]
+    inputs = json.dumps([source, list(expressions), arch, version, _OPTIONS[:-1]]).encode()
+    digest = hashlib.sha256(inputs + text + headers).hexdigest()[:32]
     folder = cache_folder().parent / "cubins"
     kept = folder / f"{digest}.cubin", folder / f"{digest}.json"
     with contextlib.suppress(OSError, ValueError):
         facts = json.loads(kept[1].read_text("utf-8"))
         return Cubin(kept[0].read_bytes(), facts["names"], facts["log"])
     cubin = _compiled(source, text.decode(), expressions, arch)
-    with contextlib.suppress(OSError):  # no folder that can be written
+    with contextlib.suppress(OSError):  # the folder cannot be written
         folder.mkdir(parents=True, exist_ok=True)
         facts = json.dumps({"names": cubin.names, "log": cubin.log}).encode()
         for path, data in zip(kept, (cubin.code, facts), strict=True):
@@ -92,7 +92,7 @@ def compile_cubin(source: str, expressions: Sequence[str], arch: int) -> Cubin:
 
 
 def resources(log: str) -> Iterator[Resources]:
-    """What a compiler's log says of each kernel."""
+    """Yield the resources of each kernel in a compiler's log."""
     for part in log.split("Compiling entry function ")[1:]:
         symbol = re.match(r"'(\S+)'", part)
         frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
@@ -103,7 +103,7 @@ def resources(log: str) -> Iterator[Resources]:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Major and minor version of the compiler; raises CompilerMissing without one."""
+    """Return the major and minor version of the compiler; raise CompilerMissing if there is none."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     _nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return major.value, minor.value
@@ -115,7 +115,7 @@ def _nvrtc() -> ctypes.CDLL:
         from cuda.pathfinder import load_nvidia_dynamic_lib
 
         path = load_nvidia_dynamic_lib("nvrtc").abs_path
-    except Exception as error:  # the package is missing, or finds no library: its errors have no common class
+    except Exception as error:  # the package is missing or finds no library; its errors have no common class
         raise CompilerMissing(f"NVRTC, NVIDIA's compiler, is not found ({type(error).__name__}: {error})") from error
     try:
         return ctypes.CDLL(path)

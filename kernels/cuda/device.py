@@ -1,7 +1,7 @@
-"""The device an array lives on: its limits, and launching a kernel there.
+"""The GPU that holds an array: its limits, and how a kernel is launched on it.
 
-Launchers describe a launch with plain numbers and `ctypes` values, so that tests can carry it out elsewhere: they put a
-device of their own into `DEVICES`.
+Launchers describe a launch with plain numbers and `ctypes` values, so that tests can emulate it: they put a device of
+their own into `DEVICES`.
 """
 
 import ctypes
@@ -13,8 +13,8 @@ from typing import Any
 
 from .compiler import compile_cubin
 
-CTYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bfloat_t"}  # how CUDA C++ calls a dtype here
-FREE_SHARED = 48 * 1024  # bytes a block may have without asking
+CTYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bfloat_t"}  # names of the dtypes in our CUDA C++
+FREE_SHARED = 48 * 1024  # bytes a block may have without setting an attribute of the kernel
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Device:
     ----------
     number : as in "cuda:1".
     arch : compute capability times 10, like 90.
-    shared : the most bytes of shared memory a block may have.
+    shared : the most bytes of shared memory that a block may have.
     """
 
     number: int
@@ -43,12 +43,12 @@ class Device:
     def launch(
         self, kernel: Kernel, grid: Sequence[int], threads: int, arguments: Sequence[Any], shared: int = 0
     ) -> None:
-        """Put a kernel on the current stream.
+        """Launch a kernel on the current stream.
 
         Parameters
         ----------
-        grid : the number of blocks in up to three directions.
-        threads : of a block.
+        grid : the number of blocks in up to three dimensions.
+        threads : the number of threads of a block.
         arguments : `ctypes` values, in the order of the kernel's parameters.
         shared : bytes of dynamic shared memory.
         """
@@ -59,7 +59,7 @@ class Device:
         self._start(kernel, (x, y, z), threads, arguments, shared)
 
     def check(self, kernel: Kernel, shared: int) -> None:
-        """Raise RuntimeError if the kernel wants more shared memory than there is."""
+        """Raise RuntimeError if the kernel needs more shared memory than a block may have."""
         if shared > self.shared:
             raise RuntimeError(
                 f"{kernel.expression} needs {shared} bytes of shared memory, and device cuda:{self.number} "
@@ -81,7 +81,7 @@ DEVICES: dict[int, Device] = {}
 
 
 def device_of(array: Any) -> Device:
-    """The device that holds a CuPy array."""
+    """Return the device that holds a CuPy array."""
     number = array.device.id
     if number not in DEVICES:
         import cupy
@@ -94,19 +94,19 @@ def device_of(array: Any) -> Device:
 
 @functools.cache
 def _function(kernel: Kernel, number: int, arch: int) -> int:
-    """The driver's handle of a compiled kernel, on one device, which is the current one."""
+    """Compile and load a kernel on the current device, and return the driver's handle of it."""
     from cupy.cuda import driver
 
     cubin = compile_cubin(kernel.source, (kernel.expression,), arch)
-    module = driver.moduleLoadData(cubin.code)  # never unloaded
+    module = driver.moduleLoadData(cubin.code)  # it is never unloaded
     return driver.moduleGetFunction(module, cubin.names[kernel.expression])
 
 
-_allowed: dict[int, int] = {}  # bytes of shared memory, by function
+_allowed: dict[int, int] = {}  # bytes of shared memory that blocks may have, by function
 
 
 def _allow_shared(function: int, size: int) -> None:
-    """Raise what blocks of a function may have to `size`: to no more, since the limit is for all of its memory."""
+    """Let blocks of a function have `size` bytes of shared memory, and no more: the limit counts all their memory."""
     from cupy.cuda import driver
 
     maximal_dynamic_shared_size = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -118,27 +118,27 @@ def _allow_shared(function: int, size: int) -> None:
 
 
 def library_of(array: Any) -> Any:
-    """The module that makes arrays like this one: cupy."""
+    """Return the module that makes arrays like this one, which is cupy except in tests."""
     return sys.modules[type(array).__module__.partition(".")[0]]
 
 
 def address(array: Any) -> int:
-    """Where an array begins; 0 for None."""
+    """Return where an array begins; 0 for None."""
     return 0 if array is None else array.data.ptr
 
 
 def pointer(array: Any) -> ctypes.c_void_p:
-    """An array as an argument of a kernel; a null pointer for None."""
+    """Return an array as an argument of a kernel; None becomes a null pointer."""
     return ctypes.c_void_p(address(array))
 
 
 def dense(array: Any) -> Any:
-    """`array` itself if it is contiguous, else a copy."""
+    """Return `array` itself if it is contiguous, else a copy."""
     return array if array.flags.c_contiguous else library_of(array).ascontiguousarray(array)
 
 
 def is_aligned(*arrays: Any, to: int = 16) -> bool:
-    """Whether every row (along the last axis) of all these arrays begins at a multiple of `to` bytes."""
+    """Whether every row (along the last axis) of all these arrays begins and ends at a multiple of `to` bytes."""
     for array in arrays:
         if address(array) % to or any(s % to for s in array.strides[:-1]) or array.shape[-1] * array.itemsize % to:
             return False

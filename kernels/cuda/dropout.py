@@ -1,4 +1,4 @@
-"""Dropout as a kernel's argument."""
+"""Dropout as an argument of a kernel."""
 
 import ctypes
 from typing import Any
@@ -7,7 +7,7 @@ from .device import address
 
 
 class Dropout(ctypes.Structure):
-    """`Dropout` of common.cuh."""
+    """The struct `Dropout` of common.cuh."""
 
     _fields_ = (
         ("threshold", ctypes.c_ulonglong),
@@ -19,10 +19,10 @@ class Dropout(ctypes.Structure):
 
 
 def dropout_of(p: float, seed: Any, offset: int) -> Dropout:
-    """Dropout with probability `p` from the stream (seed, offset).
+    """Return dropout with probability `p` from the stream (seed, offset).
 
-    `seed` may be a device array (2,) of uint64 that holds a seed and an offset, to which `offset` is added: a captured
-    graph then draws anew each time the array changes.
+    `seed` may be a device array (2,) of uint64 that holds a seed and an offset, to which `offset` is added. A captured
+    graph then draws other numbers each time the array changes.
     """
     factor = 1 / (1 - p) if p < 1 else 0.0
     on_device = not isinstance(seed, int)

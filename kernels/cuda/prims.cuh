@@ -1,6 +1,6 @@
-// What the hardware offers beyond plain CUDA C++: 16-bit floats, tensor cores, asynchronous copies.
+// Hardware primitives beyond plain CUDA C++: 16-bit floats, tensor cores, asynchronous copies.
 //
-// All inline PTX of this project is here, and nothing else includes a CUDA header, so a kernel compiles in a moment.
+// All inline PTX of this project is in this file, and no file includes a CUDA header, so a kernel compiles quickly.
 // Without a CUDA compiler the same functions come from the test-only header cuda_cpu.h, which runs kernels on the CPU.
 #pragma once
 
@@ -10,11 +10,11 @@ struct bfloat_t { unsigned short bits; };  // the upper half of a float
 #ifdef __CUDACC__
 
 #define INFINITY __int_as_float(0x7f800000)
-// All shared memory is dynamic: the launcher holds its size to the device's limit.
+// All shared memory is dynamic, and the launcher checks its size against the limit of the device.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #define DEVICE __device__ __forceinline__
 
-// Conversions, to nearest even --------------------------------------------------------------------------------------
+// Conversions; ties go to even ---------------------------------------------------------------------------------------
 
 DEVICE float to_float(float x) { return x; }
 DEVICE float to_float(bfloat_t x) { return __uint_as_float(unsigned(x.bits) << 16); }
@@ -67,12 +67,12 @@ DEVICE float exp2_fast(float x) {
   return y;
 }
 
-// Tensor cores ------------------------------------------------------------------------------------------------------
+// Tensor cores -------------------------------------------------------------------------------------------------------
 
 // d (16, 8) += a (16, 16) b (16, 8), by a warp. Lane l, with g = l / 4 and t = l % 4, holds
 //   a[0] (g, 2t), a[1] (g + 8, 2t), a[2] (g, 2t + 8), a[3] (g + 8, 2t + 8), each with its neighbour to the right;
 //   b[0] (2t, g), b[1] (2t + 8, g), each with its neighbour below; d[0..1] (g, 2t), (g, 2t + 1), d[2..3] 8 rows lower.
-// (PTX ISA, mma.m16n8k16.) Before sm_80 there is only k8, and no bfloat16.
+// (PTX ISA, mma.m16n8k16.) Before sm_80 the depth is 8, and bfloat16 is missing.
 #if __CUDA_ARCH__ >= 800
 #define MMA_M16N8K16(type)                                                                                             \
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"     \
@@ -93,8 +93,9 @@ DEVICE void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], h
 }
 #endif
 
-// Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8, and gets of each matrix
-// the elements (l / 4, 2 (l % 4)) and its neighbour to the right; transposed, (2 (l % 4), l / 4) and its neighbour below.
+// Loads four 8 x 8 matrices of 16-bit numbers. Lane l passes the address of row l % 8 of matrix l / 8, and receives
+// from each matrix the element (l / 4, 2 (l % 4)) and its neighbour to the right; transposed, the element
+// (2 (l % 4), l / 4) and its neighbour below.
 DEVICE void load_matrices(unsigned (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -108,9 +109,10 @@ DEVICE void load_matrices_transposed(unsigned (&r)[4], const void* row) {
                : "memory");
 }
 
-// Asynchronous copies -----------------------------------------------------------------------------------------------
+// Asynchronous copies ------------------------------------------------------------------------------------------------
 
-// 16 bytes from global to shared memory, both aligned to 16; zeros unless `valid`. Before sm_80 the copy is done at once.
+// Copies 16 bytes from global to shared memory, both aligned to 16; zeros unless `valid`. Before sm_80 the copy is
+// synchronous.
 DEVICE void copy_async(void* shared, const void* global, bool valid) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
@@ -125,7 +127,7 @@ DEVICE void copy_commit() {  // closes a group of copies
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-template <int PENDING> DEVICE void copy_wait() {  // until at most PENDING groups of this thread are under way
+template <int PENDING> DEVICE void copy_wait() {  // until at most PENDING groups of this thread are unfinished
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 #endif

@@ -1,17 +1,17 @@
-"""How the columns of a row are spread over the 32 lanes of a warp: P runs of V neighbours in each, all in registers."""
+"""How a warp holds a row in registers: each of its 32 lanes has P runs of V neighbouring columns."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 LANES = 32
-RUN_BYTES = 16  # what one instruction moves
-PER_LANE = 32  # elements a lane may hold, at most
+RUN_BYTES = 16  # bytes that one instruction moves
+PER_LANE = 32  # the most elements that a lane holds
 RUNS = (1, 2, 3, 4, 6, 8)
 
 
 def spread(columns: int, itemsize: int, aligned: bool) -> tuple[int, int] | None:
-    """V and P for rows of this many columns; None if they do not fit, or are not aligned to 16 bytes."""
+    """Return V and P for rows of this many columns; None if they are too long or not aligned to 16 bytes."""
     v = RUN_BYTES // itemsize
     if not aligned or columns % v:
         return None
@@ -19,15 +19,16 @@ def spread(columns: int, itemsize: int, aligned: bool) -> tuple[int, int] | None
 
 
 def spreads(itemsize: int) -> Iterator[tuple[int, int]]:
-    """All V and P there are."""
+    """Yield every V and P for which kernels are compiled."""
     v = RUN_BYTES // itemsize
     yield from ((v, p) for p in RUNS if p * v <= PER_LANE)
 
 
 def itemsize_of(ctype: str) -> int:
+    """Return the bytes of an element, by its name in CUDA C++."""
     return 4 if ctype == "float" else 2
 
 
 def parts_of(rows: int, at_once: int, most: int = 512) -> int:
-    """How many parts rows are added up in: it depends on their number only, and so do the bits of the sum."""
+    """Return in how many parts rows are summed: it depends on their number only, and so do the bits of the sum."""
     return int(np.clip(-(-rows // (4 * at_once)), 1, most))

@@ -1,7 +1,7 @@
-"""What the kernels in Python share: reductions in shared memory, which the simulator can run, and Philox.
+"""Functions of the kernels in Python: reductions in shared memory, which the simulator can run, and Philox.
 
-In the simulator (NUMBA_ENABLE_CUDASIM=1) two `cuda.shared.array` on one source line would silently be one: none share
-a line.
+In the simulator (NUMBA_ENABLE_CUDASIM=1) two calls of `cuda.shared.array` on one source line silently return the same
+array, so each has a line of its own.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def stream_of(array: Any) -> Any:
-    """CuPy's current stream for a launch; numba's own, 0, where that is the default one, and in the simulator."""
+    """Return CuPy's current stream for a launch; 0 if that is the default stream, and in the simulator."""
     library = library_of(array)
     stream = library.cuda.get_current_stream().ptr if hasattr(library, "cuda") else 0
     return cuda.external_stream(stream) if stream else 0
@@ -25,8 +25,11 @@ def stream_of(array: Any) -> Any:
 
 @cuda.jit(device=True)
 def group_sum(value, scratch, thread, first, size):
-    """The sum over the `size` (a power of two) neighbouring threads from `first` on; all threads of a block call it."""
-    cuda.syncthreads()  # the scratch of the sum before has been read
+    """Return the sum over the `size` neighbouring threads from `first` on. All threads of the block must call it.
+
+    `size` is a power of two.
+    """
+    cuda.syncthreads()  # until the scratch of the previous sum has been read
     scratch[thread] = value
     cuda.syncthreads()
     step = size // 2
@@ -40,7 +43,7 @@ def group_sum(value, scratch, thread, first, size):
 
 @cuda.jit(device=True)
 def group_max(value, scratch, thread, first, size):
-    """The largest likewise; NaN is larger than all."""
+    """Return the largest value over these threads; NaN counts as larger than any number."""
     cuda.syncthreads()
     scratch[thread] = value
     cuda.syncthreads()
@@ -57,7 +60,7 @@ def group_max(value, scratch, thread, first, size):
 
 @cuda.jit(device=True)
 def keep_factor(element, threshold, factor, seed, offset):
-    """The factor of dropout for an element: the same words as kernels/philox.py."""
+    """Return the factor of dropout for an element, from the same words as kernels/cpu/philox.py."""
     counter = np.uint64(element // 4)
     c0 = counter & _LOW
     c1 = counter >> _HIGH

@@ -1,4 +1,4 @@
-// Sums over rows, in a fixed order: parts are written by blocks, then added from the first to the last.
+// Sums over rows in a fixed order: blocks write parts, which are then added from the first to the last.
 #pragma once
 #include "cuda/common.cuh"
 
@@ -11,11 +11,11 @@ template <typename T> __global__ void sum_parts(const float* parts, T* out, int 
   out[c] = from_float<T>(sum);
 }
 
-// The values of the warps of a block added up, for V neighbouring columns of each lane: the first warp gets the sums.
+// Adds the values of all warps of a block, V neighbouring columns in each lane; the first warp gets the sums.
 // `scratch` is 32 V floats for each warp.
 template <int V> DEVICE void add_warps(float (&values)[V], float* scratch) {
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  __syncthreads();  // the sums before these have been read
+  __syncthreads();  // until the previous sums have been read
 #pragma unroll
   for (int i = 0; i < V; i++) scratch[(warp * WARP + lane) * V + i] = values[i];
   __syncthreads();

@@ -1,11 +1,11 @@
-"""Dropout in CUDA C++, forward and backward: y = x m and dx = dy m, with the factors m drawn anew each time.
+"""Dropout in CUDA C++, forward and backward: y = x m and dx = dy m; both draw the factors m from the same stream.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | a thread for an element                                                                                |
-| v2      | a thread for 16 bytes, so that one counter gives the factors of 4 elements                             |
+| v1      | one thread for each element                                                                            |
+| v2      | one thread for each 16 bytes, so that one counter gives the factors of 4 elements                      |
 
-v2 leaves sizes that are no multiple of 16 bytes to v1.
+v2 leaves sizes that are not a multiple of 16 bytes to v1.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _THREADS = 256
 
 
 def kernels() -> Iterator[tuple[Kernel, int]]:
-    """Every kernel there is, and the most registers it may have."""
+    """Yield every kernel, and the most registers that it may use."""
     for ctype in CTYPES.values():
         yield Kernel(_SOURCE, f"dropout_1<{ctype}>"), 64
         yield Kernel(_SOURCE, f"dropout_2<{ctype}, {RUN_BYTES // itemsize_of(ctype)}>"), 64
@@ -47,7 +47,7 @@ VERSIONS = {1: _apply_1, 2: _apply_2}
 
 
 def forward(x, *, p, seed, offset, version):
-    """x of any shape -> y, the elements of x numbered in row-major order."""
+    """Map x of any shape to y; the elements of x are numbered in row-major order."""
     source = dense(x)
     y = library_of(x).empty_like(source)
     if y.size:
@@ -56,5 +56,5 @@ def forward(x, *, p, seed, offset, version):
 
 
 def backward(dy, *, p, seed, offset, needs, version):
-    """dy -> dx, by the same factors."""
+    """Map dy to dx, with the same factors."""
     return forward(dy, p=p, seed=seed, offset=offset, version=version)

@@ -1,7 +1,7 @@
-// y = x m with the factors m of dropout, element by element.
+// y = x m with the factors m of dropout, for each element.
 #include "cuda/common.cuh"
 
-// v1: a thread for an element.
+// v1: one thread for each element.
 template <typename T> __global__ void dropout_1(const T* x, T* y, long long size, Dropout how) {
   long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= size) return;
@@ -10,7 +10,7 @@ template <typename T> __global__ void dropout_1(const T* x, T* y, long long size
   y[i] = from_float<T>(to_float(x[i]) * factor[0]);
 }
 
-// v2: a thread for a run of V elements, a multiple of the 4 that share a counter.
+// v2: one thread for each V neighbouring elements; V is a multiple of the 4 that share a counter.
 template <typename T, int V> __global__ void dropout_2(const T* x, T* y, long long size, Dropout how) {
   long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * V;
   if (i >= size) return;

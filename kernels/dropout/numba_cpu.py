@@ -1,23 +1,22 @@
-"""Dropout, forward and backward: y = x m and dx = dy m, with the factors m drawn anew each time.
+"""Dropout, forward and backward: y = x m and dx = dy m; both draw the factors m from the same stream.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
 | v1      | all factors first, then the product                                                                    |
-| v2      | `TILE` factors at a time, which never leave the cache; tiles shared among threads                      |
+| v2      | `TILE` factors at a time, which never leave the cache; threads share the tiles                         |
 
-The factor of an element depends on its number alone (`philox`), so chunks may be done in any order, by anyone.
+The factor of an element depends on its index alone (`philox`), so any thread may do any chunk, in any order.
 """
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
+from ..cpu.chunks import DRAWS, bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.philox import keep_row
 from ..cpu.threads import parallel
 
-TILE = 2048  # elements, a multiple of the 4 of a counter
-_SERIAL = 10_000  # elements below which waking another thread costs more than it saves
+TILE = 2048  # elements; a multiple of 4, the number of words for each counter
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -38,7 +37,7 @@ def _apply_1(x, y, threshold, factor, seed, offset, team):
 def _apply_chunk(chunk, chunks, x, y, threshold, factor, seed, offset):
     tiles = (x.size + TILE - 1) // TILE
     words = np.empty(TILE + 8, np.uint32)
-    for t in range(tiles * chunk // chunks, tiles * (chunk + 1) // chunks):
+    for t in range(*bounds(tiles, chunk, chunks)):
         source, out = x[t * TILE : t * TILE + TILE], y[t * TILE : t * TILE + TILE]
         keep_row(out, words, t * TILE, threshold, factor, seed, offset)
         for j in range(out.size):
@@ -59,15 +58,15 @@ VERSIONS = {1: _apply_1, 2: _apply_2}
 
 
 def forward(x, *, p, seed, offset, version):
-    """x of any shape -> y, the elements of x numbered in row-major order."""
+    """Map x of any shape to y; the elements of x are numbered in row-major order."""
     source = dense(x)
     y = np.empty_like(source)
     factor = source.dtype.type(1 / (1 - p) if p < 1 else 0)
     run = VERSIONS[version]
-    run(source.reshape(-1), y.reshape(-1), round(p * 2**32), factor, seed, offset, pool.team(y.size > _SERIAL))
+    run(source.reshape(-1), y.reshape(-1), round(p * 2**32), factor, seed, offset, team_for(y.size, DRAWS))
     return (y,)
 
 
 def backward(dy, *, p, seed, offset, needs, version):
-    """dy -> dx, by the same factors."""
+    """Map dy to dx, with the same factors."""
     return forward(dy, p=p, seed=seed, offset=offset, version=version)

@@ -1,1 +1,1 @@
-"""Rows of a table, picked by number."""
+"""Rows of a table, selected by their ids."""

@@ -1,26 +1,25 @@
-"""Rows of a table, picked by their numbers, and the sums of what comes back to each row.
+"""Rows of a table, selected by their ids, and for the gradient the sum of all that comes back to each row.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one element after the other                                                                            |
-| v2      | rows in runs; picked ones shared among threads, and on the way back the columns of all, so that no two |
-|         | threads add to the same element, and each is added up in the order of the numbers                      |
+| v1      | one element at a time                                                                                  |
+| v2      | whole rows; threads share the selected rows forward, and the columns backward, so that no two threads  |
+|         | add to the same element, and each element is summed in the order of the ids                            |
 
-weight (V, C), ids (R,), y (R, C); all axes of a row are flattened to C.
+weight (V, C), ids (R,), y (R, C); all axes of a row are flattened into C.
 """
 
 import math
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
 from ..cpu.bfloat16 import bits, float_like, real, settle, widened
+from ..cpu.chunks import bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
-COLUMNS = 64  # at least, of a chunk on the way back
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
+COLUMNS = 64  # columns of a chunk, backward, at least
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -48,8 +47,8 @@ def _backward_1(dy, ids, dweight, team):
 
 @body
 def _forward_chunk_2(chunk, chunks, weight, ids, y):
-    """Some of the rows that are picked."""
-    for r in range(ids.size * chunk // chunks, ids.size * (chunk + 1) // chunks):
+    """Copy some of the selected rows."""
+    for r in range(*bounds(ids.size, chunk, chunks)):
         row, out = weight[ids[r]], y[r]
         for j in range(out.size):
             out[j] = row[j]
@@ -62,8 +61,8 @@ def _forward_2(weight, ids, y, team):
 
 @body
 def _backward_chunk_2(chunk, chunks, dy, ids, sums):
-    """Some of the columns."""
-    start, stop = dy.shape[1] * chunk // chunks, dy.shape[1] * (chunk + 1) // chunks
+    """Sum some of the columns."""
+    start, stop = bounds(dy.shape[1], chunk, chunks)
     sums[:, start:stop] = real(0, dy)
     for r in range(ids.size):
         row, out = dy[r, start:stop], sums[ids[r], start:stop]
@@ -85,23 +84,23 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def _matrix(x, rows, columns):
-    """x as a dense matrix, as compiled code takes it."""
+    """Return x as a dense matrix in the form compiled code takes."""
     return bits(dense(x)).reshape(rows, columns)
 
 
 def forward(weight, *, ids, version):
-    """weight (V, ...), ids (any shape), each in [0, V) -> y (*ids.shape, ...), and the shape of weight."""
+    """Map weight (V, ...) and ids in [0, V), of any shape, to y (*ids.shape, ...) and the shape of weight."""
     y, columns = np.empty((*ids.shape, *weight.shape[1:]), weight.dtype), math.prod(weight.shape[1:])
     arrays = _matrix(weight, weight.shape[0], columns), _numbers(ids), _matrix(y, ids.size, columns)
-    VERSIONS[version][0](*arrays, pool.team(y.size > _SERIAL))
+    VERSIONS[version][0](*arrays, team_for(y.size))
     return y, weight.shape
 
 
 def backward(dy, shape, *, ids, needs, version):
-    """dy (*ids.shape, ...) -> dweight (V, ...)."""
+    """Map dy (*ids.shape, ...) to dweight (V, ...)."""
     dweight, columns = np.empty(shape, dy.dtype), math.prod(shape[1:])
     arrays = _matrix(dy, ids.size, columns), _numbers(ids), _matrix(dweight, shape[0], columns)
-    VERSIONS[version][1](*arrays, pool.team(dy.size > _SERIAL))
+    VERSIONS[version][1](*arrays, team_for(dy.size))
     return (dweight,)
 
 

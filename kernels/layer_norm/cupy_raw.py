@@ -1,14 +1,15 @@
-"""Layer norm of rows in CUDA C++, alone or of a residual sum, forward and backward.
+"""Layer norm of rows, or of the sum of two, in CUDA C++, forward and backward.
 
 | version | what it changes, and gains                                                                                |
 |---------|-----------------------------------------------------------------------------------------------------------|
-| v1      | a block for a row, in the words of the formula, which reads it three times; the gradients of weight and   |
-|         | bias in their own pass, a thread for a column                                                             |
-| v2      | a warp for a row, read once, 16 bytes at a time, into registers: no barrier; the gradients of weight and  |
-|         | bias in the same pass, each warp with its own part                                                        |
+| v1      | one block for each row, written like the formula, which reads it three times; the gradients of weight and |
+|         | bias in a pass of their own, one thread for each column                                                   |
+| v2      | one warp for each row, which it reads once, 16 bytes at a time, into registers, so there are no barriers; |
+|         | the gradients of weight and bias in the same pass, each warp with its own part                            |
 
-x (R, C), weight and bias (C,), mean and rstd (R,) in float32, all leading axes in R. v2 serves rows of up to 1024
-columns that are aligned to 16 bytes, and leaves others to v1. Parts are added in an order that depends on R only.
+x (R, C), weight and bias (C,), mean and rstd (R,) in float32; the leading axes are flattened into R. v2 serves rows of
+up to 1024 columns that are aligned to 16 bytes, and leaves others to v1. Parts are added in an order that depends on R
+only.
 """
 
 import ctypes
@@ -42,7 +43,7 @@ def _kernel(name: str, *arguments: Any) -> Kernel:
 
 
 def kernels() -> Iterator[tuple[Kernel, int]]:
-    """Every kernel there is, and the most registers it may have."""
+    """Yield every kernel, and the most registers that it may use."""
     for ctype in CTYPES.values():
         for name in ("layer_norm_forward_1", "layer_norm_dx_1", "layer_norm_dweight_1", "sum_parts"):
             yield _kernel(name, ctype), 64
@@ -75,7 +76,7 @@ def backward_2(device, ctype, given, layout):
     parts, columns = parts_of(given.rows, _WARPS), given.columns
     shared = 4 * _THREADS * layout[0]
     device.launch(_kernel("layer_norm_backward_2", ctype, *layout), (parts,), _THREADS, [given], shared)
-    # dweight and dbias lie one after the other, as in each part.
+    # dweight and dbias are contiguous, as in each part.
     arguments = [ctypes.c_void_p(given.parts), ctypes.c_void_p(given.dweight), ctypes.c_int(parts)]
     grid = (-(-2 * columns // _THREADS),)
     device.launch(_kernel("sum_parts", ctype), grid, _THREADS, [*arguments, ctypes.c_int(2 * columns)])
@@ -92,7 +93,7 @@ def _rows(array: Any) -> Any:
 
 
 def normalize(x: Any, residual: Any, weight: Any, bias: Any, eps: float, version: int) -> tuple[Any, ...]:
-    """x (..., C), residual (..., C) or None -> their sum (x itself without a residual), y, mean and rstd (...)."""
+    """Return x + residual (..., C), or x if residual is None, its layer norm y (..., C), mean and rstd (...)."""
     xp, rows, weight, bias = library_of(x), _rows(x), dense(weight), dense(bias)
     other = None if residual is None else _rows(residual)
     total = rows if other is None else xp.empty_like(rows)
@@ -114,7 +115,7 @@ def normalize(x: Any, residual: Any, weight: Any, bias: Any, eps: float, version
 def normalize_backward(
     dy: Any, dtotal: Any, x: Any, weight: Any, mean: Any, rstd: Any, version: int
 ) -> tuple[Any, ...]:
-    """dy (..., C), dtotal (..., C) or None -> dx (..., C), dweight, dbias (C,)."""
+    """Map dy (..., C) and dtotal (..., C), or None, to dx (..., C), dweight and dbias (C,)."""
     xp, rows, upstream, weight = library_of(x), _rows(x), _rows(dy), dense(weight)
     before = None if dtotal is None else _rows(dtotal)
     dx, both = xp.empty_like(rows), xp.empty((2, rows.shape[1]), rows.dtype)

@@ -1,22 +1,22 @@
-// Layer norm of rows, alone or of a residual sum.
+// Layer norm of rows, or of the sum of two.
 #include "cuda/sums.cuh"
 
 template <typename T> struct Forward {
   const T *x, *residual, *weight, *bias;  // (R, C), (R, C) or null, (C,), (C,)
-  T *total, *y;                           // x + residual, written if there is one; (R, C)
+  T *total, *y;                           // (R, C); total = x + residual is written if there is a residual
   float *mean, *rstd;                     // (R,)
   int rows, columns;
   float eps;
 };
 template <typename T> struct Backward {
-  const T *dy, *dtotal, *x, *weight;  // dtotal (R, C) or null: the gradient that the sum has besides
+  const T *dy, *dtotal, *x, *weight;  // dtotal (R, C) or null: the gradient that reaches the sum on another way
   const float *mean, *rstd;
   T *dx, *dweight, *dbias;
   float* parts;  // (G, 2, C)
   int rows, columns;
 };
 
-// v1: a block for a row, which it reads three times. -----------------------------------------------------------------
+// v1: one block for each row, which it reads three times. ------------------------------------------------------------
 
 template <typename T> __global__ void layer_norm_forward_1(Forward<T> a) {
   DYNAMIC_SHARED(memory);
@@ -26,7 +26,7 @@ template <typename T> __global__ void layer_norm_forward_1(Forward<T> a) {
   if (a.residual) {
     for (int c = threadIdx.x; c < a.columns; c += blockDim.x)
       a.total[start + c] = from_float<T>(to_float(x[c]) + to_float(a.residual[start + c]));
-    x = a.total + start;  // each thread reads what it wrote
+    x = a.total + start;  // each thread reads the elements that it wrote
   }
   float sum = 0, squares = 0;
   for (int c = threadIdx.x; c < a.columns; c += blockDim.x) sum += to_float(x[c]);
@@ -60,7 +60,7 @@ template <typename T> __global__ void layer_norm_dx_1(Backward<T> a) {
   }
 }
 
-// A thread for a column.
+// One thread for each column.
 template <typename T> __global__ void layer_norm_dweight_1(Backward<T> a) {
   int c = blockIdx.x * blockDim.x + threadIdx.x;
   if (c >= a.columns) return;
@@ -75,7 +75,7 @@ template <typename T> __global__ void layer_norm_dweight_1(Backward<T> a) {
   a.dbias[c] = from_float<T>(dbias);
 }
 
-// v2: a warp for a row, which lies in registers: P runs of V neighbouring columns in each lane. ----------------------
+// v2: one warp for each row, which is in registers: P runs of V neighbouring columns in each lane. -------------------
 
 template <typename T, int V, int P> __global__ void __launch_bounds__(128, 2) layer_norm_forward_2(Forward<T> a) {
   int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -93,7 +93,7 @@ template <typename T, int V, int P> __global__ void __launch_bounds__(128, 2) la
       float other[V];
       load(other, a.residual + start + c);
 #pragma unroll
-      for (int i = 0; i < V; i++) x[p][i] = to_float(from_float<T>(x[p][i] + other[i]));  // as it is stored
+      for (int i = 0; i < V; i++) x[p][i] = to_float(from_float<T>(x[p][i] + other[i]));  // rounded as in memory
       store(a.total + start + c, x[p]);
     }
 #pragma unroll
@@ -121,8 +121,8 @@ template <typename T, int V, int P> __global__ void __launch_bounds__(128, 2) la
   if (lane == 0) a.mean[row] = mean, a.rstd[row] = rstd;
 }
 
-// Each warp goes through some of the rows and keeps its part of dweight and dbias in registers; parts[g] are the sums
-// of block g.
+// Each warp takes some of the rows and keeps its part of dweight and dbias in registers; parts[g] are the sums of
+// block g.
 template <typename T, int V, int P> __global__ void __launch_bounds__(128, 2) layer_norm_backward_2(Backward<T> a) {
   DYNAMIC_SHARED(memory);
   int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;

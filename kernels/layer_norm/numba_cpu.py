@@ -1,28 +1,25 @@
-"""Layer norm of rows, alone or of a residual sum, forward and backward.
+"""Layer norm of rows, or of the sum of two, forward and backward.
 
 | version | what it changes, and gains                                                                                |
 |---------|-----------------------------------------------------------------------------------------------------------|
-| v1      | one row after the other, in the words of the formula; the gradients of weight and bias in their own pass  |
-| v2      | each row read once from memory, all its passes in the first-level cache; rows shared among threads in     |
-|         | chunks, each with its own part of the gradients of weight and bias                                        |
+| v1      | one row at a time, written like the formula; the gradients of weight and bias in a pass of their own      |
+| v2      | each row is read once from memory, and all passes over it stay in the first-level cache; threads share    |
+|         | chunks of rows, each with its own part of the gradients of weight and bias                                |
 
-y = (x - mean) rstd weight + bias, with x (R, C), weight and bias (C,), mean and rstd (R,), all leading axes in R.
-All is float32 or float64; only y, for the matrix product that takes it, and the branch of a residual sum, for the
-product that it comes from, may be bfloat16, and with them their gradients.
-The number of chunks depends on R only, and their parts are summed in order: equal bits with any number of threads.
+y = (x - mean) rstd weight + bias, with x (R, C), weight and bias (C,), mean and rstd (R,); the leading axes are
+flattened into R. All arrays are float32 or float64, except that y, which a matrix product takes, and the branch of a
+residual sum, which a matrix product returns, may be bfloat16, and so may their gradients. The number of chunks depends
+on R only, and their parts are summed in order, so the bits are the same with any number of threads.
 """
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense, rows_of
 from ..cpu.bfloat16 import bits, rounded, widened
+from ..cpu.chunks import bounds, chunks_of_rows, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from .operations import operations
-
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
-
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
@@ -63,13 +60,8 @@ def _backward_1(dy, dsum, x, weight, mean, rstd, dx, dbranch, dweight, dbias, ad
 
 
 @body
-def _chunk_count(rows):
-    return min(64, max(1, rows // 16))
-
-
-@body
 def normalize_row(row, weight, bias, out, eps):
-    """out = the layer norm of a row; its mean and rstd."""
+    """Set out to the layer norm of a row, and return the row's mean and rstd."""
     real = row.dtype.type
     m, q, share = real(0), real(0), real(1) / real(row.size)
     for j in range(row.size):
@@ -86,7 +78,7 @@ def normalize_row(row, weight, bias, out, eps):
 
 @body
 def add_rows(left, right, total):
-    """The residual sum of two rows; the second may be bfloat16."""
+    """Set total to the sum of two rows, of which the second may be bfloat16."""
     for j in range(total.size):
         total[j] = left[j] + widened(right[j])
 
@@ -94,7 +86,7 @@ def add_rows(left, right, total):
 @body
 def _forward_chunk(chunk, chunks, x, residual, weight, bias, total, y, mean, rstd, eps, add):
     rows = x.shape[0]
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         if add:
             add_rows(x[i], residual[i], total[i])
         mean[i], rstd[i] = normalize_row(total[i], weight, bias, y[i], eps)
@@ -104,7 +96,7 @@ def _forward_chunk(chunk, chunks, x, residual, weight, bias, total, y, mean, rst
 def _forward_2(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
     parallel(
         _forward_chunk,
-        _chunk_count(x.shape[0]),
+        chunks_of_rows(x.shape[0]),
         team,
         (x, residual, weight, bias, total, y, mean, rstd, eps, add),
     )
@@ -119,7 +111,7 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, dbranch,
     dweight[:] = zero
     dbias[:] = zero
     xhat, g = np.empty_like(weight), np.empty_like(weight)
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         upstream, row, out = dy[i], x[i], dx[i]
         m, r = mean[i], rstd[i]
         for j in range(columns):
@@ -151,7 +143,7 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, dbranch,
 
 @entry
 def _backward_2(dy, dsum, x, weight, mean, rstd, dx, dbranch, dweight, dbias, add, team):
-    chunks = _chunk_count(x.shape[0])
+    chunks = chunks_of_rows(x.shape[0])
     parts = np.empty((chunks, 2, x.shape[1]), x.dtype)
     parallel(_backward_chunk, chunks, team, (dy, dsum, x, weight, mean, rstd, dx, dbranch, parts, add))
     for out, k in ((dweight, 0), (dbias, 1)):
@@ -170,7 +162,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def normalize(x, residual, weight, bias, eps, version, y_dtype=None):
-    """x (..., C), residual (..., C) or None -> their sum (x itself without a residual), y, mean and rstd (...).
+    """Return x + residual (..., C), or x if residual is None, its layer norm y (..., C), mean and rstd (...).
 
     y is in the dtype of x, or in `y_dtype`.
     """
@@ -183,7 +175,7 @@ def normalize(x, residual, weight, bias, eps, version, y_dtype=None):
     forward, _ = VERSIONS[version]
     forward(
         rows,
-        bits(rows_of(residual) if add else y[:0]),  # of the dtype that it would have, so that one compiled form serves
+        bits(rows_of(residual) if add else y[:0]),  # in the dtype it usually has, so that one compiled form serves both
         weight,
         bias,
         total,
@@ -192,22 +184,25 @@ def normalize(x, residual, weight, bias, eps, version, y_dtype=None):
         rstd,
         eps,
         add,
-        pool.team(rows.size > _SERIAL),
+        team_for(rows.size),
     )
     shape = x.shape
     return total.reshape(shape) if add else x, y.reshape(shape), mean.reshape(shape[:-1]), rstd.reshape(shape[:-1])
 
 
 def normalize_backward(dy, dsum, x, weight, mean, rstd, version, branch_dtype=None):
-    """dy (..., C), dsum (..., C) or None -> dx (..., C), dweight, dbias (C,); and dx in `branch_dtype`, if given."""
+    """Map dy (..., C) and dsum (..., C), or None, to dx (..., C), dweight and dbias (C,), and dx in `branch_dtype`.
+
+    The last is left out if `branch_dtype` is None.
+    """
     rows, upstream, weight = rows_of(x), rows_of(dy), dense(weight)
     add, narrows = dsum is not None, branch_dtype not in (None, rows.dtype)
     dx, dweight, dbias = np.empty_like(rows), np.empty_like(weight), np.empty_like(weight)
     dbranch = np.empty((rows.shape[0], rows.shape[1] if narrows else 0), branch_dtype or upstream.dtype)
     before = rows_of(dsum) if add else rows
     statistics = dense(mean.reshape(-1)), dense(rstd.reshape(-1))
-    given = (bits(upstream), before, rows, weight, *statistics, dx, bits(dbranch), dweight, dbias)
-    VERSIONS[version][1](*given, add, pool.team(rows.size > _SERIAL))
+    arrays = (bits(upstream), before, rows, weight, *statistics, dx, bits(dbranch), dweight, dbias)
+    VERSIONS[version][1](*arrays, add, team_for(rows.size))
     dx = dx.reshape(x.shape)
     branch = () if branch_dtype is None else (dbranch.reshape(x.shape) if narrows else dx,)
     return dx, dweight, dbias, *branch
@@ -217,12 +212,12 @@ forward, backward, *_ = operations(normalize, normalize_backward)
 
 
 def add_forward(x, residual, weight, bias, *, eps=1e-5, version, **rest):
-    """x and residual (..., C) -> sum, y (..., C), mean and rstd (...), and the dtype of the residual."""
+    """Map x and residual (..., C) to sum and y (..., C), mean and rstd (...), and the dtype of residual."""
     return *normalize(x, residual, weight, bias, eps, version, **rest), residual.dtype
 
 
 def add_backward(dsum, dy, sum, weight, mean, rstd, branch_dtype, *, eps=1e-5, needs, version, **rest):
-    """dsum and dy (..., C), one of them perhaps None -> dx, dresidual (..., C), dweight, dbias (C,)."""
+    """Map dsum and dy (..., C), one of them perhaps None, to dx and dresidual (..., C), dweight and dbias (C,)."""
     if dy is None:
         return dsum, dsum.astype(branch_dtype, copy=False), np.zeros_like(weight), np.zeros_like(weight)
     dx, dweight, dbias, dbranch = normalize_backward(dy, dsum, sum, weight, mean, rstd, version, branch_dtype)

@@ -1,14 +1,15 @@
-"""Layer norm of rows in Python for NVIDIA GPUs, alone or of a residual sum, forward and backward.
+"""Layer norm of rows, or of the sum of two, in Python for NVIDIA GPUs, forward and backward.
 
 | version | what it changes, and gains                                                                                |
 |---------|-----------------------------------------------------------------------------------------------------------|
-| v1      | a block for a row, in the words of the formula; the gradients of weight and bias in their own pass, a     |
-|         | thread for a column                                                                                       |
-| v2      | 4 rows in a block, 32 threads for each, its elements kept in registers; the gradients of weight and bias  |
-|         | in the same pass, each group of threads with its own part                                                 |
+| v1      | one block for each row, written like the formula; the gradients of weight and bias in a pass of their     |
+|         | own, one thread for each column                                                                           |
+| v2      | 4 rows in a block, 32 threads for each, which keep its elements in registers; the gradients of weight and |
+|         | bias in the same pass, each group of threads with its own part                                            |
 
-The twin of layer_norm.cu in numba.cuda: the same tiling, with sums in shared memory where that uses shuffles, so that
-the simulator runs it too. v2 serves rows of up to 1024 columns. x (R, C), weight and bias (C,), mean and rstd (R,).
+This is layer_norm.cu in numba.cuda, with the same tiling. Sums go through shared memory and not through shuffles, so
+that the simulator runs it too. v2 serves rows of up to 1024 columns. x (R, C), weight and bias (C,), mean and rstd
+(R,).
 """
 
 import math
@@ -23,7 +24,7 @@ from ..cuda.rows import parts_of
 from ..cuda.simt import group_sum, stream_of
 from .operations import operations
 
-_GROUPS, _LANES = 4, 32  # rows in a block, threads of each
+_GROUPS, _LANES = 4, 32  # rows in a block, and threads of each row
 _THREADS = _GROUPS * _LANES
 
 
@@ -93,7 +94,7 @@ def _dweight_1(dy, x, mean, rstd, parts):
 
 @cache
 def _in_registers(count):
-    """The kernels for rows of up to 32 `count` columns."""
+    """Return the kernels for rows of up to 32 `count` columns."""
 
     @cuda.jit
     def forward(x, residual, weight, bias, total, y, mean, rstd, eps, add):
@@ -222,7 +223,7 @@ def _rows(array: Any) -> Any:
 
 
 def normalize(x: Any, residual: Any, weight: Any, bias: Any, eps: float, version: int) -> tuple[Any, ...]:
-    """x (..., C), residual (..., C) or None -> their sum (x itself without a residual), y, mean and rstd (...)."""
+    """Return x + residual (..., C), or x if residual is None, its layer norm y (..., C), mean and rstd (...)."""
     xp, rows, add = library_of(x), _rows(x), residual is not None
     total = xp.empty_like(rows) if add else rows
     y, (mean, rstd) = xp.empty_like(rows), xp.empty((2, rows.shape[0]), "float32")
@@ -237,7 +238,7 @@ def normalize(x: Any, residual: Any, weight: Any, bias: Any, eps: float, version
 def normalize_backward(
     dy: Any, dtotal: Any, x: Any, weight: Any, mean: Any, rstd: Any, version: int
 ) -> tuple[Any, ...]:
-    """dy (..., C), dtotal (..., C) or None -> dx (..., C), dweight, dbias (C,)."""
+    """Map dy (..., C) and dtotal (..., C), or None, to dx (..., C), dweight and dbias (C,)."""
     xp, rows, upstream, add = library_of(x), _rows(x), _rows(dy), dtotal is not None
     dx = xp.empty_like(rows)
     parts = xp.zeros((_GROUPS * parts_of(rows.shape[0], _GROUPS), 2, rows.shape[1]), "float32")

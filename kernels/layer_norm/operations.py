@@ -1,4 +1,4 @@
-"""The operations layer_norm and add_layer_norm from the two functions that each technology has for them."""
+"""layer_norm and add_layer_norm as the registry calls them, made from the two functions that each technology has."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,30 +9,30 @@ Function = Callable[..., Any]
 
 
 def operations(normalize: Function, normalize_backward: Function) -> tuple[Function, Function, Function, Function]:
-    """forward and backward of layer_norm, then of add_layer_norm, as the registry calls them.
+    """Return forward and backward of layer_norm, then those of add_layer_norm.
 
     Parameters
     ----------
     normalize : (x, residual, weight, bias, eps, version, **rest) -> sum, y, mean, rstd
-        residual (..., C) may be None: the sum is x itself then.
+        residual (..., C) may be None; then the sum is x itself.
     normalize_backward : (dy, dsum, x, weight, mean, rstd, version) -> dx, dweight, dbias
         dsum (..., C), the gradient that dx is added to, may be None.
     """
 
     def forward(x, weight, bias, *, eps=1e-5, version, **rest):
-        """(y, mean, rstd)."""
+        """Return y, mean, rstd."""
         return normalize(x, None, weight, bias, eps, version, **rest)[1:]
 
     def backward(dy, x, weight, mean, rstd, *, eps=1e-5, needs, version, **rest):
-        """(dx, dweight, dbias)."""
+        """Return dx, dweight, dbias."""
         return normalize_backward(dy, None, x, weight, mean, rstd, version)
 
     def add_forward(x, residual, weight, bias, *, eps=1e-5, version, **rest):
-        """(sum, y, mean, rstd)."""
+        """Return sum, y, mean, rstd."""
         return normalize(x, residual, weight, bias, eps, version, **rest)
 
     def add_backward(dsum, dy, sum, weight, mean, rstd, *, eps=1e-5, needs, version, **rest):
-        """(dx, dresidual, dweight, dbias); dsum or dy is None where nobody used that output."""
+        """Return dx, dresidual, dweight, dbias; dsum or dy is None if that output was not used."""
         if dy is None:
             return dsum, dsum, np.zeros_like(weight), np.zeros_like(weight)
         dx, dweight, dbias = normalize_backward(dy, dsum, sum, weight, mean, rstd, version)

@@ -1,1 +1,4 @@
-"""The affine map of a layer, and the matrix products that it is made of."""
+"""The affine map of a layer, and the matrix products in it.
+
+Order: microkernel, operands, numba_cpu, cublaslt.
+"""

@@ -1,15 +1,15 @@
-"""Matrix products on NVIDIA GPUs by cuBLASLt, and with them the linear map, alone or before a GELU.
+"""Matrix products on NVIDIA GPUs by cuBLASLt, and with them the linear map.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one product for the output with the bias in its epilogue, one for dx, one for dW with db in its own;   |
-|         | bias and GELU together by the kernel of `bias_gelu`, since cuBLASLt has no exact one                   |
+| v1      | one product for the output, with the bias in its epilogue, one for dx, and one for dW, with db in its  |
+|         | epilogue                                                                                               |
 
-CuPy's own products cannot be captured in a CUDA graph, copy strided operands and know no bfloat16. This layer has its
-own handle and workspace for each device, takes transposes as flags and batches by their stride, adds up in float32 (in
-float64 for that), and launches on the current stream.
+CuPy's own products cannot be captured in a CUDA graph, copy strided operands and do not support bfloat16. This layer
+has its own handle and workspace for each device, takes transposes as flags and batches by their stride, sums in float32
+(float64 for float64), and launches on the current stream.
 
-cuBLASLt thinks in columns. A row-major matrix (R, C) is to it a (C, R) one, so it is asked for D^T = B^T A^T.
+cuBLASLt is column-major: it sees a row-major matrix (R, C) as a (C, R) one, so it is asked for D^T = B^T A^T.
 """
 
 import ctypes
@@ -21,15 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from ..bias_gelu.cupy_raw import backward as gelu_slope
-from ..bias_gelu.cupy_raw import forward as gelu
 from ..cuda.device import address, dense, device_of, library_of
 
 _WORKSPACE = 32 << 20  # bytes; cuBLAS's own choice for Hopper
 # cudaDataType, then cublasComputeType and the cudaDataType of alpha and beta
 _TYPES = {"float32": (0, 68, 0), "float16": (2, 68, 0), "bfloat16": (14, 68, 0), "float64": (1, 70, 1)}
 _TF32 = 77  # the compute type of float32 operands that are rounded to 10 bits
-EPILOGUES = {  # by name: cublasLtEpilogue_t
+EPILOGUES = {  # cublasLtEpilogue_t by name
     "none": 1,
     "bias": 4,
     "gelu": 32,
@@ -48,19 +46,19 @@ class Unavailable(RuntimeError):
 
 @functools.cache
 def library() -> Any:
-    """The bindings of a library that loads; raises Unavailable with the reason."""
+    """Return the bindings of cuBLASLt; raise Unavailable, with the reason, if they do not load."""
     try:
         from nvmath.bindings import cublasLt
 
-        cublasLt.get_version()  # only this loads the library itself
-    except Exception as error:  # its import loads libraries, which fails in many ways
+        cublasLt.get_version()  # the import alone does not load the library
+    except Exception as error:  # loading libraries fails in many ways
         raise Unavailable(f"cuBLASLt, or nvmath-python, which binds it, does not load ({error})") from error
     return cublasLt
 
 
 @functools.cache
 def is_available() -> bool:
-    """Whether it loads; asked once."""
+    """Whether cuBLASLt loads; tried only once."""
     try:
         library()
     except Unavailable:
@@ -73,7 +71,7 @@ def is_available() -> bool:
 
 @dataclass(frozen=True)
 class Operand:
-    """How a stack of matrices lies in memory: row-major with `ld` elements between rows, or transposed."""
+    """The layout of a stack of matrices in memory: row-major with `ld` elements between rows, or transposed."""
 
     transposed: bool
     ld: int
@@ -82,7 +80,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Product:
-    """One kind of product, d (batch, m, n) = a (batch, m, k) b (batch, k, n); descriptors are made once for each."""
+    """A kind of product, d (batch, m, n) = a (batch, m, k) b (batch, k, n), for which descriptors are made once."""
 
     m: int
     n: int
@@ -99,7 +97,7 @@ class Product:
 
 
 def operand_of(array: Any) -> Operand | None:
-    """How the matrices of an array lie; None if cuBLASLt could not read them so."""
+    """Return the layout of an array's matrices; None if cuBLASLt cannot read it."""
     size, (rows, columns) = array.itemsize, array.shape[-2:]
     down, right = array.strides[-2] // size, array.strides[-1] // size
     stride = _one_stride(array)
@@ -113,7 +111,7 @@ def operand_of(array: Any) -> Operand | None:
 
 
 def _one_stride(array: Any) -> int | None:
-    """The step between the matrices of a stack, if there is one for all leading axes; in elements."""
+    """Return the step between the matrices of a stack, in elements; None if the leading axes have no common one."""
     axes = [(n, s // array.itemsize) for n, s in zip(array.shape[:-2], array.strides[:-2], strict=True) if n > 1]
     for (_, outer), (n, inner) in itertools.pairwise(axes):
         if outer != n * inner:
@@ -122,7 +120,7 @@ def _one_stride(array: Any) -> int | None:
 
 
 class _Descriptors:
-    """What cuBLASLt keeps of one kind of product, and the algorithm it chose."""
+    """cuBLASLt's descriptors for one kind of product, and the algorithm that it chose."""
 
     def __init__(self, handle: int, p: Product) -> None:
         lt = self._lt = library()
@@ -174,7 +172,7 @@ class _Descriptors:
         results = (1, found.ctypes.data, count.ctypes.data)
         try:
             lt.matmul_algo_get_heuristic(handle, self.matmul, *layouts, preference, *results)
-        except lt.cuBLASLtError:  # of the status "not supported"
+        except lt.cuBLASLtError:  # its status is "not supported"
             count[0] = 0
         lt.matmul_preference_destroy(preference)
         return found if count[0] else None
@@ -196,9 +194,9 @@ def _descriptors(device: int, product: Product) -> _Descriptors:
 
 
 def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None, aux: Any = None) -> None:
-    """Launch a product: bias is what the epilogue adds, or where it puts the bias's gradient; aux its other operand.
+    """Launch a product. The epilogue adds `bias`, or writes the bias's gradient to it; `aux` is its other operand.
 
-    A bias that cuBLASLt has no algorithm for, as for some sizes and alignments, is added, or summed up, apart.
+    For some sizes and alignments cuBLASLt has no algorithm with a bias. Then it is added, or summed, separately.
     """
     xp, device = library_of(d), device_of(d)
     made = _descriptors(device.number, product)
@@ -225,13 +223,13 @@ def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None, aux: Any = N
 # Products ------------------------------------------------------------------------------------------------------------
 
 
-tf32_allowed = False  # whether products in float32 may round what they multiply
+tf32_allowed = False  # whether products in float32 may round their operands to TF32
 
 
 def product_of(
     a: Any, b: Any, d: Any, epilogue: str = "none", tf32: bool | None = None, aux: Any = None
 ) -> Product | None:
-    """The kind of d = a b; None if an operand lies so that it would have to be copied."""
+    """Return the kind of the product d = a b; None if an operand has a layout that needs a copy."""
     if not a.dtype == b.dtype == d.dtype:
         raise TypeError(f"a product has operands of {a.dtype} and {b.dtype} for {d.dtype}; they must be equal")
     tf32 = d.dtype == np.float32 and (tf32_allowed if tf32 is None else tf32)
@@ -245,12 +243,12 @@ def product_of(
 
 
 def _alignment(array: Any) -> int:
-    """The largest power of two, up to 256, of which an array's address is a multiple."""
+    """Return the largest power of two, up to 256, that divides an array's address."""
     return min(256, address(array) & -address(array))
 
 
 def matmul(x: Any, y: Any, tf32: bool | None = None) -> Any:
-    """x (..., M, K) times y (..., K, N), leading axes broadcast, strides as they are wherever possible."""
+    """Multiply x (..., M, K) and y (..., K, N), with broadcast leading axes, and if possible without copies."""
     xp = library_of(x)
     lead = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     d = xp.empty((*lead, x.shape[-2], y.shape[-1]), x.dtype)
@@ -268,13 +266,13 @@ def matmul(x: Any, y: Any, tf32: bool | None = None) -> Any:
 
 
 def _matrix(x: Any) -> Any:
-    """x (..., C) as a matrix (R, C), without a copy if it can be."""
+    """Reshape x (..., C) to a matrix (R, C), if possible without a copy."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if operand_of(rows) is not None else library_of(x).ascontiguousarray(rows)
 
 
 def _multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, aux: Any = None) -> Any:
-    if a.size == 0 or b.size == 0:  # nothing to add up
+    if a.size == 0 or b.size == 0:  # the sums are empty
         d[...] = bias if epilogue == "bias" else 0
         if epilogue == "bias_gradient":
             bias[...] = a.sum(axis=1)
@@ -289,7 +287,7 @@ def _multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, 
 
 
 def refuses(inputs: Any, params: Any) -> str | None:
-    """Why these inputs cannot be served."""
+    """Return the reason why these inputs cannot be served, or None."""
     return None if is_available() else "cuBLASLt, or nvmath-python, which binds it, is not installed"
 
 
@@ -322,23 +320,10 @@ VERSIONS = {1: (_forward_1, _backward_1)}
 
 
 def forward(x, weight, bias, *, version):
-    """x (..., in), weight (out, in), bias (out,) or None -> y (..., out)."""
+    """Map x (..., in), weight (out, in) and bias (out,), or None, to y (..., out)."""
     return (VERSIONS[version][0](x, weight, bias),)
 
 
 def backward(dy, x, weight, *, needs, version):
-    """dy (..., out) -> dx (..., in), dweight (out, in), db (out,)."""
+    """Map dy (..., out) to dx (..., in), dweight (out, in) and db (out,)."""
     return VERSIONS[version][1](dy, x, weight, needs)
-
-
-def gelu_forward(x, weight, bias, *, approximate="none", version):
-    """x (..., in) -> gelu(x W^T + b) (..., out), and x W^T, without the bias, for backward."""
-    h = VERSIONS[version][0](x, weight, None)
-    return *gelu(h, bias, approximate=approximate, version=2), h
-
-
-def gelu_backward(dy, h, x, weight, bias, *, approximate="none", needs, version):
-    """dy (..., out) -> dx (..., in), dweight (out, in), db (out,)."""
-    dh, db = gelu_slope(dy, h, bias, approximate=approximate, needs=None, version=2)
-    dx, dweight, _ = VERSIONS[version][1](dh, x, weight, (needs[0], needs[1], False))
-    return dx, dweight, db

@@ -1,4 +1,4 @@
-"""The inner loop of every matrix product: a tile of C in registers, written as LLVM IR for the processor at hand.
+"""The inner loop of every matrix product: a tile of c in registers, written as LLVM IR for the processor in use.
 
     multiply(a, b, c, accumulate)        c (M, N) = a (M, K) b (K, N), added to c if accumulate
     multiply_add(a, b, bias, c)          c = a b + bias, bias (N,)
@@ -8,16 +8,17 @@
 | float32, float64                        | as a          | as a                |
 | float32                                 | float32       | uint16: bfloat16    |
 | uint32: two bfloat16, neighbours in k   | float32       | float32             |
-| the same                                | float32       | uint16: bfloat16    |
+| uint32: two bfloat16, neighbours in k   | float32       | uint16: bfloat16    |
 
-A tile is `rows` x (2 vectors): for each k, two vectors of a row of b are loaded, each a[m, k] is broadcast, and 2 rows
-fused multiply-adds are done; c is touched once, at the end. Any M, N, K (K = 0 gives zeros); a may have any strides, so
-a transposed operand needs no copy; b and c need a contiguous last axis. Columns beyond the last whole tile are loaded
-and stored under a mask, rows left over go to smaller tiles, so nothing outside the arrays is read or written.
+A tile has `rows` rows and 2 vectors of columns. For each k it loads two vectors of a row of b, broadcasts each a[m, k],
+and does 2 fused multiply-adds for each row; it reads or writes c only once, at the end. M, N and K may be any number
+(K = 0 gives zeros). a may have any strides, so a transposed operand needs no copy; b and c need a contiguous last axis.
+Columns beyond the last whole tile are loaded and stored under a mask, and the remaining rows go to smaller tiles, so
+nothing outside the arrays is read or written.
 
-How large a tile is depends on the vector registers (`processor`): 14 x 2 with AVX-512's 32, 6 x 2 with 16. Each sum
-runs over k in order, one fused product after the other, whatever M, N and the number of threads. Pairs of bfloat16 are
-there where the processor adds up their products (`bfloat16.NATIVE`); c is not added to where it is bfloat16.
+The size of a tile depends on the vector registers (`processor`): 14 x 2 with the 32 of AVX-512, 6 x 2 with 16. Each sum
+runs over k in order, one fused multiply-add after the other, whatever M, N and the number of threads are. Pairs of
+bfloat16 need a processor that sums their products (`bfloat16.NATIVE`). A c of bfloat16 cannot be accumulated.
 """
 
 from functools import cache
@@ -29,20 +30,20 @@ from numba.core import cgutils, config
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from ..cache import kept_object
 from ..cpu import processor
 from ..cpu.bfloat16 import BFloat, rounded, widened, write_rounding
-from ..cpu.compiler import body, kept_object
+from ..cpu.compiler import body
 
 _POINTER = ir.IntType(8).as_pointer()
 _WORD, _HALF, _FLAG = ir.IntType(64), ir.IntType(32), ir.IntType(1)
 _VECTORS = 2  # of b and c in a whole tile
 
-
 VECTOR_BYTES = processor.VECTOR_BYTES[processor.level()]
 ROWS = (14, 8, 4, 1) if VECTOR_BYTES == 64 else (6, 4, 2, 1)  # of the tiles that a matrix is cut into
 PANEL_BYTES = _VECTORS * VECTOR_BYTES  # width of a whole tile, in elements of b
 
-# LLVM's types of what a and b hold, of the sums, and what elements of c are, by the dtypes of a and c.
+# LLVM's types of the elements of a and b, of the sums, and of the elements of c, by the dtypes of a and c.
 _NUMBERS = {
     ("float32", "float32"): (ir.FloatType(), ir.FloatType(), ir.FloatType()),
     ("float64", "float64"): (ir.DoubleType(), ir.DoubleType(), ir.DoubleType()),
@@ -53,7 +54,7 @@ _NUMBERS = {
 
 
 def _tile(rows: int):
-    """The intrinsic that computes rows i ... i + rows - 1 and `columns` columns from j of c = a b."""
+    """Return the intrinsic that computes rows i ... i + rows - 1 and, from j on, `columns` columns of c = a b."""
     if config.DISABLE_JIT:
 
         def plain(a, b, bias, c, i, j, columns, accumulate):
@@ -117,13 +118,13 @@ _ROWS_0, _ROWS_1, _ROWS_2, _ROWS_3 = ROWS
 
 @body
 def multiply(a, b, c, accumulate):
-    """c = a b, or c += a b if accumulate; see the top of this file."""
+    """Set c = a b, or c += a b if accumulate; see the top of this file."""
     _tiles(a, b, a[:0, :0], c, accumulate)  # no bias
 
 
 @body
 def multiply_add(a, b, bias, c):
-    """c = a b + bias."""
+    """Set c = a b + bias."""
     _tiles(a, b, bias, c, False)
 
 
@@ -132,7 +133,7 @@ def _tiles(a, b, bias, c, accumulate):
     m, n = c.shape
     width = PANEL_BYTES // b.itemsize
     for j in range(0, n, width):
-        # All rows pass by one panel of b, which stays in the first-level cache.
+        # All rows are multiplied with one panel of b, which stays in the first-level cache.
         columns = min(width, n - j)
         i = 0
         while i + _ROWS_0 <= m:
@@ -154,9 +155,10 @@ def _word(value):
 
 
 def _tile_function(module, rows, vectors, kind, masked):
-    """void f(a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate), strides in bytes.
+    """Declare void f(a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate).
 
-    Declared here, and compiled once for all kernels by `ready`: in each of them it would cost most of the time.
+    Strides are in bytes. `ready` compiles the function once for all kernels; compiling it in each of them would take
+    most of the time.
     """
     arguments = [_POINTER, _WORD, _WORD, _POINTER, _WORD, _POINTER, _FLAG, _POINTER, _WORD, _WORD, _WORD, _FLAG]
     name = f"tinyvit_tile_{rows}x{vectors}_{'_'.join(kind)}{'_masked' * masked}"
@@ -164,7 +166,7 @@ def _tile_function(module, rows, vectors, kind, masked):
 
 
 def plain_product(a, b):
-    """a b, of pairs too, in float32 or float64."""
+    """Return a b in float32 or float64, also for pairs of bfloat16."""
     if a.dtype != np.uint32:
         return a @ b
     first, second = ([widened(x.astype(np.uint16)) for x in (a >> s, b >> s)] for s in (np.uint32(0), np.uint32(16)))
@@ -173,9 +175,9 @@ def plain_product(a, b):
 
 @cache
 def ready(operand, result=None):
-    """Make the tiles of these dtypes known to compiled code: compiled, or taken from the cache, once in a process.
+    """Make the tiles for these dtypes available to compiled code: compile them, or load them from the cache.
 
-    `operand` is the dtype of a and b, `result` that of c, by default the same.
+    `operand` is the dtype of a and b; `result` is that of c, by default the same.
     """
     if config.DISABLE_JIT:
         return
@@ -201,10 +203,11 @@ def ready(operand, result=None):
     _engines.append(engine)
 
 
-_engines: list[binding.ExecutionEngine] = []  # they own the code
+_engines: list[binding.ExecutionEngine] = []  # kept alive, because they own the machine code
 
 
 def _write_tile(function, rows, vectors, kind, masked):
+    """Write the body of the function that `_tile_function` declares."""
     a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate = function.args
     operand, number, element = _NUMBERS[kind]
     item = 8 if isinstance(number, ir.DoubleType) else 4
@@ -219,7 +222,7 @@ def _write_tile(function, rows, vectors, kind, masked):
         starts.append(builder.gep(starts[-1], [a_row]))
     flags = _broadcast(builder, has_bias, ir.VectorType(_FLAG, lanes))
     zeros = ir.Constant(vector, [0.0] * lanes)
-    ends = []  # the bias comes last: from the start, it would be rounded with every partial sum
+    ends = []  # the bias is added last: if sums began with it, each partial sum would be rounded at its size
     for v in range(vectors):
         mask = flags if masks[v] is None else builder.and_(flags, masks[v])
         ends.append(_load(builder, bias, v, vector, mask))
@@ -271,7 +274,7 @@ def _write_tile(function, rows, vectors, kind, masked):
 
 
 def _multiplied(builder, x, y, total):
-    """total + x y; of pairs, both products."""
+    """Return total + x y; for pairs, the sum of both products."""
     vector = total.type
     if isinstance(x.type.element, ir.IntType):
         shorts = ir.VectorType(BFloat(), 2 * vector.count)
@@ -285,14 +288,19 @@ def _multiplied(builder, x, y, total):
 
 
 def _intrinsic(module, operation, vector, arguments):
-    """LLVM's own function for `operation` on this type of vector; what touches memory also names its pointer."""
+    """Return LLVM's intrinsic for `operation` on vectors of this type."""
     name = f"llvm.{operation}.v{vector.count}{_SHORT[str(vector.element)]}"
     result = ir.VoidType() if operation == "masked.store" else vector
-    name += ".p0" if operation.startswith("masked") else ""
+    name += ".p0" if operation.startswith("masked") else ""  # operations on memory also name the pointer's type
     return cgutils.get_or_insert_function(module, ir.FunctionType(result, arguments), name)
 
 
-_SHORT = {"float": "f32", "double": "f64", "i32": "i32", "i16": "i16"}  # LLVM's names of types in those of functions
+_SHORT = {
+    "float": "f32",
+    "double": "f64",
+    "i32": "i32",
+    "i16": "i16",
+}  # as in the names of intrinsics
 
 
 def _broadcast(builder, value, vector):
@@ -302,14 +310,14 @@ def _broadcast(builder, value, vector):
 
 
 def _mask(builder, columns, start, lanes):
-    """Which of the lanes start ... start + lanes - 1 are less than `columns`."""
+    """Return for each of the lanes start ... start + lanes - 1 whether it is less than `columns`."""
     words = ir.VectorType(_WORD, lanes)
     lane = ir.Constant(words, [start + i for i in range(lanes)])
     return builder.icmp_signed("<", lane, _broadcast(builder, columns, words))
 
 
 def _place(builder, row, v, vector):
-    """Where vector v of a row lies, and how it is aligned: as its elements are."""
+    """Return the address of vector v of a row, and its alignment, which is that of its elements."""
     item = _BYTES[str(vector.element)]
     return builder.bitcast(builder.gep(row, [_word(v * vector.count * item)]), vector.as_pointer()), item
 

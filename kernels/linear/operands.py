@@ -1,12 +1,12 @@
-"""How matrices become what the tiles multiply: float32 and float64 as they are; bfloat16 in pairs, or widened.
+"""Operands of the tiles, made from matrices: float32 and float64 as they are, bfloat16 in pairs or widened to float32.
 
-An instruction for bfloat16 takes two neighbours in k at a time, so its operands are words of two: of a row that is
-contiguous in k, what lies there already; of two rows that follow each other in k, their elements zipped. Without that
-instruction the elements are widened to float32, block by block, while they are in the cache.
+The instruction for bfloat16 takes two neighbours in k at a time, so its operands are 32-bit words of two elements. In a
+row that is contiguous in k, the words are already in memory; two rows that follow each other in k are interleaved.
+Without that instruction the elements are widened to float32, block by block, while they are in the cache.
 
-    operand(block)       (M, K), rows of what `left_rows` gave: the left operand of a product of the depth K
-    stack(rows, out)     (K, M): the same, put into the first of `out`; returns how many rows of it that takes
-    stacked(rows, room)  (K, M): the same; the rows themselves, or `room` where they must be converted
+    operand(block)       rows (M, K) of a matrix from `left_rows`, as the left operand of a product
+    stack(rows, out)     rows (K, M) written to the first rows of `out` as an operand; returns how many rows that are
+    stacked(rows, room)  rows (K, M) as an operand: the rows themselves, or `room` if they must be converted
 """
 
 import numpy as np
@@ -20,21 +20,21 @@ from ..cpu.compiler import body
 from ..cpu.vector_loops import as_row
 
 BFLOAT16 = np.dtype(np.uint32 if NATIVE else np.float32)  # what bfloat16 is multiplied as
-AT_ONCE = 2 if NATIVE else 1  # how many of its elements that follow each other in k
+AT_ONCE = 2 if NATIVE else 1  # how many of its elements, neighbours in k, are multiplied at once
 
 
 def operand_dtype(dtype):
-    """The dtype of panels for operands of a dtype."""
+    """Return the dtype of panels for operands of `dtype`."""
     return BFLOAT16 if dtype == DTYPE else dtype
 
 
 def depth_of(size, dtype):
-    """The number of rows of a panel for operands with this many columns."""
+    """Return the number of rows of a panel for operands with `size` columns."""
     return -(-size // 2) if operand_dtype(dtype) == np.uint32 else size
 
 
 def left_rows(x):
-    """A matrix (R, K) as `operand` takes it: dense, with a column of zeros where elements go in pairs and K is odd."""
+    """Return a matrix (R, K) as `operand` takes it: dense, with a column of zeros where pairs need an even K."""
     if operand_dtype(x.dtype) != np.uint32:
         return bits(dense(x))
     if x.shape[1] % 2:
@@ -85,17 +85,17 @@ def _as_they_are(rows, room):
 
 
 def operand(block):
-    """A block of rows, as the left operand of a product."""
+    """Return a block of rows as the left operand of a product."""
     return _in_words(block) if NATIVE and block.dtype == np.uint16 else as_float(block)
 
 
 def stack(rows, out):
-    """Put rows that follow each other in k into `out`, as an operand; how many rows of it they become."""
+    """Write rows that follow each other in k to `out` as an operand, and return how many rows of it they become."""
     return (_zip if NATIVE and rows.dtype == np.uint16 else _copy)(rows, out)
 
 
 def stacked(rows, room):
-    """Rows that follow each other in k, as an operand."""
+    """Return rows that follow each other in k as an operand."""
     return (_converted if rows.dtype == np.uint16 else _as_they_are)(rows, room)
 
 

@@ -2,26 +2,25 @@
 
 | version | what it changes, and gains                                                                              |
 |---------|---------------------------------------------------------------------------------------------------------|
-| v1      | the definition: one window after the other                                                              |
-| v2      | the pixels of some images laid out by their place within a stride: those that a place of the window     |
-|         | falls on, for all windows, are then a run of memory; images shared among threads                        |
+| v1      | the definition: one window at a time                                                                    |
+| v2      | the pixels of some images are sorted by their place within a stride, so that the pixels at one place of |
+|         | the window, for all windows, are contiguous; threads share the images                                   |
 
-x (P, H, W) with P = B C, y (P, OH, OW). Around an image is -inf, which counts where it is the largest. A gradient is
-shared equally by all pixels that are the largest of a window; that of a window whose largest is NaN, of which no pixel
-is the largest, is NaN for all of them, as in the plain rule.
+x (P, H, W) with P = B C, y (P, OH, OW). An image is surrounded by -inf, which may be the largest element of a window.
+All pixels that are the largest of a window share its gradient equally. Where the largest is NaN, to which no pixel is
+equal, the gradient is NaN for all pixels of the window, as in the plain rule.
 """
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
 from ..cpu.bfloat16 import bits, float_like, real, rounded, settle, widened
+from ..cpu.chunks import bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
-PARTS = 16  # of the images
-WINDOWS = 1024  # of the images that are laid out together, so that all there is of them fits the first-level cache
-_SERIAL = 20_000  # pixels below which waking another thread costs more than it saves
+PARTS = 16  # parts of the images
+WINDOWS = 1024  # windows of the images that are sorted together: all their data fit the first-level cache
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -29,7 +28,7 @@ _SERIAL = 20_000  # pixels below which waking another thread costs more than it 
 
 @body
 def _pixel(image, row, column):
-    """A pixel of an image with -inf around it."""
+    """Return a pixel of an image that is surrounded by -inf."""
     inside = 0 <= row < image.shape[0] and 0 <= column < image.shape[1]
     return widened(image[row, column]) if inside else real(-np.inf, image)
 
@@ -50,7 +49,7 @@ def _forward_1(x, y, window, stride, padding, team):
 
 @body
 def _share(image, sums, peak, given, top, left, window):
-    """Add to the sums of gradients that of one window."""
+    """Add the gradient of one window to those of its largest pixels."""
     ties = real(0, image)
     for i in range(window[0]):
         for j in range(window[1]):
@@ -78,8 +77,8 @@ def _backward_1(dy, x, y, dx, window, stride, padding, team):
 
 
 @body
-def _laid_out(x, stride, padding, value):
-    """Room for some images and what is around them, `value` at first: (SH, SW, images, rows, columns), see `_move`."""
+def _new_places(x, stride, padding, value):
+    """Allocate places (SH, SW, images, rows, columns) for some images and their padding, filled with `value`."""
     rows = (x.shape[1] + 2 * padding[0] - 1) // stride[0] + 1
     columns = (x.shape[2] + 2 * padding[1] - 1) // stride[1] + 1
     images = max(1, min(x.shape[0], WINDOWS // (rows * columns)))
@@ -88,7 +87,7 @@ def _laid_out(x, stride, padding, value):
 
 @body
 def _move(image, places, g, padding, back):
-    """Lay out an image, places[i, j, g, r, n] = image[r SH + i - PH, n SW + j - PW], or bring the places `back`."""
+    """Set places[i, j, g, r, n] = image[r SH + i - PH, n SW + j - PW], or if `back`, the image from the places."""
     down, across = places.shape[:2]
     i, r, odd = padding[0] % down, padding[0] // down, padding[1] % 2
     for row in range(image.shape[0]):
@@ -112,7 +111,7 @@ def _move(image, places, g, padding, back):
 
 @body
 def _move_pairs(pixels, first, second, back):
-    """The first and the second of every two pixels: together they are whole vectors."""
+    """Do the same for the first and the second of every two pixels, which together are whole vectors."""
     for n in range(first.size):
         if back:
             pixels[2 * n] = rounded(first[n], pixels)
@@ -123,10 +122,10 @@ def _move_pairs(pixels, first, second, back):
 
 
 @body
-def _windows(places, y):
-    """Room for one number of each window of the images laid out.
+def _for_each_window(places, y):
+    """Allocate a number for each window of the images in `places`.
 
-    Windows have as many rows and columns as `places`: those beyond the last of y are none.
+    There are as many rows and columns of windows as of `places`; those beyond the last of y are no windows, and unused.
     """
     _, _, images, rows, columns = places.shape
     return np.zeros(((images - 1) * rows + y.shape[1] - 1) * columns + y.shape[2], places.dtype)
@@ -134,13 +133,13 @@ def _windows(places, y):
 
 @body
 def _row(windows, places, g, r):
-    """The windows of row r of y, of image g, and what follows."""
+    """Return the numbers of the windows of row r of y, of image g, and all that follow."""
     return windows[(g * places.shape[3] + r) * places.shape[4] :]
 
 
 @body
-def _met(places, k, window, windows):
-    """What place k of the window falls on, a run with one for each window."""
+def _pixels_at(places, k, window, windows):
+    """Return the pixel at place k of the window for each window; they are contiguous."""
     i, j = k // window[1], k % window[1]
     start = i // places.shape[0] * places.shape[4] + j // places.shape[1]
     return places[i % places.shape[0], j % places.shape[1]].ravel()[start : start + windows.size]
@@ -148,17 +147,17 @@ def _met(places, k, window, windows):
 
 @body
 def _forward_chunk_2(chunk, chunks, x, y, window, stride, padding):
-    """Some of the images."""
-    begin, end = x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks
-    places = _laid_out(x[begin:end], stride, padding, -np.inf)
-    best = _windows(places, y)
+    """Compute y for some of the images."""
+    begin, end = bounds(x.shape[0], chunk, chunks)
+    places = _new_places(x[begin:end], stride, padding, -np.inf)
+    best = _for_each_window(places, y)
     for p in range(begin, end, places.shape[2]):
         images = min(places.shape[2], end - p)
         for g in range(images):
             _move(x[p + g], places, g, padding, False)
         best[:] = real(-np.inf, x)
         for k in range(window[0] * window[1]):
-            pixels = _met(places, k, window, best)
+            pixels = _pixels_at(places, k, window, best)
             for n in range(best.size):
                 best[n] = pixels[n] if (pixels[n] > best[n]) | np.isnan(pixels[n]) else best[n]
         for g in range(images):
@@ -175,11 +174,11 @@ def _forward_2(x, y, window, stride, padding, team):
 
 @body
 def _backward_chunk_2(chunk, chunks, dy, x, y, dx, window, stride, padding):
-    """Some of the images."""
-    begin, end = x.shape[0] * chunk // chunks, x.shape[0] * (chunk + 1) // chunks
-    places = _laid_out(x[begin:end], stride, padding, -np.inf)
+    """Compute dx for some of the images."""
+    begin, end = bounds(x.shape[0], chunk, chunks)
+    places = _new_places(x[begin:end], stride, padding, -np.inf)
     sums, zero, one = np.empty_like(places), real(0, x), real(1, x)
-    ties, peaks, shares = _windows(places, y), _windows(places, y), _windows(places, y)
+    ties, peaks, shares = _for_each_window(places, y), _for_each_window(places, y), _for_each_window(places, y)
     for p in range(begin, end, places.shape[2]):
         images = min(places.shape[2], end - p)
         for g in range(images):
@@ -190,17 +189,17 @@ def _backward_chunk_2(chunk, chunks, dy, x, y, dx, window, stride, padding):
                     row[n] = widened(largest[n])
         ties[:] = zero
         for k in range(window[0] * window[1]):
-            pixels = _met(places, k, window, ties)
+            pixels = _pixels_at(places, k, window, ties)
             for n in range(ties.size):
                 ties[n] += one if pixels[n] == peaks[n] else zero
         for g in range(images):
             for r in range(y.shape[1]):
                 row, count, given = _row(shares, places, g, r), _row(ties, places, g, r), dy[p + g, r]
                 for n in range(given.size):
-                    row[n] = widened(given[n]) / count[n]  # that of a window that is none stays 0
+                    row[n] = widened(given[n]) / count[n]  # for what is no window it stays 0
         sums[:] = zero
         for k in range(window[0] * window[1]):
-            pixels, out = _met(places, k, window, ties), _met(sums, k, window, ties)
+            pixels, out = _pixels_at(places, k, window, ties), _pixels_at(sums, k, window, ties)
             for n in range(ties.size):
                 out[n] += shares[n] if pixels[n] == peaks[n] else zero * shares[n]
         for g in range(images):
@@ -219,21 +218,21 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def _images(x):
-    """x (B, C, H, W) as (B C, H, W), dense, as compiled code takes it."""
+    """Return x (B, C, H, W) as (B C, H, W), dense, in the form compiled code takes."""
     return bits(dense(x)).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def forward(x, *, window, stride, padding, version):
-    """x (B, C, H, W) -> y (B, C, OH, OW)."""
+    """Map x (B, C, H, W) to y (B, C, OH, OW)."""
     sizes = zip(x.shape[2:], window, stride, padding, strict=True)
     y = np.empty((*x.shape[:2], *((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)), x.dtype)
-    VERSIONS[version][0](_images(x), _images(y), window, stride, padding, pool.team(x.size > _SERIAL))
+    VERSIONS[version][0](_images(x), _images(y), window, stride, padding, team_for(x.size))
     return (y,)
 
 
 def backward(dy, x, y, *, window, stride, padding, needs, version):
-    """dy (B, C, OH, OW), x and y -> dx (B, C, H, W)."""
+    """Map dy (B, C, OH, OW), x and y to dx (B, C, H, W)."""
     dx = np.empty(x.shape, x.dtype)
     arrays = (_images(a) for a in (dy, x, y, dx))
-    VERSIONS[version][1](*arrays, window, stride, padding, pool.team(x.size > _SERIAL))
+    VERSIONS[version][1](*arrays, window, stride, padding, team_for(x.size))
     return (dx,)

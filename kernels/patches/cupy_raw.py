@@ -1,11 +1,12 @@
-"""Images cut into patches in CUDA C++, and put together again for the gradient.
+"""Images cut into patches, and for the gradient patches put together to images, in CUDA C++.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | a thread for an element of the patches, its pixel found by division                                    |
-| v2      | a thread for a row of a patch, so there is one division for its pixels                                 |
+| v1      | one thread for each element of the patches, whose pixel is found by division                           |
+| v2      | one thread for each row of a patch, so that all its pixels are found by one division                   |
 
-x (B, C, H, W), y (B, N, C P Q). Each pixel is in one patch, so the way back is the same with x and y exchanged.
+x (B, C, H, W), y (B, N, C P Q). Each pixel is in exactly one patch, so backward is the same copy in the other
+direction.
 """
 
 import ctypes
@@ -27,7 +28,7 @@ def _kernel(version: int, ctype: str, back: bool) -> Kernel:
 
 
 def kernels() -> Iterator[tuple[Kernel, int]]:
-    """Every kernel there is, and the most registers it may have."""
+    """Yield every kernel, and the most registers that it may use."""
     for ctype in CTYPES.values():
         for version in VERSIONS:
             for back in (False, True):
@@ -42,7 +43,7 @@ def _threads_2(y: Any, q: int) -> int:
     return y.size // q
 
 
-VERSIONS = {1: _threads_1, 2: _threads_2}  # how many threads there are
+VERSIONS = {1: _threads_1, 2: _threads_2}  # the number of threads
 
 
 def _move(x: Any, y: Any, size: tuple[int, int], back: bool, version: int) -> None:
@@ -53,7 +54,7 @@ def _move(x: Any, y: Any, size: tuple[int, int], back: bool, version: int) -> No
 
 
 def forward(x, *, size, version):
-    """x (B, C, H, W), size (P, Q) -> y (B, N, C P Q), and the shape of x."""
+    """Map x (B, C, H, W), with patches of size (P, Q), to y (B, N, C P Q) and the shape of x."""
     (b, c, h, w), (height, width) = x.shape, size
     y = library_of(x).empty((b, (h // height) * (w // width), c * height * width), x.dtype)
     _move(dense(x), y, size, False, version)
@@ -61,7 +62,7 @@ def forward(x, *, size, version):
 
 
 def backward(dy, shape, *, size, needs, version):
-    """dy (B, N, C P Q) -> dx (B, C, H, W)."""
+    """Map dy (B, N, C P Q) to dx (B, C, H, W)."""
     dx = library_of(dy).empty(shape, dy.dtype)
     _move(dx, dense(dy), size, True, version)
     return (dx,)

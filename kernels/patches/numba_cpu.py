@@ -1,23 +1,20 @@
-"""Images cut into patches, and put together again for the gradient.
+"""Images cut into patches, and for the gradient patches put together to images.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one element of the patches after the other, its pixel found by division                                |
-| v2      | rows of pixels, read and written in runs without a division; rows of patches shared among threads      |
+| v1      | one element of a patch at a time, whose pixel is found by division                                     |
+| v2      | one row of a patch at a time, contiguous on both sides; threads share the rows of patches              |
 
-x (B, C, H, W), y (B, N, C P Q) with N = (H / P)(W / Q), patches row by row. Each pixel is in one patch, so the way back
-is the same with x and y exchanged: `back` says which is written.
+x (B, C, H, W), y (B, N, C P Q) with N = (H / P)(W / Q), patches row by row. Each pixel is in exactly one patch, so
+backward is the same copy in the other direction: `back` says that x is written and not y.
 """
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
+from ..cpu.chunks import bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
-
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
-
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
@@ -41,10 +38,10 @@ def _move_1(x, y, height, width, back, team):
 
 @body
 def _move_chunk(chunk, chunks, x, y, height, width, back):
-    """Some of the rows of patches, counted over all images."""
+    """Copy some of the rows of patches, counted over all images."""
     down, across = x.shape[2] // height, x.shape[3] // width
     rows = x.shape[0] * down
-    for r in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for r in range(*bounds(rows, chunk, chunks)):
         image, first = x[r // down], r % down * across
         patches = y[r // down]
         for c in range(x.shape[1]):
@@ -73,15 +70,15 @@ VERSIONS = {1: _move_1, 2: _move_2}
 
 
 def forward(x, *, size, version):
-    """x (B, C, H, W), size (P, Q) -> y (B, N, C P Q), and the shape of x."""
+    """Map x (B, C, H, W), with patches of size (P, Q), to y (B, N, C P Q) and the shape of x."""
     (b, c, h, w), (height, width) = x.shape, size
     y = np.empty((b, (h // height) * (w // width), c * height * width), x.dtype)
-    VERSIONS[version](dense(x), y, height, width, False, pool.team(x.size > _SERIAL))
+    VERSIONS[version](dense(x), y, height, width, False, team_for(x.size))
     return y, x.shape
 
 
 def backward(dy, shape, *, size, needs, version):
-    """dy (B, N, C P Q) -> dx (B, C, H, W)."""
+    """Map dy (B, N, C P Q) to dx (B, C, H, W)."""
     dx = np.empty(shape, dy.dtype)
-    VERSIONS[version](dx, dense(dy), *size, True, pool.team(dx.size > _SERIAL))
+    VERSIONS[version](dx, dense(dy), *size, True, team_for(dx.size))
     return (dx,)

@@ -1,11 +1,11 @@
-// Images x (B, C, H, W) cut into patches y (B, N, C P Q), and put together again for the gradient.
+// Cuts images x (B, C, H, W) into patches y (B, N, C P Q), and puts patches together to images for the gradient.
 #include "cuda/common.cuh"
 
 struct Patches {
   int channels, height, width, p, q;
 };
 
-// v1: a thread for an element of the patches, its pixel found by division.
+// v1: one thread for each element of the patches, whose pixel is found by division.
 template <typename T, bool BACK> __global__ void patches_1(T* x, T* y, long long size, Patches a) {
   long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= size) return;
@@ -19,7 +19,8 @@ template <typename T, bool BACK> __global__ void patches_1(T* x, T* y, long long
     y[i] = *pixel;
 }
 
-// v2: a thread for a row of a patch, its pixel found once; neighbouring threads take neighbouring patches.
+// v2: one thread for each row of a patch, whose first pixel is found by division; neighbouring threads take
+// neighbouring patches.
 template <typename T, bool BACK> __global__ void patches_2(T* x, T* y, long long rows, Patches a) {
   long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= rows) return;

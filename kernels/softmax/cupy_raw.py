@@ -2,11 +2,11 @@
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | a block for a row, which reads it three times                                                          |
-| v2      | a warp for a row, read once, 16 bytes at a time, into registers                                        |
+| v1      | one block for each row, which reads it three times                                                     |
+| v2      | one warp for each row, which it reads once, 16 bytes at a time, into registers                         |
 
-x (R, C): the axis of the softmax is the last one; another axis is exchanged with it, which costs a copy. v2 serves rows
-of up to 1024 columns that are aligned to 16 bytes, and leaves others to v1.
+x (R, C): the softmax is over the last axis; another axis is swapped with the last one, which costs a copy. v2 serves
+rows of up to 1024 columns that are aligned to 16 bytes, and leaves others to v1.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ def _kernel(name: str, *arguments: Any) -> Kernel:
 
 
 def kernels() -> Iterator[tuple[Kernel, int]]:
-    """Every kernel there is, and the most registers it may have."""
+    """Yield every kernel, and the most registers that it may use."""
     for ctype in CTYPES.values():
         for direction in ("forward", "backward"):
             yield _kernel(f"softmax_{direction}_1", ctype), 64
@@ -33,7 +33,7 @@ def kernels() -> Iterator[tuple[Kernel, int]]:
                 yield _kernel(f"softmax_{direction}_2", ctype, *layout), 128
 
 
-# Versions: arrays are the operands (R, C) in the order of the kernel's parameters, the result last -------------------
+# Versions, of which `arrays` are the operands (R, C) in the order of the kernel's parameters, the result last ---------
 
 
 def _launch_1(name: str, *arrays: Any) -> None:
@@ -64,20 +64,20 @@ def _rows(array: Any) -> Any:
 
 
 def forward(x, *, axis=-1, version):
-    """x of any shape -> y."""
-    turned = x.swapaxes(axis, -1)
-    rows = _rows(turned)
+    """Map x of any shape to y."""
+    swapped = x.swapaxes(axis, -1)
+    rows = _rows(swapped)
     y = library_of(x).empty_like(rows)
     if rows.size:
         VERSIONS[version]("softmax_forward", rows, y)
-    return (y.reshape(turned.shape).swapaxes(axis, -1),)
+    return (y.reshape(swapped.shape).swapaxes(axis, -1),)
 
 
 def backward(dy, out, *, axis=-1, needs, version):
-    """dy and out, both of the shape of x -> dx."""
-    turned = out.swapaxes(axis, -1)
-    rows = _rows(turned)
+    """Map dy and out, both in the shape of x, to dx."""
+    swapped = out.swapaxes(axis, -1)
+    rows = _rows(swapped)
     dx = library_of(out).empty_like(rows)
     if rows.size:
         VERSIONS[version]("softmax_backward", _rows(dy.swapaxes(axis, -1)), rows, dx)
-    return (dx.reshape(turned.shape).swapaxes(axis, -1),)
+    return (dx.reshape(swapped.shape).swapaxes(axis, -1),)

@@ -2,24 +2,21 @@
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | one row after the other, in the words of the formula                                                   |
-| v2      | vectors for the largest element and for the exponentials; all passes over a row in the first-level     |
-|         | cache; rows shared among threads in chunks                                                             |
+| v1      | one row at a time, written like the formula                                                            |
+| v2      | vector instructions for the largest element and for the exponentials; all passes over a row stay in    |
+|         | the first-level cache; threads share chunks of rows                                                    |
 
-x (R, C): the axis of the softmax is the last one; another axis is exchanged with it, which costs a copy.
+x (R, C): the softmax is over the last axis; another axis is swapped with the last one, which costs a copy.
 """
 
 import numpy as np
 
-from ..cpu import threads as pool
 from ..cpu.arrays import rows_of
+from ..cpu.chunks import bounds, chunks_of_rows, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, largest
 from ..cpu.vector_math import exp
-
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
-
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
@@ -41,15 +38,10 @@ def _backward_1(dy, y, dx, team):
 
 
 @body
-def _chunk_count(rows):
-    return min(64, max(1, rows // 16))
-
-
-@body
 def _forward_chunk(chunk, chunks, x, y):
     rows, columns = x.shape
     zero, one = x.dtype.type(0), x.dtype.type(1)
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         row, out = as_row(x, i), y[i]
         m, s = largest(row), zero
         for j in range(columns):
@@ -63,13 +55,13 @@ def _forward_chunk(chunk, chunks, x, y):
 
 @entry
 def _forward_2(x, y, team):
-    parallel(_forward_chunk, _chunk_count(x.shape[0]), team, (x, y))
+    parallel(_forward_chunk, chunks_of_rows(x.shape[0]), team, (x, y))
 
 
 @body
 def _backward_chunk(chunk, chunks, dy, y, dx):
     rows, columns = y.shape
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         upstream, row, out = dy[i], y[i], dx[i]
         s = y.dtype.type(0)
         for j in range(columns):
@@ -81,7 +73,7 @@ def _backward_chunk(chunk, chunks, dy, y, dx):
 
 @entry
 def _backward_2(dy, y, dx, team):
-    parallel(_backward_chunk, _chunk_count(y.shape[0]), team, (dy, y, dx))
+    parallel(_backward_chunk, chunks_of_rows(y.shape[0]), team, (dy, y, dx))
 
 
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
@@ -91,20 +83,20 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 
 def forward(x, *, axis=-1, version):
-    """x of any shape -> y."""
-    turned = x.swapaxes(axis, -1)
-    rows = rows_of(turned)
+    """Map x of any shape to y."""
+    swapped = x.swapaxes(axis, -1)
+    rows = rows_of(swapped)
     y = np.empty_like(rows)
     run, _ = VERSIONS[version]
-    run(rows, y, pool.team(rows.size > _SERIAL))
-    return (y.reshape(turned.shape).swapaxes(axis, -1),)
+    run(rows, y, team_for(rows.size))
+    return (y.reshape(swapped.shape).swapaxes(axis, -1),)
 
 
 def backward(dy, out, *, axis=-1, needs, version):
-    """dy and out, both of the shape of x -> dx."""
-    turned = out.swapaxes(axis, -1)
-    rows = rows_of(turned)
+    """Map dy and out, both in the shape of x, to dx."""
+    swapped = out.swapaxes(axis, -1)
+    rows = rows_of(swapped)
     dx = np.empty_like(rows)
     _, run = VERSIONS[version]
-    run(rows_of(dy.swapaxes(axis, -1)), rows, dx, pool.team(rows.size > _SERIAL))
-    return (dx.reshape(turned.shape).swapaxes(axis, -1),)
+    run(rows_of(dy.swapaxes(axis, -1)), rows, dx, team_for(rows.size))
+    return (dx.reshape(swapped.shape).swapaxes(axis, -1),)

@@ -1,7 +1,7 @@
 // Softmax of rows (R, C).
 #include "cuda/common.cuh"
 
-// v1: a block for a row, which it reads three times. -----------------------------------------------------------------
+// v1: one block for each row, which it reads three times. ------------------------------------------------------------
 
 template <typename T> __global__ void softmax_forward_1(const T* x, T* y, int rows, int columns) {
   DYNAMIC_SHARED(memory);
@@ -25,7 +25,7 @@ template <typename T> __global__ void softmax_backward_1(const T* dy, const T* y
     dx[start + c] = from_float<T>(to_float(y[start + c]) * (to_float(dy[start + c]) - sum));
 }
 
-// v2: a warp for a row, which lies in registers: P runs of V neighbouring columns in each lane. ----------------------
+// v2: one warp for each row, which is in registers: P runs of V neighbouring columns in each lane. -------------------
 
 template <typename T, int V, int P>
 __global__ void __launch_bounds__(128, 4) softmax_forward_2(const T* x, T* y, int rows, int columns) {

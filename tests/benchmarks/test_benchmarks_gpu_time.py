@@ -48,7 +48,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def contender(case: str, name: str) -> gpu_cases.Contender:
         def make() -> Callable[[], Any]:
             order.append(f"{case} {name}")
-            return lambda: time.sleep(60) if (case, name) == ("b", "slow") else None
+            return lambda: time.sleep(1e6) if (case, name) == ("b", "slow") else None
 
         return name, make
 
@@ -75,14 +75,15 @@ def outcomes(path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow  # half of the budget passes until the interruption; a smaller one would not do on a busy machine
 def test_cases_take_turns_and_a_contender_that_never_ends_is_interrupted(made: list[str], tmp_path: Path) -> None:
-    path, began = tmp_path / "gpu.jsonl", time.monotonic()
-    assert gpu_measure.run(path, lambda line: None, 2 * SECONDS) == 1
-    assert time.monotonic() - began < 30  # it would take 60
+    path = tmp_path / "gpu.jsonl"
+    assert gpu_measure.run(path, lambda line: None, 20 * SECONDS) == 1
     assert made == ["b raw", "c raw", "a raw", "b slow", "c slow", "a slow", "a torch.compile"]
     assert outcomes(path) == {name: LEFT_OUT if name == "b slow" else "measured" for name in made}
 
 
+@pytest.mark.slow
 def test_what_was_left_out_is_reported_and_measured_by_a_later_start(
     made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +93,7 @@ def test_what_was_left_out_is_reported_and_measured_by_a_later_start(
     assert "there was no time for 7: start again, and it continues with them" in first.output
     assert made == []
     assert set(outcomes(tmp_path / "gpu.jsonl").values()) == {LEFT_OUT}
-    second = CliRunner().invoke(main, [*arguments, str(2 * SECONDS)])
+    second = CliRunner().invoke(main, [*arguments, str(20 * SECONDS)])
     assert "there was no time for 1:" in second.output
     made.clear()
     CliRunner().invoke(main, [*arguments, str(0.5 * SECONDS)])

@@ -50,6 +50,7 @@ EXAMPLES: dict[str, Call] = {
     "stack": (lambda x, y: F.stack([x, y], axis=-1), [A, B]),
     "swapaxes": (lambda x: F.swapaxes(x, 0, 1), [A]),
     "take": (lambda x: F.take(x, [2, 0, 2], axis=1), [A]),
+    "to_device": (lambda x: F.to_device(x, "cpu"), [A]),
 }
 CONSTANTS: dict[str, Callable[[], Tensor]] = {
     "dropout_mask": lambda: F.dropout_mask((3, 4), 0.5, 1, 2, np.float64),
@@ -95,7 +96,7 @@ def test_a_function_is_made_of_operations_and_has_the_right_gradient(
         monkeypatch.setattr(op, "forward", staticmethod(spy))
     for function, inputs in calls:
         tv.gradcheck(function, inputs, order=2)
-    assert used
+    assert used or name == "to_device"  # which returns x itself if x is there already
     for operation in used:
         oracle_of(operation)  # the operation itself is compared with it elsewhere
 

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from tinyvit.cli import commands
-from tinyvit.run.recipe import load_recipe, recipe_names
+from tinyvit.recipe import load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,6 @@ from tinyvit.engine import Op
 
 OPERATIONS = {name for name, op in Op.registry.items() if op.__module__.startswith("tinyvit.")}
 OTHER_MEANINGS = {
-    "tinyvit.models.encoder_decoder": ("dropout", "an argument of a layer"),
     "tinyvit.models.vit": ("mean", "a way to pool tokens"),
     "tinyvit.nn.patches": ("linear", "a kind of stem"),
     "tinyvit.optim.optimizers": ("embedding", "a part of a parameter's name"),

@@ -13,7 +13,7 @@ PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit", "_getframe", "_rep
 OF_LIBRARIES = {
     "kernels/cpu/bfloat16.py": "_insert",  # llvmlite: an instruction that its builder has no method for
     "kernels/cpu/compiler.py": "_cache",  # Numba: where compiled functions are kept
-    "kernels/cpu/parts.py": "_get_module_for_linking _reload_init",  # Numba: linking of functions compiled apart
+    "kernels/cpu/inlining.py": "_get_module_for_linking _reload_init",  # Numba: linking of functions compiled apart
     "kernels/cpu/threads.py": "_getvalue",  # Numba: the fields of a struct in generated code
     "kernels/cpu/vector_loops.py": "_getvalue",
     "tests/mutants/forked.py": "_run_exitfuncs",  # atexit: a process of multiprocessing leaves them out

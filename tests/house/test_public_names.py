@@ -1,5 +1,7 @@
 """The public names that users' code stands on: they may grow in number, and none may go."""
 
+from typing import Any
+
 import pytest
 import tinyvit.kernels
 
@@ -26,6 +28,6 @@ PROMISED = {
 
 
 @pytest.mark.parametrize("place", PROMISED, ids=lambda place: place.__name__)
-def test_no_public_name_is_lost(place: object) -> None:
-    present = set(dir(place)) if place is not tv.Tensor else set(dir(tv.tensor(1.0)))
-    assert not set(PROMISED[place].split()) - present
+def test_no_public_name_is_lost(place: Any) -> None:
+    example = tv.tensor(1.0) if place is tv.Tensor else place
+    assert not [name for name in PROMISED[place].split() if not hasattr(example, name)]

@@ -6,7 +6,7 @@ from PIL import Image
 from tiny_run import ENVIRONMENT, command, metrics_of, settings
 
 from tinyvit.data import load_dataset
-from tinyvit.run.recipe import load_recipe
+from tinyvit.recipe import load_recipe
 
 LEARNS_FAST = (
     *("epochs=2", "batch_size=32", "lr=1e-2", "warmup_epochs=0", "ema=0", "rotate=0", "scale=0"),

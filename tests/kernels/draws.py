@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 from blocks import (
     BLOCK,
     CAST,
@@ -58,24 +59,32 @@ class Case:
 PRODUCTS, ELEMENTS = (6_000, 1_500) if config.DISABLE_JIT else (1_500_000, 60_000)
 
 
-def on_drawn(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test on so many examples drawn from its argument `data`.
+def on_drawn(examples: int, quickly: int | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test on examples drawn from its argument `data`: a quick test on the first few, a slow one on all of them.
 
     After ten examples hypothesis mostly repeats those it has, with some part copied over another; shapes then hardly
     change any more. So it draws ten, then ten with another seed, and so on.
+
+    Parameters
+    ----------
+    examples : how many examples are drawn.
+    quickly : how many of them the quick test draws; None if the test shall not be run twice.
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)
-        def on_each(*args: Any, **kwargs: Any) -> None:
-            for start in range(0, examples, 10):
-                ten = settings(max_examples=min(10, examples - start))(given(data=st.data())(test))
+        def on_each(*args: Any, drawn: int = examples, **kwargs: Any) -> None:
+            for start in range(0, drawn, 10):
+                ten = settings(max_examples=min(10, drawn - start))(given(data=st.data())(test))
                 seed(f"{kwargs} {start}")(ten)(*args, **kwargs)
 
         signature = inspect.signature(test)
-        others = [p for name, p in signature.parameters.items() if name != "data"]
-        on_each.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
-        return on_each
+        parameters = [p for name, p in signature.parameters.items() if name != "data"]
+        if quickly is not None:
+            parameters.append(inspect.Parameter("drawn", inspect.Parameter.KEYWORD_ONLY))
+        on_each.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        few_or_all = [quickly, pytest.param(examples, marks=pytest.mark.slow)]
+        return on_each if quickly is None else pytest.mark.parametrize("drawn", few_or_all)(on_each)
 
     return decorate
 
@@ -173,21 +182,15 @@ def rows_and_columns(draw: Any) -> Shape:
 
 
 @st.composite
-def linear(draw: Any, dtype: Any, always_bias: bool = False) -> Case:
+def linear(draw: Any, dtype: Any) -> Case:
     panel = PANEL_BYTES // np.dtype(dtype).itemsize
     width = WIDTH // np.dtype(dtype).itemsize
     rows = size(draw, [0, *around(2, *ROWS[:2], BLOCK, DEPTH, 2 * PART)], PRODUCTS)
     depth = size(draw, [1, 2, 5, *around(panel, BLOCK, width)], PRODUCTS // max(rows, 1))
     columns = size(draw, [1, 2, *around(panel, 2 * panel, HEIGHT)], PRODUCTS // max(rows * depth, 1))
     x = draw(arrays((*draw(leading(rows)), depth), dtype) if rows != 1 else arrays((depth,), dtype))
-    bias = draw(arrays((columns,), dtype)) if always_bias or draw(st.booleans()) else None
+    bias = draw(arrays((columns,), dtype)) if draw(st.booleans()) else None
     return Case((x, draw(arrays((columns, depth), dtype)), bias), {})
-
-
-@st.composite
-def linear_gelu(draw: Any, dtype: Any) -> Case:
-    inputs = draw(linear(dtype, always_bias=True)).inputs
-    return Case(inputs, {"approximate": draw(st.sampled_from(["none", "tanh"]))})
 
 
 @st.composite
@@ -203,17 +206,16 @@ def layer_norm(draw: Any, dtype: Any, summands: int = 1) -> Case:
 
 
 @st.composite
-def linear_add_layer_norm(draw: Any, dtype: Any) -> Case:
-    x, weight, bias = draw(linear(dtype)).inputs
-    assert x is not None
-    assert weight is not None
-    columns = weight.shape[0]
-    residual, gain, shift = (draw(arrays(shape, dtype)) for shape in ((*x.shape[:-1], columns), columns, columns))
-    params = {"eps": draw(st.sampled_from([1e-5, 0.1]))}
-    if dtype == "float32" and draw(st.booleans()):
-        params["y_dtype"] = np.dtype(ml_dtypes.bfloat16)
-        x, weight = x.astype(ml_dtypes.bfloat16), weight.astype(ml_dtypes.bfloat16).astype(dtype)
-    return Case((residual, x, weight, bias, gain, shift), params)
+def gelu(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns())
+    return Case((draw(arrays(shape, dtype)),), {"approximate": draw(st.sampled_from(["none", "tanh"]))})
+
+
+@st.composite
+def add_narrow(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns())
+    x, y = draw(arrays(shape, dtype)), draw(arrays(shape, dtype))
+    return Case((x, y.astype(ml_dtypes.bfloat16) if dtype == "float32" and draw(st.booleans()) else y), {})
 
 
 @st.composite
@@ -403,10 +405,9 @@ def masks(draw: Any, lead: Shape, queries: int, keys: int) -> Array:
 
 STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "linear": linear,
-    "linear_gelu": linear_gelu,
     "layer_norm": layer_norm,
     "add_layer_norm": lambda dtype: layer_norm(dtype, summands=2),
-    "linear_add_layer_norm": linear_add_layer_norm,
+    "gelu": gelu,
     "bias_gelu": bias_gelu,
     "softmax": softmax,
     "cross_entropy": cross_entropy,
@@ -416,6 +417,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "conv2d": conv2d,
     "max_pool2d": max_pool2d,
     "cast": cast,
+    "add_narrow": add_narrow,
     "attention": attention,
 }
 

@@ -26,7 +26,7 @@ from tinyvit.models import (
     ViT,
     greedy,
 )
-from tinyvit.models.masked import IGNORED, choose_patches, hide_words, visible_patches
+from tinyvit.models.masked import IGNORED, choose_patches, hide_tokens, visible_patches
 
 DIM, HEADS, WORDS = 8, 2, 12
 QUESTIONS = np.array([[CLS, 6, 7, 8], [CLS, 9, PAD, PAD], [CLS, 8, 8, PAD], [CLS, 11, 6, PAD]])
@@ -265,7 +265,7 @@ def test_what_is_hidden_of_images():
 
 def test_words_are_hidden_eight_of_ten_by_the_mask():
     words = np.tile(np.array([CLS, *range(6, 30), PAD]), (4000, 1))
-    read, asked = hide_words(words, 30, 0.15, np.random.default_rng(0))
+    read, asked = hide_tokens(words, 30, 0.15, np.random.default_rng(0))
     chosen = asked != IGNORED
     assert not chosen[:, [0, -1]].any()
     np.testing.assert_array_equal(asked[chosen], words[chosen])

@@ -12,7 +12,6 @@ from oracles import ORACLES, Weights
 import tinyvit as tv
 from tinyvit import nn
 from tinyvit.engine import Tensor
-from tinyvit.nn.transformer import joined
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -290,9 +289,7 @@ def test_a_block_is_its_formula(norm: str, layer_scale: float | None) -> None:
     block, w = in_float64(nn.Block(6, 2, mlp_dim=7, norm=norm, layer_scale=layer_scale))
     expected = oracles.block(x.numpy(), w, 2, norm)
     close(block(x), expected)
-    stream, branch = block.advance(x * 1.0, normal(2, 5, 6, seed=1))
-    total = oracles.block(x.numpy() + normal(2, 5, 6, seed=1).numpy(), w, 2, norm)
-    close(joined(stream, branch), total)
+    close(block(x, read=3), expected[:, 3])
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -300,7 +297,9 @@ def test_an_encoder_is_its_formula(norm: str) -> None:
     x, mask = normal(2, 4, 6), np.random.default_rng(2).random((2, 1, 4, 4)) < 0.8
     encoder, w = in_float64(nn.TransformerEncoder(6, 3, 2, mlp_dim=5, norm=norm))
     assert any(name.startswith("norm.") for name in w) == (norm == "pre")
-    close(encoder(x, mask), oracles.stack(3, lambda y, v: oracles.block(y, v, 2, norm, mask=mask), x.numpy(), w))
+    expected = oracles.stack(3, lambda y, v: oracles.block(y, v, 2, norm, mask=mask), x.numpy(), w)
+    close(encoder(x, mask), expected)
+    close(encoder(x, mask, read=1), expected[:, 1])
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -312,6 +311,16 @@ def test_a_decoder_is_its_formula(norm: str) -> None:
         2, lambda y, v: oracles.decoder_block(y, context.numpy(), v, 3, norm, mask, context_mask), x.numpy(), w
     )
     close(decoder(x, context, mask, context_mask), expected)
+    close(decoder(x, context, mask, context_mask, read=2), expected[:, 2])
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_stack_without_blocks_reads_a_token_too(norm: str) -> None:
+    x = normal(2, 4, 6)
+    encoder, w = in_float64(nn.TransformerEncoder(6, 0, 2, norm=norm))
+    expected = oracles.normalized(x.numpy(), oracles.part(w, "norm"), 1e-5) if norm == "pre" else x.numpy()
+    close(encoder(x), expected)
+    close(encoder(x, read=3), expected[:, 3])
 
 
 def test_a_decoder_does_not_look_ahead() -> None:

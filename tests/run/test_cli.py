@@ -18,8 +18,8 @@ import tinyvit
 from tinyvit import cli
 from tinyvit.data import load_dataset
 from tinyvit.dispatch import KernelSpec
+from tinyvit.recipe import load_recipe, recipe_names
 from tinyvit.run.loop import train
-from tinyvit.run.recipe import load_recipe, recipe_names
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -339,7 +339,7 @@ def test_ctrl_c_before_the_run_began_is_status_130_without_a_traceback(run, monk
     def interrupted(name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tinyvit.run.recipe.load_recipe", interrupted)
+    monkeypatch.setattr("tinyvit.recipe.load_recipe", interrupted)
     status, out, err = run("train")
     assert (status, out, err.strip()) == (130, "", "tinyvit: stopped")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tinyvit.data import Augment, dataset_names
 from tinyvit.errors import RecipeError
 from tinyvit.models import ViT
-from tinyvit.run.recipe import About, Data, Model, Recipe, Task, Train, load_recipe, recipe_names
+from tinyvit.recipe import About, Data, Model, Recipe, Task, Train, load_recipe, recipe_names
 
 MINIMAL = """
 [data]

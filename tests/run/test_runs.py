@@ -13,9 +13,9 @@ import tinyvit as tv
 from tinyvit.checkpoint import load
 from tinyvit.data import load_dataset
 from tinyvit.errors import DataError
+from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import RunError, load_run, new_run
 from tinyvit.run.loop import train
-from tinyvit.run.recipe import load_recipe
 from tinyvit.run.state import Training
 from tinyvit.use import predict
 

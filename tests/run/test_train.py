@@ -15,11 +15,11 @@ from tiny_run import ALL_STREAMS, Watch, isolate, metrics_of, sha256, tiny_recip
 import tinyvit as tv
 from tinyvit.data import load_dataset
 from tinyvit.errors import RecipeError
+from tinyvit.recipe import load_recipe
 from tinyvit.run.curves import draw_curves
 from tinyvit.run.display import Bar, Lines, heading
 from tinyvit.run.folder import DataSpec, build_model, load_run
 from tinyvit.run.loop import train
-from tinyvit.run.recipe import load_recipe
 from tinyvit.run.state import Training
 from tinyvit.tasks import task_of
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import SHIPPED, load_data, load_run
-from tinyvit.run.recipe import load_recipe
 from tinyvit.tasks import task_of
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))

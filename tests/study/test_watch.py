@@ -83,7 +83,7 @@ def test_updates_are_those_of_the_optimizer(tmp_path: Path, monkeypatch: pytest.
     keys = next(iter(line["entropy"]))
     assert keys == "blocks.0.attn/attention"
     assert 0 < line["entropy"][keys][0] <= np.log(4) + 1e-6
-    assert set(line["silent"]) == {"blocks.0.mlp/linear_gelu"}
+    assert set(line["silent"]) == {"blocks.0.mlp.act/gelu"}
 
 
 def test_a_warning_names_the_first_nan(

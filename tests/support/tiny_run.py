@@ -13,8 +13,8 @@ import pytest
 
 import tinyvit.run.loop
 from tinyvit.checkpoint import atomic_write
+from tinyvit.recipe import About, Data, Model, Recipe, Train
 from tinyvit.run.display import Display
-from tinyvit.run.recipe import About, Data, Model, Recipe, Train
 from tinyvit.run.state import Position, Training
 
 # Everything that draws from a random stream or keeps a state, at once.

@@ -1,6 +1,6 @@
 """Runs of every kind of task that take a second."""
 
-from tinyvit.run.recipe import About, Data, Model, Recipe, Task, Train
+from tinyvit.recipe import About, Data, Model, Recipe, Task, Train
 
 KINDS = {
     "vqa-cnn": ("scenes-questions", {"kind": "vqa", "fusion": "cnn"}),

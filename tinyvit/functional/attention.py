@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Generator, Namespace, default_generator, is_floating, is_on_gpu, namespace_of
+from ..backend import NUMPY, Generator, Namespace, default_generator, is_floating, is_on_gpu, namespace_of, to_host
 from ..engine import Op, Tensor
 from .elementwise import constant
 from .random import check_probability
@@ -268,6 +268,15 @@ def scaled_dot_product_attention(
         seed=seed,
         offset=offset,
     )
+
+
+def attention_weights(q: Tensor, k: Tensor, attn_mask: Any = None, is_causal: bool = False) -> np.ndarray:
+    """Return what `scaled_dot_product_attention` weighs the values with: (B, H, N, S), on the host.
+
+    The mask must be boolean. Dropout is not part of the weights.
+    """
+    mask = None if attn_mask is None else to_host(constant(attn_mask))
+    return attention_probabilities(NUMPY, q.numpy(), k.numpy(), None, mask, is_causal, q.shape[-1] ** -0.5)
 
 
 def _check_mask(shape: tuple[int, ...], scores: tuple[int, ...]) -> None:

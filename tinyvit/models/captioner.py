@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from ..engine import Tensor
+from ..functional.tensors import Tensor
 from ..nn import Module
 from .text import TextDecoder
 from .vit import ViT
 
 
 class Captioner(Module):
-    """Images and the words of their captions so far (B, N) -> logits of the next words (B, N, vocabulary).
+    """Images and the token ids of their captions so far (B, N) -> logits of the next tokens (B, N, vocabulary).
 
     `vision` and `decoder` may be any that fit: features (B, S, dim), and a decoder with that `context_dim`.
     """
@@ -18,8 +18,8 @@ class Captioner(Module):
         self.vision, self.decoder = vision, decoder
 
     def encode(self, images: Any) -> tuple[Tensor, None]:
-        """What the decoder looks at: features of patches (B, S, dim), all of them visible."""
+        """Return what the decoder attends to: features of patches (B, S, dim), all of them visible."""
         return self.vision.features(images), None
 
-    def forward(self, images: Any, words: Any) -> Tensor:
-        return self.decoder(words, *self.encode(images))
+    def forward(self, images: Any, ids: Any) -> Tensor:
+        return self.decoder(ids, *self.encode(images))

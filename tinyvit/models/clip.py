@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..engine import Tensor
+from ..functional.tensors import Tensor
 from ..nn import Linear, Module, Parameter
 from .text import TextEncoder
 from .vit import ViT
@@ -16,7 +16,7 @@ LARGEST_SCALE = 100.0  # of the cosines, as published
 class TwoTowers(Module):
     """A tower for images and one for texts: each to rows of unit length, (B, embedding_dim).
 
-    The features of all patches are averaged; a text is read at its first word. `logit_scale` is the logarithm of the
+    The features of all patches are averaged; a text is read at its first token. `logit_scale` is the logarithm of the
     learned factor of the cosines, 1 / 0.07 at first.
     """
 
@@ -29,13 +29,13 @@ class TwoTowers(Module):
     def encode_images(self, images: Any) -> Tensor:
         return _unit(self.image_proj(self.vision.features(images).mean(axis=1)))
 
-    def encode_texts(self, words: Any) -> Tensor:
-        return _unit(self.text_proj(self.text(words)[:, 0]))
+    def encode_texts(self, ids: Any) -> Tensor:
+        return _unit(self.text_proj(self.text(ids, read=0)))
 
-    def forward(self, images: Any, words: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Any, ids: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Images and texts as rows of unit length, and the factor of their cosines."""
         scale = F.minimum(F.exp(self.logit_scale), LARGEST_SCALE)
-        return self.encode_images(images), self.encode_texts(words), scale
+        return self.encode_images(images), self.encode_texts(ids), scale
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -1,25 +1,23 @@
-"""Writing with a `TextDecoder`, word by word: the likeliest, a drawn one, or the best of several texts.
+"""Writing with a `TextDecoder`, token by token: the likeliest, a drawn one, or the best of several texts.
 
-All begin with `<start>`, end with `<end>` or after `max_length` words (by default, as many as the decoder can write),
-and return, for each row of the context, the numbers of the words between. The decoder must be in eval mode, or dropout
-acts.
+Every text begins with `<start>` and ends with `<end>` or after `max_length` tokens (by default, as many as the decoder
+can write). The functions return, for each row of the context, the token ids between. The decoder must be in eval mode,
+or dropout acts.
 """
 
 from typing import Any
 
 import numpy as np
 
-from ..backend import Generator, default_generator
-from ..context import no_grad
 from ..data.tokenizer import END, PAD, START
-from ..engine import Tensor
+from ..functional.tensors import Generator, Tensor, default_generator, no_grad
 from .text import TextDecoder
 
-NEVER = [PAD, START]  # what no text holds
+NEVER = [PAD, START]  # tokens that are never generated
 
 
 class _Writing:
-    """Rows of words under way, and the decoder's cache of them."""
+    """Unfinished texts, a row each, and the decoder's cache of them."""
 
     def __init__(self, decoder: TextDecoder, context: Tensor, context_mask: Any, max_length: int | None) -> None:
         longest = decoder.embedding.max_length
@@ -28,36 +26,36 @@ class _Writing:
             raise ValueError(f"max_length is {max_length}; it must be from 1 to {longest}")
         self.decoder, self.context, self.mask = decoder, context, context_mask
         self.cache = decoder.new_cache()
-        self.words = np.full((context.shape[0], 1), START, np.int64)
+        self.ids = np.full((context.shape[0], 1), START, np.int64)
 
     def next_logits(self) -> np.ndarray:
-        """Of the next word of each row, (B, vocabulary) float64, with -inf for what no text holds."""
-        logits = self.decoder(self.words[:, -1:], self.context, self.mask, self.cache).numpy()[:, 0].astype(np.float64)
+        """Return the logits of each row's next token, (B, vocabulary) float64; -inf for tokens never generated."""
+        logits = self.decoder(self.ids[:, -1:], self.context, self.mask, self.cache).numpy()[:, 0].astype(np.float64)
         logits[:, NEVER] = -np.inf
         return logits
 
-    def add(self, words: np.ndarray) -> bool:
-        """Write the next word of each row, padding where it has ended; whether all have."""
-        words = np.where(self.ended(), PAD, words)
-        self.words = np.concatenate([self.words, words[:, None]], axis=1)
+    def add(self, ids: np.ndarray) -> bool:
+        """Write the next token of each row, padding where it has ended; return whether all have."""
+        ids = np.where(self.ended(), PAD, ids)
+        self.ids = np.concatenate([self.ids, ids[:, None]], axis=1)
         return bool(self.ended().all())
 
     def ended(self) -> np.ndarray:
-        return (self.words == END).any(axis=1)
+        return (self.ids == END).any(axis=1)
 
     def select(self, rows: np.ndarray) -> None:
-        self.words = self.words[rows]
+        self.ids = self.ids[rows]
         self.cache.select(rows)
 
     def texts(self) -> list[list[int]]:
-        return [[int(w) for w in row if w not in (PAD, START, END)] for row in self.words]
+        return [[int(i) for i in row if i not in (PAD, START, END)] for row in self.ids]
 
 
 @no_grad()
 def greedy(
     decoder: TextDecoder, context: Tensor, context_mask: Any = None, max_length: int | None = None
 ) -> list[list[int]]:
-    """Take the likeliest word each time."""
+    """Take the likeliest token each time."""
     writing = _Writing(decoder, context, context_mask, max_length)
     for _ in range(writing.max_length):
         if writing.add(writing.next_logits().argmax(axis=1)):
@@ -76,13 +74,13 @@ def sample(
     top_p: float = 1.0,
     generator: Generator | None = None,
 ) -> list[list[int]]:
-    """Draw each word by its probability.
+    """Draw each token by its probability.
 
     Parameters
     ----------
     temperature : above 0; the logits are divided by it.
-    top_k : only the so many likeliest words are drawn from (0: all).
-    top_p : only the likeliest words that together have this probability are drawn from (Holtzman et al., 2020).
+    top_k : how many of the likeliest tokens are drawn from (0: all).
+    top_p : only the likeliest tokens that together have this probability are drawn from (Holtzman et al., 2020).
     generator : random stream, the default one if omitted.
     """
     if not temperature > 0 or top_k < 0 or not 0 < top_p <= 1:
@@ -101,7 +99,7 @@ def sample(
 
 
 def kept_probabilities(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
-    """softmax of logits (B, V) over the `top_k` likeliest, and of these over the fewest that reach `top_p`."""
+    """Return the softmax of logits (B, V) over the `top_k` likeliest, and of these the fewest that reach `top_p`."""
     order = np.argsort(-logits, axis=1, kind="stable")
     ranked = np.exp(np.take_along_axis(logits, order, axis=1) - logits.max(axis=1, keepdims=True))
     ranked[:, top_k or ranked.shape[1] :] = 0
@@ -124,7 +122,7 @@ def beam_search(
 ) -> list[list[int]]:
     """Follow the `beams` likeliest texts, and return the best of those left at the end.
 
-    The best has the greatest log-probability divided by ((5 + words) / 6)^length_penalty, `<end>` counted as a word
+    The best has the greatest log-probability divided by ((5 + tokens) / 6)^length_penalty, `<end>` counted as a token
     (Wu et al., Google's neural machine translation system, 2016, equation 14). One beam is `greedy`.
     """
     if beams < 1:
@@ -133,7 +131,7 @@ def beam_search(
     rows = np.repeat(np.arange(count), beams)
     mask = None if context_mask is None else np.asarray(context_mask)[rows]
     writing = _Writing(decoder, context[rows], mask, max_length)
-    scores = np.where(np.arange(count * beams) % beams == 0, 0.0, -np.inf)  # all beams of a row are equal yet
+    scores = np.where(np.arange(count * beams) % beams == 0, 0.0, -np.inf)  # all beams of a row start identical
     for _ in range(writing.max_length):
         candidates = scores[:, None] + _continuations(writing.next_logits(), writing.ended())
         vocabulary = candidates.shape[1]
@@ -142,14 +140,14 @@ def beam_search(
         writing.select((best // vocabulary + beams * np.arange(count)[:, None]).reshape(-1))
         if writing.add((best % vocabulary).reshape(-1)):
             break
-    words = (writing.words != PAD).sum(axis=1) - 1
-    final = (scores / ((5 + words) / 6) ** length_penalty).reshape(count, beams)
+    lengths = (writing.ids != PAD).sum(axis=1) - 1
+    final = (scores / ((5 + lengths) / 6) ** length_penalty).reshape(count, beams)
     texts = writing.texts()
     return [texts[row * beams + best] for row, best in enumerate(final.argmax(axis=1))]
 
 
 def _continuations(logits: np.ndarray, ended: np.ndarray) -> np.ndarray:
-    """The log-probability of each next word (B, V); a text that has ended goes on with padding, at no cost."""
+    """Return the log-probability of each next token (B, V); an ended text continues with padding, at no cost."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     result = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     result[ended] = -np.inf

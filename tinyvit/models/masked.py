@@ -5,20 +5,19 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..backend import Array, namespace_of
 from ..data.tokenizer import CLS, MASK, PAD, SPECIAL, START
-from ..engine import Tensor
+from ..functional.tensors import Tensor
 from ..nn import LayerNorm, Linear, Module, Parameter, TransformerDecoder, TransformerEncoder
 from ..nn import init as initial
 from ..nn.patches import sincos1d
-from .text import TextEncoder, words_mask
+from .text import TextEncoder, padding_mask
 from .vit import ViT
 
-IGNORED = -100  # the label of a word that is not asked for
+IGNORED = -100  # the label of a token that the loss leaves out
 
 
 def choose_patches(count: int, patches: int, rng: np.random.Generator) -> np.ndarray:
-    """For each of `count` images, the numbers of its patches in random order, (count, patches) int64.
+    """For each of `count` images, draw the order of its patches: (count, patches) int64.
 
     The first `visible_patches(patches, share)` of a row are seen, the others hidden.
     """
@@ -26,36 +25,36 @@ def choose_patches(count: int, patches: int, rng: np.random.Generator) -> np.nda
 
 
 def visible_patches(patches: int, share: float) -> int:
-    """How many of the patches are seen when `share` of them is hidden; at least one, and not all."""
+    """Return how many of the patches are seen when `share` of them is hidden; at least one, and not all."""
     return min(max(1, round(patches * (1 - share))), patches - 1)
 
 
-def hide_words(
-    words: np.ndarray, vocabulary: int, share: float, rng: np.random.Generator
+def hide_tokens(
+    ids: np.ndarray, vocabulary: int, share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hide words of texts (B, N): what is read instead, and the labels, `IGNORED` for words that are not asked for.
+    """Hide tokens of texts (B, N): return the ids to read instead, and the labels, `IGNORED` where none is asked for.
 
-    Each word is asked for with probability `share`; it is read as `<mask>` in 80 % of these cases, as a random word in
-    10 %, and as itself in 10 % (Devlin et al., BERT, 2019). Special words stay.
+    Each token is asked for with probability `share`; it is read as `<mask>` in 80 % of these cases, as a random one in
+    10 %, and as itself in 10 % (Devlin et al., BERT, 2019). Special tokens stay.
     """
-    asked = (rng.random(words.shape) < share) & ~np.isin(words, [PAD, START, CLS])
-    how = rng.random(words.shape)
-    others = rng.integers(len(SPECIAL), vocabulary, words.shape)
-    read = np.where(asked & (how < 0.8), MASK, np.where(asked & (how >= 0.9), others, words))
-    return read, np.where(asked, words, IGNORED)
+    asked = (rng.random(ids.shape) < share) & ~np.isin(ids, [PAD, START, CLS])
+    how = rng.random(ids.shape)
+    others = rng.integers(len(SPECIAL), vocabulary, ids.shape)
+    read = np.where(asked & (how < 0.8), MASK, np.where(asked & (how >= 0.9), others, ids))
+    return read, np.where(asked, ids, IGNORED)
 
 
 class MaskedModel(Module):
-    """Hidden patches and hidden words, told from those that are seen.
+    """Predicts hidden patches and hidden tokens from those that are seen.
 
     The image encoder sees the visible patches only; a light decoder gets its features, and a learned token for each
     hidden patch, all with their positions (He et al., Masked autoencoders are scalable vision learners, 2022). The text
-    encoder sees all words, some of them `<mask>`. With both, words look at the visible patches of their image.
+    encoder sees all tokens, some of them `<mask>`. With both, the text attends to the visible patches of its image.
 
     Parameters
     ----------
     vision : ViT with num_classes=0, or None
-    text, vocabulary : TextEncoder and how many words it knows, or None and 0
+    text, vocabulary : TextEncoder and the number of different tokens, or None and 0
     dim, heads : of the encoders, and of all that is built on them.
     decoder_dim, decoder_depth : of the light decoder of images.
     """
@@ -87,13 +86,13 @@ class MaskedModel(Module):
             self.look = TransformerDecoder(dim, 1, heads, causal=False) if vision is not None else None
             self.norm, self.to_words = LayerNorm(dim), Linear(dim, vocabulary)
 
-    def forward(self, images: Any, order: Any, visible: int, words: Any) -> tuple[Tensor | None, Tensor | None]:
-        """What is hidden, as the model believes.
+    def forward(self, images: Any, order: Any, visible: int, ids: Any) -> tuple[Tensor | None, Tensor | None]:
+        """Predict what is hidden.
 
         Parameters
         ----------
-        images, order, visible : see `choose_patches`; not looked at without `vision`.
-        words : (B, N) to be read; not looked at without `text`.
+        images, order, visible : see `choose_patches`; unused without `vision`.
+        ids : (B, N) token ids to be read; unused without `text`.
 
         Returns
         -------
@@ -108,17 +107,17 @@ class MaskedModel(Module):
             x = F.concatenate([x, hidden], axis=1) + self.positions.to(x.dtype)[0][order]
             pixels = self.to_pixels(self.decoder(x)[:, visible:])
         if self.text is not None:
-            x = self.text(words)
+            x = self.text(ids)
             if self.look is not None:
-                x = self.look(x, features, words_mask(words))
+                x = self.look(x, features, padding_mask(ids))
             logits = self.to_words(self.norm(x))
         return pixels, logits
 
-    def hidden_pixels(self, images: Array, order: Array, visible: int) -> Array:
-        """What `forward` should say of the hidden patches, each patch normalized by its mean and deviation."""
+    def hidden_pixels(self, images: Any, order: Any, visible: int) -> Any:
+        """Return what `forward` should predict of the hidden patches, each normalized by its mean and deviation."""
         vision: Any = self.vision
         patches = F.patches(Tensor(images), vision.patch_embed.patch_size)
         hidden = F.take_rows(patches, order[:, visible:]).data
         centred = hidden - hidden.mean(axis=-1, keepdims=True)
-        deviation = namespace_of(hidden).sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-2)
+        deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-2)
         return centred / deviation.astype(hidden.dtype)

@@ -1,14 +1,13 @@
-"""The text side of every model: words to vectors, an encoder that reads, a decoder that writes."""
+"""The text side of every model: an embedding of token ids, an encoder that reads, a decoder that writes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from .. import functional as F
 from ..data.tokenizer import PAD
-from ..engine import Tensor
-from ..functional.elementwise import constant
+from ..functional.tensors import Tensor, constant
 from ..nn import Dropout, Embedding, KeyValueCache, Linear, Module, Parameter, TransformerDecoder, TransformerEncoder
 from ..nn import init as initial
 from ..nn.patches import sincos1d
@@ -16,21 +15,32 @@ from ..nn.patches import sincos1d
 POSITIONS = ("sincos", "learned")
 
 
+class TextOptions(TypedDict, total=False):
+    """What text encoders and decoders pass on to their `TextEmbedding`, where the defaults are.
+
+    max_length : tokens that a text may have.
+    positions : {"sincos", "learned"}
+    """
+
+    max_length: int
+    positions: str
+
+
 class TextEmbedding(Module):
-    """Numbers of words to vectors with positions: (B, N) -> (B, N, dim).
+    """Token ids to vectors with positions: (B, N) -> (B, N, dim).
 
     Vectors are drawn with variance 1 / dim and multiplied by sqrt(dim), so that the same table can serve as the last
     linear map of a decoder (Vaswani et al., 2017, section 3.4).
 
     Parameters
     ----------
-    vocabulary : how many words there are.
-    max_length : how many a text may have.
+    vocabulary : number of different tokens.
+    max_length : tokens that a text may have.
     positions : {"sincos", "learned"}
     """
 
     def __init__(
-        self, vocabulary: int, dim: int, max_length: int, positions: str = "sincos", dropout: float = 0.0
+        self, vocabulary: int, dim: int, max_length: int = 64, positions: str = "sincos", dropout: float = 0.0
     ) -> None:
         if positions not in POSITIONS:
             raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(POSITIONS)}")
@@ -44,24 +54,24 @@ class TextEmbedding(Module):
         self.drop = Dropout(dropout)
 
     def forward(self, ids: Any, start: int = 0) -> Tensor:
-        """`start` is how many words came before these. Raises ValueError if there are more than `max_length`."""
+        """`start` is how many tokens came before these. Raises ValueError if there are more than `max_length`."""
         ids = constant(ids)
         if ids.ndim != 2 or start + ids.shape[1] > self.max_length:
             raise ValueError(
                 f"ids have shape {ids.shape} after {start} words; they must be (B, N), of at most {self.max_length} "
                 "words in all"
             )
-        words = self.words(ids)
-        return self.drop(words * self.scale + self.pos_embed[start : start + ids.shape[1]].to(words.dtype))
+        x = self.words(ids)
+        return self.drop(x * self.scale + self.pos_embed[start : start + ids.shape[1]].to(x.dtype))
 
 
-def words_mask(ids: Any) -> Any:
-    """Which words may be looked at, (B, 1, 1, N): all but the padding."""
+def padding_mask(ids: Any) -> Any:
+    """Return which tokens may be attended to, (B, 1, 1, N): all but the padding."""
     return (constant(ids) != PAD)[:, None, None, :]
 
 
 class TextEncoder(Module):
-    """Reads a text: numbers of words (B, N) -> (B, N, dim). Padding is not looked at."""
+    """Reads a text: token ids (B, N) -> (B, N, dim), or (B, dim) of the token `read`. Padding is not attended to."""
 
     def __init__(
         self,
@@ -70,21 +80,20 @@ class TextEncoder(Module):
         depth: int,
         heads: int,
         mlp_dim: int | None = None,
-        max_length: int = 64,
         norm: str = "pre",
-        positions: str = "sincos",
         dropout: float = 0.0,
         embedding: TextEmbedding | None = None,
+        **options: Unpack[TextOptions],
     ) -> None:
-        self.embedding = embedding or TextEmbedding(vocabulary, dim, max_length, positions, dropout)
+        self.embedding = embedding or TextEmbedding(vocabulary, dim, dropout=dropout, **options)
         self.encoder = TransformerEncoder(dim, depth, heads, mlp_dim, norm, dropout)
 
-    def forward(self, ids: Any) -> Tensor:
-        return self.encoder(self.embedding(ids), words_mask(ids))
+    def forward(self, ids: Any, read: int | None = None) -> Tensor:
+        return self.encoder(self.embedding(ids), padding_mask(ids), read=read)
 
 
 class DecoderCache:
-    """What a `TextDecoder` remembers of the words so far, so that the next costs one word."""
+    """What a `TextDecoder` keeps of the tokens so far, so that the next one costs one token."""
 
     def __init__(self, blocks: Sequence[tuple[KeyValueCache, KeyValueCache]]) -> None:
         self.blocks, self.length = blocks, 0
@@ -97,10 +106,10 @@ class DecoderCache:
 
 
 class TextDecoder(Module):
-    """Writes a text about a context: words so far (B, N), context (B, S, context_dim) -> logits (B, N, vocabulary).
+    """Writes a text about a context: token ids (B, N), context (B, S, context_dim) -> logits (B, N, vocabulary).
 
-    The logits at word n are of the word after it, and depend on words 0 to n only. With `tied`, the embeddings of the
-    words are the last linear map too.
+    The logits at token n are of the token after it, and depend on tokens 0 to n only. With `tied`, the embedding table
+    is the last linear map too.
     """
 
     def __init__(
@@ -111,13 +120,12 @@ class TextDecoder(Module):
         heads: int,
         mlp_dim: int | None = None,
         context_dim: int | None = None,
-        max_length: int = 64,
         norm: str = "pre",
-        positions: str = "sincos",
-        tied: bool = True,
         dropout: float = 0.0,
+        tied: bool = True,
+        **options: Unpack[TextOptions],
     ) -> None:
-        self.embedding = TextEmbedding(vocabulary, dim, max_length, positions, dropout)
+        self.embedding = TextEmbedding(vocabulary, dim, dropout=dropout, **options)
         self.decoder = TransformerDecoder(dim, depth, heads, mlp_dim, context_dim, norm, dropout)
         self.head = None if tied else Linear(dim, vocabulary)
 
@@ -125,7 +133,7 @@ class TextDecoder(Module):
         return DecoderCache(self.decoder.new_caches())
 
     def forward(self, ids: Any, context: Tensor, context_mask: Any = None, cache: DecoderCache | None = None) -> Tensor:
-        """With a cache, `ids` are the words that follow those of earlier calls."""
+        """With a cache, `ids` are the tokens that follow those of earlier calls."""
         start, caches = (0, None) if cache is None else (cache.length, cache.blocks)
         x = self.embedding(ids, start)
         if cache is not None:

@@ -6,11 +6,22 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..engine import Tensor
-from ..nn import Block, Dropout, LayerNorm, Linear, Module, ModuleList, Parameter, PatchEmbed, init, initialize_linear
-from ..nn.module import beside
+from ..functional.tensors import Tensor
+from ..nn import (
+    Block,
+    Dropout,
+    Identity,
+    LayerNorm,
+    Linear,
+    Module,
+    ModuleList,
+    Parameter,
+    PatchEmbed,
+    init,
+    initialize_linear,
+)
 from ..nn.patches import Sizes, sincos1d, sincos2d
-from ..nn.transformer import advance_all, joined
+from ..nn.transformer import apply_blocks
 
 EPS = 1e-6  # of every layer norm, as in timm
 POOLS = ("cls", "mean", "first")
@@ -80,9 +91,9 @@ class ViT(Module):
         self.blocks = ModuleList(
             Block(dim, heads, mlp_dim, norm, qkv_bias, dropout, rate, layer_scale, EPS) for rate in rates
         )
-        self.norm = LayerNorm(dim, EPS) if norm == "pre" and pool != "mean" else None
-        self.fc_norm = LayerNorm(dim, EPS) if pool == "mean" else None
-        self.head = Linear(dim, num_classes) if num_classes else None
+        self.norm = LayerNorm(dim, EPS) if norm == "pre" and pool != "mean" else Identity()
+        self.fc_norm = LayerNorm(dim, EPS) if pool == "mean" else Identity()
+        self.head = Linear(dim, num_classes) if num_classes else Identity()
         initialize_linear(self)
 
     def _positions(self, kind: str, dim: int) -> Parameter | Tensor | None:
@@ -99,7 +110,7 @@ class ViT(Module):
 
     def embed(self, images: Any) -> Tensor:
         """Tokens with their positions, class token and registers first: (B, C, H, W) -> (B, N, dim)."""
-        x = self.patch_embed(beside(images, self.patch_embed.proj.weight))
+        x = self.patch_embed(self.as_input(images))
         prefix = [
             t.broadcast_to(x.shape[0], t.shape[1], t.shape[2])
             for t in (self.cls_token, self.reg_token)
@@ -114,18 +125,14 @@ class ViT(Module):
         """The tokens after the last block and the final norm (if the form has one): (B, N, dim)."""
         return self.encode(self.embed(images))
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """The same of embedded tokens, or of some of them: (B, N, dim) -> (B, N, dim)."""
-        x, branch = advance_all(self.blocks, tokens)
-        return joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch)[1]
+    def encode(self, tokens: Tensor, read: int | None = None) -> Tensor:
+        """Do the same for embedded tokens (B, N, dim), or some of them; with `read`, only for that token: (B, dim)."""
+        return self.norm(apply_blocks(self.blocks, tokens, read=read))
 
     def forward(self, images: Any) -> Tensor:
-        x, branch = advance_all(self.blocks, self.embed(images))
-        narrow = isinstance(self.head, Linear)  # a matrix product takes it
-        if self.fc_norm is not None:  # pool="mean"
-            x = self.fc_norm(joined(x, branch)[:, self.prefix :].mean(axis=1), narrow)
-        else:  # layer norm treats each token by itself, so only the one that is read needs it
-            read = 0 if self.pool == "cls" else self.prefix
-            x, branch = x[:, read], None if branch is None else branch[:, read]
-            x = joined(x, branch) if self.norm is None else self.norm.after_sum(x, branch, narrow)[1]
-        return x if self.head is None else self.head(x)
+        x = self.embed(images)
+        if self.pool == "mean":
+            x = self.encode(x)[:, self.prefix :].mean(axis=1)
+        else:
+            x = self.encode(x, read=0 if self.pool == "cls" else self.prefix)
+        return self.head(self.fc_norm(x))

@@ -4,16 +4,17 @@ A model is a vision module, a text module and a fusion module; any may be replac
 with `requires_grad_(False)`:
 
 - vision has `features`: images -> (B, S, dim). `ConvEncoder`, or a `ViT` (with depth 0: nothing but patches);
-- text: numbers of words (B, N), the first of them `<cls>` -> (B, N, dim). `TextEncoder`, or a `TextEmbedding`;
-- fusion: both, which words may be looked at, and which of the images each question is about (None: each has its own)
+- text: token ids (B, N), the first of them `<cls>` -> (B, N, dim). `TextEncoder`, or a `TextEmbedding`;
+- fusion: both, the mask of the padding, and which of the images each question is about (None: each has its own)
   -> (B, dim). `ProductFusion`, `CrossFusion` or `JointFusion`.
 """
 
 from typing import Any, Protocol
 
+import numpy as np
+
 from .. import functional as F
-from ..backend import namespace_of
-from ..engine import Tensor
+from ..functional.tensors import Tensor, beside
 from ..nn import (
     Conv2d,
     LayerNorm,
@@ -28,9 +29,8 @@ from ..nn import (
     init,
     initialize_conv,
 )
-from ..nn.module import beside
-from ..nn.transformer import of_each
-from .text import words_mask
+from ..nn.transformer import select_rows
+from .text import padding_mask
 
 
 class Vision(Protocol):
@@ -52,7 +52,7 @@ class VQA(Module):
 
     def forward(self, images: Any, questions: Any, image_of: Any = None) -> Tensor:
         features = self.vision.features(images)
-        return self.head(self.fusion(features, self.text(questions), words_mask(questions), image_of))
+        return self.head(self.fusion(features, self.text(questions), padding_mask(questions), image_of))
 
 
 class ConvEncoder(Module):
@@ -74,7 +74,7 @@ class ConvEncoder(Module):
         initialize_conv(self)
 
     def features(self, images: Any) -> Tensor:
-        x = self.layers(beside(images, self.proj.weight))
+        x = self.layers(self.as_input(images))
         return F.relu(self.proj(x.reshape(x.shape[0], 1, -1)))
 
 
@@ -84,24 +84,24 @@ class ProductFusion(Module):
     def __init__(self, dim: int) -> None:
         self.fc, self.mlp = Linear(3 * dim, dim), Mlp(dim, 2 * dim)
 
-    def forward(self, features: Tensor, words: Tensor, mask: Any, image_of: Any = None) -> Tensor:
-        weights = (mask / mask.sum(axis=-1, keepdims=True)).reshape(*words.shape[:2], 1).astype(words.dtype)
-        v, t = of_each(features.mean(axis=1), image_of), (words * beside(weights, words)).sum(axis=1)
+    def forward(self, features: Tensor, text: Tensor, mask: Any, image_of: Any = None) -> Tensor:
+        weights = (mask / mask.sum(axis=-1, keepdims=True)).reshape(*text.shape[:2], 1).astype(text.dtype)
+        v, t = select_rows(features.mean(axis=1), image_of), (text * beside(weights, text)).sum(axis=1)
         return self.mlp(F.relu(self.fc(F.concatenate([v, t, v * t], axis=-1))))
 
 
 class CrossFusion(Module):
-    """Words look at one another and at the image, in `depth` blocks; `<cls>` has the result."""
+    """Tokens of the text attend to one another and to the image, in `depth` blocks; the result is that of `<cls>`."""
 
     def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int | None = None, dropout: float = 0.0) -> None:
         self.decoder = TransformerDecoder(dim, depth, heads, mlp_dim, dropout=dropout, causal=False)
 
-    def forward(self, features: Tensor, words: Tensor, mask: Any, image_of: Any = None) -> Tensor:
-        return self.decoder(words, features, mask, context_of=image_of)[:, 0]
+    def forward(self, features: Tensor, text: Tensor, mask: Any, image_of: Any = None) -> Tensor:
+        return self.decoder(text, features, mask, context_of=image_of, read=0)
 
 
 class JointFusion(Module):
-    """Patches and words are tokens of one Transformer; `<cls>`, the first word, has the result.
+    """Patches and tokens of the text go through one Transformer; the result is that of `<cls>`, the text's first token.
 
     Each kind of token has a learned vector added, after a layer norm of its own.
     """
@@ -111,9 +111,8 @@ class JointFusion(Module):
         self.kind_image, self.kind_text = init.zeros(dim), init.zeros(dim)
         self.encoder = TransformerEncoder(dim, depth, heads, mlp_dim, dropout=dropout)
 
-    def forward(self, features: Tensor, words: Tensor, mask: Any, image_of: Any = None) -> Tensor:
-        image = of_each(self.norm_image(features) + self.kind_image, image_of)
-        tokens = F.concatenate([self.norm_text(words) + self.kind_text, image], axis=1)
-        xp = namespace_of(mask)
-        visible = xp.concatenate([mask, xp.ones((*mask.shape[:3], image.shape[1]), bool)], axis=-1)
-        return self.encoder(tokens, visible)[:, 0]
+    def forward(self, features: Tensor, text: Tensor, mask: Any, image_of: Any = None) -> Tensor:
+        image = select_rows(self.norm_image(features) + self.kind_image, image_of)
+        tokens = F.concatenate([self.norm_text(text) + self.kind_text, image], axis=1)
+        patches = np.ones_like(mask, shape=(*mask.shape[:3], image.shape[1]))  # all of them are visible
+        return self.encoder(tokens, np.concatenate([mask, patches], axis=-1), read=0)

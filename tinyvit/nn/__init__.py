@@ -7,6 +7,7 @@ from .layers import (
     Dropout,
     DropPath,
     Embedding,
+    Identity,
     LayerNorm,
     LayerScale,
     Linear,
@@ -16,7 +17,7 @@ from .layers import (
     initialize_linear,
 )
 from .module import Module, ModuleList, Parameter, Sequential
-from .patches import PatchEmbed
+from .patches import PatchEmbed, PatchProjection
 from .transformer import (
     Attention,
     Block,
@@ -31,7 +32,7 @@ from .transformer import (
 
 __all__ = [
     "GELU", "Attention", "Block", "Conv2d", "CrossAttention", "DecoderBlock", "DropPath", "Dropout",
-    "Embedding", "KeyValueCache", "LayerNorm", "LayerScale", "Linear", "MaxPool2d", "Mlp", "Module",
-    "ModuleList", "Parameter", "PatchEmbed", "ReLU", "Sequential", "TransformerDecoder", "TransformerEncoder",
-    "init", "initialize_conv", "initialize_linear", "keep_attention",
+    "Embedding", "Identity", "KeyValueCache", "LayerNorm", "LayerScale", "Linear", "MaxPool2d", "Mlp", "Module",
+    "ModuleList", "Parameter", "PatchEmbed", "PatchProjection", "ReLU", "Sequential", "TransformerDecoder",
+    "TransformerEncoder", "init", "initialize_conv", "initialize_linear", "keep_attention",
 ]  # fmt: skip

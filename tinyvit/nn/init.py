@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..backend import default_generator
+from ..functional.tensors import default_generator
 from .module import Parameter
 
 

@@ -1,15 +1,12 @@
 """Layers of one operation each. B batch, C channels, H x W pixels."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .. import context
 from .. import functional as F
-from ..engine import Tensor
-from ..functional.random import check_probability
+from ..functional.tensors import Tensor, check_probability
 from . import init
 from .module import Module, Parameter
 
@@ -28,20 +25,11 @@ class Linear(Module):
         return F.linear(x, self.weight, self.bias)
 
 
-@dataclass(frozen=True)
-class Pending:
-    """A linear map of x (..., in_features) that is still to be applied (see `LayerNorm.after_sum`), or of some rows."""
+class Identity(Module):
+    """Return the input: stands where a model has no layer."""
 
-    x: Tensor
-    layer: Linear
-
-    def __getitem__(self, rows: Any) -> "Pending":
-        return Pending(self.x[rows], self.layer)
-
-
-def applied(y: Tensor | Pending) -> Tensor:
-    """The tensor, or what the linear map gives."""
-    return y if isinstance(y, Tensor) else y.layer(y.x)
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 def initialize_linear(module: Module, std: float = 0.02) -> None:
@@ -63,28 +51,18 @@ def initialize_conv(module: Module) -> None:
 
 
 class LayerNorm(Module):
-    """Layer normalization of the last axis: (..., dim) -> (..., dim)."""
+    """Layer normalization of the last axis: (..., dim) -> (..., dim).
 
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+    `narrow` says that only matrix products read the result: under `autocast` to bfloat16 it is then rounded in the
+    same pass over memory, see `functional.layer_norm`.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5, narrow: bool = False) -> None:
         init.check_sizes("LayerNorm", dim=dim)
-        self.weight, self.bias, self.eps = init.ones(dim), init.zeros(dim), eps
+        self.weight, self.bias, self.eps, self.narrow = init.ones(dim), init.zeros(dim), eps, narrow
 
-    def forward(self, x: Tensor, narrow: bool = False) -> Tensor:
-        return F.layer_norm(x, self.weight, self.bias, self.eps, narrow)
-
-    def after_sum(self, x: Tensor, branch: Tensor | Pending | None, narrow: bool = False) -> tuple[Tensor, Tensor]:
-        """The residual sum x + branch and its layer norm, as one operation; without a branch, x and its layer norm.
-
-        A linear map that is pending is part of that operation. `narrow`: a matrix product takes the layer norm, see
-        `functional.layer_norm`.
-        """
-        if branch is None:
-            return x, self(x, narrow)
-        if isinstance(branch, Pending) and context.now().recorder is None:  # who looks on is shown one step at a time
-            last = branch.layer
-            given = (last.weight, last.bias, self.weight, self.bias, self.eps, narrow)
-            return F.linear_add_layer_norm(x, branch.x, *given)
-        return F.add_layer_norm(x, applied(branch), self.weight, self.bias, self.eps, narrow)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps, self.narrow)
 
     def _describe(self) -> str:
         return f"{super()._describe()}, eps={self.eps}"

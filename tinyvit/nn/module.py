@@ -5,8 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..backend import Array, as_array, is_floating, is_on_gpu, to_device_of, to_host
-from ..engine import Tensor
+from ..functional.tensors import Tensor, beside, constant, is_floating, tensor
 
 
 class Parameter(Tensor):
@@ -15,7 +14,7 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any) -> None:
-        super().__init__(as_array(data.data if isinstance(data, Tensor) else data), requires_grad=True)
+        super().__init__(tensor(data).data, requires_grad=True)
 
 
 class Module:
@@ -73,7 +72,7 @@ class Module:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters on the host, by dotted name."""
-        return {name: to_host(parameter.data).copy() for name, parameter in self._named_entries()}
+        return {name: parameter.numpy().copy() for name, parameter in self._named_entries()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy arrays or tensors into the parameters of these names; nothing changes if any of them does not fit.
@@ -126,6 +125,13 @@ class Module:
                     setattr(module, name, value.to(device_or_dtype))
         return self
 
+    def as_input(self, array: Any) -> Tensor:
+        """Return an array as a constant on the device and in the dtype of the parameters; a tensor as it is."""
+        if isinstance(array, Tensor):
+            return array
+        parameter = next(self.parameters(), None)
+        return Tensor(constant(array)) if parameter is None else beside(array, parameter)
+
     def __repr__(self) -> str:
         lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children()]
         return f"{type(self).__name__}({self._describe()}" + ("\n" + "\n".join(lines) + "\n)" if lines else ")")
@@ -135,14 +141,7 @@ class Module:
         return ", ".join(shapes)
 
 
-def beside(array: Any, neighbour: Tensor) -> Tensor:
-    """An array as a constant where `neighbour` is; a tensor as it is."""
-    if isinstance(array, Tensor):
-        return array
-    return Tensor(to_device_of(array if is_on_gpu(array) else np.asarray(array), neighbour.data))
-
-
-def _array_of(value: Any) -> Array:
+def _array_of(value: Any) -> Any:
     return value.data if isinstance(value, Tensor) else np.asarray(value)
 
 

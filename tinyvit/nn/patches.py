@@ -5,12 +5,11 @@ import math
 import numpy as np
 
 from .. import functional as F
-from ..engine import Tensor
+from ..functional.tensors import Tensor
 from . import init
 from .layers import Conv2d, ReLU
 from .module import Module, Parameter, Sequential
 
-Pair = tuple[int, int]
 Sizes = tuple[int, ...]
 
 
@@ -50,12 +49,8 @@ class PatchEmbed(Module):
         self.grid = tuple(n // p for n, p in zip(self.image_size, self.patch_size, strict=True))
         self.in_channels = in_channels
         self.stem = _conv_stem(self.patch_size, in_channels, dim) if stem == "conv" else None
-        if axes == 2:
-            p, q = self.patch_size
-            patch, channels = ((p, q), in_channels) if self.stem is None else ((1, 1), dim // 2)
-            self.proj: Conv2d | TubeletProjection = Conv2d(channels, dim, patch, stride=patch)
-        else:
-            self.proj = TubeletProjection(in_channels, dim, self.patch_size)
+        channels, patch = (in_channels, self.patch_size) if self.stem is None else (dim // 2, (1, 1))
+        self.proj = PatchProjection(channels, dim, patch)
 
     def forward(self, images: Tensor) -> Tensor:
         frames, pixels = self.image_size[:-2], self.image_size[-2:]
@@ -63,18 +58,24 @@ class PatchEmbed(Module):
         if images.shape[1:] != expected:
             raise ValueError(f"images have shape {images.shape}; this model takes (B, {', '.join(map(str, expected))})")
         x = images.swapaxes(1, 2) if frames else images  # channels first
-        x = x if self.stem is None else self.stem(x)
-        weight = self.proj.weight
-        return F.linear(F.patches(x, weight.shape[2:]), weight.reshape(weight.shape[0], -1), self.proj.bias)
+        return self.proj(x if self.stem is None else self.stem(x))
 
 
-class TubeletProjection(Module):
-    """The weights that project a patch of any number of axes: weight (dim, C, *patch_size), bias (dim,)."""
+class PatchProjection(Module):
+    """Cut an image or a video into patches and apply one linear map to each: (B, C, *sizes) -> (B, N, dim).
+
+    This is the convolution whose stride is its kernel size, with the weights of one: weight (dim, C, *patch_size),
+    bias (dim,).
+    """
 
     def __init__(self, in_channels: int, dim: int, patch_size: Sizes) -> None:
         fan_in = in_channels * math.prod(patch_size)
         self.weight = Parameter(init.uniform_fan_in((dim, in_channels, *patch_size), fan_in))
         self.bias = Parameter(init.uniform_fan_in((dim,), fan_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dim, _, *patch_size = self.weight.shape
+        return F.linear(F.patches(x, tuple(patch_size)), self.weight.reshape(dim, -1), self.bias)
 
 
 def _conv_stem(patch: Sizes, in_channels: int, dim: int) -> Sequential:

@@ -1,6 +1,4 @@
-"""A training run: what decides it, its state, its steps, the loop, and what it leaves in its folder.
+"""A training run: its folder, its state, its steps, the loop, and what is shown of it.
 
-The recipes lie below the tasks, which read them; all other files use the tasks.
-
-Order: signals, curves, captured, recipe, folder, transfer, steps, state, display, loop
+Order: signals, curves, captured, folder, transfer, steps, state, display, loop.
 """

@@ -80,10 +80,10 @@ class CapturedStep:
             self._runs += fits
             if fits:
                 return self._step(self._places) if self._graph is None else self._replay()
-            device = self._bundle.state
-            return self._step(
-                [tuple(None if x is None else to_device_of(x, device) for x in batch) for batch in batches]
-            )
+            return self._step([self._on_device(batch) for batch in batches])
+
+    def _on_device(self, batch: _Batch) -> _Batch:
+        return tuple(None if x is None else to_device_of(x, self._bundle.state) for x in batch)
 
     @contextmanager
     def _own_stream(self) -> Any:

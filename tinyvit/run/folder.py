@@ -18,9 +18,9 @@ from ..backend import default_device
 from ..checkpoint import atomic_write, load, save
 from ..errors import CheckpointError, TinyvitError, TrainingFailed
 from ..nn import Module
+from ..recipe import Recipe, load_recipe
 from ..tasks import DataSpec, recipe_error, task_of
 from ..tasks.base import AnyDataset
-from .recipe import Recipe, load_recipe
 
 RECIPE, METRICS, CURVES = "recipe.toml", "metrics.jsonl", "curves.png"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"

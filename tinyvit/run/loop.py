@@ -14,6 +14,7 @@ import numpy as np
 
 from ..backend import keep_freed_memory
 from ..errors import TrainingFailed
+from ..recipe import Recipe
 from .curves import draw_curves
 from .display import Display
 from .folder import (
@@ -28,7 +29,6 @@ from .folder import (
     resume_command,
     write_file,
 )
-from .recipe import Recipe
 from .signals import Interrupted, Stopped, StopRequest
 from .state import Training
 from .transfer import transfer_encoders

@@ -25,9 +25,9 @@ from ..data import Augment, Batch, Loader
 from ..errors import CheckpointError, DataError
 from ..nn import Module
 from ..optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, decay_groups
+from ..recipe import Recipe
 from ..tasks import DataSpec, recipe_error, task_of
 from .folder import build_model, load_data, require_same_recipe, write_progress
-from .recipe import Recipe
 from .steps import Losses, Steps
 from .transfer import freeze_encoders
 

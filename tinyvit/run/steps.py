@@ -9,9 +9,9 @@ from ..data import Batch
 from ..engine import Tensor
 from ..nn import Module
 from ..optim import Adam, LossScaler, Optimizer, clip_grad_norm
+from ..recipe import Train
 from ..tasks import Task
 from .captured import CapturedStep
-from .recipe import Train
 
 READ_EVERY = 16  # steps made as CUDA graphs whose losses are read together, because reading waits for the device
 

@@ -5,9 +5,9 @@ from typing import Any
 from ..errors import RecipeError
 from ..models import ViT
 from ..nn import Module
+from ..recipe import Recipe
 from ..tasks import DataSpec
 from .folder import RunError, load_run
-from .recipe import Recipe
 
 # Parameters of an encoder that belong to the task it was trained for: they are neither transferred nor frozen.
 _OF_THE_TASK = ("head.", "norm.", "fc_norm.")

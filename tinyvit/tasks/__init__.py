@@ -2,10 +2,10 @@
 
 The training loop, checkpoints and run folders are the same for all tasks.
 
-Order: base, classify, answer, write, mask, retrieve
+Order: base, classify, answer, write, mask, retrieve.
 """
 
-from ..run.recipe import Recipe
+from ..recipe import Recipe
 from .answer import Answer
 from .base import DataSpec, Report, Task, recipe_error
 from .classify import Classify

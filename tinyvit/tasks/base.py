@@ -16,7 +16,7 @@ from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import ViT
 from ..nn import Module, initialize_conv
-from ..run.recipe import Model, Recipe, Train
+from ..recipe import Model, Recipe, Train
 
 AnyDataset = Dataset | TextDataset
 

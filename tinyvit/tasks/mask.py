@@ -13,10 +13,10 @@ from ..data import Batch, load_dataset
 from ..data.texts import TEXT_DATASETS
 from ..engine import Tensor
 from ..errors import RecipeError
+from ..functional.tensors import beside
 from ..models import MaskedModel, TextEncoder
-from ..models.masked import IGNORED, choose_patches, hide_words, visible_patches
+from ..models.masked import IGNORED, choose_patches, hide_tokens, visible_patches
 from ..nn import Module
-from ..nn.module import beside
 from .base import AnyDataset, DataSpec, Report, Task
 
 
@@ -64,7 +64,7 @@ class Mask(Task):
             order = choose_patches(len(batch.labels), math.prod(model.vision.patch_embed.grid), rng)
         if model.text is not None:
             texts, vocabulary = np.asarray(batch.texts), model.to_words.weight.shape[0]
-            words, targets = hide_words(texts, vocabulary, self.recipe.task.hide_words, rng)
+            words, targets = hide_tokens(texts, vocabulary, self.recipe.task.hide_words, rng)
         return Hidden(order, words, targets)
 
     def with_draws(self, model: Module, batch: Batch) -> Batch:

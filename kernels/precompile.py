@@ -1,7 +1,9 @@
-"""Compile ahead, in a second process, what a training step needs: `python -m tinyvit.kernels.cpu.ahead DTYPE FOLDER`.
+"""Compile the kernels of a training step: the program of the helper process that `cpu.claims` starts.
 
-The step compiles from its first kernel on; this begins with the one that takes longest, the last but a few, and leaves
-out what the step has begun, as marked in the folder (`two_processes`). In the end both have had as much to do.
+    python -m tinyvit.kernels.precompile DTYPE FOLDER
+
+The first process compiles the kernels in the order in which its step calls them. This one begins with those that take
+longest and come last, and skips what the first has claimed in FOLDER, so both have about as much to do.
 """
 
 import contextlib
@@ -10,23 +12,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (names bfloat16)
+import ml_dtypes  # noqa: F401  (makes "bfloat16" the name of a dtype)
 import numpy as np
 
-from . import two_processes
+from .adamw import numba_cpu as adamw
+from .attention import numba_cpu as attention
+from .conv2d import numba_cpu as conv2d
+from .cpu import claims
+from .cpu.bfloat16 import sum_dtype
+from .cross_entropy import numba_cpu as cross_entropy
+from .layer_norm import numba_cpu as layer_norm
+from .linear import numba_cpu as linear
+from .registry import SPECS
 
 
 def kernels(dtype: Any, convolves: bool) -> Iterator[Callable[[], Any]]:
-    """Calls that compile the kernels of a training step of a ViT, with the gradient of a convolution if it has one."""
-    from ..adamw import numba_cpu as adamw
-    from ..attention import numba_cpu as attention
-    from ..conv2d import numba_cpu as conv2d
-    from ..cross_entropy import numba_cpu as cross_entropy
-    from ..layer_norm import numba_cpu as layer_norm
-    from ..linear import numba_cpu as linear
-    from ..registry import SPECS
-    from .bfloat16 import sum_dtype
-
+    """Yield calls that compile the kernels of a ViT's training step, with those of a convolution if it has one."""
     versions = {spec.operation: spec.versions for spec in SPECS if spec.technology == "numba"}
     wide = sum_dtype(dtype)
     rows, heads = np.zeros((2, 4), dtype), np.zeros((1, 1, 2, 4), dtype)
@@ -46,7 +47,8 @@ def kernels(dtype: Any, convolves: bool) -> Iterator[Callable[[], Any]]:
         layer_norm.backward(*given, eps=1e-5, needs=(True, True, True), **version("layer_norm"))
 
     def adamw_step() -> None:
-        adamw.step(np.zeros((1, 5), np.int64), np.zeros((1, 7)), vector, vector.copy(), **version("adamw"))
+        table, settings = np.zeros((1, 5), np.int64), np.zeros((1, 7))
+        adamw.step([None], [None], table, settings, vector, vector.copy(), **version("adamw"))
 
     def cross_entropy_both() -> None:
         _, *kept = cross_entropy.forward(wide_rows, None, ids=classes, **version("cross_entropy"))
@@ -69,8 +71,8 @@ def kernels(dtype: Any, convolves: bool) -> Iterator[Callable[[], Any]]:
 
 
 if __name__ == "__main__":
-    marks = Path(sys.argv[2])
-    two_processes.help_with(marks)
-    for compile_one in kernels(np.dtype(sys.argv[1]), (marks / "conv2d._forward_2").exists()):
-        with contextlib.suppress(two_processes.Taken):
+    folder = Path(sys.argv[2])
+    claims.join(folder)
+    for compile_one in kernels(np.dtype(sys.argv[1]), (folder / "conv2d._forward_2").exists()):
+        with contextlib.suppress(claims.Claimed):
             compile_one()

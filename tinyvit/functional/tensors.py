@@ -1,0 +1,23 @@
+"""What layers and models need beside the operations: tensors, constants, random draws."""
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import Generator, default_generator, is_floating, is_on_gpu, to_device_of
+from ..context import no_grad
+from ..engine import Tensor, tensor
+from .elementwise import constant
+from .random import check_probability
+
+__all__ = [
+    "Generator", "Tensor", "beside", "check_probability", "constant", "default_generator", "is_floating", "no_grad",
+    "tensor",
+]  # fmt: skip
+
+
+def beside(array: Any, neighbour: Tensor) -> Tensor:
+    """Return an array as a constant on the device and in the dtype of `neighbour`; a tensor is returned as it is."""
+    if isinstance(array, Tensor):
+        return array
+    return Tensor(to_device_of(array if is_on_gpu(array) else np.asarray(array), neighbour.data))
