@@ -55,7 +55,7 @@ def _branch(name: str, module: Module, is_open: bool) -> str:
     count = sum(parameter.size for parameter in module.parameters())
     title = f"{html.escape(name)}{': ' if name else ''}<b>{type(module).__name__}</b>"
     inner = [_branch(n, child, is_open=False) for n, child in module.named_children()]
-    options = html.escape(module._describe())
+    options = html.escape(module.describe())
     text = f"{title} <span style='opacity:.65'>{options}{', ' if options else ''}{count:,} parameters</span>"
     if not inner:
         return f"<div style='margin-left:1.2em'>{text}</div>"
