@@ -25,7 +25,7 @@ def axes_of(op: type[Op], name: str, array: Any) -> Axes:
     """
     rank = np.ndim(array)
     usual = _USUAL.get(rank)
-    stated = _stated(op)
+    stated = _stated(op.letters)
     letters = stated.get(name) or stated.get(re.sub(r"_\d+$|\[\d+\]$", "", name), "")
     for alternative in letters.split("|"):
         _, dots, last = alternative.rpartition("...")
@@ -38,10 +38,10 @@ def axes_of(op: type[Op], name: str, array: Any) -> Axes:
 
 
 @functools.cache
-def _stated(op: type[Op]) -> dict[str, str]:
-    """The letters in `op.letters` by name: "k v: B H S D" states those of k and of v."""
-    rows = [row.partition(":") for row in op.letters]
-    return {name: letters for names, _, letters in rows for name in names.split()}
+def _stated(letters: tuple[str, ...]) -> dict[str, str]:
+    """The letters of an operation by name: "k v: B H S D" states those of k and of v."""
+    rows = [row.partition(":") for row in letters]
+    return {name: axes for names, _, axes in rows for name in names.split()}
 
 
 # Steps of a rule ----------------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ class Monitor(Display):
         self._display.accept(training)
         if not isinstance(training.test_data, Dataset) or not isinstance(training.model, ViT):
             raise StudyError("--study works with classifiers of images only; leave it out for this recipe")
+        self._data = training.test_data
 
     def started(self, training: Training, folder: Path) -> None:
         self._display.started(training, folder)
@@ -129,7 +130,7 @@ class Monitor(Display):
     @no_grad()
     def _activations(self) -> dict[str, Any]:
         """Spread, silent units and entropy of attention in a forward pass of a few test images."""
-        model, data = self._training.model, self._training.test_data
+        model, data = self._training.model, self._data
         was_training = model.training
         model.eval()
         try:
