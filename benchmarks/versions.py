@@ -20,13 +20,14 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.backend import BFLOAT16
 from tinyvit.engine import Tensor
+from tinyvit.functional.elementwise import AddNarrow
 
 from .inputs import DROPOUT_P
 from .machine import describe_machine
 
 MEASURED = (
     *("attention", "linear", "bias_gelu", "layer_norm", "softmax", "cross_entropy", "dropout", "patches", "embedding"),
-    *("conv2d", "max_pool2d", "cast", "adamw"),
+    *("conv2d", "max_pool2d", "cast", "gelu", "add_narrow", "adamw"),
 )
 VERSIONS = {spec.operation: spec.versions for spec in registry.SPECS if spec.technology == "numba"}
 CHOICES = ("numpy", *(f"numba:v{version}" for version in range(1, max(VERSIONS.values()) + 1)))
@@ -85,6 +86,11 @@ def _work(operation: str) -> Work:
         case "max_pool2d":
             shape = "128 images 24 x 32 x 32, windows 2 x 2"
             return Work(shape, (normal(batch, 24, 32, 32),), lambda x: F.max_pool2d(x, 2))
+        case "gelu":
+            return Work("(8320, 768)", (normal(batch, tokens, 4 * dim),), F.gelu)
+        case "add_narrow":
+            stream, branch = normal(batch, tokens, dim), normal(batch, tokens, dim).astype(BFLOAT16)
+            return Work("(8320, 192)", (stream, branch), AddNarrow.apply)
         case "cast":
             return Work("(8320, 192) to bfloat16", (normal(batch, tokens, dim),), lambda x: F.cast(x, BFLOAT16))
     raise ValueError(f"no shape is known for {operation!r}")

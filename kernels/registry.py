@@ -155,24 +155,6 @@ SPECS: tuple[Spec, ...] = (
         versions=2,
     ),
     _numba("linear", "linear", _CPU | {_BFLOAT16}, keeps=("x", "weight"), versions=2, is_slower=_blas_is_faster),
-    _numba(
-        *("linear_gelu", "linear", _CPU | {_BFLOAT16}),
-        residuals=("h",),
-        keeps=("h", "x", "weight"),
-        versions=2,
-        forward="gelu_forward",
-        backward="gelu_backward",
-        is_slower=_blas_is_faster,
-    ),
-    _numba(
-        *("linear_add_layer_norm", "linear"),
-        residuals=("mean", "rstd"),
-        keeps=("x", "weight", "sum", "norm_weight", "mean", "rstd"),
-        versions=2,
-        forward="norm_forward",
-        backward="norm_backward",
-        is_slower=_blas_is_faster,
-    ),
     _numba("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
     _numba(
         *("add_layer_norm", "layer_norm"),
@@ -182,6 +164,7 @@ SPECS: tuple[Spec, ...] = (
         forward="add_forward",
         backward="add_backward",
     ),
+    _numba("gelu", "gelu", _CPU | {_BFLOAT16}, keeps=("x",)),
     _numba("bias_gelu", "bias_gelu", _CPU | {_BFLOAT16}, keeps=("x", "bias"), versions=2),
     _numba(
         *("cross_entropy", "cross_entropy"),
@@ -195,6 +178,7 @@ SPECS: tuple[Spec, ...] = (
     _numba("max_pool2d", "max_pool2d", _CPU | {_BFLOAT16}, keeps=("x", "out"), versions=2),
     _numba("embedding", "embedding", _CPU | {_BFLOAT16}, residuals=("shape",), keeps=("shape",), versions=2),
     _numba("cast", "cast", _CPU | _GPU),
+    _numba("add_narrow", "add_narrow", residuals=("y_dtype",), keeps=("y_dtype",)),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     UpdateSpec("adamw", "numba", f"{_HERE}.adamw.numba_cpu", _CPU, versions=2),
     _cupy(
@@ -218,14 +202,7 @@ SPECS: tuple[Spec, ...] = (
         keeps=("x", "weight"),
         refuses=_refused_by(f"{_HERE}.linear.cublaslt"),
     ),
-    KernelSpec(
-        *("linear_gelu", "cupy", f"{_HERE}.linear.cublaslt", _GPU),
-        residuals=("h",),
-        keeps=("h", "x", "weight", "bias"),
-        forward="gelu_forward",
-        backward="gelu_backward",
-        refuses=_refused_by(f"{_HERE}.linear.cublaslt"),
-    ),
+    _cupy("gelu", "gelu", keeps=("x",)),
     _cupy("bias_gelu", "bias_gelu", keeps=("x", "bias"), versions=2),
     _cupy(
         *("cross_entropy", "cross_entropy"),

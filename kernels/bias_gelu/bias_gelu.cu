@@ -1,22 +1,6 @@
 // GELU of x + bias, exact or by the tanh formula.
+#include "bias_gelu/formula.cuh"
 #include "cuda/sums.cuh"
-
-constexpr float ROOT_HALF = 0.70710678f, ROOT_TWO_PI_INVERSE = 0.39894228f, ROOT_TWO_OVER_PI = 0.79788456f;
-constexpr float CUBIC = 0.044715f;
-
-template <bool TANH> DEVICE float gelu(float h) {
-  if (TANH) return h / (1 + expf(-2 * ROOT_TWO_OVER_PI * (h + CUBIC * h * h * h)));
-  return 0.5f * h * erfcf(-h * ROOT_HALF);
-}
-template <bool TANH> DEVICE float gelu_slope(float h) {
-  if (TANH) {
-    // y = h s,  s = 1 / (1 + e^(-2 u))
-    float s = 1 / (1 + expf(-2 * ROOT_TWO_OVER_PI * (h + CUBIC * h * h * h)));
-    return s + h * s * (1 - s) * 2 * ROOT_TWO_OVER_PI * (1 + 3 * CUBIC * h * h);
-  }
-  // y = h P(h)
-  return 0.5f * erfcf(-h * ROOT_HALF) + h * ROOT_TWO_PI_INVERSE * expf(-0.5f * h * h);
-}
 
 // v1: one thread for each element; for dbias, one for each column. ---------------------------------------------------
 

@@ -1,9 +1,9 @@
-"""Matrix products on NVIDIA GPUs by cuBLASLt, and with them the linear map, with or without a GELU after it.
+"""Matrix products on NVIDIA GPUs by cuBLASLt, and with them the linear map.
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
 | v1      | one product for the output, with the bias in its epilogue, one for dx, and one for dW, with db in its  |
-|         | epilogue; the kernel of `bias_gelu` does bias and GELU together, as cuBLASLt lacks the exact GELU      |
+|         | epilogue                                                                                               |
 
 CuPy's own products cannot be captured in a CUDA graph, copy strided operands and do not support bfloat16. This layer
 has its own handle and workspace for each device, takes transposes as flags and batches by their stride, sums in float32
@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from ..bias_gelu.cupy_raw import backward as gelu_slope
-from ..bias_gelu.cupy_raw import forward as gelu
 from ..cuda.device import address, dense, device_of, library_of
 
 _WORKSPACE = 32 << 20  # bytes; cuBLAS's own choice for Hopper
@@ -329,16 +327,3 @@ def forward(x, weight, bias, *, version):
 def backward(dy, x, weight, *, needs, version):
     """Map dy (..., out) to dx (..., in), dweight (out, in) and db (out,)."""
     return VERSIONS[version][1](dy, x, weight, needs)
-
-
-def gelu_forward(x, weight, bias, *, approximate="none", version):
-    """Map x (..., in) to gelu(x W^T + b) (..., out), and x W^T, without the bias, for backward."""
-    h = VERSIONS[version][0](x, weight, None)
-    return *gelu(h, bias, approximate=approximate, version=2), h
-
-
-def gelu_backward(dy, h, x, weight, bias, *, approximate="none", needs, version):
-    """Map dy (..., out) to dx (..., in), dweight (out, in) and db (out,)."""
-    dh, db = gelu_slope(dy, h, bias, approximate=approximate, needs=None, version=2)
-    dx, dweight, _ = VERSIONS[version][1](dh, x, weight, (needs[0], needs[1], False))
-    return dx, dweight, db

@@ -1,10 +1,10 @@
-"""The affine map of a layer, y = x W^T + b; alone, with a GELU after it, or with a residual sum and layer norm.
+"""The affine map of a layer, y = x W^T + b, forward and backward.
 
 | version | what it changes, and gains                                                                              |
 |---------|---------------------------------------------------------------------------------------------------------|
 | v1      | a loop of dot products, one for each output                                                             |
-| v2      | register tiles (`microkernel`) over panels of W that are packed once; bias and GELU are applied to rows |
-|         | that are still in the cache; dW in tiles of its own, in parts of the rows that are then added up        |
+| v2      | register tiles (`microkernel`) over panels of W that are packed once; the bias is added at the end of a |
+|         | tile; dW in tiles of its own, in parts of the rows that are then added up                               |
 
 x (R, K), W (N, K), b (N,), y (R, N), the leading axes of x flattened into R. The sums of dW and db run over parts and
 blocks of the rows, so that rounding errors do not grow with R; how they are cut depends on shapes alone. What is
@@ -15,7 +15,6 @@ from functools import cache
 
 import numpy as np
 
-from ..bias_gelu.formula import gelu_row, gelu_row_backward
 from ..cast.numba_cpu import forward as cast
 from ..cpu import threads as pool
 from ..cpu.arrays import as_matrix, dense, rows_of
@@ -23,7 +22,6 @@ from ..cpu.bfloat16 import bits, real, rounded, sum_dtype, widened
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, transpose
-from ..layer_norm.numba_cpu import add_backward, add_rows, normalize_row
 from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 from .operands import AT_ONCE, depth_of, left_rows, operand, operand_dtype, stack, stacked
 
@@ -35,14 +33,12 @@ PRODUCTS_AT_LEAST = 3_000_000  # multiply-adds of a part, unless there were but 
 _SERIAL = 250_000  # multiply-adds, and
 _ALONE = 30_000  # elements to pack, below which sharing the work costs more than it saves
 
-LINEAR, GELU, GELU_TANH, NORM = 0, 1, 2, 3  # what follows the affine map
-
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
 
 @body
-def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode, residual, stream, gain, shift, mean, rstd, eps):
+def _forward_chunk_1(chunk, chunks, x, weight, bias, y):
     """Some rows of y."""
     rows, depth = x.shape
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
@@ -51,41 +47,32 @@ def _forward_chunk_1(chunk, chunks, x, weight, bias, y, out, mode, residual, str
             for k in range(depth):
                 total += widened(x[i, k]) * widened(weight[j, k])
             y[i, j] = rounded(total, y)
-        if mode == NORM:
-            add_rows(residual[i], y[i], stream[i])
-            mean[i], rstd[i] = normalize_row(stream[i], gain, shift, out[i], eps)
-        elif mode != LINEAR:
-            gelu_row(y[i], out[i], mode == GELU_TANH)
 
 
 @entry
-def _forward_1(x, weight, panels, bias, y, out, mode, team, residual, stream, gain, shift, mean, rstd, eps):
-    given = (x, weight, bias, y, out, mode, residual, stream, gain, shift, mean, rstd, eps)
-    parallel(_forward_chunk_1, min(x.shape[0], 16), team, given)
+def _forward_1(x, weight, panels, bias, y, team):
+    parallel(_forward_chunk_1, min(x.shape[0], 16), team, (x, weight, bias, y))
 
 
 @entry
-def _backward_1(dy, pre, dpre, x, weight, panels, dx, dweight, dbias, mode, wants_dx, wants_dweight, team):
-    if mode != LINEAR:
-        for i in range(dy.shape[0]):
-            gelu_row_backward(dy[i], pre[i], dpre[i], mode == GELU_TANH)
+def _backward_1(dy, x, weight, panels, dx, dweight, dbias, wants_dx, wants_dweight, team):
     if wants_dx:
         for i in range(dx.shape[0]):
             for k in range(dx.shape[1]):
                 total = real(0, dx)
                 for j in range(weight.shape[0]):
-                    total += widened(dpre[i, j]) * widened(weight[j, k])
+                    total += widened(dy[i, j]) * widened(weight[j, k])
                 dx[i, k] = rounded(total, dx)
     if wants_dweight:
         for j in range(dweight.shape[0]):
             for k in range(dweight.shape[1]):
                 total = real(0, x)
                 for i in range(x.shape[0]):
-                    total += widened(dpre[i, j]) * widened(x[i, k])
+                    total += widened(dy[i, j]) * widened(x[i, k])
                 dweight[j, k] = rounded(total, dweight)
             total = real(0, x)
             for i in range(x.shape[0]):
-                total += widened(dpre[i, j])
+                total += widened(dy[i, j])
             dbias[j] = total
 
 
@@ -110,44 +97,30 @@ def _pack_chunk(chunk, chunks, weight, transposed, panels):
 
 
 @body
-def _forward_chunk_2(
-    chunk, chunks, x, panels, bias, y, out, mode, each, groups, residual, stream, gain, shift, mean, rstd, eps
-):
-    """One block of rows, `each` of them, and one group of panels."""
+def _forward_chunk_2(chunk, chunks, x, panels, bias, y, groups):
+    """One block of rows and one group of panels."""
     n, width = y.shape[1], panels.shape[2]
     block, group = chunk // groups, chunk % groups
-    start, stop = block * each, min(block * each + each, x.shape[0])
-    first, last = panels.shape[0] * group // groups, panels.shape[0] * (group + 1) // groups
+    start, stop = block * BLOCK, min(block * BLOCK + BLOCK, x.shape[0])
     rows = operand(x[start:stop])
-    for p in range(first, last):
+    for p in range(panels.shape[0] * group // groups, panels.shape[0] * (group + 1) // groups):
         j = p * width
         multiply_add(rows, panels[p], bias[j : j + width], y[start:stop, j : min(j + width, n)])
-    if mode == NORM:
-        for i in range(start, stop):
-            add_rows(residual[i], y[i], stream[i])
-            mean[i], rstd[i] = normalize_row(stream[i], gain, shift, out[i], eps)
-    elif mode != LINEAR:
-        for i in range(start, stop):
-            begin, end = first * width, min(last * width, n)
-            gelu_row(y[i, begin:end], out[i, begin:end], mode == GELU_TANH)
 
 
 @body
-def _product_chunk(chunk, chunks, dy, pre, dpre, panels, dx, mode):
-    """One block of rows of dx = dpre W, where dpre = dy, or dy gelu'(pre), which is computed first."""
+def _product_chunk(chunk, chunks, dy, panels, dx):
+    """One block of rows of dx = dy W."""
     start, stop = chunk * BLOCK, min(chunk * BLOCK + BLOCK, dy.shape[0])
-    if mode != LINEAR:
-        for i in range(start, stop):
-            gelu_row_backward(dy[i], pre[i], dpre[i], mode == GELU_TANH)
     k, width = dx.shape[1], panels.shape[2]
-    rows = operand(dpre[start:stop])
+    rows = operand(dy[start:stop])
     for p in range(panels.shape[0]):
         multiply(rows, panels[p], dx[start:stop, p * width : min(p * width + width, k)], False)
 
 
 @body
-def _weight_chunk(chunk, chunks, dpre, x, dweights, dbiases, panels, height, width):
-    """A tile of dpre^T x, `height` rows and `width` columns, of one part of the rows of both; and that part of db."""
+def _weight_chunk(chunk, chunks, dy, x, dweights, dbiases, panels, height, width):
+    """A tile of dy^T x, `height` rows and `width` columns, of one part of the rows of both; and that part of db."""
     parts, _, k = dweights.shape
     part, tile, across = chunk % parts, chunk // parts, max(1, -(-k // width))
     i, j = tile // across * height, tile % across * width
@@ -161,7 +134,7 @@ def _weight_chunk(chunk, chunks, dpre, x, dweights, dbiases, panels, height, wid
     step = DEPTH * AT_ONCE if x.itemsize == 2 else DEPTH
     start, stop = x.shape[0] * part // parts, x.shape[0] * (part + 1) // parts
     for r in range(start, stop, step):
-        given = dpre[r : min(r + step, stop), i : i + rows]
+        given = dy[r : min(r + step, stop), i : i + rows]
         depth = stack(x[r : min(r + step, stop), j : j + columns], right)
         multiply(stacked(given, left).T, right[:depth], target, True)
         if j == 0:
@@ -223,28 +196,24 @@ def _cut(rows, n, k, itemsize):
 
 
 @entry
-def _forward_2(x, weight, panels, bias, y, out, mode, team, residual, stream, gain, shift, mean, rstd, eps):
-    rows, each, groups = x.shape[0], BLOCK, 1
-    if mode == NORM:  # which needs whole rows
-        each = min(BLOCK, _even_part(rows, max(1, -(-rows // TASKS)), ROWS[0]))
-    else:
-        groups = max(1, min(panels.shape[0], TASKS // max(-(-rows // BLOCK), 1)))
+def _forward_2(x, weight, panels, bias, y, team):
+    blocks = -(-x.shape[0] // BLOCK)
+    groups = max(1, min(panels.shape[0], TASKS // max(blocks, 1)))
     parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, True, panels))
-    given = (x, panels, bias, y, out, mode, each, groups, residual, stream, gain, shift, mean, rstd, eps)
-    parallel(_forward_chunk_2, -(-rows // each) * groups, team, given)
+    parallel(_forward_chunk_2, blocks * groups, team, (x, panels, bias, y, groups))
 
 
 @entry
-def _backward_2(dy, pre, dpre, x, weight, panels, dx, dweight, dbias, mode, wants_dx, wants_dweight, team):
-    if wants_dx or mode != LINEAR:
+def _backward_2(dy, x, weight, panels, dx, dweight, dbias, wants_dx, wants_dweight, team):
+    if wants_dx:
         parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, False, panels))
-        parallel(_product_chunk, -(-dy.shape[0] // BLOCK), team, (dy, pre, dpre, panels, dx, mode))
+        parallel(_product_chunk, -(-dy.shape[0] // BLOCK), team, (dy, panels, dx))
     if wants_dweight:
         n, k = dweight.shape
         height, width, parts = _cut(x.shape[0], n, k, dbias.itemsize)
         dweights, dbiases = np.empty((parts, n, k), dbias.dtype), np.empty((parts, n), dbias.dtype)
         tiles = -(-n // height) * max(1, -(-k // width))  # without columns there still is db
-        parallel(_weight_chunk, tiles * parts, team, (dpre, x, dweights, dbiases, panels, height, width))
+        parallel(_weight_chunk, tiles * parts, team, (dy, x, dweights, dbiases, panels, height, width))
         parallel(_sum_chunk, min(n, 8), team, (dweights, dbiases, dweight, dbias))
 
 
@@ -276,80 +245,31 @@ def _new_panels(columns, depth, dtype):
     return np.empty((-(-columns // width), depth, width), dtype)
 
 
-@cache
-def _no_norm(dtype):
-    """What stands for the arguments of a layer norm where there is none."""
-    row, matrix = np.empty(0, dtype), np.empty((0, 0), dtype)
-    return matrix, matrix, row, row, row, row, dtype.type(0)
-
-
-def _launch_forward(x, weight, bias, mode, version, norm=()):
+def forward(x, weight, bias, *, version):
+    """x (..., K), weight (N, K), bias (N,) or None -> y (..., N)."""
     _tiles_ready(x.dtype)
     weight = _as_dtype(weight, x.dtype)
     rows, n = left_rows(as_matrix(x)), weight.shape[0]
     y = np.empty((rows.shape[0], n), x.dtype)
-    out = y if mode in (LINEAR, NORM) else np.empty_like(y)
     sums = sum_dtype(x.dtype)
     bias = np.empty(0, sums) if bias is None else dense(bias.astype(sums, copy=False))
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
     panels = _new_panels(n, x.shape[-1], x.dtype)
-    norm = norm or _no_norm(sums)
-    VERSIONS[version][0](rows, left_rows(weight), panels, bias, bits(y), bits(out), mode, team, *norm)
-    shape = (*x.shape[:-1], n)
-    return y.reshape(shape), out.reshape(shape)
+    VERSIONS[version][0](rows, left_rows(weight), panels, bias, bits(y), team)
+    return (y.reshape((*x.shape[:-1], n)),)
 
 
-def _launch_backward(dy, pre, x, weight, mode, needs, version):
+def backward(dy, x, weight, *, needs, version):
+    """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
     _tiles_ready(x.dtype)
     master, weight = weight.dtype, _as_dtype(weight, x.dtype)
     upstream, rows, weight = left_rows(as_matrix(dy)), bits(rows_of(x)), bits(dense(weight))
-    before = upstream if mode == LINEAR else left_rows(as_matrix(pre))
-    dpre = upstream if mode == LINEAR else np.empty_like(upstream)
     dx = np.empty(rows.shape if needs[0] else (1, 1), x.dtype)
     wants_dweight, sums = needs[1] or needs[2], sum_dtype(x.dtype)
     dweight = np.empty(weight.shape if wants_dweight else (0, 0), master)
     dbias = np.empty(weight.shape[0] if wants_dweight else 0, sums)
     panels = _new_panels(x.shape[-1] if needs[0] else 0, weight.shape[0], x.dtype)
     team = pool.team(rows.shape[0] * weight.size > _SERIAL)
-    given = (upstream, before, dpre, rows, weight, panels, bits(dx), bits(dweight), dbias)
-    VERSIONS[version][1](*given, mode, needs[0], wants_dweight, team)
+    given = (upstream, rows, weight, panels, bits(dx), bits(dweight), dbias)
+    VERSIONS[version][1](*given, needs[0], wants_dweight, team)
     return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
-
-
-def forward(x, weight, bias, *, version):
-    """x (..., K), weight (N, K), bias (N,) or None -> y (..., N)."""
-    return _launch_forward(x, weight, bias, LINEAR, version)[:1]
-
-
-def backward(dy, x, weight, *, needs, version):
-    """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
-    return _launch_backward(dy, None, x, weight, LINEAR, needs, version)
-
-
-def gelu_forward(x, weight, bias, *, approximate="none", version):
-    """y (..., N) = gelu(h), and h = x W^T + b, which backward needs."""
-    h, y = _launch_forward(x, weight, bias, GELU_TANH if approximate == "tanh" else GELU, version)
-    return y, h
-
-
-def gelu_backward(dy, h, x, weight, *, approximate="none", needs, version):
-    """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
-    return _launch_backward(dy, h, x, weight, GELU_TANH if approximate == "tanh" else GELU, needs, version)
-
-
-def norm_forward(residual, x, weight, bias, norm_weight, norm_bias, *, eps=1e-5, version, **rest):
-    """residual (..., N), x (..., K) -> sum = residual + x W^T + b, y = its layer norm (..., N), mean and rstd (...)."""
-    rows = rows_of(residual)
-    stream, (mean, rstd) = np.empty_like(rows), np.empty((2, rows.shape[0]), rows.dtype)
-    norm = rows, stream, dense(norm_weight), dense(norm_bias), mean, rstd, rows.dtype.type(eps)
-    _, y = _launch_forward(x, weight, bias, NORM, version, norm)
-    shape = residual.shape
-    return stream.reshape(shape), y, mean.reshape(shape[:-1]), rstd.reshape(shape[:-1])
-
-
-def norm_backward(dsum, dy, x, weight, sum, norm_weight, mean, rstd, *, eps=1e-5, needs, version, **rest):
-    """dsum and dy (..., N), one of them perhaps None -> the gradients of what `norm_forward` is given, in its order."""
-    given = (dsum, dy, sum, norm_weight, mean, rstd, x.dtype)
-    dresidual, dbranch, dgain, dshift = add_backward(*given, needs=needs[:1], version=version)
-    dx, dweight, dbias = backward(dbranch, x, weight, needs=needs[1:4], version=version)
-    return dresidual, dx, dweight, dbias, dgain, dshift

@@ -6,7 +6,7 @@ from tinyvit.kernels import registry
 from benchmarks.versions import MEASURED, main
 
 # Kernels that run the code of another one, which is measured.
-FUSED = {"linear_gelu", "linear_add_layer_norm", "add_layer_norm"}
+FUSED = {"add_layer_norm"}
 
 
 def test_every_cpu_kernel_is_measured() -> None:

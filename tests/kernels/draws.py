@@ -15,10 +15,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from blocks import (
+    ADD,
     BLOCK,
     CAST,
     COLUMNS,
     DEPTH,
+    GELU,
     HEIGHT,
     IMAGES,
     KEYS,
@@ -182,21 +184,15 @@ def rows_and_columns(draw: Any) -> Shape:
 
 
 @st.composite
-def linear(draw: Any, dtype: Any, always_bias: bool = False) -> Case:
+def linear(draw: Any, dtype: Any) -> Case:
     panel = PANEL_BYTES // np.dtype(dtype).itemsize
     width = WIDTH // np.dtype(dtype).itemsize
     rows = size(draw, [0, *around(2, *ROWS[:2], BLOCK, DEPTH, 2 * PART)], PRODUCTS)
     depth = size(draw, [1, 2, 5, *around(panel, BLOCK, width)], PRODUCTS // max(rows, 1))
     columns = size(draw, [1, 2, *around(panel, 2 * panel, HEIGHT)], PRODUCTS // max(rows * depth, 1))
     x = draw(arrays((*draw(leading(rows)), depth), dtype) if rows != 1 else arrays((depth,), dtype))
-    bias = draw(arrays((columns,), dtype)) if always_bias or draw(st.booleans()) else None
+    bias = draw(arrays((columns,), dtype)) if draw(st.booleans()) else None
     return Case((x, draw(arrays((columns, depth), dtype)), bias), {})
-
-
-@st.composite
-def linear_gelu(draw: Any, dtype: Any) -> Case:
-    inputs = draw(linear(dtype, always_bias=True)).inputs
-    return Case(inputs, {"approximate": draw(st.sampled_from(["none", "tanh"]))})
 
 
 @st.composite
@@ -212,17 +208,16 @@ def layer_norm(draw: Any, dtype: Any, summands: int = 1) -> Case:
 
 
 @st.composite
-def linear_add_layer_norm(draw: Any, dtype: Any) -> Case:
-    x, weight, bias = draw(linear(dtype)).inputs
-    assert x is not None
-    assert weight is not None
-    columns = weight.shape[0]
-    residual, gain, shift = (draw(arrays(shape, dtype)) for shape in ((*x.shape[:-1], columns), columns, columns))
-    params = {"eps": draw(st.sampled_from([1e-5, 0.1]))}
-    if dtype == "float32" and draw(st.booleans()):
-        params["y_dtype"] = np.dtype(ml_dtypes.bfloat16)
-        x, weight = x.astype(ml_dtypes.bfloat16), weight.astype(ml_dtypes.bfloat16).astype(dtype)
-    return Case((residual, x, weight, bias, gain, shift), params)
+def gelu(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns() | st.sampled_from([(n,) for n in around(1, GELU, 2 * GELU)]))
+    return Case((draw(arrays(shape, dtype)),), {"approximate": draw(st.sampled_from(["none", "tanh"]))})
+
+
+@st.composite
+def add_narrow(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns() | st.sampled_from([(n,) for n in around(1, ADD, 2 * ADD)]))
+    x, y = draw(arrays(shape, dtype)), draw(arrays(shape, dtype))
+    return Case((x, y.astype(ml_dtypes.bfloat16) if dtype == "float32" and draw(st.booleans()) else y), {})
 
 
 @st.composite
@@ -412,10 +407,9 @@ def masks(draw: Any, lead: Shape, queries: int, keys: int) -> Array:
 
 STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "linear": linear,
-    "linear_gelu": linear_gelu,
     "layer_norm": layer_norm,
     "add_layer_norm": lambda dtype: layer_norm(dtype, summands=2),
-    "linear_add_layer_norm": linear_add_layer_norm,
+    "gelu": gelu,
     "bias_gelu": bias_gelu,
     "softmax": softmax,
     "cross_entropy": cross_entropy,
@@ -425,6 +419,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "conv2d": conv2d,
     "max_pool2d": max_pool2d,
     "cast": cast,
+    "add_narrow": add_narrow,
     "attention": attention,
 }
 

@@ -222,7 +222,7 @@ def test_health_says_only_what_was_found(browser: Any, digits: tuple[Recording, 
         name = "blocks.2.mlp.fc1.weight"
         cells = view.tab.locator(".bars tr").filter(has_text=name).inner_text()
         norm = recording.gradients[name].statistics.norm
-        weight = recording["blocks.2.mlp/linear_gelu"].inputs[1].statistics.norm
+        weight = recording["blocks.2.mlp.fc1/linear"].inputs[1].statistics.norm
         assert numbers(cells.removeprefix(name))[-2:] == pytest.approx([norm, norm / weight], rel=0.03)
         peak = max(recording.held)
         assert f"peak {peak / 1024:.0f} KB" in view.text("#view figure") or f"peak {peak / 2**20:.1f} MB" in view.text(

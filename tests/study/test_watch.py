@@ -79,7 +79,7 @@ def test_what_is_written_is_what_happened(tmp_path: Path, monkeypatch: pytest.Mo
     keys = next(iter(line["entropy"]))
     assert keys == "blocks.0.attn/attention"
     assert 0 < line["entropy"][keys][0] <= np.log(4) + 1e-6
-    assert set(line["silent"]) == {"blocks.0.mlp/linear_gelu"}
+    assert set(line["silent"]) == {"blocks.0.mlp.act/gelu"}
 
 
 def test_where_nan_began_is_told(

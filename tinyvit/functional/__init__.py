@@ -10,7 +10,7 @@ from .. import engine
 from ..dispatch import PlainKernel
 from ..kernels.registry import PLAIN
 from . import methods, special  # noqa: F401  (operators of Tensor; erf for the array namespaces)
-from .activation import bias_gelu, gelu, linear_gelu, log_softmax, relu, silu, softmax
+from .activation import bias_gelu, gelu, log_softmax, relu, silu, softmax
 from .attention import join_heads, merge_heads, scaled_dot_product_attention, split_heads
 from .convolution import avg_pool2d, col2im, conv2d, im2col, max_pool2d
 from .elementwise import (
@@ -39,7 +39,7 @@ from .elementwise import (
 from .indexing import add_rows, embedding, index, index_add, index_put, take, take_rows
 from .linalg import einsum, linear, matmul
 from .loss import binary_cross_entropy_with_logits, contrastive_loss, cross_entropy, mse_loss
-from .normalization import add_layer_norm, layer_norm, linear_add_layer_norm
+from .normalization import add_layer_norm, layer_norm
 from .patches import patches
 from .random import dropout, dropout_mask
 from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum_to_shape, var
@@ -78,8 +78,6 @@ __all__ = [
     "join_heads",
     "layer_norm",
     "linear",
-    "linear_add_layer_norm",
-    "linear_gelu",
     "log",
     "log_softmax",
     "logsumexp",

@@ -5,7 +5,6 @@ from typing import Any
 from ..backend import Namespace
 from ..engine import Op, Tensor
 from .elementwise import as_floating
-from .linalg import check_linear
 from .samples import sample
 
 _SQRT_HALF = 0.7071067811865476
@@ -81,6 +80,7 @@ class Gelu(Op):
 
     autocast = "narrow"
     saves = ("x",)
+    kernel = "gelu"
 
     @staticmethod
     def forward(xp, x, *, approximate="none"):
@@ -117,34 +117,6 @@ class BiasGelu(Op):
     def samples():
         yield sample((2, 3, 4), (4,))
         yield sample((5, 4), (4,), approximate="tanh")
-
-
-class LinearGelu(Op):
-    """y = gelu(h),  h = x W^T + b        dh = dy gelu'(h),  dx = dh W,  dW = dh^T x,  db = sum of dh over all rows"""
-
-    autocast = "narrow"
-    saves = ("x", "weight", "bias")
-    kernel = "linear_gelu"
-    masters = ("weight", "bias")
-
-    @staticmethod
-    def forward(xp, x, weight, bias, *, approximate="none"):
-        return _gelu(xp, xp.matmul(x, xp.swapaxes(weight, 0, 1)) + bias, approximate)
-
-    def backward(ctx, xp, dy):
-        x, weight, bias = ctx.saved
-        # y = gelu(h)
-        h = xp.matmul(x, xp.swapaxes(weight, 0, 1)) + bias
-        dh = dy * _gelu_slope(xp, h, ctx.approximate)
-        # h = x @ weight.T + bias
-        rows = xp.reshape(dh, (-1, dh.shape[-1]))
-        dweight = xp.matmul(xp.swapaxes(rows, 0, 1), xp.reshape(x, (-1, x.shape[-1])))
-        return xp.matmul(dh, weight), dweight, xp.sum(rows, axis=0)
-
-    @staticmethod
-    def samples():
-        yield sample((2, 3, 4), (5, 4), (5,))
-        yield sample((5, 3), (2, 3), (2,), approximate="tanh")
 
 
 class Softmax(Op):
@@ -218,15 +190,6 @@ def bias_gelu(x: Any, bias: Any, approximate: str = "none") -> Tensor:
     if bias.ndim != 1 or x.ndim == 0 or x.shape[-1] != bias.shape[0]:
         raise ValueError(f"bias_gelu: x has shape {x.shape} and bias {bias.shape}; they must be (..., C) and (C,)")
     return BiasGelu.apply(x, bias, approximate=_checked(approximate))
-
-
-def linear_gelu(x: Any, weight: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
-    """gelu(x W^T + b), the first half of a Transformer's MLP.
-
-    x (..., in), weight (out, in), bias (out,) -> (..., out).
-    """
-    check_linear("linear_gelu", x, weight, bias)
-    return LinearGelu.apply(x, weight, bias, approximate=_checked(approximate))
 
 
 def _checked(approximate: str) -> str:

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import context
+from ..backend import BFLOAT16
 from ..engine import Op, Tensor
 from .samples import sample
 
@@ -24,6 +26,26 @@ class Add(Op):
         yield sample((3, 4), (3, 4))
         yield sample((3, 1, 2), (4, 1))
         yield sample((), (2, 3))
+
+
+class AddNarrow(Op):
+    """z = x + y, of equal shapes, y in bfloat16 beside x in float32        dx = dz,  dy = dz in the dtype of y"""
+
+    kernel = "add_narrow"
+    narrow = ("y",)
+
+    @staticmethod
+    def forward(xp, x, y):
+        return x + y
+
+    def backward(ctx, xp, dz):
+        # z = x + y
+        return dz, dz
+
+    @staticmethod
+    def samples():
+        yield sample((3, 4), (3, 4))
+        yield sample((), ())
 
 
 class Subtract(Op):
@@ -348,6 +370,9 @@ class Clip(Op):
 
 def add(x: Any, y: Any) -> Tensor:
     """x + y, broadcast."""
+    both = isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape
+    if both and x.dtype == np.float32 and y.dtype == BFLOAT16 and rounds_to_bfloat16(x):
+        return AddNarrow.apply(x, y)
     return Add.apply(x, y)
 
 
@@ -431,6 +456,11 @@ def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
     if min is None and max is None:
         raise ValueError("clip: min and max are both None; give at least one of them")
     return Clip.apply(x, lowest=min, highest=max)
+
+
+def rounds_to_bfloat16(x: Tensor) -> bool:
+    """Whether `autocast` is on, is to bfloat16, and rounds x before a matrix product, on a CPU."""
+    return context.now().precision == BFLOAT16 and type(x.data) is np.ndarray and x.dtype.itemsize < 8
 
 
 # Constants: no gradient flows through these -------------------------------------------------------------------------

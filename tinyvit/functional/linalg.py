@@ -90,18 +90,17 @@ def matmul(x: Any, y: Any) -> Tensor:
 
 def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The affine map of the last axis: x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
-    check_linear("linear", x, weight, bias)
+    _check_linear(x, weight, bias)
     return Linear.apply(x, weight, bias)
 
 
-def check_linear(name: str, x: Any, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise ValueError if the shapes are not those of an affine map of the last axis."""
+def _check_linear(x: Any, weight: Tensor, bias: Tensor | None) -> None:
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"{name}: x has shape {x.shape} and weight {weight.shape}; they must be (..., in) and (out, in)"
+            f"linear: x has shape {x.shape} and weight {weight.shape}; they must be (..., in) and (out, in)"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{name}: bias has shape {bias.shape}; it must be {weight.shape[:1]}")
+        raise ValueError(f"linear: bias has shape {bias.shape}; it must be {weight.shape[:1]}")
 
 
 def einsum(spec: str, *operands: Any) -> Tensor:

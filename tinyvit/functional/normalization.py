@@ -1,12 +1,10 @@
-"""Layer normalization, by itself and fused with the residual sum before it, and with the linear map before that."""
+"""Layer normalization, by itself and fused with the residual sum before it."""
 
 from typing import Any
 
-import numpy as np
-
-from .. import context, dispatch
+from ..backend import BFLOAT16
 from ..engine import Op, Tensor
-from .linalg import check_linear, linear
+from .elementwise import rounds_to_bfloat16
 from .samples import sample
 
 
@@ -104,44 +102,6 @@ class AddLayerNorm(Op):
         yield sample((2, 1, 4), (2, 1, 4), (4,), (4,), eps=1e-3)
 
 
-class LinearAddLayerNorm(Op):
-    """sum = residual + h,  h = x W^T + b,  y = layer_norm(sum) w + c
-
-    dh = d(residual) = dsum + the gradient of layer_norm with respect to its input;  dx = dh W,  dW = dh^T x,
-    db = sum of dh over all rows; dw and dc as in layer_norm.
-    """
-
-    saves = ("x for weight", "weight for x", "sum", "norm_weight")
-    outputs = ("sum", "y")
-    kernel = "linear_add_layer_norm"
-    narrow = ("x", "weight", "bias")
-
-    @staticmethod
-    def forward(xp, residual, x, weight, bias, norm_weight, norm_bias, *, eps=1e-5, y_dtype=None):
-        h = xp.matmul(x, xp.swapaxes(weight, 0, 1))
-        total = residual + (h if bias is None else h + bias)
-        y = _normalized(xp, total, eps)[0] * norm_weight + norm_bias
-        return total, y if y_dtype is None else xp.cast(y, y_dtype)
-
-    def backward(ctx, xp, dsum, dy):
-        x, weight, total, norm_weight = ctx.saved
-        dh, dw, dc = _backward(xp, dy, total, norm_weight, ctx.eps, ctx.y_dtype, dsum)
-        rows, dx, dweight, db = xp.reshape(dh, (-1, dh.shape[-1])), None, None, None
-        # sum = residual + x @ weight.T + bias
-        if ctx.needs[1]:
-            dx = xp.matmul(dh, weight)
-        if ctx.needs[2]:
-            dweight = xp.matmul(xp.swapaxes(rows, 0, 1), xp.reshape(x, (-1, x.shape[-1])))
-        if ctx.needs[3]:
-            db = xp.sum(rows, axis=0)
-        return dh, dx, dweight, db, dw, dc
-
-    @staticmethod
-    def samples():
-        yield sample((3, 5), (3, 2), (5, 2), (5,), (5,), (5,))
-        yield sample((2, 1, 4), (2, 1, 3), (4, 3), None, (4,), (4,), eps=1e-3)
-
-
 # What users call ----------------------------------------------------------------------------------------------------
 
 
@@ -171,45 +131,9 @@ def add_layer_norm(
     return AddLayerNorm.apply(x, residual, weight, bias, eps=eps, **_narrowed(x, narrow))
 
 
-def linear_add_layer_norm(
-    residual: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float = 1e-5,
-    narrow: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """`add_layer_norm` of a residual (..., out) and `linear` of x (..., in), in one kernel where there is one.
-
-    Where there is none it is these two operations, and what they give differs by roundings only.
-    """
-    check_linear("linear_add_layer_norm", x, weight, bias)
-    params = {"eps": eps, **_narrowed(residual, narrow)}
-    if not _is_one_kernel(residual, x, params):
-        return add_layer_norm(residual, linear(x, weight, bias), norm_weight, norm_bias, eps, narrow)
-    if residual.shape != (*x.shape[:-1], weight.shape[0]):
-        raise ValueError(
-            f"linear_add_layer_norm: residual has shape {residual.shape}; it must be {(*x.shape[:-1], weight.shape[0])}"
-        )
-    _check("linear_add_layer_norm", residual, norm_weight, norm_bias)
-    return LinearAddLayerNorm.apply(residual, x, weight, bias, norm_weight, norm_bias, **params)
-
-
-def _is_one_kernel(residual: Tensor, x: Tensor, params: dict[str, Any]) -> bool:
-    """Whether a kernel serves linear_add_layer_norm: in one dtype, or with x and y in the bfloat16 of `autocast`."""
-    product_dtype = context.now().precision or residual.dtype
-    if x.dtype != product_dtype or x.dtype != params.get("y_dtype", residual.dtype):
-        return False
-    return dispatch.select(LinearAddLayerNorm, residual.dtype, (residual.data,), params).spec is not None
-
-
 def _narrowed(x: Tensor, narrow: bool) -> dict[str, Any]:
     """The parameter that says so; none where it would be the dtype of x. On a GPU a cast follows."""
-    dtype = context.now().precision
-    bfloat16 = narrow and dtype is not None and dtype.name == "bfloat16" and type(x.data) is np.ndarray
-    return {"y_dtype": dtype} if bfloat16 and x.dtype.itemsize < 8 else {}
+    return {"y_dtype": BFLOAT16} if narrow and rounds_to_bfloat16(x) else {}
 
 
 def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:

@@ -57,7 +57,6 @@ FAULTS: dict[str, Fault] = {
     "add_layer_norm": _NORM,
     "linear": _rule("linear", "db = xp.sum(rows, axis=0)", "db = xp.mean(rows, axis=0)",
                     "the gradient of the bias is averaged over the rows instead of summed"),
-    "linear_gelu": _SLOPE,
     "gelu": _SLOPE,
     "bias_gelu": _SLOPE,
     "conv2d": _rule("conv2d", "db = xp.sum(dy, axis=(0, 2))", "db = xp.mean(dy, axis=(0, 2))",

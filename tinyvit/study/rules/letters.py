@@ -20,8 +20,6 @@ _KNOWN: dict[tuple[str, str], tuple[str, ...]] = {
     ("merge_heads", "x"): ("B", "H", "N", "D"),
     ("linear", "weight"): ("K", "C"),
     ("linear", "bias"): ("K",),
-    ("linear_gelu", "weight"): ("K", "C"),
-    ("linear_gelu", "bias"): ("K",),
     ("cross_entropy", "logits"): ("B", "K"),
     ("cross_entropy", "target"): ("B", "K"),
     ("conv2d", "x"): _IMAGE,
@@ -33,7 +31,7 @@ _KNOWN: dict[tuple[str, str], tuple[str, ...]] = {
     ("patches", "x"): _IMAGE,
 }
 _BY_RANK: dict[int, tuple[str, ...]] = {1: ("C",), 2: ("B", "C"), 3: ("B", "N", "C")}
-_LAST = {"linear": "K", "linear_gelu": "K"}  # the letter of the last axis of the output
+_LAST = {"linear": "K"}  # the letter of the last axis of the output
 
 
 def axes_of(operation: str, name: str, array: Any) -> Axes:

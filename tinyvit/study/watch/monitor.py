@@ -36,7 +36,7 @@ _SILENT = 1e-6
 _VANISHED, _EXPLODED = 1e-6, 1e3
 _RECENT = 10  # steps, of whose losses the median is taken
 _GROWN = 1.5  # times the first loss: a run that is worse than at its start
-_ACTIVATIONS = ("linear_gelu", "relu", "gelu", "bias_gelu", "silu")
+_ACTIVATIONS = ("relu", "gelu", "bias_gelu", "silu")
 
 
 class Watch(Display):

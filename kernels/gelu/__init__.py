@@ -1,0 +1,1 @@
+"""GELU of each element."""

@@ -1,0 +1,64 @@
+"""GELU of each element, exact or by the tanh formula, forward and backward.
+
+| version | what it changes, and gains                                                                             |
+|---------|--------------------------------------------------------------------------------------------------------|
+| v1      | vectors, with the rational functions of `vector_math`; shared among threads in chunks of `CHUNK`       |
+|         | elements                                                                                               |
+"""
+
+import numpy as np
+
+from ..bias_gelu.formula import gelu_row, gelu_row_backward
+from ..cpu import threads as pool
+from ..cpu.arrays import dense
+from ..cpu.bfloat16 import bits
+from ..cpu.compiler import body, entry
+from ..cpu.threads import parallel
+
+CHUNK = 4096
+_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
+
+
+@body
+def _forward_chunk(chunk, chunks, x, y, tanh):
+    start = chunk * CHUNK
+    gelu_row(x[start : start + CHUNK], y[start : start + CHUNK], tanh)
+
+
+@entry
+def _forward_1(x, y, tanh, team):
+    parallel(_forward_chunk, -(-x.size // CHUNK), team, (x, y, tanh))
+
+
+@body
+def _backward_chunk(chunk, chunks, dy, x, dx, tanh):
+    start = chunk * CHUNK
+    gelu_row_backward(dy[start : start + CHUNK], x[start : start + CHUNK], dx[start : start + CHUNK], tanh)
+
+
+@entry
+def _backward_1(dy, x, dx, tanh, team):
+    parallel(_backward_chunk, -(-x.size // CHUNK), team, (dy, x, dx, tanh))
+
+
+VERSIONS = {1: (_forward_1, _backward_1)}
+
+
+# Launchers ----------------------------------------------------------------------------------------------------------
+
+
+def forward(x, *, approximate="none", version):
+    """x of any shape -> y."""
+    y = np.empty(x.shape, x.dtype)
+    run, _ = VERSIONS[version]
+    run(bits(dense(x)).reshape(-1), bits(y).reshape(-1), approximate == "tanh", pool.team(x.size > _SERIAL))
+    return (y,)
+
+
+def backward(dy, x, *, approximate="none", needs, version):
+    """dy, x -> dx."""
+    dx = np.empty(x.shape, x.dtype)
+    _, run = VERSIONS[version]
+    given = (bits(dense(a)).reshape(-1) for a in (dy, x, dx))
+    run(*given, approximate == "tanh", pool.team(x.size > _SERIAL))
+    return (dx,)
