@@ -42,7 +42,7 @@ _OPTIONS = [
         "--peers",
         metavar="NAME,...",
         callback=_names,
-        help=f"Which others run beside tinyvit: {', '.join(spec.name for spec in PEERS)}.  [default: all]",
+        help=f"The contenders to compare tinyvit with: {', '.join(spec.name for spec in PEERS)}.  [default: all]",
     ),
     click.option("--shapes", metavar="NAME,...", callback=_names, help="Only these shapes.  [default: all]"),
     click.option(

@@ -1,4 +1,4 @@
-"""tinyvit's engine with one of its fusions taken apart: `--without linear_gelu`. What it then loses, the fusion gains.
+"""tinyvit's engine with one of its fusions taken apart: `--without attention`. What it then loses, the fusion gains.
 
 All else runs as ever, in our kernels. What has no kernel of its own is NumPy's, on one thread but for products:
 additions, sums over rows, products of stacks of matrices.
@@ -7,11 +7,14 @@ additions, sums over rows, products of stacks of matrices.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.engine import Tensor
+from tinyvit.functional.elementwise import add
 from tinyvit.functional.linalg import linear
-from tinyvit.functional.normalization import add_layer_norm, layer_norm
+from tinyvit.functional.normalization import layer_norm
 
 from .engine import Engine
 
@@ -21,32 +24,13 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if bias is None else (y + bias).to(y.dtype)  # beside bfloat16 the addition is one in float32
 
 
-def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, approximate: str) -> Tensor:
-    return F.bias_gelu(linear(x, weight), bias, approximate)
-
-
-def _add_layer_norm(x: Tensor, residual: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
-    total = x + residual
-    return total, layer_norm(total, *parameters)
-
-
-def _after_linear(add: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`linear_add_layer_norm` by a linear map, and `add` for the rest."""
-    return lambda residual, x, weight, bias, *rest: add(residual, linear(x, weight, bias), *rest)
-
-
-def _wide_add_layer_norm(x: Tensor, residual: Tensor, *parameters: Any) -> tuple[Tensor, Tensor]:
-    return add_layer_norm(x, residual.to(x.dtype), *parameters)
-
-
 def _float32_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: bool) -> Tensor:
     return layer_norm(x, weight, bias, eps)
 
 
-def _float32_add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: bool
-) -> tuple[Tensor, Tensor]:
-    return add_layer_norm(x, residual, weight, bias, eps)
+def _wide_add(x: Any, y: Any) -> Tensor:
+    narrow = isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype == np.float32 and y.dtype != x.dtype
+    return add(x, y.to(x.dtype) if narrow else y)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Any, dropout_p: float, is_causal: bool) -> Tensor:
@@ -56,26 +40,18 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Any, dropout_p: float, is_
         return (F.softmax(scores) @ v.to("float32")).to(q.dtype)
 
 
-# What a fusion is called, and by what the functions of F that offer it are replaced.
+# What a fusion is called, and by what the functions of F, or the operators of Tensor, that offer it are replaced.
 FUSIONS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "linear_bias": {"linear": _linear},
-    "linear_gelu": {"linear_gelu": _linear_gelu},
-    "linear_add_layer_norm": {"linear_add_layer_norm": _after_linear(add_layer_norm)},
-    "add_layer_norm": {
-        "add_layer_norm": _add_layer_norm,
-        "linear_add_layer_norm": _after_linear(_add_layer_norm),
-    },
-    "narrow_branch": {  # what joins the residual stream is cast before
-        "add_layer_norm": _wide_add_layer_norm,
-        "linear_add_layer_norm": _after_linear(_wide_add_layer_norm),
-    },
-    "narrow": {  # layer norm gives float32, and a cast follows
-        "layer_norm": _float32_layer_norm,
-        "add_layer_norm": _float32_add_layer_norm,
-        "linear_add_layer_norm": _after_linear(_float32_add_layer_norm),
-    },
+    "narrow_branch": {"__add__": _wide_add},  # what joins the residual stream is cast before
+    "narrow": {"layer_norm": _float32_layer_norm},  # layer norm gives float32, and a cast follows
     "attention": {"scaled_dot_product_attention": _attention},
 }
+
+
+def owner(name: str) -> Any:
+    """What has the function or operator of this name."""
+    return Tensor if name.startswith("__") else F
 
 
 class TakenApart(Engine):
@@ -85,4 +61,4 @@ class TakenApart(Engine):
         kernels, fusion = option.split()
         super().__init__(kernels)
         for name, apart in FUSIONS[fusion].items():  # in this process, which is its own
-            setattr(F, name, apart)
+            setattr(owner(name), name, apart)

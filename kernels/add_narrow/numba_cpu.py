@@ -15,7 +15,7 @@ from ..cpu.bfloat16 import bits, widened
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
-CHUNK = 16_384
+CHUNK = 8192
 _SERIAL = 50_000  # elements below which waking another thread costs more than it saves
 
 

@@ -15,7 +15,7 @@ from ..cpu.bfloat16 import bits
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
-CHUNK = 8192
+CHUNK = 4096
 _SERIAL = 20_000  # elements below which waking another thread costs more than it saves
 
 
