@@ -31,10 +31,6 @@ STILL_LONG_FILES = {
 }
 STILL_LONG_FUNCTIONS = {
     "tinyvit/functional/attention.py:scaled_dot_product_attention",
-    "tinyvit/study/page/assets/attention.js:attentionView",
-    "tinyvit/study/page/assets/card.js:checkTable",
-    "tinyvit/study/page/assets/cells.js:termsOf",
-    "tinyvit/study/page/assets/why.js:explanation",
 }
 
 

@@ -53,6 +53,12 @@ ORDERED = {
     "tinyvit.kernels.linear",
     "tinyvit.optim",
     "tinyvit.run",
+    "tinyvit.study",
+    "tinyvit.study.check",
+    "tinyvit.study.page",
+    "tinyvit.study.record",
+    "tinyvit.study.rules",
+    "tinyvit.study.watch",
     "tinyvit.tasks",
 }
 
