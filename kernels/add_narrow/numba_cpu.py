@@ -15,7 +15,7 @@ from ..cpu.chunks import COPIES, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
-CHUNK = 16_384
+CHUNK = 8192
 
 
 @body

@@ -15,7 +15,7 @@ from ..cpu.chunks import team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
-CHUNK = 8192
+CHUNK = 4096
 
 
 @body

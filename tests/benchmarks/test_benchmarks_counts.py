@@ -306,8 +306,9 @@ def test_operations_of_a_step_with_texts_are_those_of_its_matrix_products(answer
         step = Engine("numpy").prepare(case, make_inputs(case))
         monkeypatch.setattr(NUMPY, "matmul", counting, raising=False)
         step.run()
-    again = 2 * 4 * shape.dim**2 * shape.depth * shape.batch * (shape.patches + shape.length)  # the plain MLP
-    assert cost(case).flops == count - again
+    # The cost is that of the published model. Ours applies proj and MLP of the last block to the token it reads alone.
+    unread = shape.patches + shape.length - 1 if answers else 0
+    assert cost(case).flops == count + 6 * shape.batch * unread * 9 * shape.dim**2
 
 
 @pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)

@@ -10,17 +10,20 @@ if config.DISABLE_JIT:
     config.CPU_FEATURES = ""
 
 from tinyvit.kernels.adamw import numba_cpu as adamw
+from tinyvit.kernels.add_narrow import numba_cpu as add_narrow
 from tinyvit.kernels.attention import by_block as attention
 from tinyvit.kernels.cast import numba_cpu as cast
 from tinyvit.kernels.conv2d import numba_cpu as conv2d
 from tinyvit.kernels.dropout import numba_cpu as dropout
 from tinyvit.kernels.embedding import numba_cpu as embedding
+from tinyvit.kernels.gelu import numba_cpu as gelu
 from tinyvit.kernels.linear import microkernel
 from tinyvit.kernels.linear import numba_cpu as linear
 from tinyvit.kernels.max_pool2d import numba_cpu as max_pool2d
 
 if config.DISABLE_JIT:
-    adamw.CHUNK, dropout.TILE, cast.CHUNK = 64, 64, 16
+    adamw.CHUNK, dropout.TILE = 64, 64
+    cast.CHUNK = add_narrow.CHUNK = gelu.CHUNK = 16
     attention.KEYS, attention.QUERIES = 16, 2 * microkernel.ROWS[0]
     conv2d.PIXELS, conv2d.PARTS = 8, 2
     max_pool2d.PARTS, max_pool2d.WINDOWS, embedding.COLUMNS = 2, 20, 4
@@ -28,7 +31,7 @@ if config.DISABLE_JIT:
     linear.PRODUCTS_AT_LEAST = 1
     linear.WIDTH, linear.TILE_BYTES = 2 * microkernel.PANEL_BYTES, 4 * microkernel.ROWS[0] * microkernel.PANEL_BYTES
 
-CHUNK, TILE, CAST = adamw.CHUNK, dropout.TILE, cast.CHUNK
+CHUNK, TILE, CAST, ADD, GELU = adamw.CHUNK, dropout.TILE, cast.CHUNK, add_narrow.CHUNK, gelu.CHUNK
 KEYS, QUERIES = attention.KEYS, attention.QUERIES
 PIXELS, PARTS, IMAGES = conv2d.PIXELS, conv2d.PARTS, max_pool2d.PARTS
 COLUMNS = embedding.COLUMNS
