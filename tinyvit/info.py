@@ -1,4 +1,4 @@
-"""What `tinyvit info` tells: versions, devices, threads, data, and what computes each operation."""
+"""The report that `tinyvit info` prints: versions, devices, threads, data, and the implementation of each operation."""
 
 import os
 import platform
@@ -25,13 +25,13 @@ _DEVICES = ("cpu", "cuda")
 
 
 def report() -> str:
-    """Return the whole report, as text."""
+    """Return the report as text."""
     sections: dict[str, Iterable[tuple[str, ...]]] = {
         "versions": _versions(),
         "devices": ((name, _state_of(name)) for name in _DEVICES),
         "threads": _threads(),
         "data": ((name, _place_of(name)) for name in dataset_names()),
-        f"what serves operations that kernels can serve (use_kernels: {dispatch.current_choice()})": _operations(),
+        f"operations that have kernels, and what serves them (use_kernels: {dispatch.current_choice()})": _operations(),
     }
     return "\n\n".join(f"{title}\n{_table(list(rows))}" for title, rows in sections.items())
 
@@ -69,18 +69,18 @@ def _threads() -> Iterator[tuple[str, str]]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "processors", f"{usable} of {os.cpu_count()}"
     set_by = "set by TINYVIT_THREADS" if os.environ.get("TINYVIT_THREADS") else "set TINYVIT_THREADS to change it"
-    forced = "set by TINYVIT_CPU" if "TINYVIT_CPU" in os.environ else "the best that this processor has"
-    yield "vectors", f"{processor.level()} ({forced})"
+    chosen_by = "set by TINYVIT_CPU" if "TINYVIT_CPU" in os.environ else "the best level of this processor"
+    yield "vectors", f"{processor.level()} ({chosen_by})"
     yield "products", _PRODUCTS[processor.level()]
-    yield "kernels", f"{threads.thread_count()} threads of their own ({set_by})"
+    yield "kernels", f"{threads.thread_count()} threads ({set_by})"
     for pool in threadpool_info():
         name = " ".join(str(part) for part in (pool["internal_api"], pool["version"]) if part)
         kernels = f", kernels for {pool['architecture']}" if "architecture" in pool else ""
-        yield pool["user_api"], f"{name}, {pool['num_threads']} threads{kernels}; for what no kernel serves"
+        yield pool["user_api"], f"{name}, {pool['num_threads']} threads{kernels}; for operations without a kernel"
     yield "compiled", f"kept in {cache.cache_folder()}"
 
 
-# How matrices are multiplied on the CPU, by the level of `kernels.processor`.
+# How matrices are multiplied on the CPU, by the level of `kernels.cpu.processor`.
 _PRODUCTS = {
     "avx512_bf16": "tiles of 14 x 32; bfloat16 in pairs, because this processor adds up their products",
     "avx512": "tiles of 14 x 32; bfloat16 widened to float32, because AVX512_BF16 is missing or switched off",
@@ -100,7 +100,7 @@ def _place_of(dataset: str) -> str:
 
 
 def _operations() -> Iterator[tuple[str, str, str]]:
-    """Yield each operation that kernels may serve, what serves it for float32 on the CPU, and why the others do not."""
+    """Yield each operation that has kernels, what serves it for float32 on the CPU, and why other kernels do not."""
     questions: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [(Adam.update, Adam.update, {}, {})]
     for op in Op.registry.values():
         if op.kernel is not None:
@@ -113,7 +113,7 @@ def _operations() -> Iterator[tuple[str, str, str]]:
         try:
             kernel = lookup.find(operation, "cpu", choice, *question[1:])
         except RuntimeError as error:
-            yield name, "nothing", str(error)
+            yield name, "none", str(error)
             continue
         rows = [spec for spec in registry.SPECS if spec.operation == operation and spec.device == "cpu"]
         if kernel:

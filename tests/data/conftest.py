@@ -1,4 +1,4 @@
-"""A local mirror, and an environment in which no other data is found."""
+"""A local mirror, and an environment without any other data."""
 
 import hashlib
 import threading

@@ -1,4 +1,4 @@
-"""A local web server that serves well or badly, as told."""
+"""A local web server whose answers are right or wrong as a test needs."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class MirrorServer(ThreadingHTTPServer):
-    """Answers each path by a function of the handler, or by each of a list of them in turn."""
+    """A server that answers each path by a function of the handler, or by several functions in turn."""
 
     daemon_threads = True
 
@@ -23,7 +23,7 @@ class MirrorServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request, client_address) -> None:
-        """Say nothing when a client hangs up: the clients under test do."""
+        """Print no error when a client closes the connection, because the tested clients do so."""
 
 
 class MirrorHandler(BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ def first_byte(handler: BaseHTTPRequestHandler) -> int:
 
 
 def whole(body: bytes) -> Answer:
-    """Serve well: all of it, or what is asked for by a range."""
+    """Serve the complete file, or the requested range."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         start = first_byte(handler)
@@ -83,12 +83,12 @@ def whole(body: bytes) -> Answer:
 
 
 def without_ranges(body: bytes) -> Answer:
-    """Serve all of it, whatever range is asked for."""
+    """Serve the complete file, even if a range is requested."""
     return lambda handler: send(handler, body)
 
 
 def dropped_after(count: int, body: bytes) -> Answer:
-    """Serve well, but close the connection after `count` bytes."""
+    """Serve the file or a range, but close the connection after `count` bytes."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         start = first_byte(handler)

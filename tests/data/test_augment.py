@@ -1,4 +1,4 @@
-"""Augmentation: every change against a naive loop over images, and what must not change."""
+"""Augmentation: every change against a naive loop over images, and the properties that it keeps."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def naive_shift(image: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 def naive_rotate_and_scale(image: np.ndarray, degrees: float, factor: float) -> np.ndarray:
-    """Sample bilinearly, in float64, at the place each pixel comes from."""
+    """Sample bilinearly, in float64, at the position from which each pixel is taken."""
     _, height, width = image.shape
     angle = np.deg2rad(degrees)
     result = np.zeros(image.shape)
@@ -87,7 +87,7 @@ def test_a_quarter_turn_is_counter_clockwise_and_exact() -> None:
     assert np.array_equal(turned, np.rot90(images, axes=(2, 3)))
 
 
-def test_no_turn_and_no_scaling_is_the_identity() -> None:
+def test_rotation_by_0_and_scaling_by_1_is_the_identity() -> None:
     images = random_images()
     assert np.array_equal(rotate_and_scale(images, np.zeros(6), np.ones(6)), images)
 
@@ -105,7 +105,7 @@ def test_covering_equals_the_naive_loop(images: np.ndarray, side: int, seed: int
 
 
 @given(images=images_strategy, seed=st.integers(0, 2**32))
-def test_nothing_asked_for_is_the_identity(images: np.ndarray, seed: int) -> None:
+def test_augmentation_without_settings_is_the_identity(images: np.ndarray, seed: int) -> None:
     assert np.array_equal(Augment()(images, np.random.default_rng(seed)), images)
 
 
@@ -120,7 +120,7 @@ def test_shape_dtype_and_input_are_kept_and_the_generator_decides(images: np.nda
     assert np.array_equal(first, EVERYTHING(images, np.random.default_rng(seed)))
 
 
-def test_flipping_mirrors_about_half_of_the_images_and_twice_is_once() -> None:
+def test_flipping_mirrors_about_half_of_the_images() -> None:
     images = random_images(batch=400)
     flipped = Augment(flip=True)(images, np.random.default_rng(0))
     mirrored = (flipped == images[..., ::-1]).all((1, 2, 3))
@@ -130,7 +130,7 @@ def test_flipping_mirrors_about_half_of_the_images_and_twice_is_once() -> None:
     assert np.array_equal(Augment(flip=True)(flipped, np.random.default_rng(0)), images)
 
 
-def test_every_shift_of_the_range_occurs_and_none_beyond() -> None:
+def test_every_shift_in_the_range_occurs_and_no_other() -> None:
     images = np.zeros((600, 1, 5, 5), np.uint8)
     images[:, :, 2, 2] = 255
     shifted = Augment(shift=2)(images, np.random.default_rng(0))
@@ -138,7 +138,7 @@ def test_every_shift_of_the_range_occurs_and_none_beyond() -> None:
     assert (shifted.sum((0, 1)) > 0).all()
 
 
-def test_turns_and_scales_stay_in_their_range() -> None:
+def test_rotations_and_scales_stay_in_their_range() -> None:
     # A point at the right end of the middle row: its angle and radius after the change are those drawn.
     images = np.zeros((300, 1, 41, 41))
     images[:, :, 20, 35] = 1

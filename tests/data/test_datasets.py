@@ -1,4 +1,4 @@
-"""The data sets: the embedded digits, folders of images, and the real files where they are at hand."""
+"""The data sets: the embedded digits, folders of images, and the real files if they are available."""
 
 import gzip
 import io
@@ -29,7 +29,7 @@ FindData = Callable[[str], Path]
 
 
 def test_the_digits_are_split_by_every_fifth_image() -> None:
-    sklearn = peer("sklearn.datasets", "scikit-learn")  # which has a copy of the digits of its own
+    sklearn = peer("sklearn.datasets", "scikit-learn")  # has another copy of the digits
     values, labels = sklearn.load_digits(return_X_y=True)
     is_test = np.arange(1797) % 5 == 4
     for split, chosen in (("train", ~is_test), ("test", is_test)):
@@ -43,7 +43,7 @@ def test_the_digits_are_split_by_every_fifth_image() -> None:
     assert len(load_dataset("digits", "test")) == 359
 
 
-def test_the_scaling_of_the_digits_loses_nothing() -> None:
+def test_scaling_the_digits_to_bytes_is_reversible() -> None:
     images = load_dataset("digits", "train").images
     assert sorted(np.unique(images)) == sorted({value * 255 // 16 for value in range(17)})
 
@@ -95,7 +95,7 @@ def idx(values: np.ndarray) -> bytes:
     return bytes((0, 0, 8, values.ndim)) + shape + values.tobytes()
 
 
-def test_a_data_set_that_is_nowhere_is_downloaded_and_then_found(cache: Path, offer, mirror) -> None:
+def test_a_missing_data_set_is_downloaded_and_then_found(cache: Path, offer, mirror) -> None:
     rng = np.random.default_rng(0)
     images, labels = np.zeros((10_000, 28, 28), np.uint8), rng.integers(0, 10, 10_000, np.uint8)
     images[:, 3, 4] = labels
@@ -168,7 +168,7 @@ def test_every_name_has_classes_and_statistics() -> None:
 
 
 def image_tree(root: Path, **files: tuple[int, int]) -> Path:
-    """Write images of the given (width, height), each filled with a value of its own."""
+    """Write images of the given (width, height), each filled with a different value."""
     for value, (name, size) in enumerate(files.items()):
         path = root / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def test_a_folder_of_images_is_a_data_set(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_that_is_not_laid_out_so_says_what_is_wrong(tmp_path: Path) -> None:
+def test_an_error_about_a_folder_with_another_layout_says_what_is_wrong(tmp_path: Path) -> None:
     def error(split: str = "train", root: Path = tmp_path) -> str:
         with pytest.raises(DataError) as caught:
             image_folder(root, split)
@@ -230,7 +230,7 @@ def test_a_folder_that_is_not_laid_out_so_says_what_is_wrong(tmp_path: Path) -> 
         ({"mean": (0.0, 0.0)}, "each of the 1 channels"),
     ],
 )
-def test_a_data_set_of_parts_that_do_not_fit_is_refused(wrong: dict[str, object], message: str) -> None:
+def test_a_data_set_of_inconsistent_arrays_is_refused(wrong: dict[str, object], message: str) -> None:
     parts = {
         "images": np.zeros((2, 1, 3, 3), np.uint8),
         "labels": np.array([0, 1]),

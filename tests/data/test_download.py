@@ -1,4 +1,4 @@
-"""Downloads from a server that misbehaves: what lands on disk is right, or there is nothing and a reason."""
+"""Downloads from a server that misbehaves: the file on disk is right, or there is none and an error with the reason."""
 
 import builtins
 import errno
@@ -55,21 +55,21 @@ def test_a_terminal_sees_a_bar_and_a_log_file_does_not(
     fetch("mnist")
     assert capsys.readouterr() == ("", "")
     target.unlink()
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes anything for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then treats every output as a terminal
     fetch("mnist")
     output, errors = capsys.readouterr()
     assert output == ""
     assert "file.bin" in errors
 
 
-def test_what_is_there_and_right_is_not_downloaded_again(target: Path, mirror: MirrorServer) -> None:
+def test_a_correct_file_is_not_downloaded_again(target: Path, mirror: MirrorServer) -> None:
     mirror.answers[PATH] = whole(BODY)
     fetch("mnist")
     fetch("mnist")
     assert len(mirror.requests) == 1
 
 
-def test_what_is_there_and_damaged_is_replaced(target: Path, mirror: MirrorServer) -> None:
+def test_a_damaged_file_is_replaced(target: Path, mirror: MirrorServer) -> None:
     mirror.answers[PATH] = whole(BODY)
     target.parent.mkdir(parents=True)
     target.write_bytes(BODY[:-1] + b"?")
@@ -84,7 +84,7 @@ def test_a_dropped_connection_is_resumed_where_it_broke(target: Path, mirror: Mi
     assert [asked for _, asked in mirror.requests] == [None, "bytes=150000-", "bytes=300000-"]
 
 
-def test_a_server_that_ignores_ranges_is_taken_from_the_start(target: Path, mirror: MirrorServer) -> None:
+def test_a_server_without_ranges_is_read_from_the_start(target: Path, mirror: MirrorServer) -> None:
     mirror.answers[PATH] = [dropped_after(1000, BODY), without_ranges(BODY)]
     fetch("mnist")
     assert target.read_bytes() == BODY
@@ -101,7 +101,7 @@ def test_a_download_of_an_earlier_run_is_continued(target: Path, mirror: MirrorS
 
 
 @pytest.mark.parametrize("stale", [b"of another file", b"x" * len(BODY), b"x" * (len(BODY) + 7)])
-def test_a_partial_file_of_something_else_is_thrown_away(target: Path, mirror: MirrorServer, stale: bytes) -> None:
+def test_a_partial_file_with_other_content_is_deleted(target: Path, mirror: MirrorServer, stale: bytes) -> None:
     mirror.answers[PATH] = whole(BODY)
     target.parent.mkdir(parents=True)
     part_of(target).write_bytes(stale)
@@ -124,7 +124,7 @@ def test_a_partial_file_of_something_else_is_thrown_away(target: Path, mirror: M
     ],
     ids=["404", "503", "html", "short", "truncated", "checksum", "204", "range", "not-http"],
 )
-def test_a_bad_mirror_is_passed_over_and_named_when_none_is_left(
+def test_a_bad_mirror_is_skipped_and_named_if_no_other_is_left(
     cache: Path, offer, mirror: MirrorServer, answer, reason: str
 ) -> None:
     mirror.answers["/bad/file.bin"] = answer
@@ -167,12 +167,12 @@ def test_bytes_beyond_the_end_are_refused_without_filling_the_disk(target: Path,
     mirror.answers[PATH] = endless
     with pytest.raises(DataError, match="SHA-256"):
         fetch("mnist")
-    assert len(sent) < 150  # what the system buffers, far from all
+    assert len(sent) < 150  # the system buffers some, but far from all
     assert not target.exists()
     assert not part_of(target).exists()
 
 
-def test_a_silent_server_is_given_up_and_its_bytes_are_kept(cache: Path, offer, mirror: MirrorServer) -> None:
+def test_a_silent_server_times_out_and_its_bytes_are_kept(cache: Path, offer, mirror: MirrorServer) -> None:
     mirror.answers["/slow/file.bin"] = stalled_after(100, BODY)
     mirror.answers["/good/file.bin"] = whole(BODY)
     offer([f"{mirror.url}/slow"], **{"file.bin": BODY})
@@ -186,7 +186,7 @@ def test_a_silent_server_is_given_up_and_its_bytes_are_kept(cache: Path, offer, 
     assert mirror.requests[-1] == ("/good/file.bin", "bytes=100-")
 
 
-def test_a_server_that_never_gives_more_than_a_byte_is_left_in_the_end(target: Path, mirror: MirrorServer) -> None:
+def test_a_server_that_sends_one_byte_at_a_time_is_given_up(target: Path, mirror: MirrorServer) -> None:
     mirror.answers[PATH] = dropped_after(1, BODY)
     with pytest.raises(DataError, match="connection closed"):
         fetch("mnist")
@@ -202,7 +202,7 @@ def test_a_file_that_changes_on_the_server_never_gets_its_name(target: Path, mir
 
 
 class FullDisk(io.FileIO):
-    """A file on a disk that has room for 100,000 more bytes."""
+    """A file on a disk with room for 100,000 more bytes."""
 
     room = 100_000
 
@@ -214,7 +214,7 @@ class FullDisk(io.FileIO):
         return written
 
 
-def test_a_full_disk_is_said_so_and_the_download_goes_on_when_there_is_room(
+def test_a_full_disk_is_an_error_and_the_download_resumes_when_there_is_room(
     target: Path, mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def open_on_full_disk(path, mode="r", *arguments):
@@ -233,7 +233,7 @@ def test_a_full_disk_is_said_so_and_the_download_goes_on_when_there_is_room(
     assert mirror.requests == [(PATH, None), (PATH, "bytes=100000-")]
 
 
-def test_a_folder_that_cannot_be_made_is_a_clear_error(cache: Path, offer, mirror: MirrorServer) -> None:
+def test_an_error_about_a_folder_that_cannot_be_made_says_so(cache: Path, offer, mirror: MirrorServer) -> None:
     offer([mirror.url], **{"file.bin": BODY})
     cache.write_text("a file where the folder should be")
     with pytest.raises(DataError, match="cannot be written"):
@@ -276,7 +276,7 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path, cache: Path, mirro
     assert len(mirror.requests) == 1
 
 
-def test_a_mirror_of_the_users_own_is_tried_first(
+def test_the_users_own_mirror_is_tried_first(
     target: Path, mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror.answers["/own/mnist/file.bin"] = whole(BODY)
@@ -327,7 +327,7 @@ def test_a_folder_under_tinyvit_data_that_lacks_files_is_named_with_them(
     assert str(caught.value).endswith(f"\n{own} lacks b.bin, c.bin")
 
 
-def test_what_is_missing_is_named_as_served_or_by_the_parts_beside_others(tmp_path: Path) -> None:
+def test_missing_files_are_named_as_they_are_served_or_by_their_parts(tmp_path: Path) -> None:
     source = Source((), (RemoteFile("all.tar.gz", 1, "", ("a.bin", "b.bin", "c.bin")),))
     assert missing_names(tmp_path, source) == ["all.tar.gz"]
     (tmp_path / "b.bin.xz").touch()
@@ -336,9 +336,7 @@ def test_what_is_missing_is_named_as_served_or_by_the_parts_beside_others(tmp_pa
     assert missing_names(tmp_path, source) == []
 
 
-def test_tinyvit_data_that_is_no_folder_is_an_error(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tinyvit_data_must_be_a_folder(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYVIT_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="nowhere is not a folder"):
         find("mnist")
@@ -364,14 +362,14 @@ def test_the_cache_is_where_each_system_keeps_its_caches(
     assert data_roots() == [Path(expected)]
 
 
-def test_an_unknown_name_gets_the_nearest_one() -> None:
+def test_an_error_about_an_unknown_name_suggests_the_nearest_one() -> None:
     with pytest.raises(DataError, match="did you mean fashion-mnist"):
         fetch("fashion_mnist")
     with pytest.raises(DataError, match="available: digits, mnist"):
         fetch("imagenet-21k")
 
 
-def test_a_folder_given_as_a_name_is_told_how_to_give_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_about_a_folder_says_how_to_give_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mnits").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="there is no data set 'mnits': did you mean folder:mnits"):

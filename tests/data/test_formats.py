@@ -1,4 +1,4 @@
-"""IDX and CIFAR files, whole and damaged: a reader gives the truth or a DataError that names the way out."""
+"""IDX and CIFAR files, complete and damaged: a reader returns the right values or raises a DataError."""
 
 import gzip
 import io
@@ -110,7 +110,7 @@ def test_compressed_idx_with_a_flipped_bit_never_gives_other_values(
         values = read_idx(path, "mnist", SHAPE)
     except DataError:
         return
-    assert np.array_equal(values, VALUES)  # the bit was one that carries nothing, such as the time in a gzip header
+    assert np.array_equal(values, VALUES)  # the bit has no effect, such as one of the time in a gzip header
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_with_the_reason(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_an_archive_of_something_else_or_with_another_checksum_is_an_error(tmp_p
         read_cifar_archive(path, "mnist", ["test_batch.bin"], 1, 1)
     assert_names_the_way_out(error, path)
     content = bytearray(cifar_archive(path, {"test_batch.bin": cifar_bytes(1, 1)[0]}).read_bytes())
-    content[-8] ^= 1  # gzip ends with the checksum of what it holds, and its length
+    content[-8] ^= 1  # gzip ends with the checksum of the content, and its length
     path.write_bytes(content)
     with pytest.raises(DataError, match="is damaged") as error:
         read_cifar_archive(path, "mnist", ["test_batch.bin"], 1, 1)

@@ -1,4 +1,4 @@
-"""Reading single images: the stated rule for each kind of pixel, and a clear error for what is no image."""
+"""Reading images: the stated rule for each kind of pixel, and a clear error for files that are not images."""
 
 import io
 import struct
@@ -69,7 +69,7 @@ def test_sixteen_bits_become_eight_and_one_bit_black_and_white(tmp_path: Path) -
     assert read_image(saved(tmp_path, bits), 1)[0].tolist() == [[0, 255]]
 
 
-def test_print_colours_become_rgb(tmp_path: Path) -> None:
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     red = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
     pixel = read_image(saved(tmp_path, red, "red.tiff"), 3)[:, 0, 0]
     assert pixel.tolist() == [255, 0, 0]
@@ -96,7 +96,7 @@ def test_the_centred_square_is_resized_with_antialiasing(tmp_path: Path) -> None
 
 def test_the_orientation_of_the_camera_is_obeyed(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side: turn it by 90 degrees clockwise
+    exif[0x0112] = 6  # stored on its side: to be rotated by 90 degrees clockwise
     path = saved(tmp_path, Image.fromarray(GREYS[:4]), exif=exif)
     assert np.array_equal(read_image(path, 1)[0], np.rot90(GREYS[:4], -1))
 
@@ -110,7 +110,7 @@ def test_the_orientation_of_the_camera_is_obeyed(tmp_path: Path) -> None:
         ("page.png", b"<html></html>", "cannot be read as an image"),
     ],
 )
-def test_what_is_no_image_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+def test_an_error_about_another_file_names_it(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
@@ -146,7 +146,7 @@ def test_a_damaged_image_is_a_data_error_or_an_image(
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """Return the head of a PNG that announces a size: nothing more is read before the size is judged."""
+    """Return the beginning of a PNG that states a size; the size is checked before more is read."""
     header = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 0, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I4s", 0, b"IDAT")

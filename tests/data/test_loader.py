@@ -1,4 +1,4 @@
-"""The loader: the same batches whatever came before, each image once, and no thread left behind."""
+"""The loader: batches do not depend on earlier ones, each image occurs once, and no thread is left."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ AUGMENT = Augment(shift=1, rotate=10, flip=True, cutout=2)
 
 
 def numbered(count: int) -> Dataset:
-    """Return a data set in which image and label i both say i."""
+    """Return a data set in which both image and label i hold the number i."""
     labels = np.arange(count)
     images = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (count, 2, 3, 3)).copy()
     return Dataset("numbered", "train", images, labels, ("",) * count, (0.0, 0.0), (1.0, 1.0))
@@ -76,7 +76,7 @@ def test_a_batch_is_float32_normalized_and_contiguous() -> None:
 
 @given(start=st.integers(0, 6), epoch=st.integers(0, 2), seed=st.integers(0, 2**64 - 1))
 @settings(max_examples=30)
-def test_a_resumed_epoch_sees_what_an_uninterrupted_one_would(start: int, epoch: int, seed: int) -> None:
+def test_a_resumed_epoch_has_the_batches_of_an_uninterrupted_one(start: int, epoch: int, seed: int) -> None:
     def new() -> Loader:
         return Loader(numbered(50), 8, seed=seed, augment=AUGMENT)
 

@@ -1,4 +1,4 @@
-"""Data sets with texts: scenes and their questions, rows of letters, easy-VQA; their batches and vocabularies."""
+"""Data sets with texts: scenes and their questions, rows of letters, easy-VQA; batches and vocabularies."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from tinyvit.run.loop import train
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
 
-def test_scenes_are_what_their_captions_say():
+def test_captions_describe_their_scenes():
     for split in ("train", "test"):
         found = scenes.of_split(split)
         captions = [scenes.caption(scene) for scene in found.all]
@@ -40,7 +40,7 @@ def test_things_have_their_colour_where_they_are_and_stay_in_their_cells():
 
 
 def brute_force(scene, question):
-    """The answer again, from the words of the question."""
+    """Answer a question from its words, in another way than the code under test."""
     words = question.removesuffix("?").split()
     of_colour = {t.colour: t for t in scene}
     named = [of_colour[w] for w in words if w in of_colour]
@@ -97,7 +97,7 @@ def test_rows_of_letters_are_reversed_and_the_splits_share_none():
         assert decode(train_rows.labels[i]) == decode(train_rows.texts[i][::-1])
 
 
-def test_a_batch_of_texts_is_as_short_as_can_be():
+def test_a_batch_of_texts_is_as_short_as_possible():
     dataset = texts.load_texts("scenes-questions", "train")
     batch = dataset.batch(np.array([3, 0, 3]))
     assert (batch.texts != PAD).any(axis=0).all()
@@ -108,7 +108,7 @@ def test_a_batch_of_texts_is_as_short_as_can_be():
     assert len(dataset.first(5)) == 5
 
 
-def test_questions_about_an_image_stand_side_by_side_and_share_it():
+def test_questions_about_an_image_are_neighbours_and_share_it():
     dataset = texts.load_texts("scenes-questions", "train")
     orders = [dataset.order(np.random.default_rng(seed)) for seed in (0, 0, 1)]
     for order in orders:
@@ -147,7 +147,7 @@ def test_easy_vqa_in_its_published_layout(data_dir):
         np.testing.assert_array_equal(dataset.kind_of == 0, yes_no)
 
 
-def test_a_vocabulary_goes_with_the_run():
+def test_a_run_keeps_the_vocabulary():
     result = train(tiny("vqa-joint", "epochs=1"), "run")
     spec = load_run(result.folder).data
     assert spec.tokenizer == Tokenizer.build(scenes.VOCABULARY)
@@ -155,7 +155,7 @@ def test_a_vocabulary_goes_with_the_run():
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 24])
-def test_batches_with_equal_batches_hold_what_others_do_and_are_filled_up(size):
+def test_batches_of_equal_shape_hold_the_same_samples_and_are_filled_up(size):
     full = texts.load_texts("scenes-questions", "train")
     dataset = full.with_equal_batches(size)
     shapes, needed = set(), 0
@@ -171,10 +171,10 @@ def test_batches_with_equal_batches_hold_what_others_do_and_are_filled_up(size):
             assert (batch.texts[:, cut.texts.shape[1] :] == PAD).all()
     ((images, texts_),) = shapes
     assert texts_ == (size, full.texts.shape[1])
-    assert needed <= images[0] <= min(size, needed + 1)  # no more than there can be
+    assert needed <= images[0] <= min(size, needed + 1)  # no more images than a batch can have
 
 
-def test_written_texts_are_not_cut_in_batches_of_one_shape():
+def test_written_texts_are_not_trimmed_in_batches_of_equal_shape():
     dataset = texts.load_texts("reverse", "train").with_equal_batches(4)
     short = np.flatnonzero((dataset.labels != PAD).sum(axis=1) < 6)[:4]
     assert dataset.batch(short).labels.shape == (4, dataset.labels.shape[1])

@@ -1,4 +1,4 @@
-"""Words to numbers and back."""
+"""The tokenizer: texts to token ids and back."""
 
 import json
 
@@ -14,14 +14,14 @@ from tinyvit.errors import DataError
 TEXTS = ["Is there a red circle?", "a circle, a square."]
 
 
-def test_a_text_becomes_words_and_marks_in_lower_case():
+def test_a_text_is_split_into_words_and_punctuation_in_lower_case():
     assert words_of(TEXTS[0] + "\n") == ["is", "there", "a", "red", "circle", "?"]
     assert words_of("") == []
 
 
 @given(st.lists(st.text(max_size=20), max_size=4))
 @settings(max_examples=50)
-def test_what_a_vocabulary_was_built_from_has_no_unknown_words(texts):
+def test_the_texts_of_a_vocabulary_have_no_unknown_words(texts):
     tokenizer = Tokenizer.build(texts)
     assert tokenizer.words[:6] == SPECIAL
     for text in texts:
@@ -31,7 +31,7 @@ def test_what_a_vocabulary_was_built_from_has_no_unknown_words(texts):
         assert tokenizer.unknown(text) == []
 
 
-def test_unknown_words_are_told_and_shown():
+def test_unknown_words_are_listed_and_decoded():
     tokenizer = Tokenizer.build(TEXTS)
     assert tokenizer.encode("a zebra")[1] == UNK
     assert tokenizer.unknown("A zebra, a yak") == ["zebra", "yak"]
@@ -44,7 +44,7 @@ def test_a_saved_vocabulary_is_read_back(tmp_path):
     assert Tokenizer.read(tmp_path / "tokenizer.json") == tokenizer
 
 
-def test_the_tokenizers_library_reads_it_alike(tmp_path):
+def test_the_tokenizers_library_reads_the_same_vocabulary(tmp_path):
     library = peer("tokenizers")
     tokenizer = Tokenizer.build(TEXTS)
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -56,12 +56,13 @@ def test_the_tokenizers_library_reads_it_alike(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is not a tokenizer.json"), ("[]", "is not a tokenizer.json"),
+        ("", "is not a tokenizer.json"),
+        ("[]", "is not a tokenizer.json"),
         (json.dumps({"model": {"type": "BPE", "vocab": {}}}), "type BPE; only WordLevel"),
         (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}}}), "must begin with"),
         (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 3}}}), "not 0, 1, 2"),
     ],
-)  # fmt: skip
+)
 def test_other_files_are_refused(tmp_path, content, message):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(DataError, match=message):
@@ -70,7 +71,7 @@ def test_other_files_are_refused(tmp_path, content, message):
         Tokenizer.read(tmp_path / "none.json")
 
 
-def test_rows_are_filled_up():
+def test_rows_are_padded():
     np.testing.assert_array_equal(padded([[7], [8, 9]]), [[7, PAD], [8, 9]])
     assert padded([[7]], 3).shape == (1, 3)
     with pytest.raises(ValueError, match="the longest has 2 tokens; at most 1 are allowed"):

@@ -1,7 +1,6 @@
 """Mixed precision: which operations run in the narrow dtype, which stay in float32, and how losses are scaled."""
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -242,64 +241,3 @@ def test_a_plain_rule_in_16_bits_rounds_its_results_only(name: str) -> None:
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of float32, float16, bfloat16"):
         tv.autocast("int8")
-
-
-# Scaling the loss -----------------------------------------------------------------------------------------------------
-
-
-def trained(gradient: float, **settings: Any) -> tuple[Tensor, tv.LossScaler]:
-    """A parameter after one step whose scaled gradient was `gradient`."""
-    p = Tensor(np.ones(3, np.float32), True)
-    scaler = tv.LossScaler(tv.optim.SGD([p], lr=1.0), **settings)
-    p.grad = Tensor(np.full(3, gradient, np.float32))
-    scaler.step()
-    return p, scaler
-
-
-def test_gradients_are_divided_by_the_scale() -> None:
-    p, scaler = trained(512.0, initial=1024)
-    np.testing.assert_array_equal(p.numpy(), 0.5)
-    assert scaler.scale == 1024
-
-
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_a_step_that_overflowed_is_skipped_and_the_scale_halved(bad: float) -> None:
-    p, scaler = trained(bad, initial=1024)
-    np.testing.assert_array_equal(p.numpy(), 1.0)
-    assert scaler.scale == 512
-
-
-def test_the_scale_grows_again_after_enough_good_steps() -> None:
-    p, scaler = trained(0.0, initial=8, growth=2)
-    assert scaler.scale == 8
-    p.grad = Tensor(np.zeros(3, np.float32))
-    scaler.step()
-    assert scaler.scale == 16
-
-
-def test_clipping_applies_to_the_unscaled_gradients() -> None:
-    p = Tensor(np.zeros(1, np.float32), True)
-    scaler = tv.LossScaler(tv.optim.SGD([p], lr=1.0), initial=4)
-    p.grad = Tensor(np.array([40.0], np.float32))
-    assert scaler.step(clip_norm=2.0) == 10
-    np.testing.assert_allclose(p.numpy(), -2.0)
-
-
-def test_the_scale_keeps_small_gradients_of_float16() -> None:
-    x = Tensor(np.full((1, 4), 1e-3, np.float32))
-    w = Tensor(np.full((1, 4), 1e-3, np.float32), True)
-    scaler = tv.LossScaler(tv.optim.SGD([w], lr=1.0))
-    with tv.autocast("float16"):
-        loss = F.linear(x, w).sum() * 1e-6
-    loss.backward(retain_graph=True)
-    assert not w.grad.numpy().any()
-    w.grad = None
-    scaler.scaled(loss).backward()
-    np.testing.assert_allclose(w.grad.numpy() / scaler.scale, 1e-9, rtol=0.1)
-
-
-def test_a_loaded_scaler_continues_where_the_saved_one_stopped() -> None:
-    _, scaler = trained(math.nan, initial=64)
-    _, other = trained(0.0)
-    other.load_state_dict(scaler.state_dict())
-    assert (other.scale, other.good_steps) == (32, 0)

@@ -1,4 +1,4 @@
-"""Optimizers against the equations of their papers, number by number; schedules, clipping, averages at their ends."""
+"""Optimizers against the equations of their papers, one number at a time; schedules, clipping and averages."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from tinyvit.optim import (
     cosine_with_warmup,
     decay_groups,
     linear_with_warmup,
-)  # fmt: skip
+)
 
 START = [1.0, -2.0, 0.5]
 GRADIENTS = [[0.1, -0.2, 3.0], [0.3, 0.0, -1.0], [-0.5, 0.4, 0.0], [0.0, 0.1, 2.0]]
@@ -39,7 +39,7 @@ def after_steps(make: Callable[[list[Tensor]], Optimizer]) -> list[float]:
     return p.numpy().tolist()
 
 
-# One scalar at a time, as the papers write it -----------------------------------------------------------------------
+# The papers' equations for one scalar -------------------------------------------------------------------------------
 
 
 def sgd(
@@ -54,9 +54,15 @@ def sgd(
 
 
 def adam(
-    p: float, gradients: list[float], lr: float = 1e-3, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
-    l2: float = 0.0, decay: float = 0.0,
-) -> float:  # fmt: skip
+    p: float,
+    gradients: list[float],
+    lr: float = 1e-3,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    l2: float = 0.0,
+    decay: float = 0.0,
+) -> float:
     m = v = 0.0
     for t, g in enumerate(gradients, start=1):
         g = g + l2 * p
@@ -93,13 +99,16 @@ def test_steps_follow_the_papers(make: Any, paper: Callable[[float, list[float]]
 
 
 EVERY = [
-    lambda ps: SGD(ps, 0.1), lambda ps: SGD(ps, 0.1, momentum=0.9, nesterov=True), Adam, lambda ps: AdamW(ps, lr=0.1),
-]  # fmt: skip
+    lambda ps: SGD(ps, 0.1),
+    lambda ps: SGD(ps, 0.1, momentum=0.9, nesterov=True),
+    Adam,
+    lambda ps: AdamW(ps, lr=0.1),
+]
 
 
 @pytest.mark.parametrize("make", EVERY)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_steps_change_values_in_their_memory_and_nothing_else(make: Any, dtype: Any) -> None:
+def test_steps_change_values_in_place_and_nothing_else(make: Any, dtype: Any) -> None:
     p, idle = (Tensor(np.ones(3, dtype), requires_grad=True) for _ in range(2))
     array, gradient = p.data, np.array([1.0, -1.0, 2.0], dtype)
     p.grad = Tensor(gradient.copy())
@@ -132,13 +141,13 @@ def test_steps_change_values_in_their_memory_and_nothing_else(make: Any, dtype: 
         (lambda ps: SGD([{"params": ps, "lr": -1}], 0.1), ValueError, "lr is -1"),
     ],
 )
-def test_settings_out_of_range_are_told_by_name_and_value(make: Any, error: type[Exception], says: str) -> None:
+def test_an_error_about_a_setting_states_its_name_and_value(make: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         make([parameter()])
 
 
 @pytest.mark.parametrize("lr", [0, 0.0, 1, np.float32(0.1)])
-def test_a_learning_rate_is_any_number_from_0_on(lr: Any) -> None:
+def test_a_learning_rate_is_any_number_of_at_least_0(lr: Any) -> None:
     assert SGD([parameter()], lr=lr).groups[0]["lr"] == lr
 
 
@@ -153,17 +162,17 @@ def test_a_quadratic_is_minimized(make: Any, lr: float) -> None:
     np.testing.assert_allclose(x.numpy(), target, atol=1e-4)
 
 
-def test_zero_grad_forgets() -> None:
+def test_zero_grad_deletes_gradients() -> None:
     p = parameter()
     p.grad = tv.tensor(np.ones(3))
     SGD([p], lr=1.0).zero_grad()
     assert p.grad is None
 
 
-# Groups ---------------------------------------------------------------------------------------------------------------
+# Groups -------------------------------------------------------------------------------------------------------------
 
 
-def test_groups_have_settings_of_their_own() -> None:
+def test_groups_have_their_own_settings() -> None:
     a, b = parameter([1.0]), parameter([1.0])
     optimizer = SGD([{"params": [a], "lr": 1.0}, {"params": iter([b]), "weight_decay": 0.5}], lr=0.1)
     a.grad = b.grad = tv.tensor(np.array([2.0]))
@@ -175,14 +184,18 @@ def test_groups_have_settings_of_their_own() -> None:
     assert a.item() == -1
 
 
-def test_decay_groups_spare_norms_biases_and_positions() -> None:
+def test_norms_biases_and_positions_do_not_decay() -> None:
     model = tv.models.ViT(8, 4, 3, 8, 1, 2, register_tokens=1)
     names = {id(p): name for name, p in model.named_parameters()}
     decaying, resting = ({names[id(p)] for p in g["params"]} for g in decay_groups(model.named_parameters(), 0.1))
     assert decaying == {
-        "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight", "blocks.0.mlp.fc1.weight",
-        "blocks.0.mlp.fc2.weight", "head.weight",
-    }  # fmt: skip
+        "patch_embed.proj.weight",
+        "blocks.0.attn.qkv.weight",
+        "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight",
+        "head.weight",
+    }
     assert decaying | resting == set(names.values())
     assert [g["weight_decay"] for g in decay_groups(model.named_parameters(), 0.1)] == [0.1, 0.0]
 
@@ -200,16 +213,16 @@ def test_decay_groups_spare_norms_biases_and_positions() -> None:
         (lambda: EMA([parameter()], 1.0), ValueError, "decay is 1.0"),
     ],
 )
-def test_what_is_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+def test_wrong_arguments_are_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
 
 
-# State ----------------------------------------------------------------------------------------------------------------
+# State --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", EVERY)
-def test_a_restored_optimizer_goes_on_to_the_bit(make: Any) -> None:
+def test_a_restored_optimizer_makes_the_same_steps(make: Any) -> None:
     def run(ps: list[Tensor], optimizer: Optimizer, gradients: list[list[float]]) -> None:
         for g in gradients:
             for p in ps:
@@ -229,7 +242,7 @@ def test_a_restored_optimizer_goes_on_to_the_bit(make: Any) -> None:
         assert p.numpy().tobytes() == copy.numpy().tobytes()
 
 
-def test_the_state_goes_through_a_file(tmp_path: Any) -> None:
+def test_the_state_can_be_saved_to_a_file_and_loaded(tmp_path: Any) -> None:
     p = parameter()
     optimizer = Adam([p], betas=(0.8, 0.9))
     p.grad = tv.tensor(np.ones(3))
@@ -251,7 +264,7 @@ def test_a_state_of_other_parameters_is_refused() -> None:
         assert other.steps == 0
 
 
-# Clipping -------------------------------------------------------------------------------------------------------------
+# Clipping -----------------------------------------------------------------------------------------------------------
 
 
 def with_gradients(*gradients: Any) -> list[Tensor]:
@@ -269,7 +282,7 @@ def test_clipping_scales_all_gradients_together() -> None:
     assert ps[2].grad is None
 
 
-def test_short_and_broken_gradients_stay_as_they_are() -> None:
+def test_short_and_non_finite_gradients_are_not_changed() -> None:
     for gradient, limit in [
         ([3.0, 4.0], 5.0),
         ([3.0, 4.0], 6.0),
@@ -283,16 +296,16 @@ def test_short_and_broken_gradients_stay_as_they_are() -> None:
         np.testing.assert_array_equal(p.grad.numpy(), gradient)
 
 
-# Schedules ------------------------------------------------------------------------------------------------------------
+# Schedules ----------------------------------------------------------------------------------------------------------
 
 
-def test_schedules_at_their_corners() -> None:
+def test_schedules_at_their_start_middle_and_end() -> None:
     for schedule in (cosine_with_warmup, linear_with_warmup, constant_with_warmup):
         end = 0.4 if schedule is constant_with_warmup else 0.1
         middle = 0.4 if schedule is constant_with_warmup else 0.25
         values = [schedule(step, 110, 10, 0.4, min_lr=0.1) for step in (0, 5, 10, 60, 110, 500)]
         np.testing.assert_allclose(values, [0, 0.2, 0.4, middle, end, end], rtol=1e-12)
-        assert schedule(0, 10, 0, 0.4) == 0.4  # without a warm-up it starts at the top
+        assert schedule(0, 10, 0, 0.4) == 0.4  # without a warm-up the first step has the full rate
         assert schedule(10, 10, 10, 0.4) == 0.4
 
 
@@ -304,7 +317,7 @@ def test_the_cosine_is_a_cosine() -> None:
     assert falling == sorted(falling, reverse=True)
 
 
-# Averages -------------------------------------------------------------------------------------------------------------
+# Averages -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_average_follows_its_formula() -> None:
@@ -322,7 +335,7 @@ def test_the_average_follows_its_formula() -> None:
     assert p.item() == 0.0
 
 
-def test_own_values_come_back_after_an_error() -> None:
+def test_the_parameters_values_are_restored_after_an_error() -> None:
     p = parameter([1.0])
     ema = EMA([p])
     p.assign([2.0])
@@ -331,7 +344,7 @@ def test_own_values_come_back_after_an_error() -> None:
     assert p.item() == 2.0
 
 
-def test_an_average_goes_on_where_its_state_was_taken() -> None:
+def test_a_restored_average_continues() -> None:
     p = parameter([1.0])
     ema = EMA([p], 0.9)
     p.assign([2.0])

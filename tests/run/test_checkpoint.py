@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back exactly, and no failure ever costs the file that was there."""
+"""Checkpoints: a state is restored exactly, and a failure never damages the previous file."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ DTYPES = [
 
 
 def assert_same(actual: object, expected: object) -> None:
-    """Equal in type, in structure with its order, and in every bit."""
+    """Assert that two states are equal in type, structure, order and every bit."""
     assert type(actual) is type(expected)
     if isinstance(expected, dict):
         assert list(actual) == list(expected)
@@ -48,7 +48,7 @@ def assert_same(actual: object, expected: object) -> None:
         assert math.isnan(actual)
     else:
         assert actual == expected
-        assert str(actual) == str(expected)  # tells -0.0 from 0.0
+        assert str(actual) == str(expected)  # distinguishes -0.0 from 0.0
 
 
 def round_trip(folder: Path, state: dict) -> dict:
@@ -56,14 +56,14 @@ def round_trip(folder: Path, state: dict) -> dict:
     return load(folder / "state.safetensors")
 
 
-# What comes back -------------------------------------------------------------------------------------------
+# Restoring ----------------------------------------------------------------------------------------------------------
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 arrays = st.builds(
     lambda dtype, shape, seed: np.frombuffer(
         np.random.default_rng(seed).bytes(math.prod(shape) * np.dtype(dtype).itemsize), dtype
     ).reshape(shape),
-    st.sampled_from(DTYPES[1:]),  # random bits make no booleans
+    st.sampled_from(DTYPES[1:]),  # random bits are not valid booleans
     shapes,
     st.integers(0, 99),
 )
@@ -103,7 +103,7 @@ def test_dtypes_and_shapes_come_back(tmp_path, dtype, shape):
         lambda x: x[:, 1],
         lambda x: np.broadcast_to(x[0], (3, 6)),
         lambda x: x[1, 1],  # a NumPy scalar is saved as an array without axes
-        lambda x: x.astype(np.float64)[1, 1],  # also the one that is a Python float too
+        lambda x: x.astype(np.float64)[1, 1],  # a NumPy scalar that is also a Python float
         lambda x: x.astype(">f4"),
         lambda x: x.T.astype(">f8"),
     ],
@@ -134,7 +134,7 @@ def test_loaded_arrays_can_be_written_to(tmp_path):
     assert loaded["x"].tolist() == [1, 1, 1]
 
 
-def test_bfloat16_loads_in_a_process_that_knows_nothing_of_it(tmp_path):
+def test_bfloat16_loads_in_a_process_without_ml_dtypes(tmp_path):
     path = tmp_path / "state.safetensors"
     save(path, {"x": np.ones(2, ml_dtypes.bfloat16)})
     script = "import sys; from tinyvit.checkpoint import load; print(load(sys.argv[1])['x'].dtype)"
@@ -142,7 +142,7 @@ def test_bfloat16_loads_in_a_process_that_knows_nothing_of_it(tmp_path):
     assert answer.stdout.strip() == "bfloat16"
 
 
-# Other readers and writers ---------------------------------------------------------------------------------
+# Other readers and writers ------------------------------------------------------------------------------------------
 
 
 def test_other_readers_see_a_state_dict_under_its_own_names(tmp_path):
@@ -169,7 +169,7 @@ def test_a_file_from_elsewhere_loads_as_a_flat_mapping(tmp_path, metadata):
         assert_same(loaded[name], value)
 
 
-# What cannot be saved --------------------------------------------------------------------------------------
+# States that cannot be saved ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,13 +187,13 @@ def test_a_file_from_elsewhere_loads_as_a_flat_mapping(tmp_path, metadata):
         ({"m": np.ones(1, np.longdouble)}, TypeError, "'m'"),
     ],
 )
-def test_what_would_not_come_back_is_refused_by_name(tmp_path, state, error, named):
+def test_values_that_cannot_be_restored_are_refused_by_name(tmp_path, state, error, named):
     with pytest.raises(error, match=re.escape(named)):
         save(tmp_path / "state.safetensors", state)
     assert list(tmp_path.iterdir()) == []
 
 
-# Files that cannot be loaded -------------------------------------------------------------------------------
+# Files that cannot be loaded ----------------------------------------------------------------------------------------
 
 
 def header(tree: dict) -> bytes:
@@ -221,7 +221,7 @@ def header(tree: dict) -> bytes:
         (header({"__metadata__": {"tinyvit": json.dumps({"version": FORMAT_VERSION + 1})}}), "newer tinyvit"),
     ],
 )
-def test_a_file_that_cannot_be_loaded_is_told_by_name_and_nature(tmp_path, content, says):
+def test_an_error_about_a_bad_file_names_the_file_and_its_content(tmp_path, content, says):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=re.escape(says)) as caught:
@@ -230,15 +230,15 @@ def test_a_file_that_cannot_be_loaded_is_told_by_name_and_nature(tmp_path, conte
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "missing/model.safetensors", "."])
-def test_a_path_that_is_no_file_is_an_error_with_its_name(tmp_path, name):
+def test_an_error_about_a_path_without_a_file_names_the_path(tmp_path, name):
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / name))):
         load(tmp_path / name)
 
 
 def test_a_file_cut_short_anywhere_never_loads(tmp_path):
-    whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
-    save(whole, {"model": {"w": np.arange(5.0), "b": np.zeros(0)}, "step": 7})
-    content = whole.read_bytes()
+    complete, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
+    save(complete, {"model": {"w": np.arange(5.0), "b": np.zeros(0)}, "step": 7})
+    content = complete.read_bytes()
     for length in range(len(content)):  # within the length, the header, the padding and the arrays
         part.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match="is empty" if length == 0 else "is cut short or damaged"):
@@ -257,7 +257,7 @@ def test_a_damaged_byte_gives_a_checkpoint_error_or_a_state(tmp_path_factory, po
         assert isinstance(load(path), dict)
 
 
-# Atomic writes ---------------------------------------------------------------------------------------------
+# Atomic writes ------------------------------------------------------------------------------------------------------
 
 
 def fail(error: BaseException):
@@ -309,14 +309,14 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing/model.safetensors", "."])
-def test_a_path_that_cannot_be_written_is_an_error_with_its_name(tmp_path, name):
+def test_an_error_about_an_unwritable_path_names_the_path(tmp_path, name):
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / name))):
         save(tmp_path / name, {"step": 1})
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_read_only_keeps_its_file(tmp_path):
+def test_a_read_only_folder_keeps_its_file(tmp_path):
     path = tmp_path / "model.safetensors"
     save(path, {"step": 1})
     tmp_path.chmod(0o500)
@@ -355,7 +355,7 @@ def test_a_link_keeps_pointing_to_the_file_that_is_replaced(tmp_path):
 
 
 def kill_while_saving(path: Path, delay: float, saves: int = 1) -> int:
-    """Kill a process that saves state after state, `delay` seconds after some saves; the step then on disk."""
+    """Kill a process that keeps saving states, `delay` seconds after some saves; return the step on disk."""
     script = (
         "import itertools, sys, numpy as np; from tinyvit.checkpoint import save\n"
         "for step in itertools.count():\n"
@@ -372,13 +372,13 @@ def kill_while_saving(path: Path, delay: float, saves: int = 1) -> int:
     return state["step"]
 
 
-def test_a_killed_process_leaves_a_whole_file(tmp_path):
+def test_a_killed_process_leaves_a_complete_file(tmp_path):
     steps = [kill_while_saving(tmp_path / "model.safetensors", 0.007 * n, saves=2) for n in range(3)]
-    assert min(steps) > 0  # it was killed between or within saves, not before the second
+    assert min(steps) > 0  # it was killed between saves or during one, not before the second
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_a_whole_file_however_often(tmp_path):
+def test_processes_killed_many_times_leave_complete_files(tmp_path):
     for n in range(40):
         kill_while_saving(tmp_path / "model.safetensors", 0.0023 * n)
     temporaries = [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit status, and one line for every mistake, with the way out."""
+"""The command line: its output, its exit status, and one line for every mistake, which says what to do."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, capsys) -> Run:
-    """`run(*arguments)` runs the command in this process: exit status, standard output, standard error."""
+    """Return `run(*arguments)`, which runs the command here; it returns exit status, standard output and error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["tinyvit", *map(str, arguments)])
@@ -46,10 +46,10 @@ def run(monkeypatch, capsys) -> Run:
     return call
 
 
-# Train -----------------------------------------------------------------------------------------------------
+# Train --------------------------------------------------------------------------------------------------------------
 
 
-def test_train_makes_a_folder_named_after_the_recipe_and_says_what_it_reached(run):
+def test_train_makes_a_folder_named_after_the_recipe_and_prints_the_accuracy(run):
     status, out, err = run("train", "tiny.toml", "--set", "epochs=3", "--set", "model.dim=4")
     assert (status, err) == (0, "")
     accuracy = metrics_of(Path("runs/tiny"))[-1]["val_accuracy"]
@@ -69,20 +69,20 @@ def test_train_without_a_recipe_takes_digits(run):
     )
 
 
-def test_train_writes_where_it_is_told(run):
+def test_train_writes_to_the_given_folder(run):
     assert run("train", "tiny.toml", "--out", "here", "--device", "cpu")[0] == 0
     assert Path("here/model.safetensors").exists()
     assert not Path("runs").exists()
 
 
-def test_resume_goes_on_and_a_finished_run_is_told(run):
+def test_resume_says_that_a_run_is_finished(run):
     first = run("train", "tiny.toml", "--out", "here")
     status, out, err = run("train", "--resume", "here")
     assert (status, err) == (0, "")
     assert out.splitlines() == ["here is finished: all 2 epochs are trained", first[1].splitlines()[-1]]
 
 
-def test_ctrl_c_is_told_with_the_way_to_go_on_and_status_130():
+def test_ctrl_c_ends_with_the_command_to_resume_and_status_130():
     with start("train", "tiny.toml", "--set", "epochs=1000", "--out", "a run") as process:
         while not process.stdout.readline().startswith("epoch    2/1000"):
             assert process.poll() is None
@@ -104,7 +104,7 @@ def test_a_run_that_fails_ends_with_status_1_and_one_line(run):
     assert re.fullmatch(r"tinyvit: error: .* step \d+ is (nan|inf), in epoch 1; runs/tiny/checkpoint.*\n", err)
 
 
-# Evaluate and predict --------------------------------------------------------------------------------------
+# Evaluate and predict -----------------------------------------------------------------------------------------------
 
 
 def test_evaluate_prints_the_accuracy_of_the_run_and_of_each_class(run):
@@ -140,10 +140,10 @@ def test_predict_prints_path_class_and_probability_with_tabs_between(run):
     assert re.fullmatch(r"a\.png\t\d\t[01]\.\d{4}\nb c\.png\t\d\t[01]\.\d{4}\n", out)
 
 
-# Around it -------------------------------------------------------------------------------------------------
+# Information and data -----------------------------------------------------------------------------------------------
 
 
-def test_info_tells_versions_devices_threads_data_and_what_serves_what(run, tmp_path, monkeypatch):
+def test_info_shows_versions_devices_threads_data_and_implementations(run, tmp_path, monkeypatch):
     (tmp_path / "mine" / "mnist").mkdir(parents=True)
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (tmp_path / "mine" / "mnist" / f"{part}-ubyte.gz").touch()
@@ -152,20 +152,20 @@ def test_info_tells_versions_devices_threads_data_and_what_serves_what(run, tmp_
     status, out, err = run("info")
     assert (status, err) == (0, "")
     assert [part.splitlines()[0].split()[0] for part in out.split("\n\n")] == [
-        *("versions", "devices", "threads", "data", "what")
+        *("versions", "devices", "threads", "data", "operations")
     ]
-    told = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("  ")}
-    assert told["tinyvit"] == tinyvit.__version__
-    assert told["numpy"] == np.__version__
-    assert told["cpu"] == "yes"
-    assert told["blas"]
-    assert told["digits"] == "comes with the package"
-    assert told["mnist"] == str(tmp_path / "mine" / "mnist")
-    assert told["cifar-100"] == "not found; get it with: tinyvit data fetch cifar-100"
-    assert told["layer_norm"] == "plain NumPy rule  no kernel is registered"
+    shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("  ")}
+    assert shown["tinyvit"] == tinyvit.__version__
+    assert shown["numpy"] == np.__version__
+    assert shown["cpu"] == "yes"
+    assert shown["blas"]
+    assert shown["digits"] == "comes with the package"
+    assert shown["mnist"] == str(tmp_path / "mine" / "mnist")
+    assert shown["cifar-100"] == "not found; get it with: tinyvit data fetch cifar-100"
+    assert shown["layer_norm"] == "plain NumPy rule  no kernel is registered"
 
 
-def test_info_tells_which_kernel_serves(run, monkeypatch):
+def test_info_shows_the_kernel_that_serves_an_operation(run, monkeypatch):
     module = types.SimpleNamespace(forward=print, backward=print)
     monkeypatch.setitem(sys.modules, "made_up_kernel", module)
     float32, float16 = frozenset({np.dtype("float32")}), frozenset({np.dtype("float16")})
@@ -217,7 +217,7 @@ def test_version(run):
     assert run("--version") == (0, f"tinyvit {tinyvit.__version__}\n", "")
 
 
-def test_help_comes_without_loading_what_only_the_work_needs():
+def test_help_loads_no_heavy_package():
     heavy = "('numba', 'matplotlib', 'rich', 'PIL', 'safetensors', 'threadpoolctl', 'cupy')"
     script = (
         f"import sys; from tinyvit.cli import main\ntry: main()\nfinally: print(sorted(sys.modules.keys() & {heavy}))"
@@ -226,7 +226,7 @@ def test_help_comes_without_loading_what_only_the_work_needs():
     assert answer.stdout.endswith("\n[]\n")
 
 
-# Mistakes --------------------------------------------------------------------------------------------------
+# Mistakes -----------------------------------------------------------------------------------------------------------
 
 RECIPES = ", ".join(recipe_names())
 
@@ -280,7 +280,7 @@ def test_a_mistake_is_one_line_with_status_2(run, arguments, says):
 @pytest.mark.parametrize(
     ("content", "says"), [(None, "bad.png does not exist"), (b"x", "bad.png cannot be read as an image")]
 )
-def test_an_image_that_cannot_be_read_is_told_by_its_path(run, content, says):
+def test_an_error_about_an_unreadable_image_names_its_path(run, content, says):
     train(tiny_recipe("epochs=1"), "tiny")
     if content:
         Path("bad.png").write_bytes(content)
@@ -290,7 +290,7 @@ def test_an_image_that_cannot_be_read_is_told_by_its_path(run, content, says):
     assert err.count("\n") == 1
 
 
-def test_predict_goes_on_after_an_image_that_cannot_be_read(run):
+def test_predict_continues_after_an_unreadable_image(run):
     train(tiny_recipe("epochs=1"), "tiny")
     Path("bad.png").write_bytes(b"x")
     Image.new("L", (8, 8)).save("good.png")
@@ -300,13 +300,13 @@ def test_predict_goes_on_after_an_image_that_cannot_be_read(run):
     assert [line.split()[2] for line in err.splitlines()] == ["missing.png", "bad.png"]
 
 
-def test_a_recipe_without_a_name_is_none(run):
+def test_an_empty_recipe_name_is_an_error(run):
     status, out, err = run("train", "")
     assert (status, out) == (2, "")
     assert err.startswith("tinyvit: error: there is no recipe ''")
 
 
-def test_weights_that_are_damaged_are_told_by_their_path(run):
+def test_an_error_about_damaged_weights_names_their_path(run):
     train(tiny_recipe("epochs=1"), "tiny")
     Path("runs/tiny/model.safetensors").write_bytes(b"")
     assert run("evaluate", "runs/tiny")[::2] == (
@@ -315,7 +315,7 @@ def test_weights_that_are_damaged_are_told_by_their_path(run):
     )
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_whole_on_request(run, monkeypatch):
+def test_an_unexpected_error_is_one_line_and_has_a_traceback_on_request(run, monkeypatch):
     monkeypatch.setattr("tinyvit.run.folder.load_run", lambda path: 1 / 0)
     status, _, err = run("evaluate", "x")
     assert status == 1
@@ -326,7 +326,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_whole_on_request
         cli.main()
 
 
-def test_memory_that_runs_out_is_told_with_what_needs_less(run, monkeypatch):
+def test_an_error_about_memory_says_what_needs_less(run, monkeypatch):
     def too_large(path):
         raise MemoryError("Unable to allocate 3.00 TiB")
 
@@ -345,7 +345,7 @@ def test_ctrl_c_before_the_run_began_is_status_130_without_a_traceback(run, monk
 
 
 @pytest.mark.parametrize(("arguments", "lines"), [(["info"], 0), (["train", "tiny.toml", "--set", "epochs=1000"], 1)])
-def test_a_reader_that_leaves_early_ends_the_command_quietly(arguments, lines):
+def test_a_closed_pipe_ends_the_command_without_an_error(arguments, lines):
     with start(*arguments) as process:
         for _ in range(lines):
             process.stdout.readline()
@@ -356,7 +356,7 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly(arguments, lines):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
 @pytest.mark.parametrize("arguments", ["info", "train tiny.toml"])
-def test_an_output_that_is_full_is_told_and_training_goes_on_to_the_end(arguments):
+def test_a_full_output_is_an_error_but_training_runs_to_the_end(arguments):
     command = [sys.executable, "-W", "error", "-m", "tinyvit", *arguments.split()]
     with open("/dev/full", "w") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -368,7 +368,7 @@ def test_an_output_that_is_full_is_told_and_training_goes_on_to_the_end(argument
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text there")
-def test_names_that_are_no_text_are_shown_all_the_same():
+def test_file_names_that_are_not_valid_text_are_shown():
     folder, picture = os.fsdecode(b"r\xffn"), os.fsdecode(b"\xfe.png")
     with start("train", "tiny.toml", "--out", folder) as process:
         out, err = process.communicate()
@@ -381,14 +381,14 @@ def test_names_that_are_no_text_are_shown_all_the_same():
     assert out.startswith("\\udcfe.png\t")
 
 
-def test_errors_of_a_process_are_those_of_the_function():
+def test_a_process_prints_the_same_errors_as_the_function():
     with start("evaluate", "nope") as process:
         _, err = process.communicate()
     assert (process.returncode, err) == (2, "tinyvit: error: there is no run 'nope'; available: digits\n")
 
 
 @pytest.mark.parametrize("name", ["TINYVIT_THREADS", "TINYVIT_CPU"])
-def test_a_setting_of_the_environment_that_cannot_be_is_named(name):
+def test_an_error_about_an_environment_variable_names_it(name):
     command = [sys.executable, "-m", "tinyvit", "info"]
     ended = subprocess.run(command, env=ENVIRONMENT | {name: "many"}, capture_output=True, text=True)
     assert ended.returncode == 2

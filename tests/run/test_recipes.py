@@ -1,4 +1,4 @@
-"""Recipes: whatever the schema allows survives TOML, and every mistake is told with the way out."""
+"""Recipes: TOML stores everything that the schema allows, and every error names the mistake and the way out."""
 
 import dataclasses
 import inspect
@@ -31,7 +31,7 @@ lr = 1
 
 
 def values(key: dataclasses.Field) -> st.SearchStrategy:
-    """Draw what the schema says a key may hold."""
+    """Draw values that the schema allows for a key."""
     allowed = key.metadata.get("allowed")
     if isinstance(allowed, tuple):
         return st.sampled_from(allowed)
@@ -64,7 +64,7 @@ def from_toml(folder: Path, text: str) -> Recipe:
     return load_recipe(folder / "recipe.toml")
 
 
-# Reading and writing ---------------------------------------------------------------------------------------
+# Reading and writing ------------------------------------------------------------------------------------------------
 
 
 @given(recipe=recipes)
@@ -96,7 +96,7 @@ def test_a_recipe_of_the_package_states_what_to_type_and_what_to_expect(name):
     assert recipe.about.command == f"tinyvit train {name}"
     assert recipe.about.title
     assert recipe.about.minutes > 0
-    floor = 0.3 if recipe.task.kind == "masked" else 0.5  # of hidden pixels, some cannot be known
+    floor = 0.3 if recipe.task.kind == "masked" else 0.5  # some hidden pixels cannot be predicted
     assert floor < recipe.about.accuracy < 1
     assert recipe.data.name in dataset_names()
 
@@ -106,7 +106,7 @@ def test_the_package_has_the_promised_recipes():
     assert {"masked", "translate", "video", "audio"} <= set(recipe_names())
 
 
-def test_no_key_stands_in_two_sections():
+def test_no_key_occurs_in_two_sections():
     names = [key.name for section in dataclasses.fields(Recipe) for key in dataclasses.fields(section.type)]
     assert len(names) == len(set(names))  # so that a bare key in `--set key=value` says which is meant
 
@@ -127,7 +127,7 @@ def test_the_recipe_has_every_argument_of_vit_that_the_data_does_not_decide():
             assert default == (arguments[name].default or 0)  # TOML has no None; 0 stands for it
 
 
-# Overriding ------------------------------------------------------------------------------------------------
+# Overriding ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -156,11 +156,11 @@ def test_an_override_changes_its_key_and_no_other(assignment, section, key, valu
     assert recipe == load_recipe("digits")
 
 
-def test_of_two_overrides_of_a_key_the_last_counts():
+def test_the_last_of_two_overrides_of_a_key_is_used():
     assert load_recipe("digits").override(["epochs=3", "train.epochs=5"]).train.epochs == 5
 
 
-# Mistakes --------------------------------------------------------------------------------------------------
+# Mistakes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,19 +224,19 @@ def test_a_wrong_override_names_the_value_and_what_is_allowed(assignment, messag
         ("", "data.name is missing"),
     ],
 )
-def test_a_wrong_file_is_told_by_path_and_mistake(tmp_path, text, message):
+def test_an_error_about_a_wrong_file_names_its_path_and_the_mistake(tmp_path, text, message):
     with pytest.raises(RecipeError, match=re.escape(message)) as caught:
         from_toml(tmp_path, text)
     assert str(caught.value).startswith(str(tmp_path / "recipe.toml"))
 
 
-def test_a_file_that_is_no_text_is_told_by_path(tmp_path):
+def test_an_error_about_a_binary_file_names_its_path(tmp_path):
     (tmp_path / "recipe.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match=re.escape(f"{tmp_path / 'recipe.toml'} is not valid TOML")):
         load_recipe(tmp_path / "recipe.toml")
 
 
-def test_a_missing_file_is_told_by_path(tmp_path):
+def test_an_error_about_a_missing_file_names_its_path(tmp_path):
     with pytest.raises(RecipeError, match=re.escape(f"{tmp_path / 'my.toml'} cannot be read")):
         load_recipe(tmp_path / "my.toml")
 
@@ -249,7 +249,7 @@ def test_a_missing_file_is_told_by_path(tmp_path):
         ("../recipes/digits", "there is no recipe '../recipes/digits'"),
     ],
 )
-def test_an_unknown_recipe_is_told_with_the_known_ones(name, message):
+def test_an_error_about_an_unknown_recipe_names_the_known_ones(name, message):
     with pytest.raises(RecipeError, match=re.escape(message)):
         load_recipe(name)
 

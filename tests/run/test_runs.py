@@ -1,4 +1,4 @@
-"""Run folders: how they are named and filled, and what the runs in them are used for."""
+"""Run folders: their names, their files, and the use of the trained models in them."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +25,10 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     isolate(tmp_path, monkeypatch)
 
 
-# Run folders -----------------------------------------------------------------------------------------------
+# Run folders --------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_numbered_on_and_never_overwritten():
+def test_new_runs_get_the_next_number_and_overwrite_nothing():
     Path("runs").mkdir()
     Path("runs/digits-2").write_text("a file")
     Path("runs/digits-4").mkdir()
@@ -49,7 +49,7 @@ def test_runs_that_start_together_get_folders_of_their_own():
     assert {str(folder) for folder in folders} == {"runs/digits", *(f"runs/digits-{n}" for n in range(2, 9))}
 
 
-def test_of_runs_that_start_together_in_one_folder_the_first_gets_it(monkeypatch):
+def test_the_first_of_two_runs_that_start_in_the_same_folder_gets_it(monkeypatch):
     def another_is_faster(folder):
         folder.mkdir()
         (folder / "recipe.toml").write_text("theirs")
@@ -89,7 +89,7 @@ def test_a_run_is_usable_from_the_first_step_on():
 
     result = train(tiny_recipe("batch_size=800"), "run", display=Watch(look))
     steps = [line["val_accuracy"] for line in result.metrics]
-    assert accuracies[1:] == [accuracies[0], steps[0], steps[0]]  # those of the last checkpoint
+    assert accuracies[1:] == [accuracies[0], steps[0], steps[0]]  # the accuracies of the last checkpoint
 
 
 def test_checkpoints_are_written_within_an_epoch_too():
@@ -102,7 +102,7 @@ def test_checkpoints_are_written_within_an_epoch_too():
     assert seen == [0, 1, 2, 3, 4, 5]
 
 
-def test_loading_a_run_that_is_none_names_those_there_are():
+def test_an_error_about_an_unknown_run_names_the_available_ones():
     train(tiny_recipe("epochs=1"), "mine")
     for name in ("mine", "runs"):
         with pytest.raises(RunError, match=r"runs/mine"):
@@ -118,7 +118,7 @@ def test_weights_of_another_recipe_are_refused():
 
 
 @pytest.mark.parametrize("change", ["heads=1", "norm=post", "layer_scale=0.5", "name=mnist", "image_size=8"])
-def test_a_recipe_that_was_changed_after_the_run_is_told_by_its_keys(change):
+def test_an_error_about_a_changed_recipe_names_its_keys(change):
     folder = train(tiny_recipe("epochs=1"), "run").folder
     (folder / "recipe.toml").write_text(tiny_recipe("epochs=1", change).to_toml())
     key = change.partition("=")[0]
@@ -132,7 +132,7 @@ def test_a_trained_model_may_be_measured_in_other_batches():
     assert load_run(folder).recipe.data.batch_size == 7
 
 
-def test_a_checkpoint_that_is_none_is_told_by_its_path():
+def test_an_error_about_a_file_that_is_not_a_checkpoint_names_its_path():
     folder = train(tiny_recipe("epochs=1"), "run").folder
     for state in ({"data": {}}, {"recipe": "="}, {"recipe": 3}):
         tv.save(folder / "checkpoint.safetensors", state)
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_is_none_is_told_by_its_path():
             load_run(folder)
 
 
-def test_a_recipe_name_stands_for_the_weights_that_come_with_the_package(monkeypatch, tmp_path):
+def test_the_name_of_a_recipe_selects_the_weights_in_the_package(monkeypatch, tmp_path):
     recipe = load_recipe("digits")
     model = Training(recipe).model
     tv.save(tmp_path / "digits.safetensors", model.state_dict())
@@ -152,7 +152,7 @@ def test_a_recipe_name_stands_for_the_weights_that_come_with_the_package(monkeyp
     np.testing.assert_array_equal(trained.model(images).numpy(), model.eval()(images).numpy())
 
 
-# Predicting ------------------------------------------------------------------------------------------------
+# Predicting ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_image_file_gets_the_class_and_probability_that_its_pixels_get():
@@ -168,7 +168,7 @@ def test_an_image_file_gets_the_class_and_probability_that_its_pixels_get():
 
 
 def make_pictures(root: Path, size: tuple[int, int]) -> None:
-    """A data set as a folder: red and blue pictures."""
+    """Make a data set of red and blue pictures in a folder."""
     for split in ("train", "test"):
         for name, colour in (("blue", (20, 20, 220)), ("red", (220, 20, 20))):
             (root / split / name).mkdir(parents=True)
@@ -178,7 +178,7 @@ def make_pictures(root: Path, size: tuple[int, int]) -> None:
                 Image.fromarray(picture).save(root / split / name / f"{i}.png")
 
 
-def test_images_of_ones_own_are_learnt_and_named_without_the_data_set():
+def test_the_users_own_images_are_learned_and_predicting_needs_no_data_set():
     make_pictures(Path("mine"), (8, 4))
     result = train(tiny_recipe("name=folder:mine", "batch_size=4", "epochs=3", "lr=1e-2"), "mine")
     assert result.accuracy == 1
@@ -191,7 +191,7 @@ def test_images_of_ones_own_are_learnt_and_named_without_the_data_set():
         predict(trained, "small.png")
 
 
-def test_test_images_of_another_size_are_told_before_the_run():
+def test_test_images_of_another_size_are_refused_before_the_run():
     make_pictures(Path("mine"), (8, 8))
     for path in Path("mine/test").glob("*/*.png"):
         Image.new("RGB", (4, 8)).save(path)

@@ -1,4 +1,4 @@
-"""Runs of every kind of task: they train, resume exactly, start from one another, and are measured."""
+"""Runs of every kind of task: they train, resume exactly, and are measured."""
 
 from pathlib import Path
 
@@ -11,11 +11,10 @@ import tinyvit as tv
 from tinyvit.data import Dataset, texts
 from tinyvit.data.tokenizer import PAD
 from tinyvit.errors import DataError, RecipeError
-from tinyvit.run.folder import RunError, load_data, load_run
+from tinyvit.run.folder import load_data, load_run
 from tinyvit.run.loop import train
 from tinyvit.run.state import Training
-from tinyvit.run.transfer import encoders_of
-from tinyvit.tasks import Report, task_of
+from tinyvit.tasks import TASKS, Report, Task, task_of
 from tinyvit.tasks.base import accuracy_by_kind
 from tinyvit.tasks.retrieve import recall
 from tinyvit.tasks.write import word_prior
@@ -27,14 +26,14 @@ pytestmark = pytest.mark.usefixtures("few_scenes")
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_run_trains_is_read_back_and_goes_on_exactly(name, monkeypatch):
+def test_a_run_trains_is_read_back_and_resumes_exactly(name, monkeypatch):
     if name == "translate":
         full = texts.load_texts
         monkeypatch.setattr("tinyvit.tasks.base.load_texts", lambda name, split: full(name, split).first(60))
     result = train(tiny(name), "run")
     first, last = result.metrics[0], result.metrics[-1]
     assert last["train_loss"] < first["train_loss"]
-    assert 0 <= last["val_accuracy"] <= 1 or name == "masked-patches"  # where no variance may be explained yet
+    assert 0 <= last["val_accuracy"] <= 1 or name == "masked-patches"  # which may not explain any variance yet
     trained = load_run(result.folder)
     test = load_data(trained.recipe, "test")
     report = task_of(trained.recipe).evaluate(trained.model, test, 20)
@@ -69,7 +68,7 @@ def test_videos_and_spectrograms_are_classified(name, monkeypatch):
     assert load_run(result.folder).data.shape == kind.images.shape[1:] == shape
 
 
-def test_videos_are_no_images(monkeypatch, tmp_path):
+def test_a_model_of_videos_refuses_images(monkeypatch, tmp_path):
     monkeypatch.setattr("tinyvit.data.moving.COUNTS", {"train": 40, "test": 20})
     recipe = tiny("masked-patches", "data.name=motion", "kind=classify", "pool=mean", "patch_size=8")
     trained = load_run(train(recipe, "run").folder)
@@ -80,67 +79,39 @@ def test_videos_are_no_images(monkeypatch, tmp_path):
         train(recipe.override(["kind=masked"]), "x")
 
 
-# Starting from another run -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", KINDS)
+def test_an_evaluation_can_be_stopped_after_any_batch_and_restores_the_mode(name):
+    training, calls = Training(tiny(name, "data.limit=20")), []
+
+    def stop():
+        calls.append(training.model.training)
+        if len(calls) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        training.task.evaluate(training.model, training.test_data.first(6), 2, stop)
+    assert calls == [False, False]
+    assert training.model.training
+    training.model.eval()
+    training.task.evaluate(training.model, training.test_data.first(6), 5)
+    assert not training.model.training
 
 
-def test_encoders_begin_as_those_of_another_run_and_may_be_frozen():
-    source = load_run(train(tiny("masked-both"), "first").folder)
-    for name in ("caption", "retrieve", "vqa-cross"):
-        recipe = tiny(name, "start_from=runs/first", "freeze=both", "epochs=1", "ema=0")
-        run = load_run(train(recipe, name).folder)
-        for part, encoder in encoders_of(run.model).items():
-            theirs = encoders_of(source.model)[part].state_dict()
-            for key, value in encoder.state_dict().items():
-                if key.startswith(("blocks", "patch_embed", "pos_embed", "embedding", "encoder.blocks")):
-                    np.testing.assert_array_equal(value, theirs[key])
-    with pytest.raises(RunError, match="no encoder of images, or of texts of this vocabulary"):
-        train(tiny("translate", "start_from=runs/first"), "x")
-    with pytest.raises(RunError, match="the vision encoder of runs/first is of another form"):
-        train(tiny("caption", "start_from=runs/first", "dim=16"), "x")
+def test_all_tasks_share_one_evaluation_loop():
+    assert {task.evaluate for task in TASKS.values()} == {Task.evaluate}
 
 
-def test_a_classifier_begins_as_a_masked_run():
-    source = load_run(train(tiny("masked-patches"), "first").folder)
-    recipe = tiny("masked-patches", "kind=classify", "start_from=runs/first", "pool=mean", "lr=1e-30", "ema=0")
-    state = load_run(train(recipe, "second").folder).model.state_dict()
-    np.testing.assert_array_equal(state["pos_embed"], source.model.vision.state_dict()["pos_embed"])
-
-
-def test_of_a_frozen_classifier_only_the_head_learns():
-    train(tiny("masked-patches"), "first")
-    recipe = tiny("masked-patches", "kind=classify", "start_from=runs/first", "freeze=vision")
-    model = Training(recipe).model
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        *("norm.weight", "norm.bias", "head.weight", "head.bias")
-    }
-    assert train(recipe, "second").folder.is_dir()
-
-
-def test_what_cannot_be_frozen_is_told():
-    train(tiny("masked-both"), "first")
-    for name, assignments, message in [
-        ("vqa-cross", ["freeze=vision"], "name the run to start from in task.start_from"),
-        ("caption", ["start_from=runs/first", "freeze=text"], "this model's encoders are vision"),
-        ("vqa-cnn", ["start_from=runs/first"], "the vision encoder of runs/first is of another form"),
-    ]:
-        with pytest.raises((RunError, RecipeError), match=message):
-            train(tiny(name, *assignments), "x")
-    train(tiny("masked-words"), "texts")
-    with pytest.raises(RunError, match="runs/texts has no such encoder"):
-        train(tiny("vqa-cross", "start_from=runs/texts", "freeze=vision"), "x")
-
-
-# What is measured ---------------------------------------------------------------------------------------------------
+# Measurements -------------------------------------------------------------------------------------------------------
 
 
 def test_recall_counts_the_rows_whose_own_is_among_the_best():
     scores = np.array([[3, 1, 2], [9, 8, 7], [0, 0, 0]])
-    assert recall(scores, 1) == pytest.approx(1 / 3)  # a tie is no find
+    assert recall(scores, 1) == pytest.approx(1 / 3)  # a tie does not count as found
     assert recall(scores, 2) == pytest.approx(2 / 3)
     assert recall(scores, 3) == 1
 
 
-def test_where_there_is_no_number_nothing_is_found():
+def test_recall_of_nan_is_zero():
     assert recall(np.full((3, 3), np.nan), 1) == 0
 
 
@@ -161,14 +132,14 @@ def test_kinds_are_measured_apart():
     assert accuracy == right[counted].mean() < 1
 
 
-def test_a_word_prior_is_a_table_of_what_follows_what():
+def test_a_word_prior_holds_the_probability_of_each_word_after_each():
     rows = np.array([[1, 2, 3], [1, 2, 2], [1, 3, 0]])
     table = np.exp(word_prior(rows, 5, 0.8))
-    np.testing.assert_allclose(table.sum(axis=1), [0.2, 1, 1, 1, 0.2], rtol=1e-6)  # nothing ever followed 0 or 4
+    np.testing.assert_allclose(table.sum(axis=1), [0.2, 1, 1, 1, 0.2], rtol=1e-6)  # no word ever followed 0 or 4
     np.testing.assert_allclose(table[2], [0.04, 0.04, 0.44, 0.44, 0.04], rtol=1e-6)
 
 
-def test_a_caption_is_learnt_beside_its_word_prior_and_measured_without():
+def test_the_word_prior_is_used_in_training_and_not_in_evaluation():
     with_prior, without = (Training(tiny("caption", f"word_prior={share}", "dropout=0")) for share in (0.7, 0.0))
     for mine, other in zip(with_prior.model.parameters(), without.model.parameters(), strict=True):
         other.assign(mine.data)
@@ -199,13 +170,13 @@ def test_a_caption_is_learnt_beside_its_word_prior_and_measured_without():
         ("masked-patches", "patch_size=8", "model.patch_size is 8"),
     ],
 )
-def test_what_a_task_cannot_learn_from_is_told(name, assignment, message):
+def test_data_that_a_task_cannot_learn_from_is_refused(name, assignment, message):
     with pytest.raises(RecipeError, match=message):
         train(tiny(name, assignment), "x")
     assert not Path("runs").exists()
 
 
-def test_recipes_that_do_not_fit_are_told():
+def test_recipes_that_do_not_fit_their_data_are_refused():
     with pytest.raises(RecipeError, match="the images of scenes-captions have a fixed size"):
         Training(tiny("caption", "image_size=32"))
     with pytest.raises(DataError, match="digits has no texts; data sets with texts: easy-vqa"):

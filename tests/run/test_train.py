@@ -1,4 +1,4 @@
-"""Training: each step does what the recipe says, and what is reported and shown is true."""
+"""Training: each step follows the recipe, and the reported and displayed numbers are true."""
 
 import dataclasses
 import io
@@ -29,7 +29,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     isolate(tmp_path, monkeypatch)
 
 
-# Steps -----------------------------------------------------------------------------------------------------
+# Steps --------------------------------------------------------------------------------------------------------------
 
 
 def gradients_of_an_epoch(*assignments: str) -> list[dict[str, np.ndarray]]:
@@ -80,7 +80,7 @@ def test_the_optimizer_is_the_one_of_the_recipe(assignments, kind, settings):
         assert settings.items() <= group.items()
 
 
-def test_an_optimizer_that_cannot_be_is_told_by_the_keys_of_the_recipe():
+def test_an_error_about_the_optimizer_names_the_keys_of_the_recipe():
     with pytest.raises(RecipeError, match=r"train\.momentum, train\.nesterov: "):
         Training(tiny_recipe("optimizer=sgd", "momentum=0", "nesterov=true"))
 
@@ -112,15 +112,15 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(schedule, warmup):
     assert [line["lr"] for line in metrics_of(Path("runs/lr"))] == [seen[i][0] for i in (4, 9, 14)]
 
 
-def test_every_epoch_learns_from_all_images_in_the_order_and_variation_of_its_own(monkeypatch):
-    learnt, step = [], Training.step
-    monkeypatch.setattr(Training, "step", lambda self, group: (learnt.extend(group), step(self, group)))
+def test_every_epoch_trains_on_all_images_in_its_own_order_and_augmentation(monkeypatch):
+    trained_on, step = [], Training.step
+    monkeypatch.setattr(Training, "step", lambda self, group: (trained_on.extend(group), step(self, group)))
     train(tiny_recipe("seed=5", "shift=2", "flip=true", "cutout=3", "accumulate=4"), "run")
     images = load_dataset("digits", "train")
     loader = tv.data.Loader(images, 240, seed=5, augment=tv.data.Augment(shift=2, flip=True, cutout=3))
     expected = [batch for epoch in (0, 1) for batch in loader.batches(epoch)]
-    assert len(learnt) == len(expected) == 12
-    for ours, theirs in zip(learnt, expected, strict=True):
+    assert len(trained_on) == len(expected) == 12
+    for ours, theirs in zip(trained_on, expected, strict=True):
         np.testing.assert_array_equal(ours.images, theirs.images)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
 
@@ -133,7 +133,7 @@ def test_the_seed_decides_everything_and_nothing_else_does():
     assert sha256(first) != sha256(other)
 
 
-# What is reported ------------------------------------------------------------------------------------------
+# Reports ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_line_of_metrics_an_epoch():
@@ -144,7 +144,7 @@ def test_a_line_of_metrics_an_epoch():
     for number, line in enumerate(lines, 1):
         names = ["epoch", "step", "train_loss", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds"]
         assert list(line) == names
-        assert (line["epoch"], line["step"]) == (number, 4 * number)  # 15 batches, 4 by 4
+        assert (line["epoch"], line["step"]) == (number, 4 * number)  # 15 batches in groups of 4
         assert line["images_per_s"] > 0
     seconds = [line["seconds"] for line in lines]
     assert 0 < seconds[0] < seconds[1] < seconds[2]
@@ -172,8 +172,8 @@ def test_the_train_loss_is_the_mean_over_the_images_of_the_epoch(smoothing):
     model, images = load_run(result.folder).model, load_dataset("digits", "train")
     logits = model(images.normalize(images.images)).numpy().astype(np.float64)
     surprise = np.log(np.exp(logits).sum(1, keepdims=True)) - logits  # of each image, for each class
-    told = surprise[np.arange(1438), images.labels].mean()
-    expected = (1 - smoothing) * told + smoothing * surprise.mean()
+    of_labels = surprise[np.arange(1438), images.labels].mean()
+    expected = (1 - smoothing) * of_labels + smoothing * surprise.mean()
     assert [line["train_loss"] for line in result.metrics] == pytest.approx([expected, expected], rel=1e-5)
 
 
@@ -200,7 +200,7 @@ def test_the_recipe_in_the_folder_states_every_key():
 
 
 class Fixed(tv.nn.Module):
-    """A model that says of an image what its first pixels say."""
+    """A model whose logits are the first pixels of an image."""
 
     def forward(self, images):
         assert not self.training
@@ -233,10 +233,10 @@ def test_evaluating_records_nothing_and_draws_nothing():
     assert tv.backend.default_generator.state_dict() == before
 
 
-# Shown -----------------------------------------------------------------------------------------------------
+# Displays -----------------------------------------------------------------------------------------------------------
 
 
-def test_elsewhere_than_on_a_terminal_an_epoch_is_a_line(capsys):
+def test_without_a_terminal_each_epoch_prints_a_line(capsys):
     result = train(tiny_recipe(), "run", display=Lines())
     first, *epochs = capsys.readouterr().out.splitlines()
     assert "1,438 images" in first
@@ -260,7 +260,7 @@ def test_on_a_terminal_a_bar_shows_the_whole_run():
 @pytest.mark.parametrize(
     ("seconds", "says"), [(0.4, "0 s"), (42.4, "42 s"), (200, "3 min"), (3600, "1 h 00 min"), (9000, "2 h 30 min")]
 )
-def test_the_last_line_sets_the_accuracy_beside_what_the_recipe_expects(seconds, says):
+def test_the_last_line_states_the_accuracy_and_the_one_that_the_recipe_expects(seconds, says):
     result = train(tiny_recipe("epochs=1", "accuracy=0.5"), "run")
     result.metrics[-1] |= {"val_accuracy": 0.98607, "seconds": seconds}
     assert str(result) == f"test accuracy 98.61 % after 1 epoch in {says} (the recipe expects 50.0 %) -> runs/run"
@@ -273,7 +273,7 @@ def test_the_curves_take_any_title(tmp_path, title):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-def test_one_step_is_called_so():
+def test_the_heading_says_step_in_the_singular():
     training = Training(tiny_recipe("epochs=1", "batch_size=1438"))
     assert "; 1 step -> here" in heading(training, Path("here"))
 
@@ -289,4 +289,4 @@ def test_the_curves_are_a_picture_however_long_the_run(tmp_path, epochs):
 def test_the_metrics_are_json_that_other_programs_read():
     folder = train(tiny_recipe("epochs=1"), "run").folder
     (line,) = (folder / "metrics.jsonl").read_text().splitlines()
-    json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are not valid JSON

@@ -1,4 +1,4 @@
-"""Runs that fail: what is said of it, and what is left of them; no failure costs the checkpoint."""
+"""Runs that fail: their errors and the files they leave; no failure damages the checkpoint."""
 
 import errno
 import math
@@ -24,7 +24,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     ("clip", "says"),
     [("clip_norm=0", "the loss of step "), ("clip_norm=1", "step ")],
 )
-def test_numbers_that_overflow_stop_the_run_with_epoch_and_step(clip, says):
+def test_overflow_stops_the_run_with_the_epoch_and_the_step(clip, says):
     with pytest.raises(TrainingFailed) as caught:
         train(tiny_recipe("optimizer=sgd", "lr=1e30", "epochs=9", "clip_norm=0", clip), "run")
     assert says in str(caught.value)
@@ -49,13 +49,13 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_never_written(checkpoi
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Result:
-    """The run that nothing interrupted."""
-    return train(tiny_recipe(), "run", tmp_path_factory.mktemp("whole") / "run")
+def uninterrupted(tmp_path_factory) -> Result:
+    """A run that is not interrupted."""
+    return train(tiny_recipe(), "run", tmp_path_factory.mktemp("uninterrupted") / "run")
 
 
 class DiskFull:
-    """Lets so many files be written, and then none."""
+    """Let `files` files be written, and no more."""
 
     def __init__(self, monkeypatch, files):
         self.left, self.original = files, os.fsync
@@ -71,7 +71,7 @@ class DiskFull:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
 @pytest.mark.parametrize("out", [None, Path("new"), Path("empty")])
-def test_a_disk_too_full_for_a_run_is_told_and_nothing_is_left(monkeypatch, out):
+def test_a_disk_too_full_for_a_run_is_an_error_and_leaves_no_file(monkeypatch, out):
     Path("empty").mkdir()
     DiskFull(monkeypatch, 0)
     with pytest.raises(RunError, match=rf"{out or 'runs/run'}/recipe\.toml cannot be written: No space left on device"):
@@ -84,7 +84,7 @@ def test_a_disk_too_full_for_a_run_is_told_and_nothing_is_left(monkeypatch, out)
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
 @pytest.mark.parametrize("files", range(10))
-def test_a_full_disk_is_told_with_the_file_and_the_run_can_go_on(monkeypatch, whole, files):
+def test_an_error_about_a_full_disk_names_the_file_and_the_run_can_be_resumed(monkeypatch, uninterrupted, files):
     names = [*["checkpoint.safetensors", "model.safetensors", "metrics.jsonl"] * 3, "curves.png"]
     with monkeypatch.context() as patch:
         DiskFull(patch, 1 + files)  # the first is recipe.toml
@@ -93,12 +93,12 @@ def test_a_full_disk_is_told_with_the_file_and_the_run_can_go_on(monkeypatch, wh
     assert f"runs/full/{names[files]} cannot be written (No space left on device)" in str(caught.value)
     assert str(caught.value).endswith("then continue with: tinyvit train --resume runs/full")
     resumed = resume(Path("runs/full"))
-    assert sha256(resumed.folder) == sha256(whole.folder)
+    assert sha256(resumed.folder) == sha256(uninterrupted.folder)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
 @pytest.mark.parametrize("lost", [None, "model.safetensors", "metrics.jsonl", "curves.png"])
-def test_a_finished_run_on_a_disk_that_takes_nothing_is_told_unless_it_lacks_a_file(monkeypatch, lost):
+def test_a_finished_run_on_an_unwritable_disk_is_an_error_only_if_it_lacks_a_file(monkeypatch, lost):
     finished = train(tiny_recipe(), "run")
     DiskFull(monkeypatch, 0)
     if lost:
@@ -117,14 +117,14 @@ def test_a_finished_run_on_a_disk_that_takes_nothing_is_told_unless_it_lacks_a_f
         (["pos_embed=sincos2d", "dim=6"], "model.dim: two-dimensional sinusoidal positions"),
     ],
 )
-def test_a_model_that_cannot_be_is_told_by_the_keys_of_the_recipe(assignments, says):
+def test_an_error_about_the_model_names_the_keys_of_the_recipe(assignments, says):
     with pytest.raises(RecipeError) as caught:
         train(tiny_recipe(*assignments), "run")
     assert str(caught.value).startswith(says)
     assert not Path("runs").exists()
 
 
-def test_data_that_is_not_there_makes_no_folder():
+def test_missing_data_leaves_no_folder():
     with pytest.raises(DataError, match="no data set 'digitz'"):
         train(tiny_recipe("name=digitz"), "run")
     assert not Path("runs").exists()

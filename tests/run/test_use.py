@@ -1,4 +1,4 @@
-"""Using models of images and texts: the commands `ask`, `caption`, `retrieve`, and what they draw."""
+"""The use of models of images and texts: the commands `ask`, `caption`, `retrieve`, and their pictures."""
 
 from pathlib import Path
 
@@ -45,9 +45,11 @@ def test_ask(name, picture, monkeypatch, capsys):
     assert (status, answer in scenes.ANSWERS, 0 < float(probability) <= 1) == (0, True, True)
     assert read_image("x.png", 3).shape[2] > 100
     for question, message in [
-        ("", "the text is empty"), (" ", "the text is empty"), ("is a zebra red?", "does not know: zebra"),
+        ("", "the text is empty"),
+        (" ", "the text is empty"),
+        ("is a zebra red?", "does not know: zebra"),
         ("red " * 99, "the text has 99 words and punctuation marks; this model reads up to"),
-    ]:  # fmt: skip
+    ]:
         status, out, error = call(monkeypatch, capsys, "ask", "runs/run", picture, question)
         assert (status, out) == (2, "")
         assert message in error
@@ -67,23 +69,23 @@ def test_caption(picture, monkeypatch, capsys):
     run = train(tiny("caption", "epochs=1"), "run").folder
     status, out, _ = call(monkeypatch, capsys, "caption", "runs/run", picture)
     assert status == 0
-    text, looks = use.caption(load_run(run), picture)
+    text, maps = use.caption(load_run(run), picture)
     assert out == text + "\n"
-    assert looks.maps.shape == (len(text.split()) + 1, 6, 6)
-    np.testing.assert_allclose(looks.maps.sum(axis=(1, 2)), 1, rtol=1e-4)
+    assert maps.maps.shape == (len(text.split()) + 1, 6, 6)
+    np.testing.assert_allclose(maps.maps.sum(axis=(1, 2)), 1, rtol=1e-4)
     assert read_image("attention.png", 3).shape[2] > 100
 
 
 def test_retrieve(picture, monkeypatch, capsys):
     train(tiny("retrieve", "epochs=1"), "run")
     text = "a big red circle and a small blue square"
-    status, out, told = call(monkeypatch, capsys, "retrieve", "runs/run", "--images", picture.parent, text)
+    status, out, err = call(monkeypatch, capsys, "retrieve", "runs/run", "--images", picture.parent, text)
     lines = [line.split("\t") for line in out.splitlines()]
     assert status == 0
     assert sorted(path for path, _ in lines) == [str(picture), str(picture.with_name("b.png"))]
     assert float(lines[0][1]) >= float(lines[1][1])
-    assert "attention of each word -> attention.png" in told
-    for _ in range(2):  # what the first search draws is not searched by the second
+    assert "attention of each word -> attention.png" in err
+    for _ in range(2):  # the second search ignores the picture that the first one drew
         _, out, _ = call(
             monkeypatch,
             capsys,
@@ -100,18 +102,18 @@ def test_retrieve(picture, monkeypatch, capsys):
     assert "holds no images" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "runs", text)[2]
 
 
-def test_a_word_looks_at_what_its_absence_makes_less_like_the_text(picture, monkeypatch):
+def test_the_map_of_a_word_shows_the_patches_that_match_less_without_it(picture, monkeypatch):
     trained = load_run(train(tiny("retrieve", "epochs=1"), "run").folder)
     model, text = trained.model, "a big red circle and a small blue square"
-    found, looks = use.retrieve(trained, picture.parent, text)
-    assert looks.words == text.split()
+    found, maps = use.retrieve(trained, picture.parent, text)
+    assert maps.words == text.split()
     ids = trained.data.tokenizer.encode(text)
     image = normalize(read_image_for(trained.data, found[0][0])[None], trained.data.mean, trained.data.std)
     with tv.no_grad():
         patches = model.image_proj(model.vision.features(image)).numpy()[0]
-        whole, less = (
+        complete, masked = (
             model.encode_texts(np.array([[START, *words, END]])).numpy()[0]
             for words in (ids, [*ids[:2], MASK, *ids[3:]])
         )
-    expected = np.maximum(patches @ (whole - less), 0).reshape(looks.maps.shape[1:])
-    np.testing.assert_allclose(looks.maps[2], expected, atol=1e-5)
+    expected = np.maximum(patches @ (complete - masked), 0).reshape(maps.maps.shape[1:])
+    np.testing.assert_allclose(maps.maps[2], expected, atol=1e-5)

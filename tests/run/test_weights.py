@@ -1,4 +1,4 @@
-"""The weights that come with the package are those of the recipe, and do what it says."""
+"""The weights in the package reach the accuracy of their recipe."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tinyvit.tasks import task_of
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 
-def test_the_digits_come_trained() -> None:
+def test_the_package_has_weights_for_the_digits() -> None:
     assert "digits" in NAMES
 
 

@@ -17,7 +17,7 @@ from tinyvit.recipe import About, Data, Model, Recipe, Train
 from tinyvit.run.display import Display
 from tinyvit.run.state import Position, Training
 
-# Everything that draws from a random stream or keeps a state, at once.
+# All settings that draw from a random stream or keep a state.
 ALL_STREAMS = (
     *("shift=1", "flip=true", "rotate=10", "scale=0.1", "cutout=2"),
     *("dropout=0.1", "emb_dropout=0.1", "drop_path=0.2", "depth=2"),
@@ -26,7 +26,7 @@ ALL_STREAMS = (
 
 
 def tiny_recipe(*assignments: str) -> Recipe:
-    """A recipe of two epochs of six steps, changed by `assignments`."""
+    """Return a recipe of two epochs with six steps each, changed by `assignments`."""
     return Recipe(
         about=About(),
         data=Data(name="digits", batch_size=240),
@@ -36,7 +36,7 @@ def tiny_recipe(*assignments: str) -> Recipe:
 
 
 class Watch(Display):
-    """Calls a function with the training and the position after every step."""
+    """Call a function with the training and the position after every step."""
 
     def __init__(self, function: Callable[[Training, Position], None]) -> None:
         self.function = function
@@ -49,23 +49,23 @@ class Watch(Display):
 
 
 def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go to `folder` for a test, and draw no curves in it: that takes as long as all the rest of a tiny run."""
+    """Change to `folder` for a test, and draw no curves, which would take as long as the rest of a tiny run."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(tinyvit.run.loop, "draw_curves", lambda path, title, metrics: atomic_write(path, b"curves"))
 
 
 def sha256(folder: Path) -> str:
-    """Of the weights in a run folder."""
+    """Return the SHA-256 of the weights in a run folder."""
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
+    """Return the lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
-    """The metrics, without those that a clock decides."""
+    """Return the metrics without those that depend on time."""
     return [{k: v for k, v in line.items() if k not in ("images_per_s", "seconds")} for line in metrics_of(folder)]
 
 
@@ -76,7 +76,7 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 
 
 def command(*arguments: object, **options: Any) -> tuple[int, str, str]:
-    """Run the `tinyvit` command: its exit status and what it printed on standard output and standard error."""
+    """Run the `tinyvit` command; return its exit status, standard output and standard error."""
     with start(*arguments, **options) as process:
         try:
             out, err = process.communicate()
@@ -87,7 +87,7 @@ def command(*arguments: object, **options: Any) -> tuple[int, str, str]:
 
 
 def settings(*assignments: str) -> list[str]:
-    """`assignments` as arguments of `tinyvit train`."""
+    """Return `assignments` as arguments of `tinyvit train`."""
     return [word for assignment in assignments for word in ("--set", assignment)]
 
 

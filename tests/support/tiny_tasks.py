@@ -12,10 +12,11 @@ KINDS = {
     "masked-words": ("scenes-captions", {"kind": "masked", "hide": "words"}),
     "masked-both": ("scenes-captions", {"kind": "masked", "hide": "both"}),
     "translate": ("reverse", {"kind": "translate"}),
-}  # fmt: skip
+}
 
 
 def tiny(name: str, *assignments: str) -> Recipe:
+    """Return a recipe of two epochs with three steps each for the kind `name`, changed by `assignments`."""
     data, task = KINDS[name]
     size = 2 if data == "digits" else 8
     return Recipe(
