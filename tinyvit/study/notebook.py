@@ -1,4 +1,4 @@
-"""What notebooks show for a tensor and for a module."""
+"""HTML of tensors and modules, for notebooks."""
 
 import html
 

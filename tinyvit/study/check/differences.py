@@ -229,7 +229,7 @@ class _Application:
         return [None if g is None else np.asarray(g) for g in grads]
 
     def sensitivity(self, gradients: Sequence[Any]) -> list[Any]:
-        """How much each element of the gradients changes, divided by the relative change of the numbers that it reads.
+        """The change of each gradient element, divided by the relative change of the numbers that the rule reads.
 
         0 where it jumps, as when the maximum moves to another element: rounding errors do not explain that.
         """

@@ -20,7 +20,7 @@ class PlantError(TinyvitError):
 
 
 class Place(NamedTuple):
-    """Where to plant a fault: the key of an operation, the operation to run in its place, and the mistake in words."""
+    """The place of a planted fault: the key of an operation, what runs there instead, and the mistake in words."""
 
     key: str
     op: type[Op]

@@ -125,7 +125,7 @@ def _kind(entry: Entry) -> dict[str, str]:
 
 
 def _reference(document: Document, name: str, x: Any) -> dict[str, Any] | None:
-    """How an operation refers to an input or output: the name it has there, and a value or a number."""
+    """An operation's reference to an input or output: the name it has there, and a value or a number."""
     if x is None:
         return None
     return {"n": name, "v": document.number(x)} if isinstance(x, Value) else {"n": name, "c": json_number(x)}

@@ -21,8 +21,8 @@ from ...functional.normalization import LayerNorm
 from ...kernels import attention_backward, attention_forward, layer_norm_backward, layer_norm_forward
 from ..record.records import Entry, Recording, arrays_of
 
-TILES = 4  # in which the keys are shown
-_ROWS = 6  # of a layer norm, which are shown
+TILES = 4  # that the keys are divided into
+_ROWS = 6  # rows of a layer norm that are shown
 _UNSUPPORTED = ("mask", "is_causal", "dropout_p")  # parameters with which an attention is not compared
 _BY = ("kernel", "formula")
 

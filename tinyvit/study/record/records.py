@@ -1,4 +1,4 @@
-"""What a trace holds: the operations that ran, the gradient rules that ran, and all of them together."""
+"""The contents of a trace: the operations that ran, the gradient rules that ran, and all of them together."""
 
 import difflib
 from collections.abc import Iterator, Sequence

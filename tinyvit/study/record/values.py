@@ -49,14 +49,14 @@ class Statistics:
 
     @property
     def trouble(self) -> str:
-        """How many elements are not finite, in words; empty if all are finite."""
+        """The numbers of NaN and of infinite elements, in words; empty if all elements are finite."""
         counts = ((self.nans, "NaN"), (self.infinities, "infinite"))
         return ", ".join(f"{count:,} {word}" for count, word in counts if count)
 
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """Where a value came from.
+    """The origin of a value.
 
     Attributes
     ----------

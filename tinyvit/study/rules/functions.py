@@ -139,7 +139,7 @@ def constant(call: Call, digits: str) -> str:
 
 @dataclass(frozen=True)
 class Function:
-    """What the page knows about one function of `xp`, or about an operator or method of arrays.
+    """One row: a function of `xp`, or an operator or method of arrays.
 
     `is_opened` : the function is itself a rule over `xp`, and its own steps are narrated in its place.
     `is_word` : docstrings write it without parentheses, as in "exp x".

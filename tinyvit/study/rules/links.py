@@ -17,7 +17,7 @@ from .steps import Operand, Step
 
 @dataclass(frozen=True)
 class Link:
-    """How the elements of a result depend on those of the operands (the arrays among them, in order).
+    """The dependence of a result's elements on those of the operands (the arrays among them, in order).
 
     Attributes
     ----------

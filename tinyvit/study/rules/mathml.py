@@ -119,8 +119,8 @@ class Typesetter:
         return in_row(self.expression(e) for e in node.elts)
 
     def _ifexp(self, node: ast.IfExp) -> str:
-        taken = node.body if self._was_computed(ast.unparse(node.body)) else node.orelse
-        return self.expression(taken)
+        branch = node.body if self._was_computed(ast.unparse(node.body)) else node.orelse
+        return self.expression(branch)
 
     def _unaryop(self, node: ast.UnaryOp) -> str:
         sign = {ast.USub: "−", ast.Invert: "¬", ast.Not: "¬"}.get(type(node.op), "")

@@ -57,7 +57,7 @@ def _operands_in(values: Iterable[Any]) -> Iterator[Operand]:
 
 @dataclass(eq=False)
 class Narration:
-    """What a rule did: its inputs by name, its steps in order, and its results."""
+    """A rule that ran: its inputs by name, its steps in order, and its results."""
 
     inputs: list[Operand]
     steps: list[Step]

@@ -1,4 +1,4 @@
-"""What monitoring measures in a model, and which measurements call for a warning."""
+"""Measurements of a model while it trains, and the warnings that they call for."""
 
 from typing import Any
 
