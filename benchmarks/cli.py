@@ -8,7 +8,7 @@ import click
 
 from .cases import SUITES, Suite, select_cases
 from .contenders import PEERS, select_contenders
-from .contenders.taken_apart import FUSIONS
+from .contenders.unfused import FUSIONS
 from .contenders.user import SIGNATURES
 from .gpu.budget import MINUTES as GPU_MINUTES
 from .machine import ROOT, usable_processors
@@ -42,7 +42,7 @@ _OPTIONS = [
         "--peers",
         metavar="NAME,...",
         callback=_names,
-        help=f"Which others run beside tinyvit: {', '.join(spec.name for spec in PEERS)}.  [default: all]",
+        help=f"The contenders to compare tinyvit with: {', '.join(spec.name for spec in PEERS)}.  [default: all]",
     ),
     click.option("--shapes", metavar="NAME,...", callback=_names, help="Only these shapes.  [default: all]"),
     click.option(
@@ -85,7 +85,7 @@ _WITHOUT = click.option(
     "--without",
     metavar="NAME,...",
     callback=_names,
-    help=f"Also tinyvit with one of these fusions taken apart: {', '.join(FUSIONS)}.",
+    help=f"Also tinyvit without one of these fusions: {', '.join(FUSIONS)}.",
 )
 
 

@@ -15,7 +15,7 @@ FLOAT = 4  # bytes
 
 class Cost(NamedTuple):
     flops: int
-    bytes: int | None  # None of a whole model, whose least traffic nobody knows
+    bytes: int | None  # None for a model, which has no stated minimum
 
 
 def cost(case: Case) -> Cost:

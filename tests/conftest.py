@@ -89,7 +89,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     path = tmp_path_factory.mktemp("page") / "study.html"
-    from tinyvit.study.page.page import page_of
+    from tinyvit.study.page.write import page_of
     from tinyvit.study.subject import about, study_run
 
     subject = study_run()

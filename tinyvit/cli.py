@@ -104,9 +104,9 @@ def train(
 
     display = live_display()
     if study:
-        from .study.watch.monitor import Watch
+        from .study.watch.monitor import Monitor
 
-        display = Watch(display)
+        display = Monitor(display)
     if precision is not None:
         assignments = (*assignments, f"precision={precision}")
     if resumed is not None:

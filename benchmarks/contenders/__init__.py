@@ -2,7 +2,7 @@
 
 A contender joins in two places: a class in a file of this folder, and a row here.
 
-Order: base, engine, taken_apart, kernels, handwritten, user, functional_vit, hips_autograd, jax_jit, pytorch_vit,
+Order: base, engine, unfused, kernels, handwritten, user, functional_vit, hips_autograd, jax_jit, pytorch_vit,
 pytorch_text, pytorch.
 """
 
@@ -113,10 +113,10 @@ def select_contenders(
 
 
 def _without(fusion: str, engine: Spec) -> Spec:
-    """The engine with one fusion taken apart."""
-    from .taken_apart import FUSIONS  # this imports tinyvit, which the processes of other contenders do without
+    """The engine without one fusion."""
+    from .unfused import FUSIONS  # this imports tinyvit, which the processes of other contenders do without
 
     if fusion not in FUSIONS:
         raise ValueError(f"there is no fusion {fusion!r}; available: {', '.join(FUSIONS)}")
     name, option = f"{engine.name} without {fusion}", f"{engine.option} {fusion}"
-    return replace(engine, name=name, factory=f"{_HERE}.taken_apart:TakenApart", option=option)
+    return replace(engine, name=name, factory=f"{_HERE}.unfused:Unfused", option=option)

@@ -18,7 +18,7 @@ from .channel import limit_processors, serve
 GEMMS: dict[str, Callable[..., Any]] = {"NumPy": np.matmul}
 _SIZES = ((1024, 1024, 1024), (2048, 1024, 1024), (8320, 768, 192))  # M, N, K; the last is of vit-s
 _COPIED = 96 * 2**20  # bytes; larger than most last-level caches
-_CALLS = 4
+_CALLS, _FIRST_CALLS = 4, 2
 
 
 class Ceilings:
@@ -30,7 +30,8 @@ class Ceilings:
         targets = np.array_split(np.zeros_like(source), threads)
         self._parts = list(zip(np.array_split(source, threads), targets, strict=True))
         products = [self._product(gemm, *size) for gemm in GEMMS.values() for size in _SIZES]
-        self._flops, self._multiply = max(products, key=lambda product: product[0] / _least_seconds(product[1]))
+        rates = [flops / _least_seconds(multiply, _FIRST_CALLS) for flops, multiply in products]
+        self._flops, self._multiply = products[rates.index(max(rates))]
 
     @staticmethod
     def _product(gemm: Callable[..., Any], m: int, n: int, k: int) -> tuple[int, Callable[[], Any]]:
@@ -50,10 +51,10 @@ class Ceilings:
         }
 
 
-def _least_seconds(run: Callable[[], Any]) -> float:
+def _least_seconds(run: Callable[[], Any], calls: int = _CALLS) -> float:
     run()  # wakes the threads and touches the memory
     seconds = []
-    for _ in range(_CALLS):
+    for _ in range(calls):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)

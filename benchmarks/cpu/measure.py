@@ -142,7 +142,7 @@ def _time_rounds(result: CaseResult, runners: list[Runner], processes: Processes
         if not runners:
             return
         notify(f"round {count + 1}")
-        _measure_ceilings(ceilings, processes)
+        measure_ceilings(ceilings, processes)
         shift = count % len(runners)
         for runner in [*runners[shift:], *runners[:shift]]:
             time.sleep(PAUSE)
@@ -162,7 +162,8 @@ def _time_rounds(result: CaseResult, runners: list[Runner], processes: Processes
             return
 
 
-def _measure_ceilings(ceilings: list[tuple[float, float]], processes: Processes) -> None:
+def measure_ceilings(ceilings: list[tuple[float, float]], processes: Processes) -> None:
+    """Append the GEMM peak and the copy bandwidth, if they can be measured."""
     try:
         found = processes.ceilings().ask("measure", processes.settings.timeout)
     except LostError:  # the table then has times without shares

@@ -27,7 +27,7 @@ class Worker:
     Parameters
     ----------
     factory, option : as in `Spec`.
-    library : what the contender needs; "" if nothing.
+    library : the one that the contender needs; "" if none.
     """
 
     def __init__(self, factory: str, option: str, library: str) -> None:

@@ -11,7 +11,7 @@ LEFT_OUT = "left out: no time"
 
 
 class OutOfTime(BaseException):
-    """The time is over. It is no Exception, so that nothing that is being measured catches it."""
+    """The time is over. This is not an Exception, so that no contender that is being measured catches it."""
 
 
 class Budget:

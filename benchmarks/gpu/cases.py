@@ -25,7 +25,7 @@ class Case:
 
     Attributes
     ----------
-    floor_bytes : the least traffic: bytes that must be read or written; 0 of whole training steps.
+    floor_bytes : the bytes that must be read or written at least; 0 for training steps.
     flops : multiplications and additions.
     """
 

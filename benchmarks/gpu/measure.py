@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu`: the kernels on an NVIDIA GPU beside their peers and the limits of the device.
+"""`python -m benchmarks gpu`: our kernels on an NVIDIA GPU, compared with their peers and the limits of the device.
 
 Our kernels are verified, and all contenders are timed with a cold and with a warm second-level cache. Training steps
 are timed in a row, and so is the time that Python is busy with one. Each result is appended to a file of JSON lines as
@@ -21,7 +21,8 @@ from .cases import Case, Contender, Make, PeerError, attention_cases, layer_norm
 from .clock import Clock
 
 _LATE = ("torch.compile", "torch.compile max-autotune")  # their compilation takes seconds, and minutes
-_TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}  # of our kernel beside the plain rule
+# For the difference between our kernel and the plain rule, relative to the largest value.
+_TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 
 
 def ceilings(clock: Clock) -> dict[str, float]:
@@ -65,7 +66,7 @@ def _times(case: Case, function: Callable[[], Any], clock: Clock, limits: dict[s
 
 
 def _times_of_steps(function: Callable[[], Any], clock: Clock) -> dict[str, float]:
-    """The time of a whole training step, and how long Python is busy with it."""
+    """The time of a training step, and how long Python is busy with it."""
     for _ in range(5):
         function()
     return {"step_us": 1e6 * clock.seconds_each(function, 20), "host_us": 1e6 * clock.host_seconds(function, 10)}
@@ -83,7 +84,7 @@ def error_of(ours: Any, plain: Any) -> float:
 
 
 def complaint(contenders: list[Contender], dtype: str) -> str | None:
-    """What is wrong with our kernel beside the plain rule; None if it is right, or the case has no plain rule."""
+    """How our kernel differs from the plain rule; None if it does not, or if the case has no plain rule."""
     made = dict(contenders)
     if "composed" not in made or "raw" not in made:
         return None

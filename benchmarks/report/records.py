@@ -14,7 +14,7 @@ class Row:
     seconds : for each round, the median time of a call; empty if the contender was not timed.
     reason : why it was not timed.
     error : the largest error of any output, relative to the largest value of that output.
-    peak_memory : of the whole process, in bytes.
+    peak_memory : of the process, in bytes.
     """
 
     contender: str
@@ -109,7 +109,7 @@ class Machine:
 
 @dataclass
 class Run:
-    """The results of one command, and what is needed to judge them.
+    """The results of one command, with the facts needed to judge them.
 
     Attributes
     ----------

@@ -13,11 +13,10 @@ the scale is doubled. (Micikevicius et al., Mixed precision training, 2018, sect
 
 import ctypes
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from ..cuda.device import Kernel, address, device_of, library_of, pointer
+from ..cuda.device import Kernel, device_of, library_of, pointer
 
 _SOURCE = "adamw/adamw.cu"
 _CHUNK, _THREADS = 8192, 256
@@ -45,21 +44,13 @@ def _blocks_2(parameters: int, elements: int) -> int:
 VERSIONS = {1: _blocks_1, 2: _blocks_2}  # the number of blocks
 
 
-def table_of(parameters: Any, gradients: Any, groups: Any) -> np.ndarray:
-    """Return the table of `Parameter` (adamw.cu) for arrays whose moments follow each other; gradients may be None."""
-    table, start = np.zeros((len(parameters), 5), np.int64), 0
-    for row, p, g, group in zip(table, parameters, gradients, groups, strict=True):
-        row[:] = address(p), address(g), start, p.size, group
-        start += p.size
-    return table
-
-
 def step(table, groups, state, m, v, *, decoupled, version):
     """Change the parameters, their moments and the state in place, all of it on the device.
 
     Parameters
     ----------
-    table : (T, 5) int64, from `table_of`, on the device.
+    table : (T, 5) int64 on the device, a row of `Parameter` (adamw.cu) for each parameter: the address of the parameter
+        and of its gradient, or 0 without one; the element at which its moments begin; its size; its group.
     groups : (G, 5) float64, with the columns `GROUP`.
     state : (8,) float64, with the fields of `STATE`.
     m, v : (E,) float32, the moments.

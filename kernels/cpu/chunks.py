@@ -8,7 +8,7 @@ from .compiler import body
 from .threads import team
 
 ELEMENTS = 20_000  # elements that are read, computed with, and written once
-COPIES = 50_000  # elements that are only converted, a vector at a time
+COPIES = 50_000  # elements that are only converted or added, a vector at a time
 DRAWS = 10_000  # elements that take a random number each
 PRODUCTS = 250_000  # multiply-adds in register tiles
 SCORES = 100_000  # multiply-adds of q k^T, each score of which is also exponentiated and multiplied with v

@@ -2,7 +2,8 @@
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | a thread for 16 bytes, or for an element where arrays are not aligned to them or no multiple of them   |
+| v1      | one thread for each 16 bytes, or for each element if arrays are not aligned to 16 bytes or not a       |
+|         | multiple of them                                                                                       |
 """
 
 import ctypes
@@ -21,7 +22,7 @@ def _kernel(direction: str, ctype: str, run: int, tanh: bool) -> Kernel:
 
 
 def kernels() -> Iterator[tuple[Kernel, int]]:
-    """Every kernel there is, and the most registers it may have."""
+    """Yield every kernel, and the most registers that it may use."""
     for ctype in CTYPES.values():
         for run in (1, RUN_BYTES // itemsize_of(ctype)):
             for tanh in (False, True):
@@ -46,7 +47,7 @@ VERSIONS = {1: _launch_1}
 
 
 def forward(x, *, approximate="none", version):
-    """x of any shape -> y."""
+    """Map x of any shape to y."""
     x = dense(x)
     y = library_of(x).empty_like(x)
     if x.size:
@@ -55,7 +56,7 @@ def forward(x, *, approximate="none", version):
 
 
 def backward(dy, x, *, approximate="none", needs, version):
-    """dy, x -> dx."""
+    """Map dy and x to dx."""
     x = dense(x)
     dx = library_of(x).empty_like(x)
     if x.size:

@@ -1,4 +1,4 @@
-// GELU of each element, exact or by the tanh formula: a thread for a run of V elements.
+// GELU of each element, exact or by the tanh formula: one thread for each V neighbouring elements.
 #include "bias_gelu/formula.cuh"
 
 template <typename T, int V, bool TANH> __global__ void gelu_forward(const T* x, T* y, long long size) {

@@ -2,21 +2,20 @@
 
 | version | what it changes, and gains                                                                             |
 |---------|--------------------------------------------------------------------------------------------------------|
-| v1      | vectors, with the rational functions of `vector_math`; shared among threads in chunks of `CHUNK`       |
+| v1      | vector instructions, with the rational functions of `vector_math`; threads share chunks of `CHUNK`     |
 |         | elements                                                                                               |
 """
 
 import numpy as np
 
 from ..bias_gelu.formula import gelu_row, gelu_row_backward
-from ..cpu import threads as pool
 from ..cpu.arrays import dense
 from ..cpu.bfloat16 import bits
+from ..cpu.chunks import team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
 CHUNK = 4096
-_SERIAL = 20_000  # elements below which waking another thread costs more than it saves
 
 
 @body
@@ -48,17 +47,17 @@ VERSIONS = {1: (_forward_1, _backward_1)}
 
 
 def forward(x, *, approximate="none", version):
-    """x of any shape -> y."""
+    """Map x of any shape to y."""
     y = np.empty(x.shape, x.dtype)
     run, _ = VERSIONS[version]
-    run(bits(dense(x)).reshape(-1), bits(y).reshape(-1), approximate == "tanh", pool.team(x.size > _SERIAL))
+    run(bits(dense(x)).reshape(-1), bits(y).reshape(-1), approximate == "tanh", team_for(x.size))
     return (y,)
 
 
 def backward(dy, x, *, approximate="none", needs, version):
-    """dy, x -> dx."""
+    """Map dy and x to dx."""
     dx = np.empty(x.shape, x.dtype)
     _, run = VERSIONS[version]
-    given = (bits(dense(a)).reshape(-1) for a in (dy, x, dx))
-    run(*given, approximate == "tanh", pool.team(x.size > _SERIAL))
+    arrays = (bits(dense(a)).reshape(-1) for a in (dy, x, dx))
+    run(*arrays, approximate == "tanh", team_for(x.size))
     return (dx,)

@@ -217,9 +217,7 @@ def _write_tile(function, rows, vectors, kind, masked):
 
     builder = ir.IRBuilder(entry)
     masks = [_mask(builder, columns, v * lanes, lanes) for v in range(vectors)] if masked else [None] * vectors
-    starts = [a]
-    for _ in range(rows - 1):
-        starts.append(builder.gep(starts[-1], [a_row]))
+    starts = _row_addresses(builder, a, a_row, rows)
     flags = _broadcast(builder, has_bias, ir.VectorType(_FLAG, lanes))
     zeros = ir.Constant(vector, [0.0] * lanes)
     ends = []  # the bias is added last: if sums began with it, each partial sum would be rounded at its size
@@ -257,20 +255,35 @@ def _write_tile(function, rows, vectors, kind, masked):
             result.add_incoming(zeros, entry)
             result.add_incoming(new[m][v], loop)
             results.append((m, v, result))
-    row_starts = [c]
-    for _ in range(rows - 1):
-        row_starts.append(builder.gep(row_starts[-1], [c_row]))
+    row_starts = _row_addresses(builder, c, c_row, rows)
     with builder.if_else(accumulate) as (add, overwrite):
         with add:
-            for m, v, result in results if element == number else ():
-                before = _load(builder, row_starts[m], v, vector, masks[v])
-                _store(builder, builder.fadd(before, result), row_starts[m], v, masks[v])
+            _write_sums(builder, results if element == number else [], row_starts, masks)
         with overwrite:
-            for m, v, result in results:
-                total = builder.fadd(result, ends[v])
-                total = total if element == number else write_rounding(builder, total)
-                _store(builder, total, row_starts[m], v, masks[v])
+            _write_results(builder, results, ends, row_starts, masks, rounds=element != number)
     builder.ret_void()
+
+
+def _row_addresses(builder, first, step, count):
+    addresses = [first]
+    for _ in range(count - 1):
+        addresses.append(builder.gep(addresses[-1], [step]))
+    return addresses
+
+
+def _write_sums(builder, results, row_starts, masks):
+    """Add the vectors (m, v, result) to c."""
+    for m, v, result in results:
+        before = _load(builder, row_starts[m], v, result.type, masks[v])
+        _store(builder, builder.fadd(before, result), row_starts[m], v, masks[v])
+
+
+def _write_results(builder, results, ends, row_starts, masks, rounds):
+    """Store the vectors (m, v, result), plus the bias in `ends`, in c."""
+    for m, v, result in results:
+        total = builder.fadd(result, ends[v])
+        total = write_rounding(builder, total) if rounds else total
+        _store(builder, total, row_starts[m], v, masks[v])
 
 
 def _multiplied(builder, x, y, total):

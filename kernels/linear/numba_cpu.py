@@ -2,13 +2,13 @@
 
 | version | what it changes, and gains                                                                              |
 |---------|---------------------------------------------------------------------------------------------------------|
-| v1      | a loop of dot products, one for each output                                                             |
-| v2      | register tiles (`microkernel`) over panels of W that are packed once; the bias is added at the end of a |
-|         | tile; dW in tiles of its own, in parts of the rows that are then added up                               |
+| v1      | one dot product for each output                                                                         |
+| v2      | register tiles (`microkernel`) over panels of W that are packed once, with the bias added at the end of |
+|         | a tile; dW in tiles of its own, for parts of the rows, which are then summed                            |
 
-x (R, K), W (N, K), b (N,), y (R, N), the leading axes of x flattened into R. The sums of dW and db run over parts and
-blocks of the rows, so that rounding errors do not grow with R; how they are cut depends on shapes alone. What is
-bfloat16 is multiplied in pairs (`operands`), and all sums are float32.
+x (R, K), W (N, K), b (N,), y (R, N); the leading axes of x are flattened into R. The sums of dW and db run over parts
+and blocks of the rows, so that rounding errors do not grow with R; shapes alone decide how the rows are cut. bfloat16
+is multiplied in pairs (`operands`), and all sums are float32.
 """
 
 from functools import cache
@@ -16,22 +16,20 @@ from functools import cache
 import numpy as np
 
 from ..cast.numba_cpu import forward as cast
-from ..cpu import threads as pool
 from ..cpu.arrays import as_matrix, dense, rows_of
 from ..cpu.bfloat16 import bits, real, rounded, sum_dtype, widened
+from ..cpu.chunks import PACKED, PRODUCTS, bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, transpose
 from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 from .operands import AT_ONCE, depth_of, left_rows, operand, operand_dtype, stack, stacked
 
-BLOCK = 8 * ROWS[0]  # rows that pass by all panels together: their part of x and y stays in the second-level cache
-DEPTH = 192  # rows of operands taken together in dW = dy^T x
-WIDTH, TILE_BYTES = 1536, 320 * 1024  # what a tile of dW has at most: bytes of a row, and in all
-TASKS, ROWS_AT_LEAST = 8, 64  # tiles, times parts of the rows, to share out; rows of such a part
-PRODUCTS_AT_LEAST = 3_000_000  # multiply-adds of a part, unless there were but one
-_SERIAL = 250_000  # multiply-adds, and
-_ALONE = 30_000  # elements to pack, below which sharing the work costs more than it saves
+BLOCK = 8 * ROWS[0]  # rows that are multiplied with all panels together: their x and y stay in the second-level cache
+DEPTH = 192  # rows of operands that are multiplied at once in dW = dy^T x
+WIDTH, TILE_BYTES = 1536, 320 * 1024  # the most bytes of a row of a tile of dW, and of the whole tile
+TASKS = 8  # the least number of tasks for threads to share
+ROWS_AT_LEAST, PRODUCTS_AT_LEAST = 64, 3_000_000  # rows and multiply-adds of a part of the rows
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -39,9 +37,9 @@ _ALONE = 30_000  # elements to pack, below which sharing the work costs more tha
 
 @body
 def _forward_chunk_1(chunk, chunks, x, weight, bias, y):
-    """Some rows of y."""
+    """Compute some rows of y."""
     rows, depth = x.shape
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+    for i in range(*bounds(rows, chunk, chunks)):
         for j in range(weight.shape[0]):
             total = bias[j] if bias.size else bias.dtype.type(0)
             for k in range(depth):
@@ -81,7 +79,7 @@ def _backward_1(dy, x, weight, panels, dx, dweight, dbias, wants_dx, wants_dweig
 
 @body
 def _pack_chunk(chunk, chunks, weight, transposed, panels):
-    """panels (P, K, tile): columns of W^T, or of W if not transposed, cut into tiles, zeros beyond the last."""
+    """Fill panels (P, K, tile) with the columns of W^T, or of W if not transposed; zeros beyond the last column."""
     count, depth, width = panels.shape
     zero = panels.dtype.type(0)
     for p in range(chunk, count, chunks):
@@ -98,19 +96,19 @@ def _pack_chunk(chunk, chunks, weight, transposed, panels):
 
 @body
 def _forward_chunk_2(chunk, chunks, x, panels, bias, y, groups):
-    """One block of rows and one group of panels."""
+    """Multiply one block of rows with one group of panels."""
     n, width = y.shape[1], panels.shape[2]
     block, group = chunk // groups, chunk % groups
     start, stop = block * BLOCK, min(block * BLOCK + BLOCK, x.shape[0])
     rows = operand(x[start:stop])
-    for p in range(panels.shape[0] * group // groups, panels.shape[0] * (group + 1) // groups):
+    for p in range(*bounds(panels.shape[0], group, groups)):
         j = p * width
         multiply_add(rows, panels[p], bias[j : j + width], y[start:stop, j : min(j + width, n)])
 
 
 @body
 def _product_chunk(chunk, chunks, dy, panels, dx):
-    """One block of rows of dx = dy W."""
+    """Compute one block of rows of dx = dy W."""
     start, stop = chunk * BLOCK, min(chunk * BLOCK + BLOCK, dy.shape[0])
     k, width = dx.shape[1], panels.shape[2]
     rows = operand(dy[start:stop])
@@ -120,7 +118,7 @@ def _product_chunk(chunk, chunks, dy, panels, dx):
 
 @body
 def _weight_chunk(chunk, chunks, dy, x, dweights, dbiases, panels, height, width):
-    """A tile of dy^T x, `height` rows and `width` columns, of one part of the rows of both; and that part of db."""
+    """Compute a tile of dy^T x, with `height` rows and `width` columns, over one part of the rows; likewise of db."""
     parts, _, k = dweights.shape
     part, tile, across = chunk % parts, chunk // parts, max(1, -(-k // width))
     i, j = tile // across * height, tile % across * width
@@ -132,18 +130,18 @@ def _weight_chunk(chunk, chunks, dy, x, dweights, dbiases, panels, height, width
     left, right = np.empty((DEPTH, rows), panels.dtype), np.empty((DEPTH, columns), panels.dtype)
     sums = np.empty_like(dbias)
     step = DEPTH * AT_ONCE if x.itemsize == 2 else DEPTH
-    start, stop = x.shape[0] * part // parts, x.shape[0] * (part + 1) // parts
+    start, stop = bounds(x.shape[0], part, parts)
     for r in range(start, stop, step):
-        given = dy[r : min(r + step, stop), i : i + rows]
+        upstream = dy[r : min(r + step, stop), i : i + rows]
         depth = stack(x[r : min(r + step, stop), j : j + columns], right)
-        multiply(stacked(given, left).T, right[:depth], target, True)
+        multiply(stacked(upstream, left).T, right[:depth], target, True)
         if j == 0:
-            _add_columns(given, sums, dbias)
+            _add_columns(upstream, sums, dbias)
 
 
 @body
 def _add_columns(rows, part, total):
-    """total += the sum of `rows` over its first axis."""
+    """Add the sum of `rows` over the first axis to total. `part` is scratch memory."""
     part[:] = part.dtype.type(0)
     whole = rows.shape[0] // 4 * 4
     for i in range(0, whole, 4):
@@ -160,9 +158,9 @@ def _add_columns(rows, part, total):
 
 @body
 def _sum_chunk(chunk, chunks, dweights, dbiases, dweight, dbias):
-    """Some rows of dW and db: the sums of their parts."""
+    """Sum the parts of some rows of dW and db."""
     parts, n, _ = dweights.shape
-    for i in range(n * chunk // chunks, n * (chunk + 1) // chunks):
+    for i in range(*bounds(n, chunk, chunks)):
         total, out = dweights[0, i], dweight[i]
         for part in range(1, parts):
             more = dweights[part, i]
@@ -175,22 +173,22 @@ def _sum_chunk(chunk, chunks, dweights, dbiases, dweight, dbias):
 
 @body
 def _even_part(size, most, unit):
-    """What each part of `size` has, cut evenly into parts of at most `most`: a multiple of `unit`."""
+    """Cut `size` into equal parts of at most `most`, and return the size of one, rounded up to a multiple of `unit`."""
     parts = max(1, -(-size // most))
     return max(1, -(-size // (parts * unit))) * unit
 
 
 @body
 def _cut(rows, n, k, itemsize):
-    """Height and width of the tiles of dW (N, K), and the number of parts of R rows that are summed by themselves.
+    """Return the height and width of the tiles of dW (N, K), and the number of parts into which R rows are cut.
 
-    The larger a tile, the fewer times is each number of dy and x read; its sums stay in the second-level cache.
+    With larger tiles, each number of dy and x is read fewer times; the sums of a tile stay in the second-level cache.
     """
     width = _even_part(k, WIDTH // itemsize, PANEL_BYTES // itemsize)
     height = _even_part(n, max(1, TILE_BYTES // (width * itemsize)), ROWS[0])
     tiles = max(1, -(-n // height)) * max(1, -(-k // width))
     parts = max(1, min(-(-TASKS // tiles), rows // ROWS_AT_LEAST, max(2, rows * n * k // PRODUCTS_AT_LEAST)))
-    if parts > 1 and parts * tiles % 2 == 1:  # so that two threads have as much to do
+    if parts > 1 and parts * tiles % 2 == 1:  # so that two threads have equally many tasks
         parts += 1
     return height, width, parts
 
@@ -199,20 +197,20 @@ def _cut(rows, n, k, itemsize):
 def _forward_2(x, weight, panels, bias, y, team):
     blocks = -(-x.shape[0] // BLOCK)
     groups = max(1, min(panels.shape[0], TASKS // max(blocks, 1)))
-    parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, True, panels))
+    parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > PACKED else 0, (weight, True, panels))
     parallel(_forward_chunk_2, blocks * groups, team, (x, panels, bias, y, groups))
 
 
 @entry
 def _backward_2(dy, x, weight, panels, dx, dweight, dbias, wants_dx, wants_dweight, team):
     if wants_dx:
-        parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > _ALONE else 0, (weight, False, panels))
+        parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > PACKED else 0, (weight, False, panels))
         parallel(_product_chunk, -(-dy.shape[0] // BLOCK), team, (dy, panels, dx))
     if wants_dweight:
         n, k = dweight.shape
         height, width, parts = _cut(x.shape[0], n, k, dbias.itemsize)
         dweights, dbiases = np.empty((parts, n, k), dbias.dtype), np.empty((parts, n), dbias.dtype)
-        tiles = -(-n // height) * max(1, -(-k // width))  # without columns there still is db
+        tiles = -(-n // height) * max(1, -(-k // width))  # db is also needed if there are no columns
         parallel(_weight_chunk, tiles * parts, team, (dy, x, dweights, dbiases, panels, height, width))
         parallel(_sum_chunk, min(n, 8), team, (dweights, dbiases, dweight, dbias))
 
@@ -225,13 +223,13 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 @cache
 def _tiles_ready(dtype):
-    """Have the tiles for inputs of this dtype at hand: those that give an output, and those that give dW."""
+    """Make the tiles for inputs of this dtype available, for outputs and for dW."""
     ready(operand_dtype(dtype), bits(np.empty(0, dtype)).dtype)
     ready(operand_dtype(dtype), sum_dtype(dtype))
 
 
 def _as_dtype(weight, dtype):
-    """The weight in the dtype of x: beside x of bfloat16 it may be float32."""
+    """Return the weight in the dtype of x; with x in bfloat16 it may be float32."""
     if weight.dtype == dtype:
         return weight
     (narrow,) = cast(weight, dtype=dtype, source=weight.dtype, version=1)
@@ -239,28 +237,28 @@ def _as_dtype(weight, dtype):
 
 
 def _new_panels(columns, depth, dtype):
-    """Memory for a matrix with this many columns as panels."""
+    """Return memory for a matrix with this many columns, as panels."""
     dtype, depth = operand_dtype(dtype), depth_of(depth, dtype)
     width = PANEL_BYTES // dtype.itemsize
     return np.empty((-(-columns // width), depth, width), dtype)
 
 
 def forward(x, weight, bias, *, version):
-    """x (..., K), weight (N, K), bias (N,) or None -> y (..., N)."""
+    """Map x (..., K), weight (N, K) and bias (N,), or None, to y (..., N)."""
     _tiles_ready(x.dtype)
     weight = _as_dtype(weight, x.dtype)
     rows, n = left_rows(as_matrix(x)), weight.shape[0]
     y = np.empty((rows.shape[0], n), x.dtype)
     sums = sum_dtype(x.dtype)
     bias = np.empty(0, sums) if bias is None else dense(bias.astype(sums, copy=False))
-    team = pool.team(rows.shape[0] * weight.size > _SERIAL)
+    team = team_for(rows.shape[0] * weight.size, PRODUCTS)
     panels = _new_panels(n, x.shape[-1], x.dtype)
     VERSIONS[version][0](rows, left_rows(weight), panels, bias, bits(y), team)
     return (y.reshape((*x.shape[:-1], n)),)
 
 
 def backward(dy, x, weight, *, needs, version):
-    """dy (..., N) -> dx (..., K), dweight (N, K), dbias (N,)."""
+    """Map dy (..., N) to dx (..., K), dweight (N, K) and dbias (N,)."""
     _tiles_ready(x.dtype)
     master, weight = weight.dtype, _as_dtype(weight, x.dtype)
     upstream, rows, weight = left_rows(as_matrix(dy)), bits(rows_of(x)), bits(dense(weight))
@@ -269,7 +267,7 @@ def backward(dy, x, weight, *, needs, version):
     dweight = np.empty(weight.shape if wants_dweight else (0, 0), master)
     dbias = np.empty(weight.shape[0] if wants_dweight else 0, sums)
     panels = _new_panels(x.shape[-1] if needs[0] else 0, weight.shape[0], x.dtype)
-    team = pool.team(rows.shape[0] * weight.size > _SERIAL)
-    given = (upstream, rows, weight, panels, bits(dx), bits(dweight), dbias)
-    VERSIONS[version][1](*given, needs[0], wants_dweight, team)
+    team = team_for(rows.shape[0] * weight.size, PRODUCTS)
+    arrays = (upstream, rows, weight, panels, bits(dx), bits(dweight), dbias)
+    VERSIONS[version][1](*arrays, needs[0], wants_dweight, team)
     return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None

@@ -47,6 +47,7 @@ def test_a_run_is_measured_appended_compared_and_shown(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(contenders, "OURS", ())
     monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "measure_ceilings", lambda ceilings, processes: None)  # this takes seconds
     options = "--shapes digits-s --peers numpy --rounds 2 --budget 0.01 --threads 1"
     assert "digits-s b64" in invoke("train", *options.split(), "--out", str(tmp_path))
     file = tmp_path / "train.csv"

@@ -1,4 +1,4 @@
-"""Contenders of the benchmarks: fusions that are taken apart, and products in bfloat16."""
+"""Contenders of the benchmarks: engines without a fusion, and products in bfloat16."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ from benchmarks.cases import Case, ModelShape
 from benchmarks.contenders import select_contenders
 from benchmarks.contenders.engine import Engine
 from benchmarks.contenders.functional_vit import vit_logits
-from benchmarks.contenders.taken_apart import FUSIONS, TakenApart, owner
+from benchmarks.contenders.unfused import FUSIONS, Unfused, owner
 from benchmarks.inputs import Arrays, make_inputs, weights_of
 from benchmarks.verify import deviation
 from tinyvit import dispatch, use_kernels
@@ -23,14 +23,13 @@ STEP, LOGITS = Case("train", "train", SHAPE, "step", calls=3), Case("inference",
 
 @pytest.fixture(scope="module")
 def inputs() -> Arrays:
-    """Those of a training step, with weights so large that attention is not uniform, and biases."""
-    random = np.random.default_rng(0)
-    return {
-        name: array if name in ("images", "labels")
-        else 10 * array if array.ndim > 1
-        else array + random.normal(0, 0.5, array.shape).astype(np.float32)
-        for name, array in make_inputs(STEP).items()
-    }  # fmt: skip
+    """The inputs of a training step, with biases, and with weights so large that attention is not uniform."""
+    random, drawn = np.random.default_rng(0), make_inputs(STEP)
+    for name in weights_of(drawn):
+        array = drawn[f"weight.{name}"]
+        noise = random.normal(0, 0.5, array.shape).astype(np.float32)
+        drawn[f"weight.{name}"] = 10 * array if array.ndim > 1 else array + noise
+    return drawn
 
 
 def run(engine: Engine, case: Case, inputs: Arrays) -> np.ndarray:
@@ -43,7 +42,7 @@ def run(engine: Engine, case: Case, inputs: Arrays) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def exact(inputs: Arrays) -> list[np.ndarray]:
-    """What the plain path in float64 gives."""
+    """The results of the plain path in float64."""
     wide = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in inputs.items()}
     with use_kernels("numpy"):
         return [run(Engine("numpy"), case, wide) for case in (STEP, LOGITS)]
@@ -51,14 +50,14 @@ def exact(inputs: Arrays) -> list[np.ndarray]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    """How often operations that have kernels were applied: "linear with bias", "layer_norm narrow"."""
+    """The number of calls of each operation that has a kernel: "linear with bias", "layer_norm narrow"."""
     select, count = dispatch.select, Counter()
 
     def counting(op: Any, dtype: Any, arrays: Any, params: Any) -> Any:
         found = select(op, dtype, arrays, params)
         if op.kernel is None:
             return found
-        assert found.spec is not None or op.name == "linear", op.name  # linear maps may be OpenBLAS's
+        assert found.spec is not None or op.name == "linear", op.name  # linear maps may be left to OpenBLAS
         with_bias = " with bias" if op.name == "linear" and arrays[2] is not None else ""
         count[op.name + with_bias + (" narrow" if "y_dtype" in params else "")] += 1
         return found
@@ -66,12 +65,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
     monkeypatch.setattr(dispatch, "select", counting)
     for changes in FUSIONS.values():
         for name in changes:
-            monkeypatch.setattr(owner(name), name, getattr(owner(name), name))  # so that it is put back
+            monkeypatch.setattr(owner(name), name, getattr(owner(name), name))  # so that the original comes back
     with use_kernels("auto"):
         yield count
 
 
-CHANGES = {  # what is applied less often, and what is instead
+CHANGES = {  # the operations that are called less often, and those that are called more often
     ("auto", "linear_bias"): ({"linear with bias"}, {"linear"}),
     ("auto", "narrow_branch"): (set(), set()),
     ("auto", "narrow"): (set(), set()),
@@ -83,7 +82,7 @@ CHANGES = {  # what is applied less often, and what is instead
 }
 
 
-def test_every_fusion_is_taken_apart_in_both_dtypes() -> None:
+def test_every_fusion_is_left_out_in_both_dtypes() -> None:
     assert set(CHANGES) == {(option, fusion) for option in ("auto", "bf16") for fusion in FUSIONS}
     names = [spec.name for spec in select_contenders((), (), ("attention", "narrow"))]
     assert [name for name in names if "without" in name] == [
@@ -92,21 +91,20 @@ def test_every_fusion_is_taken_apart_in_both_dtypes() -> None:
 
 
 @pytest.mark.parametrize(("option", "fusion"), CHANGES)
-def test_only_one_fusion_is_taken_apart_and_the_results_stay(
+def test_one_fusion_is_left_out_and_the_results_stay(
     option: str, fusion: str, inputs: Arrays, exact: list[np.ndarray], calls: Counter
 ) -> None:
     fused = [run(Engine(option), case, inputs) for case in (STEP, LOGITS)]
     before = Counter(calls)
     calls.clear()
-    apart = [run(TakenApart(f"{option} {fusion}"), case, inputs) for case in (STEP, LOGITS)]
-    gone, come = set(before - calls), set(calls - before)
-    assert (gone, come) == CHANGES[option, fusion]
+    unfused = [run(Unfused(f"{option} {fusion}"), case, inputs) for case in (STEP, LOGITS)]
+    assert (set(before - calls), set(calls - before)) == CHANGES[option, fusion]
     rounding = 2.0**-8 if option == "bf16" else 2.0**-21
-    for fused_one, apart_one, exact_one in zip(fused, apart, exact, strict=True):
-        assert deviation(apart_one, exact_one) <= 2 * deviation(fused_one, exact_one) + rounding
+    for x, y, expected in zip(fused, unfused, exact, strict=True):
+        assert deviation(y, expected) <= 2 * deviation(x, expected) + rounding
 
 
-def test_narrow_products_of_the_functional_model_are_rounded_and_nothing_else_is(inputs: Arrays) -> None:
+def test_the_functional_model_rounds_its_products_and_nothing_else(inputs: Arrays) -> None:
     erf = np.vectorize(math.erf, otypes=[np.float32])
     weights = weights_of(inputs)
     logits = [vit_logits(np, erf, weights, inputs["images"], SHAPE, d) for d in (None, ml_dtypes.bfloat16, np.float32)]

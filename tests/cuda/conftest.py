@@ -1,4 +1,4 @@
-"""The tests of the CUDA kernels share helpers with those of the CPU's."""
+"""Tests of the CUDA kernels; they share helpers with the tests of the CPU kernels."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "kernels")]
 
-# Kernels on the CPU are slow: the first failure is shown as it was drawn.
+# CUDA kernels are slow on the CPU, so the first failure is shown as it was drawn.
 hypothesis.settings.register_profile(
     "first-failure",
     hypothesis.settings.get_profile("tinyvit"),
@@ -21,7 +21,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("faults", hypothesis.settings.get_profile("first-failure"))
 
 
-# The results of tests on a GPU: one file, a line for each; what has passed is left out when they are started again.
+# The results of tests on a GPU: one file with a line for each test. Tests that have passed are skipped the next time.
 
 RESULTS = Path("gpu-tests.jsonl")
 

@@ -1,12 +1,12 @@
-// CUDA C++ on the CPU, for tests only: the kernels' sources are compiled by g++ and run, one block after the other, one
-// fiber for each CUDA thread.
+// CUDA C++ on the CPU, for tests only: g++ compiles the sources of the kernels, which run one block after the other,
+// with one fiber for each CUDA thread.
 //
-// A warp runs as far as it can before the next one does, and a lane as far as it can before the next lane: the order
-// least friendly to a missing barrier. `schedule` says which goes first: 0 forward, 1 reverse, else shuffled anew at
-// each barrier; in reverse, so do blocks, and asynchronous copies take place at once instead of when they are waited
-// for. Shared memory is NaN at the start of a block, and exactly as large as was asked for. What would hang or
-// be undefined on a GPU (a barrier or a warp collective that not all reach, a misaligned access, a copy that is never
-// waited for) ends the process with a message.
+// A warp runs as far as it can before the next warp, and a lane as far as it can before the next lane, because in this
+// order a missing barrier shows best. `schedule` says which goes first: 0 forward, 1 reverse, else shuffled anew at
+// each barrier. In reverse, blocks run in reverse as well, and asynchronous copies take place immediately and not when
+// they are waited for. Shared memory is NaN at the start of a block, and exactly as large as requested. Whatever would
+// hang or be undefined on a GPU (a barrier or a warp collective that not all threads reach, a misaligned access, a
+// copy that is never waited for) ends the process with a message.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -39,7 +39,7 @@ struct Copy {
   void* target;
   const void* source;
   bool valid;
-  int group;  // counted from 0; those of the open group have the number of commits so far
+  int group;  // counted from 0; copies of the open group have the number of commits so far
 };
 
 struct Fiber {
@@ -50,11 +50,11 @@ struct Fiber {
   bool started;
   uint3 thread;
   int number, parity;
-  Copy copies[MAX_COPIES];  // under way
+  Copy copies[MAX_COPIES];  // unfinished
   int copy_count, commits;
 };
 
-struct alignas(16) Slot { unsigned char bytes[64]; };  // what a lane shows the others of its warp
+struct alignas(16) Slot { unsigned char bytes[64]; };  // the value that a lane shows to the others of its warp
 
 inline Fiber* fibers;
 inline char* stacks;
@@ -100,7 +100,7 @@ struct Random {  // xorshift
   }
 };
 
-// Run the lanes of one warp until all are at a barrier or done; whether any of them ran.
+// Runs the lanes of one warp until all are at a barrier or done; returns whether any of them ran.
 inline bool run_warp(int first, int last, bool reverse) {
   bool ran = false;
   for (;;) {
@@ -182,7 +182,7 @@ void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, s
   launch(kernel, grid, block, shared_bytes, arguments, schedule, std::index_sequence_for<A...>{});
 }
 
-// A warp collective: each lane shows a value, waits for the others, and may then read any lane's.
+// A warp collective: each lane shows a value, waits for the others, and may then read the value of any lane.
 template <typename T> struct Shown {
   const Slot* first;
   const T& of(int lane) const { return *reinterpret_cast<const T*>(first + lane); }
@@ -190,7 +190,7 @@ template <typename T> struct Shown {
 template <typename T> Shown<T> show(int collective, const T& value) {
   static_assert(sizeof(T) <= sizeof(Slot));
   int number = current->number;
-  Slot* mine = slots[current->parity ^= 1];  // the other half may still be read
+  Slot* mine = slots[current->parity ^= 1];  // other lanes may still read the other half
   memcpy(&mine[number], &value, sizeof value);
   yield(AT_COLLECTIVE, collective);
   return {mine + number / LANES * LANES};
@@ -203,8 +203,8 @@ inline void require_full(unsigned mask) {
 }  // namespace cpu
 
 #define EXPORT(symbol, ...)                                                                                            \
-  extern "C" void symbol(const unsigned* grid, const unsigned* block, size_t shared, void** arguments, int schedule) {  \
-    cpu::launch(__VA_ARGS__, grid, block, shared, arguments, schedule);                                                 \
+  extern "C" void symbol(const unsigned* grid, const unsigned* block, size_t shared, void** arguments, int schedule) { \
+    cpu::launch(__VA_ARGS__, grid, block, shared, arguments, schedule); \
   }
 #define DYNAMIC_SHARED(name) unsigned char* name = cpu::shared
 
@@ -268,7 +268,7 @@ template <typename T> unsigned pack(float low, float high) {
 }
 inline float exp2_fast(float x) { return exp2f(x); }
 
-// Written from the tables of the PTX ISA, by coordinates: where each element of the matrices lies.
+// The coordinates of each element of the matrices, from the tables of the PTX ISA.
 template <typename T> void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], T) {
   struct Fragments { T a[4][2], b[2][2]; } mine;
   memcpy(mine.a, a, 16);
@@ -304,7 +304,7 @@ inline void load_matrices(unsigned (&r)[4], const void* row, bool transposed) {
 inline void load_matrices(unsigned (&r)[4], const void* row) { cpu::load_matrices(r, row, false); }
 inline void load_matrices_transposed(unsigned (&r)[4], const void* row) { cpu::load_matrices(r, row, true); }
 
-// A copy takes place at any time until it is waited for: at once, or no sooner than that.
+// A copy may take place at any time until it is waited for: here either immediately, or only then.
 namespace cpu {
 inline void carry_out(const Copy& c) {
   if (c.valid)

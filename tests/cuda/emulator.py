@@ -1,4 +1,4 @@
-"""A device without a GPU: kernels compiled by g++ against cuda_cpu.h, on arrays in ordinary memory."""
+"""An emulated device: kernels compiled by g++ against cuda_cpu.h, on arrays in ordinary memory."""
 
 import ctypes
 import functools
@@ -22,12 +22,12 @@ _FLAGS += ("-Wno-attributes", "-U_FORTIFY_SOURCE", f"-I{HERE}")
 
 
 class EmulatedDevice(Device):
-    """Runs kernels at once, in this process.
+    """Runs kernels immediately, in this process.
 
     Attributes
     ----------
-    schedule : in what order warps and lanes run: 0 forward, 1 reverse, else shuffled.
-    launched : the kernels so far, in order.
+    schedule : the order in which warps and lanes run: 0 forward, 1 reverse, else shuffled.
+    launched : the kernels launched so far, in order.
     """
 
     def __init__(self, arch: int = 90, shared: int = 232_448, number: int = 0) -> None:
@@ -45,12 +45,12 @@ class EmulatedDevice(Device):
 
 @functools.cache
 def compiled(kernel: Kernel) -> Any:
-    """The function that runs a kernel: (grid, block, shared, arguments, schedule)."""
+    """Return the function that runs a kernel: (grid, block, shared, arguments, schedule)."""
     sanitized = bool(os.environ.get("TINYVIT_SANITIZE"))
     folder = Path(os.environ.get("TINYVIT_EMULATED", Path(tempfile.gettempdir()) / f"tinyvit-emulated-{os.getuid()}"))
     source = compiler.KERNELS / kernel.source  # or an absolute path
-    told = repr((kernel, sanitized, _FLAGS)).encode()
-    digest = hashlib.sha256(told + b"".join(path.read_bytes() for path in included(source))).hexdigest()[:24]
+    inputs = repr((kernel, sanitized, _FLAGS)).encode()
+    digest = hashlib.sha256(inputs + b"".join(path.read_bytes() for path in included(source))).hexdigest()[:24]
     library = folder / f"{digest}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def compiled(kernel: Kernel) -> Any:
 
 
 def included(source: Path) -> list[Path]:
-    """A source and all headers that it includes, each once."""
+    """Return a source and all headers that it includes, each once."""
     found = [source]
     for path in found:
         names = re.findall(r'^#include "(.+)"', path.read_text("utf-8"), re.MULTILINE)

@@ -1,7 +1,7 @@
 """A stand-in for the bindings of cuBLASLt: descriptors as dictionaries, products by NumPy on the same memory.
 
-Written from cuBLASLt's documentation, in its own terms: matrices are column-major, m and n are the rows and columns of
-D, the bias has m elements, and that of the gradient of B n.
+It follows cuBLASLt's documentation and its terms: matrices are column-major, m and n are the rows and columns of D, the
+bias has m elements, and the bias gradient of B has n.
 """
 
 import ctypes
@@ -82,7 +82,7 @@ def matmul_algo_get_heuristic(*arguments: int) -> None:
 
 
 def _stack(pointer: int, layout: dict[str, Any]) -> np.ndarray:
-    """The matrices (batch, rows, cols) of a layout, on their own memory."""
+    """Return the matrices (batch, rows, cols) of a layout as a view of their memory."""
     size, count, offset = layout["dtype"].itemsize, layout["BATCH_COUNT"], layout["STRIDED_BATCH_OFFSET"]
     length = (count - 1) * offset + (layout["cols"] - 1) * layout["ld"] + layout["rows"]
     memory = np.frombuffer((ctypes.c_char * (length * size)).from_address(pointer), layout["dtype"])
@@ -95,16 +95,18 @@ def _vector(pointer: int, size: int, dtype: Any) -> np.ndarray:
 
 
 def _gelu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The tanh form, and its slope."""
+    """Return GELU in the tanh form, and its slope."""
     root = np.sqrt(2 / np.pi)
     t = np.tanh(root * (x + 0.044715 * x**3))
     return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * root * (1 + 3 * 0.044715 * x * x)
 
 
-def matmul(
-    handle: int, desc: int, alpha: int, a: int, adesc: int, b: int, bdesc: int, beta: int, c: int, cdesc: int, d: int,
-    ddesc: int, algo: int, workspace: int, workspace_size: int, stream: int,
-) -> None:  # fmt: skip
+def matmul(handle: int, desc: int, *operands: int) -> None:
+    """d = a b with the epilogue of `desc`.
+
+    `operands` are alpha, a, adesc, b, bdesc, beta, c, cdesc, d, ddesc, algo, workspace, workspace_size and stream.
+    """
+    _, a, adesc, b, bdesc, _, _, _, d, ddesc, *_ = operands
     how, dtype = _objects[desc], _objects[ddesc]["dtype"]
     wide = np.float64 if dtype == np.float64 else np.float32
     left, right = (_stack(p, _objects[layout]).astype(wide) for p, layout in ((a, adesc), (b, bdesc)))

@@ -1,6 +1,7 @@
-"""A stand-in for CuPy in ordinary memory: the same arrays, functions and refusals, as far as this project uses them.
+"""A stand-in for CuPy in ordinary memory: the same arrays, functions and errors, as far as this project uses them.
 
-Its arrays never meet those of NumPy, as CuPy's do not: an operation on both, or a silent conversion, raises TypeError.
+As in CuPy, its arrays cannot be mixed with those of NumPy: an operation on both, or an implicit conversion, raises
+TypeError.
 """
 
 import functools
@@ -30,7 +31,7 @@ class _Pointer:
 class _DeviceNumber:
     id = 0
     compute_capability = "90"
-    attributes = MappingProxyType({"MaxSharedMemoryPerBlockOptin": 232_448})  # the capability is not among them
+    attributes = MappingProxyType({"MaxSharedMemoryPerBlockOptin": 232_448})  # as in CuPy, without the capability
 
     def __init__(self, number: int = 0) -> None:
         self.id = number
@@ -43,7 +44,7 @@ class _DeviceNumber:
 
 
 class ndarray:
-    """An array on the device; `_host` is where it really is."""
+    """An array on the device, whose elements are really in the NumPy array `_host`."""
 
     __slots__ = ("__weakref__", "_base", "_host", "_number")
     __array_priority__ = 100
@@ -52,9 +53,9 @@ class ndarray:
         self._host, self._number = host, 0
         self._base = base
         if _recording is not None:
-            _recording.append(functools.partial(id, host))  # a graph keeps the memory it works in
+            _recording.append(functools.partial(id, host))  # a graph keeps its memory alive
         elif _in_pool and base is None:
-            raise AssertionError("what is not in the graph has memory of the graph, which the next launch writes to")
+            raise AssertionError("an array outside the graph has memory of the graph, which the next launch overwrites")
 
     @property
     def base(self) -> "ndarray | None":
@@ -91,7 +92,7 @@ class ndarray:
 
     def __getitem__(self, key: Any) -> "ndarray":
         if any(isinstance(k, ndarray) and k.dtype == bool for k in (key if isinstance(key, tuple) else (key,))):
-            _wait()  # for the number of what is picked
+            _wait()  # for the number of selected elements
         return _call(lambda x, k: np.asarray(x[k]), (self, key), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -117,7 +118,7 @@ class ndarray:
 
 
 def _host(x: Any) -> Any:
-    """What NumPy shall compute with; TypeError for a NumPy array, as from CuPy."""
+    """Return the arrays that NumPy computes with; raise TypeError for a NumPy array, as CuPy does."""
     if isinstance(x, ndarray):
         return x._host
     if isinstance(x, np.ndarray) and x.ndim:
@@ -137,12 +138,12 @@ def _wrapped(result: Any, source: Any = None) -> Any:
 
 # Streams and graphs -------------------------------------------------------------------------------------------------
 
-_recording: list[Any] | None = None  # what a capture has seen so far
-_in_pool = False  # whether new arrays lie in the memory of a graph
+_recording: list[Any] | None = None  # the actions captured so far, None without a capture
+_in_pool = False  # whether new arrays get memory of a graph
 
 
 def _do(action: Any) -> None:
-    """Do something that changes memory, or put it into the graph."""
+    """Do something that changes memory, or add it to the graph that is being captured."""
     if _recording is None:
         action()
     else:
@@ -155,7 +156,7 @@ def _wait() -> None:
 
 
 class Stream:
-    """Does at once what it is asked to; while it captures, nothing but noting it down."""
+    """A stream that works synchronously, and while it captures only records."""
 
     ptr = 0
 
@@ -201,7 +202,7 @@ def using_allocator(_: Any) -> Iterator[None]:
 
 
 class Graph:
-    """What was captured, in order."""
+    """The captured actions, in order."""
 
     def __init__(self, actions: list[Any]) -> None:
         self._actions = actions
@@ -212,7 +213,7 @@ class Graph:
 
 
 class CapturableDevice(EmulatedDevice):
-    """A device whose launches go into the graph while a stream captures."""
+    """A device whose launches are added to the graph while a stream captures."""
 
     def _start(self, kernel: Any, grid: Any, threads: int, arguments: Any, shared: int) -> None:
         given = [type(argument).from_buffer_copy(argument) for argument in arguments]
@@ -220,21 +221,21 @@ class CapturableDevice(EmulatedDevice):
 
 
 def _recorded_matmul(*arguments: Any) -> None:
-    """cublasLtMatmul reads its description when it is called, not when the graph runs."""
+    """Record a product with a copy of its description, because cublasLtMatmul reads it when it is called."""
     description = dict(fake_cublaslt._objects[arguments[1]])
     where = fake_cublaslt._new(**description)
     _do(lambda: fake_cublaslt.matmul(arguments[0], where, *arguments[2:]))
 
 
 _NEED_CUBLAS = (np.vdot, np.dot, np.inner, np.tensordot, np.linalg.norm)
-_UNKNOWN_IN_GRAPHS = (operator.matmul, np.argsort, np.sort, np.nonzero, np.unique)  # cuBLAS, Thrust, or they wait
+_UNKNOWN_IN_GRAPHS = (operator.matmul, np.argsort, np.sort, np.nonzero, np.unique)  # they use cuBLAS or Thrust, or wait
 
 
 def _check(function: Any, args: Any) -> None:
-    """Refuse what CuPy cannot do: at all without cuBLAS, which nothing here shall need, or while a stream captures."""
+    """Refuse what CuPy cannot do while a stream captures, and what needs cuBLAS, which this project avoids."""
     if function in _NEED_CUBLAS:
         raise RuntimeError(f"{function.__name__} needs cuBLAS")
-    joins_by_addresses = function in (np.concatenate, np.stack) and len(args[0]) > 8  # brought from the host
+    joins_by_addresses = function in (np.concatenate, np.stack) and len(args[0]) > 8  # CuPy copies them from the host
     if function in _UNKNOWN_IN_GRAPHS or joins_by_addresses:
         _wait()
 
@@ -300,7 +301,7 @@ ndarray.__module__ = "cupy"
 
 
 def asarray(data: Any, dtype: Any = None, **_: Any) -> ndarray:
-    """On the device, from wherever it is."""
+    """Return `data` as an array on the device."""
     if not isinstance(data, ndarray) and np.ndim(data):
         _wait()
     if isinstance(data, ndarray):
@@ -314,7 +315,7 @@ def array(data: Any, dtype: Any = None, copy: bool = True, **_: Any) -> ndarray:
 
 
 def empty(shape: Any, dtype: Any = float, **_: Any) -> ndarray:
-    """Full of NaN, or of large numbers where the dtype has none: what a kernel forgets to write is seen."""
+    """Return memory full of NaN, or of large numbers if the dtype has no NaN, so that unwritten elements show."""
     host = np.empty(shape, dtype)
     host.reshape(-1).view(np.uint8).fill(0xFF)
     return ndarray(host)
@@ -325,7 +326,7 @@ def empty_like(x: ndarray, dtype: Any = None, **_: Any) -> ndarray:
 
 
 def module() -> types.ModuleType:
-    """The module `cupy`."""
+    """Return the module `cupy`."""
     fake = types.ModuleType("cupy")
     own = {"ndarray": ndarray, "asarray": asarray, "array": array, "empty": empty, "empty_like": empty_like}
     fake.__dict__.update(own, asnumpy=lambda x: x.get(), __version__="0", __path__=[])
@@ -360,7 +361,7 @@ def _erf(x: np.ndarray) -> np.ndarray:
 
 
 def _special() -> types.ModuleType:
-    """The module `cupyx.scipy.special`."""
+    """Return the module `cupyx.scipy.special`."""
     special = types.ModuleType("cupyx.scipy.special")
     special.erf = lambda x: _call(_erf, (x,), {})  # type: ignore[attr-defined]
     return special
@@ -368,7 +369,7 @@ def _special() -> types.ModuleType:
 
 @contextmanager
 def installed() -> Iterator[types.ModuleType]:
-    """Within this block `import cupy` gives the stand-in."""
+    """Within this block `import cupy` returns the stand-in."""
     before = dict(sys.modules)
     for name in before:
         if name.partition(".")[0] in ("cupy", "cupyx"):

@@ -1,7 +1,7 @@
-"""The CUDA kernels against the plain rules, in every version and dtype: one body for the emulator and for a GPU.
+"""The CUDA kernels against the plain rules, in every version and dtype, on the emulator or on a GPU.
 
-Not collected by itself: `test_emulated.py` runs it in a process of its own, where arrays and device are stand-ins, and
-`test_gpu.py` on a device.
+pytest does not collect this file: `test_emulated.py` runs it in a process of its own, where arrays and device are
+stand-ins, and `test_gpu.py` runs it on a GPU.
 """
 
 import math
@@ -37,7 +37,7 @@ VERSIONS = [
     for version in range(1, spec.versions + 1)
 ]
 every_version = pytest.mark.parametrize(("op", "choice"), VERSIONS)
-# Head sizes; where faults are planted, few, since a kernel is compiled for each.
+# Head sizes; planted faults are tried on few of them, because a kernel is compiled for each.
 DEPTHS = [int(d) for d in os.environ.get("TINYVIT_DEPTHS", "1 3 8 15 16 17 24 32 33 64 64 65 128 136 256").split()]
 EXAMPLES = int(os.environ.get("TINYVIT_EXAMPLES", "12"))
 DEVICE = emulator.EmulatedDevice()
@@ -46,7 +46,7 @@ DEVICE = emulator.EmulatedDevice()
 @pytest.fixture(autouse=True, scope="module")
 def on_the_device() -> Iterator[None]:
     if ON_GPU:
-        if "TINYVIT_SANITIZE" in os.environ:  # each array in memory of its own, with bounds to be crossed
+        if "TINYVIT_SANITIZE" in os.environ:  # one allocation for each array shows the sanitizer its bounds
             backend.gpu()[0].cuda.set_allocator(None)
         yield
         return
@@ -57,7 +57,7 @@ def on_the_device() -> Iterator[None]:
 
 
 class DeviceTrial(Trial):
-    """A trial whose kernels run on the device; what they are compared with is computed on the host."""
+    """A trial whose kernels run on the device; the results to compare with are computed on the host."""
 
     def _run(self, choice: str, inputs: Sequence[Any], upstream: Sequence[Any], exact: bool = False) -> list[Any]:
         if not choice.startswith("cupy"):
@@ -72,19 +72,19 @@ class DeviceTrial(Trial):
 
 
 def on_device(array: Any) -> Any:
-    """`array` there, with its strides where the stand-in can keep them: it shares the host's memory."""
+    """Return `array` on the device. The stand-in shares its memory, and so keeps its strides."""
     backend.devices.gpu_in_use = True
     if ON_GPU:
         return backend.to_device(array, "cuda")
     return fake_cupy.ndarray(array)
 
 
-# Sizes around what the kernels are cut into, and not so large that running them on the CPU takes long.
+# Sizes around the edges of tiles, but small enough for the CPU.
 draws.PRODUCTS, draws.ELEMENTS = 150_000, 6_000
 draws.CHUNKS = [0, *draws.around(1, 4, 16, 32)[1:], 129]
 draws.LANES = [*draws.around(1, 8, 32)[1:], 40, 64, 127, 128, 136, 200, 256, 264, 384, 512, 768, 1024, 1040]
-del draws.LAYOUTS["unaligned"]  # no GPU reads what is not aligned to its size
-draws.LAYOUTS |= {f"dense {i}": draws.LAYOUTS["dense"] for i in range(6)}  # what the last versions serve
+del draws.LAYOUTS["unaligned"]  # GPUs cannot read unaligned elements
+draws.LAYOUTS |= {f"dense {i}": draws.LAYOUTS["dense"] for i in range(6)}  # the last versions serve only dense arrays
 
 
 @st.composite
@@ -109,7 +109,7 @@ def trial_of(data: st.DataObject, op: type[Op], dtype: str) -> DeviceTrial:
 
 
 def _small(trial: DeviceTrial) -> DeviceTrial:
-    """The trial with values that stay finite in 16 bits, so that the plain rule in them has something to say."""
+    """Return the trial with values that stay finite in 16 bits, so that the plain rule can be compared with."""
 
     def tamed(x: Any) -> Any:
         if x is None or x.dtype.kind in "iub":
@@ -120,7 +120,7 @@ def _small(trial: DeviceTrial) -> DeviceTrial:
         y[hidden] = -np.inf
         return y
 
-    # The logarithm that these kernels keep is float32: it costs no roundings of 16 bits.
+    # These kernels keep the logarithm in float32, so it has no rounding error of 16 bits.
     case = replace(trial.case, inputs=tuple(tamed(x) for x in trial.case.inputs), logarithm=0.0)
     return DeviceTrial(trial.op, case, trial.needs, [tamed(x) for x in trial.upstream])
 
@@ -173,7 +173,7 @@ def test_short_sequences_are_served_by_the_version_for_them(data: st.DataObject)
 
 
 @pytest.mark.parametrize("choice", [f"cupy:v{version}" for version in (1, 2, 3)])
-def test_masks_and_biases_are_read_by_strides_of_their_own(choice: str) -> None:
+def test_masks_and_biases_may_have_any_strides(choice: str) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 2, n, 16)).astype(np.float16) for n in (19, 33, 33))
     bias = rng.standard_normal((33, 2, 19, 2)).astype(np.float16).transpose(1, 3, 2, 0)  # keys first in memory
@@ -187,7 +187,7 @@ def test_masks_and_biases_are_read_by_strides_of_their_own(choice: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @draws.on_drawn(4)
 def test_a_number_added_to_all_scores_of_a_query_changes_nothing(choice: str, dtype: str, data: st.DataObject) -> None:
-    """As where all of its keys are padding by a large number; with q = 0 no score is rounded."""
+    """Padding by a large number adds it to all keys of a query; with q = 0 no score is rounded."""
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     k, v, dout = (rng.standard_normal((1, 2, n, 16)).astype(DTYPES[dtype]) for n in (33, 33, 19))
     added = np.zeros((19, 33), DTYPES[dtype])
@@ -202,7 +202,7 @@ def test_a_number_added_to_all_scores_of_a_query_changes_nothing(choice: str, dt
         np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=0, atol=tolerance)
 
 
-def test_heads_may_be_counted_in_two_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_may_take_two_dimensions_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MOST", 2)
     q, dout = np.random.default_rng(0).standard_normal((2, 3, 2, 17, 16)).astype(np.float16)
     case = draws.Case((q, q + 1, q - 1, None), {"scale": 0.25})

@@ -1,6 +1,6 @@
-"""Each primitive of prims.cuh and common.cuh by itself, held to NumPy: on the CPU's stand-ins and on a GPU alike.
+"""Each primitive of prims.cuh and common.cuh alone, compared with NumPy, on the emulator or on a GPU.
 
-That the stand-ins are right is what all other tests on the CPU rest on.
+All other tests on the emulator rely on its primitives being correct.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ every_dtype = pytest.mark.parametrize("ctype", DTYPES)
 
 @pytest.fixture
 def place() -> Iterator[tuple[Device, Any]]:
-    """The device, and the function that brings an array there."""
+    """Yield the device, and the function that copies an array to it."""
     if os.environ.get("TINYVIT_TRIALS") == "gpu":
         yield device_of(backend.to_device(np.zeros(1), "cuda")), lambda x: backend.to_device(x, "cuda")
     else:
@@ -45,13 +45,13 @@ def test_mma_is_a_product_of_matrices(place: Any, ctype: str) -> None:
     arrays = [place[1](x) for x in (a, b, np.full((16, 8), np.nan, np.float32))]
     launch(place, f"product<{ctype}>", arrays)
     exact = a.astype(float) @ b.astype(float)
-    # Products of 16-bit numbers are exact in float32; 16 of them are added.
+    # Products of 16-bit numbers are exact in float32, so the error is that of adding 16 of them.
     bound = 16 * np.finfo(np.float32).eps * (np.abs(a.astype(float)) @ np.abs(b.astype(float)))
     assert (np.abs(arrays[2].get() - exact) <= bound).all()
 
 
 @every_dtype
-def test_small_matrices_are_loaded_as_the_tables_say_and_missing_rows_are_zero(place: Any, ctype: str) -> None:
+def test_small_matrices_have_the_documented_layout_and_missing_rows_are_zero(place: Any, ctype: str) -> None:
     x, rows = RNG.integers(0, 2**16, (32, 8), np.uint16), 29
     arrays = [place[1](x.view(np.int16)), place[1](np.zeros((2, 32, 4), np.int32))]
     launch(place, f"matrices<{ctype}>", arrays, ctypes.c_int(rows), shared=32 * 16)

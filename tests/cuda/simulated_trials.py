@@ -1,5 +1,8 @@
-"""The kernels in numba.cuda, run by its simulator, against the plain rules; run by `test_numba_cuda.py` in a process of
-its own, where NUMBA_ENABLE_CUDASIM=1 was set before Numba was imported."""
+"""The kernels in numba.cuda, run by its simulator, against the plain rules.
+
+`test_numba_cuda.py` runs this file in a process of its own, where NUMBA_ENABLE_CUDASIM=1 is set before the import of
+Numba.
+"""
 
 from typing import Any
 
@@ -13,7 +16,7 @@ from tinyvit.kernels.layer_norm import numba_cuda as layer_norm
 
 @pytest.fixture(autouse=True)
 def _views_of_any_strides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulator would refuse views that a kernel on a GPU is given as they are: let it work on them in place."""
+    """Let the simulator work on views in place. It would refuse some that a kernel on a GPU accepts."""
 
     def shared(array: Any, **_: Any) -> tuple[Any, bool]:
         known = isinstance(array, devicearray.FakeCUDAArray)
@@ -30,7 +33,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def assert_near(found: Any, expected: Any) -> None:
-    """To a few roundings of float32."""
+    """Compare arrays up to a few roundings of float32."""
     for y, e in zip(found, expected, strict=True):
         assert (y is None) == (e is None)
         if e is not None:
@@ -59,11 +62,11 @@ def test_attention(version: int, shape: tuple[int, ...], extras: dict[str, Any])
     q, k, v = packed if n == s else (normal(b, h, n, d), normal(b, h, s, d), normal(b, h, s, d))
     bias = normal(h, n, s) if extras.get("bias") else None
     if "padding" in extras:
-        bias[:, ::2], q[:, :, ::2] = extras["padding"], 0  # of all keys, and no score is rounded
+        bias[:, ::2], q[:, :, ::2] = extras["padding"], 0  # the padding of all keys; with q = 0 no score is rounded
     params = {key: value for key, value in extras.items() if key not in ("bias", "mask", "padding")} | {"scale": 0.3}
     if extras.get("mask"):
         params["mask"] = RNG.random((b, 1, n, s)) < 0.6
-        params["mask"][0, 0, 3] = False  # sees nothing
+        params["mask"][0, 0, 3] = False  # this query sees no key
     params = {"mask": None, "is_causal": False, "dropout_p": 0.0, "seed": 0, "offset": 0} | params
     plain = registry.PLAIN["attention"]
     needs, dout = (True, True, True, bias is not None), normal(b, h, n, d)
@@ -102,7 +105,7 @@ def test_layer_norm(version: int, shape: tuple[int, ...], add: bool) -> None:
 
 
 def test_fresh_memory_is_never_read() -> None:
-    """Results are the same on memory full of NaN, which `empty` gives here."""
+    """The results are the same if `empty` returns memory full of NaN."""
     q = normal(1, 1, 5, 4)
     first, second = (attention.forward(q, q, q, None, scale=0.5, version=2)[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)

@@ -1,4 +1,7 @@
-"""Runs of every kind of task on the device, captured and not; run by `test_emulated.py` and `test_gpu.py`."""
+"""Runs of every kind of task on the device, with and without CUDA graphs.
+
+`test_emulated.py` and `test_gpu.py` run this file.
+"""
 
 from typing import Any
 from unittest import mock
@@ -14,7 +17,7 @@ from tinyvit.run.captured import CapturedStep
 from tinyvit.run.loop import train
 
 SAME = ("step", "train_loss", "val_loss", "val_accuracy")
-BATCHES = ("data.limit=40", "data.batch_size=12")  # the last one of an epoch is smaller
+BATCHES = ("data.limit=40", "data.batch_size=12")  # the last batch of an epoch is smaller
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +32,7 @@ def few_samples(few_scenes: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_of(name: str, device: str, *assignments: str) -> tuple[Seen, list[dict[str, Any]], dict[str, np.ndarray]]:
-    """What trained a tiny run of two epochs, what it came to, and its weights."""
+    """Train a tiny run of two epochs; return its display, its metrics and its weights."""
     seen = Seen()
     tv.backend.set_default_device(device)
     try:
@@ -40,7 +43,7 @@ def run_of(name: str, device: str, *assignments: str) -> tuple[Seen, list[dict[s
 
 
 CLASSIFY = ("kind=classify", "pool=mean", "patch_size=8")
-# What is run, and how many of its 8 steps are graphs: none of batches that are smaller, nor the first three others.
+# The runs, and how many of their 8 steps are graphs: not those of smaller batches, nor the first three others.
 RUNS = [
     *((name, (), 3) for name in KINDS),
     ("masked-words", ("train.accumulate=2", "epochs=4"), 1),
@@ -52,7 +55,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("name", "assignments", "graphs"), RUNS)
-def test_a_run_of_any_task_captures_its_steps_and_gives_the_bits_of_one_without(
+def test_a_captured_run_of_any_task_gives_the_bits_of_an_uncaptured_one(
     name: str, assignments: tuple[str, ...], graphs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with mock.patch.object(CapturedStep, "_replay", autospec=True, side_effect=CapturedStep._replay) as replay:
@@ -71,8 +74,8 @@ def test_a_run_of_any_task_captures_its_steps_and_gives_the_bits_of_one_without(
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("name", [name for name in KINDS if "words" not in name and "both" not in name])
-def test_batches_filled_to_one_shape_teach_what_cut_ones_teach_on_the_host(name: str, accumulate: int) -> None:
-    """Where no words are hidden, that is: what is, is drawn for a text as long as it is."""
+def test_padded_batches_train_on_the_device_like_shorter_ones_on_the_host(name: str, accumulate: int) -> None:
+    """Tasks that hide words are left out, because which words they hide depends on the padded length."""
     settings = ("epochs=1", "dropout=0", f"train.accumulate={accumulate}")
     _, (found,), _ = run_of(name, "cuda", *settings)
     _, (expected,), _ = run_of(name, "cpu", *settings)

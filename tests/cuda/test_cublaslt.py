@@ -1,4 +1,4 @@
-"""The layer over cuBLASLt: strides, transposes, batches, epilogues, on a stand-in that thinks in columns as it does."""
+"""The layer over cuBLASLt: strides, transposes, batches and epilogues, on a stand-in that is column-major as well."""
 
 from collections.abc import Iterator
 
@@ -55,7 +55,7 @@ def test_matmul_broadcasts_as_numpy_does(x: tuple[int, ...], y: tuple[int, ...],
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_is_for_float32_and_only_where_it_is_allowed(allowed: bool) -> None:
+def test_tf32_is_used_for_float32_only_and_only_if_allowed(allowed: bool) -> None:
     tv.allow_tf32(allowed)
     try:
         for dtype in DTYPES:
@@ -67,16 +67,16 @@ def test_tf32_is_for_float32_and_only_where_it_is_allowed(allowed: bool) -> None
         tv.allow_tf32(False)
 
 
-def test_strided_operands_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = normal(2, 5, 3, 4, 8)  # (B, N, 3, H, D), as the projection of attention leaves it
-    q, k, v = packed.transpose(2, 0, 3, 1, 4)[:, 0]  # one image: a single stride leads from head to head
+def test_strided_operands_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = normal(2, 5, 3, 4, 8)  # (B, N, 3, H, D), as the qkv projection returns it
+    q, k, v = packed.transpose(2, 0, 3, 1, 4)[:, 0]  # one image: there is one stride between heads
     monkeypatch.setattr(np, "ascontiguousarray", None)
     scores = cublaslt.matmul(ndarray(q), ndarray(k.swapaxes(-1, -2)))
     assert_is(scores, q.astype(float) @ k.swapaxes(-1, -2))
     assert_is(cublaslt.matmul(scores, ndarray(v)), scores.get().astype(float) @ v)
 
 
-def test_algorithms_are_chosen_for_operands_as_aligned_as_they_are() -> None:
+def test_algorithms_are_chosen_for_the_alignment_of_the_operands() -> None:
     x = ndarray(normal(64, 65))
     (a, b), d = (x[:8, 1:9], x[8:16, 3:11]), ndarray(normal(8, 8))
     product = cublaslt.product_of(a, b, d)
@@ -86,7 +86,7 @@ def test_algorithms_are_chosen_for_operands_as_aligned_as_they_are() -> None:
         assert found == 256 or array.data.ptr % (2 * found)
 
 
-def test_what_no_stride_describes_is_copied() -> None:
+def test_operands_without_a_single_stride_are_copied() -> None:
     packed = normal(2, 5, 3, 4, 8)
     q, k, _ = packed.transpose(2, 0, 3, 1, 4)
     assert_is(cublaslt.matmul(ndarray(q), ndarray(k.swapaxes(-1, -2))), q.astype(float) @ k.swapaxes(-1, -2))
@@ -111,7 +111,7 @@ def test_the_linear_map_and_its_gradients(dtype: np.dtype, bias: bool) -> None:
 
 @pytest.fixture
 def _knowing(monkeypatch: pytest.MonkeyPatch, known: str) -> None:
-    """cuBLASLt has algorithms for epilogues up to this one only."""
+    """Let cuBLASLt have algorithms only for epilogues up to this one."""
     choose = fake_cublaslt.matmul_algo_get_heuristic
 
     def heuristic(handle: int, description: int, *rest: int) -> None:
@@ -125,13 +125,13 @@ def _knowing(monkeypatch: pytest.MonkeyPatch, known: str) -> None:
 @pytest.mark.usefixtures("_knowing")
 @pytest.mark.parametrize("known", ["bias", "none"])
 @pytest.mark.parametrize("dtype", [DTYPES[0], *DTYPES[2:]], ids=str)
-def test_a_bias_that_no_algorithm_adds_is_added_apart(dtype: np.dtype) -> None:
+def test_a_bias_for_which_there_is_no_algorithm_is_added_separately(dtype: np.dtype) -> None:
     test_the_linear_map_and_its_gradients(dtype, True)
 
 
 @pytest.mark.usefixtures("_knowing")
 @pytest.mark.parametrize("known", ["nothing"])
-def test_a_product_without_any_algorithm_is_named() -> None:
+def test_a_product_without_any_algorithm_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"knows no algorithm for Product\(m=3, n=5, k=4.*does without it"):
         cublaslt.matmul(ndarray(normal(3, 4)), ndarray(normal(4, 5)))
 

@@ -1,4 +1,4 @@
-"""What is asked of CuPy and of the bindings of cuBLASLt, looked up in them: they can be imported without a GPU."""
+"""CuPy and the bindings of cuBLASLt have all functions that we use. They can be imported without a GPU."""
 
 import ast
 import inspect
@@ -17,24 +17,24 @@ RULES = sorted(Path(tv.__file__).parent.joinpath("functional").glob("*.py"))
 LAUNCHERS = sorted(path for path in KERNELS.rglob("*.py") if path.name in ("cupy_raw.py", "cublaslt.py"))
 
 
-def asked_of(path: Path) -> Iterator[str]:
-    """The names N of all xp.N in a file."""
+def used_in(path: Path) -> Iterator[str]:
+    """Yield the names N of all xp.N in a file."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("xp", "lib"):
             yield node.attr
 
 
 @pytest.mark.parametrize("path", [*RULES, *LAUNCHERS], ids=lambda path: "/".join(path.parts[-2:]))
-def test_cupy_has_every_function_that_is_asked_of_it(path: Path) -> None:
+def test_cupy_has_every_function_that_is_used(path: Path) -> None:
     known = Namespace.extras.keys() | {"cuda"}
-    assert [name for name in asked_of(path) if name not in known and not hasattr(cupy, name)] == []
+    assert [name for name in used_in(path) if name not in known and not hasattr(cupy, name)] == []
 
 
-def test_rules_and_launchers_ask_for_something() -> None:
-    assert {"exp", "where", "empty"} <= {name for path in (*RULES, *LAUNCHERS) for name in asked_of(path)}
+def test_used_functions_are_found() -> None:
+    assert {"exp", "where", "empty"} <= {name for path in (*RULES, *LAUNCHERS) for name in used_in(path)}
 
 
-def test_the_parts_of_cupy_that_launch_and_capture_are_there() -> None:
+def test_cupy_has_what_launching_and_capturing_use() -> None:
     cuda, driver = cupy.cuda, cupy.cuda.driver
     assert hasattr(cuda.runtime, "cudaDevAttrMaxSharedMemoryPerBlockOptin")
     for part, names in (
@@ -48,7 +48,7 @@ def test_the_parts_of_cupy_that_launch_and_capture_are_there() -> None:
         assert [name for name in names if not hasattr(part, name)] == []
 
 
-def test_the_bindings_of_cublaslt_have_what_is_asked_of_them() -> None:
+def test_the_bindings_of_cublaslt_have_what_is_used() -> None:
     bindings = peer("nvmath.bindings.cublasLt", "nvmath-python")
     source = (KERNELS / "linear" / "cublaslt.py").read_text("utf-8")
     for node in ast.walk(ast.parse(source)):

@@ -38,7 +38,7 @@ class _Broken:
 
 
 @pytest.mark.usefixtures("_fresh")
-def test_without_cupy_the_reason_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cupy_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(RuntimeError, match=r"device 'cuda' is not usable: CuPy cannot be imported .* extra cuda12"):
         tv.tensor([1.0], device="cuda")
@@ -78,7 +78,7 @@ def test_a_gpu_that_does_not_work_is_a_reason(monkeypatch: pytest.MonkeyPatch, c
     assert says in reason
 
 
-def test_devices_that_there_are_not() -> None:
+def test_missing_devices_are_refused() -> None:
     with installed():
         with pytest.raises(RuntimeError, match="device 'cuda:3' is not usable: there are 1, numbered from 0"):
             tv.set_default_device("cuda:3")
@@ -87,7 +87,7 @@ def test_devices_that_there_are_not() -> None:
                 tv.set_default_device(name)  # type: ignore[arg-type]
 
 
-def test_tensors_are_made_where_they_shall_be() -> None:
+def test_tensors_are_created_on_the_wanted_device() -> None:
     with installed():
         try:
             tv.set_default_device("cuda")
@@ -99,7 +99,7 @@ def test_tensors_are_made_where_they_shall_be() -> None:
             tv.set_default_device("cpu")
 
 
-def test_the_constants_of_a_model_go_along_with_it() -> None:
+def test_the_constants_of_a_model_move_with_it() -> None:
     with installed(), tv.use_kernels("numpy"):
         try:
             vision = tv.models.ViT(8, 4, 0, dim=16, depth=1, heads=2, in_channels=1, pos_embed="sincos2d")
@@ -113,7 +113,7 @@ def test_the_constants_of_a_model_go_along_with_it() -> None:
 # Launching -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_device_is_what_cupy_tells_of_it() -> None:
+def test_the_limits_of_a_device_come_from_cupy() -> None:
     with installed() as cupy:
         try:
             assert device.device_of(cupy.zeros(3)) == device.Device(0, 90, 232_448)
@@ -121,7 +121,7 @@ def test_a_device_is_what_cupy_tells_of_it() -> None:
             device.DEVICES.clear()
 
 
-def test_a_kernel_that_wants_too_much_shared_memory_is_refused_with_the_numbers() -> None:
+def test_a_kernel_that_needs_too_much_shared_memory_is_refused_with_the_numbers() -> None:
     small = EmulatedDevice(arch=75, shared=65_536)
     with pytest.raises(RuntimeError, match=r"some_kernel needs 70000 bytes .* cuda:0 \(sm_75\) has 65536"):
         small.launch(Kernel("a.cu", "some_kernel"), (1,), 32, [ctypes.c_int(1)], 70_000)
@@ -129,7 +129,7 @@ def test_a_kernel_that_wants_too_much_shared_memory_is_refused_with_the_numbers(
 
 @pytest.mark.parametrize("heads", [0, 1, 65_535, 65_536, 98_304, 12 * 70_000])
 @pytest.mark.parametrize("version", attention.VERSIONS)
-def test_no_grid_has_more_blocks_than_there_may_be(version: int, heads: int) -> None:
+def test_no_grid_has_more_blocks_than_allowed(version: int, heads: int) -> None:
     for back in (False, True):
         for launch in attention.VERSIONS[version][back](attention.Shape("half_t", heads, 40, 40, 64, False)):
             first, *others = (*launch.grid, 1, 1)[:3]
@@ -163,7 +163,7 @@ def test_the_last_version_that_fits_is_launched(
     assert launch.kernel.expression.startswith(f"attention_forward_{served}")
 
 
-def test_extras_are_left_to_the_version_that_knows_them() -> None:
+def test_extras_are_left_to_a_version_that_supports_them() -> None:
     shape = attention.Shape("half_t", 6, 65, 65, 64, True)
     for backward in (False, True):
         launches = attention.plan(4, backward, shape, EmulatedDevice())
@@ -171,13 +171,13 @@ def test_extras_are_left_to_the_version_that_knows_them() -> None:
         assert launches[-1].kernel.expression.endswith("true>")
 
 
-def test_what_fits_nowhere_is_refused_with_the_numbers() -> None:
+def test_a_call_that_no_version_fits_is_refused_with_the_numbers() -> None:
     shape = attention.Shape("float", 1, 10, 10, 256, False)
     with pytest.raises(RuntimeError, match=r"needs \d+ bytes of shared memory, and device cuda:0 \(sm_75\) has 30"):
         attention.plan(2, False, shape, EmulatedDevice(75, 30))
 
 
-def test_bfloat16_is_refused_where_there_are_no_products_of_it() -> None:
+def test_bfloat16_is_refused_on_devices_without_products_of_it() -> None:
     with installed(), tv.use_kernels("cupy"):
         device.DEVICES[0] = EmulatedDevice(arch=75, shared=65_536)
         q = tv.tensor(np.ones((1, 1, 4, 8), np.float32), device="cuda").to("bfloat16")
@@ -194,11 +194,11 @@ def test_head_sizes_that_differ_or_are_too_large_are_refused() -> None:
         device.DEVICES.clear()
 
 
-def test_probabilities_of_attention_on_a_gpu_are_those_on_the_cpu() -> None:
+def test_probabilities_of_attention_are_the_same_on_a_gpu_and_on_the_cpu() -> None:
     rng = np.random.default_rng(0)
     q, k = (rng.standard_normal((2, 3, n, 8)).astype(np.float32) for n in (5, 7))
     bias, mask = rng.standard_normal((3, 5, 7)).astype(np.float32), rng.random((2, 1, 5, 7)) < 0.6
-    mask[0, 0, 3] = False  # sees nothing
+    mask[0, 0, 3] = False  # this query sees no key
     lse = kernels.attention_forward(q, k, k, bias=bias, mask=mask, is_causal=True)[1]
     expected = kernels.attention_weights(q, k, lse, bias=bias, mask=mask, is_causal=True)
     with installed() as cupy:
@@ -234,7 +234,7 @@ def test_plain_rules_called_directly_compute_16_bits_in_float32(dtype: str) -> N
     ("columns", "itemsize", "expected"),
     [(64, 4, (4, 1)), (384, 4, (4, 3)), (768, 4, (4, 6)), (768, 2, (8, 3)), (1024, 2, (8, 4)), (1032, 2, None)],
 )
-def test_rows_are_spread_over_as_few_registers_as_will_do(columns: int, itemsize: int, expected: Any) -> None:
+def test_rows_use_as_few_registers_as_possible(columns: int, itemsize: int, expected: Any) -> None:
     assert spread(columns, itemsize, True) == expected
     assert spread(columns, itemsize, False) is None
     assert spread(columns + 1, itemsize, True) is None
@@ -244,7 +244,7 @@ def test_the_number_of_parts_depends_on_the_rows_only() -> None:
     assert [parts_of(n, 4) for n in (1, 16, 17, 50_432)] == [1, 1, 2, 512]
 
 
-def test_the_registry_tells_where_a_kernel_computes() -> None:
+def test_the_registry_knows_the_device_of_a_kernel() -> None:
     assert {spec.technology: spec.device for spec in registry.SPECS} == {
         "numba": "cpu",
         "cupy": "cuda",

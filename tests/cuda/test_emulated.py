@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: compiled by g++, run in a process of its own, since a fault there ends the process."""
+"""The CUDA kernels on the CPU, compiled by g++. They have a process of their own, because a fault ends the process."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 
 def pytest_on(file: str, *arguments: str) -> list[str]:
-    """The command that runs the tests of a file of this folder."""
+    """Return the command that runs the tests of a file of this folder."""
     command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-x", "-p", "no:cacheprovider"]
     return [*command, "--hypothesis-profile=first-failure", *arguments]
 
@@ -27,7 +27,7 @@ def assert_passed(found: "subprocess.CompletedProcess[str]") -> None:
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
 
 
-def test_the_stand_ins_for_the_primitives_are_right() -> None:
+def test_the_emulated_primitives_are_correct() -> None:
     assert_passed(run(file="primitive_trials.py"))
 
 
@@ -48,7 +48,7 @@ def test_the_kernels_agree_with_the_plain_rules(part: str) -> None:
 
 
 @pytest.mark.slow
-def test_no_kernel_leaves_its_memory() -> None:
+def test_no_kernel_touches_memory_outside_its_arrays() -> None:
     library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(library).exists():
         pytest.skip("needs AddressSanitizer")

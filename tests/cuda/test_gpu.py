@@ -1,9 +1,9 @@
-"""What only a GPU can prove; skipped, with the reason, where there is none.
+"""Tests that need a GPU; they are skipped, with the reason, if there is none.
 
-`python -m pytest -m gpu` runs all of it and writes gpu-tests.jsonl, a line for each test. Started again for the same
-commit, it leaves out what has passed.
+`python -m pytest -m gpu` runs all of them and writes gpu-tests.jsonl, a line for each test. Started again for the same
+commit, it skips the tests that have passed.
 
-It shall take less than MINUTES, on 16 cores. This is how long we believe it takes; no GPU has run it yet:
+They should take less than MINUTES on 16 cores. These are estimates, since no GPU has run them yet:
 
 | what                          | how much                                                           | seconds  |
 |-------------------------------|--------------------------------------------------------------------|----------|
@@ -14,8 +14,8 @@ It shall take less than MINUTES, on 16 cores. This is how long we believe it tak
 | a sanitizer                   | 60 tests x 2 examples x 0.5 s, most of it the tool's               | 60 each  |
 | tests in this process         | 60 runs of 3 steps, 11 kernels by numba-cuda's compiler            | 45       |
 
-What stands below the first line runs side by side: about 2 minutes. After MINUTES no test begins, and processes that
-have not ended are ended, and have failed; what has passed by then need not run again.
+Everything below the first line runs in parallel and takes about 2 minutes. After MINUTES no test begins, and processes
+that are still running are ended and count as failed. Tests that have passed by then need not run again.
 """
 
 import importlib
@@ -51,7 +51,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
 
 def _compile_all() -> None:
-    """All kernels, by all processors at once; one by one, as they are first met, they would take minutes."""
+    """Compile all kernels on all processors at once. Compiling each when it is first used would take minutes."""
     arch = int(tv.backend.gpu()[0].cuda.Device().compute_capability)
     modules = {spec.module for spec in registry.SPECS if spec.technology == "cupy"}
     asked = [kernel for name in modules for kernel, _ in getattr(importlib.import_module(name), "kernels", tuple)()]
@@ -60,16 +60,17 @@ def _compile_all() -> None:
 
 
 class Processes:
-    """Trials, each in a process of its own, that run side by side.
+    """Trials that run in parallel, each in a process of its own.
 
     Parameters
     ----------
-    names : of TRIALS, what the emulator runs, on the device; of TOOLS, kernels under that tool of the sanitizer.
-    folder : for what they print.
+    names : names of TRIALS, which run on the device what the emulator runs; names of TOOLS, which run the kernels
+        under that tool of the sanitizer.
+    folder : for their output.
 
     Attributes
     ----------
-    until : when the time is over.
+    until : the time at which they are ended.
     """
 
     def __init__(self, names: list[str], folder: Path) -> None:
@@ -91,7 +92,7 @@ class Processes:
             )
 
     def assert_passed(self, name: str) -> None:
-        """Wait for one of them."""
+        """Wait for one of them to end, and check that it has passed."""
         try:
             status: Any = self._begun[name].wait(max(0.0, self.until - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -107,7 +108,7 @@ class Processes:
 
 @pytest.fixture(scope="module", autouse=True)
 def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """Those that the tests of this session will wait for; the other tests run meanwhile."""
+    """Start the processes that tests of this session will wait for; the other tests run meanwhile."""
     chosen = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     names = [params["process"] for params in chosen if "process" in params]
     begun = Processes(names, tmp_path_factory.mktemp("said"))
@@ -118,7 +119,7 @@ def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(autouse=True)
 def in_time(processes: Processes) -> None:
     if time.monotonic() > processes.until:
-        pytest.fail(f"{MINUTES} minutes are over; start again, and what has passed is left out")
+        pytest.fail(f"{MINUTES} minutes are over; start again: tests that have passed are skipped")
 
 
 def _trained(where: str, precision: str, steps: int = 20) -> tuple[list[float], list[bytes]]:
@@ -138,7 +139,7 @@ def _trained(where: str, precision: str, steps: int = 20) -> tuple[list[float], 
     return losses, [p.numpy().tobytes() for p in model.parameters()]
 
 
-def test_the_curve_is_that_of_the_cpu() -> None:
+def test_losses_agree_with_those_of_the_cpu() -> None:
     np.testing.assert_allclose(_trained("cuda", "float32")[0], _trained("cpu", "float32")[0], rtol=2e-3)
 
 
@@ -148,7 +149,7 @@ def test_thirty_runs_give_the_same_bits(precision: str) -> None:
     assert all(_trained("cuda", precision, steps=3) == first for _ in range(29))
 
 
-def test_the_numba_twins_agree_with_the_raw_kernels() -> None:
+def test_the_kernels_in_python_agree_with_those_in_cuda() -> None:
     peer("numba_cuda", "numba-cuda")
     rng = np.random.default_rng(0)
     q, k, v = (tv.tensor(rng.standard_normal((2, 3, 65, 64)).astype(np.float32), device="cuda") for _ in range(3))
@@ -168,7 +169,7 @@ def test_the_numba_twins_agree_with_the_raw_kernels() -> None:
 @pytest.mark.timeout(60 * MINUTES + 30)
 @pytest.mark.parametrize("process", TRIALS)
 def test_trials(process: str, processes: Processes) -> None:
-    """What the emulator runs, on the device."""
+    """Run on the device what the emulator runs."""
     processes.assert_passed(process)
 
 

@@ -1,4 +1,4 @@
-"""The kernels in numba.cuda without a GPU: in the simulator, and compiled to PTX for each architecture."""
+"""The kernels in numba.cuda without a GPU: they run in the simulator, and compile to PTX for every architecture."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from peers import peer
 HERE = Path(__file__).resolve().parent
 SIMULATED = HERE / "simulated_trials.py"
 
-# All kernels for all architectures, in one process without the simulator; prints what went wrong.
+# Compiles all kernels for all architectures, in one process without the simulator, and prints the first error.
 COMPILE = """
 from types import SimpleNamespace
 from numba import bool_, cuda, float32, types, uint64

@@ -1,4 +1,4 @@
-"""NVRTC compiles every kernel for every architecture, with no GPU and no driver: no warning, spill, or stack."""
+"""NVRTC compiles every kernel for every architecture, without a GPU or driver: no warnings, no spills, no stack."""
 
 import importlib
 from collections import defaultdict
@@ -21,7 +21,7 @@ def _compiler() -> None:
 
 
 def kernels_of(module: str, arch: int) -> dict[str, dict[str, int]]:
-    """By source: each kernel that serves on an architecture, and the most registers it may have."""
+    """Return, by source, each kernel that can run on an architecture and the most registers that it may use."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for kernel, registers in importlib.import_module(module).kernels():
         if arch >= 80 or "bfloat_t" not in kernel.expression:
@@ -30,7 +30,7 @@ def kernels_of(module: str, arch: int) -> dict[str, dict[str, int]]:
 
 
 def complaints(source: str, allowed: dict[str, int], arch: int) -> Iterator[str]:
-    """What is wrong with the kernels of a file on an architecture."""
+    """Yield the warnings for the kernels of a file on an architecture, and their excess resources."""
     cubin = compile_cubin(source, sorted(allowed), arch)
     yield from (line for line in cubin.log.splitlines() if "warning" in line or "remark" in line)
     used = {r.symbol: r for r in resources(cubin.log)}
@@ -42,7 +42,7 @@ def complaints(source: str, allowed: dict[str, int], arch: int) -> Iterator[str]
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_compiles(module: str) -> None:
-    """The first kernels of each file, for one architecture."""
+    """Compile the first kernels of each file, for one architecture."""
     for source, allowed in kernels_of(module, 90).items():
         few = dict(list(allowed.items())[:3])
         assert not list(complaints(source, few, 90))
@@ -63,7 +63,7 @@ def test_a_source_that_does_not_compile_is_an_error_with_its_log() -> None:
 
 def test_cubins_are_kept_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first = compile_cubin("dropout/dropout.cu", ["dropout_1<float>"], 90)
-    monkeypatch.setattr(compiler, "_compiled", None)  # compiling again would fail
+    monkeypatch.setattr(compiler, "_compiled", None)  # a second compilation would fail
     assert compile_cubin("dropout/dropout.cu", ["dropout_1<float>"], 90) == first
 
 

@@ -1,4 +1,7 @@
-"""A ViT, its optimizer and mixed precision on the device, against the same on the host; run by `test_emulated.py`."""
+"""A ViT, its optimizer and mixed precision on the device, compared with the host.
+
+`test_emulated.py` and `test_gpu.py` run this file.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -45,7 +48,7 @@ def model_on(where: str, **settings: Any) -> tv.models.ViT:
 
 
 def losses(where: str, precision: str = "float32", steps: int = 4, **settings: Any) -> list[float]:
-    """The losses of some steps of training."""
+    """Return the losses of some training steps."""
     model, found = model_on(where, **settings), []
     optimizer = tv.optim.AdamW(model.parameters(), lr=3e-3)
     scaler = tv.LossScaler(optimizer, initial=1024) if precision == "float16" else None
@@ -74,18 +77,18 @@ def test_mixed_precision_stays_near_float32(precision: str) -> None:
     np.testing.assert_allclose(losses("cuda", precision), losses("cpu"), rtol=0.05)
 
 
-def test_what_serves_on_the_device_are_its_kernels(on_the_device: Any) -> None:
+def test_training_on_the_device_uses_its_kernels(on_the_device: Any) -> None:
     losses("cuda", "bfloat16", steps=1)
     if not ON_GPU:
         used = {kernel.expression for kernel in on_the_device.launched}
-        for name in ("attention_forward_4<bfloat_t", "attention_backward_4<bfloat_t", "layer_norm_forward_2<float",
-                     "cross_entropy_backward_2<float", "adamw_step_2"):  # fmt: skip
+        names = ("attention_forward_4<bfloat_t", "attention_backward_4<bfloat_t", "layer_norm_forward_2<float")
+        for name in (*names, "cross_entropy_backward_2<float", "adamw_step_2"):
             assert any(name in expression for expression in used), (name, used)
 
 
 @pytest.mark.parametrize("rule", [tv.optim.AdamW, tv.optim.Adam])
 @pytest.mark.parametrize("version", ["cupy:v1", "cupy:v2"])
-def test_the_optimizer_on_the_device_is_the_plain_one(rule: Any, version: str) -> None:
+def test_the_optimizer_on_the_device_agrees_with_the_plain_one(rule: Any, version: str) -> None:
     rng = np.random.default_rng(1)
     shapes = [(3,), (9000,), (40, 5), (1,), (8192,)]
     start = [rng.standard_normal(s).astype(np.float32) for s in shapes]
@@ -147,7 +150,7 @@ def test_devices_are_never_mixed() -> None:
     assert (there + here.to("cuda")).to("cpu").numpy() == 2
 
 
-def test_gradients_go_back_over_a_transfer() -> None:
+def test_gradients_pass_through_a_transfer() -> None:
     x = tv.tensor([1.0, 2.0], requires_grad=True)
     (x.to("cuda") * 3).sum().backward()
     assert x.grad is not None
@@ -155,7 +158,7 @@ def test_gradients_go_back_over_a_transfer() -> None:
     np.testing.assert_array_equal(x.grad.numpy(), 3)
 
 
-def test_states_go_from_one_device_to_the_other() -> None:
+def test_states_can_move_between_devices() -> None:
     there, here = model_on("cuda"), model_on("cpu")
     here.load_state_dict({name: 0 * a for name, a in here.state_dict().items()})
     here.load_state_dict(there.state_dict())
@@ -164,8 +167,8 @@ def test_states_go_from_one_device_to_the_other() -> None:
         np.testing.assert_array_equal(array, here.state_dict()[name])
 
 
-def test_rows_that_repeat_are_added_in_one_order() -> None:
-    """By products, whose sums have an order; by sorting, where that would need too large a matrix."""
+def test_repeated_rows_are_added_in_a_fixed_order() -> None:
+    """Products add them in a fixed order; where a product would need too large a matrix, they are sorted."""
     weight = RNG.standard_normal((5, 2, 3)).astype(np.float32)
     ids, dy = np.array([[0, 4, 4], [-1, 0, 2]]), RNG.standard_normal((2, 3, 2, 3)).astype(np.float32)
     expected = np.zeros_like(weight)
@@ -187,7 +190,7 @@ def test_rows_that_repeat_are_added_in_one_order() -> None:
     x[np.zeros(0, int)].sum().backward()
 
 
-def test_rows_taken_of_each_matrix_are_added_in_one_order() -> None:
+def test_rows_taken_from_each_matrix_are_added_in_a_fixed_order() -> None:
     x, rows = RNG.standard_normal((2, 4, 3)).astype(np.float32), np.array([[3, 0, 3], [1, 1, 1]])
     dy, found = RNG.standard_normal((2, 3, 3)).astype(np.float32), []
     for where in ("cuda", "cpu"):
@@ -199,7 +202,7 @@ def test_rows_taken_of_each_matrix_are_added_in_one_order() -> None:
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
 
 
-def test_plain_rules_serve_what_no_kernel_can() -> None:
+def test_plain_rules_serve_what_no_kernel_serves() -> None:
     x = tv.tensor(np.ones((2, 3)), device="cuda")
     w = tv.tensor(np.ones(3), device="cuda")
     assert F.layer_norm(x, w, w).dtype == np.float64
@@ -213,14 +216,14 @@ def test_plain_rules_serve_what_no_kernel_can() -> None:
 
 
 def run_of(captured: bool, precision: str, small: int = 5) -> tuple[Any, CapturedStep]:
-    """The losses and the weights after some steps, the batch of step number `small` being a smaller one."""
+    """Return the losses and the weights after some steps; the batch of step number `small` is smaller."""
     model = model_on("cuda", dropout=0.2)
     optimizer = tv.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     step = CapturedStep(
         lambda images, labels: F.cross_entropy(model(Tensor(images)), labels), optimizer, precision, clip_norm=0.5
     )
     if not captured:
-        step.reason = "it shall not be"
+        step.reason = "the test switches it off"
     losses = []
     for i in range(7):
         optimizer.set_lr(1e-2 / (i + 1))
@@ -241,19 +244,19 @@ def test_captured_steps_give_the_bits_of_uncaptured_ones(precision: str) -> None
     assert len(set(found[0])) == len(found[0])
 
 
-def test_steps_that_begin_with_a_smaller_batch_are_captured_all_the_same() -> None:
+def test_steps_are_captured_also_after_a_smaller_first_batch() -> None:
     found, step = run_of(True, "float32", small=0)
     assert step.is_captured
     assert found == run_of(False, "float32", small=0)[0]
 
 
-def test_what_cannot_be_captured_runs_as_usual_and_says_why() -> None:
+def test_a_step_that_cannot_be_captured_runs_uncaptured_and_says_why() -> None:
     model = model_on("cuda")
     optimizer = tv.optim.AdamW(model.parameters(), lr=1e-2)
 
     def loss_of(images: Any, labels: Any) -> Tensor:
         loss = F.cross_entropy(model(Tensor(images)), labels)
-        loss.item()  # waits for the device
+        loss.item()  # this waits for the device
         return loss
 
     step = CapturedStep(loss_of, optimizer)
@@ -275,7 +278,7 @@ def test_only_parameters_on_a_gpu_are_captured() -> None:
 
 
 def run_by(tmp_path: Any, *assignments: str, epochs: int = 2) -> tuple["Seen", Any]:
-    """A run of a tiny ViT on some digits, on the device: what trained it and what it came to."""
+    """Train a tiny ViT on some digits, on the device; return its display and its result."""
     size = ("model.dim=16", "model.depth=1", "model.heads=2", "data.batch_size=300", "model.stem=linear")
     recipe = load_recipe("digits").override([*size, f"epochs={epochs}", *assignments])
     seen = Seen()
@@ -292,9 +295,7 @@ class Seen(Display):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_run_captures_its_steps_and_learns_what_one_without_learns(
-    tmp_path: Any, precision: str, monkeypatch: Any
-) -> None:
+def test_a_captured_run_gives_the_metrics_of_an_uncaptured_one(tmp_path: Any, precision: str, monkeypatch: Any) -> None:
     seen, result = run_by(tmp_path, f"precision={precision}")
     assert "each one CUDA graph" in seen.heading
     assert seen.training.steps.graph.is_captured
@@ -319,8 +320,8 @@ def test_a_loss_that_is_not_finite_ends_a_captured_run(tmp_path: Any) -> None:
         run_by(tmp_path, "lr=1e30", "train.clip_norm=0", "train.warmup_epochs=0", epochs=30)
 
 
-def test_a_scaler_on_the_device_does_what_one_on_the_host_does() -> None:
-    """The same gradients, one of them not finite, and a state that goes from the one to the other."""
+def test_a_scaler_on_the_device_agrees_with_one_on_the_host() -> None:
+    """Both get the same gradients, one of which is not finite; a state moves from one to the other."""
     found = []
     for where in ("cuda", "cpu"):
         p = tv.tensor(np.ones(5, np.float32), device=where, requires_grad=True)

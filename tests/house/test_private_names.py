@@ -28,8 +28,6 @@ STILL_READ = {
     "tests/cuda/training_trials.py": "_add_rows",
     "tests/functional/test_functional.py": "_add_sorted",
     "tests/kernels/test_threads.py": "_ASLEEP _WORKERS _team _workers",
-    "tests/study/test_watch.py": "_curves _every _folder _losses _spread _training",
-    "tinyvit/study/notebook.py": "_describe",
 }
 FILES = [path for name in ("tinyvit", "kernels", "benchmarks", "tests") for path in sorted((ROOT / name).rglob("*.py"))]
 

@@ -1,7 +1,7 @@
-"""The sizes at which kernels change their ways; import them from here.
+"""The sizes of the kernels' blocks, tiles and chunks, at whose edges tests try them; import them from here.
 
 Uncompiled kernels get small blocks, and the tiles of a processor without wide vectors, so that small examples cross
-every edge. That does not change what they compute but where they cut it.
+every edge. This does not change what they compute, only where they cut it.
 """
 
 from numba.core import config
@@ -36,5 +36,5 @@ KEYS, QUERIES = attention.KEYS, attention.QUERIES
 PIXELS, PARTS, IMAGES = conv2d.PIXELS, conv2d.PARTS, max_pool2d.PARTS
 COLUMNS = embedding.COLUMNS
 BLOCK, DEPTH, PART = linear.BLOCK, linear.AT_ONCE * linear.DEPTH, linear.ROWS_AT_LEAST
-WIDTH, HEIGHT = linear.WIDTH, linear.TILE_BYTES // linear.WIDTH  # bytes of a row, and rows, of a tile of dW
+WIDTH, HEIGHT = linear.WIDTH, linear.TILE_BYTES // linear.WIDTH  # of a tile of dW: bytes of a row, and number of rows
 ROWS, PANEL_BYTES = microkernel.ROWS, microkernel.PANEL_BYTES

@@ -1,4 +1,4 @@
-"""Here the kernels compute, and few examples do: each is computed eight times over."""
+"""Tests in this folder run kernels, with few examples each, because an example is computed eight times."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import pytest
 import tinyvit as tv
 
 hypothesis.settings.register_profile("kernels", hypothesis.settings.get_profile("tinyvit"), max_examples=25)
-# For planted faults: the first failure is enough.
+# For planted faults, where the first failure is enough.
 hypothesis.settings.register_profile(
     "faults",
     hypothesis.settings.get_profile("kernels"),
@@ -19,6 +19,6 @@ hypothesis.settings.register_profile(
 
 @pytest.fixture(autouse=True)
 def implementation() -> Iterator[None]:
-    """Kernels wherever there are some."""
+    """Use kernels for every operation that has one."""
     with tv.use_kernels("auto"):
         yield

@@ -1,8 +1,8 @@
-"""Run every kernel on arrays beside which lies a page that nobody may touch: `python fenced.py before|after|beyond`.
+"""Run every kernel on arrays next to a memory page without access rights: `python fenced.py before|after|beyond`.
 
-What reads or writes outside of an array is stopped by the system, and this process with it. The fence stands before the
-first element of each array, or after the last; "beyond" touches it on purpose. Inputs, gradients and what the launchers
-allocate are fenced, not the scratch memory of compiled code.
+If a kernel reads or writes outside an array, the system ends this process. The fence is before the first element of
+each array, or after the last; "beyond" touches it on purpose. Inputs, gradients and what the launchers allocate are
+fenced, but not the scratch memory of compiled code.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ NO_ACCESS = 0  # PROT_NONE of sys/mman.h
 
 
 def fenced(array: Array, side: str) -> Array:
-    """A copy of `array` that ends where a closed page begins, or begins where one ends."""
+    """Return a copy of `array` that ends where a page without access begins, or begins where one ends."""
     pages = -(-array.nbytes // PAGE)
     memory = mmap.mmap(-1, (pages + 2) * PAGE)
     raw = np.frombuffer(memory, np.uint8)
@@ -41,7 +41,7 @@ def fenced(array: Array, side: str) -> Array:
 
 
 class FencedNumpy:
-    """NumPy, but fresh memory is fenced."""
+    """NumPy, except that fresh memory is fenced."""
 
     def __init__(self, side: str) -> None:
         self._side = side
@@ -58,12 +58,12 @@ class FencedNumpy:
 
 @on_drawn(10)
 def run(op: type[Op], choice: str, dtype: str, side: str, data: st.DataObject) -> None:
-    """A kernel forward and backward, on arrays that were fenced."""
+    """Run a kernel forward and backward on fenced arrays."""
     trial = drawn_trial(data, op, dtype)
     inputs = tuple(x if x is None else fenced(x, side) for x in trial.case.inputs)
     upstream = [x if x is None else fenced(x, side) for x in trial.upstream]
     trial = replace(trial, case=replace(trial.case, inputs=inputs), upstream=upstream)
-    trial.run(choice)  # so that nothing is compiled below
+    trial.run(choice)  # compiles everything, so that no compilation gets fenced memory below
     with ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if name.startswith("tinyvit.kernels.") and hasattr(module, "np"):

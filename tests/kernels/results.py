@@ -1,4 +1,4 @@
-"""The results of all kernels on inputs large enough for threads, as hashes.
+"""Hashes of the results of all kernels on inputs that are large enough for threads.
 
 `python results.py all` prints them for every version, `python results.py newest` for the newest versions in float32.
 """
@@ -26,7 +26,7 @@ def large(*shapes: tuple[int, ...], **params: Any) -> Sample:
 
 
 def large_sample(name: str) -> Sample:
-    """One with more elements than kernels leave to a single thread."""
+    """Return a sample of an operation that is large enough for kernels to use several threads."""
     heads = (2, 3, 90, 16)
     known = {
         "linear": large((250, 65), (96, 65), (96,)),
@@ -49,7 +49,7 @@ def large_sample(name: str) -> Sample:
 
 
 def of_operation(op: type[Op], dtype: Any) -> list[np.ndarray]:
-    """Outputs and gradients in a dtype."""
+    """Return the outputs and gradients of an operation in a dtype."""
     given = large_sample(op.name)
     xs = [None if x is None else Tensor(x.astype(dtype), requires_grad=True) for x in given.inputs]
     out = op.apply(*xs, **given.params)
@@ -59,7 +59,7 @@ def of_operation(op: type[Op], dtype: Any) -> list[np.ndarray]:
 
 
 def of_optimizer() -> list[np.ndarray]:
-    """Parameters after three steps of AdamW."""
+    """Return the parameters after three steps of AdamW."""
     rng = np.random.default_rng(1)
     params = [Tensor(rng.standard_normal(n).astype(np.float32), requires_grad=True) for n in (30_000, 5)]
     optimizer = tv.optim.AdamW(params)
@@ -71,7 +71,7 @@ def of_optimizer() -> list[np.ndarray]:
 
 
 def hashes(*names: str) -> Iterator[tuple[str, str]]:
-    """The name of each kernel, and a hash of what its version of the present choice computes in these dtypes."""
+    """Yield the name of each kernel, and a hash of the results of the version that is chosen now, in these dtypes."""
     for spec in registry.SPECS:
         if spec.technology == "numba":
             op: Any = next((op for op in Op.registry.values() if op.kernel == spec.operation), None)
@@ -81,7 +81,7 @@ def hashes(*names: str) -> Iterator[tuple[str, str]]:
 
 
 def hashes_of_versions() -> dict[str, dict[str, str]]:
-    """The hashes of every version."""
+    """Return the hashes of every version."""
     versions = max(spec.versions for spec in registry.SPECS)
     found = {}
     for choice in (f"numba:v{n}" for n in range(1, versions + 1)):
@@ -91,7 +91,7 @@ def hashes_of_versions() -> dict[str, dict[str, str]]:
 
 
 def hashes_of_newest() -> dict[str, dict[str, str]]:
-    """The hashes of the newest versions in float32 alone, which other tests compile anyway."""
+    """Return the hashes of the newest versions in float32 alone, which other tests compile anyway."""
     with tv.use_kernels("numba"):
         return {"numba": dict(hashes("float32"))}
 

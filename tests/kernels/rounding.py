@@ -1,10 +1,11 @@
-"""How far rounding may move a result: the plain rule at float64, with a random error put on each of its steps.
+"""How far rounding may move a result, estimated by the plain rule at float64 with a random error added in each step.
 
 This is Monte Carlo arithmetic (Parker, 1997). With u the unit roundoff of a dtype, every elementary result r becomes
-r + u z s, with z normal and s the size of what is rounded on the way to it: |r| itself; for a sum all its partial sums
-S_1 ... S_n, s^2 = S_1^2 + ... + S_n^2, as if its terms were added one after the other; for a product of matrices
-s^2 = n (t_1^2 + ... + t_n^2), which is that for terms t of random signs. What cancels in exact arithmetic, as in the
-gradient of a softmax, no longer cancels, just as in the dtype itself. What only chooses, as a maximum, does not err.
+r + u z s, where z is normally distributed and s is the size of the numbers that are rounded on the way to r. That is
+|r| itself for most functions. For a sum it includes all partial sums S_1 ... S_n, s^2 = S_1^2 + ... + S_n^2, as if the
+terms were added one after the other. For a product of matrices s^2 = n (t_1^2 + ... + t_n^2), which is the same for
+terms t of random signs. Terms that cancel in exact arithmetic, as in the gradient of a softmax, then no longer cancel,
+just as in the dtype itself. Functions that only select an input, like a maximum, have no error.
 """
 
 import math
@@ -18,11 +19,11 @@ import numpy as np
 
 from tinyvit import backend
 
-_CHOOSES = (np.maximum, np.minimum)  # one of their inputs, without an error
+_SELECTS = (np.maximum, np.minimum)  # they return one of their inputs, without an error
 
 
 class Rounded(np.ndarray):
-    """An array of float64 whose operations err as those of a less exact dtype would."""
+    """An array of float64 whose operations have the rounding errors of a less exact dtype."""
 
     unit = 0.0
     rng = np.random.default_rng()
@@ -32,7 +33,7 @@ class Rounded(np.ndarray):
         if method == "at":
             return _add_at(*given)
         result = getattr(ufunc, method)(*given, **kwargs)
-        size = 0.0 if ufunc in _CHOOSES else np.abs(result)
+        size = 0.0 if ufunc in _SELECTS else np.abs(result)
         if ufunc is np.matmul:
             size = np.sqrt(given[0].shape[-1] * (np.square(given[0]) @ np.square(given[1])))
         elif ufunc is np.add and method == "reduce":
@@ -44,7 +45,7 @@ class Rounded(np.ndarray):
 
 
 def _add_at(out: np.ndarray, index: Any, terms: np.ndarray) -> None:
-    """Add terms where an index says, which is a product with a matrix of zeros and ones."""
+    """Add terms at an index, which is a product with a matrix of zeros and ones."""
     count, squares = np.zeros((2, *out.shape))
     for sums, summands in ((count, 1.0), (squares, np.square(terms)), (out, terms)):
         np.add.at(sums, index, summands)
@@ -52,7 +53,7 @@ def _add_at(out: np.ndarray, index: Any, terms: np.ndarray) -> None:
 
 
 def _size_of_sum(terms: np.ndarray, axis: int | tuple[int, ...] | None) -> np.ndarray:
-    """The root of the sum of the squares of all partial sums."""
+    """Return the root of the sum of the squares of all partial sums."""
     axes = tuple(range(terms.ndim)) if axis is None else np.atleast_1d(axis)
     last = np.moveaxis(terms, axes, range(-len(axes), 0))
     lead = last.shape[: last.ndim - len(axes)]
@@ -61,7 +62,7 @@ def _size_of_sum(terms: np.ndarray, axis: int | tuple[int, ...] | None) -> np.nd
 
 
 def _moved(result: Any, size: Any) -> Any:
-    """`result` with an error of this size; integers are exact, and infinities stay."""
+    """Return `result` with an error of this size; integers stay exact, and infinities stay infinite."""
     if np.asarray(result).dtype != np.float64:
         return result
     error = Rounded.unit * Rounded.rng.standard_normal(np.shape(result)) * size
@@ -69,12 +70,12 @@ def _moved(result: Any, size: Any) -> Any:
 
 
 class _RoundingNamespace(backend.Namespace):
-    """NumPy, but what its functions return errs."""
+    """NumPy, except that the results of its functions have rounding errors."""
 
     def __getattr__(self, name: str) -> Any:
         function = super().__getattr__(name)
         if isinstance(function, np.ufunc):
-            return function  # errs by itself, see `Rounded`
+            return function  # `Rounded` adds the error
 
         def rounding(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
@@ -87,7 +88,7 @@ class _RoundingNamespace(backend.Namespace):
 
 @contextmanager
 def rounding_to(dtype: Any, seed: int) -> Iterator[None]:
-    """Within this block the plain rules, given arrays of float64 that are `Rounded`, err as those of `dtype` would."""
+    """Within this block, plain rules on `Rounded` arrays of float64 have the rounding errors of `dtype`."""
     Rounded.unit, Rounded.rng = float(ml_dtypes.finfo(dtype).eps) / 2, np.random.default_rng(seed)
     with mock.patch.object(backend, "namespace_of", return_value=_RoundingNamespace(np)):
         yield

@@ -19,7 +19,7 @@ VERSIONS = next(spec.versions for spec in registry.SPECS if spec.operation == "a
 
 
 def trained(choice: str, optimizer: Any, starts: list[Array], slopes: list[list[Array | None]], **options: Any) -> Any:
-    """Parameters after some steps, and their moments."""
+    """Return parameters after some steps, and their moments."""
     params = [Tensor(p.copy("A"), requires_grad=True) for p in starts]
     half = len(params) // 2
     groups = [{"params": params[:half], "weight_decay": 0.3}, {"params": params[half:], "weight_decay": 0.0}]
@@ -64,12 +64,12 @@ def test_a_fused_step_is_as_exact_as_the_plain_one(version: int, dtype: str, dat
         np.testing.assert_array_equal(np.isfinite(y), regular)
         if regular.any():
             y, p, e = y[regular], p[regular], e[regular]
-            # A step rounds the parameter, and some ten numbers on the way to its change, which is a few times the rate.
+            # A step rounds the parameter and about ten steps towards its change, which is a few times the rate.
             floor = STEPS * unit * (4 * np.abs(e).max() + 40 * RATE)
             assert np.abs(y - e).max() <= 2 * np.abs(p - e).max() + floor
 
 
-def test_gradients_are_left_as_they_were() -> None:
+def test_gradients_and_initial_arrays_are_not_modified() -> None:
     rng = np.random.default_rng(0)
     starts, slopes = [rng.standard_normal(100)], [[rng.standard_normal(100)]]
     before = slopes[0][0].tobytes(), starts[0].tobytes()
@@ -78,13 +78,13 @@ def test_gradients_are_left_as_they_were() -> None:
 
 
 class Signs(tv.optim.AdamW):
-    """Steps of one length, whatever the gradient."""
+    """An optimizer whose steps have the same length for every gradient."""
 
     def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
         p -= group["lr"] * np.sign(g)
 
 
-def test_a_rule_of_ones_own_is_followed() -> None:
+def test_the_rule_of_a_subclass_is_used() -> None:
     p = Tensor(np.zeros(3, np.float32), requires_grad=True)
     optimizer = Signs([p], lr=0.5)
     p.grad = Tensor(np.array([3, -2, 0], np.float32))
@@ -108,7 +108,7 @@ def test_a_parameter_is_updated_where_it_lies_now() -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "numpy"])
-def test_a_copy_goes_on_by_itself(choice: str) -> None:
+def test_a_copy_has_moments_of_its_own(choice: str) -> None:
     def step(p: Tensor, optimizer: Any) -> None:
         p.grad = Tensor(np.linspace(-1, 1, 5, dtype=np.float32))
         optimizer.step()

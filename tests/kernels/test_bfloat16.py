@@ -1,4 +1,4 @@
-"""bfloat16 in compiled code: rounded, widened and multiplied as it should be, at every edge of a tile."""
+"""bfloat16 in compiled code: rounding, widening and products are correct, at every edge of a tile."""
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +9,7 @@ from tinyvit.kernels.cpu.compiler import entry
 from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 from tinyvit.kernels.linear.operands import BFLOAT16, left_rows, operand, stack, stacked
 
-SMALLEST = 2.0**-126  # of those that are not subnormal
+SMALLEST = 2.0**-126  # the smallest normal number
 
 
 @entry
@@ -26,19 +26,19 @@ def widen_all(x: Array, out: Array) -> None:
 
 @entry
 def product_of_rows(x: Array, y: Array, c: Array, accumulate: bool, left: Array, right: Array) -> None:
-    """c = x^T y, or added to c."""
+    """Set c = x^T y, or add x^T y to c."""
     depth = stack(y, right)
     multiply(stacked(x, left).T, right[:depth], c, accumulate)
 
 
 @entry
 def affine(x: Array, y: Array, bias: Array, c: Array, right: Array) -> None:
-    """c = x y + bias."""
+    """Set c = x y + bias."""
     multiply_add(operand(x), right[: stack(y, right)], bias, c)
 
 
 def room(rows: Array) -> Array:
-    """Where such rows become an operand: larger than they need."""
+    """Return memory in which such rows become an operand, larger than they need."""
     return np.full((rows.shape[0] + 1, rows.shape[1] + 3), 7, BFLOAT16)
 
 
@@ -67,7 +67,7 @@ def test_widening_is_exact() -> None:
 
 
 def drawn(data: st.DataObject, *shape: int) -> Array:
-    """Numbers of bfloat16 in the middle of a larger matrix that is NaN around it."""
+    """Return numbers of bfloat16 in the middle of a larger matrix that is NaN elsewhere."""
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     large = np.full((shape[0] + 2, shape[1] + 4), np.nan, DTYPE)
     middle = large[1:-1, 2:-2]
@@ -76,7 +76,7 @@ def drawn(data: st.DataObject, *shape: int) -> Array:
 
 
 def check(found: Array, x: Array, y: Array, start: Array) -> None:
-    """Hold c = x y + start to the error of sums in float32, in any order, and of its own last rounding."""
+    """Check that c = x y + start up to the errors of sums in float32, in any order, and of its last rounding."""
     a, b = x.astype(float), y.astype(float)
     size = np.abs(a) @ np.abs(b) + np.abs(start)
     bound = (x.shape[1] + 2) * np.finfo(np.float32).eps * size
@@ -95,7 +95,7 @@ def sizes(data: st.DataObject) -> tuple[int, int, int]:
 
 
 @on_drawn(60, quickly=20)
-def test_rows_are_multiplied_with_rows(data: st.DataObject) -> None:
+def test_a_product_of_transposed_rows_with_rows_is_correct(data: st.DataObject) -> None:
     ready(BFLOAT16, np.dtype(np.float32))
     m, n, k = sizes(data)
     x, y, accumulate = drawn(data, k, m), drawn(data, k, n), data.draw(st.booleans())
@@ -122,7 +122,7 @@ def test_results_are_rounded_once(data: st.DataObject) -> None:
     assert (around_c == 7).all()
 
 
-def test_infinity_and_nan_stay_in_their_places() -> None:
+def test_infinity_and_nan_stay_in_their_rows() -> None:
     ready(BFLOAT16, np.dtype(np.float32))
     x = np.ones((6, 5), DTYPE)
     x[0, 1], x[3, 2], x[5, 3] = np.inf, np.nan, -np.inf

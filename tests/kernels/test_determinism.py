@@ -1,4 +1,4 @@
-"""The same input gives the same bits: in every run, with any number of threads, and beside other computations."""
+"""The same input gives the same bits in every run, with any number of threads, also while other threads compute."""
 
 import json
 import os
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("results.py")
 
 
 def hashes_in_a_process(which: str, threads: int) -> Any:
-    """The hashes that a fresh process with this number of threads prints."""
+    """Return the hashes that a fresh process with this number of threads prints."""
     command = [sys.executable, "-W", "error", str(SCRIPT), which]
     run = subprocess.run(command, env=os.environ | {"TINYVIT_THREADS": str(threads)}, capture_output=True, check=True)
     return json.loads(run.stdout)
@@ -42,7 +42,7 @@ def test_any_number_of_threads_gives_the_same_bits_in_every_version(threads: int
     assert hashes_in_a_process("all", threads) == hashes_of_versions()
 
 
-def test_several_python_threads_may_call_kernels_at_once() -> None:
+def test_several_python_threads_can_call_kernels_at_once() -> None:
     expected = hashes_of_newest()
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: hashes_of_newest(), range(8))) == [expected] * 8

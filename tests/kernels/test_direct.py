@@ -1,4 +1,4 @@
-"""Kernels called on arrays, without the tape: what the functions of `tinyvit.kernels` add to the kernels."""
+"""The functions of `tinyvit.kernels`, which call kernels on arrays, without the tape: their options and checks."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.
 
 
 def scores(q: Array, k: Array, *, bias: Any = 0.0, mask: Any = True, **options: Any) -> Array:
-    """scale q k^T + bias, -inf where nothing may be seen."""
+    """Return scale q k^T + bias; -inf where a query may not see a key."""
     seen = np.broadcast_to(mask, (B, H, N, S)).copy()
     if "key_lengths" in options:
         for b, length in enumerate(options["key_lengths"]):
@@ -74,7 +74,7 @@ def test_attention_is_a_weighted_mean_of_values(options: dict[str, Any], impleme
 
 @every_implementation
 @every_option
-def test_the_gradients_of_attention_are_its_slopes(options: dict[str, Any], implementation: str) -> None:
+def test_the_gradients_of_attention_agree_with_finite_differences(options: dict[str, Any], implementation: str) -> None:
     arrays = dict(zip("qkv", heads(), strict=True)) | {key: options[key] for key in ("bias",) if key in options}
     fixed = {key: value for key, value in options.items() if key != "bias"}
     chosen = {**fixed, "implementation": implementation}
@@ -91,7 +91,7 @@ def test_the_gradients_of_attention_are_its_slopes(options: dict[str, Any], impl
 
 
 @every_implementation
-def test_gradients_of_attention_go_where_they_are_wanted(implementation: str) -> None:
+def test_gradients_of_attention_are_written_to_out_grads(implementation: str) -> None:
     packed = normal(B, N, 3, H, D)
     q, k, v = packed.transpose(2, 0, 3, 1, 4)
     out, lse = attention_forward(q, k, v, implementation=implementation)
@@ -116,7 +116,7 @@ def test_dropout_of_attention_is_drawn_from_its_stream() -> None:
 
 @every_implementation
 @pytest.mark.parametrize("has_residual", [False, True])
-def test_a_layer_norm_has_mean_and_slopes_of_its_formula(has_residual: bool, implementation: str) -> None:
+def test_layer_norm_and_its_gradients_follow_the_formula(has_residual: bool, implementation: str) -> None:
     x, residual, weight, bias = normal(3, 5, 8), normal(3, 5, 8) + 1, normal(8), normal(8) * 2
     options: dict[str, Any] = {"eps": 0.1, "implementation": implementation}
 
@@ -186,15 +186,15 @@ WRONG: list[tuple[type[Exception], str, Any, tuple[Any, ...], dict[str, Any]]] =
 
 
 @pytest.mark.parametrize(("error", "says", "function", "arguments", "options"), WRONG)
-def test_what_does_not_fit_is_refused(error: Any, says: str, function: Any, arguments: Any, options: Any) -> None:
+def test_wrong_arguments_are_refused(error: Any, says: str, function: Any, arguments: Any, options: Any) -> None:
     with pytest.raises(error, match=says):
         function(*arguments, **options)
 
 
 @pytest.mark.parametrize("keys", [16, 400])  # in one block, and in several
 @pytest.mark.parametrize("far", [-1e9, -1e4, 1e6, np.finfo(np.float32).min])
-def test_scores_that_are_all_far_away_still_tell_probabilities(far: float, keys: int) -> None:
-    """Padding by a large negative bias, in a sample that is all padding: its weights are even."""
+def test_probabilities_are_exact_where_all_scores_are_large(far: float, keys: int) -> None:
+    """A large negative bias for padding gives such scores, in a sample that is all padding: its weights are equal."""
     q, k, v = (normal(1, 1, n, D).astype(np.float32) for n in (3, keys, keys))
     q[...] = 0
     bias = np.full((1, 1, 1, keys), far, np.float32)
@@ -207,7 +207,7 @@ def test_scores_that_are_all_far_away_still_tell_probabilities(far: float, keys:
         np.testing.assert_allclose(dv, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_what_was_saved_must_fit() -> None:
+def test_saved_arrays_that_do_not_fit_are_refused() -> None:
     q, k, v = heads()
     out, lse = attention_forward(q, k, v)
     with pytest.raises(ValueError, match=r"attention_backward: out has shape \(2, 3, 1, 6\)"):
@@ -220,7 +220,7 @@ def test_what_was_saved_must_fit() -> None:
         attention_forward(q[..., :0], k[..., :0], v)
 
 
-def test_the_saved_logarithm_may_lie_in_memory_as_it_likes() -> None:
+def test_the_saved_logarithm_may_have_any_layout() -> None:
     q, k, v = heads()
     out, lse = attention_forward(q, k, v)
     other = np.asfortranarray(lse)
@@ -231,14 +231,14 @@ def test_the_saved_logarithm_may_lie_in_memory_as_it_likes() -> None:
     np.testing.assert_array_equal(attention_weights(q, k, other), attention_weights(q, k, lse))
 
 
-def test_the_bias_of_a_map_without_columns_has_its_gradient() -> None:
+def test_the_bias_of_a_linear_map_without_inputs_has_a_gradient() -> None:
     x, w, b = (tv.Tensor(a, requires_grad=True) for a in (np.zeros((5, 0)), np.zeros((40, 0)), np.zeros(40)))
     with tv.use_kernels("numba"):
         tv.functional.linear(x, w, b).sum().backward()
     np.testing.assert_array_equal(b.grad.numpy(), np.full(40, 5.0))
 
 
-def test_gradients_are_written_to_arrays_like_the_inputs_only() -> None:
+def test_out_grads_must_be_like_the_inputs() -> None:
     q, k, v = heads()
     out, lse = attention_forward(q, k, v)
     targets = tuple(np.full_like(x, np.nan) for x in (q, k, v))

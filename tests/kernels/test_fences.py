@@ -1,4 +1,4 @@
-"""No kernel reads or writes outside of its arrays, by however little."""
+"""Kernels never read or write outside their arrays."""
 
 import signal
 import subprocess
@@ -16,12 +16,12 @@ def run_fenced(side: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=here, capture_output=True, text=True)
 
 
-def test_the_fence_stops_what_touches_it() -> None:
+def test_touching_the_fence_ends_the_process() -> None:
     assert run_fenced("beyond").returncode == -signal.SIGSEGV
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("side", ["before", "after"])
-def test_no_kernel_touches_what_lies_beside_its_arrays(side: str) -> None:
+def test_no_kernel_touches_the_memory_beside_its_arrays(side: str) -> None:
     run = run_fenced(side)
-    assert run.returncode == 0, f"the last one named here did, or failed:\n{run.stdout[-200:]}{run.stderr[-2000:]}"
+    assert run.returncode == 0, f"the last kernel named here did, or failed:\n{run.stdout[-200:]}{run.stderr[-2000:]}"

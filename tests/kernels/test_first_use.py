@@ -1,4 +1,4 @@
-"""The first use of a kernel: said, kept for the next time where it can be, and never an error."""
+"""The first use of a kernel is announced, kept for the next time if possible, and never fails for lack of a cache."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ LINES = "".join(
 
 
 def first_use(cache: Path) -> str:
-    """What a fresh process that uses a kernel says on stderr."""
+    """Return what a fresh process that uses kernels prints on stderr."""
     settings = {"NUMBA_CACHE_DIR": str(cache), "TINYVIT_THREADS": "1", "NUMBA_DISABLE_JIT": "0"}
     settings |= {"TINYVIT_COMPILE_AHEAD": "0", "TINYVIT_ANNOUNCE": "1"}
     command = [sys.executable, "-W", "error", "-c", CODE]
@@ -36,13 +36,13 @@ def first_use(cache: Path) -> str:
     return run.stderr
 
 
-def test_compiling_is_said_once_and_never_again(tmp_path: Path) -> None:
+def test_a_compilation_is_announced_only_once(tmp_path: Path) -> None:
     assert first_use(tmp_path / "cache") == LINES
     assert first_use(tmp_path / "cache") == ""
 
 
 def blocked(path: Path) -> Path:
-    """A file where the folder should be, which stops even root."""
+    """Put a file in the place of the folder, which stops even root."""
     path.write_text("")
     return path
 
@@ -57,11 +57,11 @@ def read_only(path: Path) -> Path:
 def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path, unusable: object) -> None:
     folder = unusable(tmp_path / "cache")  # type: ignore[operator]
     assert first_use(folder) == LINES
-    assert first_use(folder) == LINES or folder.is_dir()  # root may write everywhere
+    assert first_use(folder) == LINES or folder.is_dir()  # root can write everywhere
     assert not list(Path(cache.__file__).parent.rglob("*.nbi"))
 
 
-def test_the_cache_is_found_by_what_the_sources_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_depends_on_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     here = cache.cache_folder.__wrapped__()
     assert here.parent == tmp_path
@@ -99,7 +99,7 @@ CASES = [("float32", 'pool="mean", stem="conv"', ["conv2d"], 0), ("bfloat16", 'p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "options", "more", "casts"), CASES)
-def test_a_first_step_compiles_the_kernels_that_it_needs_in_one_form_each_and_no_others(
+def test_a_first_step_compiles_only_the_kernels_that_it_needs_each_in_one_form(
     tmp_path: Path, precision: str, options: str, more: list[str], casts: int
 ) -> None:
     settings = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "TINYVIT_THREADS": "1", "NUMBA_DISABLE_JIT": "0"}
@@ -112,14 +112,14 @@ def test_a_first_step_compiles_the_kernels_that_it_needs_in_one_form_each_and_no
     both_ways = ("linear", "layer_norm", "attention", "cross_entropy", *more)
     needed = [f"{name}: {way}" for name in both_ways for way in ("_forward_2", "_backward_2")]
     assert sorted(kept) == sorted([*needed, "patches: _move_2", "adamw: _step_2", *["cast: _cast_1"] * casts])
-    assert 3 <= len(run.stderr.splitlines()) < len(kept)  # the second process helped
-    assert os.listdir(tmp_path) == ["cache"]  # the marks are gone
+    assert 3 <= len(run.stderr.splitlines()) < len(kept)  # the helper compiled some of them
+    assert os.listdir(tmp_path) == ["cache"]  # the claims are removed
 
 
-def test_of_two_processes_the_second_leaves_out_what_the_first_has_begun(
+def test_the_helper_skips_kernels_that_the_first_process_has_claimed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert claims.claim("a")  # alone
+    assert claims.claim("a")  # without a helper nothing is marked
     assert claims.claim("a")
     monkeypatch.setattr(claims, "_folder", None)
     claims.join(tmp_path)
@@ -133,25 +133,23 @@ def test_of_two_processes_the_second_leaves_out_what_the_first_has_begun(
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_of_two_processes_the_first_waits_for_the_second(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: bool
-) -> None:
-    class Second:
-        """Ends at the third look at it, or is done with the kernel by then."""
+def test_the_first_process_waits_for_the_helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: bool) -> None:
+    class Helper:
+        """A process that ends when it is polled for the third time, or has compiled the kernel by then."""
 
-        looks = 0
+        polls = 0
 
         def poll(self) -> int | None:
-            self.looks += 1
-            if self.looks == 3 and not ends:
+            self.polls += 1
+            if self.polls == 3 and not ends:
                 claims.release("a")
-            return 0 if self.looks == 3 and ends else None
+            return 0 if self.polls == 3 and ends else None
 
-    second = Second()
+    helper = Helper()
     monkeypatch.setattr(claims, "_folder", tmp_path)
-    monkeypatch.setattr(claims, "_helper", second)
+    monkeypatch.setattr(claims, "_helper", helper)
     claims.claim("a")
     claims.wait_for("a")
-    assert second.looks == 3
+    assert helper.polls == 3
     assert claims.claim("a") is not ends
     claims.wait_for("b")

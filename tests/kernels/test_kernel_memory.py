@@ -1,4 +1,4 @@
-"""Memory of a training step: no array that is alive is handed out again, and freed memory serves the next step."""
+"""Memory of a training step: memory in use is never handed out again, and freed memory serves the next step."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ def model_and_data() -> tuple[tv.models.ViT, Tensor, np.ndarray]:
     return model, Tensor(rng.standard_normal((8, 1, 16, 16)).astype("f")), rng.integers(0, 10, 8)
 
 
-def test_arrays_that_are_alive_keep_their_values() -> None:
+def test_arrays_in_use_keep_their_values() -> None:
     model, images, labels = model_and_data()
     optimizer = tv.optim.AdamW(model.parameters())
     held: list[tuple[np.ndarray, bytes]] = []
@@ -56,6 +56,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 """
 
 
-def test_a_training_step_takes_no_fresh_pages_after_the_first_ones() -> None:
+def test_later_training_steps_need_no_fresh_pages() -> None:
     run = subprocess.run([sys.executable, "-c", STEPS], env=os.environ, capture_output=True, text=True, check=True)
     assert float(run.stdout) < 10

@@ -1,4 +1,4 @@
-"""Every kernel of the table, in every version: one body for all, so a new one is tested once it has its row."""
+"""The same tests for every version of every kernel in the registry; a new kernel is tested once it has a row there."""
 
 import sys
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ VERSIONS = [
     if spec.operation in OPERATIONS
     for version in range(1, spec.versions + 1)
 ]
-DTYPES = [  # each version in each of its dtypes; compiling all of them takes minutes, so most are slow tests
+DTYPES = [  # every version in every one of its dtypes; compiling all of them takes minutes, so most are slow tests
     pytest.param(
         OPERATIONS[spec.operation],
         f"numba:v{v}",
@@ -44,7 +44,7 @@ every_dtype = pytest.mark.parametrize(("op", "choice", "dtype"), DTYPES)
 
 
 class PoisonedNumpy:
-    """NumPy, but fresh memory is full of NaN, or of large numbers where the dtype has none."""
+    """NumPy, except that fresh memory is filled with NaN, or with large numbers if the dtype has no NaN."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
@@ -57,7 +57,7 @@ class PoisonedNumpy:
 
 
 def poisoned(x: Array) -> Array:
-    if x.dtype == np.uint32:  # perhaps pairs of bfloat16, both NaN
+    if x.dtype == np.uint32:  # it may hold pairs of bfloat16: both are NaN
         x.fill(0xFFFFFFFF)
     else:
         x.fill(np.nan if x.dtype.kind in "fV" else 1 if x.dtype.kind == "b" else np.iinfo(x.dtype).max // 2)
@@ -66,7 +66,7 @@ def poisoned(x: Array) -> Array:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Within this block the launchers get memory that is full of NaN; what they call must have been compiled before."""
+    """Within this block the launchers get memory full of NaN. The kernels that they call must be compiled before."""
     with ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if name.startswith("tinyvit.kernels.") and hasattr(module, "np"):
@@ -75,7 +75,7 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def drawn_trial(data: st.DataObject, op: type[Op], dtype: Any) -> Trial:
-    """An application of `op` with some outputs used and some gradients wanted."""
+    """Draw an application of `op` in which some outputs are used and some gradients are wanted."""
     case = data.draw(cases(op, dtype))
     with tv.use_kernels("numpy"), np.errstate(all="ignore"):
         outputs = [(y.shape, y.dtype) for y in applied(op, case.inputs, case.params)]
@@ -89,8 +89,8 @@ def drawn_trial(data: st.DataObject, op: type[Op], dtype: Any) -> Trial:
     return Trial(op, case, [i in wanted for i in range(len(case.inputs))], upstream)
 
 
-def test_every_row_of_the_table_is_tried() -> None:
-    assert {spec.operation for spec in SPECS} <= OPERATIONS.keys() | {"adamw"}  # which has tests of its own
+def test_every_kernel_of_the_registry_is_tested() -> None:
+    assert {spec.operation for spec in SPECS} <= OPERATIONS.keys() | {"adamw"}  # AdamW has tests of its own
 
 
 @every_dtype
@@ -101,7 +101,7 @@ def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype
 
 @every_dtype
 @on_drawn(15, quickly=5)
-def test_nothing_that_comes_in_is_modified(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
+def test_no_argument_is_modified(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     trial = drawn_trial(data, op, dtype)
     with unmodified([*trial.case.inputs, *trial.upstream, *trial.case.params.values()]):
         trial.run(choice)
@@ -109,7 +109,7 @@ def test_nothing_that_comes_in_is_modified(op: type[Op], choice: str, dtype: str
 
 @every_dtype
 @on_drawn(15, quickly=5)
-def test_what_fresh_memory_held_changes_nothing(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
+def test_what_is_in_fresh_memory_changes_nothing(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     trial = drawn_trial(data, op, dtype)
     expected = trial.run(choice)
     with poisoned_memory():

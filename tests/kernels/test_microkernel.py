@@ -1,4 +1,4 @@
-"""Products of matrices by register tiles: right at every edge, and nothing outside the arrays is read or written."""
+"""Matrix products by register tiles: correct at every edge, without touching memory outside the arrays."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def product_and_bias(a: Array, b: Array, bias: Array, c: Array) -> None:
 
 
 def within(x: Array, around: float = np.nan) -> tuple[Array, Array]:
-    """A copy of a matrix in the middle of a larger one that is `around` around it, and the larger one."""
+    """Return a copy of a matrix in the middle of a larger one, which is `around` elsewhere, and the larger one."""
     large = np.full((x.shape[0] + 2, x.shape[1] + 3), around, x.dtype)
     middle = large[1 : 1 + x.shape[0], 1 : 1 + x.shape[1]]
     middle[...] = x
@@ -28,7 +28,7 @@ def within(x: Array, around: float = np.nan) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @on_drawn(150, quickly=50)
-def test_a_product_of_any_shape_is_right(dtype: str, data: st.DataObject) -> None:
+def test_a_product_of_any_shape_is_correct(dtype: str, data: st.DataObject) -> None:
     ready(np.dtype(dtype))
     panel = PANEL_BYTES // np.dtype(dtype).itemsize
     m = data.draw(st.sampled_from([0, *around(2, *ROWS, sum(ROWS), 2 * ROWS[0])]))
@@ -46,7 +46,7 @@ def test_a_product_of_any_shape_is_right(dtype: str, data: st.DataObject) -> Non
     b, _ = within(normal(k, n))
     bias = within(normal(1, n))[0][0]
     before = normal(m, n) if mode == "accumulate" else np.full((m, n), np.nan, dtype)
-    c, around_c = within(before, around=7)  # what is computed from beyond a or b is NaN
+    c, around_c = within(before, around=7)  # any result from beyond a or b would be NaN
     if mode == "bias":
         product_and_bias[np.dtype(dtype)](a, b, bias, c)
     else:

@@ -1,4 +1,4 @@
-"""Kernels are compiled for the level that was asked for, and say so where that cannot be."""
+"""Kernels are compiled for the level of the processor that TINYVIT_CPU names; unusable levels are refused."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def linear_at(level: str, cache: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("level", ["avx2", "generic"])
-def test_no_wider_registers_than_the_level_has(level: str, tmp_path: Path) -> None:
+def test_code_uses_no_wider_registers_than_the_level_has(level: str, tmp_path: Path) -> None:
     if level not in processor.usable():
         pytest.skip(f"this processor has no {level}")
     run = linear_at(level, tmp_path)
@@ -37,7 +37,7 @@ def test_no_wider_registers_than_the_level_has(level: str, tmp_path: Path) -> No
     assert run.stdout.split() == [level, "6", "False", str(level == "avx2")]
 
 
-def test_an_unknown_level_is_named(tmp_path: Path) -> None:
+def test_an_unknown_level_is_refused(tmp_path: Path) -> None:
     run = linear_at("sse9", tmp_path)
     assert run.returncode == 1
     known = "avx512_bf16, avx512, avx2, generic"

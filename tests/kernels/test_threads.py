@@ -1,4 +1,4 @@
-"""The thread team: each chunk is done once, by whoever is free, and the caller goes on when all are done."""
+"""The thread team: every chunk is done once, by any free thread, and the caller continues when all are done."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ compiled = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="needs compiled k
 
 @body
 def _mark(chunk, chunks, hits, work):
-    """Take a while, then leave a mark."""
+    """Compute for a while, then leave a mark."""
     x = 1.0
     for _ in range(work[chunk % work.size]):
         x = np.sqrt(x + 1.0)
@@ -27,7 +27,7 @@ def _mark(chunk, chunks, hits, work):
 
 @entry
 def marked(hits, work, team):
-    """The sum of all marks, as soon as `parallel` returns."""
+    """Return the sum of all marks immediately after `parallel` returns."""
     parallel(_mark, hits.size, team, (hits, work))
     total = 0
     for h in hits:
@@ -37,7 +37,7 @@ def marked(hits, work, team):
 
 @body
 def _meet(chunk, chunks, here, met, patience):
-    """Come in and wait a while for the other."""
+    """Say that this chunk has begun, and wait a while for the other one."""
     here[chunk] = 1
     for i in range(patience):
         met[chunk] = here[1 - chunk]
@@ -65,7 +65,7 @@ def failing(hits, team):
 
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A team of two, also where there is one processor."""
+    """A team of two threads, even on a machine with one processor."""
     monkeypatch.setenv("TINYVIT_THREADS", "2")
     threads.thread_count.cache_clear()
     before, threads._team = threads._team, None
@@ -77,8 +77,8 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def have_met() -> bool:
-    """Whether two threads were at work at once; where other programs keep the processors busy, not at every try."""
-    meeting(np.zeros(4, np.int64), np.zeros(2, np.int64), 1, 0)  # compiled before the team is called
+    """Whether two threads ever work at the same time; other programs may prevent it in some of the tries."""
+    meeting(np.zeros(4, np.int64), np.zeros(2, np.int64), 1, 0)  # compile it before the team starts
     for _ in range(20):
         met = np.zeros(2, np.int64)
         meeting(np.zeros(4, np.int64), met, 200_000_000, threads.team())
@@ -90,10 +90,10 @@ def have_met() -> bool:
 @compiled
 @pytest.mark.parametrize("chunks", [0, 1, 2, 3, 64, 50_000])
 @pytest.mark.parametrize("uneven", [False, True])
-def test_each_chunk_is_done_once_and_before_the_caller_goes_on(two_threads: None, chunks: int, uneven: bool) -> None:
+def test_each_chunk_is_done_once_before_the_caller_continues(two_threads: None, chunks: int, uneven: bool) -> None:
     work = np.array([0, 20, 3000 if chunks < 100 else 0, 0, 1] if uneven else [1])
     for _ in range(300 if chunks < 100 else 20):
-        room = np.zeros(chunks + 1, np.int64)  # with a place for a chunk too many
+        room = np.zeros(chunks + 1, np.int64)  # with room for a chunk too many
         hits = room[:-1]
         assert marked(hits, work, threads.team()) == chunks * chunks
         np.testing.assert_array_equal(hits, chunks)
@@ -107,7 +107,7 @@ def test_the_caller_waits_for_a_worker_that_is_slower(two_threads: None) -> None
         assert marked(hits, np.array([i % 5, 20_000]), threads.team()) == 4
 
 
-def test_without_a_team_the_caller_does_it_all() -> None:
+def test_without_a_team_the_caller_does_all_chunks() -> None:
     hits = np.zeros(7, np.int64)
     assert marked(hits, np.array([1]), 0) == 49
 
@@ -116,12 +116,12 @@ def test_without_a_team_the_caller_does_it_all() -> None:
 def test_two_threads_work_at_the_same_time(two_threads: None) -> None:
     assert have_met()
     met = np.zeros(2, np.int64)
-    meeting(np.zeros(4, np.int64), met, 1000, 0)  # the caller alone meets nobody before its second chunk
+    meeting(np.zeros(4, np.int64), met, 1000, 0)  # the caller alone meets no other chunk before its second one
     assert met.tolist() == [0, 1]
 
 
 def asleep() -> bool:
-    """Whether the worker of a team of two sleeps."""
+    """Whether the worker of a team of two is asleep."""
     return bool(threads._team.words[threads._WORKERS + threads._ASLEEP])
 
 
@@ -132,13 +132,13 @@ def test_the_team_goes_to_sleep_and_wakes(two_threads: None) -> None:
         time.sleep(0.01)
     start = time.process_time()
     time.sleep(0.2)
-    assert time.process_time() - start < 0.1  # it does not spin
+    assert time.process_time() - start < 0.1  # the worker does not spin
     assert have_met()
 
 
 @compiled
-def test_a_worker_wakes_however_short_it_slept(two_threads: None) -> None:
-    for pause in np.linspace(0, 0.003, 200):  # some of them end just when it lies down
+def test_a_worker_wakes_even_after_the_shortest_sleep(two_threads: None) -> None:
+    for pause in np.linspace(0, 0.003, 200):  # some pauses end just when the worker falls asleep
         time.sleep(pause)
         hits = np.zeros(4, np.int64)
         assert marked(hits, np.array([200]), threads.team()) == 16
@@ -146,7 +146,7 @@ def test_a_worker_wakes_however_short_it_slept(two_threads: None) -> None:
 
 
 @compiled
-def test_a_team_that_is_stopped_ends(two_threads: None) -> None:
+def test_a_stopped_team_ends_its_threads(two_threads: None) -> None:
     threads.team()
     workers = threads._team._workers
     threads._team.stop()
@@ -156,7 +156,7 @@ def test_a_team_that_is_stopped_ends(two_threads: None) -> None:
 
 
 @compiled
-def test_a_chunk_that_fails_fails_the_call_and_no_later_one(two_threads: None) -> None:
+def test_a_failing_chunk_fails_its_call_and_no_later_one(two_threads: None) -> None:
     for team in (0, threads.team()):
         hits = np.zeros(5, np.int64)
         with pytest.raises(MemoryError, match="a kernel ran out of memory"):
@@ -165,7 +165,7 @@ def test_a_chunk_that_fails_fails_the_call_and_no_later_one(two_threads: None) -
     assert have_met()
 
 
-def test_too_little_work_wakes_nobody() -> None:
+def test_too_little_work_wakes_no_worker() -> None:
     assert threads.team(False) == 0
 
 
@@ -178,7 +178,7 @@ def test_a_wrong_number_of_threads_is_refused(monkeypatch: pytest.MonkeyPatch, v
 
 
 @pytest.mark.parametrize(("value", "count"), [("1", 1), ("3", 3), ("", None)])
-def test_the_number_of_threads_is_set_or_that_of_the_processors(
+def test_the_number_of_threads_is_the_variable_or_the_number_of_processors(
     monkeypatch: pytest.MonkeyPatch, value: str, count: int | None
 ) -> None:
     monkeypatch.setenv("TINYVIT_THREADS", value)
@@ -212,6 +212,6 @@ sys.exit(status or (0 if here else 4))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_after_a_fork_both_compute(tmp_path: object) -> None:
+def test_after_a_fork_both_processes_compute(tmp_path: object) -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]
     subprocess.run(command, env=os.environ | {"TINYVIT_THREADS": "2"}, check=True)

@@ -1,4 +1,4 @@
-"""What a kernel's file, its table of versions and the registry say of it agrees."""
+"""The file of a kernel, its table of versions and the registry agree."""
 
 import importlib
 import re
@@ -20,7 +20,7 @@ def test_the_table_at_the_top_lists_the_versions(spec: KernelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_no_two_versions_are_the_same_code(spec: KernelSpec) -> None:
+def test_no_two_versions_are_the_same_function(spec: KernelSpec) -> None:
     versions = importlib.import_module(spec.module).VERSIONS.values()
     functions = [f for v in versions for f in (v if isinstance(v, tuple) else (v,))]
     assert len({id(f) for f in functions}) == len(functions)

@@ -1,15 +1,15 @@
-"""One application of an operation, forward and backward, by whichever implementation; and how results are compared.
+"""One application of an operation, forward and backward, by any implementation; and the comparison of results.
 
-The tolerance is derived. With e the result at float64 by the plain rule, and all that is compared in one dtype,
+The tolerance is derived. With e the result of the plain rule at float64, and all compared results in one dtype,
 
     |kernel - e|  <=  2 max |plain - e|  +  4 max |moved - e|  +  4 u max |e|
 
-where `plain` is the plain rule in that dtype, `moved` are results of the plain rule at float64 whose every step errs by
-a random rounding of that dtype (`rounding`), and u is its unit roundoff. Where `plain` is e itself, as at float64, what
-was moved stands for it. For gradients made of probabilities that come from their logarithm, 4 u grows to 4 u (1 + the
-largest logarithm that is relied on), for so much does rounding it. What is infinite or no number in `plain` is so in
-the kernel's result, and nothing else is; which of the two it is must agree too, except for gradients, and where a
-rounding decides.
+where `plain` is the plain rule in that dtype, `moved` are results of the plain rule at float64 with a random rounding
+error of that dtype in every step (`rounding`), and u is its unit roundoff. If `plain` is e itself, as at float64,
+`moved` takes its place. For gradients of probabilities that are computed from their logarithm, 4 u grows to
+4 u (1 + the largest logarithm), because that is the error of rounding the logarithm. The kernel's result must be
+infinite or NaN exactly where `plain` is; which of the two must also agree, except for gradients, and where a rounding
+decides it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,23 +31,23 @@ _MOVES = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """What an operation shall compute: its outputs, and the gradients of some inputs from those of some outputs."""
+    """An application of an operation: its outputs, and the gradients of some inputs from those of some outputs."""
 
     op: type[Op]
     case: Case
     needs: Sequence[bool]  # of each input
-    upstream: Sequence[Array | None]  # gradients of the outputs; None for one that nobody uses
+    upstream: Sequence[Array | None]  # gradients of the outputs; None for an unused output
 
     def run(self, choice: str) -> list[Array]:
-        """The outputs, then the gradients wanted, by this choice of `use_kernels`."""
+        """Return the outputs, then the wanted gradients, by this choice of `use_kernels`."""
         return self._run(choice, self.case.inputs, self.upstream)
 
     def exactly(self) -> list[Array]:
-        """The same by the plain rule at float64."""
+        """Return the same by the plain rule at float64."""
         return self._run("numpy", _as_float64(self.case.inputs), _as_float64(self.upstream), exact=True)
 
     def moved(self, dtype: Any, seed: int) -> list[Array]:
-        """The same with random rounding errors of `dtype`."""
+        """Return the same with random rounding errors of `dtype`."""
         inputs, upstream = (
             [x if x is None else x.view(Rounded) for x in _as_float64(arrays)]
             for arrays in (self.case.inputs, self.upstream)
@@ -58,7 +58,7 @@ class Trial:
     def _run(
         self, choice: str, inputs: Sequence[Array | None], upstream: Sequence[Array | None], exact: bool = False
     ) -> list[Array]:
-        """The same on given inputs; if `exact`, what the parameters want in some dtype stays float64."""
+        """Return the same for these inputs; if `exact`, parameters that name a dtype are set to float64."""
         exactly = {name: np.dtype(np.float64) for name in ("dtype", "source", "y_dtype") if name in self.case.params}
         params = self.case.params | exactly if exact else self.case.params
         xs = [x if x is None else Tensor(x, need) for x, need in zip(inputs, self.needs, strict=True)]
@@ -70,10 +70,10 @@ class Trial:
         return [t.data for t in (*outputs, *gradients)]
 
     def check(self, choice: str) -> None:
-        """Fail if a kernel's result is further from the exact one than it may be."""
+        """Fail if a kernel's result is further from the exact one than the tolerance."""
         found, plain, exact = self.run(choice), self.run("numpy"), self.exactly()
         dtype = plain[0].dtype
-        # What is kept in 16 bits is computed in 32.
+        # Arrays of 16 bits are computed in 32.
         narrow = any(x is not None and x.dtype == ml_dtypes.bfloat16 for x in self.case.inputs)
         computed = np.float32 if narrow else dtype
         moves = [self.moved(computed, seed) for seed in range(_MOVES)]
@@ -88,7 +88,7 @@ class Trial:
 
 
 def applied(op: type[Op], inputs: Sequence[Any], params: dict[str, Any]) -> list[Tensor]:
-    """The outputs of an operation, as a list."""
+    """Return the outputs of an operation as a list."""
     out = op.apply(*inputs, **params)
     return list(out) if isinstance(out, tuple) else [out]
 
@@ -96,7 +96,7 @@ def applied(op: type[Op], inputs: Sequence[Any], params: dict[str, Any]) -> list
 def assert_close(
     name: str, found: Array, plain: Array, exact: Array, moves: list[Array], roundings: float, alike: bool
 ) -> None:
-    """Hold one array to the tolerance at the top of this file; if not `alike`, NaN and infinity are one."""
+    """Check an array against the tolerance at the top of this file; unless `alike`, NaN and infinity count as equal."""
     assert (found.shape, found.dtype) == (plain.shape, plain.dtype), name
     unit = float(ml_dtypes.finfo(plain.dtype).eps) / 2
     found, plain = comparable(found), comparable(plain)
@@ -119,7 +119,7 @@ def assert_close(
 
 
 def comparable(x: Array) -> Array:
-    """x itself, or in float32 if it is bfloat16, whose NaN NumPy's comparisons do not know."""
+    """Return x, converted to float32 if it is bfloat16, because NumPy's comparisons do not know its NaN."""
     return x.astype(np.float32) if x.dtype == ml_dtypes.bfloat16 else x
 
 
@@ -131,12 +131,12 @@ def _as_float64(arrays: Sequence[Array | None]) -> list[Array | None]:
     return [x if x is None else np.array(x, np.float64) for x in arrays]
 
 
-# What a kernel may not do --------------------------------------------------------------------------------------------
+# Side effects -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def unmodified(arrays: Sequence[Any]) -> Iterator[None]:
-    """Fail if the memory of any of these arrays, and what lies around a view, is different afterwards."""
+    """Fail if the memory of any of these arrays, including the memory around a view, is different afterwards."""
     roots = [_root(x) for x in arrays if isinstance(x, np.ndarray)]
     before = [x.tobytes() for x in roots]
     yield

@@ -1,12 +1,12 @@
-"""Planted faults: small edits of the kernels, each of which must make their tests fail.
+"""Planted faults: small edits of the kernels, each of which must make a test fail.
 
 A test proves something only if it can fail. `python -m tests.mutants [FAMILY ...]` applies each fault of the tables in
 this folder to a copy of the kernels, runs the tests of its family there, and lists the faults that they did not notice.
 
-A table, FAMILY.txt, first says which tests it runs: a file of tests/kernels and pytest's -k. With `compiled:` instead
-of `run:` the kernels are compiled for them; otherwise they run as plain Python, on tiny sizes. With `emulated:` they
-are CUDA kernels, and the tests those of tests/cuda, where g++ compiles them for the CPU. Then come the faults,
-each a line of what it is, the text that stands once in the file, and what replaces it:
+The first line of a table, FAMILY.txt, names its tests: a file of tests/kernels and an argument of pytest's -k. After
+`run:` the kernels run as plain Python, on tiny sizes; after `compiled:` they are compiled. After `emulated:` the faults
+are in CUDA kernels, and the tests in tests/cuda, where g++ compiles kernels for the CPU. Then come the faults. Each has
+a line of description, a text that occurs once in the file, and its replacement:
 
     # the causal mask hides the query's own key
     - n + 1 - start
@@ -28,16 +28,16 @@ class Fault:
     new: list[str] = field(default_factory=list)
 
     def applied(self, source: str) -> str:
-        """The faulty source; LookupError if the text is not there, or not once."""
+        """Return the faulty source; raise LookupError unless the text occurs exactly once."""
         old, new = "\n".join(self.old), "\n".join(self.new)
         if source.count(old) != 1:
-            raise LookupError(f"in {self.file} this text stands {source.count(old)} times, not once:\n{old}")
+            raise LookupError(f"in {self.file} this text occurs {source.count(old)} times, not once:\n{old}")
         return source.replace(old, new)
 
 
 @dataclass
 class Family:
-    """The faults of one table, and the arguments of pytest for the tests that must notice them."""
+    """The faults of one table, and the arguments of pytest that select the tests that must notice them."""
 
     arguments: list[str]
     kind: str  # "run", "compiled" or "emulated"
@@ -45,7 +45,7 @@ class Family:
 
 
 def read(path: Path) -> Family:
-    """The table in a file."""
+    """Read the table in a file."""
     first, *lines = path.read_text("utf-8").splitlines()
     kind, _, arguments = first.partition(": ")
     family, file = Family(shlex.split(arguments), kind, []), ""

@@ -1,4 +1,4 @@
-"""Run the tests of the kernels with one planted fault after the other; exit status 1 if one is not noticed."""
+"""Run the tests of the kernels with one planted fault after the other; the exit status is 1 if one is not noticed."""
 
 import argparse
 import re
@@ -18,17 +18,17 @@ from .forked import pytest_in
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PROCESSES = 2
-# Seconds for one test, and for all of a family and the end of the process: a fault may make a kernel wait for ever.
+# Seconds for one test, and for all tests of a family until the process ends: a fault may make a kernel wait forever.
 TIMEOUT, END = 10, 60
-EMULATED = 20  # times as long: there, kernels are compiled by g++ and run on the CPU
-FAULTLESS = 10  # times as long without a fault: then nothing hangs, and a busy machine may take its time
+EMULATED = 20  # how many times as long emulated kernels may take, which g++ compiles for the CPU
+FAULTLESS = 10  # how many times as long tests may take without a fault, when nothing hangs and a machine may be busy
 PASSED, FAILED = 0, 1  # pytest's exit status
 NO_FAULT = re.compile(r"(SyntaxError|NameError|UnboundLocalError|AttributeError|TypingError|LoweringError): .*")
 
 
 @contextmanager
 def project(fault: Fault | None) -> Iterator[Path]:
-    """A folder with the package, its kernels copied and the fault applied, and the tests of the kernels."""
+    """Make a folder with the package, a copy of the kernels with the fault, and the tests of the kernels."""
     with tempfile.TemporaryDirectory(prefix="tinyvit-fault-") as name:
         folder = Path(name)
         (folder / "tinyvit").mkdir()
@@ -47,7 +47,7 @@ def project(fault: Fault | None) -> Iterator[Path]:
 
 
 def outcome(family: Family, fault: Fault | None, objects: str) -> str:
-    """What the tests of a family say of a fault, or of none: "noticed", "not noticed", or what went wrong."""
+    """Return whether the tests of a family notice a fault, or none: "noticed", "not noticed", or what went wrong."""
     try:
         with project(fault) as folder:
             patience = (EMULATED if family.kind == "emulated" else 1) * (FAULTLESS if fault is None else 1)
@@ -62,18 +62,18 @@ def outcome(family: Family, fault: Fault | None, objects: str) -> str:
         return f"the tests could not be run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
     unfit = NO_FAULT.search(run.stdout)
     if unfit:
-        return f"this is no code: {unfit[0]}"
+        return f"this is not valid code: {unfit[0]}"
     return "not noticed" if run.returncode == PASSED else "noticed"
 
 
 def tested(family: Family, folder: Path, objects: str, patience: int) -> "subprocess.CompletedProcess[str]":
-    """Run pytest in a project, slow tests too.
+    """Run pytest in a project, with the slow tests.
 
-    `objects` is where emulated kernels are kept, for a fault changes only few of them.
+    `objects` is a folder for emulated kernels, most of which are the same for all faults.
     """
     arguments = [*family.arguments, "-m", "slow or not slow", "-x", "-q", "--rootdir", str(folder)]
     arguments += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
-    # A signal would wait for compiled code to end.
+    # A signal would be handled only after compiled code has ended.
     arguments += ["--timeout", str(patience * TIMEOUT), "--timeout-method", "thread"]
     settings = {
         "PYTHONPATH": str(folder),
@@ -90,7 +90,7 @@ def tested(family: Family, folder: Path, objects: str, patience: int) -> "subpro
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     known = {path.stem: read(path) for path in sorted(HERE.glob("*.txt"))}
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("family", nargs="*", help=f"{', '.join(known)}; all by default")

@@ -1,6 +1,7 @@
-"""Pytest, each run in a process of its own, forked from one that has imported what all of them need.
+"""Run pytest in processes that are forked from one which has already imported what all of them need.
 
-That one starts no threads, and has none of what is tested: tinyvit, its kernels, and their tests differ from run to run.
+That process starts no threads, and imports nothing that is tested: tinyvit, its kernels and their tests differ from run
+to run.
 """
 
 import atexit
@@ -16,13 +17,13 @@ from pathlib import Path
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # so that NumPy starts none
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["numpy", "ml_dtypes", "numba", "llvmlite.binding", "hypothesis.strategies", "pytest"])
-_turn = threading.Lock()  # where one process starts or is waited for, multiprocessing looks after all
+_turn = threading.Lock()  # multiprocessing checks on all processes when one is started or joined
 
 
 def pytest_in(
     place: Path, arguments: Sequence[str], settings: dict[str, str], timeout: float
 ) -> "subprocess.CompletedProcess[str]":
-    """Run pytest, as `subprocess.run` would: in a folder, with more environment variables, for so many seconds."""
+    """Run pytest as `subprocess.run` would: in a folder, with additional environment variables and a timeout."""
     outputs = [place / name for name in ("stdout", "stderr")]
     process = _CONTEXT.Process(target=_run, args=(place, arguments, settings, outputs))
     with _turn:
@@ -39,17 +40,17 @@ def pytest_in(
 
 
 def _run(place: Path, arguments: Sequence[str], settings: dict[str, str], outputs: Sequence[Path]) -> None:
-    """What the process does; its exit status is pytest's."""
+    """Run pytest in this process, and exit with its status."""
     for descriptor, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ |= settings
     os.chdir(place)
-    sys.path[:1] = [str(place), settings["PYTHONPATH"]]  # instead of this checkout
+    sys.path[:1] = [str(place), settings["PYTHONPATH"]]  # in the place of this checkout
     import numba
     import pytest
 
     numba.config.reload_config()
-    # The asserts of hypothesis's plugin, which is there already, stay as they are.
+    # The plugin of hypothesis is imported already, so pytest cannot rewrite its asserts.
     status = pytest.main([*arguments, "-W", "ignore::pytest.PytestAssertRewriteWarning"])
-    atexit._run_exitfuncs()  # here too a fault may show, and a process of multiprocessing leaves them out
+    atexit._run_exitfuncs()  # a fault may show in them, and multiprocessing does not run them
     sys.exit(status)

@@ -1,6 +1,6 @@
-"""What the study page says in a browser, held against the trace: terms, colours, tokens, verdicts, links.
+"""What the study page shows in a browser, compared with the trace: terms, colours, tokens, verdicts, links.
 
-Run apart with `python -m pytest -m browser`, as test_study_browser.py.
+Run apart with `python -m pytest -m browser`, like test_browser.py.
 """
 
 import json
@@ -15,7 +15,7 @@ from browser_view import DESKTOP, PHONE, View, number_shown
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.study import trace
-from tinyvit.study.page.page import page_of
+from tinyvit.study.page.write import page_of
 from tinyvit.study.record.records import Recording
 from tinyvit.study.subject import study_operation
 
@@ -27,7 +27,7 @@ def numbers(text: str) -> list[float]:
 
 
 def opened(browser: Any, folder: Path, recorded: Recording, address: str = "", change: Any = None) -> View:
-    """The page of a trace; `change` may spoil its document first."""
+    """The page of a trace, opened; `change` may falsify its document first."""
     text = page_of(recorded)
     if change is not None:
         found = re.search(r'(<script type="application/json" id="trace">)(.*?)(</script>)', text, re.DOTALL)
@@ -39,12 +39,12 @@ def opened(browser: Any, folder: Path, recorded: Recording, address: str = "", c
     return View(browser, folder / "page.html", address=address)
 
 
-# Why -----------------------------------------------------------------------------------------------------------------
+# Terms ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spoilt", [False, True])
-def test_terms_that_do_not_give_the_number_are_said_not_to(browser: Any, tmp_path: Path, spoilt: bool) -> None:
-    """The same page with one number of each kind of step changed: the page must notice."""
+@pytest.mark.parametrize("falsified", [False, True])
+def test_terms_that_do_not_give_the_recorded_number_are_reported(browser: Any, tmp_path: Path, falsified: bool) -> None:
+    """The page must notice a change of each kind of step."""
     x = tv.tensor(np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32), requires_grad=True)
     with tv.use_kernels("numpy"), trace() as recorded:
         ((x @ np.ones((4, 2), np.float32)).sum() + (x - 2.0 * x).mean() + F.softmax(x)[0, 0]).backward()
@@ -63,19 +63,19 @@ def test_terms_that_do_not_give_the_number_are_said_not_to(browser: Any, tmp_pat
                 if kind == "matmul":
                     step["o"][0]["v"], step["o"][1]["v"] = (step["o"][0]["v"],) * 2
 
-    view = opened(browser, tmp_path, recorded, change=change if spoilt else None)
+    view = opened(browser, tmp_path, recorded, change=change if falsified else None)
     with view:
         for op, a, index in places:
-            if spoilt and op == "matmul":
-                continue  # shapes that do not fit
+            if falsified and op == "matmul":
+                continue  # the changed operands have shapes that do not fit
             view.tab.evaluate("link => { location.hash = link }", f"#op={op}&a={a}" + (f"&i={index}" if index else ""))
             view.tab.wait_for_timeout(60)
-            assert view.tab.locator("#why .verdict.wrong").count() == int(spoilt), (op, view.text("#why"))
-            assert view.tab.locator("#why .verdict.agrees").count() == int(not spoilt), (op, view.text("#why"))
+            assert view.tab.locator("#why .verdict.wrong").count() == int(falsified), (op, view.text("#why"))
+            assert view.tab.locator("#why .verdict.agrees").count() == int(not falsified), (op, view.text("#why"))
 
 
 @pytest.mark.parametrize("name", ["attention", "col2im", "where"])
-def test_no_cell_of_a_right_operation_is_called_wrong(browser: Any, tmp_path: Path, name: str) -> None:
+def test_terms_of_correct_operations_are_never_reported(browser: Any, tmp_path: Path, name: str) -> None:
     with opened(browser, tmp_path, study_operation(name)) as view:
         for link in view.tab.evaluate(
             "[...document.querySelectorAll('#track .cell')].slice(0, 4).map(cell => { cell.click();"
@@ -90,7 +90,7 @@ def test_no_cell_of_a_right_operation_is_called_wrong(browser: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_narrow_numbers_are_judged_by_their_own_rounding(browser: Any, tmp_path: Path, dtype: str) -> None:
+def test_terms_in_16_bits_may_differ_by_their_own_rounding(browser: Any, tmp_path: Path, dtype: str) -> None:
     rng = np.random.default_rng(0)
     x = tv.tensor(rng.standard_normal((5, 30)).astype(np.float32)).to(dtype).detach()
     with tv.use_kernels("numpy"), trace() as recorded:
@@ -101,7 +101,7 @@ def test_narrow_numbers_are_judged_by_their_own_rounding(browser: Any, tmp_path:
             assert view.tab.locator("#why .verdict.wrong").count() == 0, view.text("#why")
 
 
-def test_terms_have_the_names_of_the_rule_and_lead_on(browser: Any, digits: tuple[Recording, Path]) -> None:
+def test_terms_have_the_names_of_the_rule_and_can_be_followed(browser: Any, digits: tuple[Recording, Path]) -> None:
     recording, path = digits
     with View(browser, path) as view:
         view.go("blocks.1.attn/attention", True, "dp", (0, 3, 10, 1))
@@ -118,7 +118,7 @@ def test_terms_have_the_names_of_the_rule_and_lead_on(browser: Any, digits: tupl
         assert view.text("#card .place") == "blocks.1.attn"
 
 
-def test_a_gather_that_did_not_fit_is_said_to_be_missing(
+def test_a_gather_whose_operand_did_not_fit_causes_no_error(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyvit.study.page.pack.MAX_VALUES", 1200)
@@ -133,10 +133,10 @@ def test_a_gather_that_did_not_fit_is_said_to_be_missing(
         assert view.complaints == []
 
 
-# What is shown ------------------------------------------------------------------------------------------------------
+# Views -------------------------------------------------------------------------------------------------------------
 
 
-def test_red_is_positive_and_every_plane_is_its_own(browser: Any, tmp_path: Path) -> None:
+def test_red_is_positive_and_each_matrix_has_its_own_picture(browser: Any, tmp_path: Path) -> None:
     x = np.zeros((2, 2, 2), np.float32)
     x[0, 0, 1], x[1, 1, 0] = 1.0, -2.0
     with trace() as recorded:
@@ -154,7 +154,7 @@ def test_red_is_positive_and_every_plane_is_its_own(browser: Any, tmp_path: Path
     red, blue = first[0, 1], second[1, 0]
     assert red[0] > red[2] + 20
     assert blue[2] > blue[0] + 60
-    assert (first[1] == first[0, 0]).all()  # zero is the ground
+    assert (first[1] == first[0, 0]).all()  # zero has the background colour
 
 
 def test_the_table_shows_the_numbers_around_the_cell(browser: Any, digits: tuple[Recording, Path]) -> None:
@@ -170,7 +170,7 @@ def test_the_table_shows_the_numbers_around_the_cell(browser: Any, digits: tuple
         assert view.text(".axes") == "\u2193 token, \u2192 channel"
 
 
-def test_attention_on_the_image_is_that_of_head_and_query(browser: Any, digits: tuple[Recording, Path]) -> None:
+def test_attention_on_the_image_belongs_to_its_head_and_query(browser: Any, digits: tuple[Recording, Path]) -> None:
     recording, path = digits
     with View(browser, path, address="#view=attention&show=dp&query=6") as view:
         assert "token 6 (row 1, column 2)" in view.text("#view .slider")
@@ -185,7 +185,7 @@ def test_attention_on_the_image_is_that_of_head_and_query(browser: Any, digits: 
         assert np.float32(number_shown(view)) == dp[0, 1, 6, 0]
 
 
-def test_the_start_says_what_the_model_says(browser: Any, digits: tuple[Recording, Path]) -> None:
+def test_the_start_view_shows_the_probabilities(browser: Any, digits: tuple[Recording, Path]) -> None:
     recording, path = digits
     loss = recording["cross_entropy"]
     logits = loss.inputs[0].array[0].astype(np.float64)
@@ -214,7 +214,7 @@ def test_a_quiz_marks_the_right_answer(browser: Any, digits: tuple[Recording, Pa
         assert row.locator(".tool.right").inner_text() == "0"
 
 
-def test_health_says_only_what_was_found(browser: Any, digits: tuple[Recording, Path], tmp_path: Path) -> None:
+def test_health_claims_only_what_was_checked(browser: Any, digits: tuple[Recording, Path], tmp_path: Path) -> None:
     recording, path = digits
     with View(browser, path, address="#view=health") as view:
         rules = len(recording.backwards)
@@ -236,14 +236,14 @@ def test_health_says_only_what_was_found(browser: Any, digits: tuple[Recording, 
     with trace() as recorded:
         (x * x).sum().backward()
     with opened(browser, tmp_path, recorded, "#view=health") as view:
-        assert "was given from outside, in x, to multiply, forward" in view.text(".summary.wrong")
+        assert "came from outside, as the input x of multiply, forward" in view.text(".summary.wrong")
         assert "NaN" in view.text(".bars")
         view.tab.click(".summary.wrong button")
         assert "norm NaN" in view.text("#inspector .stats")
         assert view.complaints == []
 
 
-# Where one is ---------------------------------------------------------------------------------------------------------
+# Addresses ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def test_health_says_only_what_was_found(browser: Any, digits: tuple[Recording, 
         ("#op=head/linear&a=x&i=0,99", "[0,99] is not in x, whose shape is 1 \u00d7 64", "#op=head/linear&a=x"),
     ],
 )
-def test_a_bad_link_falls_back_near_it_and_says_so(
+def test_a_bad_link_falls_back_to_something_near_with_a_notice(
     browser: Any,
     digits: tuple[Recording, Path],
     address: str,
     word: str,
     becomes: str,
 ) -> None:
-    for later in (False, True):  # opened so, or followed from a page
+    for later in (False, True):  # as the first address, or from an open page
         with View(browser, digits[1], address="" if later else address) as view:
             if later:
                 view.tab.evaluate("link => { location.hash = link }", address)
@@ -279,7 +279,7 @@ def test_a_bad_link_falls_back_near_it_and_says_so(
             assert view.complaints == []
 
 
-def test_at_the_end_nothing_closes_and_other_views_keep_their_arrows(
+def test_the_last_step_keeps_its_card_and_other_views_ignore_arrow_keys(
     browser: Any, digits: tuple[Recording, Path]
 ) -> None:
     with View(browser, digits[1]) as view:
@@ -288,7 +288,7 @@ def test_at_the_end_nothing_closes_and_other_views_keep_their_arrows(
         before = view.tab.url
         view.press("ArrowRight")
         assert view.tab.url == before
-        view.press(" ")  # playing begins again at the start
+        view.press(" ")  # play starts again from the first operation
         view.tab.wait_for_function("document.querySelector('#where').textContent.startsWith('1 of')")
         view.press(" ")
         view.tab.click("#tabs [data-view=attention]")

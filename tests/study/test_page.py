@@ -1,4 +1,4 @@
-"""The study page without a browser: what is in its document."""
+"""The study page without a browser: the contents of its document."""
 
 import re
 from typing import Any
@@ -13,17 +13,17 @@ from tinyvit.data import normalize
 from tinyvit.engine import Op
 from tinyvit.run.folder import load_data
 from tinyvit.study import trace
-from tinyvit.study.check.check import check
-from tinyvit.study.check.plant import FAULTS, PlantError, place_for
+from tinyvit.study.check.differences import check
+from tinyvit.study.check.faults import PlantError, place_for, plantable
 from tinyvit.study.page import pack
-from tinyvit.study.page.page import page_of
+from tinyvit.study.page.write import page_of
 from tinyvit.study.record.records import Recording
 from tinyvit.study.record.values import Value
 from tinyvit.study.subject import about, study_operation, study_run
 
 
 def references(recording: Recording, page: Page) -> Any:
-    """Each value of a trace with the number under which the page has it."""
+    """Each value of a trace with its number on the page."""
     for entry, op in zip(recording.entries, page.document["ops"], strict=True):
         groups = [(entry.inputs, op["in"]), (entry.outputs, op["out"])]
         if entry.backward:
@@ -46,7 +46,7 @@ def test_every_number_of_the_trace_is_on_the_page_bit_for_bit() -> None:
     assert count > 300
 
 
-def test_the_default_page_is_small_and_reaches_for_nothing() -> None:
+def test_the_default_page_is_small_and_loads_nothing() -> None:
     _, page = digits()
     assert len(page.text.encode()) < 5_000_000
     assert "default-src 'none'" in page.text
@@ -87,7 +87,7 @@ def test_every_operation_has_a_page_whose_terms_hold(name: str) -> None:
 
 
 def test_each_gradient_leads_back_to_the_loss() -> None:
-    """Through steps and sums, without a gap: every gradient's ancestors reach the seed."""
+    """Every gradient has the seed among its ancestors: steps and sums lead there without a gap."""
     recording, page = digits()
     values = page.document["values"]
     memory: dict[int, bool] = {}
@@ -112,7 +112,7 @@ def test_each_gradient_leads_back_to_the_loss() -> None:
     assert recording.backwards
 
 
-def test_what_a_fused_kernel_gave_is_shown_beside_what_the_rule_gives() -> None:
+def test_the_result_of_a_fused_kernel_is_shown_beside_that_of_the_rule() -> None:
     x = tv.tensor(np.random.default_rng(0).standard_normal((3, 8), np.float32), requires_grad=True)
     with tv.use_kernels("numba"), trace() as recorded:
         F.softmax(x)[:, 3].sum().backward()
@@ -126,7 +126,7 @@ def test_what_a_fused_kernel_gave_is_shown_beside_what_the_rule_gives() -> None:
             np.testing.assert_allclose(page.value(origin[3]), value.array, rtol=1e-5, err_msg=name)
 
 
-def test_beyond_its_budget_a_page_says_what_is_left_out() -> None:
+def test_a_page_reports_arrays_beyond_its_budget() -> None:
     with trace() as recorded:
         x = tv.tensor(np.ones((1300, 1000), np.float32), requires_grad=True)
         (x * 2).sum().backward()
@@ -137,7 +137,7 @@ def test_beyond_its_budget_a_page_says_what_is_left_out() -> None:
     assert any("left out" in fact[0] for fact in page.document["facts"])
 
 
-def test_what_the_trace_did_not_keep_is_there_without_steps() -> None:
+def test_operations_whose_arrays_were_not_stored_have_no_steps() -> None:
     with trace(max_bytes=100) as recorded:
         x = tv.tensor(np.ones((30, 10), np.float32), requires_grad=True)
         (x * 2).sum().backward()
@@ -146,7 +146,7 @@ def test_what_the_trace_did_not_keep_is_there_without_steps() -> None:
     assert page.document["ops"][0]["check"] is None
     x_statistics = page.document["arrays"][page.document["values"][page.document["ops"][0]["in"][0]["v"]][1]][3]
     assert x_statistics[:3] == [1, 1, 1]
-    assert x_statistics[5] == 0  # what was not kept is not NaN
+    assert x_statistics[5] == 0  # an array that was not stored is not taken for NaN
 
 
 def test_names_cannot_break_out_of_the_page() -> None:
@@ -171,7 +171,7 @@ def test_nan_is_located_and_the_document_stays_json() -> None:
 
 
 def not_finite() -> Any:
-    """Things that JSON has no word for: {name: function to trace}."""
+    """Computations with values that JSON cannot express: {name: function to trace}."""
     x = tv.tensor([1.0, 2.0], requires_grad=True)
     huge = tv.tensor(np.array([1e200, 2e200]), requires_grad=True)
     broken = tv.nn.Linear(3, 2)
@@ -186,24 +186,24 @@ def not_finite() -> Any:
 
 
 @pytest.mark.parametrize("name", ["infinite number", "huge", "NaN weight", "empty"])
-def test_a_page_can_be_made_of_anything(name: str) -> None:
+def test_any_values_can_be_on_a_page(name: str) -> None:
     with np.errstate(all="ignore"), trace() as recorded:
         not_finite()[name]()
     document = Page(page_of(recorded)).document
     assert len(document["ops"]) == len(recorded)
     if name == "NaN weight":
         assert document["firstBad"] == {"op": 0, "dir": 0, "given": "weight"}
-        assert "the first NaN or infinity: linear, which was given it in weight" in recorded.text()
+        assert "first NaN or infinity: linear, whose input weight contains it" in recorded.text()
 
 
-def test_nothing_makes_no_page() -> None:
+def test_an_empty_trace_has_no_page() -> None:
     with trace() as recorded:
         pass
     with pytest.raises(tv.errors.TinyvitError, match="no operation ran"):
         page_of(recorded)
 
 
-def test_what_is_put_into_a_page_is_not_filled_in_again() -> None:
+def test_marks_within_contents_are_not_replaced() -> None:
     x = tv.tensor([1.0], requires_grad=True)
     with trace(names={"@DOCUMENT@": x}) as recorded:
         (x * x).backward()
@@ -212,7 +212,7 @@ def test_what_is_put_into_a_page_is_not_filled_in_again() -> None:
     assert "<title>@SCRIPT@</title>" in page.text
 
 
-def test_numbers_too_large_for_a_narrow_type_are_kept() -> None:
+def test_integers_beyond_32_bits_keep_their_values() -> None:
     x = tv.tensor([1.0, 2.0], requires_grad=True)
     with trace() as recorded:
         (x * np.array([2**40 + 1, -5])).sum().backward()
@@ -220,7 +220,7 @@ def test_numbers_too_large_for_a_narrow_type_are_kept() -> None:
     assert page.value(page.document["ops"][0]["in"][1]["v"]).tolist() == [2**40 + 1, -5]
 
 
-def test_a_rule_that_cannot_be_told_is_there_without_steps() -> None:
+def test_a_rule_that_cannot_be_narrated_has_no_steps() -> None:
     op = Op.registry["exp"]
     right = op.forward
     try:
@@ -232,9 +232,9 @@ def test_a_rule_that_cannot_be_told_is_there_without_steps() -> None:
     finally:
         op.forward = right  # type: ignore[method-assign]
     assert document["ops"][0]["steps"][0] == []
-    assert "cannot be told" in document["ops"][0]["untold"][0]
+    assert "cannot be narrated" in document["ops"][0]["unexplained"][0]
     assert document["ops"][0]["steps"][1]
-    assert "cannot be told" in text
+    assert "cannot be narrated" in text
 
 
 # Finding a planted fault ---------------------------------------------------------------------------------------------
@@ -244,19 +244,19 @@ def wrong_ones(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [op for op in document["ops"] if op["check"] and op["check"]["verdict"] == "wrong"]
 
 
-@pytest.mark.parametrize("name", sorted(FAULTS))
-def test_a_planted_fault_is_found_by_the_checks_and_its_source_is_shown(name: str) -> None:
+@pytest.mark.parametrize("name", plantable())
+def test_the_checks_find_a_planted_fault_and_the_page_shows_its_source(name: str) -> None:
     recorded = study_operation(name, plant=name)
     (wrong,) = wrong_ones(Page(page_of(recorded)).document)
     assert wrong["op"] == name
-    assert recorded.mistake == f"{wrong['key']}: {FAULTS[name].words}"
+    assert recorded.mistake == f"{wrong['key']}: {Op.registry[name].fault.mistake}"
     lines = " ".join(line["s"] for line in wrong["lines"][1])
-    assert " ".join(FAULTS[name].wrong.split())[:20].replace("(", "") in lines.replace("(", "")
+    assert " ".join(Op.registry[name].fault.wrong.split())[:20].replace("(", "") in lines.replace("(", "")
     assert not wrong_ones(Page(page_of(study_operation(name))).document)
 
 
-@pytest.mark.parametrize("name", ["attention", "linear", "add_layer_norm", "any"])
-def test_in_a_model_one_rule_is_wrong_and_no_other(name: str) -> None:
+@pytest.mark.parametrize("name", ["attention", "linear", "layer_norm", "any"])
+def test_a_fault_makes_exactly_one_rule_of_a_model_wrong(name: str) -> None:
     subject = study_run(plant=name)
     (wrong,) = wrong_ones(Page(page_of(subject.trace)).document)
     assert subject.trace.mistake.startswith(f"{wrong['key']}: ")
@@ -267,9 +267,9 @@ def test_in_a_model_one_rule_is_wrong_and_no_other(name: str) -> None:
 
 
 def test_a_fault_that_would_not_show_is_refused() -> None:
-    with pytest.raises(PlantError, match=r"a fault of softmax would not show here.*there is attention, .*linear"):
+    with pytest.raises(PlantError, match=r"a fault of softmax would not show here.*available: .*attention, .*linear"):
         place_for("softmax", study_run().trace)
-    with pytest.raises(PlantError, match=r"of gelu would not show here.*there is softmax$"):
+    with pytest.raises(PlantError, match=r"of gelu would not show here.*available: softmax$"):
         study_operation("softmax", plant="gelu")
     assert place_for("any", study_operation("softmax")).op.name == "softmax"
     row = tv.tensor(np.ones((1, 3), np.float32), requires_grad=True)  # the mean of one row is its sum
@@ -279,7 +279,7 @@ def test_a_fault_that_would_not_show_is_refused() -> None:
         place_for("linear", recorded)
 
 
-# What the page says of the whole -------------------------------------------------------------------------------------
+# The whole pass ------------------------------------------------------------------------------------------------------
 
 
 def test_times_memory_and_norms_are_those_of_the_trace() -> None:
@@ -292,15 +292,15 @@ def test_times_memory_and_norms_are_those_of_the_trace() -> None:
         np.testing.assert_allclose(row["gradient"], np.linalg.norm(recording.gradients[row["name"]].array), rtol=1e-5)
 
 
-def test_the_facts_count_verdicts_apart() -> None:
+def test_the_facts_count_each_verdict() -> None:
     x = tv.tensor(np.array([0.0, 0.0]), requires_grad=True)
     with trace() as recorded, tv.use_kernels("numpy"):
-        F.relu(x).sum().backward()  # at its kink: nothing can be said of it
+        F.relu(x).sum().backward()  # at its kink, where the check proves nothing
     facts = dict(Page(page_of(recorded)).document["facts"])
     assert facts["checks"].startswith("1 rules agree, 0 wrong, 1 unclear; ")
 
 
-def test_what_does_not_fit_is_what_is_needed_least(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_of_the_highest_rank_are_left_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "MAX_VALUES", 1000)
     packer = pack.Packer()
     least, most = packer.add(np.zeros(600), rank=3), packer.add(np.ones(600), rank=0)

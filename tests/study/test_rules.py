@@ -1,4 +1,4 @@
-"""Every operation, on every one of its samples: its rule is narrated as it runs, and checked; a wrong one is named."""
+"""Every operation on all its samples: narration and check of its rules; a wrong rule is found and named."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import tinyvit.functional as F
 from tinyvit.engine import Op, Tensor
 from tinyvit.functional.samples import Sample
 from tinyvit.study import Check, check_rule, narrate_backward, narrate_forward, trace
-from tinyvit.study.check.check import check
+from tinyvit.study.check.differences import check
 
 OPERATIONS = {name: op for name, op in Op.registry.items() if op.__module__.startswith("tinyvit.")}
 SAMPLES = [
@@ -22,7 +22,7 @@ every_sample = pytest.mark.parametrize(("op", "sample"), SAMPLES)
 
 
 def ran(op: type[Op], sample: Sample) -> tuple[list[Any], list[Any], list[Any], list[bool]]:
-    """Outputs, incoming gradients, gradients of the inputs, needs."""
+    """The outputs, random gradients of them, the resulting gradients of the inputs, and needs."""
     xs = [None if x is None else Tensor(x, requires_grad=True) for x in sample.inputs]
     out = op.apply(*xs, **sample.params)
     outputs = list(out) if isinstance(out, tuple) else [out]
@@ -40,13 +40,13 @@ def checked(op: type[Op], sample: Sample) -> Check:
 
 
 @every_sample
-def test_the_narrated_rule_gives_what_the_rule_gives(op: type[Op], sample: Sample) -> None:
+def test_a_narrated_rule_has_the_same_results(op: type[Op], sample: Sample) -> None:
     outputs, incoming, gradients, needs = ran(op, sample)
     forward = narrate_forward(op, sample.inputs, sample.params)
     assert [r.value.tobytes() for r in forward.results] == [y.tobytes() for y in outputs]
     backward = narrate_backward(op, sample.inputs, outputs, sample.params, needs, incoming)
-    for told, gradient in zip(backward.results, gradients, strict=True):
-        assert gradient is None or told.value.tobytes() == gradient.tobytes()
+    for result, gradient in zip(backward.results, gradients, strict=True):
+        assert gradient is None or result.value.tobytes() == gradient.tobytes()
     for step in forward.steps + backward.steps:
         assert step.source, "the text of the rule"
         assert step.axes is None or len(step.axes) == np.ndim(step.value)
@@ -101,7 +101,7 @@ def test_right_rules_agree(op: type[Op], sample: Sample) -> None:
 @pytest.mark.parametrize(("dtype", "scale"), [("float16", 1.0), ("float16", 1e-8), ("float64", 1e4), ("float32", 1e-8)])
 @pytest.mark.parametrize("name", sorted(Op.registry))
 def test_rounding_is_not_called_wrong(name: str, dtype: str, scale: float) -> None:
-    """Of right rules, at the edges of what a type can hold."""
+    """These rules are right; the numbers are at the edges of the range of their dtype."""
     rng = np.random.default_rng(1)
     for drawn in Op.registry[name].samples():
         arrays = [x if x is None else np.asarray(x) for x in drawn.inputs]
@@ -120,7 +120,7 @@ def test_rounding_is_not_called_wrong(name: str, dtype: str, scale: float) -> No
 
 
 def test_a_gradient_that_cancels_is_not_called_wrong() -> None:
-    """The keys' bias moves all scores of a query alike: its gradient is 0, and what ran is rounding alone."""
+    """The keys' bias changes all scores of a query equally, so its gradient is 0 and the computed one is rounding."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 4, 16, 32)).astype(np.float32)
     tv.manual_seed(0)
@@ -133,7 +133,7 @@ def test_a_gradient_that_cancels_is_not_called_wrong() -> None:
     assert any("which is the rounding error of float32" in c.reason for c in found)
 
 
-def test_one_singular_element_does_not_spoil_the_others() -> None:
+def test_one_singular_element_leaves_the_others_checked() -> None:
     x = tv.tensor(np.array([4.0, 0.0, 1.0, 9.0]), requires_grad=True)
     with np.errstate(all="ignore"), trace() as recorded:
         F.sqrt(x).sum().backward()
@@ -144,14 +144,14 @@ def test_one_singular_element_does_not_spoil_the_others() -> None:
     assert set(verdicts.values()) == {"agrees"}
 
 
-def test_a_rule_that_gives_nan_where_there_is_a_slope_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_that_returns_nan_for_a_finite_slope_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Op.registry["exp"], "backward", lambda ctx, xp, dy: dy * np.nan)
     found = checked(Op.registry["exp"], next(iter(Op.registry["exp"].samples())))
     assert found.verdict == "wrong"
 
 
 @every_sample
-def test_a_planted_fault_is_pointed_at_by_name(op: type[Op], sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_names_a_wrong_rule(op: type[Op], sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     right = op.backward
 
     def a_tenth_of_a_percent_off(ctx: Op, xp: Any, *dys: Any) -> Any:
@@ -165,7 +165,7 @@ def test_a_planted_fault_is_pointed_at_by_name(op: type[Op], sample: Sample, mon
 
 
 def test_one_wrong_element_of_many_is_found() -> None:
-    """Not by the chosen elements alone: the random direction sees every one."""
+    """The random direction finds it, because it contains every element."""
     x = tv.tensor(np.random.default_rng(0).standard_normal((20, 30)), requires_grad=True)
     with trace() as recorded:
         x.exp().sum().backward()
@@ -187,7 +187,7 @@ def test_one_wrong_element_of_many_is_found() -> None:
 
 
 def test_a_small_fault_in_a_small_element_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A millionth, in the element of the smallest gradient alone; the row that is most wrong is the one named."""
+    """The smallest gradient is wrong by a millionth, and the reason names its row."""
     x = tv.tensor(np.random.default_rng(0).standard_normal(50), requires_grad=True)
     with trace() as recorded:
         x.exp().sum().backward()
@@ -228,7 +228,7 @@ def test_a_kernel_that_is_wrong_where_its_rule_is_right_is_found() -> None:
     assert "what ran for tanh differs from its rule" in found.reason
 
 
-def test_a_kink_and_a_gradient_of_nothing_are_not_called_wrong() -> None:
+def test_kinks_and_zero_gradients_are_not_called_wrong() -> None:
     x = tv.tensor(np.array([0.0, 1.0]), requires_grad=True)
     with trace() as recorded:
         (x.relu() * np.array([1.0, 0.0])).sum().backward()
@@ -237,7 +237,7 @@ def test_a_kink_and_a_gradient_of_nothing_are_not_called_wrong() -> None:
     assert "unclear" in {row.verdict for row in found.rows}
 
 
-def test_the_error_of_the_difference_has_its_best_step_in_the_middle() -> None:
+def test_the_error_of_the_difference_is_smallest_at_a_medium_step() -> None:
     x = tv.tensor(np.random.default_rng(0).standard_normal(5), requires_grad=True)
     with trace() as recorded:
         x.exp().sum().backward()

@@ -1,4 +1,4 @@
-"""A trace says what ran: against the tape, and against the arrays that went through it."""
+"""A trace records what ran; the tests compare it with the tape and with the arrays themselves."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ import tinyvit.functional as F
 from tinyvit import context
 from tinyvit.engine import Tensor
 from tinyvit.study import Trace, trace
-from tinyvit.study.check.check import check
+from tinyvit.study.check.differences import check
 from tinyvit.study.record.values import Statistics
 
 RNG = np.random.default_rng(0)
@@ -102,21 +102,21 @@ def test_modules_and_parameters_have_their_names() -> None:
         recorded["attention"]
 
 
-def test_a_wrong_key_names_what_there_is() -> None:
+def test_the_error_for_a_wrong_key_names_available_keys() -> None:
     recorded, *_ = traced()
-    with pytest.raises(KeyError, match=r"there is cross_entropy"):
+    with pytest.raises(KeyError, match=r"available: cross_entropy"):
         recorded["cross_entropi"]
-    with pytest.raises(KeyError, match=r"there is .*/.* in all"):
+    with pytest.raises(KeyError, match=r"available: .*/.* in all"):
         recorded["zzz"]
 
 
-def test_a_check_says_in_a_line_what_it_found() -> None:
+def test_a_check_has_a_short_description() -> None:
     recorded, *_ = traced()
     found = check(recorded["cross_entropy"].backward)
     assert repr(found) == f"Check: agrees, {len(found.rows)} numbers"
 
 
-def test_what_is_saved_and_how_long_it_is_held() -> None:
+def test_saved_bytes_are_held_until_backward() -> None:
     recorded, *_ = traced()
     attention = recorded["blocks.0.attn/attention"]
     assert attention.saved == dict.fromkeys(("q", "k", "v", "out"), 2 * 2 * 5 * 4 * 4)
@@ -127,7 +127,7 @@ def test_what_is_saved_and_how_long_it_is_held() -> None:
     assert held[-1] == 0
 
 
-def test_it_is_said_which_kernel_served() -> None:
+def test_an_entry_names_the_kernel_that_served_it() -> None:
     assert {e.kernel for e in traced()[0]} == {"plain"}
     x = tv.tensor([[1.0, 2.0]], requires_grad=True)
     with tv.use_kernels("numba"), trace() as recorded:
@@ -139,22 +139,22 @@ def test_it_is_said_which_kernel_served() -> None:
     assert recorded["exp"].kernel == "plain"
 
 
-def test_beyond_its_memory_a_trace_keeps_statistics_and_chosen_elements() -> None:
+def test_beyond_its_memory_a_trace_stores_statistics_and_some_elements() -> None:
     small, *_ = traced(max_bytes=1000)
-    whole, *_ = traced()
+    complete, *_ = traced()
     kept = sum(v.array.nbytes for e in small for v in e.outputs if v.array is not None)
     assert kept <= 1000
-    for a, b in zip(small, whole, strict=True):
+    for a, b in zip(small, complete, strict=True):
         for v, w in zip(a.outputs, b.outputs, strict=True):
             assert v.statistics == w.statistics
             if v.array is None:
-                flat, values = v.chosen
+                flat, values = v.sampled
                 assert len(flat) <= 64
                 np.testing.assert_array_equal(values, w.array.ravel()[flat])
                 assert np.abs(values).max() == np.abs(w.array).max()
 
 
-def test_an_array_is_recorded_as_it_was() -> None:
+def test_arrays_are_recorded_as_they_were_when_read() -> None:
     x = tv.tensor([1.0, 2.0])
     with trace() as recorded:
         x * 2
@@ -168,28 +168,28 @@ def test_the_first_nan_is_found() -> None:
     with np.errstate(all="ignore"), trace() as recorded:
         F.sqrt(x).sum().backward()
     found = recorded.first_not_finite()
-    assert (found.place, found.was_given) == (recorded["sqrt"].backward, False)
+    assert (found.place, found.is_input) == (recorded["sqrt"].backward, False)
     assert traced()[0].first_not_finite() is None
     with np.errstate(all="ignore"), trace() as recorded:
         F.log(x)
     assert str(recorded.first_not_finite()) == "log"
 
 
-def test_a_nan_that_was_given_is_not_laid_to_the_operation_it_was_given_to() -> None:
+def test_a_nan_among_the_inputs_is_not_attributed_to_the_operation() -> None:
     x = tv.tensor([np.nan, 1.0], requires_grad=True)
     mask = tv.tensor([-np.inf, 0.0])
     with trace() as recorded:
-        F.softmax(mask)  # an infinity that does no harm is no trouble
+        F.softmax(mask)  # an infinity that does not reach the result is not reported
         (x * 2.0).sum().backward()
-    assert str(recorded.first_not_finite()) == "multiply, which was given it in x"
+    assert str(recorded.first_not_finite()) == "multiply, whose input x contains it"
     y = tv.tensor([1.0, 2.0], requires_grad=True)
     with trace() as recorded:
         F.exp(y).backward(np.array([np.nan, 1.0]))
     found = recorded.first_not_finite()
-    assert (found.place, found.was_given) == (recorded["exp"].backward, True)
+    assert (found.place, found.is_input) == (recorded["exp"].backward, True)
 
 
-def test_statistics_do_not_hide_what_is_not_finite() -> None:
+def test_statistics_show_nan_and_infinity() -> None:
     with np.errstate(all="ignore"), trace() as recorded:
         F.log(tv.tensor([-1.0, 0.0, 1.0]))
         F.log(tv.tensor([0.0, 1.0]))
@@ -199,14 +199,14 @@ def test_statistics_do_not_hide_what_is_not_finite() -> None:
     assert (infinite.statistics.norm, infinite.statistics.largest) == (np.inf, 0)
 
 
-def test_nobody_records_when_no_trace_is_open() -> None:
+def test_without_a_trace_nothing_is_recorded() -> None:
     with pytest.raises(ZeroDivisionError), trace():
         _ = 1 / 0
     assert context.now().recorder is None
     _, recorded_model, _ = traced()
     model = tiny_model()
     step(model, Tensor(np.random.default_rng(1).standard_normal((2, 1, 4, 4), np.float32)))
-    for a, b in zip(recorded_model.parameters(), model.parameters(), strict=True):  # and recording changes no number
+    for a, b in zip(recorded_model.parameters(), model.parameters(), strict=True):  # recording changed no number
         assert a.grad.numpy().tobytes() == b.grad.numpy().tobytes()
 
 
@@ -228,7 +228,7 @@ def test_leaves_of_one_name_have_gradients_of_their_own() -> None:
         np.testing.assert_array_equal(recorded.gradients[name].array, parameter.grad.numpy())
 
 
-def test_gradients_are_those_of_the_last_pass_whatever_its_place_on_the_tape() -> None:
+def test_gradients_are_those_of_the_last_backward_even_if_its_entries_are_older() -> None:
     x = tv.tensor([1.0, 2.0], requires_grad=True)
     with trace() as recorded:
         early, late = (x * 2.0).sum(), (x * 5.0).sum()
@@ -242,7 +242,7 @@ def test_gradients_are_those_of_the_last_pass_whatever_its_place_on_the_tape() -
     assert recorded.gradients["x"].origin.kind == "sum"
 
 
-def test_all_parts_of_a_gradient_are_added() -> None:
+def test_a_gradient_is_the_sum_of_all_its_parts() -> None:
     x = tv.tensor([1.0, 2.0], requires_grad=True)
     with trace() as recorded:
         (x * 2.0 + x * 3.0 + x * 4.0 + x * 5.0).sum().backward()
@@ -250,7 +250,7 @@ def test_all_parts_of_a_gradient_are_added() -> None:
     assert len(recorded.gradients["x"].origin.source) == 4
 
 
-def test_what_a_hook_changed_is_said_to_be_a_hooks() -> None:
+def test_a_gradient_that_a_hook_replaced_has_a_hook_as_origin() -> None:
     x = tv.tensor([1.0, 2.0], requires_grad=True)
     x.register_hook(lambda g: g * 10.0)
     with trace() as recorded:
@@ -264,13 +264,13 @@ def test_what_a_hook_changed_is_said_to_be_a_hooks() -> None:
 
 def test_a_trace_within_a_trace_is_refused() -> None:
     with trace() as outer:
-        with pytest.raises(RuntimeError, match="a trace is open already"), trace():
+        with pytest.raises(RuntimeError, match="a trace is already open"), trace():
             pass
         tv.tensor([1.0]) * 2
     assert len(outer) == 1
 
 
-def test_statistics_are_numpys() -> None:
+def test_statistics_agree_with_numpy() -> None:
     array = np.random.default_rng(0).standard_normal((5, 7)) * (np.arange(7) > 1)
     s = Statistics.of(array)
     np.testing.assert_allclose(
@@ -305,7 +305,7 @@ def test_the_cost_of_a_trace_grows_with_its_length_alone() -> None:
     assert lines(800) < 11 * lines(100)
 
 
-def test_of_two_broken_rules_the_first_that_ran_is_named() -> None:
+def test_the_first_of_two_broken_rules_is_named() -> None:
     x = tv.tensor([0.0, 1.0], requires_grad=True)
     with np.errstate(all="ignore"), trace() as recorded:
         F.sqrt(F.sqrt(x)).sum().backward()

@@ -1,4 +1,4 @@
-"""Looking on while a model trains: what is seen is true, what is wrong is told, and the run is the same as without."""
+"""Monitoring training: measurements are correct, warnings name what is wrong, and the run is the same as without."""
 
 import json
 from pathlib import Path
@@ -14,33 +14,34 @@ import tinyvit.functional as F
 import tinyvit.run.loop as training
 from tinyvit.run.display import Display
 from tinyvit.study import trace
-from tinyvit.study.watch.monitor import (
-    LINES,
-    PAGE,
-    PICTURE,
-    Watch,
-    _spread,
-    alarms,
-    attention_entropy,
-    silent_units,
-)
-from tinyvit.study.watch.page import _curves, draw_page
+from tinyvit.study.watch.measures import alarms, attention_entropy, silent_units, spread
+from tinyvit.study.watch.monitor import LINES, PAGE, PICTURE, Monitor
+from tinyvit.study.watch.report import curves, draw_report
 
 
-def watched(folder: Path, *assignments: str) -> tuple[Watch, Path]:
-    watch = Watch(Display())
-    result = training.train(tiny_recipe(*assignments), "tiny", folder, watch)
-    return watch, result.folder
+def monitored(folder: Path, *assignments: str) -> tuple[Monitor, Path]:
+    monitor = Monitor(Display())
+    result = training.train(tiny_recipe(*assignments), "tiny", folder, monitor)
+    return monitor, result.folder
 
 
-def test_a_watched_run_has_the_same_weights_and_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def started(folder: Path, total_steps: int, step: int = 0) -> Monitor:
+    """A monitor of a run that exists only as far as the monitor needs it."""
+    monitor = Monitor(Display())
+    position = SimpleNamespace(step=step, loss_sum=0.0, images=0)
+    run = SimpleNamespace(position=position, total_steps=total_steps, model=tv.nn.Linear(2, 2))
+    monitor.started(run, folder)  # type: ignore[arg-type]
+    return monitor
+
+
+def test_a_monitored_run_has_the_same_weights_and_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolate(tmp_path, monkeypatch)
     plain = training.train(tiny_recipe("dropout=0.1"), "tiny", tmp_path / "plain")
-    watch, folder = watched(tmp_path / "watched", "dropout=0.1")
+    monitor, folder = monitored(tmp_path / "monitored", "dropout=0.1")
     assert sha256(folder) == sha256(plain.folder)
     lines = [json.loads(line) for line in (folder / LINES).read_text().splitlines()]
-    assert lines == watch.lines
-    assert lines[0]["step"] == 2  # the first step has nothing before it to compare with
+    assert lines == monitor.lines
+    assert lines[0]["step"] == 2  # the first step has no earlier parameters to compare with
     assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
     page = (folder / PAGE).read_text("utf-8")
     assert "<svg" in page
@@ -50,7 +51,7 @@ def test_a_watched_run_has_the_same_weights_and_a_page(tmp_path: Path, monkeypat
     ).replace("https://matplotlib.org", "")
 
 
-def test_what_is_written_is_what_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_are_those_of_the_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of plain gradient descent: the update is lr times the gradient."""
     isolate(tmp_path, monkeypatch)
     how = (
@@ -64,14 +65,17 @@ def test_what_is_written_is_what_happened(tmp_path: Path, monkeypatch: pytest.Mo
     )
     kept: dict[str, Any] = {}
 
-    class Look(Watch):
-        def _look(self, position: Any) -> None:
-            kept["before"] = dict(self._before or {})
-            super()._look(position)
+    class Noting(Display):
+        def started(self, run: Any, folder: Path) -> None:
+            self.run = run
 
-    watch = Look(Display())
-    training.train(tiny_recipe(*how), "tiny", tmp_path / "run", watch)
-    line = watch.lines[-1]
+        def stepped(self, position: Any) -> None:
+            kept["before"] = kept.get("after")
+            kept["after"] = {name: p.numpy().copy() for name, p in self.run.model.named_parameters()}
+
+    monitor = Monitor(Noting())
+    training.train(tiny_recipe(*how), "tiny", tmp_path / "run", monitor)
+    line = monitor.lines[-1]
     for name, norm in line["gradients"].items():
         size = np.linalg.norm(kept["before"][name])
         if size:
@@ -82,20 +86,19 @@ def test_what_is_written_is_what_happened(tmp_path: Path, monkeypatch: pytest.Mo
     assert set(line["silent"]) == {"blocks.0.mlp.act/gelu"}
 
 
-def test_where_nan_began_is_told(
+def test_a_warning_names_the_first_nan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     isolate(tmp_path, monkeypatch)
     with pytest.raises(training.TrainingFailed):
-        watched(tmp_path / "run", "lr=1e9", "warmup_epochs=0", "optimizer=sgd", "schedule=constant")
-    told = capsys.readouterr().err
-    assert "the first NaN or infinity is in " in told
+        monitored(tmp_path / "run", "lr=1e9", "warmup_epochs=0", "optimizer=sgd", "schedule=constant")
+    assert "the first NaN or infinity is in " in capsys.readouterr().err
     assert "the first NaN or infinity is in" in (tmp_path / "run" / PAGE).read_text("utf-8")
 
 
-def test_entropy_is_that_of_the_weights() -> None:
+def test_entropy_is_that_of_the_attention_weights() -> None:
     k = np.zeros((1, 2, 5, 4))
-    k[0, 1, 3] = 1000.0  # head 1 looks at key 3 alone, head 0 at all alike
+    k[0, 1, 3] = 1000.0  # head 1 attends to key 3 only, head 0 to all keys equally
     with trace() as recorded:
         F.scaled_dot_product_attention(tv.tensor(np.ones((1, 2, 3, 4))), tv.tensor(k), tv.tensor(k))
     even, single = attention_entropy(recorded.entries[0])
@@ -120,17 +123,17 @@ def line(**changes: Any) -> dict[str, Any]:
     return usual | changes
 
 
-def test_alarms_are_raised_for_what_is_wrong_and_only_then() -> None:
+def test_alarms_are_raised_only_where_something_is_wrong() -> None:
     assert alarms(line(), [line()] * 10) == {}
-    assert "a.weight is 1.0e-09" in alarms(line(gradients={"a.weight": 1e-9, "b.weight": 1.0}), [])["vanishing"]
-    assert (
-        "b.weight is 1.0e+05" in alarms(line(gradients={"a.weight": 1.0, "b.weight": 1e5}), [line()] * 5)["exploding"]
-    )
+    vanishing = alarms(line(gradients={"a.weight": 1e-9, "b.weight": 1.0}), [])["vanishing"]
+    assert "a.weight vanishes: it is 1.0e-09" in vanishing
+    exploding = alarms(line(gradients={"a.weight": 1.0, "b.weight": 1e5}), [line()] * 5)["exploding"]
+    assert "b.weight explodes: it is 1.0e+05" in exploding
     assert "90 % of the units of mlp" in alarms(line(silent={"mlp": 0.9}), [])["dead mlp"]
     assert "head 1 of attn" in alarms(line(entropy={"attn": [1.0, 0.0]}), [])["collapsed attn"]
     assert "the gradients of all weights are zero" in alarms(line(gradients={"a.weight": 0.0}), [])["vanishing"]
     assert "of a.weight is not finite" in alarms(line(gradients={"a.weight": np.nan, "b": 1.0}), [])["finite"]
-    assert "it is 4, and was 1 at first" in alarms(line(losses=[4.0] * 10), [line()])["diverging"]
+    assert "it is 4, and was 1 at the start" in alarms(line(losses=[4.0] * 10), [line()])["diverging"]
     assert "diverging" not in alarms(line(losses=[1.4] * 10), [line()])
 
 
@@ -138,53 +141,52 @@ def test_a_run_that_diverges_is_not_called_healthy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     isolate(tmp_path, monkeypatch)
-    watch, folder = watched(tmp_path / "run", "lr=3", "warmup_epochs=0", "schedule=constant", "epochs=4")
+    monitor, folder = monitored(tmp_path / "run", "lr=3", "warmup_epochs=0", "schedule=constant", "epochs=4")
     assert "the loss grows" in capsys.readouterr().err
     page = (folder / PAGE).read_text("utf-8")
     assert "the loss grows" in page
-    assert "nothing to worry about" not in page
-    losses = [loss for line in watch.lines for loss in line["losses"]]
-    last = watch.lines[-1]["step"]
-    assert len(losses) == last == 4 * (last // 4)  # of every step, and the last one is looked at
-    assert f"{len(watch.lines)} of {last} steps were looked at" in page
+    assert "there are no warnings" not in page
+    losses = [loss for line in monitor.lines for loss in line["losses"]]
+    last = monitor.lines[-1]["step"]
+    assert len(losses) == last == 4 * (last // 4)  # one for every step, and the last step is measured
+    assert f"{len(monitor.lines)} of {last} steps were measured" in page
 
 
 def test_losses_are_those_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolate(tmp_path, monkeypatch)
-    watch, folder = watched(tmp_path / "run", "epochs=2")
-    losses = [loss for line in watch.lines for loss in line["losses"]]
+    monitor, folder = monitored(tmp_path / "run", "epochs=2")
+    losses = [loss for line in monitor.lines for loss in line["losses"]]
     metrics = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     halves = np.array_split(np.array(losses), 2)
     for half, epoch in zip(halves, metrics, strict=True):
         assert half.min() <= epoch["train_loss"] <= half.max()
 
 
-def test_looking_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look that takes a second is followed by no other for forty."""
+def test_measuring_keeps_to_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a measurement that takes one second, there is none for forty seconds."""
     clock = [0.0]
     monkeypatch.setattr("tinyvit.study.watch.monitor.time.perf_counter", lambda: clock[0])
-    watch = Watch(Display())
-    watch._training = SimpleNamespace(model=tv.nn.Linear(2, 2), total_steps=10_000)  # type: ignore[assignment]
-    watch._every = 1
-    looked = []
+    monkeypatch.setattr("tinyvit.study.watch.monitor.SAMPLES", 10_000)  # so that every step is due
+    monitor = started(tmp_path, total_steps=10_000)
+    measured = []
 
-    def look(position: Any) -> None:
+    def measure(position: Any) -> None:
         clock[0] += 1.0
-        looked.append(position.step)
+        measured.append(position.step)
 
-    monkeypatch.setattr(watch, "_look", look)
+    monkeypatch.setattr(monitor, "measure", measure)
     for step in range(1, 401):
         clock[0] += 1.0
-        watch.stepped(SimpleNamespace(step=step, loss_sum=float(step), images=step))  # type: ignore[arg-type]
-    assert 8 <= len(looked) <= 11, looked
-    assert max(looked) > 350
+        monitor.stepped(SimpleNamespace(step=step, loss_sum=float(step), images=step))  # type: ignore[arg-type]
+    assert 8 <= len(measured) <= 11, measured
+    assert max(measured) > 350
 
 
-def test_a_run_that_cannot_be_watched_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_be_monitored_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolate(tmp_path, monkeypatch)
     monkeypatch.setattr("tinyvit.study.watch.monitor.ViT", tv.nn.Linear)
-    with pytest.raises(tv.errors.StudyError, match="--study looks on"):
-        watched(tmp_path / "run")
+    with pytest.raises(tv.errors.StudyError, match="--study works with classifiers of images only"):
+        monitored(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -192,20 +194,16 @@ def test_the_spread_is_the_standard_deviation() -> None:
     x = np.random.default_rng(0).standard_normal((3, 40)) + 100.0
     with trace() as recorded:
         tv.tensor(x) * 2.0
-    assert _spread(recorded.entries[0]) == pytest.approx(np.std(2 * x), rel=1e-6)
+    assert spread(recorded.entries[0]) == pytest.approx(np.std(2 * x), rel=1e-6)
 
 
-def test_a_run_that_goes_on_keeps_the_lines_before_its_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watch = Watch(Display())
-    watch._training = SimpleNamespace(position=SimpleNamespace(step=6, loss_sum=0.0, images=0), total_steps=10)  # type: ignore[assignment]
+def test_a_resumed_run_keeps_the_lines_before_its_checkpoint(tmp_path: Path) -> None:
     (tmp_path / LINES).write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 5, 6, 7, 9)))
-    watch.started(watch._training, tmp_path)
-    assert [line["step"] for line in watch.lines] == [2, 5, 6]
+    monitor = started(tmp_path, total_steps=10, step=6)
+    assert [line["step"] for line in monitor.lines] == [2, 5, 6]
 
 
-def test_the_page_draws_the_largest_gradient_and_the_last_line(tmp_path: Path) -> None:
+def test_the_report_draws_the_largest_gradient_and_the_last_line(tmp_path: Path) -> None:
     def seen(step: int, norm: float) -> dict[str, Any]:
         gradients = {"blocks.0.a.weight": norm, "blocks.0.b.weight": norm / 10}
         attention = {"blocks.0/attention": [0.5, 1.5]}
@@ -214,11 +212,11 @@ def test_the_page_draws_the_largest_gradient_and_the_last_line(tmp_path: Path) -
         )
 
     lines = [seen(1, 3.0), seen(2, 7.0)]
-    assert _curves(lines, "gradients") == {"blocks.0": [3.0, 7.0]}
-    assert _curves(lines, "entropy") == {"blocks.0": [1.0, 1.0]}
-    draw_page(tmp_path / PAGE, tmp_path / PICTURE, "run", lines, [], steps=9)
+    assert curves(lines, "gradients") == {"blocks.0": [3.0, 7.0]}
+    assert curves(lines, "entropy") == {"blocks.0": [1.0, 1.0]}
+    draw_report(tmp_path / PAGE, tmp_path / PICTURE, "run", lines, [], steps=9)
     page = (tmp_path / PAGE).read_text("utf-8")
-    assert "2 of 9 steps were looked at, and the loss of every one: nothing to worry about" in page
+    assert "2 of 9 steps were measured, and the loss of every step; there are no warnings" in page
     assert "At step 2" in page
     assert "<td>0.50</td><td>1.50</td>" in page
     assert "<td>7</td>" in page
@@ -226,13 +224,11 @@ def test_the_page_draws_the_largest_gradient_and_the_last_line(tmp_path: Path) -
 
 
 def test_losses_that_are_read_every_few_steps_are_not_lost(tmp_path: Path) -> None:
-    """As a run on a GPU gives them: three steps at once, and what is left with the end of the epoch."""
-    watch = Watch(Display())
-    watch._training = SimpleNamespace(model=tv.nn.Linear(2, 2), total_steps=1000)  # type: ignore[assignment]
-    watch._every, watch._folder = 1000, tmp_path
+    """A run on a GPU reads them for three steps at once, and the rest at the end of the epoch."""
+    monitor = started(tmp_path, total_steps=1000)
     for step, loss_sum, images in ((1, 0.0, 0), (2, 0.0, 0), (3, 12.0, 6), (4, 12.0, 6)):
-        watch.stepped(SimpleNamespace(step=step, loss_sum=loss_sum, images=images))  # type: ignore[arg-type]
-    watch.finished_epoch(SimpleNamespace(step=4, metrics=[{"train_loss": 1.5}]))  # type: ignore[arg-type]
-    assert watch._losses == [2.0, 2.0, 2.0, 1.5]
-    watch.stepped(SimpleNamespace(step=5, loss_sum=3.0, images=1))  # type: ignore[arg-type]
-    assert watch._losses[-1] == 3.0
+        monitor.stepped(SimpleNamespace(step=step, loss_sum=loss_sum, images=images))  # type: ignore[arg-type]
+    monitor.finished_epoch(SimpleNamespace(step=4, metrics=[{"train_loss": 1.5}]))  # type: ignore[arg-type]
+    assert monitor.losses == [2.0, 2.0, 2.0, 1.5]
+    monitor.stepped(SimpleNamespace(step=5, loss_sum=3.0, images=1))  # type: ignore[arg-type]
+    assert monitor.losses[-1] == 3.0

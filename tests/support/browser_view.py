@@ -1,4 +1,4 @@
-"""A page in a browser tab, for tests of the study page."""
+"""For tests of the study page: a page in a browser tab."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ DESKTOP, PHONE, NARROW = (1280, 800), (390, 844), (320, 640)
 
 
 class View:
-    """A page in a tab of its own, offline; what it complains of and reaches for is written down."""
+    """A page in its own tab, offline. `complaints` has its console messages and errors, `requests` its requests."""
 
     def __init__(
         self, browser: Any, path: Path, size: tuple[int, int] = DESKTOP, address: str = "", **how: Any

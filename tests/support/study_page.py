@@ -1,4 +1,4 @@
-"""A study page as its own scripts see it, for tests: its document and arrays, its steps and their terms."""
+"""For tests: a study page as its scripts read it, with its document, arrays, steps and their terms."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from tinyvit.study.page.page import page_of
+from tinyvit.study.page.write import page_of
 from tinyvit.study.record.records import Recording
 from tinyvit.study.subject import about, study_run
 
@@ -16,7 +16,7 @@ DTYPES = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "u1": "u1"}
 
 
 class Page:
-    """A page as its own scripts see it: the document, and arrays by the number of a value."""
+    """A page as its scripts read it: the document, and arrays by number."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -55,7 +55,7 @@ def digits() -> tuple[Recording, Page]:
 
 
 def unfolded(page: Page, v: int) -> np.ndarray | None:
-    """A value computed from its terms, all elements at once; None where the page does not unfold it."""
+    """A value computed from its terms, all elements at once; None if the page does not unfold it."""
     kind, op, direction, k = page.document["values"][v][3]
     assert kind == "step"
     step = page.document["ops"][op]["steps"][direction][k]
@@ -87,7 +87,7 @@ def unfolded(page: Page, v: int) -> np.ndarray | None:
 
 
 def holds(page: Page) -> dict[str, int]:
-    """Hold every step of a page against its terms; how many of each kind of link there were."""
+    """Compare every step of a page with its terms; return how many links of each kind there were."""
     kinds: dict[str, int] = {}
     for v, (_, _, _, origin) in enumerate(page.document["values"]):
         if origin[0] != "step":

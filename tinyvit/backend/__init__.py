@@ -21,6 +21,7 @@ from .arrays import (
 )
 from .devices import (
     Array,
+    address_of,
     check_device,
     default_device,
     device_of,
@@ -44,6 +45,7 @@ __all__ = [
     "Array",
     "Generator",
     "Namespace",
+    "address_of",
     "allow_tf32",
     "as_array",
     "check_device",

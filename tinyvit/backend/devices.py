@@ -92,6 +92,11 @@ def to_device_of(array: Array, other: Array) -> Array:
     return to_device(array, device_of(other)) if is_on_gpu(other) else array
 
 
+def address_of(array: Array | None) -> int:
+    """Return the address of the first element of an array on a GPU; 0 for None."""
+    return 0 if array is None else int(array.data.ptr)
+
+
 def _number_of(device: str) -> int:
     """Return 1 for "cuda:1", 0 for "cuda"."""
     return int(device.partition(":")[2] or 0)

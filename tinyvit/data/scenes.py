@@ -68,13 +68,14 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
         cells = np.sort(rng.permutation(GRID * GRID)[:count])
         offsets = rng.uniform(-JITTER, JITTER, (count, 2))
         looks = rng.integers(0, (len(SHAPES), len(COLOURS), len(SIZES)), (count, 3))
-        scene = tuple(_thing(*look, cell, offset) for look, cell, offset in zip(looks, cells, offsets, strict=True))
+        scene = tuple(_thing(look, cell, offset) for look, cell, offset in zip(looks, cells, offsets, strict=True))
         if any(thing.pair in HELD_OUT for thing in scene) == held_out:
             return scene
 
 
-def _thing(shape: int, colour: int, size: int, cell: int, offset: NDArray[np.float64]) -> Thing:
+def _thing(look: NDArray[np.int64], cell: int, offset: NDArray[np.float64]) -> Thing:
     """Return a thing from the indices of its shape, colour and size, its cell, and its offset (x, y) in pixels."""
+    shape, colour, size = look
     x, y = (np.array([cell % GRID, cell // GRID]) + 0.5) * CELL + offset
     return Thing(SHAPES[shape], tuple(COLOURS)[colour], tuple(SIZES)[size], int(cell), float(x), float(y))
 

@@ -45,6 +45,13 @@ class Op:
     masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16, on the CPU
     narrow: ClassVar[tuple[str, ...]] = ()  # inputs that may be bfloat16 where the first is float32, on the CPU
     mixes: ClassVar[tuple[str, ...]]  # both
+    # For the study page: letters of the axes of inputs and outputs, as in "x y: B N C", where "..." stands for leading
+    # axes and "|" separates alternatives; facts for monitoring; and what students are shown (functional/teaching.py).
+    letters: ClassVar[tuple[str, ...]] = ()
+    is_activation: ClassVar[bool] = False  # whether units of its output can be zero for every image
+    attention_maps: ClassVar[tuple[str, ...]] = ()  # variables (B, H, N, S) of its gradient rule, to lay over an image
+    fault: ClassVar[Any] = None  # a mistake to plant in its gradient rule
+    questions: ClassVar[tuple[Any, ...]] = ()  # question k is about the k-th application on the way back
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the positional parameters of forward

@@ -1,22 +1,50 @@
 """Activation functions, softmax among them."""
 
+import math
 from typing import Any
+
+import numpy as np
 
 from ..backend import Namespace
 from ..engine import Op, Tensor
 from .elementwise import as_floating
 from .samples import sample
+from .teaching import Fault, Question
 
-_SQRT_HALF = 0.7071067811865476
-_SQRT_2_OVER_PI = 0.7978845608028654
-_ONE_OVER_SQRT_2PI = 0.3989422804014327
+_SQRT_HALF = math.sqrt(1 / 2)
+_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+_ONE_OVER_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 _GELU_CUBIC = 0.044715
+
+
+def _middle_zero(ctx, gradient):
+    """The index of the middle one of the elements that relu cut to 0."""
+    (y,) = ctx.saved
+    zeros = np.argwhere(y == 0)
+    return tuple(zeros[len(zeros) // 2]) if len(zeros) else None
+
+
+_CUT = Question(
+    "the output at {index} is 0. Which gradient comes back there?",
+    "Where relu gave 0, its input could move without changing anything.",
+    "dx",
+    options=("0", "that of the output", "half of it"),
+    element=_middle_zero,
+)
 
 
 class Relu(Op):
     """y = max(x, 0)        dx = dy where x > 0"""
 
     saves = ("out",)
+    letters = ("x out: B C y x",)
+    is_activation = True
+    fault = Fault(
+        right="xp.where(y > 0, dy, 0.0)",
+        wrong="xp.where(y >= 0, dy, 0.0)",
+        mistake="the gradient passes through where the output was cut to 0",
+    )
+    questions = (_CUT, _CUT)
 
     @staticmethod
     def forward(xp, x):
@@ -35,6 +63,7 @@ class Silu(Op):
     """y = x s,  s = sigmoid(x)        dx = dy s (1 + x (1 - s))"""
 
     saves = ("x",)
+    is_activation = True
 
     @staticmethod
     def forward(xp, x):
@@ -72,6 +101,14 @@ def _normal_cdf(xp, x):
     return 0.5 + 0.5 * xp.erf(_SQRT_HALF * x)
 
 
+_FAULT = Fault(
+    right="_normal_cdf(xp, x) + x * (_ONE_OVER_SQRT_2PI * xp.exp(-0.5 * (x * x)))",
+    wrong="_normal_cdf(xp, x) + _ONE_OVER_SQRT_2PI * xp.exp(-0.5 * (x * x))",
+    mistake="the product rule on x P(x) gives P + x P'; the factor x is missing",
+    function="_gelu_slope",
+)
+
+
 class Gelu(Op):
     """y = x P(x),  P(x) = (1 + erf(x / sqrt 2)) / 2        dx = dy (P + x P'),  P' = exp(-x^2 / 2) / sqrt(2 pi)
 
@@ -81,6 +118,8 @@ class Gelu(Op):
     autocast = "narrow"
     saves = ("x",)
     kernel = "gelu"
+    is_activation = True
+    fault = _FAULT
 
     @staticmethod
     def forward(xp, x, *, approximate="none"):
@@ -102,6 +141,8 @@ class BiasGelu(Op):
     autocast = "narrow"
     saves = ("x", "bias")
     kernel = "bias_gelu"
+    is_activation = True
+    fault = _FAULT
 
     @staticmethod
     def forward(xp, x, bias, *, approximate="none"):
@@ -125,6 +166,11 @@ class Softmax(Op):
     autocast = "wide"
     saves = ("out",)
     kernel = "softmax"
+    fault = Fault(
+        right="y * (dy - xp.sum(dy * y, axis=ctx.axis, keepdims=True))",
+        wrong="y * dy",
+        mistake="softmax was differentiated as if its divisor were a constant",
+    )
 
     @staticmethod
     def forward(xp, x, *, axis=-1):

@@ -11,6 +11,7 @@ from .elementwise import constant
 from .random import check_probability
 from .samples import sample
 from .shape import stack
+from .teaching import SHAPE, Fault, Question
 
 
 class Attention(Op):
@@ -27,6 +28,23 @@ class Attention(Op):
     autocast = "narrow"
     saves = ("q", "k", "v", "bias", "out")
     kernel = "attention"
+    letters = ("q out: B H N D", "k v: B H S D", "bias: B H N S | H N S | N S")
+    attention_maps = ("p", "dp", "ds")
+    fault = Fault(
+        right="ds = p * (dp - r)",
+        wrong="ds = p * dp",
+        mistake="the sum over the keys is not subtracted: softmax was differentiated as if its divisor were a constant",
+    )
+    questions = (
+        Question(
+            "what is the sum of a row of ds, the gradient of the scores of one query?",
+            "ds = p (dp - r) with r = sum(p dp), and p sums to 1: adding a number to all scores alike changes nothing.",
+            "ds",
+            options=("1", "the sum of that row of dp", "0"),
+            answer=2,
+        ),
+        Question("which shape has dv?", "A gradient has the shape of what it is the gradient of.", "dv", options=SHAPE),
+    )
 
     @staticmethod
     def forward(xp, q, k, v, bias, *, mask=None, is_causal=False, scale, dropout_p=0.0, seed=0, offset=0):
@@ -77,6 +95,7 @@ class SplitHeads(Op):
 
     view = True
     is_sequence = True
+    letters = ("out: B H N D",)
 
     @staticmethod
     def forward(xp, x, *, parts, heads):
@@ -97,6 +116,7 @@ class MergeHeads(Op):
     """y (B, N, H D) = the heads of x (B, H, N, D) side by side        dx = dy, split into heads"""
 
     view = True
+    letters = ("x: B H N D",)
 
     @staticmethod
     def forward(xp, x):

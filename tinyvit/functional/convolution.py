@@ -8,6 +8,7 @@ import numpy as np
 from ..backend import Namespace
 from ..engine import Op, Tensor
 from .samples import sample
+from .teaching import Fault
 
 Pair = tuple[int, int]
 
@@ -70,14 +71,20 @@ class Col2im(Op):
 
 
 class Conv2d(Op):
-    """Y = W cols + b        dcols = W^T dY,  dW = sum over the batch of dY cols^T,  db = sum dY
+    """Y = W columns + b        dcolumns = W^T dY,  dW = sum over the batch of dY columns^T,  db = sum dY
 
-    with cols = im2col(x), and W (O, C KH KW) and Y (B, O, OH OW) in matrix form.
+    with columns = im2col(x), and W (O, C KH KW) and Y (B, O, OH OW) in matrix form.
     """
 
     autocast = "narrow"
     saves = ("x", "weight")
     kernel = "conv2d"
+    letters = ("x: B C y x", "weight: O C i j", "bias: O", "out: B O y x")
+    fault = Fault(
+        right="db = xp.sum(dy, axis=(0, 2))",
+        wrong="db = xp.mean(dy, axis=(0, 2))",
+        mistake="the gradient of the bias is averaged over the positions instead of summed",
+    )
 
     @staticmethod
     def forward(xp, x, weight, bias, *, stride, padding):
@@ -114,6 +121,7 @@ class MaxPool2d(Op):
 
     saves = ("x", "out")
     kernel = "max_pool2d"
+    letters = ("x out: B C y x",)
 
     @staticmethod
     def forward(xp, x, *, window, stride, padding):
@@ -138,6 +146,8 @@ class MaxPool2d(Op):
 
 class AvgPool2d(Op):
     """y = the mean of each window, the zeros around it counted        dx = dy / (KH KW), added over the windows"""
+
+    letters = ("x out: B C y x",)
 
     @staticmethod
     def forward(xp, x, *, window, stride, padding):

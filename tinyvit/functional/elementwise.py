@@ -1,5 +1,6 @@
 """Operations that act on each element by itself, with NumPy's broadcasting."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,14 @@ from ..backend import BFLOAT16
 from ..engine import Op, Tensor
 from .samples import sample
 
+_IMAGES = ("x y out: B C y x",)
+_TWO_OVER_SQRT_PI = 2 / math.sqrt(math.pi)
+
 
 class Add(Op):
     """z = x + y        dx = dz,  dy = dz"""
+
+    letters = _IMAGES
 
     @staticmethod
     def forward(xp, x, y):
@@ -68,6 +74,7 @@ class Multiply(Op):
     """z = x y        dx = dz y,  dy = dz x"""
 
     saves = ("x for y", "y for x")
+    letters = _IMAGES
 
     @staticmethod
     def forward(xp, x, y):
@@ -257,7 +264,7 @@ class Erf(Op):
 
     def backward(ctx, xp, dy):
         (x,) = ctx.saved
-        return dy * (1.1283791670955126 * xp.exp(-(x * x)))
+        return dy * (_TWO_OVER_SQRT_PI * xp.exp(-(x * x)))
 
     @staticmethod
     def samples():

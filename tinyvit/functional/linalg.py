@@ -9,6 +9,7 @@ import numpy as np
 
 from ..engine import Op, Tensor
 from .samples import sample
+from .teaching import SIGN, Fault, Question
 
 
 class Matmul(Op):
@@ -35,6 +36,15 @@ class Matmul(Op):
         yield sample((2, 1, 3, 4), (3, 4, 2))
 
 
+_BIAS_SIGN = Question(
+    "db[{index[0]}] is the sum of column {index[0]} of {incoming} over all rows. Which sign has it?",
+    "db[{index[0]}] = {value:.4g}: the bias is added to every row, so every row's gradient comes back to it.",
+    "dbias",
+    options=SIGN,
+    element=lambda ctx, gradient: (abs(gradient).argmax(),),
+)
+
+
 class Linear(Op):
     """y = x W^T + b        dx = dy W,  dW = dy^T x,  db = sum of dy over all rows"""
 
@@ -42,6 +52,13 @@ class Linear(Op):
     saves = ("x for weight", "weight for x")
     kernel = "linear"
     masters = ("weight", "bias")
+    letters = ("weight: K C", "bias: K", "out: ... K")
+    fault = Fault(
+        right="db = xp.sum(rows, axis=0)",
+        wrong="db = xp.mean(rows, axis=0)",
+        mistake="the gradient of the bias is averaged over the rows instead of summed",
+    )
+    questions = (_BIAS_SIGN, _BIAS_SIGN)
 
     @staticmethod
     def forward(xp, x, weight, bias):

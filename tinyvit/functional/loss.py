@@ -10,6 +10,7 @@ from .elementwise import as_floating, constant
 from .indexing import check_ids
 from .linalg import matmul
 from .samples import Sample, sample
+from .teaching import SIGN, Fault, Question
 
 
 class CrossEntropy(Op):
@@ -22,6 +23,21 @@ class CrossEntropy(Op):
     autocast = "wide"
     saves = ("logits", "target")
     kernel = "cross_entropy"
+    letters = ("logits target: ... K",)
+    fault = Fault(
+        right="xp.sum(t, axis=-1, keepdims=True) - t)",
+        wrong="xp.sum(t, axis=-1, keepdims=True) - 0.5 * t)",
+        mistake="half of the target is forgotten",
+    )
+    questions = (
+        Question(
+            "the target is class {index[1]}. Which sign has the gradient of that class's logit?",
+            "dlogits is p - t: the probability minus 1 at the right class, so the loss falls if that logit grows.",
+            "dlogits",
+            options=SIGN,
+            element=lambda ctx, gradient: (0, ctx.ids[0]) if ctx.ids is not None and gradient.ndim == 2 else None,
+        ),
+    )
 
     @staticmethod
     def forward(xp, logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0, reduction="mean"):

@@ -6,6 +6,7 @@ from ..backend import BFLOAT16
 from ..engine import Op, Tensor
 from .elementwise import rounds_to_bfloat16
 from .samples import sample
+from .teaching import Fault, Question
 
 
 def _normalized(xp, x, eps):
@@ -37,6 +38,14 @@ def _backward(xp, dy, x, weight, eps, y_dtype, dx_before=None):
     return dx if dx_before is None else dx + dx_before, dweight, dbias
 
 
+_FAULT = Fault(
+    right="rstd * (g - mean_g - xhat * mean_gx)",
+    wrong="rstd * (g - xhat * mean_gx)",
+    mistake="the mean of g is not subtracted: the rule forgets that the mean of x depends on x",
+    function="_backward",
+)
+
+
 class LayerNorm(Op):
     """y = xhat w + b,  xhat = (x - mean) rstd,  rstd = 1 / sqrt(var + eps)
 
@@ -48,6 +57,16 @@ class LayerNorm(Op):
     autocast = "wide"
     saves = ("x", "weight")
     kernel = "layer_norm"
+    fault = _FAULT
+    questions = (
+        Question(
+            "what is the mean of a row of dx?",
+            "Adding a number to the whole row does not change the output, so no gradient can point in that direction.",
+            "dx",
+            options=("the mean of that row of dy", "0", "1"),
+            answer=1,
+        ),
+    )
 
     @staticmethod
     def forward(xp, x, weight, bias, *, eps=1e-5, y_dtype=None):
@@ -78,6 +97,7 @@ class AddLayerNorm(Op):
     saves = ("sum", "weight")
     outputs = ("sum", "y")
     kernel = "add_layer_norm"
+    fault = _FAULT
     narrow = ("residual",)
 
     @staticmethod

@@ -19,6 +19,7 @@ class Patches(Op):
     """y = the patches of x, each as a row        dx = dy put back where it was read"""
 
     kernel = "patches"
+    letters = ("x: B C y x",)
     view = True
 
     @staticmethod

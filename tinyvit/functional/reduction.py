@@ -8,6 +8,7 @@ from ..engine import Op, Tensor
 from .elementwise import as_floating
 from .samples import sample
 from .shape import reshape
+from .teaching import Fault
 
 Axis = int | tuple[int, ...] | None
 
@@ -53,6 +54,11 @@ class Mean(Op):
     """y = (sum of x over axes) / n        dx = dy / n, repeated over them"""
 
     autocast = "wide"
+    fault = Fault(
+        right="dy / _count(ctx.shapes[0], ctx.axis)",
+        wrong="dy",
+        mistake="the gradient is not divided by the number of elements that were averaged",
+    )
 
     @staticmethod
     def forward(xp, x, *, axis=None, keepdims=False):

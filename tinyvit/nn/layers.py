@@ -64,8 +64,8 @@ class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps, self.narrow)
 
-    def _describe(self) -> str:
-        return f"{super()._describe()}, eps={self.eps}"
+    def describe(self) -> str:
+        return f"{super().describe()}, eps={self.eps}"
 
 
 class Embedding(Module):
@@ -89,7 +89,7 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.p) if self.training and self.p else x
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
         return f"p={self.p}"
 
 
@@ -106,7 +106,7 @@ class DropPath(Module):
         first_of_each = x.data[(slice(None), *[slice(1)] * (x.ndim - 1))]  # (B, 1, ...)
         return x * F.dropout(Tensor(np.ones_like(first_of_each)), self.p)
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
         return f"p={self.p}"
 
 
@@ -142,8 +142,8 @@ class Conv2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
-    def _describe(self) -> str:
-        return f"{super()._describe()}, stride={self.stride}, padding={self.padding}"
+    def describe(self) -> str:
+        return f"{super().describe()}, stride={self.stride}, padding={self.padding}"
 
 
 class MaxPool2d(Module):
@@ -155,7 +155,7 @@ class MaxPool2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
@@ -175,5 +175,5 @@ class GELU(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x, self.approximate)
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
         return f"approximate={self.approximate!r}"

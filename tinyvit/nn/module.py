@@ -134,9 +134,10 @@ class Module:
 
     def __repr__(self) -> str:
         lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children()]
-        return f"{type(self).__name__}({self._describe()}" + ("\n" + "\n".join(lines) + "\n)" if lines else ")")
+        return f"{type(self).__name__}({self.describe()}" + ("\n" + "\n".join(lines) + "\n)" if lines else ")")
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """Return the options of this module in one line, as `repr` and notebooks show them."""
         shapes = (f"{n}={tuple(v.shape)}" for n, v in vars(self).items() if isinstance(v, Parameter))
         return ", ".join(shapes)
 

@@ -1,6 +1,6 @@
-"""Optimizers, learning-rate schedules, gradient clipping, averages of the weights, and the scale of float16 losses.
+"""Optimizers, learning-rate schedules, gradient clipping, the average of the weights, and the scale of float16 losses.
 
-Order: schedules, average, device, optimizers, scaler.
+Order: schedules, average, bundle, device, optimizers, scaler.
 """
 
 from .average import EMA

@@ -1,4 +1,4 @@
-"""Averages of the weights."""
+"""The moving average of the weights."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from ..engine import Tensor
 class EMA:
     """An exponential moving average of parameters: a <- d a + (1 - d) p after each step.
 
-    In the first steps d is min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten.
+    In the first steps d is min(decay, (1 + t) / (10 + t)), so that the initial weights soon lose their influence.
     """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float = 0.999) -> None:
@@ -21,7 +21,7 @@ class EMA:
         self.averages = [p.data.copy() for p in self.parameters]
 
     def update(self) -> None:
-        """Take the parameters' present values into the average."""
+        """Include the current values of the parameters in the average."""
         self.steps += 1
         d = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for a, p in zip(self.averages, self.parameters, strict=True):
@@ -30,7 +30,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within this block the parameters have their average values."""
+        """Give the parameters their average values within this block."""
         own = [p.data.copy() for p in self.parameters]
         for p, a in zip(self.parameters, self.averages, strict=True):
             p.assign(a)
@@ -41,9 +41,11 @@ class EMA:
                 p.assign(values)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the number of updates and copies of the averages."""
         return {"steps": self.steps, "averages": {str(i): to_host(a).copy() for i, a in enumerate(self.averages)}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state`. Raises ValueError if it belongs to other parameters."""
         averages = [state["averages"][str(i)] for i in range(len(state["averages"]))]
         if [a.shape for a in averages] != [a.shape for a in self.averages]:
             raise ValueError("EMA state belongs to other parameters: their number or shapes differ")

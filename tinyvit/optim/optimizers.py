@@ -1,4 +1,4 @@
-"""Optimizers, groups of parameters, and gradient clipping."""
+"""Optimizers, groups of parameters with their own settings, and gradient clipping."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +10,14 @@ import numpy as np
 from .. import dispatch
 from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host
 from ..engine import Tensor
+from .bundle import MOMENTS, HostBundle, Member
 from .device import DeviceBundle
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
 class Optimizer:
-    """What all optimizers share: groups of parameters with their settings, and arrays kept for each parameter.
+    """The base class of optimizers: groups of parameters with their settings, and arrays kept for each parameter.
 
     Parameters
     ----------
@@ -25,10 +26,10 @@ class Optimizer:
     Raises
     ------
     TypeError, ValueError
-        If a setting is no number, or out of its range: betas are in [0, 1), the others finite and at least 0.
+        If a setting is not a number, or out of range: betas must be in [0, 1), the others finite and at least 0.
     """
 
-    slots: Sequence[str] = ()  # names of the arrays kept for each parameter
+    slots: Sequence[str] = ()  # the names of the arrays kept for each parameter
 
     def __init__(self, params: Parameters, **defaults: Any) -> None:
         if isinstance(params, Tensor):
@@ -54,7 +55,7 @@ class Optimizer:
         self._arrays = [{slot: np.zeros_like(p.data) for slot in self.slots} for p in tensors]
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Delete all gradients."""
         for group in self.groups:
             for p in group["params"]:
                 p.grad = None
@@ -71,20 +72,20 @@ class Optimizer:
                     p.mark_modified()
 
     def set_lr(self, lr: float) -> None:
-        """Give every group this learning rate."""
+        """Set the learning rate of every group."""
         for group in self.groups:
             group["lr"] = lr
 
     def device_bundle(self) -> DeviceBundle | None:
-        """All parameters, where one kernel on their GPU makes the whole step and clips and scales there; else None."""
+        """Return all parameters, if one kernel on their GPU makes the step with its clipping and scaling; else None."""
         return None
 
     def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
-        """Change the parameter p in place by its gradient g."""
+        """Update the parameter p in place from its gradient g."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, the settings of each group, and copies of the arrays kept for each parameter, in order."""
+        """Return the number of steps, the settings of each group, and copies of the arrays kept for each parameter."""
         settings = {
             str(i): {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k != "params"}
             for i, group in enumerate(self.groups)
@@ -95,7 +96,7 @@ class Optimizer:
         return {"steps": self.steps, "groups": settings, "arrays": arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; ValueError if it belongs to other parameters or another optimizer."""
+        """Restore `state`. Raises ValueError if it belongs to other parameters or to another optimizer."""
         arrays, own = state.get("arrays", {}), {str(i): kept for i, kept in enumerate(self._arrays) if kept}
         if len(state["groups"]) != len(self.groups) or arrays.keys() != own.keys():
             raise ValueError(
@@ -164,8 +165,8 @@ class Adam(Optimizer):
     (Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1.)
     """
 
-    slots = ("m", "v")
-    decoupled = False
+    slots = MOMENTS
+    decoupled = False  # whether weight decay bypasses the moments
     update = "adamw"  # the name under which kernels for the step are registered
 
     def __init__(
@@ -180,20 +181,20 @@ class Adam(Optimizer):
         self._bundle()
 
     def _bundle(self) -> None:
-        """Have the moments of each dtype lie together."""
-        members: dict[Any, list[_Member]] = {}
+        """Bundle the parameters of each dtype, so that their moments lie together."""
+        members: dict[Any, list[Member]] = {}
         arrays = iter(self._arrays)
         for i, group in enumerate(self.groups):
             for p in group["params"]:
                 members.setdefault(p.dtype, []).append((p, next(arrays), i))
         on_gpu = {dtype for dtype, entries in members.items() if any(is_on_gpu(p.data) for p, _, _ in entries)}
-        self._bundles = [_Bundle(dtype, entries) for dtype, entries in members.items() if dtype not in on_gpu]
+        self._bundles = [HostBundle(dtype, entries) for dtype, entries in members.items() if dtype not in on_gpu]
         self.device_bundles = [DeviceBundle(dtype, members[dtype], len(self.groups)) for dtype in on_gpu]
         for bundle in self.device_bundles:
             bundle["step"] = self.steps
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of: its moments will be views of arrays of its own."""
+        """Return the state of a copy without the bundles: the copy makes its own, as views of its own arrays."""
         return {name: value for name, value in self.__dict__.items() if not name.endswith("_bundles")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -201,7 +202,7 @@ class Adam(Optimizer):
         self._bundle()
 
     def step(self) -> None:
-        """Update every parameter that has a gradient: all of one dtype by one call of a kernel, if there is one."""
+        """Update every parameter that has a gradient: all of one dtype in one call of a kernel, if a kernel serves."""
         self.steps += 1
         settings = np.array([self._settings(group) for group in self.groups])
         for bundle in self._bundles:
@@ -242,11 +243,11 @@ class Adam(Optimizer):
             bundle["step"] = self.steps
 
     def _is_as_published(self) -> bool:
-        """Whether the rule is the kernel's; a subclass may have one of its own."""
+        """Return whether the kernels compute this rule; a subclass may override it."""
         return type(self)._update is Adam._update and type(self)._settings is Adam._settings
 
     def _settings(self, group: dict[str, Any]) -> tuple[float, ...]:
-        """keep, l2, b1, b2, rate, c2 and eps of the kernel `adamw`, whose formula is that of `_update`."""
+        """Return keep, l2, b1, b2, rate, c2 and eps of the kernel `adamw`, whose formula is equal to `_update`."""
         lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
         keep, l2 = (1 - lr * decay, 0.0) if self.decoupled else (1.0, decay)
         return keep, l2, b1, b2, lr / (1 - b1**self.steps), 1 / (1 - b2**self.steps), group["eps"]
@@ -267,50 +268,8 @@ class Adam(Optimizer):
         p -= lr * mhat / (np.sqrt(vhat) + group["eps"])
 
 
-_Member = tuple[Tensor, dict[str, Array], int]  # a parameter, its moments, the number of its group
-
-
-class _Bundle:
-    """Parameters of one dtype, whose moments lie one after the other in two flat arrays: m and v are views of these."""
-
-    def __init__(self, dtype: Any, members: list[_Member]) -> None:
-        self.dtype, self.members = dtype, members
-        sizes = [p.size for p, _, _ in members]
-        starts = np.cumsum([0, *sizes])
-        self.moments = [np.zeros(starts[-1], dtype) for _ in Adam.slots]
-        for (p, kept, _), start in zip(members, starts, strict=False):
-            for slot, flat in zip(Adam.slots, self.moments, strict=True):
-                view = flat[start : start + p.size].reshape(p.shape)
-                view[...] = kept[slot]
-                kept[slot] = view
-        self.table = np.zeros((len(members), 5), np.int64)  # see the kernel
-        self._placed: list[Array | None] = [None] * len(members)  # the parameters whose addresses are in it
-        self.table[:, 2], self.table[:, 3], self.table[:, 4] = starts[:-1], sizes, [i for _, _, i in members]
-
-    def step(self, kernel: dispatch.Kernel, settings: Array) -> list[_Member]:
-        """Have the kernel update all it can, and return the members it cannot reach."""
-        moved: list[Array | None] = []  # the parameters whose addresses the table does not hold yet
-        gradients: list[Array | None] = []
-        rest = []
-        for i, member in enumerate(self.members):
-            tensor, kept, _ = member
-            p, gradient = tensor.data, tensor.grad
-            g = None if gradient is None else gradient.data
-            fits = g is not None and p.shape == g.shape == kept["m"].shape and p.dtype == g.dtype == self.dtype
-            reached = fits and p.flags.carray and g.flags.carray
-            moved.append(p if reached and p is not self._placed[i] else None)
-            gradients.append(g if reached else None)
-            if reached:
-                self._placed[i] = p
-                tensor.mark_modified()
-            elif g is not None:
-                rest.append(member)
-        kernel.forward(moved, gradients, self.table, settings, *self.moments)
-        return rest
-
-
 class AdamW(Adam):
-    """Adam whose weight decay does not pass through the moments: p <- p - lr weight_decay p before each step.
+    """Adam with weight decay that bypasses the moments: p <- p - lr weight_decay p before each step.
 
     (Loshchilov and Hutter, Decoupled weight decay regularization, 2019, algorithm 2.)
     """
@@ -329,23 +288,24 @@ class AdamW(Adam):
 
 
 def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and filters, which decay, and biases, norms, embeddings and tokens, which do not.
+    """Return two groups: matrices and filters, with weight decay, and all other parameters, without it.
 
-    What does not decay has one axis, or a name that ends in `pos_embed` or `_token` or contains `embedding`.
+    The others have one axis, as biases and norms do, or a name that ends in `pos_embed` or `_token` or contains
+    `embedding`.
     """
-    decaying: list[Tensor] = []
-    resting: list[Tensor] = []
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
     for name, p in named_parameters:
-        spared = p.ndim < 2 or name.endswith(("pos_embed", "_token")) or "embedding" in name
-        (resting if spared else decaying).append(p)
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": resting, "weight_decay": 0.0}]
+        is_other = p.ndim < 2 or name.endswith(("pos_embed", "_token")) or "embedding" in name
+        (others if is_other else decayed).append(p)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale all gradients together so that their joint Euclidean norm is at most `max_norm`; return it as it was.
+    """Scale all gradients so that their joint Euclidean norm is at most `max_norm`; return the norm before scaling.
 
-    A norm that is NaN or infinite leaves the gradients as they are.
+    If the norm is NaN or infinite, the gradients are not changed.
     (Pascanu et al., On the difficulty of training recurrent neural networks, 2013.)
     """
     if not max_norm > 0:
@@ -359,5 +319,5 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
 
 
 def joint_norm(arrays: Iterable[Array]) -> float:
-    """The Euclidean norm of all elements together; on a GPU by sums, since CuPy's `vdot` needs cuBLAS."""
+    """Return the Euclidean norm of all elements; on a GPU with sums, because CuPy's `vdot` needs cuBLAS."""
     return math.sqrt(sum(float((a * a).sum(dtype="float64") if is_on_gpu(a) else np.vdot(a, a)) for a in arrays))

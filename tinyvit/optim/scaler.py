@@ -1,4 +1,4 @@
-"""The scale of the losses, which keeps gradients in float16 above zero.
+"""The scale of the losses in float16, which keeps small gradients from becoming zero.
 
 (Micikevicius et al., Mixed precision training, 2018.)
 """
@@ -12,19 +12,20 @@ from .optimizers import Optimizer, joint_norm
 
 
 class LossScaler:
-    """Multiplies losses, so that gradients in float16 do not vanish, and divides the gradients again before a step.
+    """Multiply losses so that gradients in float16 do not vanish, and divide the gradients again before a step.
 
-    A step whose gradients are not finite is skipped, and the scale halved; after `growth` steps without one it is
-    doubled. Where Adam's parameters are float32 on one GPU all of that happens there, and nothing waits for the host.
+    If the gradients are not finite, the step is skipped and the scale is halved; after `growth` steps without such
+    gradients it is doubled. If Adam's parameters are float32 on one GPU, all of this happens there, and nothing waits
+    for the host.
 
     Parameters
     ----------
-    optimizer : what makes the steps.
-    initial : the first scale, a power of two, so that it costs no digits.
-    growth : steps until the scale is doubled.
+    optimizer : the optimizer whose steps are scaled.
+    initial : the first scale, a power of two, so that scaling is exact.
+    growth : the number of steps after which the scale is doubled.
     """
 
-    _scale: float  # these two are as they were where the steps are made on a device
+    _scale: float  # the device has the current values of these two if it makes the steps
     _good_steps: int
 
     def __init__(self, optimizer: Optimizer, initial: float = 65536.0, growth: int = 2000) -> None:
@@ -38,22 +39,22 @@ class LossScaler:
 
     @property
     def scale(self) -> float:
-        """What losses are multiplied by; asking for it waits for the device."""
+        """The factor of the losses; reading it waits for the device."""
         return self._scale if self._bundle is None else self._bundle["scale"]
 
     @property
     def good_steps(self) -> int:
-        """How many steps were made since the scale was changed."""
+        """The number of steps since the scale was changed."""
         return self._good_steps if self._bundle is None else int(self._bundle["good"])
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss to call `backward` on."""
+        """Return the loss to call `backward` on."""
         return loss * (self._scale if self._bundle is None else Tensor(self._bundle.scale_of_losses()))
 
     def step(self, clip_norm: float = 0.0) -> float | Tensor:
-        """One step by the gradients divided by the scale, unless they are not finite; returns their norm.
+        """Make one step with the gradients divided by the scale, unless they are not finite; return their norm.
 
-        The norm is a tensor on the device where nothing waits for the host.
+        The norm is a tensor on the device if the step is made there.
         """
         if self._bundle is not None:
             self._bundle["max_norm"] = clip_norm
@@ -77,9 +78,11 @@ class LossScaler:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the scale and the number of steps since it was changed."""
         return {"scale": self.scale, "good_steps": self.good_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state`."""
         self._scale, self._good_steps = float(state["scale"]), int(state["good_steps"])
         if self._bundle is not None:
             self._bundle["scale"], self._bundle["good"] = self._scale, self._good_steps

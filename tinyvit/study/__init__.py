@@ -1,11 +1,26 @@
-"""Looking at gradients: recording what runs, telling its steps, and checking it against finite differences."""
+"""Study gradients: record a computation, walk through its rules step by step, check them by finite differences.
 
-from ..engine.gradcheck import GradcheckError, gradcheck
-from .check.check import Check, check, check_rule
-from .rules.narrate import Narration, narrate_backward, narrate_forward
+`rules/` narrates a rule, `record/` holds what a trace recorded, `check/` compares rules with finite differences,
+`page/` shows a trace, and `watch/` monitors a training run.
+
+Order: rules, record, check, page, trace, notebook, watch, subject.
+"""
+
+from ..engine import GradcheckError, gradcheck
+from .check.differences import Check, check, check_rule
+from .rules.narrate import narrate_backward, narrate_forward
+from .rules.steps import Narration
 from .trace import Trace, trace
 
 __all__ = [
-    "Check", "GradcheckError", "Narration", "Trace", "check", "check_rule", "gradcheck", "narrate_backward",
-    "narrate_forward", "trace",
-]  # fmt: skip
+    "Check",
+    "GradcheckError",
+    "Narration",
+    "Trace",
+    "check",
+    "check_rule",
+    "gradcheck",
+    "narrate_backward",
+    "narrate_forward",
+    "trace",
+]

@@ -1,4 +1,4 @@
-"""What is studied by the command: a trained model on an image that it is unsure of, or one operation by itself."""
+"""The study command: the page or the text of a trained model on an image that it is unsure of, or of one operation."""
 
 import difflib
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import context
 from .. import functional as F
 from ..context import no_grad
 from ..data import normalize, read_image
@@ -18,30 +17,30 @@ from ..errors import DataError, StudyError
 from ..models import ViT
 from ..run.folder import RunError, TrainedModel, load_data, load_run
 from ..tasks import DataSpec
-from .check.plant import place_for
+from .check.faults import place_for
 from .page.fused import comparisons_of
-from .page.page import save_page
+from .page.write import save_page
 from .trace import Trace, trace
 
-# What the command does ----------------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------------------------
 
 
 def write_page(run: str, image: str | None, label: str | None, out: str | None, plant: str | None = None) -> str:
-    """Write the page of a run, or of an operation, and say where it is and how it is opened."""
-    recorded, told = _studied(run, image, label, plant)
+    """Write the page of a run, or of an operation; return its summary, its path, and how to open it."""
+    recorded, contents = _studied(run, image, label, plant)
     if recorded.mistake is not None:
-        told["exercise"] = recorded.mistake
-        told["title"] = "One gradient rule of this page is wrong. Which one?"
+        contents["exercise"] = recorded.mistake
+        contents["title"] = "One gradient rule on this page is wrong. Which one?"
     path = _page_name(run, image, plant) if out is None else out
     try:
-        save_page(recorded, path, told)
+        save_page(recorded, path, contents)
     except OSError as error:
         raise StudyError(f"{path} cannot be written: {error.strerror}") from error
-    return f"{told['summary']}\n{path}: {Path(path).stat().st_size / 1e6:.1f} MB; open it in a browser"
+    return f"{contents['summary']}\n{path}: {Path(path).stat().st_size / 1e6:.1f} MB; open it in a browser"
 
 
 def _page_name(run: str, image: str | None, plant: str | None) -> str:
-    """study.html, or study-<what is studied>.html."""
+    """study.html, or study-<subject>.html."""
     parts = [] if run == "digits" else [Path(run).name]
     parts += [] if image is None else [Path(image).stem]
     parts += [] if plant is None else ["exercise"]
@@ -49,17 +48,18 @@ def _page_name(run: str, image: str | None, plant: str | None) -> str:
 
 
 def printed(run: str, image: str | None, label: str | None, operation: str | None, plant: str | None = None) -> str:
-    """The walk in words, of all operations or of those with `operation` in their name."""
-    recorded, told = _studied(run, image, label, plant)
+    """The text of all operations, or all steps of those whose key contains `operation`."""
+    recorded, contents = _studied(run, image, label, plant)
     if operation is None and run in Op.registry:
         operation = run
     try:
-        return f"{told['summary']}\n\n{recorded.text(operation)}"
+        return f"{contents['summary']}\n\n{recorded.text(operation)}"
     except KeyError as error:
         raise StudyError(error.args[0]) from error
 
 
 def _studied(run: str, image: str | None, label: str | None, plant: str | None) -> tuple[Trace, dict[str, Any]]:
+    """The trace of a run or of an operation, and what its page says about it."""
     if run in Op.registry and not Path(run).exists():
         if image is not None or label is not None:
             raise StudyError(f"{run} is an operation and takes no image; leave out --image and --label")
@@ -74,18 +74,17 @@ def _studied(run: str, image: str | None, label: str | None, plant: str | None) 
     return subject.trace, about(subject)
 
 
-def _traced(go: Callable[[], Any], names: dict[str, Tensor], plant: str | None) -> Trace:
-    """Trace what `go` does, by the plain rules; if a fault is to be planted, once more with it."""
+def _traced(compute: Callable[[], Any], names: dict[str, Tensor], plant: str | None) -> Trace:
+    """Trace `compute`, with plain rules; to plant a fault, trace it again with the wrong rule in one place."""
     with use_kernels("numpy"), trace(names=names) as recorded:
-        go()
+        compute()
     if plant is not None:
         place = place_for(plant, recorded)
-        with use_kernels("numpy"), trace(names=names) as recorded:
-            context.now().recorder.instead[place.key] = place.op
-            go()
+        with use_kernels("numpy"), trace(names=names, planted={place.key: place.op}) as recorded:
+            compute()
         recorded.mistake = place.mistake
     for entry in recorded:
-        entry.line = ""  # it was called from here, which tells nobody anything
+        entry.line = ""  # drop the call site: it is always this file
     return recorded
 
 
@@ -93,10 +92,10 @@ def _traced(go: Callable[[], Any], names: dict[str, Tensor], plant: str | None) 
 
 
 def study_operation(name: str, plant: str | None = None) -> Trace:
-    """Trace an operation, forward and backward, on its own samples, by the plain rule at float64."""
+    """Trace an operation, forward and backward, on its own samples, with the plain rule at float64."""
     samples = list(Op.registry[name].samples())
 
-    def go() -> None:
+    def compute() -> None:
         rng = np.random.default_rng(0)
         for sample in samples:
             inputs = [None if x is None else Tensor(x, requires_grad=True) for x in sample.inputs]
@@ -104,13 +103,13 @@ def study_operation(name: str, plant: str | None = None) -> Trace:
             for y in outputs if isinstance(outputs, tuple) else (outputs,):
                 y.backward(rng.standard_normal(y.shape), retain_graph=True)
 
-    return _traced(go, {}, plant)
+    return _traced(compute, {}, plant)
 
 
 def about_operation(name: str) -> dict[str, Any]:
     return {
         "title": f"The gradient of {name.replace('_', ' ')}, step by step",
-        "summary": f"{name} on samples of a few shapes, at float64, with random gradients coming back.",
+        "summary": f"{name} on samples of several shapes, at float64, with random gradients of its output.",
     }
 
 
@@ -119,13 +118,13 @@ def about_operation(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Subject:
-    """One image, gone through a model forward and backward.
+    """The forward and the backward pass of a model on one image.
 
     Attributes
     ----------
-    run, image : their names.
-    pixels : uint8 (C, H, W).
-    target : the class that the loss asks for.  whose : the image's "label", the model's "guess", the user's "choice".
+    run, image : their names.  pixels : uint8 (C, H, W).
+    target : the class that the loss takes as right.
+    source : where the target comes from: the image's "label", the model's own "guess", or the user's "choice".
     probabilities : of the classes.
     """
 
@@ -134,7 +133,7 @@ class Subject:
     pixels: np.ndarray
     classes: tuple[str, ...]
     target: int
-    whose: str
+    source: str
     probabilities: np.ndarray
     loss: float
     trained: TrainedModel
@@ -145,15 +144,16 @@ class Subject:
 def study_run(
     run: str = "digits", image: str | Path | None = None, label: str | None = None, plant: str | None = None
 ) -> Subject:
-    """Trace the loss of one image, and its gradients, by the plain rules at float32.
+    """Trace the loss of one image, and its gradients, with plain rules at float32.
 
     Parameters
     ----------
     run : a run folder, or the name of a recipe whose trained weights come with the package.
-    image : an image file; by default the test image that the model is least sure of: where it is sure, gradients are
-        almost zero.
-    label : the class that the loss asks for; by default the test image's label, or of a file the most probable class.
-    plant : the operation one of whose rules shall be wrong, or "any".
+    image : an image file. The default is the test image of which the model is least sure, because gradients are almost
+        zero where a model is sure.
+    label : the class that the loss takes as right. The default is the label of a test image; for a file it is the most
+        probable class.
+    plant : the operation of which one gradient rule is to be wrong, or "any".
 
     Raises
     ------
@@ -161,21 +161,21 @@ def study_run(
     """
     trained = load_run(run)
     if not isinstance(trained.model, ViT) or len(trained.data.shape) != 3 or not trained.data.classes:
-        raise StudyError(f"{run} is no classifier of images; those are what tinyvit study walks through")
+        raise StudyError(f"{run} is not a classifier of images; tinyvit study works with those only")
     if image is None:
         pixels, target, name = _least_sure(trained)
-        whose = "label"
+        source = "label"
     else:
         pixels, name = _pixels_of(image, trained.data), str(image)
-        target, whose = int(_probabilities(trained, pixels[None])[0].argmax()), "guess"
+        target, source = int(_probabilities(trained, pixels[None])[0].argmax()), "guess"
     if label is not None:
-        target, whose = _class_of(label, trained.data.classes), "choice"
+        target, source = _class_of(label, trained.data.classes), "choice"
     images = Tensor(normalize(pixels[None], trained.data.mean, trained.data.std), requires_grad=True)
 
-    def go() -> None:
+    def compute() -> None:
         F.cross_entropy(trained.model(images), np.array([target])).backward()
 
-    recorded = _traced(go, {"image": images}, plant)
+    recorded = _traced(compute, {"image": images}, plant)
     loss = recorded["cross_entropy"].outputs[0].array
     assert loss is not None
     return Subject(
@@ -184,7 +184,7 @@ def study_run(
         pixels=pixels,
         classes=trained.data.classes,
         target=target,
-        whose=whose,
+        source=source,
         probabilities=_probabilities(trained, pixels[None])[0],
         loss=float(loss),
         trained=trained,
@@ -216,7 +216,7 @@ def _probabilities(trained: TrainedModel, pixels: np.ndarray) -> np.ndarray:
 
 
 def _least_sure(trained: TrainedModel) -> tuple[np.ndarray, int, str]:
-    """Of the first 500 test images, the one whose two most probable classes are closest; its label, its name."""
+    """Among the first 500 test images, the one whose two most probable classes are closest; its label and its name."""
     test = load_data(trained.recipe, "test")
     probabilities = _probabilities(trained, test.images[:500])
     first, second = np.sort(probabilities, axis=1)[:, :-3:-1].T
@@ -224,38 +224,40 @@ def _least_sure(trained: TrainedModel) -> tuple[np.ndarray, int, str]:
     return test.images[i], int(test.labels[i]), f"test image {i} of {trained.recipe.data.name}"
 
 
-_WHOSE = {"label": "its label", "guess": "the model's own guess", "choice": "as asked"}
-_TOLD = {
-    "label": "is told the right answer",
-    "guess": "takes its own guess for the right answer, since nobody told it",
-    "choice": "is told what to answer",
+# What the page says about it ----------------------------------------------------------------------------------------
+
+_SOURCES = {"label": "its label", "guess": "the model's own guess", "choice": "as asked"}
+_ANSWERS = {
+    "label": "is given the right answer",
+    "guess": "takes its own guess as the right answer, because the image has no label",
+    "choice": "is given the answer that the reader chose",
 }
 _NOTES = {
-    "label": "The image is one that the model is unsure of: where a model is sure, all gradients are almost zero.",
-    "guess": "The loss asks for what the model finds most probable, so where it is sure the gradients are small; "
-    "--label asks for another class.",
-    "choice": "The loss asks for the class that was given with --label.",
+    "label": "The model is unsure of this image. Where a model is sure, all gradients are almost zero.",
+    "guess": "The loss takes the most probable class as right, so the gradients are small where the model is sure. "
+    "The option --label chooses another class.",
+    "choice": "The loss takes as right the class that was given with --label.",
 }
 
 
 def about(subject: Subject) -> dict[str, Any]:
-    """What the page says of a subject, see `tinyvit.study.page.page_of`."""
+    """The contents of the page of a subject, see `tinyvit.study.page.write.page_of`."""
     model, p = subject.model, subject.probabilities
     target = subject.classes[subject.target]
-    says = ", ".join(f"{subject.classes[i]} ({100 * p[i]:.0f} %)" for i in np.argsort(-p)[:2])
-    whose = _WHOSE[subject.whose]
+    guesses = ", ".join(f"{subject.classes[i]} ({100 * p[i]:.0f} %)" for i in np.argsort(-p)[:2])
+    source = _SOURCES[subject.source]
     parameters = sum(parameter.size for parameter in model.parameters())
-    loss = f"the loss against {target}, {whose}, is {subject.loss:.4f}"
+    loss = f"the loss against {target}, {source}, is {subject.loss:.4f}"
     return {
         "title": f"How a ViT learns from one image: {subject.run}",
-        "summary": f"{subject.image}: the model says {says}; {loss}.",
+        "summary": f"{subject.image}: the model says {guesses}; {loss}.",
         "facts": [
             ["model", f"{subject.run}: {parameters:,} parameters, {len(model.blocks)} blocks"],
             ["image", f"{subject.image}, {' x '.join(map(str, subject.pixels.shape))}"],
-            ["loss", f"{subject.loss:.6g}, cross-entropy against class {target} ({whose})"],
+            ["loss", f"{subject.loss:.6g}, cross-entropy against class {target} ({source})"],
             ["computed by", "the plain rules at float32, in eval mode (no dropout)"],
         ],
-        "notes": [_NOTES[subject.whose]],
+        "notes": [_NOTES[subject.source]],
         "fused": comparisons_of(subject.trace),
         "pixels": subject.pixels,
         "grid": list(model.patch_embed.grid),
@@ -264,38 +266,42 @@ def about(subject: Subject) -> dict[str, Any]:
         "classes": list(subject.classes),
         "probabilities": [float(x) for x in p],
         "target": subject.target,
-        "told": _TOLD[subject.whose],
+        "answer": _ANSWERS[subject.source],
         "tour": _tour(subject),
         "python": "" if subject.trace.mistake else f"from tinyvit.study.subject import study_run; {_call(subject)}",
     }
 
 
 def _call(subject: Subject) -> str:
-    """Python that traces the same again."""
-    words = [repr(subject.run)]
-    words += [] if subject.whose == "label" or subject.image.startswith("test image") else [f"image={subject.image!r}"]
-    words += [f"label={subject.classes[subject.target]!r}"] if subject.whose == "choice" else []
-    return f"trace = study_run({', '.join(words)}).trace"
+    """Python code that makes the same trace."""
+    arguments = [repr(subject.run)]
+    if subject.source != "label" and not subject.image.startswith("test image"):
+        arguments.append(f"image={subject.image!r}")
+    if subject.source == "choice":
+        arguments.append(f"label={subject.classes[subject.target]!r}")
+    return f"trace = study_run({', '.join(arguments)}).trace"
 
 
 def _tour(subject: Subject) -> list[dict[str, Any]]:
-    """Where a newcomer may begin: places of the page, with what is to be seen there."""
+    """Places of the page to start from, and what the reader can see there."""
     recorded, target = subject.trace, subject.target
     first = recorded.entries[0]
     last = f"blocks.{len(subject.model.blocks) - 1}.attn/attention"
     places: list[tuple[str, str, str | None, Any, str, str]] = [
         ("cross_entropy", "forward", None, None, "The loss",
-         "From the scores of all classes to one number: how surprised the model is by the right answer."),
-        ("cross_entropy", "backward", "dlogits", (0, target), "Where the way back begins",
-         "The slope of the loss for itself is 1. One rule later it is p - t: what the model says, less what is true."),
+         "It turns the scores of all classes into one number: how much the right answer surprises the model."),
+        ("cross_entropy", "backward", "dlogits", (0, target), "Where the backward pass starts",
+         "The slope of the loss with respect to itself is 1. One rule later the gradient is p - t: the predicted "
+         "probabilities minus the target."),
         ("head/linear", "backward", "dweight", None, "A matrix product",
-         "The gradient of a weight is what came back times what went in. Open a cell, and see both."),
+         "The gradient of a weight is the gradient of the output times the input. Open a cell to see both."),
         (last, "backward", "ds", None, "Attention and its softmax",
-         "ds = p (dp - r): why every row sums to zero, and how much of it comes from each of the two terms."),
+         "ds = p (dp - r) explains why every row sums to zero, and how much of it comes from each of the two terms."),
         ("blocks.0.norm1/layer_norm", "backward", "dx", None, "Layer norm",
-         "Two means are taken off the gradient, one for each thing that the norm forgets of its input."),
+         "The rule subtracts two means from the gradient: one because the norm ignores the mean of its input, one "
+         "because it ignores the scale."),
         (first.key, "backward", f"d{first.op.inputs[0]}", None, "The image itself",
-         "The end of the way: how the loss would change with each pixel."),
+         "Here the backward pass ends: these gradients say how the loss would change with each pixel."),
     ]  # fmt: skip
     keys = {entry.key for entry in recorded}
     return [

@@ -1,4 +1,4 @@
-"""A trace as one document of plain data, which the page shows: values with their origins, and operations with steps."""
+"""A trace as one document of plain data for the page: values with their origins, and operations with their steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,31 +6,34 @@ from typing import Any
 
 import numpy as np
 
-from ..check.check import Check, check
-from ..record.records import Backward, Entry, Recording, whole
+from ..check.differences import Check, check
+from ..record.records import Backward, Entry, Recording, arrays_of
 from ..record.values import Value
-from ..rules.letters import axes_of
-from ..rules.links import Link, link_of
-from ..rules.mathml import docstring_parts, formulas, prose
-from ..rules.narrate import Narration, Step, Told, gradient_names
+from ..rules.axes import axes_of
+from ..rules.docstrings import docstring_parts, formulas, prose
+from ..rules.functions import function_of
+from ..rules.links import Link
+from ..rules.narrate import gradient_names
 from ..rules.statements import statements_of
-from .pack import Packer, told_briefly, told_number
+from ..rules.steps import Narration, Operand, Step
+from .pack import Packer, json_number
 
 FORWARD, BACKWARD = 0, 1
-FLOWS, NAMED, LEAF, UNNAMED = range(4)  # ranks of arrays, for pages on which not all fit
+DATA_FLOW, NAMED, LEAF, UNNAMED = range(4)  # ranks of arrays, for pages on which not all fit
 
 
 @dataclass
 class Document:
-    """What a page holds.
+    """The contents of a page.
 
     Attributes
     ----------
-    ops : one for each operation, in the order of the forward.
-    values : [name, number of its array, letters of its axes, origin]; an origin is ["leaf"], ["seed"], ["hook"],
-        ["untold"], ["sum", values], ["same", value], ["step", operation, direction, number] or
+    ops : one row an operation, in the order of the forward.
+    values : [name, number of its array, letters of its axes, origin]. An origin is ["leaf"], ["seed"], ["hook"],
+        ["unexplained"], ["sum", values], ["same", value], ["step", operation, direction, number] or
         ["kernel", operation, direction, value by the rule].
     checks : of the gradient rules, by number of the operation.
+    kinds : formulas and text of each operation that ran, by its name.
     """
 
     packer: Packer = field(default_factory=Packer)
@@ -39,45 +42,51 @@ class Document:
     checks: dict[int, Check] = field(default_factory=dict)
     kinds: dict[str, dict[str, str]] = field(default_factory=dict)
     _numbers: dict[int, int] = field(default_factory=dict)  # of a trace's values, by id
-    _kept: list[Any] = field(default_factory=list)  # alive, so that ids stay theirs
+    _alive: list[Any] = field(default_factory=list)  # those values, so that no other object gets one of their ids
 
-    def value(self, name: str, array: Any, axes: Any, origin: list[Any], rank: int = FLOWS) -> int:
-        """The number of a new value; its array may be that of a trace's `Value`, kept whole or not."""
-        whole = array.array if isinstance(array, Value) else array
-        number = self.packer.add_statistics(array.statistics) if whole is None else self.packer.add(whole, rank)
+    def value(self, name: str, array: Any, axes: Any, origin: list[Any], rank: int = DATA_FLOW) -> int:
+        """The number of a new value, from an array or from a trace's `Value`, which may have statistics only."""
+        stored = array.array if isinstance(array, Value) else array
+        number = self.packer.add_statistics(array.statistics) if stored is None else self.packer.add(stored, rank)
         self.values.append([name, number, "".join(axes) if axes else None, origin])
         return len(self.values) - 1
 
     def number(self, value: Value) -> int:
-        """The number of a trace's value; a leaf is added when it is first met."""
+        """The number of a trace's value; a leaf is added when it first occurs."""
         if id(value) not in self._numbers:
             if value.origin.kind == "sum":
                 origin: list[Any] = ["sum", [self.number(part) for part in value.origin.source]]
             else:
                 origin = [value.origin.kind if value.origin.kind in ("leaf", "seed", "hook") else "leaf"]
-            rank = LEAF if origin == ["leaf"] and value.statistics.shape else FLOWS
-            self.put(value, self.value(value.name, value, None, origin, rank))
+            rank = LEAF if origin == ["leaf"] and value.statistics.shape else DATA_FLOW
+            self.enter(value, self.value(value.name, value, None, origin, rank))
         return self._numbers[id(value)]
 
-    def put(self, value: Value, number: int) -> None:
+    def enter(self, value: Value, number: int) -> None:
+        """Note that a trace's value has this number."""
         self._numbers[id(value)] = number
-        self._kept.append(value)
+        self._alive.append(value)
+
+    def name_axes(self, value: Value, axes: Any) -> None:
+        """Give the axes of a trace's value these letters, unless they have some."""
+        row = self.values[self.number(value)]
+        row[2] = row[2] or "".join(axes or ()) or None
 
 
 def document_of(trace: Recording) -> Document:
     """Narrate and check all of a trace.
 
-    Operations whose arrays the trace did not keep are there without steps.
+    Operations whose arrays the trace did not store are included without steps.
     """
     document = Document()
-    with np.errstate(all="ignore"):  # what is not finite was recorded so, and is shown
+    with np.errstate(all="ignore"):  # values that are not finite were recorded as such, and are shown
         for entry in trace.entries:
             document.ops.append(_describe(entry))
             document.kinds.setdefault(entry.op.name, _kind(entry))
-            _tell_forward(document, entry)
+            _explain_forward(document, entry)
         for backward in trace.backwards:
-            if backward is backward.entry.backward:  # the last one, if a rule ran more than once
-                _tell_backward(document, backward)
+            if backward is backward.entry.backward:  # the last run, if a rule ran more than once
+                _explain_backward(document, backward)
     for entry, op, held in zip(trace.entries, document.ops, trace.held, strict=True):
         op["held"] = [held, entry.backward.held if entry.backward else None]
     return document
@@ -92,19 +101,19 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "line": entry.line,
         "ms": [1e3 * entry.seconds, 1e3 * entry.backward.seconds if entry.backward else None],
         "saved": list(entry.saved.items()),
-        "params": {k: _shown(v) for k, v in entry.params.items()},
+        "params": {k: _parameter(v) for k, v in entry.params.items()},
         "in": [],
         "out": [],
         "din": [],
         "dout": [],
         "steps": [[], []],
         "lines": [[], []],
-        "untold": ["", ""],
+        "unexplained": ["", ""],
         "check": None,
     }
 
 
-def _shown(parameter: Any) -> str:
+def _parameter(parameter: Any) -> str:
     if isinstance(parameter, np.ndarray):
         return repr(parameter.tolist()) if parameter.size <= 8 else f"array {list(parameter.shape)}"
     return repr(parameter)
@@ -112,42 +121,35 @@ def _shown(parameter: Any) -> str:
 
 def _kind(entry: Entry) -> dict[str, str]:
     forward, backward, rest = docstring_parts(entry.op.__doc__)
-    return {"f": formulas(forward), "b": formulas(backward), "t": forward, "u": backward,
-            "doc": prose(rest)}  # fmt: skip
+    return {"f": formulas(forward), "b": formulas(backward), "t": forward, "u": backward, "doc": prose(rest)}
 
 
 def _reference(document: Document, name: str, x: Any) -> dict[str, Any] | None:
-    """How an operation refers to what goes in or out: the name it has there, and a value or a number."""
+    """How an operation refers to an input or output: the name it has there, and a value or a number."""
     if x is None:
         return None
-    return {"n": name, "v": document.number(x)} if isinstance(x, Value) else {"n": name, "c": told_number(x)}
+    return {"n": name, "v": document.number(x)} if isinstance(x, Value) else {"n": name, "c": json_number(x)}
 
 
-def _tell_forward(document: Document, entry: Entry) -> None:
+def _explain_forward(document: Document, entry: Entry) -> None:
     op = document.ops[entry.index]
     op["in"] = [_reference(document, entry.input_name(i), x) for i, x in enumerate(entry.inputs)]
     try:
-        whole(entry.outputs)
+        arrays_of(entry.outputs)
         narration = entry.narration()
     except LookupError as reason:
-        op["untold"][FORWARD] = str(reason)
-        _only_put(document, entry.outputs)
+        op["unexplained"][FORWARD] = str(reason)
+        _enter_unexplained(document, entry.outputs)
     else:
-        _name_axes(document, narration.inputs, [x for x in entry.inputs if isinstance(x, Value)])
-        told = dict(
-            zip(
-                map(id, narration.inputs),
-                (document.number(x) for x in entry.inputs if isinstance(x, Value)),
-                strict=True,
-            )
-        )
-        _steps(document, entry, FORWARD, narration, told, [v.name for v in entry.outputs])
+        inputs = [x for x in entry.inputs if isinstance(x, Value)]
+        numbers = _numbers_of_inputs(document, narration.inputs, inputs)
+        _add_steps(document, entry, FORWARD, narration, numbers, [v.name for v in entry.outputs])
         for value, result in zip(entry.outputs, narration.results, strict=True):
-            _finish(document, entry, FORWARD, value, result, told)
+            _enter_result(document, entry, FORWARD, value, result, numbers)
     op["out"] = [_reference(document, v.name, v) for v in entry.outputs]
 
 
-def _tell_backward(document: Document, backward: Backward) -> None:
+def _explain_backward(document: Document, backward: Backward) -> None:
     entry = backward.entry
     op = document.ops[entry.index]
     names = gradient_names(entry.op, len(backward.incoming))
@@ -155,70 +157,59 @@ def _tell_backward(document: Document, backward: Backward) -> None:
     found = check(backward)
     if found is not None:
         document.checks[entry.index] = found
-        op["check"] = _told_check(found)
+        op["check"] = _check_row(found)
     try:
-        whole(backward.outgoing)
+        arrays_of(backward.outgoing)
         narration = backward.narration()
     except LookupError as reason:
-        op["untold"][BACKWARD] = str(reason)
-        _only_put(document, backward.outgoing)
+        op["unexplained"][BACKWARD] = str(reason)
+        _enter_unexplained(document, backward.outgoing)
     else:
-        told = _match(document, entry, backward, narration)
+        values = [v for v in (*entry.inputs, *entry.outputs, *backward.incoming) if isinstance(v, Value)]
+        given = [next(v for v in values if v.array is x.value) for x in narration.inputs]
+        numbers = _numbers_of_inputs(document, narration.inputs, given)
         names = [f"d{entry.input_name(i)}" for i in range(len(entry.inputs))]
-        _steps(document, entry, BACKWARD, narration, told, names)
+        _add_steps(document, entry, BACKWARD, narration, numbers, names)
         for i, (value, result) in enumerate(zip(backward.outgoing, narration.results, strict=True)):
             if value is not None:
-                _finish(document, entry, BACKWARD, value, result, told)
-                row = document.values[document.number(value)]
-                row[2] = row[2] or "".join(axes_of(entry.op.name, entry.input_name(i), value.array) or ()) or None
+                _enter_result(document, entry, BACKWARD, value, result, numbers)
+                document.name_axes(value, axes_of(entry.op, entry.input_name(i), value.array))
     op["dout"] = [_reference(document, f"d{entry.input_name(i)}", x) for i, x in enumerate(backward.outgoing)]
 
 
-def _only_put(document: Document, values: Sequence[Value | None]) -> None:
-    """Put values in without the steps that gave them."""
+def _enter_unexplained(document: Document, values: Sequence[Value | None]) -> None:
+    """Add results without the steps that computed them."""
     for value in values:
         if value is not None:
-            document.put(value, document.value(value.name, value, None, ["untold"]))
+            document.enter(value, document.value(value.name, value, None, ["unexplained"]))
 
 
-def _match(document: Document, entry: Entry, backward: Backward, narration: Narration) -> dict[int, int]:
-    """The numbers of what a narrated gradient rule was given, by the id of what it was told as."""
-    values = [v for v in (*entry.inputs, *entry.outputs, *backward.incoming) if isinstance(v, Value)]
-    told: dict[int, int] = {}
-    for given in narration.inputs:
-        same = next(v for v in values if v.array is given.value)
-        told[id(given)] = document.number(same)
-        if document.values[told[id(given)]][2] is None and given.axes:
-            document.values[told[id(given)]][2] = "".join(given.axes)
-    return told
+def _numbers_of_inputs(document: Document, inputs: Sequence[Operand], values: Sequence[Value]) -> dict[int, int]:
+    """The numbers of the values that a narrated rule got as inputs, by id of the operand; they also get its letters."""
+    for operand, value in zip(inputs, values, strict=True):
+        document.name_axes(value, operand.axes)
+    return {id(operand): document.number(value) for operand, value in zip(inputs, values, strict=True)}
 
 
-def _name_axes(document: Document, inputs: list[Told], values: list[Value]) -> None:
-    for given, value in zip(inputs, values, strict=True):
-        row = document.values[document.number(value)]
-        if row[2] is None and given.axes:
-            row[2] = "".join(given.axes)
-
-
-def _steps(
-    document: Document, entry: Entry, direction: int, narration: Narration, told: dict[int, int], results: list[str]
+def _add_steps(
+    document: Document, entry: Entry, direction: int, narration: Narration, numbers: dict[int, int], results: list[str]
 ) -> None:
-    """Add the steps of a narration to an operation, and their results to the values and to `told`."""
+    """Add the steps of a narration to an operation, and the numbers of their results to `numbers`."""
     op = document.ops[entry.index]
     lines = statements_of(entry.op, narration, results)
     line_of = {k: n for n, line in enumerate(lines) for k in line.steps}
     for k, step in enumerate(narration.steps):
         origin = ["step", entry.index, direction, k]
         number = document.value(step.name or "", step.value, step.axes, origin, _rank(entry, narration, step))
-        told[id(step)] = number
+        numbers[id(step)] = number
         op["steps"][direction].append(
             {
                 "v": number,
                 "n": step.name,
                 "s": step.source,
                 "f": step.function,
-                "o": _operands(document, step, told),
-                "l": _told_link(document, link_of(step)),
+                "o": _operands(document, step, numbers),
+                "l": _link_row(document, function_of(step.function).link(step)),
                 "t": line_of[k],
             }
         )
@@ -226,50 +217,50 @@ def _steps(
 
 
 def _rank(entry: Entry, narration: Narration, step: Step) -> int:
-    """How much the result of a step is needed: what flows on most, the gradients of parameters less."""
+    """The rank of a step's result: results that other operations read come first, gradients of parameters later."""
     if any(step is result for result in narration.results):
-        parameters = {i for i, x in enumerate(entry.inputs) if isinstance(x, Value) and x.origin.kind == "leaf"}
-        is_for_leaf = all(i in parameters for i, result in enumerate(narration.results) if result is step)
-        return LEAF if is_for_leaf and len(narration.results) == len(entry.inputs) else FLOWS
+        leaves = {i for i, x in enumerate(entry.inputs) if isinstance(x, Value) and x.origin.kind == "leaf"}
+        is_for_leaf = all(i in leaves for i, result in enumerate(narration.results) if result is step)
+        return LEAF if is_for_leaf and len(narration.results) == len(entry.inputs) else DATA_FLOW
     return NAMED if step.name else UNNAMED
 
 
-def _operands(document: Document, step: Step, told: dict[int, int]) -> list[dict[str, Any]]:
-    """The operands, those within tuples too: arrays as {value, name}, numbers as {constant}; the rest left out."""
+def _operands(document: Document, step: Step, numbers: dict[int, int]) -> list[dict[str, Any]]:
+    """A step's operands, those within tuples too: arrays as {value, name}, numbers as {constant}, and no others."""
     out: list[dict[str, Any]] = []
 
     def add(x: Any) -> None:
-        if isinstance(x, Told):
-            if id(x) not in told:  # an array that the rule made without telling
-                told[id(x)] = document.value(x.name or "constant", x.value, x.axes, ["leaf"])
-            out.append({"v": told[id(x)], "n": x.local or x.name})
+        if isinstance(x, Operand):
+            if id(x) not in numbers:  # an array that the rule made by other means than `xp`
+                numbers[id(x)] = document.value(x.name or "constant", x.value, x.axes, ["leaf"])
+            out.append({"v": numbers[id(x)], "n": x.local or x.name})
         elif isinstance(x, tuple):
             for y in x:
                 add(y)
         elif isinstance(x, np.ndarray):
             out.append({"v": document.value("constant", x, None, ["leaf"]), "n": None})
         elif isinstance(x, (int, float)) and not isinstance(x, bool):
-            out.append({"c": told_number(x)})
+            out.append({"c": json_number(x)})
 
     for operand in step.operands:
         add(operand)
     return out
 
 
-def _told_link(document: Document, link: Link) -> list[Any]:
+def _link_row(document: Document, link: Link) -> list[Any]:
     source = None if link.source is None else document.packer.add(link.source)
     return [link.kind, link.sign, list(link.axes), link.start, source]
 
 
-def _finish(
-    document: Document, entry: Entry, direction: int, value: Value, result: Told | None, told: dict[int, int]
+def _enter_result(
+    document: Document, entry: Entry, direction: int, value: Value, result: Operand | None, numbers: dict[int, int]
 ) -> None:
-    """Say of a recorded result which step gave it: the array itself, an input handed on, or another computation's."""
+    """Add a recorded result: the result of a step, an input that was passed on, or the result of a kernel."""
     assert value.array is not None
     if result is None or result.value is None:
-        document.put(value, document.value(value.name, value.array, None, ["leaf"]))
+        document.enter(value, document.value(value.name, value.array, None, ["leaf"]))
         return
-    number = told[id(result)]
+    number = numbers[id(result)]
     same = (
         value.array.shape == np.shape(result.value)
         and value.array.tobytes() == np.ascontiguousarray(result.value).tobytes()
@@ -277,22 +268,21 @@ def _finish(
     if same and isinstance(result, Step):
         row = document.values[number]
         row[0] = row[0] or value.name
-        document.put(value, number)
+        document.enter(value, number)
         return
     origin = ["same", number] if same else ["kernel", entry.index, direction, number]
-    document.put(value, document.value(value.name, value.array, result.axes, origin))
+    document.enter(value, document.value(value.name, value.array, result.axes, origin))
 
 
-def _told_check(found: Check) -> dict[str, Any]:
+def _check_row(found: Check) -> dict[str, Any]:
     rows = []
     for r in found.rows:
-        numbers = [told_briefly(x) for x in (r.as_run, r.rule, r.numeric, r.tolerance)]
+        numbers = [json_number(x, brief=True) for x in (r.as_run, r.rule, r.numeric, r.tolerance)]
         rows.append([r.input, None if r.index is None else list(r.index), *numbers, r.verdict])
-    curve = [[h, told_briefly(e)] for h, e in found.curve]
     return {
         "rows": rows,
-        "curve": curve,
-        "run": told_briefly(found.as_run_error),
+        "curve": [[h, json_number(e, brief=True)] for h, e in found.curve],
+        "run": json_number(found.as_run_error, brief=True),
         "verdict": found.verdict,
         "why": found.reason,
     }

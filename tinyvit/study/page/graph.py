@@ -1,17 +1,17 @@
-"""A trace as a graph: a picture for notebooks, and text for Graphviz."""
+"""A trace as a graph: an SVG for notebooks, and text for Graphviz."""
 
 import html
 import json
 
-from ..record.parts import edges_of, groups_of
 from ..record.records import Entry, Recording
+from ..record.submodules import edges_of, groups_of
 from ..record.values import Value
 
 _ROW, _TOP, _LEFT, _WIDTH = 26, 8, 110, 330
 
 
 def dot_of(recording: Recording) -> str:
-    """The operations as nodes, clustered by parts of the model, and what came in from outside, as Graphviz's text."""
+    """Graphviz text with the operations as nodes, clustered by submodule, and with the leaves they read."""
     lines = ["digraph trace {", "  node [shape=box, fontname=sans, fontsize=10];"]
     for g, group in enumerate(groups_of(recording.entries)):
         lines.append(f"  subgraph cluster_{g} {{ label={json.dumps(group['title'])};")
@@ -39,12 +39,12 @@ def _shape(value: Value) -> str:
 
 
 def svg_of(recording: Recording) -> str:
-    """The operations from top to bottom with the norms of what they gave and of what came back, as an SVG element."""
+    """An SVG element with the operations from top to bottom, and the norms of their outputs and gradients."""
     entries = recording.entries
     height = _TOP + _ROW * len(entries) + 4
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + 290}" height="{height}" '
-        'font-family="sans-serif" font-size="11" role="img" aria-label="operations and what flows between them">'
+        'font-family="sans-serif" font-size="11" role="img" aria-label="operations and the data flow between them">'
     ]
     for a, b in edges_of(entries):
         ya, yb = (_TOP + _ROW * i + _ROW // 2 - 2 for i in (a, b))

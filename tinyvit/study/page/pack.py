@@ -1,4 +1,4 @@
-"""Arrays in a page: each content once, all of one dtype in one blob, shuffled by byte and deflated."""
+"""Arrays in a page: equal contents once, and all arrays of one dtype in one blob, byte-shuffled and deflated."""
 
 import base64
 import zlib
@@ -9,18 +9,18 @@ import numpy as np
 
 from ..record.values import Statistics
 
-MAX_VALUES = 1_200_000  # of a page, whole; what does not fit is there by its statistics
+MAX_VALUES = 1_200_000  # elements that a page contains; of any further arrays it has the statistics
 _CODES = {"float32": "f4", "float64": "f8", "int32": "i4", "uint8": "u1"}
 
 
 @dataclass
 class Packer:
-    """Collects arrays and gives each a number; equal contents have one.
+    """Collects arrays and numbers them; arrays with equal contents share a number.
 
     Attributes
     ----------
-    entries : of each array [code, offset in the blob of its code or None, shape, statistics, dtype].
-    left_out : how many arrays did not fit, once `blobs` was called: those of the highest rank, and the later ones.
+    entries : for each array [code, offset in the blob of its code or None, shape, statistics, dtype].
+    left_out : after `blobs`, how many arrays did not fit: those of the highest rank, and among equals the later ones.
     """
 
     entries: list[list[Any]] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Packer:
     _ranks: dict[int, int] = field(default_factory=dict)
 
     def add(self, array: np.ndarray, rank: int = 0) -> int:
-        """The number of an array; it is needed the more, the lower its rank."""
+        """The number of an array. If not all arrays fit, those of a low rank are packed first."""
         dtype = np.asarray(array).dtype.name
         array = np.ascontiguousarray(_storable(np.asarray(array))).reshape(np.shape(array))
         key = dtype, array.shape, array.tobytes()
@@ -44,20 +44,20 @@ class Packer:
         return number
 
     def add_statistics(self, statistics: Statistics) -> int:
-        """The number of an array of which nothing else was kept."""
+        """The number of an array of which only the statistics are known."""
         return self._enter("f4", statistics.dtype, statistics)
 
     def _enter(self, code: str, dtype: str, s: Statistics) -> int:
-        told = [s.smallest, s.largest, s.mean, s.norm, s.zeros, s.nans, s.infinities]
-        self.entries.append([code, None, list(s.shape), [told_briefly(x) for x in told], dtype])
+        numbers = [s.smallest, s.largest, s.mean, s.norm, s.zeros, s.nans, s.infinities]
+        self.entries.append([code, None, list(s.shape), [json_number(x, brief=True) for x in numbers], dtype])
         return len(self.entries) - 1
 
     def blobs(self) -> dict[str, str]:
-        """Of each dtype all arrays: base64 of the deflated bytes, those of equal significance together."""
+        """For each code, all its arrays: base64 of the deflated bytes, grouped by significance."""
         room = MAX_VALUES
         parts: dict[str, list[np.ndarray]] = {}
         sizes: dict[str, int] = {}
-        order = list(self._arrays)  # neighbours are alike, and deflate well together
+        order = list(self._arrays)  # consecutive arrays resemble each other, so they deflate well together
         if sum(array.size for array in self._arrays.values()) > room:
             order.sort(key=lambda number: self._ranks[number])
         for number in order:
@@ -72,14 +72,10 @@ class Packer:
         return {code: _packed(np.concatenate(arrays)) for code, arrays in parts.items()}
 
 
-def told_number(x: float) -> float | str:
-    """A number as JSON has it; one that JSON has not as a text that JavaScript's Number reads."""
+def json_number(x: float, brief: bool = False) -> float | str:
+    """A number for JSON, to twelve digits if `brief`; NaN and infinities become texts for JavaScript's Number."""
+    x = float(f"{x:.12g}") if brief else x
     return x if np.isfinite(x) else "NaN" if np.isnan(x) else "Infinity" if x > 0 else "-Infinity"
-
-
-def told_briefly(x: float) -> float | str:
-    """The same to twelve digits."""
-    return told_number(float(f"{x:.12g}"))
 
 
 def _packed(flat: np.ndarray) -> str:
@@ -88,7 +84,7 @@ def _packed(flat: np.ndarray) -> str:
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """`array` in a dtype that the page knows."""
+    """`array` in a dtype that has a code."""
     if array.dtype == bool:
         return array.astype(np.uint8)
     if array.dtype.name in _CODES:

@@ -1,18 +1,19 @@
-"""A trace in words, for a terminal."""
+"""A trace as text, for a terminal."""
 
 import numpy as np
 
-from ..check.check import check
+from ..check.differences import check
 from ..record.records import Backward, Entry, Recording
 from ..record.values import Value
-from ..rules.mathml import docstring_parts
-from ..rules.narrate import Narration, gradient_names
+from ..rules.docstrings import docstring_parts
+from ..rules.narrate import gradient_names
+from ..rules.steps import Narration
 
 _MARKS = {"agrees": "ok", "wrong": "WRONG", "unclear": "unclear"}
 
 
 def overview_of(recording: Recording) -> str:
-    """One line for each operation, forward and then backward."""
+    """One line for each operation, first forward, then backward."""
     width = max([len(e.key) for e in recording.entries], default=0)
     lines = ["forward", ""]
     for e in recording.entries:
@@ -21,28 +22,28 @@ def overview_of(recording: Recording) -> str:
     lines += ["", "backward", ""]
     for b in recording.backwards:
         found = check(b)
-        verdict = _MARKS[found.verdict] if found else "not kept"
+        verdict = _MARKS[found.verdict] if found else "not stored"
         outgoing = tuple(v for v in b.outgoing if v is not None)
         lines.append(f"{b.entry.index:4}  {b.entry.key:{width}}  {_brief(outgoing):44} check: {verdict}")
         if found and found.reason:
             lines.append(f"      {found.reason}")
     bad = recording.first_not_finite()
-    return "\n".join([*lines, *(["", f"the first NaN or infinity: {bad}"] if bad else [])])
+    return "\n".join([*lines, *(["", f"first NaN or infinity: {bad}"] if bad else [])])
 
 
 def text_of(recording: Recording, operation: str) -> str:
-    """Forward, gradient rule and check of every operation whose key contains `operation`, step by step.
+    """Forward, gradient rule and check, step by step, of every operation whose key contains `operation`.
 
-    Raises KeyError, naming some, if there is none.
+    Raises KeyError if there is none; the message names the operations of the trace.
     """
     found = [entry for entry in recording.entries if operation in entry.key]
     if not found:
         names = ", ".join(dict.fromkeys(entry.op.name for entry in recording.entries))
-        raise KeyError(f"no operation of this trace has {operation!r} in its name; there is {names}")
-    return "\n\n".join(_walk(entry) for entry in found)
+        raise KeyError(f"no operation of this trace has {operation!r} in its name; available: {names}")
+    return "\n\n".join(_entry_text(entry) for entry in found)
 
 
-def _walk(entry: Entry) -> str:
+def _entry_text(entry: Entry) -> str:
     forward, backward, rest = docstring_parts(entry.op.__doc__)
     lines = [f"== {entry.key}, forward ({entry.kernel})", "", f"   {forward}"]
     lines += [f"   {entry.input_name(i)}: {_value(x)}" for i, x in enumerate(entry.inputs) if x is not None]
@@ -52,11 +53,11 @@ def _walk(entry: Entry) -> str:
     except LookupError as error:
         lines.append(f"   {error.args[0]}")
     if entry.backward is not None:
-        lines += ["", f"== {entry.key}, backward", "", f"   {backward or rest}", *_way_back(entry.backward)]
+        lines += ["", f"== {entry.key}, backward", "", f"   {backward or rest}", *_backward_text(entry.backward)]
     return "\n".join(lines)
 
 
-def _way_back(backward: Backward) -> list[str]:
+def _backward_text(backward: Backward) -> list[str]:
     names = gradient_names(backward.entry.op, len(backward.incoming))
     given = [(name, v) for name, v in zip(names, backward.incoming, strict=True) if v is not None]
     lines = [f"   given {_value(v, name)}" for name, v in given] + [""]
@@ -78,7 +79,7 @@ def _way_back(backward: Backward) -> list[str]:
 
 def _steps(narration: Narration) -> list[str]:
     if not narration.steps:
-        return ["   handed on as it is"]
+        return ["   passed on unchanged"]
     lines = []
     for k, step in enumerate(narration.steps, 1):
         name = step.name or f"[{k}]"
@@ -102,5 +103,5 @@ def _brief(values: tuple[Value, ...]) -> str:
 def _value(x: object, name: str | None = None) -> str:
     if not isinstance(x, Value):
         return repr(x)
-    told = f"{name} = {x!r}" if name not in (None, x.name) else repr(x)
-    return told if x.array is None else f"{told}: {_numbers(x.array)}"
+    text = f"{name} = {x!r}" if name not in (None, x.name) else repr(x)
+    return text if x.array is None else f"{text}: {_numbers(x.array)}"

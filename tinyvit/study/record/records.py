@@ -1,4 +1,4 @@
-"""What a trace holds: operations that ran, gradient rules that ran, and all of them together."""
+"""What a trace holds: the operations that ran, the gradient rules that ran, and all of them together."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -7,15 +7,18 @@ from typing import Any
 
 from ...engine import Op
 from ...nn import Module
-from ..rules.narrate import Narration, narrate_backward, narrate_forward
+from ..rules.narrate import narrate_backward, narrate_forward
+from ..rules.steps import Narration
 from .values import Value
 
 
-def whole(values: Sequence[Any]) -> list[Any]:
-    """The arrays of values; numbers and None as they are. Raises LookupError if one was not kept whole."""
+def arrays_of(values: Sequence[Any]) -> list[Any]:
+    """The arrays of values; numbers and None stay as they are. Raises LookupError if an array was not stored."""
     for value in values:
         if isinstance(value, Value) and value.array is None:
-            raise LookupError(f"{value.name} {list(value.shape)} was not kept whole; trace() had too few max_bytes")
+            raise LookupError(
+                f"{value.name} {list(value.shape)} was not stored completely; trace() needs a larger max_bytes"
+            )
     return [v.array if isinstance(v, Value) else v for v in values]
 
 
@@ -25,13 +28,13 @@ class Entry:
 
     Attributes
     ----------
-    index, key : its number in the trace; its place and name, "blocks.0.attn/attention" ("#2" if not the first such).
+    index, key : its number in the trace; its place and name, "blocks.0.attn/attention" ("#2" for a second one).
     op : the class of the operation.  module : dotted name of the innermost module that ran it; None outside of models.
-    inputs, outputs : values; a missing input is None, a number that is no array stands for itself.
-    params, needs : as on the tape.
-    saved : bytes of what the tape holds on to for backward, by name.
+    inputs, outputs : values. A missing input is None; an input that is a number stays a number.
+    params, needs : the operation's parameters; for each input, whether its gradient is wanted.
+    saved : the bytes that the tape holds for backward, by name.
     kernel : "plain", or technology and version of the kernel that served it.
-    seconds : of the forward.  line : "file.py:12", the line of the caller outside of this package.
+    seconds : duration of the forward.  line : "file.py:12", the caller's line outside of this package.
     backward : what its gradient rule did; None if it has not run.
     """
 
@@ -58,9 +61,16 @@ class Entry:
         names = self.op.inputs
         return names[i] if len(self.inputs) <= len(names) and i < len(names) else f"{names[-1]}[{i}]"
 
+    def application(self) -> Any:
+        """The application of the operation to the recorded arrays. Raises LookupError if an array was not stored."""
+        return self.op.application(arrays_of(self.inputs), arrays_of(self.outputs), self.params, self.needs)
+
     def narration(self) -> Narration:
-        """The plain forward, step by step, on the recorded inputs. Raises LookupError: not kept, not to be told."""
-        return narrate_forward(self.op, whole(self.inputs), self.params)
+        """The steps of the plain forward on the recorded inputs.
+
+        Raises LookupError if an array was not stored, or if the rule cannot be narrated.
+        """
+        return narrate_forward(self.op, arrays_of(self.inputs), self.params)
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(v) for v in self.outputs)
@@ -69,9 +79,13 @@ class Entry:
 
 @dataclass(eq=False)
 class Backward:
-    """One gradient rule that ran: of which entry, from which gradients of its outputs, to which of its inputs.
+    """One gradient rule that ran.
 
-    `held` is how many bytes the tape still holds after it; `seconds` its time.
+    Attributes
+    ----------
+    index, entry : its number among the gradient rules, in the order in which they ran; its operation.
+    incoming, outgoing : gradients of the outputs and of the inputs; None where there is none.
+    seconds : duration.  held : the bytes that the tape still holds afterwards.
     """
 
     index: int
@@ -86,9 +100,10 @@ class Backward:
         return f"{self.entry.key}/backward"
 
     def narration(self) -> Narration:
-        """The plain gradient rule, step by step, on what was recorded. Raises LookupError, as there."""
+        """The steps of the plain gradient rule on the recorded arrays. Raises LookupError, as for an entry."""
         e = self.entry
-        return narrate_backward(e.op, whole(e.inputs), whole(e.outputs), e.params, e.needs, whole(self.incoming))
+        inputs, outputs, incoming = (arrays_of(values) for values in (e.inputs, e.outputs, self.incoming))
+        return narrate_backward(e.op, inputs, outputs, e.params, e.needs, incoming)
 
     def __repr__(self) -> str:
         return f"{self.index:3} {self.key} -> " + ", ".join(str(v) for v in self.outgoing if v is not None)
@@ -96,11 +111,16 @@ class Backward:
 
 @dataclass(eq=False)
 class Recording:
-    """What was recorded: `entries` in the order of the forward, `backwards` in the order of the way back.
+    """Everything that a trace recorded.
 
-    `gradients` maps the names of leaves (parameters, inputs) to their gradients in the last pass that reached them;
-    `held` is the memory that the tape held after each forward, in bytes; `complete` is False if the trace came to its
-    limit of entries; `mistake` says what is wrong if a wrong rule was planted.
+    Attributes
+    ----------
+    entries, backwards : the operations in the order of the forward; the gradient rules in the order of the backward.
+    gradients : the gradients of leaves (parameters, inputs) by name, from the last backward that reached them.
+    held : the bytes that the tape held after each operation.
+    model : the outermost module that ran, if any.
+    complete : False if the trace reached its limit of entries.
+    mistake : for an exercise, the mistake that was planted in one gradient rule.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -120,7 +140,7 @@ class Recording:
         keys = [e.key for e in self.entries]
         near = [k for k in keys if key in k] or difflib.get_close_matches(key, keys) or keys
         more = f" ... ({len(near)} in all)" if len(near) > 8 else ""
-        raise KeyError(f"no operation {key!r} in this trace; there is {', '.join(near[:8]) or 'none'}{more}")
+        raise KeyError(f"no operation {key!r} in this trace; available: {', '.join(near[:8]) or 'none'}{more}")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -132,27 +152,30 @@ class Recording:
         return f"{type(self).__name__} of {len(self.entries)} operations, {len(self.backwards)} gradient rules"
 
     def first_not_finite(self) -> "NotFinite | None":
-        """Where a NaN or an infinity first came up, in the order in which things ran; None if nowhere."""
+        """The first NaN or infinity, in the order in which things ran; None if everything is finite."""
         places: list[Entry | Backward] = [*self.entries, *self.backwards]
         for place in places:
-            made = place.outputs if isinstance(place, Entry) else place.outgoing
-            if found := _not_finite(made):
-                went_in = place.inputs if isinstance(place, Entry) else (*place.entry.inputs, *place.incoming)
-                given = _not_finite(went_in)  # all that was computed before is finite: it came from outside
-                return NotFinite(place, given or found, was_given=given is not None)
+            results = place.outputs if isinstance(place, Entry) else place.outgoing
+            if found := _not_finite(results):
+                operands = place.inputs if isinstance(place, Entry) else (*place.entry.inputs, *place.incoming)
+                given = _not_finite(operands)  # every earlier result is finite, so this came from outside
+                return NotFinite(place, given or found, is_input=given is not None)
         return None
 
 
 @dataclass(frozen=True, eq=False)
 class NotFinite:
-    """The first NaN or infinity: in `value`, which the operation or rule `place` gave, or was given from outside."""
+    """The first NaN or infinity: the operation or rule that produced it, or that received it from outside.
+
+    `value` contains it; `is_input` says that `value` is an input of `place`, not a result.
+    """
 
     place: Entry | Backward
     value: Value
-    was_given: bool
+    is_input: bool
 
     def __str__(self) -> str:
-        return f"{self.place.key}, which was given it in {self.value.name}" if self.was_given else self.place.key
+        return f"{self.place.key}, whose input {self.value.name} contains it" if self.is_input else self.place.key
 
 
 def _not_finite(values: Sequence[Any]) -> Value | None:

@@ -1,22 +1,22 @@
-"""Arrays as a trace keeps them: whole while there is room, else their statistics and some chosen elements."""
+"""Arrays as a trace stores them: complete while there is room, else statistics and some sampled elements."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-CHOSEN = 64  # elements kept of an array that is not kept whole
+SAMPLED = 64  # elements stored of an array that is not stored completely
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is kept of every array; of a boolean or integer array too. A NaN makes mean and norm NaN."""
+    """Statistics of an array, which may be boolean or integer. A NaN makes mean and norm NaN."""
 
     shape: tuple[int, ...]
     dtype: str
-    smallest: float  # of the finite elements, for scales; 0 where there is none
+    smallest: float  # of the finite elements, for colour scales; 0 if there are none
     largest: float
-    mean: float  # of all elements; 0 where there is none
+    mean: float  # of all elements; 0 if there are none
     norm: float
     zeros: int
     nans: int
@@ -26,16 +26,16 @@ class Statistics:
     def of(cls, array: np.ndarray) -> "Statistics":
         values = array.astype(np.float64).ravel()
         finite = values[np.isfinite(values)]
-        some = finite if finite.size else np.zeros(1)
-        scale = max(np.abs(some).max(), np.finfo(np.float64).tiny)  # so that no square overflows
+        finite = finite if finite.size else np.zeros(1)
+        scale = max(np.abs(finite).max(), np.finfo(np.float64).tiny)  # so that no square overflows
         with np.errstate(invalid="ignore"):
             scaled = values / scale
             mean, norm = scale * (scaled.sum() / max(1, values.size)), scale * np.sqrt(np.sum(scaled * scaled))
         return cls(
             shape=array.shape,
             dtype=str(array.dtype),
-            smallest=float(some.min()),
-            largest=float(some.max()),
+            smallest=float(finite.min()),
+            largest=float(finite.max()),
             mean=float(mean),
             norm=float(norm),
             zeros=int(values.size - np.count_nonzero(values)),
@@ -49,7 +49,7 @@ class Statistics:
 
     @property
     def trouble(self) -> str:
-        """How many elements are not finite, in words; empty if all are."""
+        """How many elements are not finite, in words; empty if all are finite."""
         counts = ((self.nans, "NaN"), (self.infinities, "infinite"))
         return ", ".join(f"{count:,} {word}" for count, word in counts if count)
 
@@ -58,9 +58,11 @@ class Statistics:
 class Origin:
     """Where a value came from.
 
-    kind : "leaf" (a parameter, an input, a number), "output" (of `source`, an Entry), "gradient" (given by `source`, a
-        Backward, to its input `index`), "sum" (of `source`, gradients that met), "hook" (what a hook made of that sum),
-        "seed" (what backward started from).
+    Attributes
+    ----------
+    kind : "leaf" (a parameter, an input, a number), "output" (of `source`, an Entry), "gradient" (of input `index`, by
+        `source`, a Backward), "sum" (of `source`, several gradients), "hook" (what a hook returned for that sum), or
+        "seed" (the gradient that backward started from).
     """
 
     kind: str
@@ -70,19 +72,19 @@ class Origin:
 
 @dataclass(eq=False)
 class Value:
-    """An array that was seen by an operation: its name, where it came from, and what was kept of it.
+    """An array that an operation read or wrote: its name, its origin, and what was stored of it.
 
     Attributes
     ----------
-    array : a copy, or None if there was no room.
-    chosen : flat indices and values of some elements, if there was no room: the largest, and evenly spread ones.
+    array : a copy, or None if there was no room for it.
+    sampled : if there was no room, flat indices and values of the largest elements and of evenly spread ones.
     """
 
     name: str
     origin: Origin
     statistics: Statistics
     array: np.ndarray | None
-    chosen: tuple[np.ndarray, np.ndarray] | None = None
+    sampled: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,20 +96,20 @@ class Value:
         return f"{self.name} {s.dtype}{list(s.shape)} norm {s.norm:.4g}{trouble}"
 
 
-class Keeper:
-    """Makes values, and keeps their arrays whole until `max_bytes` of them are kept."""
+class Archive:
+    """Makes values, and stores complete copies of their arrays until `max_bytes` are used."""
 
     def __init__(self, max_bytes: int) -> None:
         self.room = max_bytes
 
-    def keep(self, name: str, origin: Origin, array: np.ndarray) -> Value:
+    def store(self, name: str, origin: Origin, array: np.ndarray) -> Value:
         statistics = Statistics.of(array)
         if array.nbytes <= self.room:
             self.room -= array.nbytes
             return Value(name, origin, statistics, np.array(array, order="C"))
         flat = array.ravel()
-        spread = np.linspace(0, flat.size - 1, min(CHOSEN // 2, flat.size)).astype(np.int64)
+        spread = np.linspace(0, flat.size - 1, min(SAMPLED // 2, flat.size)).astype(np.int64)
         magnitude = np.abs(flat.astype(np.float64))
-        largest = np.argpartition(-magnitude, min(CHOSEN // 2, flat.size - 1))[: CHOSEN // 2]
-        picked = np.unique(np.concatenate([spread, largest]))
-        return Value(name, origin, statistics, None, (picked, flat[picked]))
+        largest = np.argpartition(-magnitude, min(SAMPLED // 2, flat.size - 1))[: SAMPLED // 2]
+        indices = np.unique(np.concatenate([spread, largest]))
+        return Value(name, origin, statistics, None, (indices, flat[indices]))

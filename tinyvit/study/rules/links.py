@@ -1,39 +1,36 @@
-"""Which elements each element of a step's result is made of, so that any number can be unfolded into its terms.
+"""The elements that each element of a result was computed from, so that the page can unfold any number into its terms.
 
-Elementwise functions, matrix products and reductions follow from shapes. What only moves elements about (reshape,
-slices, windows) is asked itself: the function runs on an array of element numbers, and what comes out says where each
-element came from.
+Those of elementwise functions, matrix products and reductions follow from shapes. A function that only moves elements,
+such as reshape, is run on an array of element numbers: the result says where each element came from.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ...backend import NUMPY
-from .narrate import Step, Told
-
-_SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "true_divide": "/", "negative": "neg"}
-_ELEMENTWISE = {
-    *("power", "exp", "log", "sqrt", "tanh", "erf", "abs", "sign", "maximum", "minimum", "where", "clip", "not"),
-    *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "and", "or", "sigmoid"),
-}
-_REDUCTIONS = {"sum", "mean", "max", "min"}
-_MOVES = {
-    *("reshape", "transpose", "swapaxes", "broadcast_to", "index", "flip", "pad", "im2col", "concatenate", "stack"),
-    *("join_heads", "astype", "cast", "copy", "stop_gradient", "asarray", "put"),
-}
+from .axes import reduced_by
+from .steps import Operand, Step
 
 
 @dataclass(frozen=True)
 class Link:
     """How the elements of a result depend on those of the operands (the arrays among them, in order).
 
-    kind : "each" (elementwise, broadcast; `sign` is + - * / neg, or the name of a function), "matmul", "reduce" (over
-        `axes`, by `sign`), "move" (`source` is for each element of the result the number of an element of all operands
-        counted through, -1 for a constant), "view" (the same as a `start` and a step for each axis), "scatter"
-        (`source` is for each element of the operand the number of the element of the result it is added to, -1 for
-        none), or "none".
+    Attributes
+    ----------
+    kind : one of
+        "each", elementwise with broadcasting: `sign` is + - * / neg, or the name of a function;
+        "matmul";
+        "reduce", over `axes`, by the function `sign`;
+        "move": for each element of the result, `source` has the number of an element of the operands, counted through
+        all of them, or -1 for a constant;
+        "view", a move whose source is `start` plus, for each axis, its index times an increment in `axes`;
+        "scatter": for each element of the operand, `source` has the number of the element of the result that it is
+        added to, or -1 for none;
+        "none", where the page cannot unfold the result.
     """
 
     kind: str
@@ -43,59 +40,115 @@ class Link:
     source: np.ndarray | None = field(default=None, compare=False)
 
 
-def link_of(step: Step) -> Link:
-    """The link of a narrated step."""
-    name = step.function.partition("[")[0]
-    arrays = _arrays(step.operands)
-    if name in _SIGNS:
-        return Link("each", _SIGNS[name])
-    if name in _ELEMENTWISE:
-        return Link("each", name)
-    if name == "matmul":
-        return Link("matmul")
-    if name in _REDUCTIONS:
-        return Link("reduce", name, _axes(step, arrays[0].value.ndim))
-    if name == "sum_to_shape":
-        return Link("reduce", "sum", _summed(arrays[0].value.shape, np.shape(step.value)))
-    if name in _MOVES or name == "split":
-        return _move(step, arrays)
-    if name in ("col2im", "index_add", "cumsum"):
-        return _scatter(step, name, arrays)
+def no_link(step: Step) -> Link:
     return Link("none")
 
 
-def _arrays(operands: Any) -> list[Told]:
-    found: list[Told] = []
-    for x in operands:
-        if isinstance(x, Told):
-            found.append(x)
-        elif isinstance(x, tuple):
-            found += _arrays(x)
-    return found
+def elementwise(step: Step, sign: str = "") -> Link:
+    return Link("each", sign or _name(step))
 
 
-def arrays_of(step: Step) -> list[Told]:
-    """The arrays among a step's operands, in order."""
-    return _arrays(step.operands)
+def product(step: Step) -> Link:
+    return Link("matmul")
 
 
-def _axes(step: Step, rank: int) -> tuple[int, ...]:
-    axis = step.params.get("axis", step.operands[1] if len(step.operands) > 1 else None)
-    axes = range(rank) if axis is None else (axis,) if isinstance(axis, int) else axis
-    return tuple(sorted(a % rank for a in axes))
+def reduction(step: Step) -> Link:
+    return Link("reduce", _name(step), tuple(sorted(reduced_by(step))))
 
 
-def _summed(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
+def sum_of_repeated(step: Step) -> Link:
+    """`sum_to_shape`: a sum over the axes that broadcasting added or repeated."""
+    before, after = np.shape(step.arrays[0].value), np.shape(step.value)
     extra = len(before) - len(after)
-    ones = (i + extra for i, n in enumerate(after) if n == 1 and before[i + extra] != 1)
-    return (*range(extra), *ones)
+    repeated = (i + extra for i, n in enumerate(after) if n == 1 and before[i + extra] != 1)
+    return Link("reduce", "sum", (*range(extra), *repeated))
 
 
-def _numbered(operands: Any, start: int = 0) -> tuple[Any, int]:
-    """The operands with arrays of element numbers, counted through, in place of arrays."""
+def moved_by(run: Callable[..., Any]) -> Callable[[Step], Link]:
+    """The link of a function that only moves elements: `run(step, *operands)` moves element numbers in the same way."""
+
+    def link(step: Step) -> Link:
+        moved = np.asarray(run(step, *_numbered(step.operands)[0]))
+        return _as_view(moved) or Link("move", source=np.ascontiguousarray(moved, np.int32))
+
+    return link
+
+
+@moved_by
+def move(step: Step, *operands: Any) -> Any:
+    """The function itself moves the numbers."""
+    return getattr(NUMPY, _name(step))(*operands, **step.params)
+
+
+@moved_by
+def hand_on(step: Step, x: np.ndarray, *_: Any) -> Any:
+    """Every element stays where it is."""
+    return x
+
+
+@moved_by
+def move_to_shape(step: Step, x: np.ndarray, *_: Any) -> Any:
+    return x.reshape(np.shape(step.value))
+
+
+@moved_by
+def move_padded(step: Step, *operands: Any) -> Any:
+    return NUMPY.pad(*operands, **(step.params | {"constant_values": -1}))
+
+
+@moved_by
+def move_split(step: Step, *operands: Any) -> Any:
+    """The part that this step is, by the number at the end of its function's name, "split[1]"."""
+    return NUMPY.split(*operands, **step.params)[int(step.function.partition("[")[2][:-1])]
+
+
+@moved_by
+def move_windows(step: Step, *operands: Any) -> Any:
+    return NUMPY.im2col(*operands[:4], -1)
+
+
+@moved_by
+def pick(step: Step, x: np.ndarray) -> Any:
+    """x[index]."""
+    return x[_plain_index(step.params["index"])]
+
+
+@moved_by
+def put(step: Step, x: np.ndarray, value: Any) -> Any:
+    """x with x[index] = value; a value that is not an array is a constant."""
+    moved = x.copy()
+    moved[_plain_index(step.params["index"])] = value if isinstance(value, np.ndarray) else -1
+    return moved
+
+
+def scatter_windows(step: Step) -> Link:
+    """`col2im` adds to where its adjoint `im2col` reads from."""
+    _, _, kernel, stride, padding = step.operands
+    return _scatter(step, NUMPY.im2col(_result_numbers(step), kernel, stride, padding, -1))
+
+
+def scatter_index(step: Step) -> Link:
+    return _scatter(step, _result_numbers(step)[step.operands[1]])
+
+
+def _scatter(step: Step, target: np.ndarray) -> Link:
+    target = np.broadcast_to(target, step.arrays[0].value.shape)
+    return Link("scatter", source=np.ascontiguousarray(target, np.int32))
+
+
+def _result_numbers(step: Step) -> np.ndarray:
+    return np.arange(np.size(step.value), dtype=np.int64).reshape(np.shape(step.value))
+
+
+def _name(step: Step) -> str:
+    return step.function.partition("[")[0]
+
+
+def _numbered(operands: Any, start: int = 0) -> tuple[list[Any], int]:
+    """The operands with arrays of element numbers, counted through, in place of arrays; and the next number."""
     out: list[Any] = []
     for x in operands:
-        if isinstance(x, Told):
+        if isinstance(x, Operand):
             size = int(np.size(x.value))
             out.append(np.arange(start, start + size, dtype=np.int64).reshape(np.shape(x.value)))
             start += size
@@ -107,62 +160,22 @@ def _numbered(operands: Any, start: int = 0) -> tuple[Any, int]:
     return out, start
 
 
-def _move(step: Step, arrays: list[Told]) -> Link:
-    operands, _ = _numbered(step.operands)
-    params = dict(step.params)
-    name, _, which = step.function.partition("[")
-    if name == "pad":
-        params["constant_values"] = -1
-    if name in ("astype", "cast", "copy", "stop_gradient", "asarray"):
-        moved = operands[0]
-    elif name == "index":
-        moved = operands[0][_plain(params["index"])]
-    elif name == "put":
-        moved = operands[0].copy()
-        moved[_plain(params["index"])] = operands[1] if isinstance(operands[1], np.ndarray) else -1
-    elif name == "reshape":
-        moved = operands[0].reshape(np.shape(step.value))
-    elif name == "im2col":
-        moved = NUMPY.im2col(*operands[:4], -1)
-    elif name == "split":
-        moved = NUMPY.split(*operands, **params)[int(which[:-1])]
-    else:
-        moved = np.asarray(getattr(NUMPY, name)(*operands, **params))
-    return _as_view(np.asarray(moved)) or Link("move", source=np.ascontiguousarray(moved, np.int32))
-
-
-def _plain(index: Any) -> tuple[Any, ...]:
-    """An index with arrays in place of what is told of them."""
-    return tuple(i.value if isinstance(i, Told) else i for i in (index if isinstance(index, tuple) else (index,)))
+def _plain_index(index: Any) -> tuple[Any, ...]:
+    """An index with arrays in place of operands."""
+    return tuple(i.value if isinstance(i, Operand) else i for i in (index if isinstance(index, tuple) else (index,)))
 
 
 def _as_view(source: np.ndarray) -> Link | None:
-    """The element numbers as start + step . index, if they are that."""
+    """The element numbers as start + increments . index, if they have that form: it is much smaller on the page."""
     if source.size == 0:
         return None
     start = int(source.flat[0])
-    steps = []
+    increments = []
     for axis, n in enumerate(source.shape):
         one = [0] * source.ndim
         one[axis] = 1 if n > 1 else 0
-        steps.append(int(source[tuple(one)]) - start)
-    told = start + sum(
-        (
-            np.arange(n).reshape([-1 if a == i else 1 for a in range(source.ndim)]) * s
-            for i, (n, s) in enumerate(zip(source.shape, steps, strict=True))
-        ),
-        np.zeros(source.shape, np.int64),
-    )
-    return Link("view", axes=tuple(steps), start=start) if np.array_equal(told, source) else None
-
-
-def _scatter(step: Step, name: str, arrays: list[Told]) -> Link:
-    numbers = np.arange(np.size(step.value), dtype=np.int64).reshape(np.shape(step.value))
-    if name == "col2im":  # the adjoint reads where this adds
-        _, _, kernel, stride, padding = step.operands
-        target = NUMPY.im2col(numbers, kernel, stride, padding, -1)
-    elif name == "index_add":
-        target = numbers[step.operands[1]]
-    else:
-        return Link("none")
-    return Link("scatter", source=np.ascontiguousarray(np.broadcast_to(target, arrays[0].value.shape), np.int32))
+        increments.append(int(source[tuple(one)]) - start)
+    expected = np.full(source.shape, start)
+    for axis, (n, increment) in enumerate(zip(source.shape, increments, strict=True)):
+        expected += increment * np.arange(n).reshape([-1 if a == axis else 1 for a in range(source.ndim)])
+    return Link("view", axes=tuple(increments), start=start) if np.array_equal(expected, source) else None

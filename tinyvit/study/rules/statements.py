@@ -1,4 +1,4 @@
-"""The lines of a rule that ran: its statements in order, typeset, with the steps that each is made of."""
+"""The statements of a rule that ran, in order and typeset, each with its steps."""
 
 import ast
 import functools
@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...engine import Op
-from .links import arrays_of, link_of
+from .functions import function_of
 from .mathml import Typesetter, math
-from .narrate import Narration, Step
+from .steps import Narration, Step
 
 
 @dataclass
 class Statement:
-    """One statement of a rule: its source, the comment above it, where it is, its MathML, and its steps' numbers."""
+    """One statement of a rule.
+
+    `source`, the `comment` above it, its `place` ("functional/linalg.py:48"), its MathML, and its steps' numbers.
+    """
 
     source: str
     comment: str
@@ -25,18 +28,17 @@ class Statement:
 
 
 def statements_of(op: type[Op], narration: Narration, results: Sequence[str]) -> list[Statement]:
-    """The statements that computed the steps of a narrated rule of `op`; `results` are names for what it returns."""
+    """The statements that computed the steps of a narrated rule of `op`; `results` names the values it returns."""
     steps = narration.steps
-    letters = {_normal(step.source): _letters(step) for step in steps}
-    typesetter = Typesetter(lambda source: letters.get(source), lambda source: source in letters)
+    letters = {_normal(step.source): _reduced_letters(step) for step in steps}
     found: list[Statement] = []
     nodes: list[ast.stmt] = []
     for k, step in enumerate(steps):
         node, owner = _statement_at(step.file, step.line)
         if not nodes or node is not nodes[-1]:
-            last = _last_of(steps, k, node)
             returns = isinstance(node, ast.Return) and owner == op.__name__
-            left = ", ".join(results) if returns else last.name or ""
+            left = ", ".join(results) if returns else _last_of(steps, k, node).name or ""
+            typesetter = Typesetter(letters.get, letters.__contains__, _constants(step.file).get)
             found.append(
                 Statement(
                     source=ast.unparse(node),
@@ -51,7 +53,7 @@ def statements_of(op: type[Op], narration: Narration, results: Sequence[str]) ->
 
 
 def _last_of(steps: Sequence[Step], k: int, node: ast.stmt) -> Step:
-    """The last of the steps from `k` on that the same statement computes."""
+    """The last of the steps, from `k` on, that the same statement computes."""
     while k + 1 < len(steps) and _statement_at(steps[k + 1].file, steps[k + 1].line)[0] is node:
         k += 1
     return steps[k]
@@ -66,14 +68,13 @@ def _normal(source: str) -> str:
         return source
 
 
-def _letters(step: Step) -> str:
-    """The letters of the axes that a step reduces over; their numbers where they have none."""
-    link = link_of(step)
-    arrays = arrays_of(step)
-    if link.kind != "reduce" or not arrays:
+def _reduced_letters(step: Step) -> str:
+    """The letters of the axes that a step reduces over, or their numbers where the letters are unknown."""
+    if not step.arrays:
         return ""
-    axes = arrays[0].axes
-    return "".join(axes[a] if axes else str(a) for a in link.axes)
+    link = function_of(step.function).link(step)
+    axes = step.arrays[0].axes
+    return "".join(axes[a] if axes else str(a) for a in link.axes) if link.kind == "reduce" else ""
 
 
 @functools.cache
@@ -82,11 +83,23 @@ def _tree(file: str) -> ast.Module:
 
 
 @functools.cache
+def _constants(file: str) -> dict[str, ast.expr]:
+    """The private constants of a module, such as _SQRT_HALF, with the expressions that define them."""
+    assigned = [node for node in _tree(file).body if isinstance(node, ast.Assign)]
+    return {
+        target.id: node.value
+        for node in assigned
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id.startswith("_") and target.id.isupper()
+    }
+
+
+@functools.cache
 def _statement_at(file: str, line: int) -> tuple[ast.stmt, str]:
-    """The innermost statement at a line, and the name of the class that it is in."""
+    """The innermost statement at a line, and the name of the class that contains it."""
     within: ast.AST = _tree(file)
     found, owner = None, ""
-    while True:  # go down to what spans the line
+    while True:
         parts = [n for n in ast.walk(within) if isinstance(n, ast.stmt) and n is not within]
         spanning = [n for n in parts if n.lineno <= line <= (n.end_lineno or 0)]
         if not spanning:

@@ -1,1 +1,4 @@
-""""""
+"""Watch: monitoring a training run from the inside, layer by layer.
+
+Order: measures, report, monitor.
+"""

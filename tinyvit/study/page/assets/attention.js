@@ -1,44 +1,57 @@
-// The attention of every head laid over the image, and its gradient.
+// The attention of every head drawn over the image, and its gradient.
 
 const look = { which: "p", query: null };
 
-// What a link asks for; the rest as it is.
+// Take what a link asks for, and leave the rest as it is.
 function lookAt(which, query) {
   if (which && ["p", "dp", "ds"].includes(which)) look.which = which;
   if (query !== null && /^\d+$/.test(query)) look.query = Number(query);
 }
 
+const MAPS = [
+  ["p", "A", "attention weights: how much each token takes from every other token"],
+  ["dp", "dA", "the gradient of the weights: how the loss would change with each of them"],
+  ["ds", "dS", "the gradient of the scores, before softmax"],
+];
+
 function attentionView() {
   if (!T.attention.length || !T.about.grid)
-    return [el("p", { class: "doc" }, "Nothing here attends to patches of an image.")];
-  const kinds = [
-    ["p", "A", "attention weights: how much each token takes from each other one"],
-    ["dp", "dA", "how the loss would change with each weight"],
-    ["ds", "dS", "the gradient of the scores, before softmax"],
-  ];
-  const choose = el(
-    "div",
-    { class: "tools", role: "group", "aria-label": "which array" },
-    kinds.map(([k, name]) =>
-      el(
-        "button",
-        {
-          class: "tool",
-          "aria-pressed": look.which === k ? "true" : "false",
-          onclick: () => {
-            look.which = k;
-            go({});
-          },
-        },
-        name,
-      ),
-    ),
-  );
+    return [el("p", { class: "doc" }, "No operation on this page attends to patches of an image.")];
   const grid = T.about.grid,
     prefix = T.about.prefix || 0,
     n = grid[0] * grid[1] + prefix;
   look.query = Math.min(look.query ?? Math.floor(n / 2), n - 1);
-  const token = el(
+  const words = MAPS.find((k) => k[0] === look.which)[2],
+    scale = look.which === "p" ? "The colours range from 0 to 1." : "Each layer has its own colour scale.";
+  const caveat =
+    "Attention shows where a head looked, not why the model decided. The gradients show what would have changed the loss.";
+  return [
+    el("h2", {}, "Attention over the image"),
+    el("p", { class: "doc" }, `The pictures show ${words}. ${scale} ${caveat}`),
+    el("div", { class: "row" }, imageButton(prefix), el("div", {}, mapButtons(), querySlider(n))),
+    ...T.attention.map((layer) => layerMaps(layer, grid, prefix)),
+  ];
+}
+
+function mapButtons() {
+  const button = ([which, name]) =>
+    el(
+      "button",
+      {
+        class: "tool",
+        "aria-pressed": look.which === which ? "true" : "false",
+        onclick: () => {
+          look.which = which;
+          go({});
+        },
+      },
+      name,
+    );
+  return el("div", { class: "tools", role: "group", "aria-label": "which array" }, MAPS.map(button));
+}
+
+function querySlider(n) {
+  return el(
     "label",
     { class: "slider" },
     el("span", {}, `query: ${axisWord("N", look.query, n)}`),
@@ -55,63 +68,40 @@ function attentionView() {
       },
     }),
   );
-  const rows = T.attention.map((layer) => {
-    const v = layer[look.which],
-      array = contentOf(v),
-      heads = array.shape[1],
-      S_ = array.shape[3];
-    const limit = look.which === "p" ? 1 : Math.max(Math.abs(array.min), Math.abs(array.max)) || 1;
-    return el(
-      "div",
-      { class: "layer" },
-      el("h4", {}, layer.title),
-      el(
-        "div",
-        { class: "heads" },
-        Array.from({ length: heads }, (_, h) => {
-          const start = (h * array.shape[2] + look.query) * S_,
-            row = array.data.subarray(start, start + S_);
-          const total = row.reduce((s, x) => s + x, 0);
-          const own = prefix ? ` · class token ${short(row[0], 2)}` : "";
-          return el(
-            "figure",
-            {},
-            overlay(row.subarray(prefix), grid, limit),
-            el(
-              "figcaption",
-              {},
-              el(
-                "button",
-                {
-                  class: "link",
-                  onclick: () =>
-                    go({ view: "walk", op: layer.op, dir: 1, a: look.which, index: [0, h, look.query, 0] }, true),
-                },
-                `head ${h}`,
-              ),
-              ` Σ ${short(total, 3)}${own}`,
-            ),
-          );
-        }),
-      ),
-    );
-  });
-  const caveat =
-    "Attention says where a head looked, not why the model decided; the gradients beside it say what would have changed the loss.";
-  return [
-    el("h2", {}, "Attention, laid over the image"),
-    el(
-      "p",
-      { class: "doc" },
-      kinds.find((k) => k[0] === look.which)[2] +
-        `. ${look.which === "p" ? "Scale 0 to 1." : "Scale of each layer by itself."} ${caveat}`,
-    ),
-    el("div", { class: "row" }, imageButton(prefix), el("div", {}, choose, token)),
-    ...rows,
-  ];
 }
 
-// The image as a picture, its pixels squares; a click chooses the patch that looks.
+// One layer: for each head, the row of the query token over the image, and the row's sum.
+function layerMaps(layer, grid, prefix) {
+  const array = contentOf(layer[look.which]),
+    [, heads, queries, keys] = array.shape;
+  const limit = look.which === "p" ? 1 : Math.max(Math.abs(array.min), Math.abs(array.max)) || 1;
+  const head = (h) => {
+    const start = (h * queries + look.query) * keys,
+      row = array.data.subarray(start, start + keys);
+    const total = row.reduce((s, x) => s + x, 0);
+    const own = prefix ? ` · class token ${short(row[0], 2)}` : "";
+    const open = () => go({ view: "walk", op: layer.op, dir: 1, a: look.which, index: [0, h, look.query, 0] }, true);
+    return el(
+      "figure",
+      {},
+      overlay(row.subarray(prefix), grid, limit),
+      el(
+        "figcaption",
+        {},
+        el("button", { class: "link", onclick: open }, `head ${h}`),
+        ` Σ ${short(total, 3)}${own}`,
+      ),
+    );
+  };
+  return el(
+    "div",
+    { class: "layer" },
+    el("h4", {}, layer.title),
+    el("div", { class: "heads" }, Array.from({ length: heads }, (_, h) => head(h))),
+  );
+}
+
+// Draw the image with each pixel as a square.
 function drawImage(canvas, scale) {
   const image = contentOf(T.about.pixels),
     [channels, height, width] = image.shape;
@@ -161,7 +151,7 @@ function imageButton(prefix) {
     "button",
     {
       class: "imagebutton",
-      "aria-label": "choose the patch that looks: click on the image, or use the slider",
+      "aria-label": "choose the query patch: click on the image, or use the slider",
       onclick: (e) => {
         const r = canvas.getBoundingClientRect();
         if (!e.clientX) return;

@@ -1,6 +1,6 @@
-// The card of one operation, forward or backward: formula, what goes in, the rule as it ran, what comes out, the check.
+// The card of one operation, forward or backward: formula, inputs, the rule as it ran, results, check.
 
-// The arrays of a card by unique labels: what goes in, named steps, what comes out. Labels are the names of links.
+// The arrays of a card with unique labels: inputs, named steps, results. Links refer to arrays by these labels.
 const cardCache = new Map();
 function cardArrays(op, dir) {
   const key = `${op}-${dir}`;
@@ -13,9 +13,10 @@ function cardArrays(op, dir) {
     owner = new Map();
   for (const x of dir ? o.dout : o.out)
     if (x && x.v !== undefined) {
-      // what comes out, and by which names: two
-      ends.set(x.v, [...(ends.get(x.v) || []), x.n]); // inputs may get the same gradient, and a step of another value
-      owner.set(x.n, x.v); // may have the name of one
+      // Two inputs may get the same gradient, so a result can have several names; and a step with another value may
+      // have a name of one of the results.
+      ends.set(x.v, [...(ends.get(x.v) || []), x.n]);
+      owner.set(x.n, x.v);
     }
   const add = (label, v, role, k, other) => {
     while (taken.has(label) || (owner.has(label) && owner.get(label) !== v)) label += "′";
@@ -25,7 +26,7 @@ function cardArrays(op, dir) {
   };
   for (const x of dir ? o.din : o.in) if (x && x.v !== undefined) add(x.n, x.v, "in");
   if (dir) {
-    const used = new Map(o.steps[1].flatMap((s) => s.o.map((x) => [x.v, x.n]))); // by the rule's own names
+    const used = new Map(o.steps[1].flatMap((s) => s.o.map((x) => [x.v, x.n]))); // with the names that the rule gives them
     for (const x of [...o.in, ...o.out])
       if (x && x.v !== undefined && used.has(x.v) && !seen.has(x.v))
         add(used.get(x.v) || x.n, x.v, "saved", undefined, x.n);
@@ -48,7 +49,7 @@ const arrayByLabel = (op, dir, label) =>
   cardArrays(op, dir).find((a) => a.label === label) || cardArrays(op, dir).find((a) => a.also.includes(label));
 const labelOf = (op, dir, v) => (cardArrays(op, dir).find((a) => a.v === v) || {}).label;
 
-// Where a value lives: the card that computed it, or the first that uses it.
+// The card to open for a value: the one that computed it, or else the first one that uses it.
 function homeOf(v) {
   v = sourceOf(v);
   const [kind, op, dir] = originOf(v);
@@ -83,14 +84,14 @@ function buildCard() {
     el("span", { class: "chip" }, o.kernel === "plain" ? "plain rule" : o.kernel),
     el("span", { class: "chip" }, `${(o.ms[dir] ?? 0).toFixed(3)} ms`),
     o.line ? el("span", { class: "chip" }, o.line) : null,
-    dir && o.check ? el("span", { class: `chip told ${o.check.verdict}` }, `check: ${o.check.verdict}`) : null,
+    dir && o.check ? el("span", { class: `chip secret ${o.check.verdict}` }, `check: ${o.check.verdict}`) : null,
     T.firstBad && T.firstBad.op === S.op && T.firstBad.dir === dir
-      ? el("span", { class: "chip wrong" }, T.firstBad.given ? `the first NaN or inf was given here, in ${T.firstBad.given}` : "the first NaN or inf arises here")
+      ? el("span", { class: "chip wrong" }, T.firstBad.given ? `the first NaN or infinity is an input here: ${T.firstBad.given}` : "the first NaN or infinity arises here")
       : null,
   );
   const formula = dir ? kind.b : kind.f;
   const parts = [
-    el("p", { class: "place" }, o.module || (o.module === "" ? "the model itself" : "outside of the model")),
+    el("p", { class: "place" }, o.module || (o.module === "" ? "the model itself" : "outside the model")),
     el(
       "h2",
       { tabindex: "-1", id: "card-title" },
@@ -103,7 +104,7 @@ function buildCard() {
     dir ? el("p", { class: "doc" }, sentence(o)) : null,
     section(
       "in",
-      dir ? "What comes back, and what was saved" : "What goes in",
+      dir ? "Incoming gradients and saved arrays" : "Inputs",
       el(
         "div",
         { class: "arrays" },
@@ -114,7 +115,7 @@ function buildCard() {
     steps(o, dir, list, pick),
     section(
       "out",
-      dir ? "What it hands on" : "What comes out",
+      dir ? "Gradients of the inputs" : "Outputs",
       el("div", { class: "arrays" }, ends(o, dir).map(pick), accumulation(o, dir)),
     ),
     dir ? checkTable(o) : savedTable(o),
@@ -124,7 +125,7 @@ function buildCard() {
 }
 
 const section = (name, title, ...content) => el("section", { class: name }, el("h3", {}, title), ...content);
-// What comes out, each array once, with all the names it goes out by.
+// The results, each array once, with all its names.
 function ends(o, dir) {
   const found = [...new Set(outputs(o, dir).map((x) => x.v))].map((v) => cardArrays(S.op, dir).find((a) => a.v === v));
   return found.map((a) => ({
@@ -153,30 +154,30 @@ function numbersIn(o, dir) {
 function sentence(o) {
   const wanted = o.dout.map((x, i) => (x ? x.n : null)).filter(Boolean);
   const given = o.din.filter(Boolean).map((x) => x.n);
-  return `Given ${given.join(" and ")} (the slope of the loss for each element of the output), the rule returns ${wanted.join(", ")}, each in the shape of its input. The Jacobian, output by input, is never built.`;
+  return `Given ${given.join(" and ")} (the slope of the loss with respect to each element of the output), the rule returns ${wanted.join(", ")}, each with the shape of its input. It never builds the Jacobian, outputs by inputs.`;
 }
 
-// Where gradients meet: this output went to several operations, so what came back was a sum.
+// If several operations used an output, its gradient is a sum.
 function accumulation(o, dir) {
   const sums = dir ? o.din.filter((x) => x && originOf(x.v)[0] === "sum") : [];
   if (!sums.length) return null;
   return el(
     "p",
     { class: "doc" },
-    `Before this rule ran, ${sums.map((x) => `${x.n} was added up from ${originOf(x.v)[1].length} gradients`).join("; ")}: the output was used more than once. Open it to see the parts.`,
+    `The output was used more than once: before this rule ran, ${sums.map((x) => `${x.n} was computed as the sum of ${originOf(x.v)[1].length} gradients`).join("; ")}. Open it to see its terms.`,
   );
 }
 
 function steps(o, dir, list, pick) {
   if (!o.lines[dir].length) {
-    const identity = outputs(o, dir).length ? "The gradient is handed on as it is; no step is needed." : "";
+    const identity = outputs(o, dir).length ? "The gradient passes through unchanged; no step is needed." : "";
     return section(
       "steps",
       "The rule, as it ran",
       el(
         "p",
         { class: "doc" },
-        o.untold[dir] ? `There are no steps here: ${o.untold[dir]}.` : identity,
+        o.unexplained[dir] ? `No steps are shown: ${o.unexplained[dir]}.` : identity,
       ),
     );
   }
@@ -206,7 +207,7 @@ function steps(o, dir, list, pick) {
   return section("steps", dir ? "The rule, as it ran" : "The formula, as it ran", el("ol", {}, items));
 }
 
-// The single steps of a line, drawn when they are asked for.
+// The single steps of a line; they are drawn only when the reader opens them.
 function within(parts, steps, pick) {
   const build = () =>
     el(
@@ -218,7 +219,7 @@ function within(parts, steps, pick) {
   const box = el(
     "details",
     { open: chosen },
-    el("summary", {}, `${parts.length} single step${parts.length > 1 ? "s" : ""} within`),
+    el("summary", {}, `${parts.length} single step${parts.length > 1 ? "s" : ""} of this line`),
     chosen ? build() : null,
   );
   box.addEventListener("toggle", () => {
@@ -245,66 +246,63 @@ function savedTable(o) {
 const VERDICTS = { agrees: "✓ agrees", wrong: "✗ wrong", unclear: "· unclear" };
 
 function checkTable(o) {
-  if (!o.check)
-    return section("check", "Numeric check", el("p", { class: "doc" }, "Not checked: the arrays were not kept."));
   const c = o.check;
-  const rows = c.rows.map(([input, index, run, rule, numeric, tolerance, verdict]) =>
-    el(
-      "tr",
-      { class: verdict },
-      el(
-        "th",
-        { scope: "row" },
-        index === null
-          ? `d${input}, a random direction`
-          : el(
-              "button",
-              {
-                class: "link",
-                onclick: () => {
-                  const a = labelForCheck(o, input);
-                  if (a) go({ a, index }, true);
-                },
-              },
-              `d${input}[${index.join(", ")}]`,
-            ),
-      ),
-      el("td", {}, short(run, 6)),
-      el("td", {}, short(rule, 7)),
-      el("td", {}, short(numeric, 7)),
-      el(
-        "td",
-        {},
-        typeof rule === "number"
-          ? short(Math.abs(rule - numeric) / (Math.max(Math.abs(rule), Math.abs(numeric)) || 1), 2)
-          : "",
-      ),
-      el("td", { class: "verdict" }, VERDICTS[verdict]),
-    ),
-  );
+  if (!c)
+    return section(
+      "check",
+      "Numeric check",
+      el("p", { class: "doc" }, "This rule was not checked, because the trace did not store its arrays."),
+    );
   return section(
     "check",
     "Numeric check",
-    T.about.exercise
-      ? el(
-          "p",
-          { class: "exercise" },
-          S.revealed ? `The mistake: ${T.about.exercise}.` : "Compare rule and difference, and decide. ",
-          S.revealed
-            ? null
-            : el("button", { class: "tool", onclick: reveal }, "show the verdicts"),
-        )
-      : null,
-    el(
-      "p",
-      { class: `summary ${c.verdict}` },
-      c.why ||
-        (c.verdict === "agrees"
-          ? `Finite differences at float64 agree; what ran is within ${short(c.run, 2)} of the rule at float64.`
-          : "Nothing can be said: the gradient is smaller than the rounding error, or has a kink."),
+    T.about.exercise ? exercise() : null,
+    el("p", { class: `summary ${c.verdict}` }, c.why || checkWords(c)),
+    table(
+      {},
+      ["", "as run", "rule, float64", "difference", "error", ""],
+      c.rows.map((r) => checkRow(o, ...r)),
     ),
-    table({}, ["", "as run", "rule, float64", "difference", "error", ""], rows),
     curve(c.curve),
+  );
+}
+
+// In an exercise: the question, or the planted mistake once the reader has asked for it.
+function exercise() {
+  if (S.revealed) return el("p", { class: "exercise" }, `The mistake: ${T.about.exercise}.`);
+  return el(
+    "p",
+    { class: "exercise" },
+    "Compare rule and difference, and decide. ",
+    el("button", { class: "tool", onclick: reveal }, "show the verdicts"),
+  );
+}
+
+const checkWords = (c) =>
+  c.verdict === "agrees"
+    ? `Finite differences at float64 agree; what ran is within ${short(c.run, 2)} of the rule at float64.`
+    : "The check proves nothing here: the gradient is smaller than the rounding error, or has a kink.";
+
+function checkRow(o, input, index, run, rule, numeric, tolerance, verdict) {
+  const open = () => {
+    const a = labelForCheck(o, input);
+    if (a) go({ a, index }, true);
+  };
+  const name =
+    index === null
+      ? `d${input}, a random direction`
+      : el("button", { class: "link", onclick: open }, `d${input}[${index.join(", ")}]`);
+  const scale = Math.max(Math.abs(rule), Math.abs(numeric)) || 1,
+    error = typeof rule === "number" ? short(Math.abs(rule - numeric) / scale, 2) : "";
+  return el(
+    "tr",
+    { class: verdict },
+    el("th", { scope: "row" }, name),
+    el("td", {}, short(run, 6)),
+    el("td", {}, short(rule, 7)),
+    el("td", {}, short(numeric, 7)),
+    el("td", {}, error),
+    el("td", { class: "verdict" }, VERDICTS[verdict]),
   );
 }
 
@@ -313,7 +311,7 @@ function labelForCheck(o, input) {
   return ref ? labelOf(S.op, 1, ref.v) : null;
 }
 
-// The error of a difference over its step: curvature on the right, rounding on the left, the best in between.
+// The error of the difference, plotted over its step: curvature dominates on the right, rounding on the left.
 function curve(points) {
   const shown = points.filter(([, e]) => typeof e === "number" && e > 0);
   if (shown.length < 3) return null;
@@ -329,7 +327,7 @@ function curve(points) {
       {
         viewBox: "0 0 240 122",
         role: "img",
-        "aria-label": `error over step; smallest ${short(best[1], 2)} at step ${best[0]}`,
+        "aria-label": `error plotted over step; the smallest is ${short(best[1], 2)}, at step ${best[0]}`,
       },
       svg("line", { class: "axis", x1: 16, y1: 108, x2: 236, y2: 108 }),
       svg("path", { class: "curve", d: path }),
@@ -338,7 +336,7 @@ function curve(points) {
       label(196, 119, "1e−1"),
       label(x(best[0]) - 14, Math.min(y(best[1]) + 12, 106), short(best[1], 2)),
     ),
-    el("figcaption", {}, "Error of the difference over its step h: rounding on the left, curvature on the right."),
+    el("figcaption", {}, "The error of the difference, plotted over its step h: rounding dominates on the left, curvature on the right."),
   );
 }
 

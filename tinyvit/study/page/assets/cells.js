@@ -1,5 +1,5 @@
-// Which numbers a number is made of. The links were found by Python from what ran; here they are followed, and the one
-// arithmetic of this page, sums and products of recorded terms, is held against the recorded result.
+// The numbers that a number was computed from. Python found the links while it ran the rules; the page only follows
+// them. Its only arithmetic is sums and products of recorded terms, which it compares with the recorded result.
 
 function unravel(flat, shape) {
   const index = new Array(shape.length);
@@ -16,7 +16,7 @@ function ravel(index, shape) {
   return flat;
 }
 
-// The element of an array of `shape` that meets element `index` of a broadcast result.
+// The element of an array of `shape` that element `index` of a broadcast result was computed from.
 function broadcastTo(index, shape) {
   const skip = index.length - shape.length;
   return ravel(
@@ -30,99 +30,111 @@ const stepOf = (v) => {
   return kind === "step" ? T.ops[op].steps[direction][k] : null;
 };
 
-// {terms: [{sign, cells: [{v, flat, name}], value}], how, total, exactly}: what element `flat` of value `v` is made of.
+// What element `flat` of value `v` was computed from: {how, terms: [{cells: [{v, flat, name}], value}], total, ...}.
 function termsOf(v, flat) {
   v = sourceOf(v);
-  const origin = originOf(v),
-    array = contentOf(v);
+  const origin = originOf(v);
   if (origin[0] === "sum") {
     if (origin[1].some((part) => !contentOf(part).data)) return { how: "missing", terms: [] };
     const terms = origin[1].map((part) => cellTerm(part, flat, nameOf(part)));
-    return sumOf(v, flat, terms, "gradients that meet here are added");
+    return sumOf(terms, "gradients are added here");
   }
   if (origin[0] === "kernel") return { how: "kernel", rule: origin[3], terms: [] };
   const step = stepOf(v);
   if (!step) return { how: origin[0], terms: [] };
-  const [kind, sign, axes, start, source] = step.l;
-  const needed = [array, ...step.o.filter((o) => o.v !== undefined).map((o) => contentOf(o.v))];
-  if (source !== null) needed.push(arrayOf(source));
-  if (needed.some((a) => !a.data))
-    return { how: "missing", step, terms: [] };
-  const operands = step.o.filter((o) => o.v !== undefined);
-  const index = unravel(flat, array.shape);
-  if (kind === "each") {
-    const cells = step.o.map((o) =>
-      o.v === undefined
-        ? { c: Number(o.c) }
-        : { v: o.v, flat: broadcastTo(index, contentOf(o.v).shape), name: o.n || nameOf(o.v) },
-    );
-    return { how: "each", sign, cells, step, terms: [], total: combined(sign, cells.map(valueOfCell)) };
-  }
-  if (kind === "matmul") {
-    const [x, y] = operands,
-      xs = contentOf(x.v).shape,
-      ys = contentOf(y.v).shape,
-      terms = [];
-    const inner = xs[xs.length - 1];
-    for (let k = 0; k < inner; k++) {
-      const left = { v: x.v, flat: broadcastTo([...index.slice(0, -1), k], xs), name: x.n || nameOf(x.v) };
-      const right = {
-        v: y.v,
-        flat: broadcastTo([...index.slice(0, -2), k, index[index.length - 1]], ys),
-        name: y.n || nameOf(y.v),
-      };
-      terms.push({ cells: [left, right], value: valueOfCell(left) * valueOfCell(right) });
-    }
-    return sumOf(v, flat, terms, "row times column");
-  }
-  if (kind === "reduce") {
-    const o = operands[0],
-      shape = contentOf(o.v).shape,
-      terms = [];
-    const kept = shape.map((n, a) => (axes.includes(a) ? 1 : n)),
-      outer = unravel(flat, kept);
-    const sizes = axes.map((a) => shape[a]),
-      count = sizes.reduce((m, n) => m * n, 1);
-    for (let k = 0; k < count; k++) {
-      const inner = unravel(k, sizes),
-        at = outer.slice();
-      axes.forEach((a, i) => (at[a] = inner[i]));
-      terms.push(cellTerm(o.v, ravel(at, shape), o.n || nameOf(o.v)));
-    }
-    if (sign === "sum") return sumOf(v, flat, terms, "sum");
-    if (sign === "mean") return sumOf(v, flat, terms, `mean of ${count}`, count);
-    const best = terms.filter((t) => t.value === array.data[flat]);
-    return {
-      how: sign,
-      terms: best.length ? best : terms.slice(0, 1),
-      total: best.length ? best[0].value : NaN,
-      of: count,
-    };
-  }
-  if (kind === "view" || kind === "move") {
-    let at = kind === "view" ? index.reduce((sum, i, a) => sum + i * axes[a], start) : arrayOf(source).data[flat];
-    if (at < 0) return { how: "constant", terms: [] };
-    for (const o of operands) {
-      const size = contentOf(o.v).size;
-      if (at < size) {
-        const term = cellTerm(o.v, at, o.n || nameOf(o.v));
-        return { how: "moved", step, terms: [term], total: term.value };
-      }
-      at -= size;
-    }
-  }
-  if (kind === "scatter") {
-    const o = operands[0],
-      target = arrayOf(source).data,
-      terms = [];
-    for (let i = 0; i < target.length; i++) if (target[i] === flat) terms.push(cellTerm(o.v, i, o.n || nameOf(o.v)));
-    return sumOf(v, flat, terms, "added up where they were read");
-  }
-  return { how: "none", step, terms: [] };
+  const [kind, , , , source] = step.l,
+    arrays = step.o.filter((o) => o.v !== undefined);
+  const needed = [contentOf(v), ...arrays.map((o) => contentOf(o.v)), ...(source === null ? [] : [arrayOf(source)])];
+  if (needed.some((a) => !a.data)) return { how: "missing", step, terms: [] };
+  const unfold = UNFOLD[kind] || (() => ({ how: "none", terms: [] }));
+  return { step, ...unfold(step, arrays, contentOf(v), flat) };
 }
 
-// A cell of an array to which the rule gave no name and that only moved elements about (a transpose, a reshape) is the
-// cell it came from.
+// How each kind of link leads from an element of `array`, the result of a step, to elements of its operands.
+const UNFOLD = {
+  each: elementwiseTerms,
+  matmul: productTerms,
+  reduce: reducedTerms,
+  view: movedTerm,
+  move: movedTerm,
+  scatter: scatteredTerms,
+};
+
+function elementwiseTerms(step, arrays, array, flat) {
+  const sign = step.l[1],
+    index = unravel(flat, array.shape);
+  const cells = step.o.map((o) =>
+    o.v === undefined ? { c: Number(o.c) } : { ...operand(o), flat: broadcastTo(index, contentOf(o.v).shape) },
+  );
+  return { how: "each", sign, cells, terms: [], total: combined(sign, cells.map(valueOfCell)) };
+}
+
+function productTerms(step, [x, y], array, flat) {
+  const index = unravel(flat, array.shape),
+    xs = contentOf(x.v).shape,
+    ys = contentOf(y.v).shape,
+    terms = [];
+  const row = index.slice(0, -1),
+    leading = index.slice(0, -2),
+    column = index[index.length - 1];
+  for (let k = 0; k < xs[xs.length - 1]; k++) {
+    const left = { ...operand(x), flat: broadcastTo([...row, k], xs) };
+    const right = { ...operand(y), flat: broadcastTo([...leading, k, column], ys) };
+    terms.push({ cells: [left, right], value: valueOfCell(left) * valueOfCell(right) });
+  }
+  return sumOf(terms, "row times column");
+}
+
+function reducedTerms(step, [o], array, flat) {
+  const [, sign, axes] = step.l,
+    shape = contentOf(o.v).shape,
+    terms = [];
+  const kept = shape.map((n, a) => (axes.includes(a) ? 1 : n)),
+    outer = unravel(flat, kept);
+  const sizes = axes.map((a) => shape[a]),
+    count = sizes.reduce((m, n) => m * n, 1);
+  for (let k = 0; k < count; k++) {
+    const inner = unravel(k, sizes),
+      at = outer.slice();
+    axes.forEach((a, i) => (at[a] = inner[i]));
+    terms.push(cellTerm(o.v, ravel(at, shape), operand(o).name));
+  }
+  if (sign === "sum") return sumOf(terms, "sum");
+  if (sign === "mean") return sumOf(terms, `mean of ${count}`, count);
+  const best = terms.filter((t) => t.value === array.data[flat]); // the largest or the smallest, with its ties
+  const total = best.length ? best[0].value : NaN;
+  return { how: sign, terms: best.length ? best : terms.slice(0, 1), total, of: count };
+}
+
+function movedTerm(step, arrays, array, flat) {
+  const [kind, , increments, start, source] = step.l;
+  let at =
+    kind === "view"
+      ? unravel(flat, array.shape).reduce((sum, i, a) => sum + i * increments[a], start)
+      : arrayOf(source).data[flat];
+  if (at < 0) return { how: "constant", terms: [] };
+  for (const o of arrays) {
+    const size = contentOf(o.v).size;
+    if (at < size) {
+      const term = cellTerm(o.v, at, operand(o).name);
+      return { how: "moved", terms: [term], total: term.value };
+    }
+    at -= size;
+  }
+  return { how: "none", terms: [] };
+}
+
+function scatteredTerms(step, [o], array, flat) {
+  const target = arrayOf(step.l[4]).data,
+    terms = [];
+  for (let i = 0; i < target.length; i++) if (target[i] === flat) terms.push(cellTerm(o.v, i, operand(o).name));
+  return sumOf(terms, "sum of the elements that were read from here");
+}
+
+const operand = (o) => ({ v: o.v, name: o.n || nameOf(o.v) });
+
+// If the rule gave an array no name, and it only moved elements (a transpose, a reshape), its cell stands for the cell
+// that the element came from.
 function settled(cell) {
   for (let hops = 0; hops < 8 && cell.v !== undefined && !cell.name; hops++) {
     const step = stepOf(cell.v);
@@ -141,11 +153,11 @@ function cellTerm(v, flat, name) {
 
 const valueOfCell = (cell) => (cell.v === undefined ? cell.c : contentOf(cell.v).data[cell.flat]);
 
-function sumOf(v, flat, terms, how, divisor = 1) {
+function sumOf(terms, words, divisor = 1) {
   const total = terms.reduce((sum, t) => sum + t.value, 0) / divisor;
   return {
     how: "sum",
-    words: how,
+    words,
     terms,
     total,
     divisor,
@@ -160,10 +172,10 @@ function combined(sign, x) {
   if (sign === "/") return x[0] / x[1];
   if (sign === "neg") return -x[0];
   if (sign === "where") return x[0] ? x[1] : x[2];
-  return null; // a function such as exp: shown as recorded, not computed again
+  return null; // the page does not recompute functions such as exp
 }
 
-// Of each type the step between 1 and the next number, and that between the smallest numbers.
+// For each dtype, the step from 1 to the next number, and the step between the smallest numbers.
 const ROUNDING = {
   float64: [2.3e-16, 5e-324],
   float32: [1.2e-7, 1.5e-45],
@@ -171,7 +183,7 @@ const ROUNDING = {
   bfloat16: [7.9e-3, 1e-40],
 };
 
-// Whether the unfolded terms give the recorded number, up to the rounding of its type; null where nothing is computed.
+// Whether the terms give the recorded number, up to the rounding of its dtype; null where nothing is computed.
 function reproduces(v, flat, unfolded) {
   if (unfolded.total === undefined || unfolded.total === null) return null;
   const array = contentOf(v),
@@ -183,7 +195,7 @@ function reproduces(v, flat, unfolded) {
   return Math.abs(recorded - unfolded.total) <= eps * (4 + Math.sqrt(count)) * size + least * (1 + count);
 }
 
-// What an element is called: [token 5 (row 1, column 1), channel 17].
+// An index in words: [token 5 (row 1, column 1), channel 17].
 function indexWords(v, index) {
   const axes = axesOf(v);
   return index.map((i, a) => axisWord(axes ? axes[a] : "", i, contentOf(v).shape[a]));
@@ -201,7 +213,7 @@ function axisWord(letter, i, n) {
   const word = {
     B: "image",
     H: "head",
-    D: "of head",
+    D: "element",
     C: "channel",
     N: "token",
     S: "token",

@@ -1,4 +1,4 @@
-// The document that Python wrote: operations, values with their origins, arrays. Nothing is computed here.
+// The document that Python wrote: operations, values with their origins, arrays. This file computes nothing.
 
 const T = JSON.parse(document.getElementById("trace").textContent);
 const TYPES = { f4: Float32Array, f8: Float64Array, i4: Int32Array, u1: Uint8Array };
@@ -12,7 +12,7 @@ function bytesOf(base64) {
   return bytes;
 }
 
-// A blob holds the bytes of equal significance of all numbers together, deflated; its checksum is verified on the way.
+// A blob is deflated, with the bytes of equal significance next to each other; decompressing verifies its checksum.
 async function unpack(code) {
   const packed = bytesOf(document.getElementById("blob-" + code).textContent.trim());
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -27,8 +27,8 @@ async function unpack(code) {
   blobs[code] = new TYPES[code](bytes.buffer);
 }
 
-// An array: {shape, dtype, data (null if only its statistics are here), min, max, mean, norm, zeros, nans, infinities}. The
-// smallest and the largest are those of the finite elements.
+// An array: {shape, dtype, data, min, max, mean, norm, zeros, nans, infinities}. `data` is null if the page has only
+// the statistics; min and max are those of the finite elements.
 const arrays = new Map();
 function arrayOf(number) {
   let a = arrays.get(number);
@@ -51,7 +51,7 @@ const sourceOf = (v) => (originOf(v)[0] === "same" ? sourceOf(originOf(v)[1]) : 
 
 // Numbers ----------------------------------------------------------------------------------------------------------
 
-// The shortest text that reads back as the same number of its type.
+// The shortest text that parses to the same number of its dtype.
 function exact(x, code) {
   if (!Number.isFinite(x)) return Number.isNaN(x) ? "NaN" : x > 0 ? "inf" : "-inf";
   if (code !== "f4") return String(x);
@@ -90,14 +90,14 @@ function el(tag, attributes, ...children) {
     if (value === null || value === undefined || value === false) continue;
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
     else if (key === "html")
-      node.innerHTML = value; // only ever what Python wrote
+      node.innerHTML = value; // only text that Python wrote
     else node.setAttribute(key, value === true ? "" : value);
   }
   for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
   return node;
 }
 
-// A table in a box of its own to scroll in. `columns` may be null; `rows` are elements, as `row` makes them.
+// A table in a box that scrolls. `columns` may be null; `row` makes the elements of `rows`.
 function table(attributes, columns, rows) {
   const names = columns && columns.map((c) => el("th", { scope: "col" }, c));
   return el(
@@ -107,7 +107,7 @@ function table(attributes, columns, rows) {
   );
 }
 
-// A row of a table: its name, and the cells or what stands in them.
+// A row of a table: its name, then cells or their contents.
 function row(name, ...cells) {
   return el(
     "tr",
@@ -117,7 +117,7 @@ function row(name, ...cells) {
   );
 }
 
-// A cell with a bar that fills `share` of it; striped if there is no number to draw.
+// A cell with a bar that fills `share` of it; the bar is striped if its number is not finite.
 function bar(share, isBroken = false) {
   const kind = isBroken ? "bar broken" : "bar";
   return el("td", { class: "gauge" }, el("i", { class: kind, style: `width:${(100 * share).toFixed(1)}%` }));

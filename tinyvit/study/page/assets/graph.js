@@ -1,4 +1,5 @@
-// The model as a column: parts that open and close, data flow as arcs, the residual stream the longest of them.
+// The model as a column of submodules that open and close. Arcs show the data flow; the longest ones are the residual
+// stream.
 
 const open = new Set();
 
@@ -27,7 +28,7 @@ function buildGraph() {
     viewBox: `0 0 ${x + width + 8} ${top + nodes.length * height + 4}`,
     width: "100%",
     role: "group",
-    "aria-label": "the model, part by part",
+    "aria-label": "the model, by submodule",
   });
   picture.append(arrowHeads());
   const drawn = new Set();
@@ -77,7 +78,7 @@ function arrowHeads() {
   return svg("defs", {}, head("forth"), head("back"));
 }
 
-// Of an operation, the norm of its output (side 0) or of the gradient it hands back (side 1).
+// The norm of an operation's output (side 0), or of the gradient of its input (side 1).
 function normOf(op, side) {
   const refs = (side ? op.dout : op.out).filter((x) => x && x.v !== undefined);
   return refs.length ? contentOf(refs[0].v).norm : 0;

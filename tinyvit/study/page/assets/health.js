@@ -1,4 +1,4 @@
-// The whole way at a glance: verdicts, NaN, the gradient norm of every parameter, memory held by the tape.
+// The health of the whole pass: verdicts, NaN, the gradient norm of every parameter, memory held by the tape.
 
 function healthView() {
   const rows = T.layers.map((r) => ({ ...r, gradient: Number(r.gradient), weight: Number(r.weight) })),
@@ -6,14 +6,14 @@ function healthView() {
   const length = (r) =>
     !Number.isFinite(r.gradient) ? 1 : r.gradient > 0 ? Math.max(0.01, 1 + Math.log10(r.gradient / most) / 6) : 0;
   return [
-    el("h2", {}, "The whole way at a glance"),
+    el("h2", {}, "The whole pass at a glance"),
     checkedWords(),
     finiteWords(),
     el("h3", {}, "Gradient norm of every parameter"),
     el(
       "p",
       { class: "doc" },
-      "On a logarithmic scale. Bars that shrink from the head to the first block would be vanishing gradients; growing ones exploding. Beside it, the gradient's norm over the weight's.",
+      "The scale is logarithmic. Bars that shrink from the head to the first block mean vanishing gradients; bars that grow mean exploding ones. The last column is the gradient's norm divided by the weight's.",
     ),
     table(
       { class: "bars" },
@@ -32,7 +32,7 @@ function healthView() {
   ];
 }
 
-// A sentence with a link to the card of each of `places`, {op, dir}.
+// A sentence, then a link to the card of each of `places`, {op, dir}.
 function summary(kind, text, places = []) {
   const link = ({ op, dir }) =>
     el(
@@ -43,10 +43,10 @@ function summary(kind, text, places = []) {
   return el("p", { class: `summary ${kind}` }, text, places.flatMap((place) => [link(place), " "]));
 }
 
-// What the checks found: agreement is only said of what was held against differences.
+// The result of the checks. A rule that was not compared with differences does not count as agreeing.
 function checkedWords() {
   const rules = [...T.ops.keys()].filter((op) => T.ops[op].ms[1] !== null);
-  if (!rules.length) return summary("unclear", "Nothing ran backward, so no gradient rule was checked.");
+  if (!rules.length) return summary("unclear", "No gradient rule ran, so none was checked.");
   const of = (verdict) => rules.filter((op) => T.ops[op].check?.verdict === verdict),
     places = (ops) => ops.map((op) => ({ op, dir: 1 }));
   const agree = of("agrees").length,
@@ -56,24 +56,24 @@ function checkedWords() {
   const numbers = rules.reduce((s, op) => s + (T.ops[op].check?.rows.length || 0), 0);
   const rest = [
     unclear.length ? `${unclear.length} could not be judged` : "",
-    unchecked ? `${unchecked} could not be checked, because the trace did not keep their arrays` : "",
+    unchecked ? `${unchecked} could not be checked, because the trace did not store their arrays` : "",
   ].filter(Boolean);
   if (wrong.length)
     return summary("wrong", `${wrong.length} of ${rules.length} gradient rules are wrong: `, places(wrong));
-  const told = `${agree} of ${rules.length} gradient rules agree with finite differences, ${numbers} numbers checked`;
+  const agreement = `${agree} of ${rules.length} gradient rules agree with finite differences, ${numbers} numbers checked`;
   return summary(
     agree === rules.length ? "agrees" : "unclear",
-    [agree ? told : "No gradient rule could be verified", ...rest].join("; ") + (unclear.length ? ", among them " : "."),
+    [agree ? agreement : "No gradient rule could be verified", ...rest].join("; ") + (unclear.length ? ", among them " : "."),
     places(unclear.slice(0, 6)),
   );
 }
 
 function finiteWords() {
   const bad = T.firstBad;
-  if (!bad) return summary("agrees", "No NaN and no infinity in anything that was computed.");
+  if (!bad) return summary("agrees", "Everything that was computed is finite.");
   return bad.given === null
     ? summary("wrong", "The first NaN or infinity arises in ", [bad])
-    : summary("wrong", `The first NaN or infinity was given from outside, in ${bad.given}, to `, [bad]);
+    : summary("wrong", `The first NaN or infinity came from outside, as the input ${bad.given} of `, [bad]);
 }
 
 function memoryCurve() {
@@ -100,7 +100,7 @@ function memoryCurve() {
     el(
       "figcaption",
       {},
-      "Bytes that wait for the way back, parameters left out, after each operation and each gradient rule.",
+      "The bytes that the tape holds for backward after each operation and each gradient rule, without parameters.",
     ),
   );
 }

@@ -1,4 +1,5 @@
-// Arrays as pictures: one canvas pixel for one element, scaled by CSS. Blue is negative, red positive, the ground zero.
+// Arrays as pictures: one canvas pixel for each element, scaled by CSS. Blue is negative, red positive, the background
+// zero.
 
 const SHADES = 256;
 let palette = null;
@@ -45,7 +46,7 @@ function colour(x, limit) {
   return palette[Math.round(t * SHADES) + SHADES];
 }
 
-// Rows and columns of the picture of one matrix of an array, and how many matrices there are.
+// The size of the picture of one matrix of an array, and the number of matrices.
 function planes(array) {
   const s = array.shape,
     n = s.length;
@@ -68,7 +69,7 @@ function paint(canvas, array, plane) {
   canvas.getContext("2d").putImageData(picture, 0, 0);
 }
 
-// A small picture of an array: up to six of its matrices side by side.
+// A small picture of an array: up to six of its matrices, side by side.
 function thumbnail(v, label, chosen, onclick) {
   const array = contentOf(v),
     { rows, columns, count } = planes(array);

@@ -1,4 +1,4 @@
-// One array, large: a picture to point into, the numbers around the cursor, and why one of them is what it is.
+// One array in detail: a large picture, the numbers around the cursor, and how the chosen one was computed.
 
 let hovered = null;
 
@@ -15,7 +15,7 @@ function buildInspector() {
       el(
         "p",
         { class: "hint" },
-        "Choose an array to look into it: point at its cells, and press Enter on one to see why it is what it is.",
+        "Choose an array to see its cells. Press Enter on a cell to see how its number was computed.",
       ),
     );
   const array = contentOf(v),
@@ -27,7 +27,7 @@ function buildInspector() {
     el("h3", { id: "inspector-title" }, S.a, " ", el("span", { class: "shape" }, shapeWithLetters(v))),
     el("p", { class: "stats" }, originWords(v), " ", statistics),
   ];
-  if (!array.data) parts.push(el("p", { class: "doc" }, "Only its statistics are on this page: it did not fit."));
+  if (!array.data) parts.push(el("p", { class: "doc" }, "The page has only the statistics of this array, because it did not fit."));
   else {
     for (let a = 0; a < lead; a++) if (array.shape[a] > 1) parts.push(slider(v, index, a));
     const pointed = el("p", { id: "pointed", class: "pointed" }, cellWords(v, index));
@@ -46,7 +46,7 @@ function buildInspector() {
   box.replaceChildren(...parts);
 }
 
-// What is looked at until somebody points elsewhere: the largest number, or the first that is none.
+// The cell that is chosen at first: that of the largest number, or of the first NaN.
 function largestOf(array) {
   if (!array.data) return 0;
   let at = 0,
@@ -64,12 +64,12 @@ function largestOf(array) {
 function originWords(v) {
   const [kind, op, dir] = originOf(sourceOf(v));
   if (kind === "leaf") return `${nameOf(v)}.`;
-  if (kind === "seed") return "Where the way back begins.";
-  if (kind === "untold") return "";
-  if (kind === "hook") return "Made by a hook of the program.";
-  if (kind === "sum") return "Gradients that met here, added.";
+  if (kind === "seed") return "The gradient that backward started from.";
+  if (kind === "unexplained") return "";
+  if (kind === "hook") return "Returned by a hook that the program registered.";
+  if (kind === "sum") return "The sum of the gradients from several operations.";
   const home = T.ops[op];
-  return `By ${home.module ? home.module + " · " : ""}${titleOf(home)}, ${dir ? "backward" : "forward"}.`;
+  return `Computed by ${home.module ? home.module + " · " : ""}${titleOf(home)}, ${dir ? "backward" : "forward"}.`;
 }
 
 function slider(v, index, a) {
@@ -178,7 +178,7 @@ function legend(array) {
   );
 }
 
-// What the rows and the columns of the picture are.
+// The meaning of the rows and of the columns of the picture.
 function axesWords(v, rows) {
   const axes = axesOf(v),
     words = { B: "image", H: "head", D: "element of a head", C: "channel", R: "row", O: "filter", 1: "one" };
@@ -190,7 +190,7 @@ function axesWords(v, rows) {
   return el("p", { class: "doc axes" }, rows > 1 ? `↓ ${down}, → ${across}` : `→ ${across}`);
 }
 
-// The numbers around the cursor, as a table: what eyes read up close, and what a screen reader reads at all.
+// The numbers around the cursor as a table, which a screen reader can read too.
 function nearby(array, index) {
   const { rows, columns } = planes(array),
     n = array.shape.length;
@@ -251,7 +251,7 @@ function tools(v, array) {
 
 function numpyText(array) {
   const dtype = array.dtype === "bfloat16" ? "float32" : array.dtype === "bool" ? "bool_" : array.dtype;
-  if (array.size > 20000) return `# ${array.size} elements: too many to copy; trace.save_html and trace[...] have them`;
+  if (array.size > 20000) return `# ${array.size} elements are too many to copy; get them from the trace in Python`;
   const numbers = Array.from(array.data, (x) =>
     exact(x, array.code).replace("NaN", "np.nan").replace("inf", "np.inf"),
   ).join(", ");
@@ -260,7 +260,7 @@ function numpyText(array) {
     .replace("]", array.shape.length === 1 ? ",)" : ")")})`;
 }
 
-// What gives this array in Python; where the command made the page, what gives the trace is told first.
+// Python code for this array; on a page of the study command, it starts with the code that makes the trace.
 function pythonText() {
   const first = T.about.python ? T.about.python + "\n" : "";
   return first + expressionOf();

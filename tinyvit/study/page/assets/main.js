@@ -1,4 +1,5 @@
-// One state, one way to change it (`go`), one way to show it (`draw`). The address of the page is the whole state.
+// There is one state, one function that changes it (`go`), and one that shows it (`draw`). The page's address holds the
+// whole state.
 
 const moments = [...T.ops.keys()]
   .map((op) => ({ op, dir: 0 }))
@@ -34,7 +35,7 @@ function go(change, remember = false, focus = null) {
   if (focus === "why") $("why")?.scrollIntoView({ block: "nearest" });
 }
 
-// What a card opens with: what the rule hands on, or what the operation gives.
+// The array that is chosen when a card opens: the first gradient of an input, or the first output.
 function firstArray() {
   const o = T.ops[S.op],
     ends = outputs(o, S.dir);
@@ -56,19 +57,19 @@ function address() {
   return "#" + q.toString().replaceAll("%2F", "/").replaceAll("%2C", ",").replaceAll("%23", "%23");
 }
 
-// The operation of a link: that of this name, or the first within the part of the model that comes nearest.
+// The operation that a link names, or else the first operation of the nearest submodule.
 function placeOf(key) {
   const exact = T.ops.findIndex((o) => o.key === key);
   if (exact >= 0) return { op: exact, notice: "" };
   for (let name = key; name; name = name.slice(0, Math.max(0, name.search(/[./#][^./#]*$/)))) {
     const op = T.ops.findIndex((o) => o.key.startsWith(name) && !/^[\w]/.test(o.key.slice(name.length)));
     if (op >= 0)
-      return { op, notice: name === key ? "" : `There is no ${key} on this page; this is ${T.ops[op].key}, of ${name}.` };
+      return { op, notice: name === key ? "" : `There is no ${key} on this page. It shows ${T.ops[op].key}, which is part of ${name}.` };
   }
-  return { op: 0, notice: `There is no ${key} on this page; this is its first operation, ${T.ops[0].key}.` };
+  return { op: 0, notice: `There is no ${key} on this page. It shows the first operation, ${T.ops[0].key}.` };
 }
 
-// Names, not numbers: a link still works after another run. An unknown name falls back, and the page says so.
+// Links have names, not numbers, so they still work after another run. The page says so if it does not know a name.
 function fromAddress() {
   const q = new URLSearchParams(location.hash.slice(1));
   const place = q.has("op") ? placeOf(q.get("op")) : { op: moments[0].op, notice: "" },
@@ -100,7 +101,7 @@ function fromAddress() {
     else notices.push(`[${q.get("i")}] is not in ${S.a}, whose shape is ${shapeText(shape)}.`);
   }
   const notice = notices.filter(Boolean).join(" ");
-  if (notice) history.replaceState(null, "", address()); // the address says what is shown
+  if (notice) history.replaceState(null, "", address()); // the address must match what is shown
   written = location.hash;
   draw();
   tell(notice);
@@ -136,7 +137,7 @@ function spoken() {
   return `Step ${at} of ${moments.length}: ${o.module || ""} ${titleOf(o)} ${S.dir ? "backward" : "forward"}${array}${S.dir && o.check && !isSecret() ? `, check ${o.check.verdict}` : ""}`;
 }
 
-// Of an exercise, verdicts are nowhere to be found until they are asked for.
+// In an exercise, no part of the page shows a verdict until the reader asks for it.
 const isSecret = () => Boolean(T.about.exercise && !S.revealed);
 function reveal() {
   S.revealed = true;
@@ -156,7 +157,7 @@ function tell(text) {
 const position = () => moments.findIndex((m) => m.op === S.op && m.dir === S.dir);
 function move(by) {
   const at = Math.max(0, Math.min(moments.length - 1, position() + by));
-  if (at === position()) return at; // nothing further: what is open stays open
+  if (at === position()) return at; // at either end, the current card stays as it is
   go({ ...moments[at], a: null, index: null });
   return at;
 }
@@ -225,7 +226,7 @@ addEventListener("keydown", (e) => {
   act();
 });
 
-// On a narrow screen the graph of the model lies over the card while it is asked for.
+// On a narrow screen, the button `model` shows the graph of the model over the card.
 function showGraph(shown) {
   document.body.dataset.graph = shown ? "open" : "closed";
   $("model").setAttribute("aria-expanded", shown ? "true" : "false");
@@ -277,17 +278,17 @@ function search() {
     ),
   );
   $("found").hidden = !text;
-  if (text && !list.length) $("found").replaceChildren(el("li", { class: "hint" }, "nothing"));
+  if (text && !list.length) $("found").replaceChildren(el("li", { class: "hint" }, "no match"));
 }
 
-// Beginning ----------------------------------------------------------------------------------------------------------
+// Start --------------------------------------------------------------------------------------------------------------
 
 async function begin() {
   makePalette();
   try {
     await Promise.all(T.blobs.map(unpack));
   } catch (error) {
-    tell("The numbers of this page are damaged: its checksum does not match. Write it again with `tinyvit study`.");
+    tell("The numbers of this page are damaged: their checksum does not match. Write the page again with `tinyvit study`.");
     return;
   }
   buildTimeline();
@@ -317,7 +318,7 @@ async function begin() {
       scrollTo(0, 0);
     }),
   );
-  for (const event of ["hashchange", "popstate"]) // both come when a link is followed
+  for (const event of ["hashchange", "popstate"]) // following a link triggers both
     addEventListener(event, () => location.hash !== written && fromAddress());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     palette = null;

@@ -1,9 +1,9 @@
-// Where a newcomer begins: what the model was shown, what it says, and places to go to.
+// The start view: the image, the model's probabilities, and places to go to.
 
 function startView() {
   const intro = isSecret()
-    ? "Everything here ran, and one gradient rule is wrong, in one place. Walk back from the loss, compare the rule with finite differences, and find it."
-    : `A model looks at one image, ${T.about.told}, and works out, operation by operation, how every one of its numbers should change. Each step of that way back is here: the formula, the arrays, the rule as it ran, and a check.`;
+    ? "Everything on this page ran, but one gradient rule is wrong, in one place. Walk back from the loss, compare each rule with finite differences, and find the mistake."
+    : `A model looks at one image, ${T.about.answer}, and computes, operation by operation, how each of its parameters should change. This page shows every step of that backward pass: the formula, the arrays, the rule as it ran, and a check.`;
   const places = T.tour.map((t, i) =>
     el(
       "li",
@@ -39,7 +39,7 @@ function startView() {
             "Walk from the first operation →",
           ),
         ),
-        el("p", { class: "doc" }, "Arrow keys step; ? lists all keys. Any cell of any array answers the question why."),
+        el("p", { class: "doc" }, "The arrow keys step through the operations, and ? lists all keys. Choose a cell of any array to see how its number was computed."),
       ),
     ),
     el("ol", { class: "places" }, places),

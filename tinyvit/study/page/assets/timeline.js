@@ -1,4 +1,4 @@
-// Forward from left to right, backward beneath it from right to left, so each gradient rule lies under its operation.
+// The forward pass from left to right, and the backward pass below it: each gradient rule is under its operation.
 
 function buildTimeline() {
   const track = $("track"),
@@ -24,7 +24,7 @@ function buildTimeline() {
       const ms = op.ms[dir];
       if (ms === null) return;
       const size = 24 + 76 * Math.max(0, 1 + Math.log10(ms / slowest) / 3);
-      const share = high > low ? (Math.log(norms[i]) - low) / (high - low) : 1; // NaN where the norm is
+      const share = high > low ? (Math.log(norms[i]) - low) / (high - low) : 1; // NaN if the norm is NaN
       const tint = dir ? Math.round(20 + 80 * (share >= 0 ? Math.min(1, share) : 0)) : 0;
       const verdict = dir && op.check && !isSecret() ? op.check.verdict : "";
       const where = `${dir ? "backward of " : ""}${op.key}`;

@@ -1,7 +1,7 @@
-// The views besides the walk; here fused kernels beside the formula, questions, and what the page is.
+// The table of views, and three of them: fused kernels beside their formulas, questions, and about this page.
 
 const VIEWS = {
-  __proto__: null, // so that no name is in it but these
+  __proto__: null, // so that inherited names such as "constructor" are not views
   walk: () => [],
   start: startView,
   attention: attentionView,
@@ -19,14 +19,14 @@ function fusedView() {
   if (!T.fused.length)
     return [
       el("h2", {}, "Fused against plain"),
-      el("p", { class: "doc" }, "No operation of this trace has a fused kernel here."),
+      el("p", { class: "doc" }, "The page has no comparison of a fused kernel with its formula."),
     ];
   return [
     el("h2", {}, "Fused against plain"),
     el(
       "p",
       { class: "doc" },
-      "A fused kernel computes the same formula in another order, keeps less and computes some of it again on the way back. Left, what the kernel holds after each tile; right, the plain formula. Every number was computed by Python when this page was written: the left by the kernel itself, on the keys it had seen so far.",
+      "A fused kernel computes the same formula in another order. It saves less, and computes some values again in the backward pass. Each column pair has the state of the kernel after each tile, then the value by the plain formula. Python computed every number when it wrote this page; the kernel itself ran on the keys up to each tile.",
     ),
     ...T.fused.map((f) =>
       el(
@@ -63,7 +63,7 @@ function question(q) {
         class: "link",
         onclick: () => go({ view: "walk", op: q.op, dir: q.dir, a: q.a, index: q.index || null }, true),
       },
-      "look",
+      "show me",
     ),
   );
   const options = el(
@@ -81,7 +81,7 @@ function question(q) {
             });
             if (i !== q.answer) e.target.classList.add("no");
             answer.hidden = false;
-            announce(i === q.answer ? "Right." : `No: ${q.options[q.answer]}.`);
+            announce(i === q.answer ? "Right." : `Wrong: the answer is ${q.options[q.answer]}.`);
           },
         },
         text,
@@ -97,7 +97,7 @@ function quizView() {
     el(
       "p",
       { class: "doc" },
-      "Questions made from the numbers of this page. Decide first; then the page shows the number.",
+      "These questions are about the numbers of this page. Answer first; then the page shows the number.",
     ),
     ...T.quiz.map(question),
   ];
@@ -112,20 +112,20 @@ const quizFor = (op, dir) => {
 
 function aboutView() {
   const keys = [
-    ["→ ←", "next, previous operation"],
-    ["↓ ↑", "next, previous array of the card"],
-    ["Home End", "first operation, last gradient rule"],
-    ["b", "from an operation to its gradient rule and back"],
-    ["l", "to the loss"],
-    ["space", "play, pause"],
+    ["→ ←", "next or previous operation"],
+    ["↓ ↑", "next or previous array of the card"],
+    ["Home End", "first operation or last gradient rule"],
+    ["b", "switch between an operation and its gradient rule"],
+    ["l", "go to the loss"],
+    ["space", "play or pause"],
     ["/", "search"],
-    ["Enter", "on an array: into it; on a cell: why"],
-    ["Esc", "out of it"],
-    ["t", "light or dark"],
-    ["?", "this page"],
+    ["Enter", "open an array; on a cell, show how it was computed"],
+    ["Esc", "close it"],
+    ["t", "switch between light and dark"],
+    ["?", "show this view"],
   ];
   return [
-    el("h2", {}, "What this is"),
+    el("h2", {}, "About this page"),
     ...T.notes.map((n) => el("p", { class: "doc" }, n)),
     el("h3", {}, "How it was made"),
     table(
@@ -143,7 +143,7 @@ function aboutView() {
       "label",
       { class: "switch" },
       el("input", { type: "checkbox", checked: keysOn, onchange: (e) => (keysOn = e.target.checked) }),
-      " single keys are on",
+      " shortcuts of a single key are on",
     ),
   ];
 }

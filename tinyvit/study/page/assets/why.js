@@ -1,4 +1,4 @@
-// Why a number is what it is: its terms with their values, each to be followed on, back to the loss or to a pixel.
+// How a number was computed: its terms with their values. Each term can be followed, back to the loss or to a pixel.
 
 const SHOWN_TERMS = 8;
 
@@ -12,99 +12,85 @@ function why(v, flat) {
   return [head, ...body, back].filter(Boolean);
 }
 
-function explanation(v, flat, u) {
-  const array = contentOf(v),
-    verdict = sumVerdict(v, flat, u);
-  if (u.how === "leaf") return [el("p", {}, leafWords(v))];
-  if (u.how === "seed")
-    return [
-      el(
-        "p",
-        {},
-        array.size === 1 && array.data[0] === 1
-          ? "This is the slope of the loss for itself: 1. Every gradient of this page is this 1, carried back."
-          : "Here the way back begins: this gradient was given from outside.",
-      ),
-    ];
-  if (u.how === "untold") return [el("p", {}, "It was recorded, but the steps that gave it are not on this page.")];
-  if (u.how === "hook") return [el("p", {}, "A hook that the program registered made this of what came back.")];
-  if (u.how === "missing")
-    return [el("p", {}, "What it is made of did not fit on this page: only its statistics are here.")];
-  if (u.how === "constant")
-    return [el("p", {}, "A constant: nothing was read here (the padding around an image, say).")];
-  if (u.how === "kernel")
-    return [
-      el(
-        "p",
-        {},
-        `Computed by the kernel ${T.ops[originOf(sourceOf(v))[1]].kernel}. The rule gives, step by step: `,
-        chip({ v: u.rule, flat, name: nameOf(u.rule) || nameOf(v) }),
-      ),
-    ];
-  if (u.how === "none")
-    return [
-      el("p", {}, `${u.step.s}: this step is not unfolded element by element; open what goes into it from the rule.`),
-    ];
-  if (u.how === "moved")
-    return [
-      el("p", {}, "It is an element of another array, in another place: "),
-      el("p", { class: "equation" }, chip(u.terms[0].cells[0])),
-      verdict,
-    ];
-  if (u.how === "max" || u.how === "min")
-    return [
-      el("p", {}, `The ${u.how === "max" ? "largest" : "smallest"} of ${u.of}: `),
-      el(
-        "p",
-        { class: "equation" },
-        u.terms.map((t) => chip(t.cells[0])),
-      ),
-      verdict,
-    ];
-  if (u.how === "each")
-    return [
-      el(
-        "p",
-        { class: "equation" },
-        el("b", {}, `${S.a}[${unravel(flat, array.shape).join(", ")}]`),
-        " = ",
-        expression(u),
-      ),
-      el("p", { class: "source" }, u.step.s),
-      verdict,
-    ].filter(Boolean);
-  const order = u.terms.slice().sort((a, b) => Math.abs(b.value) - Math.abs(a.value)),
-    first = order.slice(0, SHOWN_TERMS),
-    rest = order.slice(SHOWN_TERMS);
-  return [
-    el("p", {}, `${u.words}${u.terms.length > 1 ? `, ${u.terms.length} terms, the largest first` : ""}:`),
+// The paragraphs for each way in which a number can come about (`how`), from its value v, element and terms u.
+const EXPLANATIONS = {
+  leaf: (v) => [el("p", {}, leafWords(v))],
+  seed: (v) => [el("p", {}, seedWords(contentOf(v)))],
+  unexplained: () => [el("p", {}, "The trace recorded this number, but the page does not have the steps that computed it.")],
+  hook: () => [el("p", {}, "A hook that the program registered returned this in place of the gradient.")],
+  missing: () => [el("p", {}, "The operands did not fit on this page; it has only their statistics.")],
+  constant: () => [el("p", {}, "A constant that was not read from any array, such as the padding around an image.")],
+  kernel: (v, flat, u) => [
     el(
-      "ul",
-      { class: "terms" },
-      first.map((t) =>
-        el(
-          "li",
-          {},
-          t.cells.flatMap((c, i) => [i ? " × " : null, chip(c)]),
-          t.cells.length > 1 ? el("span", { class: "value" }, `= ${short(t.value, 5)}`) : null,
-        ),
-      ),
+      "p",
+      {},
+      `The kernel ${T.ops[originOf(sourceOf(v))[1]].kernel} computed this number. The rule, step by step, gives `,
+      chip({ v: u.rule, flat, name: nameOf(u.rule) || nameOf(v) }),
     ),
-    rest.length
-      ? el(
-          "p",
-          { class: "rest" },
-          `… ${rest.length} more, together ${short(
-            rest.reduce((s, t) => s + t.value, 0),
-            5,
-          )}`,
-        )
-      : null,
-    verdict,
-  ].filter(Boolean);
+  ],
+  none: (v, flat, u) => [
+    el("p", {}, `${u.step.s}: the page does not unfold this step element by element. Open its operands in the rule.`),
+  ],
+  moved: (v, flat, u) => [
+    el("p", {}, "This is an element of another array, in another place: "),
+    el("p", { class: "equation" }, chip(u.terms[0].cells[0])),
+    sumVerdict(v, flat, u),
+  ],
+  max: extremeWords,
+  min: extremeWords,
+  each: (v, flat, u) => [
+    el(
+      "p",
+      { class: "equation" },
+      el("b", {}, `${S.a}[${unravel(flat, contentOf(v).shape).join(", ")}]`),
+      " = ",
+      expression(u),
+    ),
+    el("p", { class: "source" }, u.step.s),
+    sumVerdict(v, flat, u),
+  ],
+  sum: (v, flat, u) => [...termsWords(u), sumVerdict(v, flat, u)],
+};
+
+const explanation = (v, flat, u) => EXPLANATIONS[u.how](v, flat, u);
+
+function extremeWords(v, flat, u) {
+  return [
+    el("p", {}, `The ${u.how === "max" ? "largest" : "smallest"} of ${u.of} numbers: `),
+    el(
+      "p",
+      { class: "equation" },
+      u.terms.map((t) => chip(t.cells[0])),
+    ),
+    sumVerdict(v, flat, u),
+  ];
 }
 
-// Terms set against the record: equal up to the rounding of the recorded type, or the page says that they are not.
+// A sum: the largest terms, and the sum of the others.
+function termsWords(u) {
+  const order = u.terms.slice().sort((a, b) => Math.abs(b.value) - Math.abs(a.value)),
+    rest = order.slice(SHOWN_TERMS);
+  const total = rest.reduce((s, t) => s + t.value, 0);
+  const term = (t) =>
+    el(
+      "li",
+      {},
+      t.cells.flatMap((c, i) => [i ? " × " : null, chip(c)]),
+      t.cells.length > 1 ? el("span", { class: "value" }, `= ${short(t.value, 5)}`) : null,
+    );
+  return [
+    el("p", {}, `${u.words}${u.terms.length > 1 ? `, ${u.terms.length} terms, the largest first` : ""}:`),
+    el("ul", { class: "terms" }, order.slice(0, SHOWN_TERMS).map(term)),
+    rest.length ? el("p", { class: "rest" }, `… ${rest.length} more, together ${short(total, 5)}`) : null,
+  ];
+}
+
+const seedWords = (array) =>
+  array.size === 1 && array.data[0] === 1
+    ? "This is the slope of the loss with respect to itself: 1. Every gradient on this page comes from this 1."
+    : "The backward pass started from this gradient, which the program passed in.";
+
+// The terms compared with the recorded number: equal up to the rounding of its dtype, or the page says otherwise.
 function sumVerdict(v, flat, u) {
   const ok = reproduces(v, flat, u),
     array = contentOf(v);
@@ -114,7 +100,7 @@ function sumVerdict(v, flat, u) {
       { class: "verdict" },
       "Recorded as ",
       el("b", {}, exact(array.data[flat], array.code)),
-      "; a function is not computed again here.",
+      "; the page does not recompute functions.",
     );
   const total = u.total === undefined ? "" : short(u.total, 8);
   return el(
@@ -122,24 +108,24 @@ function sumVerdict(v, flat, u) {
     { class: `verdict ${ok ? "agrees" : "wrong"}` },
     ok
       ? `= ${total} ✓ recorded: ${exact(array.data[flat], array.code)}`
-      : `The terms give ${total}, but ${exact(array.data[flat], array.code)} was recorded.`,
+      : `The terms give ${total}, but the trace recorded ${exact(array.data[flat], array.code)}.`,
   );
 }
 
 function leafWords(v) {
   const name = nameOf(v);
-  if (name === "image") return "A pixel of the image, normalized: here the way back ends.";
+  if (name === "image") return "A pixel of the image, normalized. The backward pass ends here.";
   if (T.about.parameters && T.about.parameters.includes(name))
-    return `An element of ${name}, a parameter: it was learned. Its gradient is ${"d" + name}.`;
-  return `${name}: given from outside.`;
+    return `An element of ${name}, a parameter that was learned. Its gradient is ${"d" + name}.`;
+  return `${name} came from outside the trace.`;
 }
 
-// How strongly a sign binds, and how strongly its operand number i must bind to need no parentheses.
+// How strongly a sign binds, and how strongly its operand i must bind to need no parentheses.
 const binds = (sign) => ({ "+": 1, "-": 1, "*": 2, "/": 2, neg: 2 })[sign] || 9;
 const needs = (sign, i) => ({ "+": 1, "-": i ? 2 : 1, "*": 2, "/": i ? 3 : 2, neg: 3 })[sign] || 0;
 const SIGNS = { "+": " + ", "-": " − ", "*": " × ", "/": " / " };
 
-// An elementwise expression with its numbers in place; what the rule gave no name is written out.
+// An elementwise expression with its numbers. Operands that the rule gave no name are written out.
 function expression(u, depth = 0) {
   const parts = u.cells.map((c, i) => {
     const inner = c.v !== undefined && !c.name && depth < 3 ? termsOf(c.v, c.flat) : null;
@@ -160,7 +146,7 @@ function expression(u, depth = 0) {
   );
 }
 
-// A number with its name, to follow further back.
+// A number with its name, which can be followed further back.
 function chip(cell) {
   cell = settled(cell);
   const array = contentOf(cell.v),

@@ -1,4 +1,4 @@
-"""The parts of a model that a trace went through, and what flowed between its operations."""
+"""Operations grouped by the submodules of the model that ran them, and the data flow between operations."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,10 +8,10 @@ from .values import Value
 
 
 def groups_of(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """Consecutive operations of one part of the model: a block, or an outermost module."""
+    """Consecutive operations of the same top-level submodule, such as one block."""
     groups: list[dict[str, Any]] = []
     for entry in entries:
-        name = part_of(entry.module)
+        name = top_level_of(entry.module)
         if not groups or groups[-1]["module"] != name:
             outside = "loss" if groups else "operations"
             title = outside if name is None else name or "model"
@@ -20,8 +20,8 @@ def groups_of(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     return groups
 
 
-def part_of(module: str | None) -> str | None:
-    """The outermost part that a module belongs to: "blocks.2" of "blocks.2.attn.qkv"."""
+def top_level_of(module: str | None) -> str | None:
+    """The outermost submodule that contains a module: "blocks.2" for "blocks.2.attn.qkv"."""
     if not module:
         return module
     first, _, rest = module.partition(".")
@@ -30,7 +30,7 @@ def part_of(module: str | None) -> str | None:
 
 
 def edges_of(entries: Iterable[Entry]) -> list[list[int]]:
-    """Which operation's output went into which operation."""
+    """Pairs of operations, by index, of which the second reads an output of the first."""
     found = [
         [x.origin.source.index, entry.index]
         for entry in entries

@@ -1,7 +1,7 @@
 """The study page: a trace as one HTML file that works from disk, without a network.
 
-The page shows what is in its document and computes no formula of its own. Its source lies in the folder `page`, as
-HTML, CSS and plain JavaScript that are put together here.
+The page shows the contents of its document and computes no formula of its own. Its sources are HTML, CSS and plain
+JavaScript in the folder assets, which are put together here without a build.
 """
 
 import html
@@ -14,10 +14,10 @@ import numpy as np
 
 from ...checkpoint import atomic_write
 from ...errors import StudyError
-from ..record.parts import edges_of, groups_of
 from ..record.records import Entry, NotFinite, Recording
-from .document import Document, document_of
-from .pack import MAX_VALUES, told_number
+from ..record.submodules import edges_of, groups_of
+from .document import BACKWARD, FORWARD, Document, document_of
+from .pack import MAX_VALUES, json_number
 from .questions import questions_of
 
 SOURCES = Path(__file__).with_name("assets")
@@ -26,13 +26,12 @@ _SCRIPTS = (
     *("start", "attention", "health", "views", "main"),
 )
 _STYLES = ("page", "views")
-_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target", "told", "python")
-_ATTENTION = ("p", "dp", "ds")  # the arrays of attention's gradient rule that are laid over the image
+_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target", "answer", "python")
 
 
 def save_page(trace: Recording, path: str | Path, about: dict[str, Any] | None = None) -> None:
     """Write the page of a trace. Raises OSError, or StudyError if there is nothing to show."""
-    atomic_write(Path(path), page_of(trace, about).encode(errors="replace"))  # names of files may be no text
+    atomic_write(Path(path), page_of(trace, about).encode(errors="replace"))  # a file name may not be valid text
 
 
 def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
@@ -40,19 +39,21 @@ def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
 
     Parameters
     ----------
-    about : what else the page may say: `title`, `summary`, `facts` (pairs of text), `notes` (paragraphs), `pixels`
-        (uint8 (C, H, W)), `grid` (rows and columns of patches), `prefix` (tokens before the patches), `pool`,
-        `classes`, `probabilities`, `target`, `tour` (places to begin at), `fused` (comparisons of a kernel with its
-        formula), `exercise` (hide the verdicts until asked).
+    about : dict, optional
+        Further contents: `title`, `summary`, `facts` (pairs of text), `notes` (paragraphs), `pixels` (uint8 (C, H, W)),
+        `grid` (rows and columns of patches), `prefix` (tokens before the patches), `pool`, `classes`, `probabilities`,
+        `target`, `answer` (which answer the loss takes as right), `tour` (places to start from), `fused` (comparisons
+        of a kernel with its formula), `exercise` (the planted mistake; hides the verdicts until the reader asks),
+        `python` (code that makes the trace).
     """
     if not trace.entries:
-        raise StudyError("no operation ran while the trace was open: there is nothing to show")
+        raise StudyError("no operation ran while the trace was open, so there is nothing to show")
     about = about or {}
     document = document_of(trace)
     shown = _shown(trace, document, about)
     blobs = document.packer.blobs()
     shown |= {"blobs": list(blobs), "facts": [*about.get("facts", []), *_facts(trace, document)]}
-    title = about.get("title", "The way back, step by step")
+    title = about.get("title", "The backward pass, step by step")
     return _filled(
         (SOURCES / "page.html").read_text("utf-8"),
         {
@@ -69,12 +70,12 @@ def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
 
 
 def _filled(template: str, parts: dict[str, str]) -> str:
-    """The template with its @MARKS@ replaced, in one pass: what is put in may hold marks of its own."""
+    """The template with its @MARKS@ replaced in one pass, because the parts may contain such marks themselves."""
     return re.sub("@([A-Z]+)@", lambda mark: parts[mark[1]], template)
 
 
 def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the page's scripts read."""
+    """The data that the page's scripts read."""
     known = {k: about[k] for k in _KNOWN if k in about}
     if trace.model is not None:
         known["parameters"] = [name for name, _ in trace.model.named_parameters()]
@@ -103,39 +104,44 @@ def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[
 
 
 _NOTES = [
-    "Every operation of one forward and one backward pass, in the order in which they ran. The steps of a rule were "
-    "not written down for this page: the rule itself was run with arrays that record what is done to them.",
-    "Numbers are those of the run, exact to the bit of their type. The page adds and multiplies recorded numbers when "
-    "it unfolds one into its terms, holds the result against the recorded one, and computes nothing else.",
-    "The check compares the rule, at float64, with central differences of <dy, f(x)> of two step sizes. Their "
-    "difference and the rounding error are the tolerance, so what is too small to see is called unclear, not wrong.",
+    "This page shows every operation of one forward and one backward pass, in the order in which they ran. The "
+    "steps of a rule come from the rule itself, which ran on arrays that record every operation on them.",
+    "The numbers are those of the run, exact to the last bit of their dtype. When the page unfolds a number into its "
+    "terms, it adds and multiplies recorded numbers and compares the result with the recorded one. It computes nothing "
+    "else.",
+    "The check compares the rule, at float64, with central differences of <dy, f(x)> for several step sizes. The "
+    "tolerance consists of the variation among these differences and of their rounding error. A gradient too small to "
+    "test is called unclear, not wrong.",
 ]
 
 
 def _place(bad: NotFinite) -> dict[str, Any]:
-    entry, dir = (bad.place, 0) if isinstance(bad.place, Entry) else (bad.place.entry, 1)
-    return {"op": entry.index, "dir": dir, "given": bad.value.name if bad.was_given else None}
+    is_forward = isinstance(bad.place, Entry)
+    entry = bad.place if isinstance(bad.place, Entry) else bad.place.entry
+    direction = FORWARD if is_forward else BACKWARD
+    return {"op": entry.index, "dir": direction, "given": bad.value.name if bad.is_input else None}
 
 
 def _attention(trace: Recording, document: Document) -> list[dict[str, Any]]:
+    """For each attention, the arrays of its gradient rule that are shown over the image."""
     layers = []
     for entry in trace.entries:
-        if entry.op.name == "attention":
-            steps = {s["n"]: s["v"] for s in document.ops[entry.index]["steps"][1] if s["n"] in _ATTENTION}
-            if len(steps) == len(_ATTENTION):
-                layers.append({"op": entry.index, "title": entry.module or entry.key, **steps})
+        maps = entry.op.attention_maps
+        found = {s["n"]: s["v"] for s in document.ops[entry.index]["steps"][BACKWARD] if s["n"] in maps}
+        if maps and len(found) == len(maps):
+            layers.append({"op": entry.index, "title": entry.module or entry.key, **found})
     return layers
 
 
 def _layers(trace: Recording) -> list[dict[str, Any]]:
-    """Of each parameter, in the order of the model, the norms of its gradient and of itself."""
+    """For each parameter, in the order of the model, the norms of its gradient and of itself."""
     weights = dict(trace.model.named_parameters()) if trace.model else {}
     rows = []
     for name in [*weights, *(n for n in trace.gradients if n not in weights)]:
         if name in trace.gradients:
             weight = float(np.linalg.norm(weights[name].numpy().astype(np.float64))) if name in weights else 0.0
-            norm = told_number(trace.gradients[name].statistics.norm)
-            rows.append({"name": name, "gradient": norm, "weight": told_number(weight)})
+            norm = json_number(trace.gradients[name].statistics.norm)
+            rows.append({"name": name, "gradient": norm, "weight": json_number(weight)})
     return rows
 
 
@@ -151,14 +157,14 @@ def _facts(trace: Recording, document: Document) -> list[list[str]]:
         ["tinyvit", version("tinyvit")],
     ]  # fmt: skip
     if document.packer.left_out:
-        facts.append(["left out", f"{document.packer.left_out} arrays, beyond {MAX_VALUES:,} numbers: statistics only"])
+        facts.append(["left out", f"{document.packer.left_out} arrays beyond {MAX_VALUES:,} numbers; only statistics"])
     if not trace.complete:
-        facts.append(["incomplete", "the trace came to its limit of operations"])
+        facts.append(["incomplete", "the trace reached its limit of operations"])
     return facts
 
 
 def _without_scripts(document: Document) -> str:
-    """What a reader without scripts gets: every operation with its formulas and the verdict of its check."""
+    """For readers without scripts: every operation with its formulas and the verdict of its check."""
     rows = "".join(
         f"<tr><th>{html.escape(op['key'])}</th><td>{document.kinds[op['op']]['f']}</td>"
         f"<td>{document.kinds[op['op']]['b']}</td><td>{op['check']['verdict'] if op['check'] else ''}</td></tr>"

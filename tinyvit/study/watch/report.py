@@ -1,4 +1,4 @@
-"""What was seen while a model trained, as a picture and as a page."""
+"""The measurements of a training run as a page and as a picture."""
 
 import html
 import io
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from ...checkpoint import atomic_write
-from ..record.parts import part_of
+from ..record.submodules import top_level_of
 
 _TITLES = {
-    "gradients": "gradient norm, largest of a part",
-    "updates": "update / weight of one step, largest of a part",
+    "gradients": "gradient norm, largest in each submodule",
+    "updates": "update / weight of one step, largest in each submodule",
     "spread": "standard deviation of activations, mean",
-    "entropy": "entropy of attention, mean of heads (nats)",
+    "entropy": "entropy of attention, mean over heads (nats)",
 }
+_NOTHING = "No step was measured"
 _STYLE = (
     ":root{color-scheme:light dark}"
     "body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:1.5rem auto;padding:0 1rem;"
@@ -27,13 +28,13 @@ _STYLE = (
 )
 
 
-def draw_page(
+def draw_report(
     page: Path, picture: Path, title: str, lines: Sequence[dict[str, Any]], warnings: Sequence[str], steps: int
 ) -> None:
-    """Draw the lines of study.jsonl, of a run of so many steps, as a page and as a PNG. Raises OSError."""
-    looked = f"{len(lines)} of {steps} steps were looked at, and the loss of every one" if lines else "No step was seen"
-    told = "".join(f"<li>{html.escape(w)}</li>" for w in warnings)
-    told = f"<ul>{told}</ul><p>{looked}.</p>" if told else f"<p>{looked}: nothing to worry about was seen.</p>"
+    """Draw the lines of study.jsonl, from a run of `steps` steps, as a page and as a PNG. Raises OSError."""
+    measured = f"{len(lines)} of {steps} steps were measured, and the loss of every step" if lines else _NOTHING
+    items = "".join(f"<li>{html.escape(w)}</li>" for w in warnings)
+    findings = f"<ul>{items}</ul><p>{measured}.</p>" if items else f"<p>{measured}; there are no warnings.</p>"
     drawn = ""
     if lines:
         figure = _figure(title, lines)
@@ -44,16 +45,16 @@ def draw_page(
         svg = vectors.getvalue()
         words = html.escape(f"curves over {steps} steps: the loss, {', '.join(_TITLES.values())}")
         drawn = f'<svg role="img" aria-label="{words}"' + svg[svg.index("<svg") + 4 :] + _tables(lines[-1])
-    heading = f"{html.escape(title)}: what training looked like inside"
+    heading = f"{html.escape(title)}: training, layer by layer"
     document = (
         "<!DOCTYPE html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>{heading}</title><style>{_STYLE}</style><h1>{heading}</h1>{told}{drawn}</html>"
+        f"<title>{heading}</title><style>{_STYLE}</style><h1>{heading}</h1>{findings}{drawn}</html>"
     )
     atomic_write(page, document.encode())
 
 
 def _tables(line: dict[str, Any]) -> str:
-    """What was seen at one step: of every head, of every activation, of every parameter."""
+    """The measurements of one step as tables: for every head, every activation, every parameter."""
     entropy = {key: [f"{x:.2f}" for x in heads] for key, heads in line["entropy"].items()}
     spread = {
         key: [f"{x:.3g}", f"{100 * line['silent'][key]:.0f} %" if key in line["silent"] else ""]
@@ -88,14 +89,14 @@ def _figure(title: str, lines: Sequence[dict[str, Any]]) -> Any:
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
     steps = [line["step"] for line in lines]
-    parts = list(_curves(lines, "gradients"))
+    parts = list(curves(lines, "gradients"))
     shades = {part: colormaps["turbo"](0.05 + 0.9 * i / max(1, len(parts) - 1)) for i, part in enumerate(parts)}
     handles: dict[str, Any] = {}
     grid = figure.subplots(2, 3).flat
     _draw_loss(grid[0], lines)
     grid[-1].set_axis_off()
     for axes, (kind, words) in zip(grid[1:5], _TITLES.items(), strict=True):
-        for part, values in _curves(lines, kind).items():
+        for part, values in curves(lines, kind).items():
             (curve,) = axes.plot(steps, values, color=shades.get(part, "#999999"), linewidth=1.4)
             handles.setdefault(part, curve)
         axes.set_title(words, fontsize=10)
@@ -117,12 +118,12 @@ def _draw_loss(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
     axes.set_yscale("log")
 
 
-def _curves(lines: Sequence[dict[str, Any]], kind: str) -> dict[str, list[float]]:
-    """A curve for each part of the model; of updates, those of weights alone, since biases begin at 0."""
+def curves(lines: Sequence[dict[str, Any]], kind: str) -> dict[str, list[float]]:
+    """A curve for each top-level submodule. Updates are those of weights only, because biases start at 0."""
     parts: dict[str, list[str]] = {}
     for key in lines[-1][kind]:
         if kind != "updates" or key.endswith("weight"):
-            parts.setdefault(part_of(key.partition("/")[0]) or "model", []).append(key)
+            parts.setdefault(top_level_of(key.partition("/")[0]) or "model", []).append(key)
     pool = np.max if kind in ("gradients", "updates") else np.mean
     return {
         part: [float(pool([np.mean(line[kind].get(key, np.nan)) for key in keys])) for line in lines]

@@ -1,12 +1,12 @@
-"""A numeric check beside each step: the gradient of one operation against central differences at float64.
+"""The numeric check: the gradient of one operation against central differences at float64.
 
-What is differentiated is s(x) = <dy, forward(x)>, the scalar whose gradient the rule must give. Two differences, of
-steps h and h / 2, tell how exact the numeric value is: the rule may miss it by what they miss each other, and by the
-rounding error of s over h. So a tolerance is never guessed, and where there is nothing to see (a gradient below the
-rounding error, a kink) the verdict is "unclear", not "wrong".
+The check differentiates s(x) = <dy, forward(x)>, the scalar whose gradient the rule must return. Differences of several
+steps h show how exact the numeric value is: the rule may differ from it by as much as they differ among each other,
+plus the rounding error of s divided by h. The tolerance is therefore never guessed. Where the differences can prove
+nothing (a gradient below the rounding error, a kink), the verdict is "unclear", not "wrong".
 
-What ran, in a narrower type or by a kernel, is held against the rule at float64. It may miss it by what the plain rule
-in that type misses, and by what moves if each number that goes in moves by its own rounding error.
+What ran, in a narrower dtype or by a kernel, is compared with the rule at float64. It may differ by as much as the
+plain rule in that dtype does, plus the change that results if every input changes by its own rounding error.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from ...engine import Op
 from ..record.records import Backward
 
 STEP = 1e-4
-_PARTS = (1.0, 0.7, 0.5)  # of a step, for differences that must agree with each other
-CURVE = tuple(10.0**-k for k in range(1, 12))  # steps of the curve of error over step
+_PARTS = (1.0, 0.7, 0.5)  # fractions of a step; their differences must agree with each other
+CURVE = tuple(10.0**-k for k in range(1, 12))  # steps at which the error is plotted
 _SEED = 7
-_UNITS = (2.0**-40, 2.0**-32)  # by which numbers are moved to see what a rounding error does
-# The largest number and the step between the smallest ones.
+_UNITS = (2.0**-40, 2.0**-32)  # relative changes of the inputs, to measure the effect of a rounding error
+# Of each dtype, the largest number and the smallest step between numbers.
 _RANGE = {
     "float64": (1.7e308, 5e-324),
     "float32": (3.4e38, 1.5e-45),
@@ -39,10 +39,10 @@ class Row:
 
     Attributes
     ----------
-    input : name of the input.  index : of its element; None for the slope along a random direction.
-    as_run : what ran gave, in its own dtype and by its own kernel.  rule : the plain rule at float64.
-    numeric : the central difference.  tolerance : how far rule and numeric may be apart.
-    verdict : "agrees", "wrong", or "unclear" (nothing can be said: too small, or a kink).
+    input : name of the input.  index : its element; None for the slope along a random direction.
+    as_run : the gradient that ran, in its own dtype and by its own kernel.  rule : the plain rule at float64.
+    numeric : the central difference.  tolerance : the largest difference allowed between rule and numeric.
+    verdict : "agrees", "wrong", or "unclear" (the gradient is too small, or there is a kink).
     """
 
     input: str
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Relative difference of rule and numeric."""
+        """Relative difference between rule and numeric."""
         scale = max(abs(self.rule), abs(self.numeric))
         return abs(self.rule - self.numeric) / scale if scale else 0.0
 
@@ -66,11 +66,12 @@ class Check:
 
     Attributes
     ----------
-    rows : what was compared.
-    curve : (step, relative error) of the first row: too large a step errs by curvature, too small a one by rounding.
-    as_run_error : largest |as run - rule at float64| of any element, over the largest gradient of that input.
-    verdict : "wrong" if any row is, or if what ran is not what the rule gives; else "agrees" if any row does.
-    reason : what is wrong or to be known, in a sentence; empty if nothing is.
+    rows : the numbers that were compared.
+    curve : (step, relative error) for the first row. Curvature causes the error of large steps, rounding that of small
+        ones.
+    as_run_error : largest |as run - rule at float64| of any element, divided by the largest gradient of that input.
+    verdict : "wrong" if any row is, or if what ran differs from the rule; "agrees" if any row does; else "unclear".
+    reason : what is wrong, or a remark, in a sentence; empty if there is nothing to say.
     """
 
     rows: tuple[Row, ...]
@@ -84,9 +85,9 @@ class Check:
 
 
 def check(backward: Backward, elements: int = 4, op: type[Op] | None = None) -> Check | None:
-    """Check one recorded gradient rule on the numbers it ran on; None if the trace did not keep them.
+    """Check one recorded gradient rule on the arrays it ran on; None if the trace did not store them.
 
-    `op` is whose rule to check, by default that of the operation that ran.
+    The rule is that of `op`, by default of the operation that ran.
     """
     entry = backward.entry
     arrays = [v.array if hasattr(v, "array") else v for v in entry.inputs]
@@ -114,33 +115,35 @@ def check_rule(
 
     Parameters
     ----------
-    incoming : gradients of the outputs, None for one that nobody used.
-    found : gradients of the inputs as they were computed when it ran, None where none is wanted.
-    elements : how many of each input to check by themselves: the largest gradient, the median, the smallest, any.
+    incoming : gradients of the outputs; None for an output that nobody used.
+    needs : for each input, whether its gradient is wanted.
+    found : gradients of the inputs as they were computed when the rule ran; None where none is wanted.
+    names : of the inputs.
+    elements : how many elements of each input to check: the largest gradient, the median, the smallest, then random.
     """
-    subject = _Subject(op, inputs, params, incoming, needs)
-    if not subject.is_finite():
-        return Check((), (), np.inf, "unclear", "the numbers that went in are not all finite")
-    gradients = subject.gradients()
-    sensitivity = subject.sensitivity(gradients)
+    application = _Application(op, inputs, params, incoming, needs)
+    if not application.is_finite():
+        return Check((), (), np.inf, "unclear", "the inputs are not all finite")
+    gradients = application.gradients()
+    sensitivity = application.sensitivity(gradients)
     wanted = [i for i, need in enumerate(needs) if need and gradients[i].size]
     rng = np.random.default_rng(_SEED)
     rows: list[Row] = []
     for i in wanted:
         rule, run = gradients[i], np.asarray(found[i], np.float64)
         noise = sensitivity[i] * _rounding_unit(np.dtype(np.float64))
-        for flat in _chosen(rule, elements, rng):
+        for flat in _elements(rule, elements, rng):
             index = tuple(int(k) for k in np.unravel_index(flat, rule.shape))
-            rows.append(subject.row(names[i], i, index, rule, run, noise, rng))
-        rows.append(subject.row(names[i], i, None, rule, run, noise, rng))
+            rows.append(application.row(names[i], i, index, rule, run, noise, rng))
+        rows.append(application.row(names[i], i, None, rule, run, noise, rng))
     if not rows:
-        return Check((), (), 0.0, "unclear", "there is no number to check")
+        return Check((), (), 0.0, "unclear", "there is no element to check")
     dtype = found[wanted[0]].dtype
-    narrow = _Subject(op, inputs, params, incoming, needs, np.promote_types(dtype, np.float32)).gradients()
+    narrow = _Application(op, inputs, params, incoming, needs, np.promote_types(dtype, np.float32)).gradients()
     errors = (_run_error(gradients[i], found[i], narrow[i], sensitivity[i]) for i in wanted)
     worst = max(errors, key=lambda error: (error[0] > error[1], error[0]))
     verdict, reason = _judged(op, rows, *worst, dtype)
-    return Check(tuple(rows), subject.curve(rows[0], wanted[0], gradients[wanted[0]]), worst[0], verdict, reason)
+    return Check(tuple(rows), application.curve(rows[0], wanted[0], gradients[wanted[0]]), worst[0], verdict, reason)
 
 
 def _rounding_unit(dtype: np.dtype) -> float:
@@ -148,9 +151,9 @@ def _rounding_unit(dtype: np.dtype) -> float:
 
 
 def _run_error(rule: np.ndarray, found: Any, narrow: np.ndarray, sensitivity: np.ndarray) -> tuple[float, float]:
-    """How far what ran is from the rule, and how far it may be, over the largest gradient."""
+    """The difference between what ran and the rule, and the one allowed, both relative to the largest gradient."""
     largest, least = _RANGE[found.dtype.name]
-    counts = np.abs(rule) < largest  # what is beyond the type, or not finite, cannot be compared
+    counts = np.abs(rule) < largest  # values that are not finite, or outside the range of the dtype, cannot be compared
     scale = max(float(np.abs(rule[counts]).max(initial=0)), least)
     run, rounded = (np.asarray(x.astype(found.dtype), np.float64) for x in (found, narrow))
     apart, rounding = (float(np.abs(x - rule)[counts].max(initial=0)) / scale for x in (run, rounded))
@@ -160,8 +163,8 @@ def _run_error(rule: np.ndarray, found: Any, narrow: np.ndarray, sensitivity: np
     return np.inf if np.isnan(apart) else apart, 4 * explained + 64 * unit + least / scale
 
 
-def _chosen(rule: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """Flat indices of the largest gradient, the median, the smallest, then random ones; each once."""
+def _elements(rule: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
+    """Flat indices of the largest gradient, the median, the smallest, then of random ones; each once."""
     order = np.argsort(-np.abs(rule), axis=None, kind="stable")
     picks = [order[0], order[order.size // 2], order[-1], *rng.integers(rule.size, size=max(count - 3, 0))]
     return list(dict.fromkeys(int(p) for p in picks))[:count]
@@ -180,20 +183,20 @@ def _judged(op: type[Op], rows: Sequence[Row], as_run_error: float, allowed: flo
         return (
             "wrong",
             f"what ran for {op.name} differs from its rule at float64 by {as_run_error:.2g} of the largest gradient; "
-            f"rounding to {dtype} explains {allowed:.2g}",
+            f"rounding to {dtype} explains only {allowed:.2g}",
         )
     if not any(row.verdict == "agrees" for row in rows):
         return "unclear", ""
     if as_run_error > 0.02:
         return "agrees", (
-            f"the rule agrees; what ran is off by {as_run_error:.2g} of the largest gradient, which is the rounding "
+            f"the rule agrees; what ran differs by {as_run_error:.2g} of the largest gradient, which is the rounding "
             f"error of {dtype}: large terms cancel, or the numbers are below its range"
         )
     return "agrees", ""
 
 
-class _Subject:
-    """One application of an operation: s(x) = <dy, forward(x)>, and the rule's gradient of it."""
+class _Application:
+    """One application of an operation: s(x) = <dy, forward(x)>, and its gradient by the rule."""
 
     def __init__(
         self, op: Any, inputs: Any, params: dict[str, Any], incoming: Any, needs: Any, dtype: Any = np.float64
@@ -214,7 +217,7 @@ class _Subject:
         return [np.asarray(y) for y in self.op.run(NUMPY, inputs, self.params)]
 
     def gradients(self, rng: np.random.Generator | None = None, unit: float = 0.0) -> list[Any]:
-        """What the rule gives; with `rng`, if each number that goes in is moved by up to `unit` of itself."""
+        """The rule's gradients; with `rng`, after each number that it reads was changed by up to `unit` of itself."""
 
         def given(x: Any) -> Any:
             if rng is None or not hasattr(x, "dtype") or x.dtype.kind != "f":
@@ -226,9 +229,9 @@ class _Subject:
         return [None if g is None else np.asarray(g) for g in grads]
 
     def sensitivity(self, gradients: Sequence[Any]) -> list[Any]:
-        """How far each element of the gradients moves, over how far the numbers that go in are moved.
+        """How much each element of the gradients changes, divided by the relative change of the numbers that it reads.
 
-        0 where it jumps (the largest of equal numbers is another then): that is no rounding error.
+        0 where it jumps, as when the maximum moves to another element: rounding errors do not explain that.
         """
         small, large = (self.gradients(np.random.default_rng(_SEED), unit) for unit in _UNITS)
         found: list[Any] = []
@@ -242,7 +245,7 @@ class _Subject:
         return found
 
     def _slopes(self, i: int, direction: np.ndarray, step: float) -> tuple[float, float]:
-        """The slopes of s along `direction` of input i, to the one side and to the other."""
+        """The one-sided slopes of s along `direction` of input i."""
         slopes = []
         for sign in (1, -1):
             moved = list(self.inputs)
@@ -286,17 +289,18 @@ class _Subject:
         bends = [abs(right - left) for right, left in slopes]
         rounding = 8 * np.finfo(np.float64).eps * max(self._magnitude, abs(by_rule)) / step
         tolerance = 4 * (max(differences) - min(differences)) + 4 * own_error + rounding
-        is_kink = bends[-1] > tolerance and bends[-1] > 0.75 * bends[0]  # a curve bends half as much over half the step
-        if is_kink or not np.isfinite(differences).all():  # or the step leaves where the operation is defined
+        # Half the step halves the bend of a smooth function, but not that of a kink.
+        is_kink = bends[-1] > tolerance and bends[-1] > 0.75 * bends[0]
+        if is_kink or not np.isfinite(differences).all():  # not finite: a step left the domain
             verdict = "unclear"
         elif not abs(by_rule - numeric) <= tolerance:
             verdict = "wrong"
-        else:  # something so far below the tolerance could be anything
+        else:  # a gradient below the tolerance proves nothing
             verdict = "agrees" if max(abs(by_rule), abs(numeric)) > 10 * tolerance or by_rule == numeric else "unclear"
         return Row(name, index, as_run, by_rule, numeric, tolerance, verdict)
 
     def curve(self, row: Row, i: int, gradient: np.ndarray) -> tuple[tuple[float, float], ...]:
-        """The relative error of the difference for the element of `row`, of input i, over the size of the step."""
+        """(step, relative error of the central difference) for the element of `row`, of input i."""
         direction = np.zeros(gradient.shape)
         direction[row.index] = 1
         slope = float(gradient[row.index])
