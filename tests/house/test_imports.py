@@ -51,6 +51,8 @@ ORDERED = {
     "tinyvit.kernels.cuda",
     "tinyvit.kernels.layer_norm",
     "tinyvit.kernels.linear",
+    "tinyvit.models",
+    "tinyvit.nn",
     "tinyvit.optim",
     "tinyvit.run",
     "tinyvit.study",

@@ -11,13 +11,20 @@ from .elementwise import constant
 from .random import check_probability
 
 __all__ = [
-    "Generator", "Tensor", "beside", "check_probability", "constant", "default_generator", "is_floating", "no_grad",
+    "Generator",
+    "Tensor",
+    "check_probability",
+    "constant",
+    "default_generator",
+    "is_floating",
+    "no_grad",
+    "on_device_of",
     "tensor",
-]  # fmt: skip
+]
 
 
-def beside(array: Any, neighbour: Tensor) -> Tensor:
-    """Return an array as a constant on the device and in the dtype of `neighbour`; a tensor is returned as it is."""
+def on_device_of(array: Any, tensor: Tensor) -> Tensor:
+    """Return an array as a constant on the device of `tensor`; a tensor is returned as it is."""
     if isinstance(array, Tensor):
         return array
-    return Tensor(to_device_of(array if is_on_gpu(array) else np.asarray(array), neighbour.data))
+    return Tensor(to_device_of(array if is_on_gpu(array) else np.asarray(array), tensor.data))

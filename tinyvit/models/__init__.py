@@ -1,4 +1,7 @@
-"""Models, made of `tinyvit.nn`."""
+"""Models, made of `tinyvit.nn`.
+
+Order: text, vit, captioner, clip, encoder_decoder, generate, masked, vqa.
+"""
 
 from .captioner import Captioner
 from .clip import TwoTowers
@@ -10,6 +13,20 @@ from .vit import ViT
 from .vqa import VQA, ConvEncoder, CrossFusion, JointFusion, ProductFusion
 
 __all__ = [
-    "VQA", "Captioner", "ConvEncoder", "CrossFusion", "EncoderDecoder", "JointFusion", "MaskedModel", "ProductFusion",
-    "TextDecoder", "TextEmbedding", "TextEncoder", "TwoTowers", "ViT", "beam_search", "greedy", "sample",
-]  # fmt: skip
+    "VQA",
+    "Captioner",
+    "ConvEncoder",
+    "CrossFusion",
+    "EncoderDecoder",
+    "JointFusion",
+    "MaskedModel",
+    "ProductFusion",
+    "TextDecoder",
+    "TextEmbedding",
+    "TextEncoder",
+    "TwoTowers",
+    "ViT",
+    "beam_search",
+    "greedy",
+    "sample",
+]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import functional as F
-from ..functional.tensors import Tensor, beside
+from ..functional.tensors import Tensor, on_device_of
 from ..nn import (
     Conv2d,
     LayerNorm,
@@ -86,7 +86,7 @@ class ProductFusion(Module):
 
     def forward(self, features: Tensor, text: Tensor, mask: Any, image_of: Any = None) -> Tensor:
         weights = (mask / mask.sum(axis=-1, keepdims=True)).reshape(*text.shape[:2], 1).astype(text.dtype)
-        v, t = select_rows(features.mean(axis=1), image_of), (text * beside(weights, text)).sum(axis=1)
+        v, t = select_rows(features.mean(axis=1), image_of), (text * on_device_of(weights, text)).sum(axis=1)
         return self.mlp(F.relu(self.fc(F.concatenate([v, t, v * t], axis=-1))))
 
 

@@ -1,4 +1,7 @@
-"""Layers and the modules that hold them."""
+"""Layers and the modules that hold them.
+
+Order: module, init, layers, patches, transformer.
+"""
 
 from . import init
 from .layers import (
@@ -31,8 +34,33 @@ from .transformer import (
 )
 
 __all__ = [
-    "GELU", "Attention", "Block", "Conv2d", "CrossAttention", "DecoderBlock", "DropPath", "Dropout",
-    "Embedding", "Identity", "KeyValueCache", "LayerNorm", "LayerScale", "Linear", "MaxPool2d", "Mlp", "Module",
-    "ModuleList", "Parameter", "PatchEmbed", "PatchProjection", "ReLU", "Sequential", "TransformerDecoder",
-    "TransformerEncoder", "init", "initialize_conv", "initialize_linear", "keep_attention",
-]  # fmt: skip
+    "GELU",
+    "Attention",
+    "Block",
+    "Conv2d",
+    "CrossAttention",
+    "DecoderBlock",
+    "DropPath",
+    "Dropout",
+    "Embedding",
+    "Identity",
+    "KeyValueCache",
+    "LayerNorm",
+    "LayerScale",
+    "Linear",
+    "MaxPool2d",
+    "Mlp",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "PatchEmbed",
+    "PatchProjection",
+    "ReLU",
+    "Sequential",
+    "TransformerDecoder",
+    "TransformerEncoder",
+    "init",
+    "initialize_conv",
+    "initialize_linear",
+    "keep_attention",
+]

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..functional.tensors import Tensor, beside, constant, is_floating, tensor
+from ..functional.tensors import Tensor, constant, is_floating, on_device_of, tensor
 
 
 class Parameter(Tensor):
@@ -126,11 +126,11 @@ class Module:
         return self
 
     def as_input(self, array: Any) -> Tensor:
-        """Return an array as a constant on the device and in the dtype of the parameters; a tensor as it is."""
+        """Return an array as a constant on the device of the parameters; a tensor is returned as it is."""
         if isinstance(array, Tensor):
             return array
         parameter = next(self.parameters(), None)
-        return Tensor(constant(array)) if parameter is None else beside(array, parameter)
+        return Tensor(constant(array)) if parameter is None else on_device_of(array, parameter)
 
     def __repr__(self) -> str:
         lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children()]

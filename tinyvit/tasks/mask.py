@@ -13,7 +13,7 @@ from ..data import Batch, load_dataset
 from ..data.texts import TEXT_DATASETS
 from ..engine import Tensor
 from ..errors import RecipeError
-from ..functional.tensors import beside
+from ..functional.tensors import on_device_of
 from ..models import MaskedModel, TextEncoder
 from ..models.masked import IGNORED, choose_patches, hide_tokens, visible_patches
 from ..nn import Module
@@ -83,7 +83,7 @@ class Mask(Task):
         losses, truth = [], None
         if pixels is not None:
             truth = model.hidden_pixels(batch.image_of_each, hidden.order, visible)
-            losses.append(F.mse_loss(pixels, beside(truth, pixels)))
+            losses.append(F.mse_loss(pixels, on_device_of(truth, pixels)))
         if logits is not None:
             losses.append(F.cross_entropy(logits, hidden.targets, ignore_index=IGNORED))
         return losses, pixels, truth, logits
