@@ -74,9 +74,10 @@ def set_default(**fields: Any) -> None:
 class changed:
     """Replace fields of this thread's settings within a `with` block, or while a decorated function runs.
 
-    Making one changes nothing. One instance can be entered any number of times, nested and by several threads. On exit
-    only the fields that it replaced are put back, so that blocks which end in another order than they began (those of
-    generators) do not undo one another. The body of a decorated generator runs with the change; its caller does not.
+    Making one changes nothing (except `use_kernels`, which is also a call). One instance can be entered any number of
+    times, nested and by several threads. On exit only the fields that it replaced are put back, so that blocks which
+    end in another order than they began (those of generators) do not undo one another. The body of a decorated
+    generator runs with the change; its caller does not.
     """
 
     def __init__(self, **fields: Any) -> None:
@@ -124,7 +125,7 @@ class changed:
                 try:
                     argument = yield value
                     resume = body.send
-                except GeneratorExit:
+                except GeneratorExit:  # `finally` closes the body, inside the change as well
                     raise
                 except BaseException as error:
                     resume, argument = body.throw, error

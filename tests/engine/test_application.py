@@ -90,3 +90,19 @@ def test_parameters_and_defaults_are_attributes() -> None:
     for params, axis in (({}, -1), ({"axis": 0}, 0)):
         application: Any = op.application([x], op.run(NUMPY, [x], params), params, [True])
         assert (application.axis, application.shapes, application.needs) == (axis, [(2, 3)], (True,))
+
+
+def test_a_class_that_saves_what_it_does_not_have_is_refused() -> None:
+    with pytest.raises(TypeError, match="Wrong: saves names 'e'; it may name x, out"):
+        type("Wrong", (Op,), {"saves": ("e",), "forward": staticmethod(lambda xp, x: x)})
+
+
+def test_a_rule_that_gives_another_number_of_gradients_is_named() -> None:
+    rule = {"forward": staticmethod(lambda xp, x, y: x * y), "backward": lambda ctx, xp, dz: dz}
+    try:
+        one_gradient: Any = type("OneGradient", (Op,), rule)
+        x = tv.tensor([1.0, 2.0], requires_grad=True)
+        with pytest.raises(RuntimeError, match="backward of one_gradient gave 1 gradients for 2 inputs"):
+            one_gradient.apply(x, x).sum().backward()
+    finally:
+        Op.registry.pop("one_gradient", None)

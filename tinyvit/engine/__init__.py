@@ -1,6 +1,6 @@
 """Reverse-mode automatic differentiation: tensors, operations, the tape they leave behind, and the walk back along it.
 
-It knows no operation by name: `tinyvit.functional` defines them, one class each.
+It knows no operation by name but `cast`: `tinyvit.functional` defines them, one class each.
 
 Order: tape, tensor, dtypes, op, gradcheck.
 """

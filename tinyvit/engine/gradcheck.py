@@ -42,7 +42,7 @@ def gradcheck(
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     varied = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
     if not varied:
-        raise ValueError("gradcheck: no input has requires_grad=True")
+        raise ValueError("gradcheck: no input has requires_grad=True; tv.tensor(x, requires_grad=True) makes one")
     for i in varied:
         if inputs[i].dtype != np.float64:
             raise TypeError(f"gradcheck: inputs[{i}] is {inputs[i].dtype}; finite differences need float64")

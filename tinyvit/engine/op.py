@@ -13,8 +13,8 @@ from .dtypes import autocast_inputs, unwrapped
 from .tape import Node
 from .tensor import Tensor, on_tape
 
-# The namespace of rules that run on tensors: `tinyvit.functional`, which puts itself here. It has every function of a
-# `backend.Namespace`, recorded on the tape.
+# The namespace of rules that run on tensors: `tinyvit.functional`, which puts itself here. Its functions are those that
+# gradient rules may call; on tensors they are recorded on the tape.
 tensor_namespace: Any = None
 
 
@@ -56,7 +56,8 @@ class Op:
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]  # names of the positional parameters of forward
     registry: ClassVar[dict[str, type["Op"]]] = {}
-    # For each saved name: input i as i, output j as ~j; and the input whose gradient it is for, None for any.
+    # For each saved name its place, input i as i and output j as ~j, and the input whose gradient it is for, None for
+    # any: ("x for y", "out") of inputs x and y gives ((0, 1), (~0, None)).
     sources: ClassVar[tuple[tuple[int, int | None], ...]]
 
     forward: ClassVar[Callable[..., Any]]
@@ -72,6 +73,9 @@ class Op:
                 setattr(cls, p.name, p.default)
         places = {name: i for i, name in enumerate(cls.inputs)} | {name: ~j for j, name in enumerate(cls.outputs)}
         names = [entry.partition(" for ") for entry in cls.saves]
+        unknown = [n for name, _, x in names for n in (name, x) if n and n not in places]
+        if unknown:
+            raise TypeError(f"{cls.__name__}: saves names {unknown[0]!r}; it may name {', '.join(places)}")
         cls.sources = tuple((places[name], cls.inputs.index(x) if x else None) for name, _, x in names)
         cls.mixes = (*cls.masters, *cls.narrow)
         cls.registry[cls.name] = cls
@@ -157,6 +161,8 @@ class Op:
             if devices.gpu_in_use:
                 backend.select_gpu_of(incoming)
             grads = node.implementation.backward(node, incoming)
+        if len(grads) != len(node.needs):
+            raise RuntimeError(f"backward of {cls.name} gave {len(grads)} gradients for {len(node.needs)} inputs")
         for shape, need, gradient in zip(node.shapes, node.needs, grads, strict=True):
             if need and (gradient is None or gradient.shape != shape):
                 got = f"shape {None if gradient is None else gradient.shape} for an input of shape {shape}"

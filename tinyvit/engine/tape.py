@@ -36,10 +36,10 @@ class Node:
 
     Attributes
     ----------
-    op, params, needs, shapes : the operation, its parameters, and of each input whether its gradient is wanted, and
-        its shape.
+    op, params : the operation and its parameters.  arity : the number of its outputs.
+    needs, shapes : for each input, whether its gradient is wanted, and its shape.
     saved : the arrays that the gradient rule needs, in the order of `implementation.sources`.
-    guards : the places of what was saved, with its memory and the version that was saved.
+    guards : (place, memory, version when it was saved) of each saved array, to notice in-place changes.
     edges : for each input, where its gradient goes.
     dtype, dtypes : the floating dtype of the inputs together, and of each.
     implementation, kept : what served (see `dispatch`), and what it gets again in backward.
@@ -173,8 +173,8 @@ def walk_back(
             outgoing = run(node, incoming, create_graph)
             for edge, gradient in zip(node.edges or (), outgoing, strict=True):
                 if edge is not None and (targets is None or targets.lie_behind(edge)):
-                    is_kept = type(edge) is tuple or create_graph  # by its receiver; only leaves ask who holds it
-                    arrivals.add(edge, gradient, not is_kept and _is_new(gradient, incoming, outgoing))
+                    may_be_taken = type(edge) is not tuple and not create_graph  # by a leaf, as its `.grad`
+                    arrivals.add(edge, gradient, may_be_taken and _is_new(gradient, incoming, outgoing))
             if not (retain_graph or create_graph):
                 node.free()
         leaves = {

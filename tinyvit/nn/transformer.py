@@ -37,7 +37,7 @@ class Mlp(Module):
 
 
 class KeyValueCache:
-    """Keys and values (B, H, S, D) of the tokens one attention layer has seen, so that new ones need only their own.
+    """Keys and values (B, H, S, D) of the tokens so far, so that a new token computes only its own key and value.
 
     `parts` is (k, v), or None before the first token.
     """
@@ -114,8 +114,8 @@ class Attention(_MultiHead):
 class CrossAttention(_MultiHead):
     """Multi-head attention of x (B, N, C) onto a context (B, S, context_dim) -> (B, N, C).
 
-    `context_of` (B,) says which row of the context each row of x attends to, its own by default: a context is projected
-    once for all that attend to it. With a cache, it is projected at the first call only.
+    `context_of` (B,) says which row of the context each row of x attends to; by default row i attends to row i. A
+    context is projected once for all rows that attend to it, and with a cache at the first call only.
     """
 
     def __init__(
