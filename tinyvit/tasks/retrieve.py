@@ -46,6 +46,8 @@ class Retrieve(Task):
         counted = []
         for number, kind in enumerate(dataset.kinds):
             chosen = np.flatnonzero(dataset.kind_of == number)
+            if not chosen.size:  # a part of a split may have none of a kind
+                continue
             image_to_text = cosines[np.ix_(chosen, chosen)]
             for direction, scores in (("image to text", image_to_text), ("text to image", image_to_text.T)):
                 shares |= {f"{kind}, {direction}, recall@{k}": recall(scores, k) for k in (1, 5)}
