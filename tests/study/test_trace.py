@@ -1,6 +1,7 @@
 """A trace records what ran; the tests compare it with the tape and with the arrays themselves."""
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +311,15 @@ def test_the_first_of_two_broken_rules_is_named() -> None:
     with np.errstate(all="ignore"), trace() as recorded:
         F.sqrt(F.sqrt(x)).sum().backward()
     assert str(recorded.first_not_finite()) == "sqrt#2/backward"
+
+
+def test_a_trace_records_its_own_thread_only() -> None:
+    def compute() -> None:
+        tv.tensor([1.0]) * 2
+
+    with trace() as recorded:
+        other = threading.Thread(target=compute)
+        other.start()
+        other.join()
+        compute()
+    assert len(recorded) == 1

@@ -48,7 +48,7 @@ def trace(
     names: dict[str, Tensor] | None = None,
     planted: Mapping[str, type[Op]] | None = None,
 ) -> Iterator[Trace]:
-    """Record every operation and every gradient rule that runs within the block (on one thread at a time).
+    """Record every operation and every gradient rule that runs within the block, on this thread.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def trace(
     Raises
     ------
     RuntimeError
-        If another trace is open.
+        If another trace is open on this thread.
     """
     if context.now().recorder is not None:
         raise RuntimeError("a trace is already open, and records everything here; close it first, or use that one")

@@ -26,7 +26,7 @@ function cardArrays(op, dir) {
   };
   for (const x of dir ? o.din : o.in) if (x && x.v !== undefined) add(x.n, x.v, "in");
   if (dir) {
-    const used = new Map(o.steps[1].flatMap((s) => s.o.map((x) => [x.v, x.n]))); // with the names that the rule gives them
+    const used = new Map(o.steps[1].flatMap((s) => s.o.map((x) => [x.v, x.n]))); // with the rule's own names
     for (const x of [...o.in, ...o.out])
       if (x && x.v !== undefined && used.has(x.v) && !seen.has(x.v))
         add(used.get(x.v) || x.n, x.v, "saved", undefined, x.n);
@@ -68,6 +68,9 @@ function homeOf(v) {
   return null;
 }
 
+const firstBadWords = (bad) =>
+  bad.given ? `the first NaN or infinity is an input here: ${bad.given}` : "the first NaN or infinity arises here";
+
 const titleOf = (o) => o.op.replaceAll("_", " ");
 
 function buildCard() {
@@ -86,7 +89,7 @@ function buildCard() {
     o.line ? el("span", { class: "chip" }, o.line) : null,
     dir && o.check ? el("span", { class: `chip secret ${o.check.verdict}` }, `check: ${o.check.verdict}`) : null,
     T.firstBad && T.firstBad.op === S.op && T.firstBad.dir === dir
-      ? el("span", { class: "chip wrong" }, T.firstBad.given ? `the first NaN or infinity is an input here: ${T.firstBad.given}` : "the first NaN or infinity arises here")
+      ? el("span", { class: "chip wrong" }, firstBadWords(T.firstBad))
       : null,
   );
   const formula = dir ? kind.b : kind.f;
