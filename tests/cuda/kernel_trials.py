@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import cases
 import draws
 import emulator
 import fake_cupy
@@ -80,9 +81,9 @@ def on_device(array: Any) -> Any:
 
 
 # Sizes around the edges of tiles, but small enough for the CPU.
-draws.PRODUCTS, draws.ELEMENTS = 150_000, 6_000
-draws.CHUNKS = [0, *draws.around(1, 4, 16, 32)[1:], 129]
-draws.LANES = [*draws.around(1, 8, 32)[1:], 40, 64, 127, 128, 136, 200, 256, 264, 384, 512, 768, 1024, 1040]
+cases.PRODUCTS, cases.ELEMENTS = 150_000, 6_000
+cases.CHUNKS = [0, *draws.around(1, 4, 16, 32)[1:], 129]
+cases.LANES = [*draws.around(1, 8, 32)[1:], 40, 64, 127, 128, 136, 200, 256, 264, 384, 512, 768, 1024, 1040]
 del draws.LAYOUTS["unaligned"]  # GPUs cannot read unaligned elements
 draws.LAYOUTS |= {f"dense {i}": draws.LAYOUTS["dense"] for i in range(6)}  # the last versions serve only dense arrays
 
@@ -94,11 +95,11 @@ def attention_shape(draw: Any) -> tuple[tuple[int, ...], int, int, int]:
     edges = [*draws.around(1, 8, 16, 32, 64, 80), 97, 128, 130, 145, 197, 271, 272, 273]
     queries = draw(st.sampled_from([0, *edges[1:-6]]))
     keys = queries if queries and draw(st.booleans()) else draw(st.sampled_from(edges[1:]))
-    most = draws.PRODUCTS / max(math.prod(lead), 1) / max(queries * keys, 1)
+    most = cases.PRODUCTS / max(math.prod(lead), 1) / max(queries * keys, 1)
     return lead, queries, keys, draws.size(draw, DEPTHS, most)
 
 
-draws.attention_shape = attention_shape
+cases.attention_shape = attention_shape
 
 
 def trial_of(data: st.DataObject, op: type[Op], dtype: str) -> DeviceTrial:
@@ -149,7 +150,7 @@ def test_long_sequences_run_through_both_halves_of_the_double_buffer() -> None:
     q = rng.standard_normal((1, 1, 70, 16)).astype(np.float16)
     k, v = rng.standard_normal((2, 1, 1, 333, 16)).astype(np.float16)
     for params in ({}, {"is_causal": True}, {"dropout_p": 0.3, "seed": 5, "offset": 2}):
-        case = draws.Case((q, k, v, None), {"scale": 0.25, **params})
+        case = cases.Case((q, k, v, None), {"scale": 0.25, **params})
         for choice in ("cupy:v2", "cupy:v3"):
             for DEVICE.schedule in SCHEDULES:
                 DeviceTrial(op, case, (True, True, True, False), (q,)).check(choice)
@@ -168,7 +169,7 @@ def test_short_sequences_are_served_by_the_version_for_them(data: st.DataObject)
         data.draw(draws.arrays(shape, np.float16, layout, ("none",)))
         for shape, layout in zip(shapes, layouts, strict=True)
     )
-    case = draws.Case((q, k, v, None), {"scale": depth**-0.5})
+    case = cases.Case((q, k, v, None), {"scale": depth**-0.5})
     DeviceTrial(OPERATIONS["attention"], case, (True, True, True, False), (dout,)).check("cupy:v4")
 
 
@@ -179,7 +180,7 @@ def test_masks_and_biases_may_have_any_strides(choice: str) -> None:
     bias = rng.standard_normal((33, 2, 19, 2)).astype(np.float16).transpose(1, 3, 2, 0)  # keys first in memory
     mask = np.repeat(rng.random((19, 2, 66)) < 0.7, 2, axis=1)[:, :2, ::2].transpose(1, 0, 2)  # queries first
     mask[:, np.arange(19), np.arange(19)] = True
-    case = draws.Case((q, k, v, bias), {"scale": 0.25, "mask": mask})
+    case = cases.Case((q, k, v, bias), {"scale": 0.25, "mask": mask})
     DeviceTrial(OPERATIONS["attention"], case, (True,) * 4, (q,)).check(choice)
 
 
@@ -194,7 +195,7 @@ def test_a_number_added_to_all_scores_of_a_query_changes_nothing(choice: str, dt
     added[1::2] = data.draw(st.sampled_from([-1e9, -3e4, 40, 1e9]))
 
     def results(bias: Any) -> list[Any]:
-        case = draws.Case((np.zeros_like(dout), k, v, bias), {"scale": 0.25})
+        case = cases.Case((np.zeros_like(dout), k, v, bias), {"scale": 0.25})
         return DeviceTrial(OPERATIONS["attention"], case, (True,) * 4, (dout,)).run(choice)
 
     for found, expected in zip(results(added), results(np.zeros_like(added)), strict=True):
@@ -205,7 +206,7 @@ def test_a_number_added_to_all_scores_of_a_query_changes_nothing(choice: str, dt
 def test_heads_may_take_two_dimensions_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MOST", 2)
     q, dout = np.random.default_rng(0).standard_normal((2, 3, 2, 17, 16)).astype(np.float16)
-    case = draws.Case((q, q + 1, q - 1, None), {"scale": 0.25})
+    case = cases.Case((q, q + 1, q - 1, None), {"scale": 0.25})
     for version in (1, 2, 3):
         DeviceTrial(OPERATIONS["attention"], case, (True, True, True, False), (dout,)).check(f"cupy:v{version}")
 

@@ -8,7 +8,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from draws import FINITE, SPECIALS, Array, arrays, cases, on_drawn
+from cases import cases_of
+from draws import FINITE, SPECIALS, Array, arrays, on_drawn
 from hypothesis import strategies as st
 from tinyvit.kernels import registry
 from trial import Trial, applied, comparable, unmodified
@@ -76,7 +77,7 @@ def poisoned_memory() -> Iterator[None]:
 
 def drawn_trial(data: st.DataObject, op: type[Op], dtype: Any) -> Trial:
     """Draw an application of `op` in which some outputs are used and some gradients are wanted."""
-    case = data.draw(cases(op, dtype))
+    case = data.draw(cases_of(op, dtype))
     with tv.use_kernels("numpy"), np.errstate(all="ignore"):
         outputs = [(y.shape, y.dtype) for y in applied(op, case.inputs, case.params)]
     wanted = data.draw(st.sets(st.sampled_from([i for i, x in enumerate(case.inputs) if x is not None]), min_size=1))

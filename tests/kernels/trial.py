@@ -19,7 +19,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from draws import Array, Case
+from cases import Case
+from draws import Array
 from rounding import Rounded, rounding_to
 from tinyvit.kernels.attention.by_query import EXACT
 
