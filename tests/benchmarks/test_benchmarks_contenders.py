@@ -90,7 +90,10 @@ def test_every_fusion_is_left_out_in_both_dtypes() -> None:
     ]
 
 
-@pytest.mark.parametrize(("option", "fusion"), CHANGES)
+@pytest.mark.parametrize(
+    ("option", "fusion"),
+    [pytest.param(*key, marks=pytest.mark.slow if key[0] == "bf16" else ()) for key in CHANGES],
+)
 def test_one_fusion_is_left_out_and_the_results_stay(
     option: str, fusion: str, inputs: Arrays, exact: list[np.ndarray], calls: Counter
 ) -> None:

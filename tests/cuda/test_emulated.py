@@ -27,6 +27,7 @@ def assert_passed(found: "subprocess.CompletedProcess[str]") -> None:
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_the_emulated_primitives_are_correct() -> None:
     assert_passed(run(file="primitive_trials.py"))
 

@@ -62,6 +62,7 @@ def test_gradients_are_float32_and_near_those_of_float32(name: str) -> None:
     assert not np.array_equal(a, b)
 
 
+@pytest.mark.slow  # compiles every kernel for bfloat16
 def test_gradients_by_the_bfloat16_kernels_point_in_the_same_direction() -> None:
     tv.manual_seed(0)
     model = tv.models.ViT(12, 4, 10, dim=64, depth=3, heads=4, in_channels=1)
@@ -155,7 +156,7 @@ def test_adding_a_bfloat16_branch_to_a_float32_residual_equals_widening_it_first
         np.testing.assert_array_equal(one.numpy().astype(np.float32), expected.numpy().astype(np.float32))
 
 
-@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+@pytest.mark.parametrize("kernels", ["numpy", pytest.param("auto", marks=pytest.mark.slow)])
 def test_a_sum_of_float32_and_bfloat16_is_that_of_the_widened(kernels: str) -> None:
     x, wide = normal(5, 8, requires_grad=True), normal(5, 8)
     y = Tensor(wide.numpy().astype(NARROW["bfloat16"]), True)
