@@ -43,7 +43,7 @@ def _divisor(classes, rows, how):
 @body
 def _reduce(loss, classes, how, out):
     """Set out (1,) to the sum or mean of loss (R,)."""
-    total = 0.0
+    total = np.float64(0)  # a Python number would become float32 where the compiler is off
     for i in range(loss.size):
         total += loss[i]
     out[0] = total / _divisor(classes, loss.size, how)
