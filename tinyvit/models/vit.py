@@ -132,7 +132,8 @@ class ViT(Module):
     def forward(self, images: Any) -> Tensor:
         x = self.embed(images)
         if self.pool == "mean":
-            x = self.encode(x)[:, self.prefix :].mean(axis=1)
+            x = self.encode(x)
+            x = (x[:, self.prefix :] if self.prefix else x).mean(axis=1)
         else:
             x = self.encode(x, read=0 if self.pool == "cls" else self.prefix)
         return self.head(self.fc_norm(x))
