@@ -3,8 +3,8 @@
 This is Monte Carlo arithmetic (Parker, 1997). With u the unit roundoff of a dtype, every elementary result r becomes
 r + u z s, where z is normally distributed and s is the size of the numbers that are rounded on the way to r. That is
 |r| itself for most functions. For a sum it includes all partial sums S_1 ... S_n, s^2 = S_1^2 + ... + S_n^2, as if the
-terms were added one after the other. For a product of matrices s^2 = n (t_1^2 + ... + t_n^2), which is the same for
-terms t of random signs. Terms that cancel in exact arithmetic, as in the gradient of a softmax, then no longer cancel,
+terms were added one after the other. For a product of matrices s^2 = n (t_1^2 + ... + t_n^2) + n r^2 / 3: terms t of
+random signs give the first summand, n equal terms the second. Terms that cancel in exact arithmetic, as in the gradient of a softmax, then no longer cancel,
 just as in the dtype itself. Functions that only select an input, like a maximum, have no error.
 """
 
@@ -35,7 +35,8 @@ class Rounded(np.ndarray):
         result = getattr(ufunc, method)(*given, **kwargs)
         size = 0.0 if ufunc in _SELECTS else np.abs(result)
         if ufunc is np.matmul:
-            size = np.sqrt(given[0].shape[-1] * (np.square(given[0]) @ np.square(given[1])))
+            squares = np.square(given[0]) @ np.square(given[1]) + np.square(result) / 3
+            size = np.sqrt(given[0].shape[-1] * squares)
         elif ufunc is np.add and method == "reduce":
             size = _size_of_sum(given[0], kwargs.get("axis", 0)).reshape(np.shape(result))
         result = _moved(result, size)
@@ -49,7 +50,7 @@ def _add_at(out: np.ndarray, index: Any, terms: np.ndarray) -> None:
     count, squares = np.zeros((2, *out.shape))
     for sums, summands in ((count, 1.0), (squares, np.square(terms)), (out, terms)):
         np.add.at(sums, index, summands)
-    out[...] = _moved(out, np.sqrt(count * squares))
+    out[...] = _moved(out, np.sqrt(count * (squares + np.square(out) / 3)))
 
 
 def _size_of_sum(terms: np.ndarray, axis: int | tuple[int, ...] | None) -> np.ndarray:
