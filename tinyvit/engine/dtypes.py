@@ -23,17 +23,16 @@ def autocast_inputs(
         dtype, left = precision if op.autocast == "narrow" else FLOAT32, op.mixes
     elif op.autocast == "narrow":
         dtype = precision
-    elif op.autocast == "wide" or len({x.dtype for x in inputs if isinstance(x, Tensor)} & _CASTABLE) > 1:
+    elif op.autocast == "wide" or len({x.data.dtype for x in inputs if isinstance(x, Tensor)} & _CASTABLE) > 1:
         dtype = FLOAT32
     else:
         return inputs
-    names = op.inputs if left else ("",) * len(inputs)
-    return [
-        cast(x, dtype)
-        if isinstance(x, Tensor) and x.dtype is not dtype and name not in left and x.dtype in _CASTABLE
-        else x
-        for x, name in zip(inputs, names, strict=True)
-    ]
+    made = list(inputs)
+    for i, x in enumerate(inputs):
+        if isinstance(x, Tensor) and x.data.dtype is not dtype and x.data.dtype in _CASTABLE:
+            if not left or op.inputs[i] not in left:
+                made[i] = cast(x, dtype)
+    return made
 
 
 def unwrapped(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:

@@ -148,6 +148,7 @@ class Tensor:
         if self.node is None:
             hooks = self.hooks = self.hooks or []
         else:
+            self.node.hooks = self.node.hooks or {}
             hooks = self.node.hooks.setdefault(self.output_index, [])
         on_gradient = functools.partial(_hooked, hook)
         hooks.append(on_gradient)
