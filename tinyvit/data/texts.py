@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from . import scenes
-from .datasets import SPLITS, Batch, normalize
+from .datasets import SPLITS, Batch, checksum, normalize, sample_indices
 from .download import fetch
 from .formats import damaged
 from .images import read_image
@@ -73,8 +73,24 @@ class TextDataset:
 
     def first(self, count: int) -> "TextDataset":
         """Return the data set reduced to its first `count` samples."""
-        cut = {name: getattr(self, name)[:count] for name in ("texts", "labels", "image_of", "kind_of")}
+        return self.chosen(np.arange(min(count, len(self))))
+
+    def chosen(self, indices: NDArray[np.int64]) -> "TextDataset":
+        """Return the data set reduced to the samples with these indices; it keeps all images."""
+        cut = {name: getattr(self, name)[indices] for name in ("texts", "labels", "image_of", "kind_of")}
         return replace(self, **cut)
+
+    def sample(self, count: int, seed: int = 0) -> "TextDataset":
+        """Return a random sample of `count` samples, in the order of the data set.
+
+        It has some of every answer, or of every kind of sample where texts are written, if `count` allows.
+        """
+        groups = self.labels if self.labels.ndim == 1 else self.kind_of
+        return self.chosen(sample_indices(groups, count, seed))
+
+    def fingerprint(self) -> str:
+        """Return a checksum of all texts, labels and images."""
+        return checksum(self.texts, self.labels, self.images, self.image_of)
 
     def with_equal_batches(self, size: int) -> "TextDataset":
         """Return the data set with batches of `size` samples that all have the same shape, as a CUDA graph needs.
@@ -161,7 +177,7 @@ def _easy_vqa(split: str) -> TextDataset:
         _unpack(folder)
     tokenizer = Tokenizer.build(question for question, _, _ in _easy_questions(folder, "train"))
     questions = _easy_questions(folder, split)
-    classes = tuple(sorted((folder / "answers.txt").read_text("utf-8").split()))
+    classes = tuple(sorted((folder / "answers.txt").read_text("utf-8-sig").split()))
     numbers = sorted({image for _, _, image in questions})
     images = np.stack([read_image(folder / split / "images" / f"{n}.png", 3) for n in numbers])
     place, answer = ({value: i for i, value in enumerate(values)} for values in (numbers, classes))
@@ -200,7 +216,7 @@ def _easy_questions(folder: Path, split: str) -> list[tuple[str, str, int]]:
     """Return (question, answer, number of the image) of each question."""
     path = folder / split / "questions.json"
     try:
-        return [(str(q), str(a), int(image)) for q, a, image in json.loads(path.read_text("utf-8"))]
+        return [(str(q), str(a), int(image)) for q, a, image in json.loads(path.read_text("utf-8-sig"))]
     except (OSError, ValueError, TypeError) as error:
         raise damaged(path, "easy-vqa", f"is not a list of [question, answer, image]: {error}") from error
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..context import no_grad
 from ..data import Batch, Dataset, TextDataset, Tokenizer, load_texts
+from ..data.image_files import listed, same_form
 from ..data.texts import TEXT_DATASETS
 from ..engine import Tensor
 from ..errors import RecipeError
@@ -59,10 +60,45 @@ class DataSpec:
         """Return the facts in the form that a checkpoint stores."""
         return {name: list(values) for name, values in dataclasses.asdict(self).items()}
 
+    def differences(self, found: Self) -> list[str]:
+        """Return in words how the facts in `found` about other data differ from these; an empty list if they agree.
+
+        Longer texts differ; shorter ones do not. The normalization is not compared.
+        """
+        told = [
+            _names_that_differ("classes", tuple(map(same_form, self.classes)), tuple(map(same_form, found.classes))),
+            _names_that_differ("words", self.words, found.words),
+        ]
+        if self.shape != found.shape:
+            told.append(f"the images were {_size_of(self.shape)} and are now {_size_of(found.shape)}")
+        for kind, length, now in zip(("read", "written"), self.lengths, found.lengths, strict=False):
+            if now > length:
+                told.append(f"the longest text that is {kind} had {length} tokens and has now {now}")
+        return [line for line in told if line]
+
     @property
     def tokenizer(self) -> Tokenizer:
         """A tokenizer of the vocabulary."""
         return Tokenizer(self.words)
+
+
+def _names_that_differ(what: str, before: tuple[str, ...], now: tuple[str, ...]) -> str:
+    """Return in words how the names in `now` differ from those in `before`; empty if they do not."""
+    missing, new = [n for n in before if n not in now], [n for n in now if n not in before]
+    if before == now:
+        return ""
+    changes = [f"{listed(names)} {verb}" for names, verb in ((missing, "is gone"), (new, "is new")) if names]
+    how = ", ".join(changes) or "in another order"
+    return f"the {what} were {listed(before, 10)} and are now {listed(now, 10)} ({how})"
+
+
+def _size_of(shape: tuple[int, ...]) -> str:
+    """Return the shape of an image in words."""
+    if not shape:
+        return "absent"
+    *frames, channels, height, width = shape
+    size = f"{width} x {height} pixels with {channels} channel{'s' * (channels > 1)}"
+    return f"{frames[0]} frames of {size}" if frames else size
 
 
 @dataclass(frozen=True)
