@@ -183,14 +183,14 @@ def test_a_limit_below_the_number_of_classes_is_refused(data) -> None:
 
 def test_a_limited_run_of_an_earlier_version_resumes_with_its_first_samples(data) -> None:
     recipe = tiny_recipe(*RECIPE, "limit=16", "epochs=2")
-    whole, parts = Training(recipe, in_order=True), Training(recipe, in_order=True)
+    whole, parts = Training(recipe, legacy=True), Training(recipe, legacy=True)
     assert whole.train_data.labels.tolist() == [0] * 8 + [1] * 8
     for training in (whole, parts):
         for group in training.groups():
             training.step(group)
         training.finish_epoch(lambda: None)
     state = parts.state_dict()
-    del state["in_order"], state["fingerprints"]
+    del state["legacy"], state["fingerprints"]
     folder = Path("old")
     folder.mkdir()
     (folder / "recipe.toml").write_text(recipe.to_toml())

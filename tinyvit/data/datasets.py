@@ -42,6 +42,8 @@ CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "chirps": ((0.4,), (0.2,)),
     "folder": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+# Data sets whose labels tell left from right, so that images must not be mirrored.
+HANDED = ("motion", "chirps", "scenes-questions")
 _WITHOUT_DOWNLOAD = {"digits": read_digits, "motion": motion, "chirps": chirps}
 _DIGITS = tuple("0123456789")
 _CIFAR_100 = """

@@ -194,10 +194,10 @@ def is_complete(folder: Path, metrics: bytes) -> bool:
     return all(file.is_file() for file in files) and files[0].read_bytes() == metrics
 
 
-def takes_first_samples(folder: Path) -> bool:
-    """Return whether the run in `folder` learns from the first `data.limit` samples, as earlier versions did."""
-    state = load(folder / CHECKPOINT) if (folder / CHECKPOINT).is_file() else {"in_order": False}
-    return bool(state.get("in_order", True))
+def is_legacy(folder: Path) -> bool:
+    """Return whether the run in `folder` was begun by an earlier version, see `tinyvit.run.state.Training`."""
+    state = load(folder / CHECKPOINT) if (folder / CHECKPOINT).is_file() else {"legacy": False}
+    return bool(state.get("legacy", True))
 
 
 # Reading a run back -------------------------------------------------------------------------------------------------

@@ -22,15 +22,15 @@ import numpy as np
 
 from ..backend import default_device, default_generator, manual_seed
 from ..checkpoint import load
-from ..data import Augment, Batch, Dataset, Loader
+from ..data import Batch, Dataset, Loader
 from ..data.datasets import equal_images
 from ..data.image_files import listed
-from ..errors import CheckpointError, DataError, log
+from ..errors import CheckpointError, DataError, RecipeError, log
 from ..nn import Module
 from ..optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, decay_groups
-from ..recipe import Recipe
+from ..recipe import Recipe, Train
 from ..tasks import DataSpec, recipe_error, task_of
-from ..tasks.base import AnyDataset
+from ..tasks.base import DEFAULTS, AnyDataset, augmentation_of
 from .folder import build_model, load_data, require_same_recipe, write_progress
 from .steps import Losses, Steps
 from .transfer import freeze_encoders
@@ -70,15 +70,16 @@ class Position:
 class Training:
     """A run at one moment: its data, its model, and all that changes while it trains.
 
-    With `in_order`, `data.limit` takes the first samples, as runs of earlier versions did.
+    `legacy` says that the run was begun by an earlier version: then `data.limit` takes the first samples, and options
+    that have no effect are accepted.
 
     Raises RecipeError or DataError if the recipe and its data do not fit together.
     """
 
-    def __init__(self, recipe: Recipe, in_order: bool = False) -> None:
+    def __init__(self, recipe: Recipe, legacy: bool = False) -> None:
         settings = recipe.train
-        self.recipe, self.task, self.in_order = recipe, task_of(recipe), in_order
-        self.train_data, self.test_data = (load_data(recipe, split, in_order) for split in ("train", "test"))
+        self.recipe, self.task, self.legacy = recipe, task_of(recipe), legacy
+        self.train_data, self.test_data = (load_data(recipe, split, legacy) for split in ("train", "test"))
         _warn_of_equal_images(self.train_data, self.test_data)
         self.task.prepare(self.train_data)
         self.data = DataSpec.of(self.train_data)
@@ -87,9 +88,13 @@ class Training:
                 f"{recipe.data.name} has train images of the shape {self.data.shape} (C, H, W) and test images of "
                 f"{self.test_data.images.shape[1:]}; set data.image_size, which resizes all images"
             )
-        keys = {key.name: getattr(recipe.data, key.name) for key in dataclasses.fields(Augment)}
-        augment = Augment(**keys) if any(keys.values()) else None
-        self.loader = Loader(self.train_data, recipe.data.batch_size, seed=settings.seed, augment=augment)
+        if not legacy:
+            self.task.check(self.data)
+            _check_optimizer_options(settings)
+        augment = augmentation_of(recipe)
+        self.loader = Loader(
+            self.train_data, recipe.data.batch_size, seed=settings.seed, augment=augment if augment.used() else None
+        )
         self.steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.total_steps = settings.epochs * self.steps_per_epoch
 
@@ -199,7 +204,7 @@ class Training:
             "data": self.data.state_dict(),
             "train_images": len(self.train_data),
             "fingerprints": self.fingerprints,
-            "in_order": self.in_order,
+            "legacy": self.legacy,
             "position": dataclasses.asdict(self.position),
             "generator": default_generator.state_dict(),
             "model": self.model.state_dict(),
@@ -251,6 +256,18 @@ def _warn_of_equal_images(train: AnyDataset, test: AnyDataset) -> None:
             log.warning(
                 "%s: %s of %s test images are train images too, so the accuracy will be too high: %s",
                 *(train.name, f"{len(pairs):,}", f"{len(test):,}", listed(pairs)),
+            )
+
+
+def _check_optimizer_options(settings: Train) -> None:
+    """Raise RecipeError if the recipe sets an option that its optimizer does not have."""
+    of_others = ("momentum", "nesterov") if settings.optimizer != "sgd" else ("beta1", "beta2")
+    for key in of_others:
+        value, default = getattr(settings, key), DEFAULTS[f"train.{key}"]
+        if value != default:
+            raise RecipeError(
+                f"train.{key} is {value}, which {settings.optimizer} does not use; leave it at {default}, or choose "
+                "another train.optimizer"
             )
 
 

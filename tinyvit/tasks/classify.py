@@ -10,11 +10,13 @@ from ..data import Batch, Dataset, load_dataset
 from ..engine import Tensor
 from ..errors import DataError
 from ..nn import Module
-from .base import DataSpec, Report, Task, build_vit, count_confusions
+from .base import HIDING, DataSpec, Report, Task, build_vit, count_confusions
 
 
 class Classify(Task):
     """One class for each image. The accuracy is the share of images whose most probable class is their label."""
+
+    unused = ("task.fusion", "task.word_prior", *HIDING)
 
     def load(self, split: str) -> Dataset:
         data = self.recipe.data

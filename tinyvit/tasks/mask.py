@@ -36,6 +36,15 @@ class Mask(Task):
     stream; evaluation draws it from the number of each batch, so that it is always the same.
     """
 
+    @property
+    def unused(self) -> tuple[str, ...]:  # type: ignore[override]
+        shares = [f"task.hide_{kind}" for kind in ("patches", "words") if not self._hides(kind)]
+        return ("task.fusion", "task.word_prior", "train.label_smoothing", *shares)
+
+    @property
+    def sees_images(self) -> bool:
+        return self._hides("patches")
+
     def _hides(self, kind: str) -> bool:
         return self.recipe.task.hide in (kind, "both")
 
