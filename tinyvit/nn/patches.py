@@ -120,7 +120,7 @@ def sincos1d(count: int, dim: int) -> np.ndarray:
 def sincos2d(grid: Sizes, dim: int) -> np.ndarray:
     """Positions of a grid, row by row: the first dim / 2 channels encode the row, the others the column; (N, dim)."""
     if len(grid) != 2:
-        raise ValueError(f"two-dimensional sinusoidal positions need images, not patches in a grid of {grid}")
+        raise ValueError(f"pos_embed='sincos2d' needs images, not patches in a grid of {grid}")
     if dim % 4:
         raise ValueError(f"two-dimensional sinusoidal positions need a dim that is a multiple of 4, not {dim}")
     rows, columns = (sincos1d(n, dim // 2) for n in grid)

@@ -57,7 +57,9 @@ class Mask(Task):
     def build(self, data: DataSpec) -> MaskedModel:
         model = self.recipe.model
         if self._hides("patches") and len(data.shape) != 3:
-            raise RecipeError(f"task.hide is {self.recipe.task.hide!r}; patches are hidden of images, not of videos")
+            raise RecipeError(
+                f"task.hide is {self.recipe.task.hide!r}; patches are hidden of images, not of videos or texts"
+            )
         vision = self.vision(data) if self._hides("patches") else None
         if vision is not None and math.prod(vision.patch_embed.grid) < 2:
             raise RecipeError(f"model.patch_size is {model.patch_size}; the image is one patch, which cannot be hidden")
