@@ -29,9 +29,9 @@ def autocast_inputs(
         return inputs
     made = list(inputs)
     for i, x in enumerate(inputs):
-        if isinstance(x, Tensor) and x.data.dtype is not dtype and x.data.dtype in _CASTABLE:
-            if not left or op.inputs[i] not in left:
-                made[i] = cast(x, dtype)
+        is_to_cast = isinstance(x, Tensor) and x.data.dtype is not dtype and x.data.dtype in _CASTABLE
+        if is_to_cast and not (left and op.inputs[i] in left):
+            made[i] = cast(x, dtype)
     return made
 
 
