@@ -6,6 +6,9 @@
 | v2      | vector instructions, with rational functions for P(x) and the slope (`vector_math`); db in the same    |
 |         | pass; threads share chunks of rows, each with its own part of db                                       |
 
+Measured with two threads on a Zen 4, for (8320, 768): v1 is 0.33 and 0.28 times as fast as the plain rule, v2 is 41.2
+and 43.9 times as fast as v1 forward and backward (`python -m benchmarks.versions bias_gelu`).
+
 x (R, C), bias (C,), y (R, C); the leading axes are flattened into R. The number of chunks depends on R only, and their
 parts of db are summed in order, so the bits are the same with any number of threads.
 """

@@ -6,6 +6,9 @@
 | v2      | whole rows; threads share the selected rows forward, and the columns backward, so that no two threads  |
 |         | add to the same element, and each element is summed in the order of the ids                            |
 
+Measured with two threads on a Zen 4, for (1000, 192), 8320 ids: v1 is 0.33 and 11.8 times as fast as the plain rule, v2
+is 4.2 and 1.3 times as fast as v1 forward and backward (`python -m benchmarks.versions embedding`).
+
 weight (V, C), ids (R,), y (R, C); all axes of a row are flattened into C.
 """
 

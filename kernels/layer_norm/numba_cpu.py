@@ -6,6 +6,9 @@
 | v2      | each row is read once from memory, and all passes over it stay in the first-level cache; threads share    |
 |         | chunks of rows, each with its own part of the gradients of weight and bias                                |
 
+Measured with two threads on a Zen 4, for (8320, 192): v1 is 2.7 and 0.74 times as fast as the plain rule, v2 is 2.4 and
+10.2 times as fast as v1 forward and backward (`python -m benchmarks.versions layer_norm`).
+
 y = (x - mean) rstd weight + bias, with x (R, C), weight and bias (C,), mean and rstd (R,); the leading axes are
 flattened into R. All arrays are float32 or float64, except that y, which a matrix product takes, and the branch of a
 residual sum, which a matrix product returns, may be bfloat16, and so may their gradients. The number of chunks depends

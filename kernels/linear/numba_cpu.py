@@ -6,6 +6,9 @@
 | v2      | register tiles (`microkernel`) over panels of W that are packed once, with the bias added at the end of |
 |         | a tile; dW in tiles of its own, for parts of the rows, which are then summed                            |
 
+Measured with two threads on a Zen 4, for (8320, 192) to 768: v1 is 0.44 and 0.005 times as fast as the plain rule, v2
+is 2.6 and 194 times as fast as v1 forward and backward (`python -m benchmarks.versions linear`).
+
 x (R, K), W (N, K), b (N,), y (R, N); the leading axes of x are flattened into R. The sums of dW and db run over parts
 and blocks of the rows, so that rounding errors do not grow with R; shapes alone decide how the rows are cut. bfloat16
 is multiplied in pairs (`operands`), and all sums are float32.

@@ -6,6 +6,9 @@
 | v2      | vector instructions for the largest element and for the exponentials; all passes over a row stay in    |
 |         | the first-level cache; threads share chunks of rows                                                    |
 
+Measured with two threads on a Zen 4, for (24960, 65): v1 is 0.59 and 0.72 times as fast as the plain rule, v2 is 6.4
+and 4.5 times as fast as v1 forward and backward (`python -m benchmarks.versions softmax`).
+
 x (R, C): the softmax is over the last axis; another axis is swapped with the last one, which costs a copy.
 """
 
