@@ -4,12 +4,11 @@ Every `with` of the library (`no_grad`, `autocast`, `use_kernels`, `study.trace`
 and puts them back on exit. A new thread starts from the defaults, which `set_default` changes.
 """
 
-import dataclasses
 import functools
 import inspect
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -22,8 +21,7 @@ PRECISIONS = {
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """The settings of one thread.
 
     Attributes
@@ -61,13 +59,13 @@ def now() -> Context:
 
 def set_here(**fields: Any) -> None:
     """Change settings of this thread for good."""
-    _thread.now = dataclasses.replace(_thread.now, **fields)
+    _thread.now = _thread.now._replace(**fields)
 
 
 def set_default(**fields: Any) -> None:
     """Change settings of this thread for good, and those that later threads start from."""
     global _defaults
-    _defaults = dataclasses.replace(_defaults, **fields)
+    _defaults = _defaults._replace(**fields)
     set_here(**fields)
 
 
@@ -87,12 +85,12 @@ class changed:
         before = _thread.now
         replaced = {name: getattr(before, name) for name in self._fields}
         _thread.replaced.setdefault(id(self), []).append(replaced)
-        _thread.now = dataclasses.replace(before, **self._fields)
+        _thread.now = before._replace(**self._fields)
         return self
 
     def __exit__(self, *_: object) -> None:
         entries = _thread.replaced[id(self)]
-        _thread.now = dataclasses.replace(_thread.now, **entries.pop())
+        _thread.now = _thread.now._replace(**entries.pop())
         if not entries:
             del _thread.replaced[id(self)]
 

@@ -72,9 +72,9 @@ class PlainRule:
     def forward(self, arrays: Sequence[Any], params: dict[str, Any], dtype: Any) -> Sequence[Any]:
         """Return the outputs. `dtype` is the common floating dtype of the inputs, None without one."""
         op = self.op
-        is_narrow = dtype is not None and dtype.itemsize == 2 and not op.view
-        given = [widened(a) for a in arrays] if is_narrow or op.mixes else arrays
-        outputs = op.run(namespace_of(given[0]), given, params)
+        if op.mixes or (dtype is not None and dtype.itemsize == 2 and not op.view):
+            arrays = [widened(a) for a in arrays]
+        outputs: Sequence[Any] = op.run(namespace_of(arrays[0]), arrays, params)
         dtype = params.get("dtype", dtype)  # an operation with a parameter `dtype` gives that
         if dtype is not None and dtype.itemsize != 2 and type(outputs[0]) is np.ndarray:
             return outputs
@@ -88,8 +88,8 @@ class PlainRule:
         application = self.op(node.saved, node.shapes, node.needs, node.params)
         if node.dtype.itemsize == 2 and not self.op.view:
             application, incoming = application.mapped(widened), [widened(g) for g in incoming]
-        xp = namespace_of(next(g for g in incoming if g is not None))
-        return _in_dtypes_of(node, application.gradients(xp, incoming))
+        array = incoming[0] if self.op.has_one_output else next(g for g in incoming if g is not None)
+        return _in_dtypes_of(node, application.gradients(namespace_of(array), incoming))
 
 
 class Implementation:
@@ -154,10 +154,11 @@ class _Served:
 _served: dict[tuple[str, str], _Served] = {}
 
 
-def select(op: Any, dtype: Any, arrays: Sequence[Any], params: Mapping[str, Any]) -> Implementation | PlainRule:
-    """Return what serves this application of operation `op`: a kernel, or the plain rule."""
-    choice = context.now().kernels if op.kernel else "numpy"
-    if choice == "numpy":
+def select(
+    op: Any, dtype: Any, arrays: Sequence[Any], params: Mapping[str, Any], choice: str
+) -> Implementation | PlainRule:
+    """Return what serves this application of operation `op` under a choice of kernels."""
+    if choice == "numpy" or not op.kernel:
         return _plain_rule(op)
     device = "cpu" if not arrays or type(arrays[0]) is np.ndarray else device_of(arrays[0]).partition(":")[0]
     known = _served.get((choice, device))

@@ -53,8 +53,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
     """The number of calls of each operation that has a kernel: "linear with bias", "layer_norm narrow"."""
     select, count = dispatch.select, Counter()
 
-    def counting(op: Any, dtype: Any, arrays: Any, params: Any) -> Any:
-        found = select(op, dtype, arrays, params)
+    def counting(op: Any, dtype: Any, arrays: Any, params: Any, choice: str) -> Any:
+        found = select(op, dtype, arrays, params, choice)
         if op.kernel is None:
             return found
         assert found.spec is not None or op.name == "linear", op.name  # linear maps may be left to OpenBLAS

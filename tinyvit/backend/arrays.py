@@ -77,7 +77,9 @@ def _namespace_of_module(module: Any) -> Namespace:
 
 def namespace_of(array: Array) -> Namespace:
     """Return the namespace that computes where `array` lives."""
-    return _namespace_of_module(gpu()[0]) if is_on_gpu(array) else NUMPY
+    if type(array) is np.ndarray or not is_on_gpu(array):
+        return NUMPY
+    return _namespace_of_module(gpu()[0])
 
 
 def erf_on_gpu(x: Array) -> Array:

@@ -14,8 +14,8 @@ _CASTABLE = frozenset(PRECISIONS.values())
 
 
 def autocast_inputs(
-    op: Any, inputs: Sequence[Any], precision: Any, cast: Callable[[Tensor, Any], Tensor]
-) -> Sequence[Any]:
+    op: Any, inputs: tuple[Any, ...], precision: Any, cast: Callable[[Tensor, Any], Tensor]
+) -> tuple[Any, ...]:
     """Cast the inputs of an operation as `autocast` with this precision says. float64 is left alone."""
     left: tuple[str, ...] = ()
     if op.mixes and precision is BFLOAT16 and isinstance(inputs[0], Tensor) and type(inputs[0].data) is np.ndarray:
@@ -23,17 +23,16 @@ def autocast_inputs(
         dtype, left = precision if op.autocast == "narrow" else FLOAT32, op.mixes
     elif op.autocast == "narrow":
         dtype = precision
-    elif op.autocast == "wide" or len({x.dtype for x in inputs if isinstance(x, Tensor)} & _CASTABLE) > 1:
+    elif op.autocast == "wide" or len({x.data.dtype for x in inputs if isinstance(x, Tensor)} & _CASTABLE) > 1:
         dtype = FLOAT32
     else:
         return inputs
-    names = op.inputs if left else ("",) * len(inputs)
-    return [
-        cast(x, dtype)
-        if isinstance(x, Tensor) and x.dtype is not dtype and name not in left and x.dtype in _CASTABLE
-        else x
-        for x, name in zip(inputs, names, strict=True)
-    ]
+    made = list(inputs)
+    for i, x in enumerate(inputs):
+        is_to_cast = isinstance(x, Tensor) and x.data.dtype is not dtype and x.data.dtype in _CASTABLE
+        if is_to_cast and not (left and op.inputs[i] in left):
+            made[i] = cast(x, dtype)
+    return tuple(made)
 
 
 def unwrapped(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:

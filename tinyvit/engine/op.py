@@ -39,6 +39,7 @@ class Op:
     saves: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     is_sequence: ClassVar[bool] = False  # whether forward returns a tuple whose length the inputs decide
+    has_one_output: ClassVar[bool]
     kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
     view: ClassVar[bool] = False  # whether the output may share the input's memory
     autocast: ClassVar[str] = "follow"  # the inputs' dtype: "narrow" that of autocast, "wide" float32, "follow" theirs
@@ -66,6 +67,8 @@ class Op:
 
     def __init_subclass__(cls) -> None:
         cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if not hasattr(cls, "forward"):
+            raise TypeError(f"{cls.__name__} defines no forward(xp, *inputs, **params), which every operation needs")
         parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
         cls.inputs = tuple(p.name for p in parameters if p.kind != p.KEYWORD_ONLY)
         for p in parameters:
@@ -78,6 +81,7 @@ class Op:
             raise TypeError(f"{cls.__name__}: saves names {unknown[0]!r}; it may name {', '.join(places)}")
         cls.sources = tuple((places[name], cls.inputs.index(x) if x else None) for name, _, x in names)
         cls.mixes = (*cls.masters, *cls.narrow)
+        cls.has_one_output = len(cls.outputs) == 1 and not cls.is_sequence
         cls.registry[cls.name] = cls
 
     @classmethod
@@ -131,13 +135,13 @@ class Op:
         """
         now = context.now()
         if now.precision is not None:
-            inputs = tuple(autocast_inputs(cls, inputs, now.precision, _cast))
+            inputs = autocast_inputs(cls, inputs, now.precision, _cast)
         if now.recorder is not None:
             return now.recorder.apply(cls, inputs, params)
         arrays, dtype = unwrapped(cls, inputs)
         if devices.gpu_in_use:
             arrays, params = backend.on_one_device(cls.name, arrays, params)
-        implementation = dispatch.select(cls, dtype, arrays, params)
+        implementation = dispatch.select(cls, dtype, arrays, params, now.kernels)
         returned = implementation.forward(arrays, params, dtype)
         outputs = [Tensor(array) for array in (returned if cls.is_sequence else returned[: len(cls.outputs)])]
         if now.recording:
@@ -148,7 +152,7 @@ class Op:
                 _record(node, inputs, arrays, outputs)
         if cls.view and isinstance(inputs[0], Tensor):
             inputs[0].share_memory(outputs)
-        return tuple(outputs) if cls.is_sequence or len(cls.outputs) > 1 else outputs[0]
+        return outputs[0] if cls.has_one_output else tuple(outputs)
 
     @classmethod
     def gradients_of(cls, node: Node, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
@@ -161,9 +165,10 @@ class Op:
             if devices.gpu_in_use:
                 backend.select_gpu_of(incoming)
             grads = node.implementation.backward(node, incoming)
-        if len(grads) != len(node.needs):
-            raise RuntimeError(f"backward of {cls.name} gave {len(grads)} gradients for {len(node.needs)} inputs")
-        for shape, need, gradient in zip(node.shapes, node.needs, grads, strict=True):
+        needs = node.needs
+        if len(grads) != len(needs):
+            raise RuntimeError(f"backward of {cls.name} gave {len(grads)} gradients for {len(needs)} inputs")
+        for shape, need, gradient in zip(node.shapes, needs, grads):  # noqa: B905 - checked above
             if need and (gradient is None or gradient.shape != shape):
                 got = f"shape {None if gradient is None else gradient.shape} for an input of shape {shape}"
                 raise RuntimeError(f"backward of {cls.name} gave a gradient of {got}")
@@ -173,7 +178,7 @@ class Op:
 def _recorded_gradients(node: Node, incoming: Sequence[Any]) -> Sequence[Any]:
     """Run the gradient rule of an entry on tensors that are connected to the tape, for gradients of gradients."""
     op, mixes = node.op, node.op.mixes
-    places = zip(node.saved or (), op.sources, strict=False)  # a kernel saves more, at the end
+    places = zip(node.saved, op.sources, strict=False)  # a kernel saves more, at the end
     saved = [None if array is None else _connected(node, array, source) for array, (source, _) in places]
     saved = [_cast(x, node.dtype) for x in saved] if mixes else saved
     grads = op(saved, node.shapes, node.needs, node.params).gradients(tensor_namespace, incoming)
@@ -182,7 +187,7 @@ def _recorded_gradients(node: Node, incoming: Sequence[Any]) -> Sequence[Any]:
 
 def _connected(node: Node, array: Any, source: int) -> Any:
     """Return something saved as the tensor at its place of the tape; constants and numbers as they are."""
-    edge = (node, ~source) if source < 0 else (node.edges or ())[source]
+    edge = (node, ~source) if source < 0 else node.edges[source]
     if edge is None:
         return Tensor(array) if hasattr(array, "dtype") else array
     return on_tape(array, *edge) if type(edge) is tuple else edge
@@ -194,19 +199,15 @@ def _cast(x: Any, dtype: Any) -> Any:
 
 
 def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    """Put an entry on the tape, between `inputs` and `outputs`."""
+    """Put an entry on the tape, between `inputs` and `outputs`, and save there what its gradient rule needs."""
+    node.edges = [x.edge if need else None for x, need in zip(inputs, node.needs, strict=True)]
     node.shapes = [getattr(array, "shape", ()) for array in arrays]
     node.dtypes = [getattr(a, "dtype", None) for a in arrays] if node.op.mixes else [node.dtype] * len(arrays)
-    node.edges = [
-        None if not need else x if x.node is None else (x.node, x.output_index)
-        for x, need in zip(inputs, node.needs, strict=True)
-    ]
     for i, out in enumerate(outputs):
         out.node, out.output_index, out.requires_grad = node, i, True
-    saved: list[Any] = []
-    guards = []
+    saved, guards, needs = node.saved, node.guards, node.needs
     for s, reader in node.implementation.sources:
-        if reader is not None and not node.needs[reader]:
+        if reader is not None and not needs[reader]:
             saved.append(None)
             continue
         owner = inputs[s] if s >= 0 else outputs[~s]
@@ -214,4 +215,3 @@ def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: S
         if isinstance(owner, Tensor):
             memory = owner.memory
             guards.append((s, memory, memory.version))
-    node.saved, node.guards = saved, guards

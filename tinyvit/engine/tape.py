@@ -47,8 +47,8 @@ class Node:
     sequence : the number of this entry; an entry that uses another's output has a larger one.
     """
 
-    __slots__ = ("__weakref__", "arity", "dtype", "dtypes", "edges", "guards", "hooks", "implementation", "kept",
-                 "needs", "op", "params", "saved", "sequence", "shapes")  # fmt: skip
+    __slots__ = ("__weakref__", "arity", "dtype", "dtypes", "edges", "guards", "hooks", "implementation", "is_freed",
+                 "kept", "needs", "op", "params", "saved", "sequence", "shapes")  # fmt: skip
 
     shapes: list[tuple[int, ...]]
     dtypes: list[Any]
@@ -58,14 +58,15 @@ class Node:
     def __init__(self, op: Any, params: dict[str, Any], needs: tuple[bool, ...], dtype: Any, arity: int) -> None:
         self.op, self.params, self.needs, self.dtype, self.arity = op, params, needs, dtype, arity
         self.sequence = next(_sequence)
-        self.edges: list[Edge] | None = None
-        self.saved: list[Any] | None = None
-        self.guards: list[tuple[int, Memory, int]] | None = None
-        self.hooks: dict[int, list[Callable[[Any], Any]]] = {}
+        self.is_freed = False
+        self.edges: list[Edge] = []
+        self.saved: list[Any] = []
+        self.guards: list[tuple[int, Memory, int]] = []
+        self.hooks: dict[int, list[Callable[[Any], Any]]] | None = None
 
     def check_alive(self) -> None:
         """Raise RuntimeError if an earlier backward freed this entry."""
-        if self.edges is None:
+        if self.is_freed:
             raise RuntimeError(
                 f"the saved arrays of {self.op.name} were freed by an earlier backward; "
                 "pass retain_graph=True to that one to go through the graph again"
@@ -73,7 +74,7 @@ class Node:
 
     def check_unmodified(self) -> None:
         """Raise RuntimeError if something that this entry saved has been modified in place since."""
-        for source, memory, version in self.guards or ():
+        for source, memory, version in self.guards:
             if memory.version != version:
                 name = self.op.input_name(source) if source >= 0 else self.op.outputs[~source]
                 raise RuntimeError(
@@ -83,7 +84,8 @@ class Node:
 
     def free(self) -> None:
         """Let go of what was saved and of the entries before this one."""
-        self.saved = self.edges = self.guards = self.kept = None
+        self.is_freed = True
+        self.saved, self.edges, self.guards, self.kept = [], [], [], None
 
 
 class Arrivals:
@@ -121,7 +123,7 @@ class Targets:
         self.found: dict[Edge, Any] = dict.fromkeys(edges)
         self.leading: set[Node] = set()
         for node in sorted(_reached_from(starts), key=lambda node: node.sequence):
-            if any(edge is not None and self.lie_behind(edge) for edge in node.edges or ()):
+            if any(edge is not None and self.lie_behind(edge) for edge in node.edges):
                 self.leading.add(node)
 
     def lie_behind(self, edge: Edge) -> bool:
@@ -141,7 +143,7 @@ def _reached_from(starts: Iterable[Edge]) -> set[Node]:
     while stack:
         node = stack.pop()
         node.check_alive()
-        before = {edge[0] for edge in node.edges or () if type(edge) is tuple} - seen
+        before = {edge[0] for edge in node.edges if type(edge) is tuple} - seen
         seen |= before
         stack += before
     return seen
@@ -162,8 +164,8 @@ def walk_back(
     with context.changed(recording=create_graph):
         recorder = context.now().recorder
         for node, incoming in arrivals.visit():
-            for i in node.hooks:
-                incoming[i] = _through(node.hooks[i], incoming[i])
+            for i, hooks in (node.hooks or {}).items():
+                incoming[i] = _through(hooks, incoming[i])
             if targets is not None:
                 for i, gradient in enumerate(incoming):
                     targets.note((node, i), gradient)
@@ -171,7 +173,7 @@ def walk_back(
                     continue
             run = node.op.gradients_of if recorder is None else recorder.gradients
             outgoing = run(node, incoming, create_graph)
-            for edge, gradient in zip(node.edges or (), outgoing, strict=True):
+            for edge, gradient in zip(node.edges, outgoing):  # noqa: B905 - `gradients_of` checked their number
                 if edge is not None and (targets is None or targets.lie_behind(edge)):
                     may_be_taken = type(edge) is not tuple and not create_graph  # by a leaf, as its `.grad`
                     arrivals.add(edge, gradient, may_be_taken and _is_new(gradient, incoming, outgoing))

@@ -194,7 +194,7 @@ class Recorder:
                 continue
             value = self._archive.store(f"d{entry.input_name(i)}", Origin("gradient", backward, i), _host(gradient))
             outgoing.append(value)
-            edge = (node.edges or ())[i]
+            edge = (node.edges)[i]
             destination = (edge[0].sequence, edge[1]) if isinstance(edge, tuple) else id(edge)
             self._sent.setdefault(destination, []).append(value)
         backward.outgoing = tuple(outgoing)
@@ -233,7 +233,7 @@ class _TapeMemory:
     def hold(self, node: Node) -> dict[str, int]:
         """Add a node; the bytes it holds, by name. A parameter counts as 0: it exists anyway."""
         arrays: dict[str, Any] = {}
-        for (source, _), array in zip(node.implementation.sources, node.saved or (), strict=True):
+        for (source, _), array in zip(node.implementation.sources, node.saved, strict=True):
             arrays[node.op.input_name(source) if source >= 0 else node.op.outputs[~source]] = array
         if node.kept:
             arrays.update(zip(node.implementation.spec.keeps, node.kept, strict=True))
@@ -241,9 +241,7 @@ class _TapeMemory:
         for name, array in arrays.items():
             if isinstance(array, np.ndarray):
                 owner = array if array.base is None else array.base
-                is_parameter = any(
-                    e is not None and not isinstance(e, tuple) and e.data is array for e in node.edges or ()
-                )
+                is_parameter = any(e is not None and not isinstance(e, tuple) and e.data is array for e in node.edges)
                 sizes[name] = 0 if is_parameter else array.nbytes
                 if not is_parameter:
                     blocks[id(owner)] = owner.nbytes
@@ -275,5 +273,5 @@ def _kernel(op: type[Op], node: Node | None, inputs: Sequence[Any], params: dict
         served = node.implementation
     else:
         arrays, dtype = dtypes.unwrapped(op, inputs)
-        served = dispatch.select(op, dtype, arrays, params)
+        served = dispatch.select(op, dtype, arrays, params, context.now().kernels)
     return "plain" if served.spec is None else f"{served.spec.technology} v{served.version}"
