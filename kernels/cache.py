@@ -73,6 +73,9 @@ def _private_folder(reason: str) -> Path:
 def _unsafe(folder: Path) -> str | None:
     """Return the reason why another user could put files into `folder`, or None; its path must have no links.
 
+    What lies below a level that does not exist, or a link that leads nowhere, is not there and cannot be read; if it is
+    made, it is made for this user alone.
+
     Every existing level must belong to this user or to root, and nobody else may write to it. Others may write to a
     level above `folder` if it is sticky, as /tmp is, because they cannot replace what is in it. Systems without such
     modes keep the folders of users apart in other ways.
@@ -82,7 +85,9 @@ def _unsafe(folder: Path) -> str | None:
     for level in (*reversed(folder.parents), folder):
         try:
             found = os.lstat(level)
-        except OSError:  # it does not exist; what is made below is made for this user alone
+        except OSError:
+            return None
+        if stat.S_ISLNK(found.st_mode):
             return None
         if _belongs_to_another(found):
             return f"{str(level)!r} belongs to another user"
@@ -108,7 +113,7 @@ def can_keep() -> bool:
     try:
         _make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
-            return _unsafe(folder) is None
+            return _unsafe(folder) is None and os.path.realpath(folder) == str(folder)
     except OSError:
         return False
 
