@@ -93,6 +93,12 @@ def further_less(x, shift, rest):
 
 
 @exact
+def inverse_root(one, x):
+    """Return one / sqrt(x); 0 for infinity, for which an estimate that Newton's method refines would be NaN."""
+    return one / np.sqrt(x)
+
+
+@exact
 def standardized(x, mean, rstd):
     """Return (x - mean) rstd, in this order, whatever it is multiplied with."""
     return (x - mean) * rstd

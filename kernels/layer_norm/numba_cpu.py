@@ -19,7 +19,7 @@ from ..cpu.bfloat16 import bits, rounded, widened
 from ..cpu.chunks import TOGETHER, bounds, chunks_of_rows, move_sums, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
-from ..cpu.vector_math import less, standardized
+from ..cpu.vector_math import inverse_root, less, standardized
 from .operations import operations
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ def _forward_1(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
             for j in range(columns):
                 total[i, j] = x[i, j] + widened(residual[i, j])
         mean[i] = np.mean(total[i])
-        rstd[i] = 1 / np.sqrt(np.mean((total[i] - mean[i]) ** 2) + eps)
+        rstd[i] = inverse_root(x.dtype.type(1), np.mean((total[i] - mean[i]) ** 2) + eps)
         for j in range(columns):
             y[i, j] = rounded(standardized(total[i, j], mean[i], rstd[i]) * weight[j] + bias[j], y)
 
@@ -74,7 +74,7 @@ def normalize_row(row, weight, bias, out, eps):
     for j in range(row.size):
         d = less(row[j], m)
         q += d * d
-    r = real(1) / np.sqrt(q * share + eps)
+    r = inverse_root(real(1), q * share + eps)
     for j in range(row.size):
         out[j] = rounded(standardized(row[j], m, r) * weight[j] + bias[j], out)
     return m, r
