@@ -1,4 +1,4 @@
-"""A common offset of a row changes no probability, no loss and no normalized row: kernels keep their digits then, too."""
+"""A common offset of a row changes no probability, no loss and no normalized row, and costs kernels no digits."""
 
 import numpy as np
 import pytest
