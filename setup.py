@@ -56,7 +56,7 @@ setup(
         "bench": ["torch", "jax", "autograd"],
         # NVRTC and NVVM compile the CUDA kernels without a GPU; numba-cuda brings their simulator.
         "dev": [
-            *("pytest>=8", "pytest-timeout", "hypothesis", "ruff==0.17.*", "mypy", "playwright"),
+            *("pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff==0.17.*", "mypy", "playwright"),
             *("nvidia-cuda-nvrtc>=13", "nvidia-nvvm>=13", "cuda-pathfinder", "numba-cuda>=0.23"),
         ],
     },
