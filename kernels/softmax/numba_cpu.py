@@ -19,7 +19,7 @@ from ..cpu.chunks import bounds, chunks_of_rows, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, largest
-from ..cpu.vector_math import exp
+from ..cpu.vector_math import exp, less
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ def _forward_chunk(chunk, chunks, x, y):
         row, out = as_row(x, i), y[i]
         m, s = largest(row), zero
         for j in range(columns):
-            e = exp(row[j] - m)
+            e = exp(less(row[j], m))
             out[j] = e
             s += e
         share = one / s
