@@ -17,6 +17,7 @@ from .checkpoint import atomic_write
 from .context import no_grad
 from .data import normalize, read_image
 from .data.datasets import IMAGE_SUFFIXES
+from .data.images import open_image
 from .data.texts import question_ids
 from .data.tokenizer import END, MASK, START
 from .errors import DataError
@@ -187,12 +188,10 @@ def _on_grid(trained: TrainedModel, weights: np.ndarray) -> np.ndarray:
 
 def is_drawn(path: Path) -> bool:
     """Return whether a file is a picture by `draw_word_maps`."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.info.get("Software") == _SOFTWARE
-    except OSError:
+    except DataError:
         return False
 
 
