@@ -23,6 +23,7 @@ from .data.tokenizer import END, MASK, START
 from .errors import DataError
 from .models import beam_search
 from .nn import keep_attention
+from .run.curves import own_style
 from .run.folder import RunError, TrainedModel
 from .tasks import DataSpec
 
@@ -201,6 +202,7 @@ def require_free(path: Path) -> None:
         raise DataError(f"--out is {path}, a file that this program did not draw; name another")
 
 
+@own_style()
 def draw_word_maps(path: Path, maps: WordMaps, title: str) -> None:
     """Draw the image, and for each word the image lit by the word's map, as a PNG. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -173,7 +173,7 @@ def test_channels_are_one_or_three(tmp_path: Path) -> None:
         read_image(saved(tmp_path, Image.fromarray(GREYS)), 4)
 
 
-# Files that are not to be opened, or not to be trusted -----------------------------------------------------------------
+# Files that are not to be opened, or not to be trusted ---------------------------------------------------------------
 
 
 def refused(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Read files that others may have written, and show what they hold: limits, nesting, control characters.
+"""Read files that others may have written: regular ones only, and within limits of size and depth.
 
 The limits of all formats stand here. A file beyond them is a mistake or an attack, and would otherwise exhaust memory.
 """
@@ -6,7 +6,6 @@ The limits of all formats stand here. A file beyond them is a mistake or an atta
 import errno
 import json
 import os
-import re
 import stat
 from typing import Any, BinaryIO
 
@@ -15,9 +14,6 @@ MAX_IMAGE_BYTES = 512 << 20  # of an image file
 MAX_PIXELS = 50_000_000  # of an image; a larger one is a mistake or an attack (a "decompression bomb")
 MAX_DEPTH = 100  # of nested lists and mappings
 MAX_UNPACKED = 64  # times the size of an archive
-
-_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
-_CONTROL, _CONTROL_IN_TEXT = re.compile(f"[{_CONTROLS}]"), re.compile(rf"(?![\n\t])[{_CONTROLS}]")
 
 
 def open_file(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
@@ -69,15 +65,3 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {MAX_DEPTH} times")
-
-
-def printable(text: str, *, field: bool = False) -> str:
-    r"""Return `text` as a terminal may show it: control characters, which could rewrite its screen, become \x1b ...
-
-    Line breaks and tabs are kept, unless the text is to be one field of one line.
-    """
-    return (_CONTROL if field else _CONTROL_IN_TEXT).sub(_escaped, text)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from ..backend.files import MAX_UNPACKED, open_file
+from ..backend.terminal import note
 from ..errors import DataError
 from .formats import damaged
 
@@ -101,7 +102,7 @@ def exclusive(path: Path) -> Iterator[None]:
     """Hold a lock that other processes and threads wait for; the system releases it if this process dies."""
     with open(path, "wb") as file:
         if not _lock(file, wait=False):
-            print(f"waiting for another process that is writing to {str(path.parent)!r}", file=sys.stderr)
+            note(f"waiting for another process that is writing to {path.parent}")
             _lock(file, wait=True)
         yield
 
