@@ -157,7 +157,7 @@ _served: dict[tuple[str, str], _Served] = {}
 def select(
     op: Any, dtype: Any, arrays: Sequence[Any], params: Mapping[str, Any], choice: str
 ) -> Implementation | PlainRule:
-    """Return what serves this application of operation `op` under a choice of kernels: one of them, or the plain rule."""
+    """Return what serves this application of operation `op` under a choice of kernels."""
     if choice == "numpy" or not op.kernel:
         return _plain_rule(op)
     device = "cpu" if not arrays or type(arrays[0]) is np.ndarray else device_of(arrays[0]).partition(":")[0]

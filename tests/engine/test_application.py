@@ -106,3 +106,8 @@ def test_a_rule_that_gives_another_number_of_gradients_is_named() -> None:
             one_gradient.apply(x, x).sum().backward()
     finally:
         Op.registry.pop("one_gradient", None)
+
+
+def test_an_operation_without_forward_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Doubled defines no forward\(xp, \*inputs, \*\*params\)"):
+        type("Doubled", (Op,), {})

@@ -270,6 +270,10 @@ def test_backward_and_grad_refuse_invalid_arguments() -> None:
         constant.sum().backward()
     with pytest.raises(RuntimeError, match=r"inputs\[0\].*requires_grad=True"):
         tv.grad(x.sum(), constant)
+    with pytest.raises(RuntimeError, match=r"grad_outputs\[1\] is missing.*shape \(2,\)"):
+        tv.grad([x.sum(), x * 2], x)
+    with pytest.raises(ValueError, match=r"grad_outputs\[0\] has shape \(3,\)"):
+        tv.grad([x * 2], x, [np.ones(3)])
 
 
 # Gradients of gradients -----------------------------------------------------------------------------------------------

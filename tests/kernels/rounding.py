@@ -1,11 +1,12 @@
 """How far rounding may move a result, estimated by the plain rule at float64 with a random error added in each step.
 
-This is Monte Carlo arithmetic (Parker, 1997). With u the unit roundoff of a dtype, every elementary result r becomes
-r + u z s, where z is normally distributed and s is the size of the numbers that are rounded on the way to r. That is
-|r| itself for most functions. For a sum it includes all partial sums S_1 ... S_n, s^2 = S_1^2 + ... + S_n^2, as if the
+This is Monte Carlo arithmetic (Parker, 1997). With u the unit roundoff of a dtype, every elementary result r becomes r
++ u z s, where z is normally distributed and s is the size of the numbers that are rounded on the way to r. That is |r|
+itself for most functions. For a sum it includes all partial sums S_1 ... S_n, s^2 = S_1^2 + ... + S_n^2, as if the
 terms were added one after the other. For a product of matrices s^2 = n (t_1^2 + ... + t_n^2) + n r^2 / 3: terms t of
-random signs give the first summand, n equal terms the second. Terms that cancel in exact arithmetic, as in the gradient of a softmax, then no longer cancel,
-just as in the dtype itself. Functions that only select an input, like a maximum, have no error.
+random signs give the first summand, n equal terms the second. Terms that cancel in exact arithmetic, as in the gradient
+of a softmax, then no longer cancel, just as in the dtype itself. Functions that only select an input, like a maximum,
+have no error.
 """
 
 import math

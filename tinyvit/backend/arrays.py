@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..context import PRECISIONS
+from ..kernels import sums
 from .devices import Array, check_device, default_device, gpu, is_on_gpu, to_device, to_host
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
@@ -118,3 +119,6 @@ def _matmul_on_gpu(x: Array, y: Array) -> Array:
 
 Namespace.extend("matmul", matmul)
 Namespace.extend("stop_gradient", lambda xp, x: x)
+Namespace.extend("sum", lambda xp, x, axis=None, keepdims=False: sums.total(x, axis, keepdims))
+Namespace.extend("mean", lambda xp, x, axis=None, keepdims=False: sums.mean(x, axis, keepdims))
+Namespace.extend("cumsum", lambda xp, x, axis: sums.running(x, axis))

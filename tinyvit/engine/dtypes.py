@@ -14,8 +14,8 @@ _CASTABLE = frozenset(PRECISIONS.values())
 
 
 def autocast_inputs(
-    op: Any, inputs: Sequence[Any], precision: Any, cast: Callable[[Tensor, Any], Tensor]
-) -> Sequence[Any]:
+    op: Any, inputs: tuple[Any, ...], precision: Any, cast: Callable[[Tensor, Any], Tensor]
+) -> tuple[Any, ...]:
     """Cast the inputs of an operation as `autocast` with this precision says. float64 is left alone."""
     left: tuple[str, ...] = ()
     if op.mixes and precision is BFLOAT16 and isinstance(inputs[0], Tensor) and type(inputs[0].data) is np.ndarray:
@@ -29,10 +29,10 @@ def autocast_inputs(
         return inputs
     made = list(inputs)
     for i, x in enumerate(inputs):
-        if isinstance(x, Tensor) and x.data.dtype is not dtype and x.data.dtype in _CASTABLE:
-            if not left or op.inputs[i] not in left:
-                made[i] = cast(x, dtype)
-    return made
+        is_to_cast = isinstance(x, Tensor) and x.data.dtype is not dtype and x.data.dtype in _CASTABLE
+        if is_to_cast and not (left and op.inputs[i] in left):
+            made[i] = cast(x, dtype)
+    return tuple(made)
 
 
 def unwrapped(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:

@@ -67,6 +67,8 @@ class Op:
 
     def __init_subclass__(cls) -> None:
         cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if not hasattr(cls, "forward"):
+            raise TypeError(f"{cls.__name__} defines no forward(xp, *inputs, **params), which every operation needs")
         parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
         cls.inputs = tuple(p.name for p in parameters if p.kind != p.KEYWORD_ONLY)
         for p in parameters:

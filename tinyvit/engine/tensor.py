@@ -128,7 +128,7 @@ class Tensor:
 
         Raises RuntimeError if no gradient flows here, `gradient` is missing, or the tape was freed or modified.
         """
-        start = _start(self, gradient, create_graph)
+        start = _start("gradient", self, gradient, create_graph)
         for leaf, (found, is_new) in walk_back([start], None, retain_graph, create_graph).items():
             if leaf.grad is None:
                 leaf.grad = as_tensor(found) if is_new else as_tensor(found).copy()
@@ -210,7 +210,8 @@ def grad(
     for i, x in enumerate(inputs):
         if not x.requires_grad:
             raise RuntimeError(f"inputs[{i}] does not require a gradient; create it with requires_grad=True")
-    starts = [_start(y, gradient, create_graph) for y, gradient in zip(outputs, grad_outputs, strict=True)]
+    pairs = enumerate(zip(outputs, grad_outputs, strict=True))
+    starts = [_start(f"grad_outputs[{i}]", y, gradient, create_graph) for i, (y, gradient) in pairs]
     targets = Targets([x.edge for x in inputs], [edge for edge, _ in starts])
     walk_back(starts, targets, retain_graph, create_graph)
     found = [targets.found[x.edge] for x in inputs]
@@ -220,17 +221,17 @@ def grad(
     return tuple([None if gradient is None else as_tensor(gradient) for gradient in found])
 
 
-def _start(root: Tensor, gradient: Any, create_graph: bool) -> tuple[Edge, Any]:
-    """Return where the walk back from `root` starts, and with which gradient."""
+def _start(argument: str, root: Tensor, gradient: Any, create_graph: bool) -> tuple[Edge, Any]:
+    """Return where the walk back from `root` starts, and with which gradient, given as `argument`."""
     if not root.requires_grad:
         raise RuntimeError("backward: this tensor does not depend on any tensor with requires_grad=True")
     if gradient is None and root.size != 1:
-        raise RuntimeError(f"backward of a tensor of shape {root.shape} needs a gradient of that shape")
+        raise RuntimeError(f"{argument} is missing: backward of a tensor of shape {root.shape} needs a gradient of it")
     gradient = Tensor(np.ones_like(root.data)) if gradient is None else gradient
     start = gradient if isinstance(gradient, Tensor) else tensor(gradient, root.dtype, root.device)
     if start.shape != root.shape or start.dtype != root.dtype:
         raise ValueError(
-            f"gradient has shape {start.shape} and dtype {start.dtype}; "
+            f"{argument} has shape {start.shape} and dtype {start.dtype}; "
             f"the tensor it belongs to has {root.shape} and {root.dtype}"
         )
     return root.edge, start if create_graph else start.data

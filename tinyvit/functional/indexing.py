@@ -8,6 +8,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from ..backend import Array, Namespace, is_on_gpu, to_host
 from ..engine import Op, Tensor
+from ..kernels.sums import add_at
 from .elementwise import constant
 from .samples import sample
 from .shape import reshape
@@ -59,7 +60,7 @@ class IndexAdd(Op):
         if _is_basic(index):
             out[index] = x  # slices never repeat an element
         elif not is_on_gpu(x):
-            xp.add.at(out, index, x)
+            add_at(out, index, x)
         elif len(index) == 1 and _are_integers(index) and index[0].size * shape[0] <= _LARGEST:
             rows = x.reshape(index[0].size, math.prod(shape[1:]))
             return _add_rows(xp, rows, index[0].reshape(-1), shape[0]).reshape(shape)
@@ -172,7 +173,7 @@ class AddRows(Op):
         if is_on_gpu(x):
             return _add_rows(xp, x, rows, count)
         y = xp.zeros((x.shape[0], count, x.shape[2]), x.dtype)
-        xp.add.at(y, (xp.arange(x.shape[0])[:, None], rows), x)
+        add_at(y, (xp.arange(x.shape[0])[:, None], rows), x)
         return y
 
     def backward(ctx, xp, dy):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import context
-from ..backend import namespace_of
+from ..backend import as_array, namespace_of
 from ..engine import Tensor
 from . import activation, elementwise, indexing, linalg, reduction, shape
 
@@ -109,6 +109,50 @@ def _represented(self: Tensor) -> str:
     return f"tensor({values}{dtype}{origin})"
 
 
+# Copies ---------------------------------------------------------------------------------------------------------------
+
+
+def _copied(self: Tensor) -> Tensor:
+    """Return a tensor at the same place of the tape that shares this one's memory (`copy.copy`)."""
+    out = _with_data(type(self), self.data, self.requires_grad)
+    out.node, out.output_index = self.node, self.output_index
+    self.share_memory([out])
+    return out
+
+
+def _deep_copied(self: Tensor, memo: dict[int, Any]) -> Tensor:
+    """Return a leaf with memory of its own, and a copy of its gradient (`copy.deepcopy`); hooks stay behind."""
+    _refuse_on_tape(self, "copied deeply")
+    out = memo[id(self)] = _with_data(type(self), self.data.copy(), self.requires_grad)
+    out.grad = None if self.grad is None else Tensor(self.grad.data.copy())
+    return out
+
+
+def _reduced(self: Tensor, protocol: Any) -> tuple[Any, ...]:
+    """Return how another process makes this leaf again (`pickle`): its values and device; its gradient stays behind."""
+    _refuse_on_tape(self, "pickled")
+    return unpickled, (type(self), self.numpy(), self.device, self.requires_grad)
+
+
+def unpickled(kind: type[Tensor], array: np.ndarray, device: str, requires_grad: bool) -> Tensor:
+    """Return the leaf that `pickle` wrote."""
+    return _with_data(kind, as_array(array, device=device), requires_grad)
+
+
+def _with_data(kind: type[Tensor], array: Any, requires_grad: bool) -> Tensor:
+    out = kind.__new__(kind)
+    Tensor.__init__(out, array, requires_grad)
+    return out
+
+
+def _refuse_on_tape(x: Tensor, done: str) -> None:
+    if x.node is not None:
+        raise RuntimeError(
+            f"a result of {x.node.op.name} that is on the tape cannot be {done}, because the operations before it "
+            "would have to come along; take x.detach(), or compute it under tv.no_grad()"
+        )
+
+
 # The table ------------------------------------------------------------------------------------------------------------
 
 _METHODS: dict[str, Any] = {
@@ -116,6 +160,9 @@ _METHODS: dict[str, Any] = {
     "__add__": elementwise.add,
     "__and__": _compared(operator.and_),
     "__array__": _array,
+    "__copy__": _copied,
+    "__deepcopy__": _deep_copied,
+    "__reduce_ex__": _reduced,
     "__bool__": lambda self: bool(self.numpy()),
     "__eq__": _compared(operator.eq),
     "__float__": lambda self: float(self.item()),

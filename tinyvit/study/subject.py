@@ -68,10 +68,11 @@ def _studied(run: str, image: str | None, label: str | None, plant: str | None) 
     try:
         subject = study_run(run, image, label, plant)
     except RunError as error:
-        near = difflib.get_close_matches(run, Op.registry)
-        if Path(run).exists() or not near:
+        if Path(run).exists():
             raise
-        raise StudyError(f"{error}; or did you mean the operation {' or '.join(near)}?") from error
+        near = difflib.get_close_matches(run, Op.registry)
+        meant = f"; did you mean the operation {' or '.join(near)}?" if near else ""
+        raise StudyError(f"{error}; {run!r} is not the name of an operation either{meant}") from error
     return subject.trace, about(subject)
 
 

@@ -241,9 +241,7 @@ class _TapeMemory:
         for name, array in arrays.items():
             if isinstance(array, np.ndarray):
                 owner = array if array.base is None else array.base
-                is_parameter = any(
-                    e is not None and not isinstance(e, tuple) and e.data is array for e in node.edges
-                )
+                is_parameter = any(e is not None and not isinstance(e, tuple) and e.data is array for e in node.edges)
                 sizes[name] = 0 if is_parameter else array.nbytes
                 if not is_parameter:
                     blocks[id(owner)] = owner.nbytes
