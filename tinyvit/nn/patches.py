@@ -7,8 +7,9 @@ import numpy as np
 from .. import functional as F
 from ..functional.tensors import Tensor
 from . import init
+from .containers import Sequential
 from .layers import Conv2d, ReLU
-from .module import Module, Parameter, Sequential
+from .module import Module, Parameter
 
 Sizes = tuple[int, ...]
 
