@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import default_device, default_generator, manual_seed
+from ..backend import default_device, default_generator, is_on_gpu, manual_seed, product_threads
 from ..checkpoint import load
 from ..data import Batch, Dataset, Loader
 from ..data.datasets import equal_images
 from ..data.image_files import listed
+from ..dispatch import select_update
 from ..errors import CheckpointError, DataError, RecipeError, log
 from ..nn import Module
 from ..optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, decay_groups
@@ -196,6 +197,22 @@ class Training:
         self._lap()  # writing counts as time of the run, but not as time of training
         self._written = time.perf_counter()
 
+    @property
+    def uses_one_product_thread(self) -> bool:
+        """Whether NumPy's matrix products are to use one thread, so that the bits of a run depend on no number of them.
+
+        It costs little where kernels make most products, and in float16, which NumPy converts back and forth. Without
+        kernels, products use all threads, and the run may only be resumed with as many.
+        """
+        kernel = select_update(Adam.update, np.dtype(np.float32), "cpu")
+        return self.recipe.train.precision == "float16" or kernel is not None
+
+    @property
+    def threads(self) -> int:
+        """The number of threads on which the bits of this run depend: 1 if they depend on none."""
+        on_gpu = any(is_on_gpu(p.data) for p in self.model.parameters())
+        return 1 if on_gpu or self.uses_one_product_thread else product_threads()
+
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Checksums of the data: a run may only be resumed with the same images and texts."""
@@ -209,6 +226,7 @@ class Training:
             "train_images": len(self.train_data),
             "fingerprints": self.fingerprints,
             "legacy": self.legacy,
+            "threads": self.threads,
             "position": dataclasses.asdict(self.position),
             "generator": default_generator.state_dict(),
             "model": self.model.state_dict(),
@@ -236,6 +254,11 @@ class Training:
     def _require_same_origin(self, path: Path, state: Mapping[str, Any]) -> None:
         """Refuse to resume with another recipe or other data: the run would be neither the old one nor a new one."""
         require_same_recipe(path, state, self.recipe, ("data", "model", "train", "task"))
+        if (threads := state.get("threads", self.threads)) != self.threads:
+            raise CheckpointError(
+                f"{path} is of a run whose matrix products used {threads} threads; here they use {self.threads}, which "
+                f"changes their last bits. Resume it with TINYVIT_THREADS={threads}"
+            )
         before, count, name = DataSpec.from_state(state["data"]), state["train_images"], self.recipe.data.name
         changes = before.differences(self.data)
         if count != len(self.train_data):
