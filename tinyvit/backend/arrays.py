@@ -43,6 +43,21 @@ def widened(array: Any) -> Any:
     return array.astype(np.float32) if is_narrow else array
 
 
+def copy_of(x: Any) -> Any:
+    """Return a copy of an array, or of a tuple with the arrays in it copied; anything else as it is.
+
+    An array that repeats its elements by strides of 0, as a broadcast mask, still does so.
+    """
+    if type(x) is tuple:
+        return tuple(copy_of(part) for part in x)
+    if not hasattr(x, "dtype") or not hasattr(x, "strides"):
+        return x
+    if 0 in x.strides:
+        once = x[tuple(slice(None if step else 1) for step in x.strides)].copy()
+        return namespace_of(x).broadcast_to(once, x.shape)
+    return x.copy()
+
+
 class Namespace:
     """The array functions that forward and backward rules may call, under NumPy's names and arguments.
 
@@ -68,7 +83,17 @@ class Namespace:
         cls.extras[name] = function
 
 
+class _Add:
+    """`numpy.add`; but its `at` sums float32 in float64."""
+
+    at = staticmethod(sums.add_at)
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        return np.add(x, y)
+
+
 NUMPY = Namespace(np)
+NUMPY.add = _Add()
 
 
 @functools.cache

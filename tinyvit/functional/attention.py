@@ -27,6 +27,7 @@ class Attention(Op):
 
     autocast = "narrow"
     saves = ("q", "k", "v", "bias", "out")
+    copies = ("mask",)
     kernel = "attention"
     letters = ("q out: B H N D", "k v: B H S D", "bias: B H N S | H N S | N S")
     attention_maps = ("p", "dp", "ds")

@@ -77,7 +77,7 @@ class Conv2d(Op):
     """
 
     autocast = "narrow"
-    saves = ("x", "weight")
+    saves = ("x for weight", "weight for x")
     kernel = "conv2d"
     letters = ("x: B C y x", "weight: O C i j", "bias: O", "out: B O y x")
     fault = Fault(
@@ -95,17 +95,17 @@ class Conv2d(Op):
 
     def backward(ctx, xp, dy):
         x, weight = ctx.saved
-        kernel = weight.shape[2:]
+        shape, kernel = ctx.shapes[1], ctx.shapes[1][2:]
         dy = xp.reshape(dy, (*dy.shape[:2], dy.shape[2] * dy.shape[3]))  # (B, O, OH OW)
         dx = dweight = db = None
         # y = weight @ columns + bias
         if ctx.needs[0]:
             dcolumns = xp.matmul(xp.swapaxes(xp.reshape(weight, (weight.shape[0], -1)), 0, 1), dy)
-            dx = xp.col2im(dcolumns, x.shape, kernel, ctx.stride, ctx.padding)
+            dx = xp.col2im(dcolumns, ctx.shapes[0], kernel, ctx.stride, ctx.padding)
         if ctx.needs[1]:
             columns = xp.im2col(x, kernel, ctx.stride, ctx.padding)
             dweight = xp.sum(xp.matmul(dy, xp.swapaxes(columns, 1, 2)), axis=0)
-            dweight = xp.reshape(dweight, weight.shape)
+            dweight = xp.reshape(dweight, shape)
         if ctx.needs[2]:
             db = xp.sum(dy, axis=(0, 2))
         return dx, dweight, db

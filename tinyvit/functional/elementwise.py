@@ -97,7 +97,7 @@ class Multiply(Op):
 class Divide(Op):
     """z = x / y        dx = dz / y,  dy = -dz z / y"""
 
-    saves = ("y", "out")
+    saves = ("y", "out for y")
 
     @staticmethod
     def forward(xp, x, y):
@@ -120,7 +120,7 @@ class Power(Op):
     """z = x^y        dx = dz y x^(y-1),  dy = dz z log x  (0 where x <= 0)"""
 
     autocast = "wide"
-    saves = ("x", "y", "out")
+    saves = ("x", "y for x", "out for y")
 
     @staticmethod
     def forward(xp, x, y):
@@ -337,6 +337,8 @@ def _to_the_greater(ctx, xp, dz, x, y):
 class Where(Op):
     """z = x where the condition holds, else y        dx = dz there, 0 elsewhere; dy the other way round"""
 
+    copies = ("condition",)
+
     @staticmethod
     def forward(xp, x, y, *, condition):
         return xp.where(condition, x, y)
@@ -356,15 +358,16 @@ class Where(Op):
 class Clip(Op):
     """y = x limited to [lowest, highest]        dx = dy where x lies within, 0 elsewhere"""
 
-    saves = ("x", "out")
+    saves = ("x",)
 
     @staticmethod
     def forward(xp, x, *, lowest, highest):
         return xp.clip(x, lowest, highest)
 
     def backward(ctx, xp, dy):
-        x, y = ctx.saved
-        return xp.where(x == y, dy, 0.0)
+        (x,) = ctx.saved
+        dy = dy if ctx.lowest is None else xp.where(x >= ctx.lowest, dy, 0.0)
+        return dy if ctx.highest is None else xp.where(x <= ctx.highest, dy, 0.0)
 
     @staticmethod
     def samples():
