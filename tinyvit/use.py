@@ -17,11 +17,13 @@ from .checkpoint import atomic_write
 from .context import no_grad
 from .data import normalize, read_image
 from .data.datasets import IMAGE_SUFFIXES
+from .data.images import open_image
 from .data.texts import question_ids
 from .data.tokenizer import END, MASK, START
 from .errors import DataError
 from .models import beam_search
 from .nn import keep_attention
+from .run.curves import own_style
 from .run.folder import RunError, TrainedModel
 from .tasks import DataSpec
 
@@ -187,12 +189,10 @@ def _on_grid(trained: TrainedModel, weights: np.ndarray) -> np.ndarray:
 
 def is_drawn(path: Path) -> bool:
     """Return whether a file is a picture by `draw_word_maps`."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.info.get("Software") == _SOFTWARE
-    except OSError:
+    except DataError:
         return False
 
 
@@ -202,6 +202,7 @@ def require_free(path: Path) -> None:
         raise DataError(f"--out is {path}, a file that this program did not draw; name another")
 
 
+@own_style()
 def draw_word_maps(path: Path, maps: WordMaps, title: str) -> None:
     """Draw the image, and for each word the image lit by the word's map, as a PNG. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -3,7 +3,7 @@
 Everything above asks for arrays in terms of a device name ("cpu") and a `Namespace`; nothing above imports an array
 library other than NumPy.
 
-Order: process, devices, arrays, random.
+Order: files, terminal, process, devices, arrays, random.
 """
 
 from .arrays import (

@@ -14,18 +14,70 @@ Size
     changed. The orientation tag of a camera is obeyed. Of an animation, the first frame is read.
 """
 
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.files import MAX_IMAGE_BYTES, MAX_PIXELS, open_file
 from ..errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PIXELS = 50_000_000  # a larger image is a mistake or an attack (a "decompression bomb")
+# Pillow's names of the formats of IMAGE_SUFFIXES. It knows others that start programs (EPS starts Ghostscript), or that
+# few people have looked at.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_opening = threading.Lock()  # the filters of warnings belong to all threads
+
+
+@contextmanager
+def _warnings_are_errors() -> Iterator[None]:
+    """Have Pillow refuse, in this block, what it only warns about: damage that it can guess its way around."""
+    with _opening, warnings.catch_warnings():
+        for category in (UserWarning, RuntimeWarning):
+            warnings.filterwarnings("error", category=category, module=r"PIL\b")
+        yield
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator["Image.Image"]:
+    """Open an image file, whatever it is needed for; all of the package opens images here.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, not a regular file, not an image in one of `FORMATS`, damaged or larger than images are
+        allowed to be, also if this shows only within the block.
+    """
+    from PIL import Image
+
+    try:
+        with open_file(path, MAX_IMAGE_BYTES) as file:
+            with _warnings_are_errors():
+                image = Image.open(file, formats=FORMATS)
+            with image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(_too_large(path, f"{image.width} x {image.height}"))
+                yield image
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is not a file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(path, "far too many")) from error
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"{path} cannot be read as an image: it is none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # on damaged files, decoders raise exceptions of any type, even SyntaxError
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{path} cannot be read as an image: {reason}") from error
 
 
 def read_image(path: str | Path, channels: int, size: int | None = None) -> NDArray[np.uint8]:
@@ -51,19 +103,11 @@ def read_image(path: str | Path, channels: int, size: int | None = None) -> NDAr
 
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}; an image has 1 (grey) or 3 (RGB)")
-    if not Path(path).is_file():
-        raise DataError(f"{path} is not a file" if Path(path).exists() else f"{path} does not exist")
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(_too_large(path, f"{image.width} x {image.height}"))
-            pixels = _to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
-    except (DataError, MemoryError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(_too_large(path, "far too many")) from error
-    except Exception as error:  # on damaged files, decoders raise exceptions of any type, even SyntaxError
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    with open_image(path) as image:
+        image.load()
+        with _warnings_are_errors():
+            image.getexif()
+        pixels = _to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
     if size is not None and pixels.size != (size, size):
         pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
     array = np.asarray(pixels)
