@@ -1,6 +1,7 @@
 """Arrays: their floating dtypes, and the array namespaces that forward and backward rules are written over."""
 
 import functools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -120,7 +121,7 @@ def matmul(xp: Namespace, x: Array, y: Array) -> Array:
     if is_on_gpu(x):
         return _matmul_on_gpu(x, y)
     if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous:
-        return (x.reshape(-1, x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[-1])
+        return (x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[-1])
     return x @ y
 
 

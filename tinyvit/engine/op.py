@@ -10,6 +10,7 @@ import numpy as np
 from .. import backend, context, dispatch
 from ..backend import devices
 from .dtypes import autocast_inputs, unwrapped
+from .refusal import refuse
 from .tape import Node
 from .tensor import Tensor, on_tape
 
@@ -148,7 +149,10 @@ class Op:
         if devices.gpu_in_use:
             arrays, params = backend.on_one_device(cls.name, arrays, params)
         implementation = dispatch.select(cls, dtype, arrays, params, now.kernels)
-        returned = implementation.forward(arrays, params, dtype)
+        try:
+            returned = implementation.forward(arrays, params, dtype)
+        except (ValueError, TypeError, IndexError) as error:
+            refuse(cls, arrays, params, error)
         outputs = [Tensor(array) for array in (returned if cls.is_sequence else returned[: len(cls.outputs)])]
         if now.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])

@@ -9,6 +9,7 @@ from ..backend import NUMPY, Generator, Namespace, default_generator, is_floatin
 from ..engine import Op, Tensor
 from .elementwise import constant
 from .random import check_probability
+from .reduction import largest
 from .samples import sample
 from .shape import stack
 from .teaching import SHAPE, Fault, Question
@@ -178,8 +179,8 @@ def _exponentials(xp, q, k, bias, mask, is_causal, scale):
         visible = causal if mask is None else mask & causal
     if visible is not None:
         scores = xp.where(visible, scores, -np.inf)
-    largest = xp.stop_gradient(xp.max(scores, axis=-1, keepdims=True))
-    shift = xp.where(largest == -np.inf, 0.0, largest)
+    peak = xp.stop_gradient(largest(xp, scores, -1))
+    shift = xp.where(peak == -np.inf, 0.0, peak)
     return xp.exp(scores - shift), shift
 
 

@@ -120,7 +120,7 @@ class Power(Op):
     """z = x^y        dx = dz y x^(y-1),  dy = dz z log x  (0 where x <= 0)"""
 
     autocast = "wide"
-    saves = ("x", "y for x", "out for y")
+    saves = ("x", "y", "out for y")
 
     @staticmethod
     def forward(xp, x, y):
@@ -131,10 +131,14 @@ class Power(Op):
         dx = dy = None
         if ctx.needs[0]:
             # z = x ** y; 0 ** 0 has slope 0, not 0 * 0 ** -1
-            exponent = xp.where((x == 0) & (y == 0), 1.0, y - 1.0) if hasattr(y, "dtype") else y - 1 if y else 1.0
-            dx = xp.sum_to_shape(dz * y * x**exponent, ctx.shapes[0])
+            if hasattr(y, "dtype"):
+                slope = y * x ** xp.where((x == 0) & (y == 0), 1.0, y - 1.0)
+            else:
+                slope = y * x ** (y - 1) if y else xp.zeros_like(x)
+            dx = xp.sum_to_shape(dz * slope, ctx.shapes[0])
         if ctx.needs[1]:
             log_x = xp.log(xp.where(x > 0, x, xp.ones_like(x)))
+            log_x = xp.where((x == 0) & (y < 0), -math.inf, log_x)
             dy = xp.sum_to_shape(dz * z * log_x, ctx.shapes[1])
         return dx, dy
 

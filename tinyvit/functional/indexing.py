@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index
 
 from ..backend import Array, Namespace, is_on_gpu, to_host
 from ..engine import Op, Tensor
+from .arguments import axis_index
 from .elementwise import constant
 from .samples import sample
 from .shape import reshape
@@ -240,7 +240,7 @@ def take(x: Tensor, indices: Any, axis: int | None = None) -> Tensor:
     """The elements of x at `indices` (an integer array) along `axis`; of the flattened tensor by default."""
     if axis is None:
         return index(reshape(x, -1), constant(indices))
-    return index(x, (slice(None),) * normalize_axis_index(axis, x.ndim) + (constant(indices),))
+    return index(x, (slice(None),) * axis_index("take", axis, x.ndim) + (constant(indices),))
 
 
 def index_put(x: Tensor, value: Any, index: Any) -> Tensor:

@@ -67,12 +67,13 @@ class Linear(Op):
 
     def backward(ctx, xp, dy):
         x, weight = ctx.saved
-        rows = xp.reshape(dy, (-1, dy.shape[-1]))  # (R, out)
+        count = math.prod(dy.shape[:-1])
+        rows = xp.reshape(dy, (count, dy.shape[-1]))  # (R, out)
         # y = x @ weight.T + bias
         dx = xp.matmul(dy, weight) if ctx.needs[0] else None
         dweight = db = None
         if ctx.needs[1]:
-            dweight = xp.matmul(xp.swapaxes(rows, 0, 1), xp.reshape(x, (-1, x.shape[-1])))
+            dweight = xp.matmul(xp.swapaxes(rows, 0, 1), xp.reshape(x, (count, x.shape[-1])))
         if ctx.needs[2]:
             db = xp.sum(rows, axis=0)
         return dx, dweight, db

@@ -51,7 +51,9 @@ class CrossEntropy(Op):
     def backward(ctx, xp, dloss):
         logits, target = ctx.saved
         if ctx.reduction != "none":
-            divisor = _row_count(math.prod(logits.shape[:-1]), ctx.ids, ctx.ignore_index) if ctx.reduction == "mean" else 1
+            divisor = (
+                _row_count(math.prod(logits.shape[:-1]), ctx.ids, ctx.ignore_index) if ctx.reduction == "mean" else 1
+            )
             dloss = xp.broadcast_to(dloss / divisor, logits.shape[:-1])
         dloss = xp.reshape(dloss, (*logits.shape[:-1], 1))
         # loss = -sum(t * log_softmax(logits))
@@ -107,7 +109,7 @@ class MseLoss(Op):
     def backward(ctx, xp, dloss):
         x, target = ctx.saved
         # l = (x - target)^2
-        dx = dloss * ((2 / x.size if ctx.reduction == "mean" else 2) * (x - target))
+        dx = dloss * ((2 / max(x.size, 1) if ctx.reduction == "mean" else 2) * (x - target))
         return dx, -dx
 
     @staticmethod
@@ -129,7 +131,7 @@ class BinaryCrossEntropyWithLogits(Op):
 
     def backward(ctx, xp, dloss):
         logits, target = ctx.saved
-        scale = dloss / logits.size if ctx.reduction == "mean" else dloss
+        scale = dloss / max(logits.size, 1) if ctx.reduction == "mean" else dloss
         # l = log(1 + exp(x)) - x * target
         dlogits = scale * (xp.sigmoid(logits) - target) if ctx.needs[0] else None
         return dlogits, -scale * logits if ctx.needs[1] else None

@@ -1,7 +1,7 @@
 """Tensor's operators and methods: each is a function of this package, or follows a protocol of Python or NumPy."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from .. import context
 from ..backend import as_array, namespace_of
 from ..engine import Tensor
 from . import activation, elementwise, indexing, linalg, reduction, shape
+from .arguments import is_sequence
 
 # In-place changes -----------------------------------------------------------------------------------------------------
 
@@ -67,7 +68,7 @@ def _shaped(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _is_one_sequence(arguments: tuple[Any, ...]) -> bool:
-    return len(arguments) == 1 and isinstance(arguments[0], Sequence)
+    return len(arguments) == 1 and is_sequence(arguments[0])
 
 
 def _transposed(self: Tensor, *axes: Any) -> Tensor:
