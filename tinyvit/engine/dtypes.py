@@ -65,6 +65,8 @@ def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any
             name = type(x).__name__
             raise TypeError(f"{op.name}: {op.input_name(i)} is a {name}; give a Tensor, an array or a number")
         if not is_floating(x):
+            if x.dtype.kind not in "iub":
+                raise TypeError(f"{op.name}: {op.input_name(i)} has dtype {x.dtype}; it must hold real numbers")
             integers = True
         elif dtype is None:
             dtype = x.dtype

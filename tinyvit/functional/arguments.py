@@ -21,6 +21,14 @@ def integer(what: str, value: Any) -> int:
         raise TypeError(f"{what} is {_shown(value)}; it must be an integer") from None
 
 
+def number(what: str, value: Any) -> float:
+    """Return `value`, which must be one number, as a float of Python."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} is {_shown(value)}; it must be a number") from None
+
+
 def is_sequence(value: Any) -> bool:
     """Whether `value` holds several integers: a sequence, a range, or an array or tensor with an axis."""
     return type(value) is tuple or isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0

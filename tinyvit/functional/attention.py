@@ -7,6 +7,7 @@ import numpy as np
 
 from ..backend import NUMPY, Generator, Namespace, default_generator, is_floating, is_on_gpu, namespace_of, to_host
 from ..engine import Op, Tensor
+from .arguments import number
 from .elementwise import constant
 from .random import check_probability
 from .reduction import largest
@@ -257,7 +258,7 @@ def scaled_dot_product_attention(
             raise TypeError(f"attention: attn_mask has dtype {values.dtype}; it must be boolean or floating")
         _check_mask(values.shape, q.shape[:-1] + k.shape[-2:-1])
     seed, offset = (generator or default_generator).draw() if dropout_p else (0, 0)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = max(q.shape[-1], 1) ** -0.5 if scale is None else number("attention: scale", scale)
     return Attention.apply(
         q,
         k,

@@ -362,6 +362,8 @@ class Where(Op):
 class Clip(Op):
     """y = x limited to [lowest, highest]        dx = dy where x lies within, 0 elsewhere"""
 
+    copies = ("lowest", "highest")
+
     saves = ("x",)
 
     @staticmethod
@@ -462,14 +464,26 @@ def minimum(x: Any, y: Any) -> Tensor:
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     """x where `condition` (a boolean array or tensor) holds, else y; all three broadcast."""
-    return Where.apply(x, y, condition=constant(condition))
+    holds = constant(condition)
+    if holds.dtype.kind not in "biuf":
+        raise TypeError(f"where: condition has dtype {holds.dtype}; it must be boolean")
+    return Where.apply(x, y, condition=holds)
 
 
 def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
     """x limited to [min, max]; None leaves that side open. The gradient is 0 outside."""
     if min is None and max is None:
         raise ValueError("clip: min and max are both None; give at least one of them")
-    return Clip.apply(x, lowest=min, highest=max)
+    return Clip.apply(x, lowest=_bound("min", min), highest=_bound("max", max))
+
+
+def _bound(name: str, value: Any) -> Any:
+    """A bound of `clip`, which is a constant."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"clip: {name} requires a gradient; use F.maximum and F.minimum, which give it one")
+    if isinstance(value, str):
+        raise TypeError(f"clip: {name} is {value!r}; it must be a number or an array")
+    return value.data if isinstance(value, Tensor) else value
 
 
 def rounds_to_bfloat16(x: Tensor) -> bool:

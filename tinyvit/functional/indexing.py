@@ -232,7 +232,7 @@ def _index_part(i: Any) -> Any:
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)  # an empty list
     if array.dtype.kind not in "iub":
-        raise TypeError(f"an index is an integer, a slice, or an integer or boolean array, not {array.dtype}")
+        raise TypeError(f"index: an index is an integer, a slice, or an integer or boolean array, not {array.dtype}")
     return array
 
 
@@ -289,6 +289,8 @@ def embedding(ids: Any, weight: Tensor) -> Tensor:
     values = constant(ids)
     if values.dtype.kind not in "iu":
         raise TypeError(f"embedding: ids have dtype {values.dtype}; they must be integers")
+    if weight.ndim == 0:
+        raise ValueError("embedding: weight has no axes; it must be (V, C)")
     check_ids("embedding: ids", values, weight.shape[0])
     return Embedding.apply(weight, ids=values)
 

@@ -140,6 +140,9 @@ def _parse(spec: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     """The index letters of each operand and of the result, the ellipsis written out as letters."""
     left, arrow, result = spec.replace(" ", "").partition("->")
     terms = left.split(",")
+    strange = set(spec) - set(string.ascii_letters + " ,.->")
+    if strange:
+        raise ValueError(f"einsum: {spec!r} names indices by {sorted(strange)}; they must be letters")
     if len(terms) != len(operands):
         raise ValueError(f"einsum: {spec!r} has {len(terms)} terms for {len(operands)} operands")
     if not arrow:

@@ -168,6 +168,11 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be in [0, 1)")
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
     values = constant(target)
+    if logits.ndim == 0 or values.dtype.kind == "b":
+        raise ValueError(
+            f"cross_entropy: logits has shape {logits.shape} and target is {values.dtype}; logits must be (..., K) and "
+            "target integers or probabilities"
+        )
     if values.dtype.kind not in "iu":
         _check_shapes("cross_entropy", "logits", logits, "target", values.shape)
         return CrossEntropy.apply(logits, target, **options)

@@ -9,7 +9,7 @@ import numpy as np
 from ..backend import Namespace, check_device, device_of, is_floating
 from ..backend import to_device as moved
 from ..engine import Op, Tensor
-from .arguments import axis_index, integer, integers, is_sequence, reduced_axes
+from .arguments import axis_index, integer, integers, is_sequence, number, reduced_axes
 from .samples import sample
 
 
@@ -241,6 +241,8 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def _some(name: str, tensors: Sequence[Any]) -> Sequence[Any]:
+    if not isinstance(tensors, (Sequence, Tensor)) and not hasattr(tensors, "shape"):
+        raise TypeError(f"{name}: tensors is {tensors!r}; give a list or a tuple of tensors")
     if len(tensors) == 0:
         raise ValueError(f"{name}: tensors is empty; give at least one")
     return tensors
@@ -271,8 +273,15 @@ def split(x: Tensor, indices_or_sections: int | Sequence[int], axis: int = 0) ->
 
 def pad(x: Tensor, pad_width: Any, value: float = 0.0) -> Tensor:
     """x with `value` around it; `pad_width` as in NumPy: a number, (before, after), or one such pair for each axis."""
-    width = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2))
-    return Pad.apply(x, width=tuple((int(a), int(b)) for a, b in width), value=value)
+    given = np.asarray(pad_width)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"pad: pad_width is {pad_width!r}; it must hold integers")
+    try:
+        width = np.broadcast_to(given, (x.ndim, 2))
+    except ValueError:
+        raise ValueError(f"pad: pad_width has shape {given.shape}; for x of shape {x.shape} it must be a number, a "
+                         f"pair, or of shape {(x.ndim, 2)}") from None  # fmt: skip
+    return Pad.apply(x, width=tuple((int(a), int(b)) for a, b in width), value=number("pad: value", value))
 
 
 def flip(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
