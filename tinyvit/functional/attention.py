@@ -9,8 +9,10 @@ from ..backend import NUMPY, Generator, Namespace, default_generator, is_floatin
 from ..context import now
 from ..engine import Op, Tensor
 from ..engine.dtypes import autocast_inputs
+from .arguments import number
 from .elementwise import constant
 from .random import check_probability
+from .reduction import largest
 from .samples import sample
 from .shape import stack
 from .teaching import SHAPE, Fault, Question
@@ -29,6 +31,7 @@ class Attention(Op):
 
     autocast = "narrow"
     saves = ("q", "k", "v", "bias", "out")
+    copies = ("mask",)
     kernel = "attention"
     letters = ("q out: B H N D", "k v: B H S D", "bias: B H N S | H N S | N S")
     attention_maps = ("p", "dp", "ds")
@@ -179,8 +182,8 @@ def _exponentials(xp, q, k, bias, mask, is_causal, scale):
         visible = causal if mask is None else mask & causal
     if visible is not None:
         scores = xp.where(visible, scores, -np.inf)
-    largest = xp.stop_gradient(xp.max(scores, axis=-1, keepdims=True))
-    shift = xp.where(largest == -np.inf, 0.0, largest)
+    peak = xp.stop_gradient(largest(xp, scores, -1))
+    shift = xp.where(peak == -np.inf, 0.0, peak)
     return xp.exp(scores - shift), shift
 
 
@@ -257,7 +260,7 @@ def scaled_dot_product_attention(
             raise TypeError(f"attention: attn_mask has dtype {values.dtype}; it must be boolean or floating")
         _check_mask(values.shape, q.shape[:-1] + k.shape[-2:-1])
     seed, offset = (generator or default_generator).draw() if dropout_p else (0, 0)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = max(q.shape[-1], 1) ** -0.5 if scale is None else number("attention: scale", scale)
     return Attention.apply(
         q,
         k,

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from .. import functional as F
+from ..functional.arguments import integers, is_sequence
 from ..functional.tensors import Tensor
 from . import init
 from .containers import Sequential
@@ -16,8 +17,9 @@ Sizes = tuple[int, ...]
 
 def as_sizes(name: str, value: int | Sizes, axes: int = 2) -> Sizes:
     """One positive integer for each axis."""
-    sizes = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(sizes) != axes or not all(isinstance(v, int) and v >= 1 for v in sizes):
+    numbers = integers(name, value)
+    sizes = numbers if is_sequence(value) else numbers * axes
+    if len(sizes) != axes or min(sizes) < 1:
         many = {1: "one", 2: "two", 3: "three"}.get(axes, str(axes))
         raise ValueError(f"{name} is {value!r}; it must be one or {many} positive integers")
     return sizes
@@ -38,7 +40,7 @@ class PatchEmbed(Module):
     def __init__(
         self, image_size: int | Sizes, patch_size: int | Sizes, in_channels: int, dim: int, stem: str = "linear"
     ) -> None:
-        axes = 2 if isinstance(image_size, int) else max(2, len(image_size))
+        axes = max(2, len(integers("image_size", image_size)))
         self.image_size, self.patch_size = (
             as_sizes("image_size", image_size, axes),
             as_sizes("patch_size", patch_size, axes),
