@@ -30,7 +30,7 @@ def test_a_run_trains_is_read_back_and_resumes_exactly(name, monkeypatch):
     if name == "translate":
         full = texts.load_texts
         monkeypatch.setattr("tinyvit.tasks.base.load_texts", lambda name, split: full(name, split).first(60))
-    recipe = tiny(name, "lr=3e-3")
+    recipe = tiny(name, "lr=5e-3")
     result = train(recipe, "run")
     first, last = result.metrics[0], result.metrics[-1]
     assert last["train_loss"] < first["train_loss"]
