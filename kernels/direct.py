@@ -1,11 +1,11 @@
 """Kernels called directly, on arrays: what `tinyvit.kernels` offers."""
 
-import importlib
 from typing import Any
 
 import numpy as np
 
 from . import lookup, registry
+from .interrupts import import_whole
 
 
 def attention_forward(
@@ -116,7 +116,7 @@ def attention_weights(
     if q.dtype not in (np.float32, np.float64):
         raise TypeError(f"attention_weights: q is {q.dtype}; it must be float32 or float64")
     where = "numba_cpu" if isinstance(q, np.ndarray) else "cupy_raw"
-    weights = importlib.import_module(f".attention.{where}", __package__).weights
+    weights = import_whole(f"{__package__}.attention.{where}").weights
     return weights(q, k, lse, bias, **_attention_params(q, k, mask, key_lengths, is_causal, scale))
 
 

@@ -1,11 +1,11 @@
 """Find the kernel that serves a call: one function for the tape, for direct calls and for the optimizer."""
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import registry
+from .interrupts import import_whole
 from .registry import TECHNOLOGIES, KernelSpec, Spec
 
 CHOICES = ("auto", "numpy", *TECHNOLOGIES)
@@ -15,7 +15,7 @@ class Kernel:
     """A row of the registry, loaded: its functions, with the version that serves."""
 
     def __init__(self, spec: Spec, version: int) -> None:
-        module = importlib.import_module(spec.module)
+        module = import_whole(spec.module)
         self.spec, self.version = spec, version
         functions = [spec.forward, spec.backward] if isinstance(spec, KernelSpec) else [spec.step]
         bound = [functools.partial(getattr(module, name), version=version) for name in functions]
@@ -103,7 +103,7 @@ def refusal(spec: Spec, device: str, dtype: Any, inputs: Mapping[str, Any], para
 @functools.cache
 def _import_error(module: str) -> str | None:
     try:
-        importlib.import_module(module)
+        import_whole(module)
     except ImportError as error:
         return f"{module} cannot be imported ({error})"
     return None

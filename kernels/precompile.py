@@ -1,6 +1,6 @@
 """Compile the kernels of a training step: the program of the helper process that `cpu.claims` starts.
 
-    python -m tinyvit.kernels.precompile DTYPE FOLDER
+    python -P -m tinyvit.kernels.precompile DTYPE FOLDER
 
 The first process compiles the kernels in the order in which its step calls them. This one begins with those that take
 longest and come last, and skips what the first has claimed in FOLDER, so both have about as much to do.

@@ -10,13 +10,14 @@ row, `needs` says of each input whether its gradient is wanted; None is given fo
 number of the table at the top of the module, 1 the simplest, the last the fastest.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from .interrupts import import_whole
 
 TECHNOLOGIES = ("numba", "cupy", "numba-cuda")
 
@@ -134,7 +135,7 @@ def _refused_by(module: str) -> Refusal:
     """The function `refuses` of a module, imported when it is first asked."""
 
     def refuses(inputs: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
-        found: str | None = importlib.import_module(module).refuses(inputs, params)
+        found: str | None = import_whole(module).refuses(inputs, params)
         return found
 
     return refuses
@@ -142,8 +143,7 @@ def _refused_by(module: str) -> Refusal:
 
 def _blas_is_faster() -> str | None:
     """Why NumPy had better multiply matrices: without wide vectors OpenBLAS does it faster than our tiles."""
-    from .cpu import processor
-
+    processor = import_whole(f"{_HERE}.cpu.processor")
     return "OpenBLAS is faster without AVX2" if processor.level() == "generic" else None
 
 

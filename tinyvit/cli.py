@@ -7,12 +7,14 @@ import io
 import os
 import sys
 from pathlib import Path
+from traceback import format_exception
 from typing import Any, NoReturn
 
 import click
 
 from . import __version__
-from .errors import DataError, TinyvitError, TrainingFailed
+from .backend.terminal import note, show
+from .errors import DataError, TinyvitError, TrainingFailed, show_warnings
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -117,7 +119,7 @@ def train(
         name = "digits" if recipe is None else recipe
         chosen = load_recipe(name).override(assignments)
         result = training.train(chosen, Path(name).stem, out, display)
-    click.echo(result)
+    show(result)
 
 
 # Using a trained model ----------------------------------------------------------------------------------------------
@@ -135,13 +137,10 @@ def evaluate(run: str) -> None:
     \b
     tinyvit evaluate runs/digits
     """
-    from .run.folder import load_data, load_run
-    from .tasks import task_of
+    from .run.folder import load_run
+    from .use import evaluate
 
-    trained = load_run(run)
-    dataset, task = load_data(trained.recipe, "test"), task_of(trained.recipe)
-    report = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
-    click.echo(task.describe(report, len(dataset)))
+    show(evaluate(load_run(run)))
 
 
 @commands.command()
@@ -171,10 +170,10 @@ def predict(run: str, images: tuple[str, ...]) -> None:
         try:
             name, probability = predict(trained, path)
         except DataError as error:
-            _print_error(f"error: {error}")
+            note(f"tinyvit: error: {error}")
             failed = True
         else:
-            click.echo(f"{path}\t{name}\t{probability:.4f}")
+            show(path, name, f"{probability:.4f}")
     if failed:
         click.get_current_context().exit(2)
 
@@ -214,9 +213,9 @@ def study(
     from .study.subject import printed, write_page
 
     if text or operation:
-        click.echo(printed(run, image, label, operation, plant))
+        show(printed(run, image, label, operation, plant))
     else:
-        click.echo(write_page(run, image, label, out, plant))
+        show(write_page(run, image, label, out, plant))
 
 
 # Images and texts ---------------------------------------------------------------------------------------------------
@@ -244,7 +243,7 @@ def _draw(out: Path, maps: Any, title: str) -> None:
     from .use import draw_word_maps
 
     draw_word_maps(out, maps, title)
-    click.echo(f"tinyvit: attention of each word -> {out}", err=True)
+    note(f"tinyvit: attention of each word -> {out}")
 
 
 @commands.command()
@@ -265,7 +264,7 @@ def ask(run: str, image: str, question: str, out: Path) -> None:
 
     answer, probability, maps = ask(load_run(run), image, question)
     _draw(out, maps, f"{question}  {answer}")
-    click.echo(f"{answer}\t{probability:.4f}")
+    show(answer, f"{probability:.4f}")
 
 
 @commands.command()
@@ -285,7 +284,7 @@ def caption(run: str, image: str, out: Path) -> None:
 
     text, maps = caption(load_run(run), image)
     _draw(out, maps, text)
-    click.echo(text)
+    show(text)
 
 
 @commands.command()
@@ -297,18 +296,21 @@ def retrieve(run: str, folder: str, text: str, out: Path) -> None:
     """Find the images that a text describes.
 
     Prints the ten best matches, each with its cosine similarity after a tab, and draws for each word the part of the
-    best image that it matches.
+    best image that it matches. DIR is searched with the folders in it. If an image cannot be read, standard error says
+    so, the others are searched, and the exit status is 2.
 
     \b
     tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
     """
     from .run.folder import load_run
-    from .use import retrieve
+    from .use import search
 
-    found, maps = retrieve(load_run(run), folder, text)
+    found, maps, broken = search(load_run(run), folder, text)
     _draw(out, maps, text)
     for path, cosine in found[:10]:
-        click.echo(f"{path}\t{cosine:.4f}")
+        show(path, f"{cosine:.4f}")
+    if broken:
+        click.get_current_context().exit(2)
 
 
 # This machine and its data ------------------------------------------------------------------------------------------
@@ -322,7 +324,7 @@ def info() -> None:
     """
     from .info import report
 
-    click.echo(report())
+    show(report())
 
 
 @commands.group(no_args_is_help=False)
@@ -346,7 +348,7 @@ def fetch(name: str) -> None:
     """
     from .data import fetch
 
-    click.echo(fetch(name))
+    show(fetch(name))
 
 
 # Errors and exit status ---------------------------------------------------------------------------------------------
@@ -356,19 +358,17 @@ def main() -> NoReturn:
     """Run the command and end the process with its exit status; an error is one line on standard error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # paths may contain bytes that are not valid text
+    show_warnings(lambda message: note(f"tinyvit: warning: {message}"))
     try:
         status = commands(prog_name="tinyvit", standalone_mode=False)
     except Exception as error:
         if os.environ.get("TINYVIT_TRACEBACK") == "1":
+            sys.excepthook = lambda *raised: note("".join(format_exception(*raised)))
             raise
         status, message = _status_and_message(error)
-        _print_error(message)
+        note(f"tinyvit: {message}")
         _discard_failing_output()
     sys.exit(status or 0)
-
-
-def _print_error(message: str) -> None:
-    click.echo(f"tinyvit: {message}", err=True)
 
 
 def _discard_failing_output() -> None:

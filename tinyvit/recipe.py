@@ -234,7 +234,7 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
             f"give {', '.join(recipe_names())} or the path of a .toml file"
         )
     try:
-        return _recipe(tomllib.loads(path.read_text("utf-8")))
+        return _recipe(tomllib.loads(path.read_text("utf-8-sig")))
     except OSError as error:
         raise RecipeError(f"{path} cannot be read ({error.strerror}): check the path") from error
     except ValueError as error:  # neither UTF-8 nor TOML

@@ -6,6 +6,9 @@
 | v2      | vector instructions that read and write each element once; threads share chunks of `CHUNK` elements,   |
 |         | which may span several small parameters                                                                |
 
+Measured with two threads on a Zen 4, for 2.7 million weights of vit-s: v1 is 0.61 times as fast as the plain rule, v2
+is 5.5 times as fast as v1 (`python -m benchmarks.versions adamw`).
+
 `table` (T, 5) has a row for each parameter: the addresses of the parameter and of its gradient, which lie anywhere in
 memory; the element at which its moments begin in the flat arrays m and v; its size; and its row of `settings`. An
 address of 0 says that there is no gradient: nothing changes then. `settings` (G, 7) are keep, l2, b1, b2, rate, c2 and

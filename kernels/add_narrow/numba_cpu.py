@@ -4,6 +4,9 @@
 |---------|--------------------------------------------------------------------------------------------------------|
 | v1      | vector instructions on chunks of `CHUNK` elements, which threads share; y is widened in registers,     |
 |         | whereas a cast before the sum would write and read all of it once more                                 |
+
+Measured with two threads on a Zen 4, for (8320, 192): v1 is 2.1 and 2.6 times as fast as the plain rule forward and
+backward (`python -m benchmarks.versions add_narrow`).
 """
 
 import numpy as np

@@ -6,7 +6,7 @@ from ..cpu.bfloat16 import as_float, float_like, settle
 from ..cpu.chunks import bounds
 from ..cpu.compiler import body
 from ..cpu.vector_loops import as_row, largest, transpose
-from ..cpu.vector_math import exp
+from ..cpu.vector_math import exp, less
 from ..linear.microkernel import ROWS, multiply
 from .by_query import draw_row, is_coarse, mask_row
 
@@ -42,11 +42,11 @@ def _softmax_rows(scores, b, h, start, s0, bias, mask, out, lse, total, kept, wo
         shift = zero if top == -np.inf else top
         part = zero
         for j in range(row.size):
-            e = exp(row[j] - shift)
+            e = exp(less(row[j], shift))
             row[j] = e
             part += e
         if s0 > 0:
-            rescale = exp(lse[b, h, n] - shift)
+            rescale = exp(less(lse[b, h, n], shift))
             part += total[i] * rescale
             before = as_row(out, n)
             for e in range(before.size):
@@ -111,9 +111,9 @@ def _anchor_rows(q, kt, b, h, start, bias, mask, lse, scores, shift, share, bloc
                 if s0 > 0 and shift[i] > top:
                     top = shift[i]
                 base = zero if top == -np.inf else top
-                total = share[i] * exp(shift[i] - base) if s0 > 0 else zero
+                total = share[i] * exp(less(shift[i], base)) if s0 > 0 else zero
                 for j in range(row.size):
-                    total += exp(row[j] - base)
+                    total += exp(less(row[j], base))
                 shift[i], share[i] = top, total
     for i in range(q.shape[0]):
         if is_coarse(lse[b, h, start + i]):
@@ -133,12 +133,12 @@ def _backward_rows(p, dp, b, h, start, s0, bias, mask, lse, shift, share, r, ds,
         if how[4] > 0:
             draw_row(kept[: row.size], words, b, h, n, s0, lse, keys, how)
             for j in range(row.size):
-                e = share_n * exp(row[j] - shift_n)
+                e = share_n * exp(less(row[j], shift_n))
                 slope[j] = e * (slope[j] * kept[j] - r_n)
                 row[j] = e * kept[j]
         else:
             for j in range(row.size):
-                e = share_n * exp(row[j] - shift_n)
+                e = share_n * exp(less(row[j], shift_n))
                 slope[j] = e * (slope[j] - r_n)
                 row[j] = e
         if ds.size > 0:

@@ -7,7 +7,7 @@ from ..cpu.chunks import bounds
 from ..cpu.compiler import body
 from ..cpu.philox import keep_row
 from ..cpu.vector_loops import as_row, largest, transpose
-from ..cpu.vector_math import exp
+from ..cpu.vector_math import exp, less
 from ..linear.microkernel import multiply
 
 EXACT = 16  # backward uses lse up to this size: the relative error of exp(s - lse) grows with |lse|
@@ -76,7 +76,7 @@ def forward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, how):
         shift = zero if top == -np.inf else top
         total = zero
         for s in range(keys):
-            row[s] = exp(row[s] - shift)
+            row[s] = exp(less(row[s], shift))
             total += row[s]
         lse[b, h, n] = shift + np.log(total)
         if how[4] > 0:
@@ -112,7 +112,7 @@ def backward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk,
         if is_coarse(shift):
             shift, total = largest(row), zero
             for s in range(keys):
-                total += exp(row[s] - shift)
+                total += exp(less(row[s], shift))
             share /= total
         if how[4] > 0:
             draw_row(kept, words, b, h, n, 0, lse, keys, how)
@@ -120,7 +120,7 @@ def backward_chunk_1(chunk, chunks, q, k, v, bias, mask, out, lse, dout, dq, dk,
         for e in range(v.shape[3]):
             r += dout_[n, e] * out_[n, e]
         for s in range(keys):
-            p = share * exp(row[s] - shift)
+            p = share * exp(less(row[s], shift))
             dp = zero
             for e in range(v.shape[3]):
                 # out = (p * m) @ v
@@ -160,7 +160,7 @@ def weights_chunk(chunk, chunks, q, k, bias, mask, lse, p, how):
             if coarse:
                 shift = largest(row)
             for j in range(row.size):
-                row[j] = exp(row[j] - shift)
+                row[j] = exp(less(row[j], shift))
                 total += row[j]
             if coarse:
                 for j in range(row.size):

@@ -8,6 +8,9 @@
 |         | more of them need a running maximum (online softmax: Milakov and Gimelshein, 2018; Dao et al.,           |
 |         | FlashAttention, 2022, algorithm 1)                                                                       |
 
+Measured with two threads on a Zen 4, for (128, 3, 65, 64): v1 is 0.11 and 0.12 times as fast as the plain rule, v2 is
+13.6 and 14.4 times as fast as v1 forward and backward (`python -m benchmarks.versions attention`).
+
 q (B, H, N, D), k (B, H, S, D), v (B, H, S, E) and out (B, H, N, E) are views of any strides whose last axis is
 contiguous: the packed output of a qkv projection needs no copy, and out lies in memory as (B, N, H, E), so merging the
 heads is free. Forward saves lse (B, H, N), the logarithm of the sum of exponentials. Backward computes the

@@ -6,6 +6,10 @@
 | v2      | matrix products (`microkernel`): the windows of a few rows of y at a time are laid out as columns in    |
 |         | the cache (the plain rule writes those of the whole batch to memory); threads share the images          |
 
+Measured with two threads on a Zen 4, for 128 images 3 x 32 x 32 to 24 x 16 x 16, weights 3 x 3: v1 is 0.009 and 0.021
+times as fast as the plain rule, v2 is 151 and 118 times as fast as v1 forward and backward (`python -m
+benchmarks.versions conv2d`).
+
 x (B, C, H, W), weight (O, K) with K = C KH KW, b (O,), y (B, O, N) with N = OH OW; `across` is OW, and `window` holds
 KH, KW, the strides and the paddings. The matrix of columns (K, P) has a column for each of P pixels of y, such that
 y = weight columns, dcolumns = weight^T dy, and dweight^T = columns dy^T.

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ..sums import total
+
 
 def dense(array: Any) -> Any:
     """Return `array`, or a copy if it is not contiguous, aligned and writeable, as kernels are compiled for."""
@@ -23,5 +25,5 @@ def rows_of(array: Any) -> Any:
 
 def sum_to_shape(array: Any, shape: tuple[int, ...]) -> Any:
     """Sum `array` over the axes along which an array of this shape was broadcast to that of `array`."""
-    array = array.sum(axis=tuple(range(array.ndim - len(shape))))
-    return array.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
+    array = total(array, axis=tuple(range(array.ndim - len(shape))))
+    return total(array, axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

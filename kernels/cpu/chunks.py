@@ -12,6 +12,7 @@ COPIES = 50_000  # elements that are only converted or added, a vector at a time
 DRAWS = 10_000  # elements that take a random number each
 PRODUCTS = 250_000  # multiply-adds in register tiles
 SCORES = 100_000  # multiply-adds of q k^T, each score of which is also exponentiated and multiplied with v
+TOGETHER = 32  # rows that are summed before their sum is added to a total in float64, so that errors do not grow with R
 PACKED = 30_000  # elements of a weight that are rearranged into panels
 
 
@@ -30,3 +31,13 @@ def bounds(size, chunk, chunks):
 def chunks_of_rows(rows):
     """Return into how many chunks rows are cut: it depends on their number only, and so do the bits of sums."""
     return min(64, max(1, rows // 16))
+
+
+@body
+def move_sums(sums, totals):
+    """Add `sums` (K, C) to `totals` in float64, and set them to zero."""
+    for k in range(sums.shape[0]):
+        part, total = sums[k], totals[k]
+        for j in range(part.size):
+            total[j] += part[j]
+            part[j] = part.dtype.type(0)

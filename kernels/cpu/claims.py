@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .. import cache
+
 WANTED = "TINYVIT_COMPILE_AHEAD"  # the environment variable; 0: no helper
 _PROGRAM = f"{__package__.rpartition('.')[0]}.precompile"
 
@@ -31,18 +33,20 @@ class Claimed(Exception):
 def start_helper(dtype: str, kernel: str) -> None:
     """Start a process that compiles the kernels for `dtype`, except `kernel`, which this process compiles itself.
 
-    Nothing happens where a helper was started before, in the helper itself, and where TINYVIT_COMPILE_AHEAD is 0.
+    Nothing happens where a helper was started before, in the helper itself, where TINYVIT_COMPILE_AHEAD is 0, and where
+    compiled code cannot be kept, so that the two processes could not share it.
     """
     global _folder, _helper
-    if _folder is not None or os.environ.get(WANTED) == "0":
+    if _folder is not None or os.environ.get(WANTED) == "0" or not cache.can_keep():
         return
     quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         folder = Path(tempfile.mkdtemp(prefix="tinyvit-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         (folder / kernel).touch()
-        command = [sys.executable, "-m", _PROGRAM, dtype, str(folder)]
-        _helper = subprocess.Popen(command, env=os.environ | {WANTED: "0"}, **quiet)
+        # -P: a file of the current folder that has the name of a module must not be run.
+        command = [sys.executable, "-P", "-m", _PROGRAM, dtype, str(folder)]
+        _helper = subprocess.Popen(command, env=os.environ | {WANTED: "0"} | cache.for_children(), **quiet)
     except OSError:  # no folder can be written, or no interpreter started: this process compiles everything
         return
     _folder = folder

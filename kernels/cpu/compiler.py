@@ -7,17 +7,20 @@ compiles anew. The first kernel of a training step that has to be compiled start
 
 import contextlib
 import functools
+import hashlib
 import os
+import pickle
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core import config, event
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-from ..cache import cache_folder
+from .. import cache
+from ..interrupts import uninterrupted
 from . import claims, processor
 from .inlining import InlinedCompiler
 
@@ -61,21 +64,37 @@ def _compiled(function: Callable[..., Any], signature: str | None) -> Any:
     if config.DISABLE_JIT:
         return function
     compiled = numba.njit(fastmath=_REORDERED, no_cfunc_wrapper=True, **_FLAGS)(function)
-    if _is_ours(function) and _can_keep():
-        before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
-        compiled._cache = _Cache(function)
-        config.CACHE_DIR = before
+    compiled.compile = uninterrupted(compiled.compile)
+    if _is_ours(function) and cache.can_keep():
+        with _folder_of_numba(str(cache.cache_folder())):
+            compiled._cache = _Cache(function)
     if signature is not None:
         compiled.compile(signature)
         compiled.disable_compile()
     return compiled
 
 
+@contextlib.contextmanager
+def _folder_of_numba(folder: str) -> Iterator[None]:
+    """Have Numba look for compiled code in `folder` and nowhere else, whatever the user's settings of Numba are."""
+    wanted = {"CACHE_DIR": folder, "CACHE_LOCATOR_CLASSES": ""}
+    before = {name: getattr(config, name) for name in wanted if hasattr(config, name)}
+    for name in before:
+        setattr(config, name, wanted[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
 class _Cache(FunctionCache):
-    """Numba's cache of compiled code, which also survives damaged files and a full disk."""
+    """Numba's cache of compiled code with verified files, which also survives a full disk."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
+        locator = self._impl.locator
+        self._cache_file = _Files(locator.get_cache_path(), self._impl.filename_base, locator.get_source_stamp())
         self._kernel = ".".join(_names(function))
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
@@ -88,7 +107,7 @@ class _Cache(FunctionCache):
     def _load(self, signature: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(signature, target_context)
-        except Exception:  # unpickling half a file can raise anything
+        except Exception:  # what an equal version of Numba wrote in other surroundings can raise anything
             with contextlib.suppress(OSError):
                 self.flush()
             return None
@@ -100,15 +119,38 @@ class _Cache(FunctionCache):
             claims.release(self._kernel)
 
 
-@functools.cache
-def _can_keep() -> bool:
-    """Whether the cache folder can be written. (Numba would write beside the sources otherwise, and miss edits.)"""
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache_folder()):
-            return True
-    except OSError:
-        return False
+class _Files(IndexDataCacheFile):
+    """The index of a kernel and the files of its compiled code, whose checksums are verified before they are unpickled.
+
+    A file is named after the signature that it is for. Numba would number the files, and processes that write at the
+    same time could exchange them.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        name = self._data_name(hashlib.sha256(self._dump(key)).hexdigest()[:16])
+        self._save_index(self._load_index() | {key: name})
+        self._save_data(name, data)
+
+    def _data_name(self, number: Any) -> str:
+        return f"{self._index_name.removesuffix('.nbi')}.{number}.nbc"
+
+    def _load_index(self) -> dict[Any, str]:
+        found = self._read(self._index_name)
+        version, stamp, overloads = found or (None, None, {})
+        return overloads if (version, stamp) == (self._version, self._source_stamp) else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        self._save_data(self._index_name, (self._version, self._source_stamp, overloads))
+
+    def _load_data(self, name: str) -> Any:
+        return self._read(name)
+
+    def _save_data(self, name: str, data: Any) -> None:
+        cache.write(Path(self._data_path(name)), self._dump(data))
+
+    def _read(self, name: str) -> Any:
+        content = cache.read(Path(self._data_path(name)))
+        return None if content is None else pickle.loads(content)
 
 
 class entries(dict):

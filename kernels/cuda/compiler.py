@@ -9,14 +9,13 @@ import ctypes
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache import cache_folder
+from .. import cache
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)  # compute capabilities, times 10
 KERNELS = Path(__file__).resolve().parents[1]
@@ -75,19 +74,17 @@ def compile_cubin(source: str, expressions: Sequence[str], arch: int) -> Cubin:
     version = nvrtc_version()
     inputs = json.dumps([source, list(expressions), arch, version, _OPTIONS[:-1]]).encode()
     digest = hashlib.sha256(inputs + text + headers).hexdigest()[:32]
-    folder = cache_folder().parent / "cubins"
+    folder = cache.cache_folder().parent / "cubins"
     kept = folder / f"{digest}.cubin", folder / f"{digest}.json"
-    with contextlib.suppress(OSError, ValueError):
-        facts = json.loads(kept[1].read_text("utf-8"))
-        return Cubin(kept[0].read_bytes(), facts["names"], facts["log"])
+    code, facts = map(cache.read, kept) if cache.can_keep() else (None, None)
+    if code is not None and facts is not None:
+        return Cubin(code, **json.loads(facts))
     cubin = _compiled(source, text.decode(), expressions, arch)
-    with contextlib.suppress(OSError):  # the folder cannot be written
-        folder.mkdir(parents=True, exist_ok=True)
+    if cache.can_keep():
         facts = json.dumps({"names": cubin.names, "log": cubin.log}).encode()
-        for path, data in zip(kept, (cubin.code, facts), strict=True):
-            part = path.with_suffix(f".{os.getpid()}")
-            part.write_bytes(data)
-            part.replace(path)
+        with contextlib.suppress(OSError):  # the disk is full
+            for path, data in zip(kept, (cubin.code, facts), strict=True):
+                cache.write(path, data)
     return cubin
 
 

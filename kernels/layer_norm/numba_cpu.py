@@ -6,6 +6,9 @@
 | v2      | each row is read once from memory, and all passes over it stay in the first-level cache; threads share    |
 |         | chunks of rows, each with its own part of the gradients of weight and bias                                |
 
+Measured with two threads on a Zen 4, for (8320, 192): v1 is 2.7 and 0.74 times as fast as the plain rule, v2 is 2.4 and
+10.2 times as fast as v1 forward and backward (`python -m benchmarks.versions layer_norm`).
+
 y = (x - mean) rstd weight + bias, with x (R, C), weight and bias (C,), mean and rstd (R,); the leading axes are
 flattened into R. All arrays are float32 or float64, except that y, which a matrix product takes, and the branch of a
 residual sum, which a matrix product returns, may be bfloat16, and so may their gradients. The number of chunks depends
@@ -16,9 +19,10 @@ import numpy as np
 
 from ..cpu.arrays import dense, rows_of
 from ..cpu.bfloat16 import bits, rounded, widened
-from ..cpu.chunks import bounds, chunks_of_rows, team_for
+from ..cpu.chunks import TOGETHER, bounds, chunks_of_rows, move_sums, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
+from ..cpu.vector_math import inverse_root, less, standardized
 from .operations import operations
 
 # v1 -----------------------------------------------------------------------------------------------------------------
@@ -32,9 +36,9 @@ def _forward_1(x, residual, weight, bias, total, y, mean, rstd, eps, add, team):
             for j in range(columns):
                 total[i, j] = x[i, j] + widened(residual[i, j])
         mean[i] = np.mean(total[i])
-        rstd[i] = 1 / np.sqrt(np.mean((total[i] - mean[i]) ** 2) + eps)
+        rstd[i] = inverse_root(x.dtype.type(1), np.mean((total[i] - mean[i]) ** 2) + eps)
         for j in range(columns):
-            y[i, j] = rounded((total[i, j] - mean[i]) * rstd[i] * weight[j] + bias[j], y)
+            y[i, j] = rounded(standardized(total[i, j], mean[i], rstd[i]) * weight[j] + bias[j], y)
 
 
 @entry
@@ -52,8 +56,11 @@ def _backward_1(dy, dsum, x, weight, mean, rstd, dx, dbranch, dweight, dbias, ad
         for j in range(dbranch.shape[1]):
             dbranch[i, j] = rounded(dx[i, j], dbranch)
     for j in range(columns):
-        dweight[j] = np.sum(upstream[:, j] * (x[:, j] - mean) * rstd)
-        dbias[j] = np.sum(upstream[:, j])
+        to_weight, to_bias = np.float64(0), np.float64(0)
+        for i in range(rows):
+            to_weight += upstream[i, j] * standardized(x[i, j], mean[i], rstd[i])
+            to_bias += upstream[i, j]
+        dweight[j], dbias[j] = to_weight, to_bias
 
 
 # v2 -----------------------------------------------------------------------------------------------------------------
@@ -68,11 +75,11 @@ def normalize_row(row, weight, bias, out, eps):
         m += row[j]
     m *= share
     for j in range(row.size):
-        d = row[j] - m
+        d = less(row[j], m)
         q += d * d
-    r = real(1) / np.sqrt(q * share + eps)
+    r = inverse_root(real(1), q * share + eps)
     for j in range(row.size):
-        out[j] = rounded((row[j] - m) * r * weight[j] + bias[j], out)
+        out[j] = rounded(standardized(row[j], m, r) * weight[j] + bias[j], out)
     return m, r
 
 
@@ -107,16 +114,19 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, dbranch,
     rows, columns = x.shape
     real = x.dtype.type
     zero, share = real(0), real(1) / real(columns)
-    dweight, dbias = parts[chunk, 0], parts[chunk, 1]
-    dweight[:] = zero
-    dbias[:] = zero
+    part, sums = parts[chunk], np.zeros((2, columns), x.dtype)
+    dweight, dbias = sums[0], sums[1]
+    part[:] = 0
     xhat, g = np.empty_like(weight), np.empty_like(weight)
-    for i in range(*bounds(rows, chunk, chunks)):
+    start, stop = bounds(rows, chunk, chunks)
+    for i in range(start, stop):
+        if (i - start) % TOGETHER == 0:
+            move_sums(sums, part)
         upstream, row, out = dy[i], x[i], dx[i]
         m, r = mean[i], rstd[i]
         for j in range(columns):
             d = widened(upstream[j])
-            h = (row[j] - m) * r
+            h = standardized(row[j], m, r)
             xhat[j] = h
             g[j] = d * weight[j]
             # y = xhat * weight + bias
@@ -139,20 +149,22 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, dbranch,
         narrow = dbranch[i]
         for j in range(narrow.size):
             narrow[j] = rounded(out[j], narrow)
+    move_sums(sums, part)
 
 
 @entry
 def _backward_2(dy, dsum, x, weight, mean, rstd, dx, dbranch, dweight, dbias, add, team):
     chunks = chunks_of_rows(x.shape[0])
-    parts = np.empty((chunks, 2, x.shape[1]), x.dtype)
+    parts = np.empty((chunks, 2, x.shape[1]), np.float64)
     parallel(_backward_chunk, chunks, team, (dy, dsum, x, weight, mean, rstd, dx, dbranch, parts, add))
     for out, k in ((dweight, 0), (dbias, 1)):
-        for j in range(out.size):
-            out[j] = parts[0, k, j]
+        total = parts[0, k]
         for chunk in range(1, chunks):
             part = parts[chunk, k]
             for j in range(out.size):
-                out[j] += part[j]
+                total[j] += part[j]
+        for j in range(out.size):
+            out[j] = total[j]
 
 
 VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}

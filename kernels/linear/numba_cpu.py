@@ -6,6 +6,9 @@
 | v2      | register tiles (`microkernel`) over panels of W that are packed once, with the bias added at the end of |
 |         | a tile; dW in tiles of its own, for parts of the rows, which are then summed                            |
 
+Measured with two threads on a Zen 4, for (8320, 192) to 768: v1 is 0.44 and 0.005 times as fast as the plain rule, v2
+is 2.6 and 194 times as fast as v1 forward and backward (`python -m benchmarks.versions linear`).
+
 x (R, K), W (N, K), b (N,), y (R, N); the leading axes of x are flattened into R. The sums of dW and db run over parts
 and blocks of the rows, so that rounding errors do not grow with R; shapes alone decide how the rows are cut. bfloat16
 is multiplied in pairs (`operands`), and all sums are float32.
@@ -18,7 +21,7 @@ import numpy as np
 from ..cast.numba_cpu import forward as cast
 from ..cpu.arrays import as_matrix, dense, rows_of
 from ..cpu.bfloat16 import bits, real, rounded, sum_dtype, widened
-from ..cpu.chunks import PACKED, PRODUCTS, bounds, team_for
+from ..cpu.chunks import PACKED, PRODUCTS, TOGETHER, bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, transpose
@@ -68,10 +71,10 @@ def _backward_1(dy, x, weight, panels, dx, dweight, dbias, wants_dx, wants_dweig
                 for i in range(x.shape[0]):
                     total += widened(dy[i, j]) * widened(x[i, k])
                 dweight[j, k] = rounded(total, dweight)
-            total = real(0, x)
+            all_rows = np.float64(0)
             for i in range(x.shape[0]):
-                total += widened(dy[i, j])
-            dbias[j] = total
+                all_rows += widened(dy[i, j])
+            dbias[j] = all_rows
 
 
 # v2 -----------------------------------------------------------------------------------------------------------------
@@ -123,12 +126,12 @@ def _weight_chunk(chunk, chunks, dy, x, dweights, dbiases, panels, height, width
     part, tile, across = chunk % parts, chunk // parts, max(1, -(-k // width))
     i, j = tile // across * height, tile % across * width
     target, dbias = dweights[part, i : i + height, j : j + width], dbiases[part, i : i + height]
-    target[:] = dbias.dtype.type(0)
+    target[:] = dweights.dtype.type(0)
     if j == 0:
-        dbias[:] = dbias.dtype.type(0)
+        dbias[:] = 0
     rows, columns = target.shape
     left, right = np.empty((DEPTH, rows), panels.dtype), np.empty((DEPTH, columns), panels.dtype)
-    sums = np.empty_like(dbias)
+    sums = np.empty(rows, dweights.dtype)
     step = DEPTH * AT_ONCE if x.itemsize == 2 else DEPTH
     start, stop = bounds(x.shape[0], part, parts)
     for r in range(start, stop, step):
@@ -142,18 +145,20 @@ def _weight_chunk(chunk, chunks, dy, x, dweights, dbiases, panels, height, width
 @body
 def _add_columns(rows, part, total):
     """Add the sum of `rows` over the first axis to total. `part` is scratch memory."""
-    part[:] = part.dtype.type(0)
-    whole = rows.shape[0] // 4 * 4
-    for i in range(0, whole, 4):
-        a, b, c, d = as_row(rows, i), as_row(rows, i + 1), as_row(rows, i + 2), as_row(rows, i + 3)
+    for start in range(0, rows.shape[0], 2 * TOGETHER):
+        stop = min(start + 2 * TOGETHER, rows.shape[0])
+        whole = start + (stop - start) // 4 * 4
+        part[:] = part.dtype.type(0)
+        for i in range(start, whole, 4):
+            a, b, c, d = as_row(rows, i), as_row(rows, i + 1), as_row(rows, i + 2), as_row(rows, i + 3)
+            for j in range(part.size):
+                part[j] += (widened(a[j]) + widened(b[j])) + (widened(c[j]) + widened(d[j]))
+        for i in range(whole, stop):
+            row = as_row(rows, i)
+            for j in range(part.size):
+                part[j] += widened(row[j])
         for j in range(part.size):
-            part[j] += (widened(a[j]) + widened(b[j])) + (widened(c[j]) + widened(d[j]))
-    for i in range(whole, rows.shape[0]):
-        row = as_row(rows, i)
-        for j in range(part.size):
-            part[j] += widened(row[j])
-    for j in range(part.size):
-        total[j] += part[j]
+            total[j] += part[j]
 
 
 @body
@@ -209,7 +214,7 @@ def _backward_2(dy, x, weight, panels, dx, dweight, dbias, wants_dx, wants_dweig
     if wants_dweight:
         n, k = dweight.shape
         height, width, parts = _cut(x.shape[0], n, k, dbias.itemsize)
-        dweights, dbiases = np.empty((parts, n, k), dbias.dtype), np.empty((parts, n), dbias.dtype)
+        dweights, dbiases = np.empty((parts, n, k), dbias.dtype), np.empty((parts, n), np.float64)
         tiles = -(-n // height) * max(1, -(-k // width))  # db is also needed if there are no columns
         parallel(_weight_chunk, tiles * parts, team, (dy, x, dweights, dbiases, panels, height, width))
         parallel(_sum_chunk, min(n, 8), team, (dweights, dbiases, dweight, dbias))

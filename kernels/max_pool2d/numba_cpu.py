@@ -6,6 +6,9 @@
 | v2      | the pixels of some images are sorted by their place within a stride, so that the pixels at one place of |
 |         | the window, for all windows, are contiguous; threads share the images                                   |
 
+Measured with two threads on a Zen 4, for 128 images 24 x 32 x 32, windows 2 x 2: v1 is 1.6 and 2.1 times as fast as the
+plain rule, v2 is 3.4 and 4.4 times as fast as v1 forward and backward (`python -m benchmarks.versions max_pool2d`).
+
 x (P, H, W) with P = B C, y (P, OH, OW). An image is surrounded by -inf, which may be the largest element of a window.
 All pixels that are the largest of a window share its gradient equally. Where the largest is NaN, to which no pixel is
 equal, the gradient is NaN for all pixels of the window, as in the plain rule.

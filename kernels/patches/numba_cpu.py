@@ -5,6 +5,9 @@
 | v1      | one element of a patch at a time, whose pixel is found by division                                     |
 | v2      | one row of a patch at a time, contiguous on both sides; threads share the rows of patches              |
 
+Measured with two threads on a Zen 4, for 128 images 3 x 32 x 32, P = 4: v1 is 0.14 and 0.15 times as fast as the plain
+rule, v2 is 9.8 and 12.5 times as fast as v1 forward and backward (`python -m benchmarks.versions patches`).
+
 x (B, C, H, W), y (B, N, C P Q) with N = (H / P)(W / Q), patches row by row. Each pixel is in exactly one patch, so
 backward is the same copy in the other direction: `back` says that x is written and not y.
 """

@@ -23,6 +23,7 @@ from tinyvit.recipe import load_recipe, recipe_names
 from tinyvit.run.loop import train
 
 Run = Callable[..., tuple[int, str, str]]
+KERNELS = cache_folder().parent  # of the user: each test has a cache folder of its own
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,8 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     for name in os.environ.keys() - ENVIRONMENT.keys():
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    kernels = tmp_path / "cache" / "tinyvit" / "kernels"  # of all that is kept there, only compiled kernels are shared
-    kernels.parent.mkdir(parents=True)
-    kernels.symlink_to(cache_folder().parent, target_is_directory=True)
+    (tmp_path / "cache" / "tinyvit").mkdir(parents=True)  # of all that is kept there, only compiled kernels are shared
+    (tmp_path / "cache" / "tinyvit" / "kernels").symlink_to(KERNELS, target_is_directory=True)
     Path("tiny.toml").write_text(tiny_recipe().to_toml())
 
 

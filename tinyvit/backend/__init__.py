@@ -3,7 +3,7 @@
 Everything above asks for arrays in terms of a device name ("cpu") and a `Namespace`; nothing above imports an array
 library other than NumPy.
 
-Order: process, devices, arrays, random.
+Order: files, terminal, process, devices, arrays, random.
 """
 
 from .arrays import (
@@ -13,6 +13,7 @@ from .arrays import (
     Namespace,
     allow_tf32,
     as_array,
+    copy_of,
     erf_on_gpu,
     is_floating,
     namespace_of,
@@ -49,6 +50,7 @@ __all__ = [
     "allow_tf32",
     "as_array",
     "check_device",
+    "copy_of",
     "default_device",
     "default_generator",
     "device_of",

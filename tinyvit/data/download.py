@@ -2,14 +2,14 @@
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from ..errors import DataError
-from .sources import SOURCES, RemoteFile, Source, check_name, data_roots, is_complete, missing_names
+from .archives import exclusive
+from .sources import SOURCES, RemoteFile, Source, cache_root, check_name, data_roots, is_complete, missing_names
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -45,15 +45,15 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None, *, timeo
     if name not in SOURCES:  # the digits come with the package, others are generated
         return Path(__file__).parent
     source = SOURCES[name]
-    *elsewhere, root = data_roots() if destination is None else [Path(destination)]
+    elsewhere = data_roots()[:1] if destination is None and os.environ.get("TINYVIT_DATA") else []
     for other in elsewhere:
         if is_complete(other / name, source):
             return other / name
-    folder = root / name
+    folder = (cache_root() if destination is None else Path(destination)) / name
     try:
         if _missing(folder, source):
             folder.mkdir(parents=True, exist_ok=True)
-            with _exclusive(folder / ".lock"):
+            with exclusive(folder / ".lock"):
                 for file in _missing(folder, source):  # another process may have downloaded some in the meantime
                     _download(file, _urls(name, source, file), folder, timeout)
     except DataError as error:
@@ -68,7 +68,11 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None, *, timeo
 
 
 class _Failed(Exception):
-    """Raised with the reason if a transfer does not complete."""
+    """Raised with the reason if a transfer does not complete; it may quote the server, so it is kept short."""
+
+    def __str__(self) -> str:
+        reason = super().__str__()
+        return reason if len(reason) <= 300 else f"{reason[:300]} ..."
 
 
 def _incomplete(name: str, roots: Sequence[Path]) -> str:
@@ -201,36 +205,6 @@ def _digest(path: Path) -> str | None:
         return None
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes and threads wait for; the system releases it if this process dies."""
-    with open(path, "wb") as file:
-        if not _lock(file, wait=False):
-            print(f"waiting for another process that is writing to {path.parent}", file=sys.stderr)
-            _lock(file, wait=True)
-        yield
-
-
-def _lock(file: IO[bytes], *, wait: bool) -> bool:
-    if sys.platform == "win32":
-        import msvcrt
-
-        while True:
-            try:
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK if not wait else msvcrt.LK_LOCK, 1)
-                return True
-            except OSError:  # LK_LOCK gives up after ten seconds
-                if not wait:
-                    return False
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
 
 
 @contextmanager

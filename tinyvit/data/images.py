@@ -4,9 +4,11 @@ These are the only rules by which images are converted:
 
 Pixels
     1-bit, greyscale and 8-bit colour values are kept; palettes are resolved; 16-bit greyscale is divided by 257; CMYK,
-    YCbCr and similar modes become RGB; floating-point and 32-bit images are refused.
+    YCbCr and similar modes become RGB; floating-point and 32-bit images are refused, and 16-bit values that lie so
+    close together that they would become equal.
 Transparency
-    A transparent image is laid over black, the background of the grey data sets.
+    A transparent image is laid over black, the background of the grey data sets. It is refused if nothing is seen
+    there: if it is black ink on a transparent ground, for example, or wholly transparent.
 Channels
     Colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B); grey becomes colour by repetition.
 Size
@@ -14,18 +16,72 @@ Size
     changed. The orientation tag of a camera is obeyed. Of an animation, the first frame is read.
 """
 
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.files import MAX_IMAGE_BYTES, MAX_PIXELS, open_file
 from ..errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PIXELS = 50_000_000  # a larger image is a mistake or an attack (a "decompression bomb")
+# Pillow's names of the formats of IMAGE_SUFFIXES. It knows others that start programs (EPS starts Ghostscript), or that
+# few people have looked at.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_SIXTEEN_BITS_IN_32 = ("PPM", "PNG")  # those whose 16-bit values Pillow may give as 32-bit integers
+_FAINT = 16  # the largest difference of values, of 255, that does not show a shape
+_opening = threading.Lock()  # the filters of warnings belong to all threads
+
+
+@contextmanager
+def _warnings_are_errors() -> Iterator[None]:
+    """Have Pillow refuse, in this block, what it only warns about: damage that it can guess its way around."""
+    with _opening, warnings.catch_warnings():
+        for category in (UserWarning, RuntimeWarning):
+            warnings.filterwarnings("error", category=category, module=r"PIL\b")
+        yield
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator["Image.Image"]:
+    """Open an image file, whatever it is needed for; all of the package opens images here.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, not a regular file, not an image in one of `FORMATS`, damaged or larger than images are
+        allowed to be, also if this shows only within the block.
+    """
+    from PIL import Image
+
+    try:
+        with open_file(path, MAX_IMAGE_BYTES) as file:
+            with _warnings_are_errors():
+                image = Image.open(file, formats=FORMATS)
+            with image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(_too_large(path, f"{image.width} x {image.height}"))
+                yield image
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is not a file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(path, "far too many")) from error
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"{path} cannot be read as an image: it is none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # on damaged files, decoders raise exceptions of any type, even SyntaxError
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{path} cannot be read as an image: {reason}") from error
 
 
 def read_image(path: str | Path, channels: int, size: int | None = None) -> NDArray[np.uint8]:
@@ -51,19 +107,12 @@ def read_image(path: str | Path, channels: int, size: int | None = None) -> NDAr
 
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}; an image has 1 (grey) or 3 (RGB)")
-    if not Path(path).is_file():
-        raise DataError(f"{path} is not a file" if Path(path).exists() else f"{path} does not exist")
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(_too_large(path, f"{image.width} x {image.height}"))
-            pixels = _to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
-    except (DataError, MemoryError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(_too_large(path, "far too many")) from error
-    except Exception as error:  # on damaged files, decoders raise exceptions of any type, even SyntaxError
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    with open_image(path) as image:
+        image.load()
+        with _warnings_are_errors():
+            image.getexif()
+        kind = image.format  # a transposed image has none
+        pixels = _to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB", kind)
     if size is not None and pixels.size != (size, size):
         pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
     array = np.asarray(pixels)
@@ -74,19 +123,50 @@ def _too_large(path: str | Path, found: str) -> str:
     return f"{path} has {found} pixels, more than {MAX_PIXELS:,}; make it smaller first"
 
 
-def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
-    """Convert any image to 8-bit grey ("L") or colour ("RGB"), laying transparency over black."""
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its pixels ({image.mode}) are not of 8 or 16 bits; save it as an 8-bit PNG")
-        image = Image.fromarray((values // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        opaque.alpha_composite(image.convert("RGBA"))
-        image = opaque.convert("RGB")
+def _to_mode(image: "Image.Image", mode: str, kind: str | None = None) -> "Image.Image":
+    """Convert any image, of a file of a `kind` such as "PNG", to 8-bit grey ("L") or colour ("RGB")."""
+    if image.mode.startswith("F") or (image.mode == "I" and kind not in _SIXTEEN_BITS_IN_32):
+        raise ValueError(f"its pixels ({image.mode}) are not of 8 or 16 bits; save it as an 8-bit PNG")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = _over_black(image.convert("RGBA"))
     elif image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")
     return image.convert(mode)
+
+
+def _eight_bits(image: "Image.Image") -> "Image.Image":
+    """Divide 16-bit grey values by 257; a value that stands for transparency becomes an alpha channel."""
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int64)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise ValueError(f"its pixels ({image.mode}) are not of 8 or 16 bits; save it as an 8-bit PNG")
+    grey = (values // 257).astype(np.uint8)
+    if values.min() < values.max() and grey.min() == grey.max():
+        raise ValueError(
+            f"its 16-bit values, from {values.min()} to {values.max()} of 65535, are one value of 8 bits; "
+            "save it as an 8-bit PNG"
+        )
+    if "transparency" not in image.info:
+        return Image.fromarray(grey)
+    alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+    return Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
+
+
+def _over_black(image: "Image.Image") -> "Image.Image":
+    """Lay an RGBA image over black, unless nothing of it would be seen there."""
+    from PIL import Image
+
+    opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    opaque.alpha_composite(image)
+    colours = opaque.convert("RGB")
+    contrast = max(high - low for low, high in np.array(colours.getextrema()))
+    low, high = np.array(image.getextrema()[3])
+    if high == 0 or (high - low >= 128 and contrast <= _FAINT):
+        raise ValueError(
+            "its shapes are dark on a transparent ground, which is laid over black, so that nothing is seen; "
+            "save it without transparency, on a ground of another colour"
+        )
+    return colours

@@ -149,18 +149,32 @@ def missing_names(folder: Path, source: Source) -> list[str]:
 
 
 def data_roots() -> list[Path]:
-    """Return the folders in which data sets are looked for; the last is the cache, which downloads are written to."""
+    """Return the folders in which data sets are looked for: that of TINYVIT_DATA, then the cache, if there are such."""
     roots = []
     if given := os.environ.get("TINYVIT_DATA"):
         if not Path(given).is_dir():
             raise DataError(f"TINYVIT_DATA={given} is not a folder; create it, or unset TINYVIT_DATA")
         roots.append(Path(given))
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        cache = Path(xdg)
-    elif sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
-    else:
-        cache = Path.home() / ".cache"
-    return [*roots, cache / "tinyvit"]
+    return [*roots, *(cache / "tinyvit" for cache in [_users_cache()] if cache is not None)]
+
+
+def cache_root() -> Path:
+    """Return the folder that downloads are written to. Raises DataError if this user has no home folder."""
+    if (cache := _users_cache()) is None:
+        raise DataError(
+            "this user has no home folder to keep data in: set TINYVIT_DATA to a folder that has the data sets, "
+            "or XDG_CACHE_HOME to one into which they can be downloaded"
+        )
+    return cache / "tinyvit"
+
+
+def _users_cache() -> Path | None:
+    """Return the folder in which this user's programs keep what they can get again; None without a home folder."""
+    if (xdg := os.environ.get("XDG_CACHE_HOME")) and os.path.isabs(xdg):
+        return Path(xdg)
+    try:
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    except RuntimeError:  # HOME is not set, and the system does not know this user
+        return None

@@ -1,7 +1,5 @@
 """Data sets with texts: questions about images, captions of images, and texts with their translations."""
 
-import json
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.files import parse_json, read_text
 from ..errors import DataError
 from . import scenes
-from .datasets import SPLITS, Batch, normalize
+from .archives import unpack
+from .datasets import SPLITS, Batch, checksum, normalize, sample_indices
 from .download import fetch
 from .formats import damaged
 from .images import read_image
@@ -73,8 +73,24 @@ class TextDataset:
 
     def first(self, count: int) -> "TextDataset":
         """Return the data set reduced to its first `count` samples."""
-        cut = {name: getattr(self, name)[:count] for name in ("texts", "labels", "image_of", "kind_of")}
+        return self.chosen(np.arange(min(count, len(self))))
+
+    def chosen(self, indices: NDArray[np.int64]) -> "TextDataset":
+        """Return the data set reduced to the samples with these indices; it keeps all images."""
+        cut = {name: getattr(self, name)[indices] for name in ("texts", "labels", "image_of", "kind_of")}
         return replace(self, **cut)
+
+    def sample(self, count: int, seed: int = 0) -> "TextDataset":
+        """Return a random sample of `count` samples, in the order of the data set.
+
+        It has some of every answer, or of every kind of sample where texts are written, if `count` allows.
+        """
+        groups = self.labels if self.labels.ndim == 1 else self.kind_of
+        return self.chosen(sample_indices(groups, count, seed))
+
+    def fingerprint(self) -> str:
+        """Return a checksum of all texts, labels and images."""
+        return checksum(self.texts, self.labels, self.images, self.image_of)
 
     def with_equal_batches(self, size: int) -> "TextDataset":
         """Return the data set with batches of `size` samples that all have the same shape, as a CUDA graph needs.
@@ -152,18 +168,25 @@ def written_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int64]
 # easy-VQA -----------------------------------------------------------------------------------------------------------
 
 EASY_KINDS = ("yes or no", "other answers")
+_INSIDE = "easy_vqa/data/"  # the folder of the data in the wheel
 
 
 def _easy_vqa(split: str) -> TextDataset:
     """Load easy-VQA, questions about one shape on a 64 x 64 image (Victor Zhou, 2019), in its published layout."""
     folder = find("easy-vqa") or fetch("easy-vqa")
-    if not (folder / "answers.txt").is_file():
-        _unpack(folder)
+    (wheel,) = SOURCES["easy-vqa"].files
+    if not all((folder / part).is_file() for part in wheel.parts):
+        unpack(folder / wheel.name, "easy-vqa", wheel.sha256, _INSIDE, (".txt", ".json", ".png"), wheel.parts)
     tokenizer = Tokenizer.build(question for question, _, _ in _easy_questions(folder, "train"))
     questions = _easy_questions(folder, split)
-    classes = tuple(sorted((folder / "answers.txt").read_text("utf-8").split()))
+    classes = _easy_answers(folder / "answers.txt")
     numbers = sorted({image for _, _, image in questions})
-    images = np.stack([read_image(folder / split / "images" / f"{n}.png", 3) for n in numbers])
+    files = [folder / split / "images" / f"{n}.png" for n in numbers]
+    pixels = [read_image(file, 3) for file in files]
+    for file, image in zip(files, pixels, strict=True):
+        if image.shape != pixels[0].shape:
+            raise damaged(file, "easy-vqa", f"has the shape {image.shape} (C, H, W), not {pixels[0].shape}")
+    images = np.stack(pixels)
     place, answer = ({value: i for i, value in enumerate(values)} for values in (numbers, classes))
     if unknown := sorted({a for _, a, _ in questions} - set(classes)):
         raise damaged(folder / split / "questions.json", "easy-vqa", f"holds answers that answers.txt lacks: {unknown}")
@@ -183,26 +206,29 @@ def _easy_vqa(split: str) -> TextDataset:
     )
 
 
-def _unpack(folder: Path) -> None:
-    """Unpack the data from the wheel that was downloaded into `folder`; its checksum has been verified."""
-    (wheel,) = SOURCES["easy-vqa"].files
-    inside = "easy_vqa/data/"
-    with zipfile.ZipFile(folder / wheel.name) as archive:
-        data = [name for name in archive.namelist() if name.startswith(inside)]
-        names = [name for name in data if name.endswith((".txt", ".json", ".png"))]
-        for name in sorted(names, key=lambda name: name.endswith("answers.txt")):  # last: it marks that all are there
-            target = folder / name.removeprefix(inside)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(name))
+def _easy_answers(path: Path) -> tuple[str, ...]:
+    """Return the answers in alphabetical order."""
+    try:
+        answers = tuple(sorted(set(read_text(path).split())))
+        if not answers:
+            raise ValueError("it is empty")
+    except (OSError, ValueError) as error:
+        raise damaged(path, "easy-vqa", f"is not a list of answers: {error}") from error
+    return answers
 
 
 def _easy_questions(folder: Path, split: str) -> list[tuple[str, str, int]]:
     """Return (question, answer, number of the image) of each question."""
     path = folder / split / "questions.json"
     try:
-        return [(str(q), str(a), int(image)) for q, a, image in json.loads(path.read_text("utf-8"))]
+        found = [(q, a, image) for q, a, image in parse_json(read_text(path))]
+        if wrong := [entry for entry in found if tuple(map(type, entry)) != (str, str, int) or entry[2] < 0]:
+            raise ValueError(f"it holds {wrong[0]!r:.200}")
+        if not found:
+            raise ValueError("it is empty")
     except (OSError, ValueError, TypeError) as error:
         raise damaged(path, "easy-vqa", f"is not a list of [question, answer, image]: {error}") from error
+    return found
 
 
 # Scenes -------------------------------------------------------------------------------------------------------------

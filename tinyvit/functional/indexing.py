@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index
 
 from ..backend import Array, Namespace, is_on_gpu, to_host
 from ..engine import Op, Tensor
+from .arguments import axis_index
 from .elementwise import constant
 from .samples import sample
 from .shape import reshape
@@ -36,6 +36,8 @@ class BasicIndex(Op):
 class AdvancedIndex(Op):
     """y = x[index] with integer or boolean arrays        dx = zeros with dy added at index, as often as it repeats"""
 
+    copies = ("index",)
+
     @staticmethod
     def forward(xp, x, *, index):
         return x[index]
@@ -52,6 +54,8 @@ class AdvancedIndex(Op):
 
 class IndexAdd(Op):
     """y = zeros of `shape` with x added at `index`        dx = dy[index]; the adjoint of indexing"""
+
+    copies = ("index",)
 
     @staticmethod
     def forward(xp, x, *, index, shape):
@@ -115,6 +119,8 @@ def _is_basic(index: Any) -> bool:
 class IndexPut(Op):
     """y = x with y[index] = value        dx = dy with 0 at index,  dvalue = dy[index]"""
 
+    copies = ("index",)
+
     @staticmethod
     def forward(xp, x, value, *, index):
         y = x.copy()
@@ -136,6 +142,7 @@ class Embedding(Op):
     """y = weight[ids]        dweight = zeros, with dy added to the row of each id"""
 
     kernel = "embedding"
+    copies = ("ids",)
 
     @staticmethod
     def forward(xp, weight, *, ids):
@@ -152,6 +159,8 @@ class Embedding(Op):
 class TakeRows(Op):
     """y_b = x_b[rows_b] of each matrix x_b        dx_b = zeros, with dy_b added to the rows that were taken"""
 
+    copies = ("rows",)
+
     @staticmethod
     def forward(xp, x, *, rows):
         return x[xp.arange(x.shape[0])[:, None], rows]
@@ -166,6 +175,8 @@ class TakeRows(Op):
 
 class AddRows(Op):
     """y_b = zeros of `count` rows, with x_b added at rows_b        dx_b = dy_b[rows_b]; the adjoint of take_rows"""
+
+    copies = ("rows",)
 
     @staticmethod
     def forward(xp, x, *, rows, count):
@@ -221,7 +232,7 @@ def _index_part(i: Any) -> Any:
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)  # an empty list
     if array.dtype.kind not in "iub":
-        raise TypeError(f"an index is an integer, a slice, or an integer or boolean array, not {array.dtype}")
+        raise TypeError(f"index: an index is an integer, a slice, or an integer or boolean array, not {array.dtype}")
     return array
 
 
@@ -229,7 +240,7 @@ def take(x: Tensor, indices: Any, axis: int | None = None) -> Tensor:
     """The elements of x at `indices` (an integer array) along `axis`; of the flattened tensor by default."""
     if axis is None:
         return index(reshape(x, -1), constant(indices))
-    return index(x, (slice(None),) * normalize_axis_index(axis, x.ndim) + (constant(indices),))
+    return index(x, (slice(None),) * axis_index("take", axis, x.ndim) + (constant(indices),))
 
 
 def index_put(x: Tensor, value: Any, index: Any) -> Tensor:
@@ -278,6 +289,8 @@ def embedding(ids: Any, weight: Tensor) -> Tensor:
     values = constant(ids)
     if values.dtype.kind not in "iu":
         raise TypeError(f"embedding: ids have dtype {values.dtype}; they must be integers")
+    if weight.ndim == 0:
+        raise ValueError("embedding: weight has no axes; it must be (V, C)")
     check_ids("embedding: ids", values, weight.shape[0])
     return Embedding.apply(weight, ids=values)
 

@@ -1,7 +1,8 @@
 """Draw the learning curves of a run."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,17 @@ from ..checkpoint import atomic_write
 _TRAIN, _TEST = "#9a9a9a", "#1f5fa8"
 
 
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw with Matplotlib's defaults: a settings file, also one of the current folder, could have it start LaTeX."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@own_style()
 def draw_curves(path: Path, title: str, metrics: Sequence[dict[str, Any]]) -> None:
     """Draw loss and accuracy over the epochs of `metrics` (the lines of metrics.jsonl) as a PNG. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ..backend.terminal import printable, show
 from .state import Position, Training
 from .steps import Steps
 
@@ -51,7 +52,7 @@ class Lines(Display):
 
     def _print(self, text: str) -> None:
         try:
-            print(text, flush=True)
+            show(text)
         except BrokenPipeError:  # the reader closed the pipe
             raise
         except OSError:  # the disk is full, for example; metrics.jsonl has the same line
@@ -83,7 +84,7 @@ class Bar(Display):
         self.bar.stop()
 
     def started(self, training: Training, folder: Path) -> None:
-        self.bar.console.print(heading(training, folder), markup=False, highlight=False, soft_wrap=True)
+        self.bar.console.print(printable(heading(training, folder)), markup=False, highlight=False, soft_wrap=True)
         self.epochs = training.recipe.train.epochs
         self.task: TaskID = self.bar.add_task(
             "", total=training.total_steps, completed=training.position.step, measured=""

@@ -3,7 +3,7 @@
 The state after a tile of keys comes from the kernel itself, which runs on the keys up to there. That happens in another
 process with the compiler off, because compiling the kernels would take longer than everything else on the page:
 
-    NUMBA_DISABLE_JIT=1 python -m tinyvit.study.page.fused FOLDER
+    NUMBA_DISABLE_JIT=1 python -P -m tinyvit.study.page.fused FOLDER
 """
 
 import json
@@ -60,7 +60,8 @@ def _numbers(arrays: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         for name, named in arrays.items():
             np.savez(Path(folder) / f"{name}.npz", **named)  # type: ignore[arg-type]
-        command = [sys.executable, "-m", __name__, folder]
+        # -P: a file of the current folder that has the name of a module must not be run.
+        command = [sys.executable, "-P", "-m", __name__, folder]
         environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     return json.loads(ran.stdout)

@@ -7,7 +7,6 @@ end study.html and study.png plot them. The run computes the same bits as withou
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ... import functional as F
+from ...backend.files import parse_json, read_text
+from ...backend.terminal import note
 from ...checkpoint import atomic_write
 from ...context import no_grad
 from ...data import Dataset
@@ -74,8 +75,11 @@ class Monitor(Display):
         self._sums = (training.position.loss_sum, training.position.images)
         path = folder / LINES
         if path.is_file():  # a resumed run keeps the measurements before its checkpoint
-            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            self.lines = [line for line in lines if line["step"] <= training.position.step]
+            try:
+                lines = [parse_json(line) for line in read_text(path).splitlines()]
+                self.lines = [line for line in lines if line["step"] <= training.position.step]
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                raise StudyError(f"{path} is damaged ({error}): remove it, and the report begins here") from error
 
     def stepped(self, position: Position) -> None:
         self._display.stepped(position)
@@ -160,7 +164,7 @@ class Monitor(Display):
     def _warn(self, topic: str, words: str) -> None:
         if topic not in self.warnings:
             self.warnings[topic] = words
-            print(f"study: {words}", file=sys.stderr, flush=True)
+            note(f"study: {words}")
 
     def _write(self, with_report: bool) -> None:
         if not self.lines and not self.warnings:

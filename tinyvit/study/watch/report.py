@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...checkpoint import atomic_write
+from ...run.curves import own_style
 from ..record.submodules import top_level_of
 
 _TITLES = {
@@ -28,6 +29,7 @@ _STYLE = (
 )
 
 
+@own_style()
 def draw_report(
     page: Path, picture: Path, title: str, lines: Sequence[dict[str, Any]], warnings: Sequence[str], steps: int
 ) -> None:
