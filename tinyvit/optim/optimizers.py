@@ -106,13 +106,28 @@ class Optimizer:
         for key, kept in own.items():
             if {k: a.shape for k, a in kept.items()} != {k: a.shape for k, a in arrays[key].items()}:
                 raise ValueError(f"optimizer state of parameter {key} has other arrays or shapes than this optimizer")
-        self.steps = int(state["steps"])
-        for i, group in enumerate(self.groups):
-            saved = state["groups"][str(i)]
-            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        if type(state["steps"]) is not int or state["steps"] < 0:
+            raise ValueError(f"optimizer state has steps {state['steps']!r}; they must be counted from 0")
+        saved = [_settings_of(state["groups"][str(i)], group) for i, group in enumerate(self.groups)]
+        for settings in saved:
+            _check_settings(type(self).__name__, settings)
+        self.steps = state["steps"]
+        for group, settings in zip(self.groups, saved, strict=True):
+            group.update(settings)
         for key, kept in own.items():
             for name, array in kept.items():
                 array[...] = to_device_of(arrays[key][name], array)
+
+
+def _settings_of(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the saved settings of a group. Raises ValueError if they are not of the kinds that the group has."""
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+    for key, value in settings.items():
+        own = group.get(key)
+        alike = len(value) == len(own) if isinstance(value, tuple) and isinstance(own, tuple) else True
+        if key == "params" or not alike or (isinstance(own, bool | tuple | str) and type(value) is not type(own)):
+            raise ValueError(f"optimizer state has {key} {value!r}; this optimizer has {own!r}")
+    return settings
 
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:

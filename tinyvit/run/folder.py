@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..backend import default_device
-from ..checkpoint import atomic_write, load, save
+from ..checkpoint import atomic_write, load, require_finite, save
 from ..errors import CheckpointError, TinyvitError, TrainingFailed
 from ..nn import Module
 from ..recipe import Recipe, load_recipe
@@ -196,6 +196,7 @@ def load_run(run: str | Path) -> TrainedModel:
         model.load_state_dict(load(weights))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
+    require_finite(weights, model.state_dict())
     return TrainedModel(recipe, model.eval().to(default_device()), data)
 
 
@@ -214,7 +215,7 @@ def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
     try:
         require_same_recipe(folder / CHECKPOINT, state, recipe, ("model", "data.name", "data.image_size", "task"))
         return DataSpec.from_state(state["data"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is not the checkpoint of a run") from error
 
 
