@@ -14,6 +14,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..backend import default_device
 from ..checkpoint import atomic_write, load, require_finite, save
 from ..errors import CheckpointError, TinyvitError, TrainingFailed
@@ -193,7 +195,8 @@ def load_run(run: str | Path) -> TrainedModel:
     data = _data_of(Path(run), recipe)
     model = build_model(recipe, data)
     try:
-        model.load_state_dict(load(weights))
+        with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
+            model.load_state_dict(load(weights))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
     require_finite(weights, model.state_dict())

@@ -51,13 +51,16 @@ class Position:
     def from_state(cls, state: Mapping[str, Any]) -> "Position":
         """Restore the position in a checkpoint. Raises TypeError or ValueError if it is none that a run can have."""
         position = cls(**state)
+        if missing := {"epoch", "batch", "step", "metrics"} - state.keys():
+            raise ValueError(f"position lacks {', '.join(sorted(missing))}")
         for name, value in dataclasses.asdict(cls()).items():
             found, kinds = getattr(position, name), int | float if type(value) is float else type(value)
             if not isinstance(found, kinds) or type(found) is bool:
                 raise TypeError(f"position.{name} is {found!r:.100}")
         counts = (position.epoch, position.batch, position.images, position.step, position.seconds)
         times_agree = (position.batch > 0) == (position.images > 0) == (position.epoch_seconds > 0)
-        if min(counts) < 0 or not times_agree or not math.isfinite(position.loss_sum + position.seconds):
+        are_finite = math.isfinite(position.loss_sum + position.seconds + position.epoch_seconds)
+        if min(counts) < 0 or len(position.metrics) != position.epoch or not times_agree or not are_finite:
             raise ValueError(f"position is {position!r:.200}")
         for line in position.metrics:
             if not all(isinstance(line.get(key), int | float) for key in _MEASURED):
@@ -219,13 +222,15 @@ class Training:
         try:
             self._require_same_origin(path, state)
             position = Position.from_state(state["position"])
-            ends = self.recipe.train.epochs, len(self.loader), self.total_steps
-            if any(n > end for n, end in zip((position.epoch, position.batch, position.step), ends, strict=True)):
-                raise ValueError(f"position is beyond the end of the run: {position!r:.200}")
+            steps = math.ceil(position.batch / self.recipe.train.accumulate)
+            reached = position.epoch * self.steps_per_epoch + steps
+            if position.batch > len(self.loader) or position.step != reached or reached > self.total_steps:
+                raise ValueError(f"position is none of a run of {self.total_steps} steps: {position!r:.200}")
             self.position = position
             default_generator.load_state_dict(state["generator"])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
             if self.steps.scaler:
