@@ -17,7 +17,7 @@ struct State {
   double scale, growth, good;   // gradients are `scale` times too large; it doubles after `growth` good steps; 0: never
   double skipped, factor;       // whether the last step was skipped; the factor by which it multiplied gradients
 };
-// The coefficients of a group's update, as in kernels/adamw/numba_cpu.py.
+// The coefficients of a parameter's update, as in kernels/adamw/numba_cpu.py.
 struct Setting {
   float keep, l2, b1, b2, new1, new2, rate, c2, eps;
 };
@@ -30,26 +30,32 @@ DEVICE void update(float& p, float g, float& m, float& v, const Setting& s) {
   p = s.keep * p - s.rate * m / (sqrtf(s.c2 * v) + s.eps);
 }
 
-// parts[b] = the sum of squares of the gradients of chunk b.
+// parts[b] = the sum of squares of the gradients of chunk b, in float64: the square of 1e20 is no float32.
 template <typename T> __global__ void adamw_squares(const Parameter* table, int count, double* parts) {
   DYNAMIC_SHARED(memory);
+  double* sums = reinterpret_cast<double*>(memory);  // one of each thread
   long long begin = (long long)blockIdx.x * CHUNK, end = begin + CHUNK;
-  float sum = 0;
+  double sum = 0;
   for (int t = 0; t < count; t++) {
     const Parameter& a = table[t];
     long long from = begin > a.start ? begin : a.start, to = end < a.start + a.size ? end : a.start + a.size;
     if (!a.g) continue;
-    for (long long i = from + threadIdx.x; i < to; i += blockDim.x) sum += a.g[i - a.start] * a.g[i - a.start];
+    for (long long i = from + threadIdx.x; i < to; i += blockDim.x) {
+      double g = a.g[i - a.start];
+      sum += g * g;
+    }
   }
-  sum = block_sum(sum, reinterpret_cast<float*>(memory));
-  if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+  sums[threadIdx.x] = sum;
+  for (int step = blockDim.x / 2; step; step /= 2) {
+    __syncthreads();
+    if (threadIdx.x < step) sums[threadIdx.x] += sums[threadIdx.x + step];
+  }
+  if (threadIdx.x == 0) parts[blockIdx.x] = sums[0];
 }
 
-// One thread computes the settings of each group from the parts of the norm. If the norm is not finite and the
-// gradients are scaled, the step is skipped and the scale halved; if they are not scaled, they are not clipped.
-template <typename T>
-__global__ void adamw_settings(State* state, const Group* groups, Setting* settings, const double* parts, int chunks,
-                               int group_count, int decoupled) {
+// One thread computes the norm from its parts, and the state. If the norm is not finite and the gradients are scaled, the
+// step is skipped and the scale halved; if they are not scaled, they are not clipped.
+DEVICE void advance(State* state, const double* parts, int chunks) {
   double squares = 0;
   for (int i = 0; i < chunks; i++) squares += parts[i];
   bool scaled = state->scale != 0, finite = squares < INFINITY;
@@ -64,9 +70,18 @@ __global__ void adamw_settings(State* state, const Group* groups, Setting* setti
     if (state->growth > 0 && state->good >= state->growth) state->scale *= 2, state->good = 0;
   }
   if (!state->skipped) state->step += 1;
-  double t = state->step > 1 ? state->step : 1;
-  for (int i = 0; i < group_count; i++) {
-    const Group& g = groups[i];
+}
+
+// Then each thread counts the updates of some parameters and computes their settings.
+template <typename T>
+__global__ void adamw_settings(const Parameter* table, long long* updates, State* state, const Group* groups,
+                               Setting* settings, const double* parts, int chunks, int count, int decoupled) {
+  if (threadIdx.x == 0) advance(state, parts, chunks);
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    if (table[i].g && !state->skipped) updates[i] += 1;
+    double t = updates[i] > 1 ? double(updates[i]) : 1.0;
+    const Group& g = groups[table[i].group];
     Setting& s = settings[i];
     s.keep = decoupled ? float(1 - g.lr * g.decay) : 1.f;
     s.l2 = decoupled ? 0.f : float(g.decay);
@@ -83,7 +98,7 @@ __global__ void adamw_step_1(const Parameter* table, int count, const State* sta
   if (!a.g || state->skipped) return;
   float factor = float(state->factor);
   for (long long i = threadIdx.x; i < a.size; i += blockDim.x)
-    update(a.p[i], a.g[i] * factor, m[a.start + i], v[a.start + i], settings[a.group]);
+    update(a.p[i], a.g[i] * factor, m[a.start + i], v[a.start + i], settings[blockIdx.x]);
 }
 
 // v2: one block for each `CHUNK` elements, which may span several small parameters or be a part of a large one.
@@ -97,7 +112,7 @@ __global__ void adamw_step_2(const Parameter* table, int count, const State* sta
     const Parameter& a = table[t];
     long long from = begin > a.start ? begin : a.start, to = end < a.start + a.size ? end : a.start + a.size;
     if (!a.g || from >= to) continue;
-    Setting setting = settings[a.group];
+    Setting setting = settings[t];
     for (long long i = from + threadIdx.x; i < to; i += blockDim.x)
       update(a.p[i - a.start], a.g[i - a.start] * factor, m[i], v[i], setting);
   }

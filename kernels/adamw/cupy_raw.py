@@ -5,10 +5,11 @@
 | v1      | one block for each parameter                                                                           |
 | v2      | one block for each 8192 elements, which may be several small parameters or a part of a large one       |
 
-`State` holds the values that change from step to step. It is in the device's memory, so that a captured graph can be
-replayed: the number of steps, the norm that gradients are clipped to, and for float16 the scale of losses and hence of
-gradients. If the norm is not finite, the step is skipped and the scale halved; after `growth` steps with finite norms
-the scale is doubled. (Micikevicius et al., Mixed precision training, 2018, section 3.2.)
+`State` and the number of updates of each parameter change from step to step. They are in the device's memory, so that a
+captured graph can be replayed. `State` holds the number of steps, the norm that gradients are clipped to, and for
+float16 the scale of losses and hence of gradients. If the norm is not finite, the step is skipped and the scale halved;
+after `growth` steps with finite norms the scale is doubled. (Micikevicius et al., Mixed precision training, 2018,
+section 3.2.)
 """
 
 import ctypes
@@ -44,13 +45,14 @@ def _blocks_2(parameters: int, elements: int) -> int:
 VERSIONS = {1: _blocks_1, 2: _blocks_2}  # the number of blocks
 
 
-def step(table, groups, state, m, v, *, decoupled, version):
+def step(table, updates, groups, state, m, v, *, decoupled, version):
     """Change the parameters, their moments and the state in place, all of it on the device.
 
     Parameters
     ----------
     table : (T, 5) int64 on the device, a row of `Parameter` (adamw.cu) for each parameter: the address of the parameter
         and of its gradient, or 0 without one; the element at which its moments begin; its size; its group.
+    updates : (T,) int64, how often each parameter was updated.
     groups : (G, 5) float64, with the columns `GROUP`.
     state : (8,) float64, with the fields of `STATE`.
     m, v : (E,) float32, the moments.
@@ -58,12 +60,12 @@ def step(table, groups, state, m, v, *, decoupled, version):
     """
     xp, device = library_of(m), device_of(m)
     chunks = -(-m.size // _CHUNK)
-    parts, settings = xp.empty(chunks, "float64"), xp.empty((groups.shape[0], _SETTING_WORDS), "float32")
-    count, groups_count = ctypes.c_int(table.shape[0]), ctypes.c_int(groups.shape[0])
+    parts, settings = xp.empty(chunks, "float64"), xp.empty((table.shape[0], _SETTING_WORDS), "float32")
+    count = ctypes.c_int(table.shape[0])
     arguments = [pointer(table), count, pointer(parts)]
-    device.launch(Kernel(_SOURCE, "adamw_squares<float>"), (chunks,), _THREADS, arguments, 4 * 32)
-    arguments = [*map(pointer, (state, groups, settings, parts)), ctypes.c_int(chunks), groups_count]
-    device.launch(Kernel(_SOURCE, "adamw_settings<float>"), (1,), 1, [*arguments, ctypes.c_int(decoupled)])
+    device.launch(Kernel(_SOURCE, "adamw_squares<float>"), (chunks,), _THREADS, arguments, 8 * _THREADS)
+    arguments = [*map(pointer, (table, updates, state, groups, settings, parts)), ctypes.c_int(chunks), count]
+    device.launch(Kernel(_SOURCE, "adamw_settings<float>"), (1,), _THREADS, [*arguments, ctypes.c_int(decoupled)])
     arguments = [pointer(table), count, *map(pointer, (state, settings, m, v))]
     kernel = Kernel(_SOURCE, f"adamw_step_{version}<float>")
     device.launch(kernel, (VERSIONS[version](table.shape[0], m.size),), _THREADS, arguments)

@@ -103,6 +103,8 @@ def test_the_optimizer_on_the_device_agrees_with_the_plain_one(rule: Any, versio
                 for p, g in zip(ps, step, strict=True):
                     p.grad = tv.tensor(g, device=where)
                 ps[3].grad = None
+                if step is not gradients[-1]:
+                    ps[4].grad = None  # it gets its first gradient late
                 optimizer.step()
             state = optimizer.state_dict()
         assert state["steps"] == 3
@@ -123,6 +125,17 @@ def test_a_norm_that_is_not_finite_skips_the_step_on_the_device() -> None:
         optimizer.step()
         assert (bundle["scale"], bundle["step"]) == (scale, steps)
         assert np.array_equal(p.numpy(), before) == (not np.isfinite(gradient))
+
+
+def test_clipping_on_the_device_divides_by_norms_whose_square_is_no_float32() -> None:
+    p = tv.tensor(np.ones(9000, np.float32), device="cuda", requires_grad=True)
+    optimizer = tv.optim.AdamW([p], lr=0.1)
+    (bundle,) = optimizer.device_bundles
+    bundle["max_norm"] = 1.0
+    p.grad = tv.tensor(np.full(9000, 1e25, np.float32), device="cuda")
+    optimizer.step()
+    assert bundle["norm"] == pytest.approx(1e25 * 9000**0.5)
+    np.testing.assert_allclose(optimizer.state_dict()["arrays"]["0"]["m"], 0.1 / 9000**0.5, rtol=1e-5)
 
 
 def test_clipping_on_the_device_divides_by_the_norm() -> None:

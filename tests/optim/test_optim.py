@@ -16,10 +16,7 @@ from tinyvit.optim import (
     AdamW,
     Optimizer,
     clip_grad_norm,
-    constant_with_warmup,
-    cosine_with_warmup,
     decay_groups,
-    linear_with_warmup,
 )
 
 START = [1.0, -2.0, 0.5]
@@ -96,6 +93,49 @@ def adam(
 def test_steps_follow_the_papers(make: Any, paper: Callable[[float, list[float]], float]) -> None:
     expected = [paper(p, list(g)) for p, g in zip(START, zip(*GRADIENTS, strict=True), strict=True)]
     np.testing.assert_allclose(after_steps(make), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("choice", ["numpy", "auto"])
+@pytest.mark.parametrize("make", [Adam, AdamW])
+def test_a_parameter_with_gradients_now_and_then_follows_the_paper_from_its_own_first_step(make, choice) -> None:
+    rng = np.random.default_rng(0)
+    slopes = rng.normal(size=(40, 5))
+    given = rng.random((40, 5)) < [1.0, 0.5, 0.5, 0.1, 0.0]
+    given[:20, 2] = False  # a layer that is thawed
+    ps = [parameter([1.0]) for _ in range(5)]
+    groups = [{"params": ps[:2], "lr": 0.1}, {"params": ps[2:], "betas": (0.5, 0.8)}]
+    with tv.use_kernels(choice):
+        optimizer = make(groups, weight_decay=0.1)
+        for step, (row, is_given) in enumerate(zip(slopes, given, strict=True)):
+            if step == 25:  # resumed in between
+                optimizer, state = make(groups, weight_decay=0.1), optimizer.state_dict()
+                optimizer.load_state_dict(state)
+            for p, g, has in zip(ps, row, is_given, strict=True):
+                p.grad = Tensor(np.array([g])) if has else None
+            optimizer.step()
+    for i, p in enumerate(ps):
+        own = slopes[given[:, i], i].tolist()
+        decay = {"decay" if make is AdamW else "l2": 0.1}
+        settings = {"lr": 0.1} if i < 2 else {"b1": 0.5, "b2": 0.8}
+        assert p.item() == pytest.approx(adam(1.0, own, **settings, **decay), rel=1e-12)
+    assert [int(optimizer.state_dict()["arrays"][str(i)]["updates"]) for i in range(5)] == given.sum(axis=0).tolist()
+
+
+def test_a_state_without_updates_of_each_parameter_counts_the_steps() -> None:
+    early, late = parameter(), parameter()
+    optimizer = Adam([early, late])
+    for _ in range(3):
+        early.grad = tv.tensor(np.ones(3))
+        optimizer.step()
+    state = optimizer.state_dict()
+    for kept in state["arrays"].values():
+        del kept["updates"]  # as earlier versions wrote it
+    restored = Adam([parameter(), parameter()])
+    restored.load_state_dict(state)
+    assert [int(restored.state_dict()["arrays"][key]["updates"]) for key in ("0", "1")] == [3, 0]
+    state["arrays"]["0"]["updates"] = np.array(-1)
+    with pytest.raises(ValueError, match="parameter 0 has a negative number of updates"):
+        restored.load_state_dict(state)
 
 
 EVERY = [
@@ -262,99 +302,3 @@ def test_a_state_of_other_parameters_is_refused() -> None:
         with pytest.raises(ValueError, match="optimizer state"):
             other.load_state_dict(state)
         assert other.steps == 0
-
-
-# Clipping -----------------------------------------------------------------------------------------------------------
-
-
-def with_gradients(*gradients: Any) -> list[Tensor]:
-    ps = [parameter(np.zeros(np.shape(g))) for g in gradients]
-    for p, g in zip(ps, gradients, strict=True):
-        p.grad = Tensor(np.array(g, np.float64))
-    return ps
-
-
-def test_clipping_scales_all_gradients_together() -> None:
-    ps = [*with_gradients([3.0, 0.0], [[4.0]]), parameter()]
-    assert clip_grad_norm(iter(ps), 2.0) == 5
-    np.testing.assert_allclose(ps[0].grad.numpy(), [1.2, 0])
-    np.testing.assert_allclose(ps[1].grad.numpy(), [[1.6]])
-    assert ps[2].grad is None
-
-
-def test_short_and_non_finite_gradients_are_not_changed() -> None:
-    for gradient, limit in [
-        ([3.0, 4.0], 5.0),
-        ([3.0, 4.0], 6.0),
-        ([np.nan, 1.0], 1.0),
-        ([np.inf, 1.0], 1.0),
-        ([0.0, 0.0], 1.0),
-    ]:
-        (p,) = with_gradients(gradient)
-        norm = clip_grad_norm([p], limit)
-        np.testing.assert_equal(norm, np.sqrt(np.sum(np.square(gradient))))
-        np.testing.assert_array_equal(p.grad.numpy(), gradient)
-
-
-# Schedules ----------------------------------------------------------------------------------------------------------
-
-
-def test_schedules_at_their_start_middle_and_end() -> None:
-    for schedule in (cosine_with_warmup, linear_with_warmup, constant_with_warmup):
-        end = 0.4 if schedule is constant_with_warmup else 0.1
-        middle = 0.4 if schedule is constant_with_warmup else 0.25
-        values = [schedule(step, 110, 10, 0.4, min_lr=0.1) for step in (0, 5, 10, 60, 110, 500)]
-        np.testing.assert_allclose(values, [0, 0.2, 0.4, middle, end, end], rtol=1e-12)
-        assert schedule(0, 10, 0, 0.4) == 0.4  # without a warm-up the first step has the full rate
-        assert schedule(10, 10, 10, 0.4) == 0.4
-
-
-def test_the_cosine_is_a_cosine() -> None:
-    for step in range(101):
-        expected = 1.5 + 0.5 * math.cos(math.pi * step / 100)
-        assert cosine_with_warmup(step, 100, 0, 2.0, min_lr=1.0) == pytest.approx(expected)
-    falling = [cosine_with_warmup(s, 100, 20, 1.0) for s in range(20, 101)]
-    assert falling == sorted(falling, reverse=True)
-
-
-# Averages -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_average_follows_its_formula() -> None:
-    p = parameter([1.0])
-    ema = EMA([p], decay=0.3)
-    expected = 1.0
-    for t, value in enumerate([2.0, -1.0, 5.0, 0.0], start=1):
-        p.assign([value])
-        ema.update()
-        d = min(0.3, (1 + t) / (10 + t))
-        expected = d * expected + (1 - d) * value
-    assert ema.averages[0][0] == pytest.approx(expected, rel=1e-14)
-    with ema.applied():
-        assert p.item() == pytest.approx(expected, rel=1e-14)
-    assert p.item() == 0.0
-
-
-def test_the_parameters_values_are_restored_after_an_error() -> None:
-    p = parameter([1.0])
-    ema = EMA([p])
-    p.assign([2.0])
-    with pytest.raises(ZeroDivisionError), ema.applied():
-        raise ZeroDivisionError
-    assert p.item() == 2.0
-
-
-def test_a_restored_average_continues() -> None:
-    p = parameter([1.0])
-    ema = EMA([p], 0.9)
-    p.assign([2.0])
-    ema.update()
-    restored = EMA([parameter([7.0])], 0.9)
-    restored.load_state_dict(ema.state_dict())
-    for average in (ema, restored):
-        average.parameters[0].assign([3.0])
-        average.update()
-    np.testing.assert_array_equal(restored.averages[0], ema.averages[0])
-    assert restored.steps == 2
-    with pytest.raises(ValueError, match="EMA state"):
-        EMA([parameter()]).load_state_dict(ema.state_dict())

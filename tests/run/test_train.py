@@ -103,13 +103,32 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(schedule, warmup):
         f"schedule={schedule}", f"warmup_epochs={warmup}", "lr=0.3", "min_lr=0.1", "epochs=3", "batch_size=300"
     )
     train(recipe, "lr", display=Watch(lambda t, _: seen.append([g["lr"] for g in t.optimizer.groups])))
-    total, warm = 15, min(round(warmup * 5), 14)  # 5 steps an epoch
+    total, warm = 15, max(1, min(round(warmup * 5), 14))  # 5 steps an epoch
     for step, lrs in enumerate(seen, 1):
-        done = (step - warm) / (total - warm)
+        done = (step - warm) / (total + 1 - warm)  # 1 after the last step
         falling = {"cosine": 0.1 + 0.1 * (1 + math.cos(math.pi * done)), "linear": 0.3 - 0.2 * done, "constant": 0.3}
         assert lrs == pytest.approx([0.3 * step / warm if step < warm else falling[schedule]] * 2)
     assert len(seen) == total
     assert [line["lr"] for line in metrics_of(Path("runs/lr"))] == [seen[i][0] for i in (4, 9, 14)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("warmup", [0, 1, 9])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_every_step_of_a_short_run_learns(schedule, optimizer, warmup, steps):
+    settings = [f"schedule={schedule}", f"optimizer={optimizer}", f"warmup_epochs={warmup}", f"epochs={steps}"]
+    training = Training(tiny_recipe(*settings, "limit=20", "batch_size=20", "min_lr=0", "lr=0.01", "ema=0"))
+    rates = []
+    for _ in range(steps):
+        before = training.model.state_dict()
+        training.step(next(training.groups()))
+        training.position.epoch += 1
+        training.position.batch = 0
+        rates.append(training.learning_rate(training.position.step))
+        assert all((before[name] != value).any() for name, value in training.model.state_dict().items())
+    assert min(rates) > 0
+    assert max(rates) == 0.01
 
 
 def test_every_epoch_trains_on_all_images_in_its_own_order_and_augmentation(monkeypatch):

@@ -1,5 +1,6 @@
 """Bundles: the parameters of one dtype, laid out so that a kernel updates all of them in one call."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ from ..engine import Tensor
 Member = tuple[Tensor, dict[str, Array], int]  # a parameter, its moments, the number of its group
 
 MOMENTS = ("m", "v")
+UPDATES = "updates"  # beside its moments: how often a parameter was updated
+
+
+_MOST_GROUPS = 2**24
 
 
 class Bundle:
@@ -19,6 +24,7 @@ class Bundle:
     Attributes
     ----------
     moments : the two flat arrays; each holds the moments of all parameters, one after the other.
+    updates : int64 (T,), how often each parameter was updated; also in one flat array.
     table : int64 (T, 5), for each parameter the addresses of the parameter and of its gradient, which are 0 until a
         step, the element at which its moments begin, its size, and the number of its group.
     """
@@ -29,7 +35,11 @@ class Bundle:
         *starts, total = np.cumsum([0, *sizes]).tolist()
         zeros = namespace_of(members[0][0].data).zeros
         self.moments = [zeros(total, dtype) for _ in MOMENTS]
-        for (p, kept, _), start in zip(members, starts, strict=True):
+        self.updates = zeros(len(members), np.int64)
+        for i, ((p, kept, _), start) in enumerate(zip(members, starts, strict=True)):
+            own = self.updates[i : i + 1].reshape(())
+            own[...] = int(kept[UPDATES])
+            kept[UPDATES] = own
             for name, flat in zip(MOMENTS, self.moments, strict=True):
                 view = flat[start : start + p.size].reshape(p.shape)
                 view[...] = kept[name]
@@ -44,9 +54,14 @@ class HostBundle(Bundle):
     def __init__(self, dtype: Any, members: list[Member]) -> None:
         super().__init__(dtype, members)
         self._placed: list[Array | None] = [None] * len(members)  # the parameters whose addresses the table holds
+        self._groups = self.table[:, 4].copy()
 
-    def step(self, kernel: Kernel, settings: Array) -> list[Member]:
-        """Update all parameters that the kernel can reach, and return the others that have a gradient."""
+    def step(self, kernel: Kernel, settings_of: Callable[[int, int], Sequence[float]]) -> list[Member]:
+        """Update all parameters that the kernel can reach, and return the others that have a gradient.
+
+        `settings_of(group, updates)` returns the settings of the kernel for the parameters of a group that are updated
+        for this number of times.
+        """
         moved: list[Array | None] = []  # the parameters whose addresses the table does not hold yet
         gradients: list[Array | None] = []
         rest = []
@@ -63,5 +78,16 @@ class HostBundle(Bundle):
                 tensor.mark_modified()
             elif g is not None:
                 rest.append(member)
-        kernel.forward(moved, gradients, self.table, settings, *self.moments)
+        self.updates += [g is not None for g in gradients]
+        kernel.forward(moved, gradients, self.table, self._settings(settings_of), *self.moments)
         return rest
+
+    def _settings(self, settings_of: Callable[[int, int], Sequence[float]]) -> Array:
+        """Return a row of settings for each group and number of updates, and enter the numbers of rows in the table."""
+        if (self.updates == self.updates[0]).all():  # the usual case, quickly
+            self.table[:, 4] = self._groups
+            return np.array([settings_of(group, int(self.updates[0])) for group in range(self._groups.max() + 1)])
+        kinds = self._groups + self.updates * _MOST_GROUPS
+        different, rows = np.unique(kinds, return_inverse=True)
+        self.table[:, 4] = rows
+        return np.array([settings_of(int(kind % _MOST_GROUPS), int(kind // _MOST_GROUPS)) for kind in different])

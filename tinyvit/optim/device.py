@@ -71,7 +71,7 @@ class DeviceBundle(Bundle):
                 rest.append(member)
             addresses.append((backend.address_of(p), backend.address_of(g) if fits else 0))
         self._write_table(addresses)
-        kernel.forward(self._table, self.groups, self.state, *self.moments, decoupled=decoupled)
+        kernel.forward(self._table, self.updates, self.groups, self.state, *self.moments, decoupled=decoupled)
         for tensor, _, _ in self.members:
             tensor.mark_modified()
         return rest

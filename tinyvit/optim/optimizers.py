@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from .. import dispatch
-from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host
+from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host, widened
 from ..engine import Tensor
-from .bundle import MOMENTS, HostBundle, Member
+from .bundle import MOMENTS, UPDATES, HostBundle, Member
 from .device import DeviceBundle
+
+_PART = 16384  # elements whose squares are summed in their own dtype
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -176,7 +178,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr mhat / (sqrt(vhat) + eps)
 
-    with mhat = m / (1 - b1^t), vhat = v / (1 - b2^t). Weight decay adds weight_decay * p to g.
+    with mhat = m / (1 - b1^t), vhat = v / (1 - b2^t), where t counts the updates of p itself: a parameter that gets its
+    first gradient late starts as all others did. Weight decay adds weight_decay * p to g.
     (Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1.)
     """
 
@@ -193,6 +196,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        for kept in self._arrays:
+            kept[UPDATES] = np.zeros((), np.int64)
         self._bundle()
 
     def _bundle(self) -> None:
@@ -219,11 +224,11 @@ class Adam(Optimizer):
     def step(self) -> None:
         """Update every parameter that has a gradient: all of one dtype in one call of a kernel, if a kernel serves."""
         self.steps += 1
-        settings = np.array([self._settings(group) for group in self.groups])
+        settings_of = lambda group, updates: self._settings(self.groups[group], updates)  # noqa: E731
         for bundle in self._bundles:
             published = self._is_as_published()
             kernel = dispatch.select_update(self.update, bundle.dtype, "cpu") if published else None
-            for p, kept, i in bundle.step(kernel, settings) if kernel else bundle.members:
+            for p, kept, i in bundle.step(kernel, settings_of) if kernel else bundle.members:
                 if p.grad is not None:
                     self._update(p.data, p.grad.data, kept, self.groups[i])
                     p.mark_modified()
@@ -253,7 +258,14 @@ class Adam(Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
+        arrays = {}
+        for key, kept in state.get("arrays", {}).items():
+            # A state of an earlier version counts the steps of all parameters together.
+            updates = kept.get(UPDATES, np.array(state["steps"] if np.any(kept.get("v", 0)) else 0))
+            if np.any(to_host(updates) < 0):
+                raise ValueError(f"optimizer state of parameter {key} has a negative number of updates")
+            arrays[key] = {**kept, UPDATES: updates}
+        super().load_state_dict({**state, "arrays": arrays})
         for bundle in self.device_bundles:
             bundle["step"] = self.steps
 
@@ -261,15 +273,18 @@ class Adam(Optimizer):
         """Return whether the kernels compute this rule; a subclass may override it."""
         return type(self)._update is Adam._update and type(self)._settings is Adam._settings
 
-    def _settings(self, group: dict[str, Any]) -> tuple[float, ...]:
+    def _settings(self, group: dict[str, Any], updates: int) -> tuple[float, ...]:
         """Return keep, l2, b1, b2, rate, c2 and eps of the kernel `adamw`, whose formula is equal to `_update`."""
+        t = max(updates, 1)  # 0: a parameter without a gradient so far, which stays as it is
         lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
         keep, l2 = (1 - lr * decay, 0.0) if self.decoupled else (1.0, decay)
-        return keep, l2, b1, b2, lr / (1 - b1**self.steps), 1 / (1 - b2**self.steps), group["eps"]
+        return keep, l2, b1, b2, lr / (1 - b1**t), 1 / (1 - b2**t), group["eps"]
 
     def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
         lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
         m, v = kept["m"], kept["v"]
+        kept[UPDATES] += 1
+        t = int(kept[UPDATES])
         if decay and self.decoupled:
             p *= 1 - lr * decay
         elif decay:
@@ -278,8 +293,8 @@ class Adam(Optimizer):
         m += (1 - b1) * g
         v *= b2
         v += (1 - b2) * (g * g)
-        mhat = m / (1 - b1**self.steps)
-        vhat = v / (1 - b2**self.steps)
+        mhat = m / (1 - b1**t)
+        vhat = v / (1 - b2**t)
         p -= lr * mhat / (np.sqrt(vhat) + group["eps"])
 
 
@@ -329,10 +344,35 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     norm = joint_norm(gradients)
     if max_norm < norm < math.inf:
         for g in gradients:
-            g *= max_norm / norm
+            scale_in_place(g, max_norm / norm)
     return norm
 
 
+def scale_in_place(gradient: Array, factor: float) -> None:
+    """Multiply a gradient with a factor that its dtype may not hold: 1e-5 has two digits in float16."""
+    if gradient.dtype.itemsize == 2 or not 1e-30 < factor < 1e30:
+        gradient[...] = gradient.astype(np.float64) * factor
+    else:
+        gradient *= factor
+
+
 def joint_norm(arrays: Iterable[Array]) -> float:
-    """Return the Euclidean norm of all elements; on a GPU with sums, because CuPy's `vdot` needs cuBLAS."""
-    return math.sqrt(sum(float((a * a).sum(dtype="float64") if is_on_gpu(a) else np.vdot(a, a)) for a in arrays))
+    """Return the Euclidean norm of all elements, also where their squares overflow or vanish in their dtype."""
+    return math.hypot(*(_norm(a) for a in arrays))
+
+
+def _norm(a: Array) -> float:
+    if is_on_gpu(a):
+        wide = a.astype(np.float64)
+        return math.sqrt(float((wide * wide).sum()))  # CuPy's `vdot` needs cuBLAS
+    flat = widened(a).ravel(order="K")
+    parts = (flat[start : start + _PART] for start in range(0, flat.size, _PART))
+    with np.errstate(over="ignore", under="ignore"):
+        squares = sum(float(np.vdot(part, part)) for part in parts)
+    if 1e-20 < squares < math.inf:
+        return math.sqrt(squares)
+    largest = float(np.abs(flat).max(initial=0))
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    scaled = flat.astype(np.float64) / largest
+    return largest * math.sqrt(float(np.vdot(scaled, scaled)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..engine import Tensor
-from .optimizers import Optimizer, joint_norm
+from .optimizers import Optimizer, joint_norm, scale_in_place
 
 
 class LossScaler:
@@ -69,7 +69,7 @@ class LossScaler:
         if 0 < clip_norm < norm:
             factor *= clip_norm / norm
         for g in gradients:
-            g.data *= factor
+            scale_in_place(g.data, factor)
             g.mark_modified()
         self._optimizer.step()
         self._good_steps += 1

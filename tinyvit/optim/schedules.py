@@ -1,4 +1,8 @@
-"""Learning-rate schedules: functions that return the learning rate of a step."""
+"""Learning-rate schedules: functions that return the learning rate of a step.
+
+They reach `min_lr` at `total_steps`. So that the last step learns too, count the steps 1 ... n and set `total_steps` to
+n + 1, as training runs do; so that the first one does, let `warmup_steps` be at least 1.
+"""
 
 import math
 

@@ -139,10 +139,14 @@ class Training:
         position.epoch_seconds += self._lap()
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of optimizer step number `step`, counted from 1 to `total_steps`."""
+        """Return the learning rate of optimizer step number `step`, counted from 1 to `total_steps`.
+
+        The step after the warm-up, or the first, has the full rate; the smallest is reached after the last step.
+        """
         settings = self.recipe.train
         warmup_steps = min(round(settings.warmup_epochs * self.steps_per_epoch), self.total_steps - 1)
-        return SCHEDULES[settings.schedule](step, self.total_steps, warmup_steps, settings.lr, settings.min_lr)
+        schedule = SCHEDULES[settings.schedule]
+        return schedule(step, self.total_steps + 1, max(warmup_steps, 1), settings.lr, settings.min_lr)
 
     def finish_epoch(self, after_batch: Callable[[], None]) -> None:
         """Evaluate the model on the test images, add a line to the metrics, and go to the next epoch.

@@ -116,7 +116,7 @@ function draw(keepScroll = false) {
     if (b.dataset.pane === "array") b.textContent = S.a ? `array ${S.a}` : "array";
   });
   document
-    .querySelectorAll("#tabs button")
+    .querySelectorAll("#tabs [role=tab]")
     .forEach((b) => b.setAttribute("aria-selected", b.dataset.view === S.view ? "true" : "false"));
   if (S.view === "walk") {
     const top = $("card").scrollTop;
@@ -310,7 +310,7 @@ async function begin() {
   for (const [view, content] of Object.entries({ start: T.tour, attention: T.attention, fused: T.fused, quiz: T.quiz }))
     document.querySelector(`#tabs [data-view=${view}]`).hidden = !content.length;
   document
-    .querySelectorAll("#tabs button")
+    .querySelectorAll("#tabs [role=tab]")
     .forEach((b) => b.addEventListener("click", () => go({ view: b.dataset.view }, true)));
   document.querySelectorAll("#panes button").forEach((b) =>
     b.addEventListener("click", () => {
