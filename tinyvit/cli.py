@@ -14,7 +14,7 @@ import click
 
 from . import __version__
 from .backend.terminal import note, show
-from .errors import DataError, TinyvitError, TrainingFailed
+from .errors import DataError, TinyvitError, TrainingFailed, show_warnings
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -137,13 +137,10 @@ def evaluate(run: str) -> None:
     \b
     tinyvit evaluate runs/digits
     """
-    from .run.folder import load_data, load_run
-    from .tasks import task_of
+    from .run.folder import load_run
+    from .use import evaluate
 
-    trained = load_run(run)
-    dataset, task = load_data(trained.recipe, "test"), task_of(trained.recipe)
-    report = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
-    show(task.describe(report, len(dataset)))
+    show(evaluate(load_run(run)))
 
 
 @commands.command()
@@ -299,18 +296,21 @@ def retrieve(run: str, folder: str, text: str, out: Path) -> None:
     """Find the images that a text describes.
 
     Prints the ten best matches, each with its cosine similarity after a tab, and draws for each word the part of the
-    best image that it matches.
+    best image that it matches. DIR is searched with the folders in it. If an image cannot be read, standard error says
+    so, the others are searched, and the exit status is 2.
 
     \b
     tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
     """
     from .run.folder import load_run
-    from .use import retrieve
+    from .use import search
 
-    found, maps = retrieve(load_run(run), folder, text)
+    found, maps, broken = search(load_run(run), folder, text)
     _draw(out, maps, text)
     for path, cosine in found[:10]:
         show(path, f"{cosine:.4f}")
+    if broken:
+        click.get_current_context().exit(2)
 
 
 # This machine and its data ------------------------------------------------------------------------------------------
@@ -358,6 +358,7 @@ def main() -> NoReturn:
     """Run the command and end the process with its exit status; an error is one line on standard error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # paths may contain bytes that are not valid text
+    show_warnings(lambda message: note(f"tinyvit: warning: {message}"))
     try:
         status = commands(prog_name="tinyvit", standalone_mode=False)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Use a trained model: name an image, answer a question, write a caption, find images; draw where words attend.
+"""Use a trained model: measure it, name an image, answer, write a caption, find images; draw where words attend.
 
 Images are brought to the size and the channels of the model by the rules of `tinyvit.data.read_image`. A text is
 refused if it is empty, has words that the model does not know, or is longer than the texts the model was trained on.
@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from . import functional as F
 from .checkpoint import atomic_write
 from .context import no_grad
 from .data import normalize, read_image
-from .data.datasets import IMAGE_SUFFIXES
+from .data.image_files import IMAGE_SUFFIXES, LeftOut, find_images, listed_files, read_files, warn_of_left_out
 from .data.images import open_image
 from .data.texts import question_ids
 from .data.tokenizer import END, MASK, START
@@ -24,8 +24,8 @@ from .errors import DataError
 from .models import beam_search
 from .nn import keep_attention
 from .run.curves import own_style
-from .run.folder import RunError, TrainedModel
-from .tasks import DataSpec
+from .run.folder import RunError, TrainedModel, load_test_data
+from .tasks import DataSpec, task_of
 
 COMMANDS = {"classify": "predict", "vqa": "ask", "caption": "caption", "retrieve": "retrieve"}
 BEAMS = 4
@@ -42,12 +42,27 @@ class WordMaps:
     maps: np.ndarray | None
 
 
+class Found(NamedTuple):
+    """The images that a search found with their cosines, best first, maps of the best, files that cannot be read."""
+
+    found: list[tuple[Path, float]]
+    maps: WordMaps
+    broken: list[LeftOut]
+
+
 def require_kind(trained: TrainedModel, kind: str) -> None:
     """Raise RunError, with the right command, if the run is of another kind than `kind`."""
     own = trained.recipe.task.kind
     if own != kind:
         way = f"use `tinyvit {COMMANDS[own]}`" if own in COMMANDS else "use `tinyvit evaluate`, the only one for it"
         raise RunError(f"this is a {own!r} run, but the command needs a {kind!r} run: {way}")
+
+
+def evaluate(trained: TrainedModel) -> str:
+    """Return a report on the test split of the data that a model was trained on. Raises DataError if that changed."""
+    dataset, task = load_test_data(trained), task_of(trained.recipe)
+    report = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
+    return task.describe(report, len(dataset))
 
 
 @no_grad()
@@ -91,20 +106,24 @@ def caption(trained: TrainedModel, path: str | Path) -> tuple[str, WordMaps]:
     return data.tokenizer.decode(ids), WordMaps(pixels, words, _attention_maps(trained, kept, len(words)))
 
 
-@no_grad()
 def retrieve(trained: TrainedModel, folder: str | Path, text: str) -> tuple[list[tuple[Path, float]], WordMaps]:
+    """Return the images and the maps that `search` finds."""
+    return search(trained, folder, text)[:2]
+
+
+@no_grad()
+def search(trained: TrainedModel, folder: str | Path, text: str) -> Found:
     """Return the image files of a folder with their cosines to a text, best first, and maps of the best image.
 
-    The map of a word shows the patches that become less similar to the text when `<mask>` replaces the word. Raises
-    DataError.
+    The map of a word shows the patches that become less similar to the text when `<mask>` replaces the word. Files that
+    are hidden or cannot be read are left out; a warning counts and names them. Raises DataError if none can be read.
     """
     require_kind(trained, "retrieve")
     model: Any = trained.model
     data = trained.data
-    paths = _images_in(Path(folder))
     ids = _read_text(data, text, begin=START, end=END)
-    pixels = np.stack([read_image_for(data, path) for path in paths])
-    images = normalize(pixels, data.mean, data.std)
+    paths, pixels, broken = _images_in(Path(folder), data)
+    images = normalize(np.stack(pixels), data.mean, data.std)
     rows = [model.encode_images(images[i : i + _BATCH]).numpy() for i in range(0, len(images), _BATCH)]
     cosines = np.concatenate(rows) @ model.encode_texts(ids).numpy()[0]
     order = np.argsort(-cosines, kind="stable")
@@ -114,7 +133,7 @@ def retrieve(trained: TrainedModel, folder: str | Path, text: str) -> tuple[list
     lost = (model.encode_texts(ids).numpy() - model.encode_texts(masked).numpy()) @ patches.T
     words = [data.words[i] for i in ids[0, 1:-1]]
     maps = WordMaps(pixels[order[0]], words, _on_grid(trained, np.maximum(lost, 0)))
-    return [(paths[i], float(cosines[i])) for i in order], maps
+    return Found([(paths[i], float(cosines[i])) for i in order], maps, broken)
 
 
 # Inputs -------------------------------------------------------------------------------------------------------------
@@ -135,14 +154,22 @@ def _as_input(data: DataSpec, pixels: np.ndarray) -> np.ndarray:
     return normalize(pixels[None], data.mean, data.std)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """Return the image files of a folder, without the pictures that earlier searches drew."""
+def _images_in(folder: Path, data: DataSpec) -> tuple[list[Path], list[np.ndarray], list[LeftOut]]:
+    """Return the image files in a folder and those below it, their pixels, and the files that cannot be read.
+
+    Pictures that earlier searches drew are passed over.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES and not is_drawn(path)]
+    images, others = find_images(folder)
+    paths, pixels, broken = read_files(
+        [path for path in images if not is_drawn(path)], lambda path: read_image_for(data, path)
+    )
     if not paths:
-        raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)})")
-    return paths
+        reasons = f": {listed_files([*broken, *others])}" if broken or others else ""
+        raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}) that can be searched{reasons}")
+    warn_of_left_out(folder, [*broken, *others], len(paths))
+    return paths, pixels, broken
 
 
 def _read_text(data: DataSpec, text: str, begin: int | None = None, end: int | None = None) -> np.ndarray:

@@ -60,6 +60,69 @@ def test_transparency_lies_over_black(tmp_path: Path) -> None:
     assert np.abs(read_image(path, 1)[0] - GREYS * (alpha / 255)).max() <= 1.5
 
 
+INK = np.zeros((8, 8), np.uint8)
+INK[2:6, 3:5] = 255
+
+
+def with_alpha(mode: str, value: int, alpha: np.ndarray) -> Image.Image:
+    bands = [Image.fromarray(np.full((8, 8), value, np.uint8)) for _ in mode[:-1]]
+    return Image.merge(mode, [*bands, Image.fromarray(alpha)])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+@pytest.mark.parametrize(
+    ("value", "alpha", "is_seen"),
+    [
+        (0, INK, False),
+        (12, INK, False),
+        (0, 255 - INK, False),
+        (90, np.zeros_like(INK), False),
+        (255, INK, True),
+        (60, INK, True),
+        (0, np.full_like(INK, 255), True),
+    ],
+)
+def test_shapes_that_black_would_hide_are_refused(tmp_path, channels, mode, value, alpha, is_seen) -> None:
+    path = saved(tmp_path, with_alpha(mode, value, alpha))
+    if is_seen:
+        assert read_image(path, channels).shape == (channels, 8, 8)
+    else:
+        with pytest.raises(DataError, match=r"image\.png .* laid over black, so that nothing is seen; save it without"):
+            read_image(path, channels)
+
+
+def test_a_transparent_value_of_sixteen_bits_is_laid_over_black(tmp_path: Path) -> None:
+    values = np.array([[40_000, 257], [65535, 40_000]], np.uint16)
+    path = saved(tmp_path, Image.fromarray(values), transparency=40_000)
+    assert read_image(path, 1)[0].tolist() == [[0, 1], [255, 0]]
+
+
+def test_sixteen_bits_that_become_one_value_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(np.array([[0, 255], [100, 3]], np.uint16)))
+    with pytest.raises(DataError, match="from 0 to 255 of 65535, are one value of 8 bits; save it as an 8-bit PNG"):
+        read_image(path, 1)
+    assert read_image(saved(tmp_path, Image.fromarray(np.full((2, 2), 9, np.uint16))), 1).max() == 0
+
+
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I;16", "I;16B")
+
+
+@pytest.mark.parametrize("mode", [*MODES, "I", "F", "La"])
+def test_every_mode_of_pillow_is_converted_or_refused(tmp_path, mode, monkeypatch) -> None:
+    source = Image.new(mode, (4, 4), 1 if mode == "1" else None)
+    path = saved(tmp_path, Image.new("L", (4, 4)))
+    source.format = "TIFF"
+    monkeypatch.setattr("PIL.Image.open", lambda path, **options: source)
+    refused = {"LA", "PA", "RGBA", "RGBa"} | {"I", "F", "La"}  # transparent all over; not of 8 or 16 bits
+    for channels in (1, 3):
+        if mode in refused:
+            with pytest.raises(DataError, match=r"nothing is seen|8-bit PNG|not supported"):
+                read_image(path, channels)
+        else:
+            assert read_image(path, channels).shape == (channels, 4, 4)
+
+
 def test_a_palette_is_resolved_with_its_transparent_colour(tmp_path: Path) -> None:
     palette = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "L").convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
@@ -199,9 +262,12 @@ def test_pipes_devices_and_links_in_a_loop_are_refused_without_opening_them(tmp_
     assert "links" in refused(loop)
 
 
-def test_only_the_stated_formats_are_read_whatever_a_file_is_called(tmp_path: Path) -> None:
+def test_only_the_stated_formats_are_read_whatever_a_file_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = Image.fromarray(COLOURS)
     Image.init()
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))  # SPIDER takes the suffix that it is saved with
     for kind in sorted(Image.SAVE):
         path = tmp_path / f"{kind}.png"
         with contextlib.suppress(Exception):  # formats that cannot hold it, or need a library

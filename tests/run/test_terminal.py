@@ -138,9 +138,7 @@ def test_a_traceback_is_shown_as_codes(run, monkeypatch: pytest.MonkeyPatch, cap
 def test_drawings_take_no_settings_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib
 
-    monkeypatch.setitem(
-        matplotlib.rcParams, "text.usetex", True
-    )  # as a matplotlibrc of the current folder could set it
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # as a matplotlibrc could set it
     monkeypatch.setenv("PATH", str(tmp_path))  # there is no LaTeX to start
     line = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5}
     draw_curves(tmp_path / "curves.png", "$a_b % {", [line])

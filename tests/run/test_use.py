@@ -102,6 +102,24 @@ def test_retrieve(picture, monkeypatch, capsys):
     assert "holds no images" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "runs", text)[2]
 
 
+@pytest.mark.parametrize(
+    ("broken", "status"), [("._a.png", 0), (".DS_Store", 0), ("torn.png", 2), ("more/torn.jpg", 2)]
+)
+def test_a_search_goes_on_past_a_file_that_cannot_be_read(picture, monkeypatch, capsys, broken, status):
+    train(tiny("retrieve", "epochs=1"), "run")
+    path = picture.parent / broken
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(picture.read_bytes()[:60])
+    arguments = ("retrieve", "runs/run", "--images", picture.parent, "a big red circle and a small blue square")
+    found, out, error = call(monkeypatch, capsys, *arguments)
+    assert (found, len(out.splitlines())) == (status, 2)
+    assert (str(path) in error) == (status == 2)
+    for name in "ab":
+        picture.with_name(f"{name}.png").unlink()
+    found, out, error = call(monkeypatch, capsys, *arguments)
+    assert (found, out, "holds no images" in error) == (2, "", True)
+
+
 def test_the_map_of_a_word_shows_the_patches_that_match_less_without_it(picture, monkeypatch):
     trained = load_run(train(tiny("retrieve", "epochs=1"), "run").folder)
     model, text = trained.model, "a big red circle and a small blue square"

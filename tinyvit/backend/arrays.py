@@ -1,6 +1,7 @@
 """Arrays: their floating dtypes, and the array namespaces that forward and backward rules are written over."""
 
 import functools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -43,6 +44,21 @@ def widened(array: Any) -> Any:
     return array.astype(np.float32) if is_narrow else array
 
 
+def copy_of(x: Any) -> Any:
+    """Return a copy of an array, or of a tuple with the arrays in it copied; anything else as it is.
+
+    An array that repeats its elements by strides of 0, as a broadcast mask, still does so.
+    """
+    if type(x) is tuple:
+        return tuple(copy_of(part) for part in x)
+    if not hasattr(x, "dtype") or not hasattr(x, "strides"):
+        return x
+    if 0 in x.strides:
+        once = x[tuple(slice(None if step else 1) for step in x.strides)].copy()
+        return namespace_of(x).broadcast_to(once, x.shape)
+    return x.copy()
+
+
 class Namespace:
     """The array functions that forward and backward rules may call, under NumPy's names and arguments.
 
@@ -68,7 +84,17 @@ class Namespace:
         cls.extras[name] = function
 
 
+class _Add:
+    """`numpy.add`; but its `at` sums float32 in float64."""
+
+    at = staticmethod(sums.add_at)
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        return np.add(x, y)
+
+
 NUMPY = Namespace(np)
+NUMPY.add = _Add()
 
 
 @functools.cache
@@ -95,7 +121,7 @@ def matmul(xp: Namespace, x: Array, y: Array) -> Array:
     if is_on_gpu(x):
         return _matmul_on_gpu(x, y)
     if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous:
-        return (x.reshape(-1, x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[-1])
+        return (x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[-1])
     return x @ y
 
 

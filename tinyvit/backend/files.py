@@ -42,9 +42,9 @@ def _require_regular(found: os.stat_result, path: str | os.PathLike[str]) -> Non
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text in a file. Raises OSError, and ValueError if it is not UTF-8."""
+    """Return the text in a file, without a byte order mark. Raises OSError, and ValueError if it is not UTF-8."""
     with open_file(path, MAX_TEXT_BYTES) as file:
-        return file.read().decode("utf-8")
+        return file.read().decode("utf-8-sig")
 
 
 def parse_json(text: str) -> Any:

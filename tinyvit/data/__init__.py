@@ -1,7 +1,7 @@
 """Data: data sets by name, batches for training, augmentation, and reading single images.
 
-Order: augment, digits, moving, scenes, tokenizer, images, formats, archives, sources, download, datasets, texts,
-loader.
+Order: augment, digits, moving, scenes, tokenizer, image_files, images, formats, archives, sources, download, datasets,
+texts, loader.
 """
 
 from .augment import Augment

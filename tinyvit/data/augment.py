@@ -50,11 +50,13 @@ class Augment:
 
         Parameters
         ----------
-        images : uint8 or float (B, C, H, W)
+        images : uint8 or float (B, C, H, W), or (B, T, C, H, W) of videos, whose frames are all changed alike
         rng : numpy.random.Generator
             The random stream; the result depends on nothing else.
         """
-        batch, _, height, width = images.shape
+        shape = images.shape
+        batch, height, width = shape[0], *shape[-2:]
+        images = images.reshape(batch, -1, height, width)  # the frames of a video become channels
         if self.rotate or self.scale:
             degrees = rng.uniform(-self.rotate, self.rotate, (batch,))
             factors = rng.uniform(1 - self.scale, 1 + self.scale, (batch,))
@@ -65,7 +67,11 @@ class Augment:
             images = np.where(rng.random((batch, 1, 1, 1)) < 0.5, images[..., ::-1], images)
         if self.cutout:
             images = cover_squares(images, rng.integers((height, width), size=(batch, 2)), self.cutout)
-        return images
+        return images.reshape(shape)
+
+    def used(self) -> list[str]:
+        """Return the names of the changes that are made."""
+        return [name for name, value in vars(self).items() if value]
 
 
 def shift_pixels(images: NDArray, offsets: NDArray[np.int64]) -> NDArray:

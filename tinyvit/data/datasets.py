@@ -1,6 +1,7 @@
 """Image data sets by name: their classes and statistics, and how they are loaded into memory."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,16 +10,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, log
 from .digits import read_digits
 from .download import fetch
 from .formats import damaged, read_cifar, read_cifar_archive, read_idx
+from .image_files import (
+    IMAGE_SUFFIXES,
+    class_folders,
+    files_beside,
+    find_images,
+    listed,
+    listed_files,
+    read_files,
+    warn_of_left_out,
+)
 from .images import read_image
 from .moving import MOTIONS, SWEEPS, chirps, motion
 from .sources import DATASET_NAMES, SOURCES, check_name, find, find_part
 
 SPLITS = ("train", "test")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 # Mean and standard deviation of each channel over the train split, of pixels in 0..1: computed for the digits and the
 # generated data, and else the usual published numbers. Those of a folder map black to -1 and white to 1.
@@ -32,6 +42,8 @@ CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "chirps": ((0.4,), (0.2,)),
     "folder": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+# Data sets whose labels tell left from right, so that images must not be mirrored.
+HANDED = ("motion", "chirps", "scenes-questions")
 _WITHOUT_DOWNLOAD = {"digits": read_digits, "motion": motion, "chirps": chirps}
 _DIGITS = tuple("0123456789")
 _CIFAR_100 = """
@@ -102,6 +114,8 @@ class Dataset:
     classes : tuple of str
     mean, std : tuple of float
         Of each channel, for pixels in 0..1; the same numbers for both splits.
+    files : tuple of str
+        The file of each image, if each has its own; else empty.
     """
 
     name: str
@@ -111,6 +125,7 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
@@ -134,7 +149,22 @@ class Dataset:
 
     def first(self, count: int) -> "Dataset":
         """Return the data set reduced to its first `count` images."""
-        return replace(self, images=self.images[:count], labels=self.labels[:count])
+        return self.chosen(np.arange(min(count, len(self))))
+
+    def chosen(self, indices: NDArray[np.int64]) -> "Dataset":
+        """Return the data set reduced to the images with these indices."""
+        files = tuple(self.files[i] for i in indices) if self.files else ()
+        return replace(self, images=self.images[indices], labels=self.labels[indices], files=files)
+
+    def sample(self, count: int, seed: int = 0) -> "Dataset":
+        """Return a random sample of `count` images that has some of every class, in the order of the data set.
+
+        Raises DataError if `count` is less than the number of classes.
+        """
+        there = len(np.unique(self.labels))
+        if count < min(there, len(self)):
+            raise DataError(f"{count} images of {there} classes would leave classes without images; take more")
+        return self.chosen(sample_indices(self.labels, count, seed))
 
     def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the indices of all samples in random order."""
@@ -147,6 +177,10 @@ class Dataset:
         images = self.images[chosen]
         return Batch(self.normalize(images if augment is None else augment(images)), self.labels[chosen], index)
 
+    def fingerprint(self) -> str:
+        """Return a checksum of all images and labels."""
+        return checksum(self.images, self.labels)
+
     def with_equal_batches(self, size: int) -> "Dataset":
         """Return the data set with batches of `size` samples that all have the same shape, as a CUDA graph needs.
 
@@ -157,6 +191,38 @@ class Dataset:
     def normalize(self, images: NDArray) -> NDArray[np.float32]:
         """Normalize images with the mean and std of this data set, see the function `normalize`."""
         return normalize(images, self.mean, self.std)
+
+
+def checksum(*arrays: NDArray) -> str:
+    """Return the SHA-256 of the contents of arrays, with their shapes."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype} {array.shape} ".encode())
+        found.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+    return found.hexdigest()
+
+
+def equal_images(dataset: Dataset, other: Dataset) -> list[tuple[int, int]]:
+    """Return the pairs of indices of equal images in `dataset` and in `other`, one for each of `other`."""
+    place = {image.tobytes(): i for i, image in enumerate(dataset.images)}
+    return [(place[key], i) for i, image in enumerate(other.images) if (key := image.tobytes()) in place]
+
+
+def sample_indices(groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Return the sorted indices of a random sample of `count` elements, or of all if there are fewer.
+
+    `groups` (n,) are small integers. Each group has its share of the sample, and an element at least if `count` allows.
+    """
+    if count >= len(groups):
+        return np.arange(len(groups))
+    order = np.random.default_rng((seed, 1)).permutation(len(groups))
+    sizes = np.bincount(groups)
+    rank = np.empty(len(groups), np.int64)  # of each element within its group, in random order
+    by_group = order[np.argsort(groups[order], kind="stable")]
+    rank[by_group] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    # The first of each group come first, then the others in the order in which they use up the share of their group.
+    place = np.where(rank == 0, -1.0, (rank + 0.5) / sizes[groups])
+    return np.sort(order[np.argsort(place[order], kind="stable")[:count]])
 
 
 def normalize(images: NDArray, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
@@ -214,8 +280,9 @@ def load_dataset(name: str, split: str, *, image_size: int | None = None) -> Dat
 def image_folder(path: str | Path, split: str, *, image_size: int | None = None) -> Dataset:
     """Load a data set of image files, ``PATH/<split>/<class>/<file>``.
 
-    The classes are the folders of ``PATH/train``, in alphabetical order. Every image becomes RGB of one size, by the
-    rules of `tinyvit.data.images`. Files that are not images are ignored.
+    The classes are the folders of ``PATH/train``, in alphabetical order; a class may have folders within it. Every
+    image becomes RGB of one size, by the rules of `tinyvit.data.images`. Files that are hidden, that are not images, or
+    that cannot be read are left out; a warning counts and names them.
 
     Parameters
     ----------
@@ -227,45 +294,42 @@ def image_folder(path: str | Path, split: str, *, image_size: int | None = None)
     Raises
     ------
     DataError
-        If a folder is missing or empty, if the test split has a class that the train split lacks, if an image cannot be
-        read, or if the sizes differ.
+        If a folder is missing, if it has no image that can be read, if the test split has a class that the train split
+        lacks, or if the sizes differ.
     """
     root = Path(path)
-    classes = [folder.name for folder in _class_folders(root / "train")]
+    classes = tuple(class_folders(root / "train"))
     files: list[Path] = []
     labels: list[int] = []
-    for folder in _class_folders(root / split):
-        if folder.name not in classes:
-            raise DataError(f"{folder} is a class that {root / 'train'} lacks; it has {', '.join(classes)}")
-        images = [file for file in _visible(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
-        if not images:
-            raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some or remove it")
-        files += images
-        labels += [classes.index(folder.name)] * len(images)
-    with ThreadPoolExecutor() as pool:
-        arrays = list(pool.map(lambda file: read_image(file, 3, image_size), files))
+    arrays: list[NDArray[np.uint8]] = []
+    left_out = files_beside(root / split)
+    folders = class_folders(root / split)
+    if unknown := [name for name in folders if name not in classes]:
+        others = f", as are {listed(unknown[1:])}" if unknown[1:] else ""
+        raise DataError(
+            f"{folders[unknown[0]]} is a class that {root / 'train'} lacks{others}; it has {listed(classes, 20)}"
+        )
+    for name, folder in folders.items():
+        found = find_images(folder)
+        good, pixels, broken = read_files(found.images, lambda file: read_image(file, 3, image_size))
+        if not good:
+            rest = [*broken, *found.left_out]
+            way = f"of its files none can be used: {listed_files(rest)}" if rest else "add some or remove it"
+            raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); {way}")
+        files, arrays, labels = files + good, arrays + pixels, labels + [classes.index(name)] * len(good)
+        left_out += [*broken, *found.left_out]
     for file, array in zip(files, arrays, strict=True):
         if array.shape != arrays[0].shape:
             raise DataError(
                 f"{file} has the shape {array.shape} and {files[0]} {arrays[0].shape}; give image_size, which "
                 "resizes every image"
             )
+    warn_of_left_out(root / split, left_out, len(files))
+    if missing := [name for name in classes if name not in folders]:
+        log.warning("%s has no images of the classes %s, so they are not measured", root / split, listed(missing))
     mean, std = CHANNEL_STATISTICS["folder"]
-    name = f"folder:{path}"
-    return Dataset(name, split, np.stack(arrays), np.array(labels, np.int64), tuple(classes), mean, std)
-
-
-def _class_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; the layout is PATH/train/<class>/<file>, PATH/test/...")
-    folders = [entry for entry in _visible(folder) if entry.is_dir()]
-    if not folders:
-        raise DataError(f"{folder} holds no folders; each class must be a folder of images in it")
-    return folders
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    return (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+    paths = tuple(map(str, files))
+    return Dataset(f"folder:{path}", split, np.stack(arrays), np.array(labels, np.int64), classes, mean, std, paths)
 
 
 def _read_idx_pair(name: str, folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

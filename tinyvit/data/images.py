@@ -4,9 +4,11 @@ These are the only rules by which images are converted:
 
 Pixels
     1-bit, greyscale and 8-bit colour values are kept; palettes are resolved; 16-bit greyscale is divided by 257; CMYK,
-    YCbCr and similar modes become RGB; floating-point and 32-bit images are refused.
+    YCbCr and similar modes become RGB; floating-point and 32-bit images are refused, and 16-bit values that lie so
+    close together that they would become equal.
 Transparency
-    A transparent image is laid over black, the background of the grey data sets.
+    A transparent image is laid over black, the background of the grey data sets. It is refused if nothing is seen
+    there: if it is black ink on a transparent ground, for example, or wholly transparent.
 Channels
     Colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B); grey becomes colour by repetition.
 Size
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 
 # Pillow's names of the formats of IMAGE_SUFFIXES. It knows others that start programs (EPS starts Ghostscript), or that
 # few people have looked at.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_SIXTEEN_BITS_IN_32 = ("PPM", "PNG")  # those whose 16-bit values Pillow may give as 32-bit integers
+_FAINT = 16  # the largest difference of values, of 255, that does not show a shape
 _opening = threading.Lock()  # the filters of warnings belong to all threads
 
 
@@ -107,7 +111,8 @@ def read_image(path: str | Path, channels: int, size: int | None = None) -> NDAr
         image.load()
         with _warnings_are_errors():
             image.getexif()
-        pixels = _to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+        kind = image.format  # a transposed image has none
+        pixels = _to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB", kind)
     if size is not None and pixels.size != (size, size):
         pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
     array = np.asarray(pixels)
@@ -118,19 +123,50 @@ def _too_large(path: str | Path, found: str) -> str:
     return f"{path} has {found} pixels, more than {MAX_PIXELS:,}; make it smaller first"
 
 
-def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
-    """Convert any image to 8-bit grey ("L") or colour ("RGB"), laying transparency over black."""
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its pixels ({image.mode}) are not of 8 or 16 bits; save it as an 8-bit PNG")
-        image = Image.fromarray((values // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        opaque.alpha_composite(image.convert("RGBA"))
-        image = opaque.convert("RGB")
+def _to_mode(image: "Image.Image", mode: str, kind: str | None = None) -> "Image.Image":
+    """Convert any image, of a file of a `kind` such as "PNG", to 8-bit grey ("L") or colour ("RGB")."""
+    if image.mode.startswith("F") or (image.mode == "I" and kind not in _SIXTEEN_BITS_IN_32):
+        raise ValueError(f"its pixels ({image.mode}) are not of 8 or 16 bits; save it as an 8-bit PNG")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = _over_black(image.convert("RGBA"))
     elif image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")
     return image.convert(mode)
+
+
+def _eight_bits(image: "Image.Image") -> "Image.Image":
+    """Divide 16-bit grey values by 257; a value that stands for transparency becomes an alpha channel."""
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int64)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise ValueError(f"its pixels ({image.mode}) are not of 8 or 16 bits; save it as an 8-bit PNG")
+    grey = (values // 257).astype(np.uint8)
+    if values.min() < values.max() and grey.min() == grey.max():
+        raise ValueError(
+            f"its 16-bit values, from {values.min()} to {values.max()} of 65535, are one value of 8 bits; "
+            "save it as an 8-bit PNG"
+        )
+    if "transparency" not in image.info:
+        return Image.fromarray(grey)
+    alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+    return Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
+
+
+def _over_black(image: "Image.Image") -> "Image.Image":
+    """Lay an RGBA image over black, unless nothing of it would be seen there."""
+    from PIL import Image
+
+    opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    opaque.alpha_composite(image)
+    colours = opaque.convert("RGB")
+    contrast = max(high - low for low, high in np.array(colours.getextrema()))
+    low, high = np.array(image.getextrema()[3])
+    if high == 0 or (high - low >= 128 and contrast <= _FAINT):
+        raise ValueError(
+            "its shapes are dark on a transparent ground, which is laid over black, so that nothing is seen; "
+            "save it without transparency, on a ground of another colour"
+        )
+    return colours

@@ -11,7 +11,7 @@ from ..backend.files import parse_json, read_text
 from ..errors import DataError
 from . import scenes
 from .archives import unpack
-from .datasets import SPLITS, Batch, normalize
+from .datasets import SPLITS, Batch, checksum, normalize, sample_indices
 from .download import fetch
 from .formats import damaged
 from .images import read_image
@@ -73,8 +73,24 @@ class TextDataset:
 
     def first(self, count: int) -> "TextDataset":
         """Return the data set reduced to its first `count` samples."""
-        cut = {name: getattr(self, name)[:count] for name in ("texts", "labels", "image_of", "kind_of")}
+        return self.chosen(np.arange(min(count, len(self))))
+
+    def chosen(self, indices: NDArray[np.int64]) -> "TextDataset":
+        """Return the data set reduced to the samples with these indices; it keeps all images."""
+        cut = {name: getattr(self, name)[indices] for name in ("texts", "labels", "image_of", "kind_of")}
         return replace(self, **cut)
+
+    def sample(self, count: int, seed: int = 0) -> "TextDataset":
+        """Return a random sample of `count` samples, in the order of the data set.
+
+        It has some of every answer, or of every kind of sample where texts are written, if `count` allows.
+        """
+        groups = self.labels if self.labels.ndim == 1 else self.kind_of
+        return self.chosen(sample_indices(groups, count, seed))
+
+    def fingerprint(self) -> str:
+        """Return a checksum of all texts, labels and images."""
+        return checksum(self.texts, self.labels, self.images, self.image_of)
 
     def with_equal_batches(self, size: int) -> "TextDataset":
         """Return the data set with batches of `size` samples that all have the same shape, as a CUDA graph needs.

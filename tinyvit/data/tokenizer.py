@@ -6,6 +6,7 @@ of special tokens. A word that is not in the vocabulary becomes `<unk>`.
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,11 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words and punctuation marks of a text in lower case: "Is it red?" -> ["is", "it", "red", "?"]."""
-    return _WORD.findall(text.lower())
+    """Return the words and punctuation marks of a text in lower case: "Is it red?" -> ["is", "it", "red", "?"].
+
+    Letters are taken in Unicode's composed form (NFC), so that texts that look the same have the same words.
+    """
+    return _WORD.findall(unicodedata.normalize("NFC", text.removeprefix("\ufeff").lower()))
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Tokenizer:
             raise ValueError(f"words begin with {self.words[: len(SPECIAL)]}; they must begin with {SPECIAL}")
         if len(set(self.words)) < len(self.words):
             raise ValueError(f"words has {Counter(self.words).most_common(1)[0][0]!r} more than once")
-        object.__setattr__(self, "_numbers", {word: number for number, word in enumerate(self.words)})
+        numbers = {unicodedata.normalize("NFC", word): number for number, word in enumerate(self.words)}
+        object.__setattr__(self, "_numbers", numbers | {word: number for number, word in enumerate(self.words)})
 
     @classmethod
     def build(cls, texts: Iterable[str]) -> "Tokenizer":
@@ -77,7 +82,7 @@ class Tokenizer:
             "truncation": None,
             "padding": None,
             "added_tokens": special,
-            "normalizer": {"type": "Lowercase"},
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, {"type": "NFC"}]},
             "pre_tokenizer": {"type": "Whitespace"},
             "post_processor": None,
             "decoder": None,

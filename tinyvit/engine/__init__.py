@@ -2,7 +2,7 @@
 
 It knows no operation by name but `cast`: `tinyvit.functional` defines them, one class each.
 
-Order: tape, tensor, dtypes, op, gradcheck.
+Order: tape, tensor, dtypes, refusal, op, gradcheck.
 """
 
 from .gradcheck import GradcheckError, gradcheck

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import BFLOAT16, is_floating
+from .. import context
+from ..backend import BFLOAT16, copy_of, is_floating
 from ..context import PRECISIONS
 from .tensor import Tensor
 
@@ -64,6 +65,8 @@ def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any
             name = type(x).__name__
             raise TypeError(f"{op.name}: {op.input_name(i)} is a {name}; give a Tensor, an array or a number")
         if not is_floating(x):
+            if x.dtype.kind not in "iub":
+                raise TypeError(f"{op.name}: {op.input_name(i)} has dtype {x.dtype}; it must hold real numbers")
             integers = True
         elif dtype is None:
             dtype = x.dtype
@@ -72,6 +75,12 @@ def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any
                 f"{op.name}: {op.input_name(i)} is {x.dtype}, the inputs before it {dtype}; dtypes are never mixed: "
                 f"convert one of them with .to({str(dtype)!r})"
             )
+    if context.now().recording and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        saved = {place for place, _ in op.sources}
+        arrays = [
+            copy_of(array) if array is x and (op.kernel or i in saved) else array
+            for i, (array, x) in enumerate(zip(arrays, inputs, strict=True))
+        ]
     if integers and dtype is not None:
         arrays = [x.astype(dtype) if hasattr(x, "dtype") and not is_floating(x) else x for x in arrays]
     if not hasattr(arrays[0], "dtype"):  # a bare number first: an array of what it meets

@@ -10,6 +10,7 @@ import numpy as np
 from .. import backend, context, dispatch
 from ..backend import devices
 from .dtypes import autocast_inputs, unwrapped
+from .refusal import refuse
 from .tape import Node
 from .tensor import Tensor, on_tape
 
@@ -30,13 +31,19 @@ class Op:
       gets None for an output that nobody used.
     - `saves`: the names of the inputs and outputs that `backward` needs; "x for y" if x is needed only for the gradient
       of y. Nothing else may be saved: a saved intermediate would count as a constant in second derivatives.
+    - `copies`: the parameters that are arrays, or tuples with arrays among them, such as ids, masks and indices.
     - `samples()`: inputs that exercise it, awkward shapes included. The tests run every operation's samples.
 
     Attributes of an instance, as `backward` finds them in `ctx`: `saved` (in the order of `saves`), `shapes` and
     `needs` (of each input: its shape, whether its gradient is wanted), and the parameters.
+
+    Whatever `backward` reads is as it was in forward. A saved tensor that was modified in place since is noticed, and
+    `backward` refused; bare arrays that are saved, and the parameters in `copies`, are copied in forward, because
+    nothing tells when NumPy writes to them. (`Tensor(array)` promises that `array` is left alone.)
     """
 
     saves: ClassVar[tuple[str, ...]] = ()
+    copies: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     is_sequence: ClassVar[bool] = False  # whether forward returns a tuple whose length the inputs decide
     has_one_output: ClassVar[bool]
@@ -142,11 +149,16 @@ class Op:
         if devices.gpu_in_use:
             arrays, params = backend.on_one_device(cls.name, arrays, params)
         implementation = dispatch.select(cls, dtype, arrays, params, now.kernels)
-        returned = implementation.forward(arrays, params, dtype)
+        try:
+            returned = implementation.forward(arrays, params, dtype)
+        except (ValueError, TypeError, IndexError) as error:
+            refuse(cls, arrays, params, error)
         outputs = [Tensor(array) for array in (returned if cls.is_sequence else returned[: len(cls.outputs)])]
         if now.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
             if True in needs:
+                if cls.copies:
+                    params = {k: backend.copy_of(v) if k in cls.copies else v for k, v in params.items()}
                 node = Node(cls, params, needs, dtype, len(outputs))
                 node.implementation, node.kept = implementation, implementation.kept(arrays, returned)
                 _record(node, inputs, arrays, outputs)
@@ -211,7 +223,8 @@ def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: S
             saved.append(None)
             continue
         owner = inputs[s] if s >= 0 else outputs[~s]
-        saved.append(arrays[s] if s >= 0 else owner.data)
-        if isinstance(owner, Tensor):
+        array = arrays[s] if s >= 0 else owner.data
+        saved.append(array)
+        if isinstance(owner, Tensor) and owner.data is array:  # integers were cast, to an array of their own
             memory = owner.memory
             guards.append((s, memory, memory.version))

@@ -24,7 +24,6 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_memory", "data", "grad", "hooks", "node", "output_index", "requires_grad")
-    __array_ufunc__ = None  # array + tensor is left to Tensor.__radd__
 
     if TYPE_CHECKING:  # operators and methods come from a table in tinyvit.functional
         T: "Tensor"
@@ -44,6 +43,8 @@ class Tensor:
             if not hasattr(data, "dtype"):
                 raise TypeError(f"Tensor takes an array, not a {type(data).__name__}; tinyvit.tensor(data) makes one")
             data = np.asarray(data) if isinstance(data, np.generic) else data
+        if data.dtype.kind not in "fiubV":  # V: bfloat16
+            raise TypeError(f"data has dtype {data.dtype}; a tensor holds real numbers, integers or booleans")
         if requires_grad and not backend.is_floating(data):
             raise TypeError(f"requires_grad=True needs a floating dtype, not {data.dtype}")
         self.data: Array = data
@@ -68,6 +69,8 @@ class Tensor:
 
     def item(self) -> float | int | bool:
         """Return the value of a tensor with one element as a Python number."""
+        if self.data.size != 1:
+            raise ValueError(f"item: the tensor has shape {self.shape}, not one element")
         return self.numpy().item()
 
     # Its place on the tape

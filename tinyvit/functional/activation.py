@@ -7,8 +7,11 @@ import numpy as np
 
 from ..backend import Namespace
 from ..engine import Op, Tensor
+from .arguments import Axis, reduced_axes
 from .elementwise import as_floating
+from .reduction import largest
 from .samples import sample
+from .shape import reshape
 from .teaching import Fault, Question
 
 _SQRT_HALF = math.sqrt(1 / 2)
@@ -174,7 +177,7 @@ class Softmax(Op):
 
     @staticmethod
     def forward(xp, x, *, axis=-1):
-        e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
+        e = xp.exp(x - largest(xp, x, axis))
         return e / xp.sum(e, axis=axis, keepdims=True)
 
     def backward(ctx, xp, dy):
@@ -196,7 +199,7 @@ class LogSoftmax(Op):
 
     @staticmethod
     def forward(xp, x, *, axis=-1):
-        shifted = x - xp.max(x, axis=axis, keepdims=True)
+        shifted = x - largest(xp, x, axis)
         return shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))
 
     def backward(ctx, xp, dy):
@@ -246,9 +249,16 @@ def _checked(approximate: str) -> str:
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`, without overflow; NaN where all of x is -inf."""
-    return Softmax.apply(as_floating(x), axis=axis)
+    return _along(Softmax, as_floating(x), reduced_axes("softmax", x, axis))
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """log(softmax(x)) along `axis`, without overflow or cancellation."""
-    return LogSoftmax.apply(as_floating(x), axis=axis)
+    return _along(LogSoftmax, as_floating(x), reduced_axes("log_softmax", x, axis))
+
+
+def _along(op: type[Op], x: Any, axis: Axis) -> Tensor:
+    """Apply a kind of softmax along one axis; a scalar is a row of one element."""
+    if axis is not None and not isinstance(axis, int):
+        raise TypeError(f"{op.name}: axis is {axis}; it must be one integer")
+    return op.apply(x, axis=axis) if axis is not None else reshape(op.apply(reshape(x, 1), axis=0), ())

@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 
 from ..backend import NUMPY, Generator, Namespace, default_generator, is_floating, is_on_gpu, namespace_of, to_host
+from ..context import now
 from ..engine import Op, Tensor
+from ..engine.dtypes import autocast_inputs
+from .arguments import number
 from .elementwise import constant
 from .random import check_probability
+from .reduction import largest
 from .samples import sample
 from .shape import stack
 from .teaching import SHAPE, Fault, Question
@@ -27,6 +31,7 @@ class Attention(Op):
 
     autocast = "narrow"
     saves = ("q", "k", "v", "bias", "out")
+    copies = ("mask",)
     kernel = "attention"
     letters = ("q out: B H N D", "k v: B H S D", "bias: B H N S | H N S | N S")
     attention_maps = ("p", "dp", "ds")
@@ -177,8 +182,8 @@ def _exponentials(xp, q, k, bias, mask, is_causal, scale):
         visible = causal if mask is None else mask & causal
     if visible is not None:
         scores = xp.where(visible, scores, -np.inf)
-    largest = xp.stop_gradient(xp.max(scores, axis=-1, keepdims=True))
-    shift = xp.where(largest == -np.inf, 0.0, largest)
+    peak = xp.stop_gradient(largest(xp, scores, -1))
+    shift = xp.where(peak == -np.inf, 0.0, peak)
     return xp.exp(scores - shift), shift
 
 
@@ -250,12 +255,12 @@ def scaled_dot_product_attention(
         if values.dtype == bool:
             mask = values
         elif is_floating(values):
-            bias = attn_mask
+            bias = attn_mask if isinstance(attn_mask, Tensor) else Tensor(values)  # autocast converts tensors
         else:
             raise TypeError(f"attention: attn_mask has dtype {values.dtype}; it must be boolean or floating")
         _check_mask(values.shape, q.shape[:-1] + k.shape[-2:-1])
     seed, offset = (generator or default_generator).draw() if dropout_p else (0, 0)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = max(q.shape[-1], 1) ** -0.5 if scale is None else number("attention: scale", scale)
     return Attention.apply(
         q,
         k,
@@ -270,13 +275,27 @@ def scaled_dot_product_attention(
     )
 
 
-def attention_weights(q: Tensor, k: Tensor, attn_mask: Any = None, is_causal: bool = False) -> np.ndarray:
-    """Return what `scaled_dot_product_attention` weighs the values with: (B, H, N, S), on the host.
+def attention_weights(
+    q: Tensor, k: Tensor, attn_mask: Any = None, is_causal: bool = False, dropout_p: float = 0.0
+) -> np.ndarray:
+    """Return what the next call of `scaled_dot_product_attention` will weigh the values with: (B, H, N, S).
 
-    The mask must be boolean. Dropout is not part of the weights.
+    The arguments are those of that call, and `autocast` rounds them as it does there. With dropout, the weights that
+    the next draw of the default random stream drops are 0, and the others are divided by 1 - dropout_p. The result is
+    on the host: float64 for float64 inputs, else float32.
     """
-    mask = None if attn_mask is None else to_host(constant(attn_mask))
-    return attention_probabilities(NUMPY, q.numpy(), k.numpy(), None, mask, is_causal, q.shape[-1] ** -0.5)
+    values = None if attn_mask is None else constant(attn_mask)
+    mask = values if values is not None and values.dtype == bool else None
+    bias = None if values is None or mask is not None else Tensor(values)
+    inputs: Sequence[Any] = (q, k, q, bias)
+    if (precision := now().precision) is not None:
+        inputs = autocast_inputs(Attention, inputs, precision, lambda x, dtype: Tensor(x.data.astype(dtype)))
+    exact_q, exact_k, _, exact_bias = (None if x is None else to_host(x.data).astype(np.float64) for x in inputs)
+    visible = None if mask is None else to_host(mask)
+    p = attention_probabilities(NUMPY, exact_q, exact_k, exact_bias, visible, is_causal, q.shape[-1] ** -0.5)
+    if dropout_p:
+        p = p * NUMPY.dropout_mask(p.shape, dropout_p, default_generator.seed, default_generator.offset, p.dtype)
+    return p if q.dtype == np.float64 else p.astype(np.float32)
 
 
 def _check_mask(shape: tuple[int, ...], scores: tuple[int, ...]) -> None:

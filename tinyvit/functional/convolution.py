@@ -7,10 +7,9 @@ import numpy as np
 
 from ..backend import Namespace
 from ..engine import Op, Tensor
+from .arguments import Pair, as_pair
 from .samples import sample
 from .teaching import Fault
-
-Pair = tuple[int, int]
 
 
 def _positions(shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> Pair:
@@ -77,7 +76,7 @@ class Conv2d(Op):
     """
 
     autocast = "narrow"
-    saves = ("x", "weight")
+    saves = ("x for weight", "weight for x")
     kernel = "conv2d"
     letters = ("x: B C y x", "weight: O C i j", "bias: O", "out: B O y x")
     fault = Fault(
@@ -95,17 +94,17 @@ class Conv2d(Op):
 
     def backward(ctx, xp, dy):
         x, weight = ctx.saved
-        kernel = weight.shape[2:]
+        shape, kernel = ctx.shapes[1], ctx.shapes[1][2:]
         dy = xp.reshape(dy, (*dy.shape[:2], dy.shape[2] * dy.shape[3]))  # (B, O, OH OW)
         dx = dweight = db = None
         # y = weight @ columns + bias
         if ctx.needs[0]:
             dcolumns = xp.matmul(xp.swapaxes(xp.reshape(weight, (weight.shape[0], -1)), 0, 1), dy)
-            dx = xp.col2im(dcolumns, x.shape, kernel, ctx.stride, ctx.padding)
+            dx = xp.col2im(dcolumns, ctx.shapes[0], kernel, ctx.stride, ctx.padding)
         if ctx.needs[1]:
             columns = xp.im2col(x, kernel, ctx.stride, ctx.padding)
             dweight = xp.sum(xp.matmul(dy, xp.swapaxes(columns, 1, 2)), axis=0)
-            dweight = xp.reshape(dweight, weight.shape)
+            dweight = xp.reshape(dweight, shape)
         if ctx.needs[2]:
             db = xp.sum(dy, axis=(0, 2))
         return dx, dweight, db
@@ -125,7 +124,7 @@ class MaxPool2d(Op):
 
     @staticmethod
     def forward(xp, x, *, window, stride, padding):
-        return xp.max(_windows(xp, x, window, stride, padding, -np.inf), axis=2)
+        return xp.max(_windows(xp, x, window, stride, padding, _lowest(x.dtype)), axis=2)
 
     def backward(ctx, xp, dy):
         x, y = ctx.saved
@@ -163,6 +162,11 @@ class AvgPool2d(Op):
     @staticmethod
     def samples():
         yield sample((2, 2, 5, 4), window=(3, 2), stride=(2, 2), padding=(1, 1))
+
+
+def _lowest(dtype: Any) -> Any:
+    """What pads an image so that it is never the largest, unless nothing is larger."""
+    return -np.inf if dtype.kind in "fV" else np.iinfo(dtype).min if dtype.kind in "iu" else False
 
 
 def _windows(xp, x, kernel, stride, padding, value):
@@ -205,7 +209,7 @@ def conv2d(
 
 def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
     """The largest value of each window of x (B, C, H, W); the stride is the window's size by default."""
-    window = _pair("max_pool2d", "kernel_size", kernel_size, 1)
+    window = as_pair("max_pool2d", "kernel_size", kernel_size, 1)
     stride, padding = _fitting("max_pool2d", x, window, window if stride is None else stride, padding)
     if 2 * padding[0] > window[0] or 2 * padding[1] > window[1]:
         raise ValueError(f"max_pool2d: padding {padding} is more than half of kernel_size {window}")
@@ -214,7 +218,7 @@ def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
 
 def avg_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
     """The mean of each window of x (B, C, H, W), padding counted; the stride is the window's size by default."""
-    window = _pair("avg_pool2d", "kernel_size", kernel_size, 1)
+    window = as_pair("avg_pool2d", "kernel_size", kernel_size, 1)
     stride, padding = _fitting("avg_pool2d", x, window, window if stride is None else stride, padding)
     return AvgPool2d.apply(x, window=window, stride=stride, padding=padding)
 
@@ -229,17 +233,10 @@ def col2im(x: Tensor, shape: tuple[int, ...], kernel: Pair, stride: Pair, paddin
     return Col2im.apply(x, shape=shape, kernel=kernel, stride=stride, padding=padding)
 
 
-def _pair(name: str, argument: str, value: int | Pair, least: int) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
-        raise ValueError(f"{name}: {argument} is {value!r}; it must be one or two integers of at least {least}")
-    return pair
-
-
 def _fitting(
     name: str, x: Tensor, kernel: tuple[int, ...], stride: int | Pair, padding: int | Pair
 ) -> tuple[Pair, Pair]:
-    stride, padding = _pair(name, "stride", stride, 1), _pair(name, "padding", padding, 0)
+    stride, padding = as_pair(name, "stride", stride, 1), as_pair(name, "padding", padding, 0)
     if x.ndim != 4 or any(n + 2 * p < k for n, k, p in zip(x.shape[2:], kernel, padding, strict=True)):
         raise ValueError(
             f"{name}: a window of {kernel} does not fit x of shape {x.shape} (B, C, H, W) with padding {padding}"

@@ -97,7 +97,7 @@ class Multiply(Op):
 class Divide(Op):
     """z = x / y        dx = dz / y,  dy = -dz z / y"""
 
-    saves = ("y", "out")
+    saves = ("y", "out for y")
 
     @staticmethod
     def forward(xp, x, y):
@@ -120,7 +120,7 @@ class Power(Op):
     """z = x^y        dx = dz y x^(y-1),  dy = dz z log x  (0 where x <= 0)"""
 
     autocast = "wide"
-    saves = ("x", "y", "out")
+    saves = ("x", "y", "out for y")
 
     @staticmethod
     def forward(xp, x, y):
@@ -131,10 +131,14 @@ class Power(Op):
         dx = dy = None
         if ctx.needs[0]:
             # z = x ** y; 0 ** 0 has slope 0, not 0 * 0 ** -1
-            exponent = xp.where((x == 0) & (y == 0), 1.0, y - 1.0) if hasattr(y, "dtype") else y - 1 if y else 1.0
-            dx = xp.sum_to_shape(dz * y * x**exponent, ctx.shapes[0])
+            if hasattr(y, "dtype"):
+                slope = y * x ** xp.where((x == 0) & (y == 0), 1.0, y - 1.0)
+            else:
+                slope = y * x ** (y - 1) if y else xp.zeros_like(x)
+            dx = xp.sum_to_shape(dz * slope, ctx.shapes[0])
         if ctx.needs[1]:
             log_x = xp.log(xp.where(x > 0, x, xp.ones_like(x)))
+            log_x = xp.where((x == 0) & (y < 0), -math.inf, log_x)
             dy = xp.sum_to_shape(dz * z * log_x, ctx.shapes[1])
         return dx, dy
 
@@ -337,6 +341,8 @@ def _to_the_greater(ctx, xp, dz, x, y):
 class Where(Op):
     """z = x where the condition holds, else y        dx = dz there, 0 elsewhere; dy the other way round"""
 
+    copies = ("condition",)
+
     @staticmethod
     def forward(xp, x, y, *, condition):
         return xp.where(condition, x, y)
@@ -356,15 +362,18 @@ class Where(Op):
 class Clip(Op):
     """y = x limited to [lowest, highest]        dx = dy where x lies within, 0 elsewhere"""
 
-    saves = ("x", "out")
+    copies = ("lowest", "highest")
+
+    saves = ("x",)
 
     @staticmethod
     def forward(xp, x, *, lowest, highest):
         return xp.clip(x, lowest, highest)
 
     def backward(ctx, xp, dy):
-        x, y = ctx.saved
-        return xp.where(x == y, dy, 0.0)
+        (x,) = ctx.saved
+        dy = dy if ctx.lowest is None else xp.where(x >= ctx.lowest, dy, 0.0)
+        return dy if ctx.highest is None else xp.where(x <= ctx.highest, dy, 0.0)
 
     @staticmethod
     def samples():
@@ -455,14 +464,26 @@ def minimum(x: Any, y: Any) -> Tensor:
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     """x where `condition` (a boolean array or tensor) holds, else y; all three broadcast."""
-    return Where.apply(x, y, condition=constant(condition))
+    holds = constant(condition)
+    if holds.dtype.kind not in "biuf":
+        raise TypeError(f"where: condition has dtype {holds.dtype}; it must be boolean")
+    return Where.apply(x, y, condition=holds)
 
 
 def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
     """x limited to [min, max]; None leaves that side open. The gradient is 0 outside."""
     if min is None and max is None:
         raise ValueError("clip: min and max are both None; give at least one of them")
-    return Clip.apply(x, lowest=min, highest=max)
+    return Clip.apply(x, lowest=_bound("min", min), highest=_bound("max", max))
+
+
+def _bound(name: str, value: Any) -> Any:
+    """A bound of `clip`, which is a constant."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"clip: {name} requires a gradient; use F.maximum and F.minimum, which give it one")
+    if isinstance(value, str):
+        raise TypeError(f"clip: {name} is {value!r}; it must be a number or an array")
+    return value.data if isinstance(value, Tensor) else value
 
 
 def rounds_to_bfloat16(x: Tensor) -> bool:

@@ -4,11 +4,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index
 
 from ..backend import Array, Namespace, is_on_gpu, to_host
 from ..engine import Op, Tensor
-from ..kernels.sums import add_at
+from .arguments import axis_index
 from .elementwise import constant
 from .samples import sample
 from .shape import reshape
@@ -37,6 +36,8 @@ class BasicIndex(Op):
 class AdvancedIndex(Op):
     """y = x[index] with integer or boolean arrays        dx = zeros with dy added at index, as often as it repeats"""
 
+    copies = ("index",)
+
     @staticmethod
     def forward(xp, x, *, index):
         return x[index]
@@ -54,13 +55,15 @@ class AdvancedIndex(Op):
 class IndexAdd(Op):
     """y = zeros of `shape` with x added at `index`        dx = dy[index]; the adjoint of indexing"""
 
+    copies = ("index",)
+
     @staticmethod
     def forward(xp, x, *, index, shape):
         out = xp.zeros(shape, x.dtype)
         if _is_basic(index):
             out[index] = x  # slices never repeat an element
         elif not is_on_gpu(x):
-            add_at(out, index, x)
+            xp.add.at(out, index, x)
         elif len(index) == 1 and _are_integers(index) and index[0].size * shape[0] <= _LARGEST:
             rows = x.reshape(index[0].size, math.prod(shape[1:]))
             return _add_rows(xp, rows, index[0].reshape(-1), shape[0]).reshape(shape)
@@ -116,6 +119,8 @@ def _is_basic(index: Any) -> bool:
 class IndexPut(Op):
     """y = x with y[index] = value        dx = dy with 0 at index,  dvalue = dy[index]"""
 
+    copies = ("index",)
+
     @staticmethod
     def forward(xp, x, value, *, index):
         y = x.copy()
@@ -137,6 +142,7 @@ class Embedding(Op):
     """y = weight[ids]        dweight = zeros, with dy added to the row of each id"""
 
     kernel = "embedding"
+    copies = ("ids",)
 
     @staticmethod
     def forward(xp, weight, *, ids):
@@ -153,6 +159,8 @@ class Embedding(Op):
 class TakeRows(Op):
     """y_b = x_b[rows_b] of each matrix x_b        dx_b = zeros, with dy_b added to the rows that were taken"""
 
+    copies = ("rows",)
+
     @staticmethod
     def forward(xp, x, *, rows):
         return x[xp.arange(x.shape[0])[:, None], rows]
@@ -168,12 +176,14 @@ class TakeRows(Op):
 class AddRows(Op):
     """y_b = zeros of `count` rows, with x_b added at rows_b        dx_b = dy_b[rows_b]; the adjoint of take_rows"""
 
+    copies = ("rows",)
+
     @staticmethod
     def forward(xp, x, *, rows, count):
         if is_on_gpu(x):
             return _add_rows(xp, x, rows, count)
         y = xp.zeros((x.shape[0], count, x.shape[2]), x.dtype)
-        add_at(y, (xp.arange(x.shape[0])[:, None], rows), x)
+        xp.add.at(y, (xp.arange(x.shape[0])[:, None], rows), x)
         return y
 
     def backward(ctx, xp, dy):
@@ -222,7 +232,7 @@ def _index_part(i: Any) -> Any:
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)  # an empty list
     if array.dtype.kind not in "iub":
-        raise TypeError(f"an index is an integer, a slice, or an integer or boolean array, not {array.dtype}")
+        raise TypeError(f"index: an index is an integer, a slice, or an integer or boolean array, not {array.dtype}")
     return array
 
 
@@ -230,7 +240,7 @@ def take(x: Tensor, indices: Any, axis: int | None = None) -> Tensor:
     """The elements of x at `indices` (an integer array) along `axis`; of the flattened tensor by default."""
     if axis is None:
         return index(reshape(x, -1), constant(indices))
-    return index(x, (slice(None),) * normalize_axis_index(axis, x.ndim) + (constant(indices),))
+    return index(x, (slice(None),) * axis_index("take", axis, x.ndim) + (constant(indices),))
 
 
 def index_put(x: Tensor, value: Any, index: Any) -> Tensor:
@@ -279,6 +289,8 @@ def embedding(ids: Any, weight: Tensor) -> Tensor:
     values = constant(ids)
     if values.dtype.kind not in "iu":
         raise TypeError(f"embedding: ids have dtype {values.dtype}; they must be integers")
+    if weight.ndim == 0:
+        raise ValueError("embedding: weight has no axes; it must be (V, C)")
     check_ids("embedding: ids", values, weight.shape[0])
     return Embedding.apply(weight, ids=values)
 

@@ -67,12 +67,13 @@ class Linear(Op):
 
     def backward(ctx, xp, dy):
         x, weight = ctx.saved
-        rows = xp.reshape(dy, (-1, dy.shape[-1]))  # (R, out)
+        count = math.prod(dy.shape[:-1])
+        rows = xp.reshape(dy, (count, dy.shape[-1]))  # (R, out)
         # y = x @ weight.T + bias
         dx = xp.matmul(dy, weight) if ctx.needs[0] else None
         dweight = db = None
         if ctx.needs[1]:
-            dweight = xp.matmul(xp.swapaxes(rows, 0, 1), xp.reshape(x, (-1, x.shape[-1])))
+            dweight = xp.matmul(xp.swapaxes(rows, 0, 1), xp.reshape(x, (count, x.shape[-1])))
         if ctx.needs[2]:
             db = xp.sum(rows, axis=0)
         return dx, dweight, db
@@ -139,6 +140,9 @@ def _parse(spec: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     """The index letters of each operand and of the result, the ellipsis written out as letters."""
     left, arrow, result = spec.replace(" ", "").partition("->")
     terms = left.split(",")
+    strange = set(spec) - set(string.ascii_letters + " ,.->")
+    if strange:
+        raise ValueError(f"einsum: {spec!r} names indices by {sorted(strange)}; they must be letters")
     if len(terms) != len(operands):
         raise ValueError(f"einsum: {spec!r} has {len(terms)} terms for {len(operands)} operands")
     if not arrow:

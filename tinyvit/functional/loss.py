@@ -1,5 +1,6 @@
 """Losses."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ class CrossEntropy(Op):
     """
 
     autocast = "wide"
-    saves = ("logits", "target")
+    saves = ("logits", "target for logits")
+    copies = ("ids",)
     kernel = "cross_entropy"
     letters = ("logits target: ... K",)
     fault = Fault(
@@ -44,18 +46,21 @@ class CrossEntropy(Op):
         t = _distribution(xp, logits, target, ids, ignore_index, label_smoothing)
         log_p = xp.where(t == 0, 0.0, xp.log_softmax(logits))  # 0 log 0 = 0
         loss = -xp.sum(t * log_p, axis=-1)
-        return _reduced(xp, loss, _row_count(loss, ids, ignore_index), reduction)
+        return _reduced(xp, loss, _row_count(loss.size, ids, ignore_index), reduction)
 
     def backward(ctx, xp, dloss):
         logits, target = ctx.saved
-        t = _distribution(xp, logits, target, ctx.ids, ctx.ignore_index, ctx.label_smoothing)
         if ctx.reduction != "none":
-            divisor = _row_count(t[..., 0], ctx.ids, ctx.ignore_index) if ctx.reduction == "mean" else 1
+            divisor = (
+                _row_count(math.prod(logits.shape[:-1]), ctx.ids, ctx.ignore_index) if ctx.reduction == "mean" else 1
+            )
             dloss = xp.broadcast_to(dloss / divisor, logits.shape[:-1])
         dloss = xp.reshape(dloss, (*logits.shape[:-1], 1))
         # loss = -sum(t * log_softmax(logits))
-        log_p = xp.log_softmax(logits)
-        dlogits = dloss * (xp.exp(log_p) * xp.sum(t, axis=-1, keepdims=True) - t)
+        log_p, dlogits = xp.log_softmax(logits), None
+        if ctx.needs[0]:
+            t = _distribution(xp, logits, target, ctx.ids, ctx.ignore_index, ctx.label_smoothing)
+            dlogits = dloss * (xp.exp(log_p) * xp.sum(t, axis=-1, keepdims=True) - t)
         dtarget = (1 - ctx.label_smoothing) * -dloss * log_p if ctx.needs[1] else None
         return dlogits, dtarget
 
@@ -82,9 +87,9 @@ def _distribution(xp, logits, target, ids, ignore_index, label_smoothing):
     return xp.where(kept[..., None], xp.zeros_like(logits) + hot.astype(logits.dtype), 0.0)
 
 
-def _row_count(rows: Any, ids: np.ndarray | None, ignore_index: int) -> int:
+def _row_count(rows: int, ids: np.ndarray | None, ignore_index: int) -> int:
     """How many rows take part in the mean; at least 1, so that a batch without any has loss 0."""
-    return max(1, rows.size if ids is None else int((ids != ignore_index).sum()))
+    return max(1, rows if ids is None else int((ids != ignore_index).sum()))
 
 
 def _reduced(xp, loss, count, reduction):
@@ -104,7 +109,7 @@ class MseLoss(Op):
     def backward(ctx, xp, dloss):
         x, target = ctx.saved
         # l = (x - target)^2
-        dx = dloss * ((2 / x.size if ctx.reduction == "mean" else 2) * (x - target))
+        dx = dloss * ((2 / max(x.size, 1) if ctx.reduction == "mean" else 2) * (x - target))
         return dx, -dx
 
     @staticmethod
@@ -117,18 +122,19 @@ class BinaryCrossEntropyWithLogits(Op):
     """l = max(x, 0) - x t + log(1 + exp(-|x|)), averaged        dx = dl (sigmoid(x) - t) / n,  dt = -dl x / n"""
 
     autocast = "wide"
-    saves = ("logits", "target")
+    saves = ("logits", "target for logits")
 
     @staticmethod
     def forward(xp, logits, target, *, reduction="mean"):
-        loss = xp.maximum(logits, 0) - logits * target + xp.log(1 + xp.exp(-xp.abs(logits)))
+        loss = xp.maximum(logits, 0) - logits * target + xp.log1p(xp.exp(-xp.abs(logits)))
         return _reduced(xp, loss, logits.size, reduction)
 
     def backward(ctx, xp, dloss):
         logits, target = ctx.saved
-        scale = dloss / logits.size if ctx.reduction == "mean" else dloss
+        scale = dloss / max(logits.size, 1) if ctx.reduction == "mean" else dloss
         # l = log(1 + exp(x)) - x * target
-        return scale * (xp.sigmoid(logits) - target), -scale * logits
+        dlogits = scale * (xp.sigmoid(logits) - target) if ctx.needs[0] else None
+        return dlogits, -scale * logits if ctx.needs[1] else None
 
     @staticmethod
     def samples():
@@ -162,6 +168,11 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be in [0, 1)")
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
     values = constant(target)
+    if logits.ndim == 0 or values.dtype.kind == "b":
+        raise ValueError(
+            f"cross_entropy: logits has shape {logits.shape} and target is {values.dtype}; logits must be (..., K) and "
+            "target integers or probabilities"
+        )
     if values.dtype.kind not in "iu":
         _check_shapes("cross_entropy", "logits", logits, "target", values.shape)
         return CrossEntropy.apply(logits, target, **options)

@@ -1,7 +1,7 @@
 """Tensor's operators and methods: each is a function of this package, or follows a protocol of Python or NumPy."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ import numpy as np
 from .. import context
 from ..backend import as_array, namespace_of
 from ..engine import Tensor
-from . import activation, elementwise, indexing, linalg, reduction, shape
+from . import activation, elementwise, indexing, linalg, numpy_calls, reduction, shape
+from .arguments import is_sequence
 
 # In-place changes -----------------------------------------------------------------------------------------------------
 
@@ -55,8 +56,9 @@ def _reversed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _compared(function: Callable[..., Any]) -> Callable[..., Tensor]:
-    def compare(self: Tensor, other: Any) -> Tensor:
-        return Tensor(function(self.data, other.data if isinstance(other, Tensor) else other))
+    def compare(self: Tensor, other: Any) -> Any:
+        result = function(self.data, other.data if isinstance(other, Tensor) else other)
+        return Tensor(result) if hasattr(result, "dtype") else NotImplemented
 
     return compare
 
@@ -67,7 +69,7 @@ def _shaped(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _is_one_sequence(arguments: tuple[Any, ...]) -> bool:
-    return len(arguments) == 1 and isinstance(arguments[0], Sequence)
+    return len(arguments) == 1 and is_sequence(arguments[0])
 
 
 def _transposed(self: Tensor, *axes: Any) -> Tensor:
@@ -94,6 +96,22 @@ def _argmax(self: Tensor, axis: int | None = None) -> Tensor:
 
 def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+
+def _formatted(self: Tensor, form: str) -> str:
+    """Return `format(x, ".3f")` of a tensor with one element, and its text without a format."""
+    if not form:
+        return str(self)
+    if self.size != 1:
+        raise TypeError(f"a tensor of shape {self.shape} cannot be formatted as {form!r}; it has {self.size} elements")
+    return format(self.item(), form)
+
+
+def _as_index(self: Tensor) -> int:
+    """Return the value of a tensor with one integer, where Python needs an integer."""
+    if self.dtype.kind not in "iub" or self.ndim:
+        raise TypeError(f"a tensor of shape {self.shape} and dtype {self.dtype} is no integer")
+    return operator.index(self.item())
 
 
 def _length(self: Tensor) -> int:
@@ -160,18 +178,22 @@ _METHODS: dict[str, Any] = {
     "__add__": elementwise.add,
     "__and__": _compared(operator.and_),
     "__array__": _array,
+    "__array_function__": numpy_calls.call_function,
+    "__array_ufunc__": numpy_calls.ArrayUfunc(),
     "__copy__": _copied,
     "__deepcopy__": _deep_copied,
     "__reduce_ex__": _reduced,
     "__bool__": lambda self: bool(self.numpy()),
     "__eq__": _compared(operator.eq),
     "__float__": lambda self: float(self.item()),
+    "__format__": _formatted,
     "__ge__": _compared(operator.ge),
     "__getitem__": indexing.index,
     "__gt__": _compared(operator.gt),
     "__hash__": object.__hash__,
     "__iadd__": _in_place(elementwise.add),
     "__imul__": _in_place(elementwise.multiply),
+    "__index__": _as_index,
     "__int__": lambda self: int(self.item()),
     "__invert__": lambda self: Tensor(~self.data),
     "__isub__": _in_place(elementwise.subtract),

@@ -21,16 +21,20 @@ def row_statistics(xp: Any, x: Any, eps: float) -> tuple[Any, Any]:
     return xp.mean(x, axis=-1), _normalized(xp, x, eps)[1][..., 0]
 
 
-def _backward(xp, dy, x, weight, eps, y_dtype, dx_before=None):
+def _backward(ctx, xp, dy, x, weight, dx_before=None):
     """dx, dweight, dbias. After a residual sum, `dx_before` is the gradient of the sum; it or dy may be None."""
     if dy is None:
-        return dx_before, xp.zeros_like(weight), xp.zeros_like(weight)
-    dy = dy if y_dtype is None else xp.cast(dy, x.dtype)
-    xhat, rstd = _normalized(xp, x, eps)
+        none = xp.zeros(x.shape[-1:], x.dtype)
+        return dx_before, none, none
+    dy = dy if ctx.y_dtype is None else xp.cast(dy, x.dtype)
+    xhat, rstd = _normalized(xp, x, ctx.eps)
     # y = xhat * weight + bias
-    g = dy * weight
-    dweight = xp.sum_to_shape(dy * xhat, weight.shape)
-    dbias = xp.sum_to_shape(dy, weight.shape)
+    if weight is not None:  # it is saved if the gradient of x is wanted
+        g = dy * weight
+    dweight = xp.sum_to_shape(dy * xhat, x.shape[-1:])
+    dbias = xp.sum_to_shape(dy, x.shape[-1:])
+    if weight is None:
+        return None, dweight, dbias
     # xhat = (x - mean) * rstd, and mean and rstd both depend on x
     mean_g = xp.mean(g, axis=-1, keepdims=True)
     mean_gx = xp.mean(g * xhat, axis=-1, keepdims=True)
@@ -55,7 +59,7 @@ class LayerNorm(Op):
     """
 
     autocast = "wide"
-    saves = ("x", "weight")
+    saves = ("x", "weight for x")
     kernel = "layer_norm"
     fault = _FAULT
     questions = (
@@ -75,7 +79,7 @@ class LayerNorm(Op):
 
     def backward(ctx, xp, dy):
         x, weight = ctx.saved
-        return _backward(xp, dy, x, weight, ctx.eps, ctx.y_dtype)
+        return _backward(ctx, xp, dy, x, weight)
 
     @classmethod
     def residuals(cls, xp, inputs, outputs, params):
@@ -108,7 +112,7 @@ class AddLayerNorm(Op):
 
     def backward(ctx, xp, dsum, dy):
         total, weight = ctx.saved
-        dtotal, dweight, dbias = _backward(xp, dy, total, weight, ctx.eps, ctx.y_dtype, dsum)
+        dtotal, dweight, dbias = _backward(ctx, xp, dy, total, weight, dsum)
         # sum = x + residual
         return dtotal, dtotal, dweight, dbias
 

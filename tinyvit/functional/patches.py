@@ -3,6 +3,7 @@
 import math
 
 from ..engine import Op, Tensor
+from .arguments import integers, is_sequence
 from .samples import sample
 from .shape import reshape, transpose
 
@@ -48,7 +49,8 @@ def patches(x: Tensor, size: int | tuple[int, ...]) -> Tensor:
     ValueError if patches of that size do not tile x.
     """
     axes = x.ndim - 2
-    sizes = (size,) * axes if isinstance(size, int) else tuple(size)
+    numbers = integers("patches: size", size)
+    sizes = numbers if is_sequence(size) else numbers * axes
     if axes < 1 or len(sizes) != axes or min(sizes) < 1 or any(n % p for n, p in zip(x.shape[2:], sizes, strict=True)):
         raise ValueError(
             f"patches: x has shape {x.shape} and size is {size}; x must be (B, C, H, W), tiled by the patches"

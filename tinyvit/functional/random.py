@@ -92,7 +92,12 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, generator: Generat
 
 
 def check_probability(name: str, p: float) -> None:
-    if not 0 <= p <= 1:
+    """Raise TypeError unless p is a number, ValueError unless it is in [0, 1]."""
+    try:
+        is_probability = bool(0 <= p <= 1)
+    except TypeError:
+        raise TypeError(f"{name} is {p!r}; it must be a number in [0, 1]") from None
+    if not is_probability:
         raise ValueError(f"{name} is {p}; a probability is in [0, 1]")
 
 

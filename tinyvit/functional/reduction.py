@@ -5,12 +5,11 @@ from typing import Any
 
 from ..backend import Namespace
 from ..engine import Op, Tensor
+from .arguments import Axis, integer, integers, reduced_axes
 from .elementwise import as_floating
 from .samples import sample
 from .shape import reshape
 from .teaching import Fault
-
-Axis = int | tuple[int, ...] | None
 
 
 def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
@@ -23,6 +22,19 @@ def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
 def _count(shape: tuple[int, ...], axis: Axis) -> int:
     """How many elements of `shape` are reduced to one over `axis`."""
     return math.prod(n for n, k in zip(shape, _kept(shape, axis), strict=True) if k == 1)
+
+
+def _freedom(shape: tuple[int, ...], axis: Axis, correction: float) -> float:
+    """What a sum of squares is divided by for the variance; 0, as in NumPy, where nothing is left."""
+    left = _count(shape, axis) - correction
+    return left if left > 0 else 0
+
+
+def largest(xp: Any, x: Any, axis: Axis) -> Any:
+    """The largest element over `axis`, which is kept; -inf where there is none."""
+    if _count(x.shape, axis) == 0:
+        return xp.zeros(_kept(x.shape, axis), x.dtype) - math.inf
+    return xp.max(x, axis=axis, keepdims=True)
 
 
 def _repeat(ctx, xp, dy):
@@ -66,7 +78,7 @@ class Mean(Op):
 
     def backward(ctx, xp, dy):
         # y = sum(x) / n
-        return _repeat(ctx, xp, dy / _count(ctx.shapes[0], ctx.axis))
+        return _repeat(ctx, xp, dy / (_count(ctx.shapes[0], ctx.axis) or 1))
 
     @staticmethod
     def samples():
@@ -84,13 +96,14 @@ class Var(Op):
     @staticmethod
     def forward(xp, x, *, axis=None, correction=0, keepdims=False):
         centered = x - xp.mean(x, axis=axis, keepdims=True)
-        return xp.sum(centered * centered, axis=axis, keepdims=keepdims) / (_count(x.shape, axis) - correction)
+        return xp.sum(centered * centered, axis=axis, keepdims=keepdims) / _freedom(x.shape, axis, correction)
 
     def backward(ctx, xp, dy):
         (x,) = ctx.saved
         # y = sum((x - mean)^2) / (n - correction); the gradient through mean is 0, since the deviations sum to 0
         centered = x - xp.mean(x, axis=ctx.axis, keepdims=True)
-        return _repeat(ctx, xp, dy) * centered * (2 / (_count(x.shape, ctx.axis) - ctx.correction))
+        freedom = _freedom(x.shape, ctx.axis, ctx.correction)
+        return _repeat(ctx, xp, dy) * centered * (2 / freedom if freedom else math.inf)
 
     @staticmethod
     def samples():
@@ -151,8 +164,8 @@ class Logsumexp(Op):
 
     @staticmethod
     def forward(xp, x, *, axis=None, keepdims=False):
-        largest = xp.max(x, axis=axis, keepdims=True)
-        shift = xp.where(xp.abs(largest) == math.inf, 0.0, largest)
+        peak = largest(xp, x, axis)
+        shift = xp.where(xp.abs(peak) == math.inf, 0.0, peak)
         total = xp.sum(xp.exp(x - shift), axis=axis, keepdims=True)
         y = shift + xp.where(total > 0, xp.log(xp.where(total > 0, total, 1.0)), -math.inf)
         return y if keepdims else xp.sum(y, axis=axis)
@@ -237,44 +250,44 @@ Namespace.extend("sum_to_shape", _sum_arrays_to_shape)
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (all axes by default)."""
-    return Sum.apply(x, axis=axis, keepdims=keepdims)
+    return Sum.apply(x, axis=reduced_axes("sum", x, axis), keepdims=bool(keepdims))
 
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis` (all axes by default)."""
-    return Mean.apply(x, axis=axis, keepdims=keepdims)
+    return Mean.apply(x, axis=reduced_axes("mean", x, axis), keepdims=bool(keepdims))
 
 
 def var(x: Any, axis: Axis = None, correction: int = 0, keepdims: bool = False) -> Tensor:
     """The variance over `axis`, divided by n - correction."""
-    return Var.apply(x, axis=axis, correction=correction, keepdims=keepdims)
+    return Var.apply(x, axis=reduced_axes("var", x, axis), correction=correction, keepdims=bool(keepdims))
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest element over `axis`; equal ones share the gradient."""
-    return Max.apply(x, axis=axis, keepdims=keepdims)
+    return Max.apply(x, axis=reduced_axes("max", x, axis), keepdims=bool(keepdims))
 
 
 def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The smallest element over `axis`; equal ones share the gradient."""
-    return Min.apply(x, axis=axis, keepdims=keepdims)
+    return Min.apply(x, axis=reduced_axes("min", x, axis), keepdims=bool(keepdims))
 
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over `axis`, without overflow; -inf where all are -inf."""
-    return Logsumexp.apply(as_floating(x), axis=axis, keepdims=keepdims)
+    return Logsumexp.apply(as_floating(x), axis=reduced_axes("logsumexp", x, axis), keepdims=bool(keepdims))
 
 
 def cumsum(x: Any, axis: int | None = None) -> Tensor:
     """Running sums along `axis`; of the flattened tensor by default, as in NumPy."""
-    if axis is None:
+    if axis is None or reduced_axes("cumsum", x, axis) is None:  # of a scalar, as in NumPy, one sum
         return Cumsum.apply(reshape(x, -1), axis=0)
-    return Cumsum.apply(x, axis=axis)
+    return Cumsum.apply(x, axis=integer("cumsum: axis", axis))
 
 
 def broadcast_to(x: Any, shape: tuple[int, ...]) -> Tensor:
     """x repeated, without a copy, to a shape that it broadcasts to."""
-    return BroadcastTo.apply(x, shape=tuple(shape))
+    return BroadcastTo.apply(x, shape=integers("broadcast_to: shape", shape))
 
 
 def sum_to_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index
 
 from ..backend import Namespace, check_device, device_of, is_floating
 from ..backend import to_device as moved
 from ..engine import Op, Tensor
+from .arguments import axis_index, integer, integers, is_sequence, number, reduced_axes
 from .samples import sample
 
 
@@ -211,12 +211,12 @@ Namespace.extend("to_device", lambda xp, x, device: moved(x, device))
 
 def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
     """x in another shape of the same size; one length may be -1."""
-    return Reshape.apply(x, shape=tuple(shape) if isinstance(shape, Sequence) else (shape,))
+    return Reshape.apply(x, shape=integers("reshape: shape", shape))
 
 
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     """x with its axes permuted, reversed by default: y's axis i is x's axis axes[i]."""
-    axes = range(x.ndim)[::-1] if axes is None else axes
+    axes = range(x.ndim)[::-1] if axes is None else integers("transpose: axes", axes)
     if sorted(a + x.ndim if a < 0 else a for a in axes) != list(range(x.ndim)):
         raise ValueError(f"transpose: axes {tuple(axes)} is not a permutation of the {x.ndim} axes of x")
     return Transpose.apply(x, axes=tuple(a % x.ndim for a in axes))
@@ -225,22 +225,24 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
 def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
     """x with two axes exchanged."""
     axes = list(range(x.ndim))
-    i, j = normalize_axis_index(axis1, x.ndim), normalize_axis_index(axis2, x.ndim)
+    i, j = (axis_index("swapaxes", a, x.ndim, name) for a, name in ((axis1, "axis1"), (axis2, "axis2")))
     axes[i], axes[j] = axes[j], axes[i]
     return Transpose.apply(x, axes=tuple(axes))
 
 
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """The tensors one after the other along an existing axis."""
-    return Concatenate.apply(*_some("concatenate", tensors), axis=axis)
+    return Concatenate.apply(*_some("concatenate", tensors), axis=integer("concatenate: axis", axis))
 
 
 def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """The tensors, all of one shape, side by side along a new axis."""
-    return Stack.apply(*_some("stack", tensors), axis=axis)
+    return Stack.apply(*_some("stack", tensors), axis=integer("stack: axis", axis))
 
 
 def _some(name: str, tensors: Sequence[Any]) -> Sequence[Any]:
+    if not isinstance(tensors, (Sequence, Tensor)) and not hasattr(tensors, "shape"):
+        raise TypeError(f"{name}: tensors is {tensors!r}; give a list or a tuple of tensors")
     if len(tensors) == 0:
         raise ValueError(f"{name}: tensors is empty; give at least one")
     return tensors
@@ -248,36 +250,43 @@ def _some(name: str, tensors: Sequence[Any]) -> Sequence[Any]:
 
 def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of x along an axis, as views; their gradient is one packed array."""
-    return Unbind.apply(x, axis=normalize_axis_index(axis, x.ndim))
+    return Unbind.apply(x, axis=axis_index("unbind", axis, x.ndim))
 
 
 def split(x: Tensor, indices_or_sections: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
     """x cut along an axis, into equal sections or before each of the given indices, as views."""
-    axis = normalize_axis_index(axis, x.ndim)
+    axis = axis_index("split", axis, x.ndim)
     length = x.shape[axis]
-    if isinstance(indices_or_sections, int):
-        if indices_or_sections < 1 or length % indices_or_sections:
-            raise ValueError(f"split: an axis of length {length} cannot be cut into {indices_or_sections} equal parts")
-        step = length // indices_or_sections
-        stops = tuple(range(step, length, step))
+    numbers = integers("split: indices_or_sections", indices_or_sections)
+    if not is_sequence(indices_or_sections):
+        (sections,) = numbers
+        if sections < 1 or length % sections:
+            raise ValueError(f"split: an axis of length {length} cannot be cut into {sections} equal parts")
+        step = length // sections
+        stops = tuple(step * i for i in range(1, sections))
     else:
-        stops = tuple(slice(None, i).indices(length)[1] for i in indices_or_sections)
+        stops = tuple(slice(None, i).indices(length)[1] for i in numbers)
         if list(stops) != sorted(stops):
-            raise ValueError(
-                f"split: indices {tuple(indices_or_sections)} are not in order on an axis of length {length}"
-            )
+            raise ValueError(f"split: indices {numbers} are not in order on an axis of length {length}")
     return Split.apply(x, stops=stops, axis=axis)
 
 
 def pad(x: Tensor, pad_width: Any, value: float = 0.0) -> Tensor:
     """x with `value` around it; `pad_width` as in NumPy: a number, (before, after), or one such pair for each axis."""
-    width = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2))
-    return Pad.apply(x, width=tuple((int(a), int(b)) for a, b in width), value=value)
+    given = np.asarray(pad_width)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"pad: pad_width is {pad_width!r}; it must hold integers")
+    try:
+        width = np.broadcast_to(given, (x.ndim, 2))
+    except ValueError:
+        raise ValueError(f"pad: pad_width has shape {given.shape}; for x of shape {x.shape} it must be a number, a "
+                         f"pair, or of shape {(x.ndim, 2)}") from None  # fmt: skip
+    return Pad.apply(x, width=tuple((int(a), int(b)) for a, b in width), value=number("pad: value", value))
 
 
 def flip(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
     """x in reverse order along `axis` (all axes by default)."""
-    return Flip.apply(x, axis=axis)
+    return Flip.apply(x, axis=reduced_axes("flip", x, axis))
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Initial values of parameters, each drawn from its own place in the default random stream."""
 
 import math
+import operator
 
 import numpy as np
 
@@ -11,7 +12,11 @@ from .module import Parameter
 def check_sizes(what: str, least: int = 1, **sizes: int) -> None:
     """Raise ValueError, naming the argument, unless each of `sizes` is an integer, at least `least`."""
     for name, value in sizes.items():
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        try:
+            fits = not isinstance(value, bool) and operator.index(value) >= least
+        except TypeError:
+            fits = False
+        if not fits:
             raise ValueError(f"{what}: {name} is {value!r}; it must be an integer, at least {least}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..functional.arguments import as_pair
 from ..functional.tensors import Tensor, check_probability
 from . import init
 from .module import Module, Parameter
@@ -132,8 +133,8 @@ class Conv2d(Module):
         padding: int | Pair = 0,
         bias: bool = True,
     ) -> None:
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        init.check_sizes("Conv2d", in_channels=in_channels, out_channels=out_channels, kernel_size=min(kernel))
+        kernel = as_pair("Conv2d", "kernel_size", kernel_size, 1)
+        init.check_sizes("Conv2d", in_channels=in_channels, out_channels=out_channels)
         fan_in = in_channels * kernel[0] * kernel[1]
         self.weight = Parameter(init.uniform_fan_in((out_channels, in_channels, *kernel), fan_in))
         self.bias = Parameter(init.uniform_fan_in((out_channels,), fan_in)) if bias else None

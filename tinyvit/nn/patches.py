@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from .. import functional as F
+from ..functional.arguments import integers, is_sequence
 from ..functional.tensors import Tensor
 from . import init
 from .layers import Conv2d, ReLU
@@ -15,8 +16,9 @@ Sizes = tuple[int, ...]
 
 def as_sizes(name: str, value: int | Sizes, axes: int = 2) -> Sizes:
     """One positive integer for each axis."""
-    sizes = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(sizes) != axes or not all(isinstance(v, int) and v >= 1 for v in sizes):
+    numbers = integers(name, value)
+    sizes = numbers if is_sequence(value) else numbers * axes
+    if len(sizes) != axes or min(sizes) < 1:
         many = {1: "one", 2: "two", 3: "three"}.get(axes, str(axes))
         raise ValueError(f"{name} is {value!r}; it must be one or {many} positive integers")
     return sizes
@@ -37,7 +39,7 @@ class PatchEmbed(Module):
     def __init__(
         self, image_size: int | Sizes, patch_size: int | Sizes, in_channels: int, dim: int, stem: str = "linear"
     ) -> None:
-        axes = 2 if isinstance(image_size, int) else max(2, len(image_size))
+        axes = max(2, len(integers("image_size", image_size)))
         self.image_size, self.patch_size = (
             as_sizes("image_size", image_size, axes),
             as_sizes("patch_size", patch_size, axes),
@@ -120,7 +122,7 @@ def sincos1d(count: int, dim: int) -> np.ndarray:
 def sincos2d(grid: Sizes, dim: int) -> np.ndarray:
     """Positions of a grid, row by row: the first dim / 2 channels encode the row, the others the column; (N, dim)."""
     if len(grid) != 2:
-        raise ValueError(f"two-dimensional sinusoidal positions need images, not patches in a grid of {grid}")
+        raise ValueError(f"pos_embed='sincos2d' needs images, not patches in a grid of {grid}")
     if dim % 4:
         raise ValueError(f"two-dimensional sinusoidal positions need a dim that is a multiple of 4, not {dim}")
     rows, columns = (sincos1d(n, dim // 2) for n in grid)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import functional as F
 from ..functional.attention import attention_weights
-from ..functional.tensors import Tensor
+from ..functional.tensors import Tensor, constant
 from .layers import GELU, Dropout, DropPath, Identity, LayerNorm, LayerScale, Linear
 from .module import Module, ModuleList
 
@@ -62,7 +62,7 @@ class KeyValueCache:
 class _MultiHead(Module):
     """The steps that self-attention and cross-attention share."""
 
-    kept: list[np.ndarray] | None = None  # where `keep_attention` collects the weights
+    kept: tuple[list[np.ndarray], ...] = ()  # where blocks of `keep_attention` collect the weights
     proj: Module
     proj_drop: Module
 
@@ -75,9 +75,11 @@ class _MultiHead(Module):
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Any, is_causal: bool = False, read: int | None = None
     ) -> Tensor:
         """Attend with q (B, H, N, D) to k and v (B, H, S, D), then project: (B, N, C), or (B, C) of one token."""
-        if self.kept is not None:
-            self.kept.append(attention_weights(q, k, attn_mask, is_causal))
         dropout_p = self.dropout if self.training else 0.0
+        if self.kept:
+            weights = attention_weights(q, k, attn_mask, is_causal, dropout_p)
+            for maps in self.kept:
+                maps.append(weights)
         x = F.merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal))
         return self.proj_drop(self.proj(of_token(x, read)))
 
@@ -107,7 +109,7 @@ class Attention(_MultiHead):
             k, v = cache.extend(k, v)
             if is_causal:  # the new tokens' rows of the causal mask of all tokens
                 seen = np.tri(x.shape[1], k.shape[2], k.shape[2] - x.shape[1], dtype=bool)
-                attn_mask, is_causal = seen if attn_mask is None else attn_mask & seen, False
+                attn_mask, is_causal = _restricted(attn_mask, seen), False
         return self.attend(q, k, v, attn_mask, is_causal, read)
 
 
@@ -152,6 +154,15 @@ class CrossAttention(_MultiHead):
         return F.split_heads(select_rows(self.kv(context), context_of), self.heads, 2)
 
 
+def _restricted(attn_mask: Any, seen: np.ndarray) -> Any:
+    """Return a mask of either kind, or None, restricted to the keys that are `seen`."""
+    if attn_mask is None:
+        return seen
+    if constant(attn_mask).dtype == bool:
+        return attn_mask & seen
+    return F.where(seen, attn_mask, -np.inf)
+
+
 def of_token(x: Tensor, read: int | None) -> Tensor:
     """Return the token `read` of x (B, N, C): (B, C); all of x if that is None."""
     return x if read is None else x[:, read]
@@ -166,18 +177,20 @@ def select_rows(x: Tensor, rows: Any) -> Tensor:
 def keep_attention(model: Module) -> Iterator[dict[str, list[np.ndarray]]]:
     """Within this block, every attention layer of `model` keeps its weights.
 
-    Yields a mapping from the names of the layers to lists of arrays (B, H, N, S), one for each call. Masks must be
-    boolean; dropout is not in the weights.
+    Yields a mapping from the names of the layers to lists of arrays (B, H, N, S), one for each call: the weights by
+    which the values were multiplied, with masks, dropout and the rounding of `autocast`. A layer that has several names
+    has the same list under each. Blocks may be nested.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, _MultiHead)}
-    kept: dict[str, list[np.ndarray]] = {name: [] for name in layers}
-    for name, layer in layers.items():
-        layer.kept = kept[name]
+    lists: dict[int, list[np.ndarray]] = {id(layer): [] for layer in layers.values()}
+    own = {id(layer): layer for layer in layers.values()}
+    for number, layer in own.items():
+        layer.kept = (*layer.kept, lists[number])
     try:
-        yield kept
+        yield {name: lists[id(layer)] for name, layer in layers.items()}
     finally:
-        for layer in layers.values():
-            layer.kept = None
+        for number, layer in own.items():
+            layer.kept = tuple(maps for maps in layer.kept if maps is not lists[number])
 
 
 # Blocks -------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ import numpy as np
 
 from ..backend import default_device
 from ..checkpoint import atomic_write, load, require_finite, save
-from ..errors import CheckpointError, TinyvitError, TrainingFailed
+from ..data import Dataset
+from ..data.image_files import same_form
+from ..errors import CheckpointError, DataError, RecipeError, TinyvitError, TrainingFailed, log
 from ..nn import Module
 from ..recipe import Recipe, load_recipe
 from ..tasks import DataSpec, recipe_error, task_of
@@ -37,10 +39,37 @@ class RunError(TinyvitError):
 # The data and the model of a recipe ---------------------------------------------------------------------------------
 
 
-def load_data(recipe: Recipe, split: str) -> AnyDataset:
-    """Load one split ("train", "test") of the data that `recipe` names, the train split up to `data.limit`."""
-    dataset = task_of(recipe).load(split)
-    return dataset.first(recipe.data.limit) if split == "train" and recipe.data.limit else dataset
+def load_data(recipe: Recipe, split: str, in_order: bool = False) -> AnyDataset:
+    """Load one split ("train", "test") of the data that `recipe` names, of the train split a sample of `data.limit`.
+
+    The sample is random, by the seed of the recipe, and has some of every class. With `in_order` it is the first
+    samples, as in runs of earlier versions.
+    """
+    dataset, limit = task_of(recipe).load(split), recipe.data.limit
+    if split != "train" or not limit:
+        return dataset
+    try:
+        return dataset.first(limit) if in_order else dataset.sample(limit, recipe.train.seed)
+    except DataError as error:
+        raise RecipeError(f"data.limit is {limit}: {error}") from error
+
+
+def load_test_data(trained: "TrainedModel") -> AnyDataset:
+    """Load the test split of the data that a model was trained on, with the classes in the order of the model's.
+
+    Raises DataError if the classes, the size of the images or the words are not those that the model has learnt.
+    """
+    dataset, name = load_data(trained.recipe, "test"), trained.recipe.data.name
+    found = DataSpec.of(dataset)
+    learnt = [same_form(name) for name in trained.data.classes]
+    if sorted(learnt) == sorted(found.classes) and isinstance(dataset, Dataset):
+        labels = np.array([learnt.index(name) for name in found.classes])[dataset.labels]
+        dataset = dataclasses.replace(dataset, labels=labels, classes=trained.data.classes)
+    if changes := trained.data.differences(DataSpec.of(dataset)):
+        raise DataError(
+            f"{name} is not what this model was trained on: {'; '.join(changes)}; put that back, or train again"
+        )
+    return dataclasses.replace(dataset, mean=trained.data.mean, std=trained.data.std)
 
 
 def build_model(recipe: Recipe, data: DataSpec) -> Module:
@@ -165,6 +194,12 @@ def is_complete(folder: Path, metrics: bytes) -> bool:
     return all(file.is_file() for file in files) and files[0].read_bytes() == metrics
 
 
+def is_legacy(folder: Path) -> bool:
+    """Return whether the run in `folder` was begun by an earlier version, see `tinyvit.run.state.Training`."""
+    state = load(folder / CHECKPOINT) if (folder / CHECKPOINT).is_file() else {"legacy": False}
+    return bool(state.get("legacy", True))
+
+
 # Reading a run back -------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +248,13 @@ def read_recipe(folder: Path) -> Recipe:
 def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
     """Return the facts about the data from the checkpoint, or from the data set where there are only weights."""
     if not (folder / CHECKPOINT).is_file():
-        return DataSpec.of(load_data(recipe, "test"))
+        data = DataSpec.of(load_data(recipe, "train"))
+        if recipe.data.name.startswith("folder:"):
+            log.warning(
+                "%s has no %s; its classes are taken to be those that %s now has: %s",
+                *(folder, CHECKPOINT, recipe.data.name, ", ".join(data.classes)),
+            )
+        return data
     state = load(folder / CHECKPOINT)
     try:
         require_same_recipe(folder / CHECKPOINT, state, recipe, ("model", "data.name", "data.image_size", "task"))

@@ -24,6 +24,7 @@ from .folder import (
     RunError,
     claimed,
     is_complete,
+    is_legacy,
     new_run,
     read_recipe,
     resume_command,
@@ -96,7 +97,7 @@ def train(recipe: Recipe, name: str, out: Path | None = None, display: Display |
 
 def resume(folder: Path, display: Display | None = None) -> Result:
     """Resume the run in `folder` from its checkpoint, as if it had never stopped. Raises what `train` raises."""
-    training = Training(read_recipe(folder))
+    training = Training(read_recipe(folder), legacy=is_legacy(folder))
     display = display or Display()
     display.accept(training)
     with claimed(folder):

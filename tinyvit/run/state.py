@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ import numpy as np
 
 from ..backend import default_device, default_generator, manual_seed
 from ..checkpoint import load, require_finite
-from ..data import Augment, Batch, Loader
-from ..errors import CheckpointError, DataError
+from ..data import Batch, Dataset, Loader
+from ..data.datasets import equal_images
+from ..data.image_files import listed
+from ..errors import CheckpointError, DataError, RecipeError, log
 from ..nn import Module
 from ..optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, decay_groups
-from ..recipe import Recipe
+from ..recipe import Recipe, Train
 from ..tasks import DataSpec, recipe_error, task_of
+from ..tasks.base import DEFAULTS, AnyDataset, augmentation_of
 from .folder import build_model, load_data, require_same_recipe, write_progress
 from .steps import Losses, Steps
 from .transfer import freeze_encoders
@@ -88,13 +92,17 @@ class Position:
 class Training:
     """A run at one moment: its data, its model, and all that changes while it trains.
 
+    `legacy` says that the run was begun by an earlier version: then `data.limit` takes the first samples, and options
+    that have no effect are accepted.
+
     Raises RecipeError or DataError if the recipe and its data do not fit together.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, legacy: bool = False) -> None:
         settings = recipe.train
-        self.recipe, self.task = recipe, task_of(recipe)
-        self.train_data, self.test_data = (load_data(recipe, split) for split in ("train", "test"))
+        self.recipe, self.task, self.legacy = recipe, task_of(recipe), legacy
+        self.train_data, self.test_data = (load_data(recipe, split, legacy) for split in ("train", "test"))
+        _warn_of_equal_images(self.train_data, self.test_data)
         self.task.prepare(self.train_data)
         self.data = DataSpec.of(self.train_data)
         if self.test_data.images.shape[1:] != self.data.shape:
@@ -102,9 +110,13 @@ class Training:
                 f"{recipe.data.name} has train images of the shape {self.data.shape} (C, H, W) and test images of "
                 f"{self.test_data.images.shape[1:]}; set data.image_size, which resizes all images"
             )
-        keys = {key.name: getattr(recipe.data, key.name) for key in dataclasses.fields(Augment)}
-        augment = Augment(**keys) if any(keys.values()) else None
-        self.loader = Loader(self.train_data, recipe.data.batch_size, seed=settings.seed, augment=augment)
+        if not legacy:
+            self.task.check(self.data)
+            _check_optimizer_options(settings)
+        augment = augmentation_of(recipe)
+        self.loader = Loader(
+            self.train_data, recipe.data.batch_size, seed=settings.seed, augment=augment if augment.used() else None
+        )
         self.steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.total_steps = settings.epochs * self.steps_per_epoch
 
@@ -206,12 +218,19 @@ class Training:
         self._lap()  # writing counts as time of the run, but not as time of training
         self._written = time.perf_counter()
 
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Checksums of the data: a run may only be resumed with the same images and texts."""
+        return {"train": self.train_data.fingerprint(), "test": self.test_data.fingerprint()}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
         return {
             "recipe": self.recipe.to_toml(),
             "data": self.data.state_dict(),
             "train_images": len(self.train_data),
+            "fingerprints": self.fingerprints,
+            "legacy": self.legacy,
             "position": dataclasses.asdict(self.position),
             "generator": default_generator.state_dict(),
             "model": self.model.state_dict(),
@@ -246,8 +265,43 @@ class Training:
     def _require_same_origin(self, path: Path, state: Mapping[str, Any]) -> None:
         """Refuse to resume with another recipe or other data: the run would be neither the old one nor a new one."""
         require_same_recipe(path, state, self.recipe, ("data", "model", "train", "task"))
-        if (DataSpec.from_state(state["data"]), state["train_images"]) != (self.data, len(self.train_data)):
-            raise CheckpointError(f"{path} is of a run on other images than {self.recipe.data.name} now holds")
+        before, count, name = DataSpec.from_state(state["data"]), state["train_images"], self.recipe.data.name
+        changes = before.differences(self.data)
+        if count != len(self.train_data):
+            changes.append(f"there were {count:,} train {self.task.samples} and are now {len(self.train_data):,}")
+        if not changes and before != self.data:
+            changes.append("the images are normalized in another way, or the texts have another length")
+        for split, fingerprint in state.get("fingerprints", {}).items():
+            if not changes and fingerprint != self.fingerprints[split]:
+                changes.append(f"files of the {split} split have another content")
+        if changes:
+            raise CheckpointError(
+                f"{path} is of a run on other images than {name} now holds: {'; '.join(changes)}; put those back, or "
+                "start a new run"
+            )
+
+
+def _warn_of_equal_images(train: AnyDataset, test: AnyDataset) -> None:
+    """Warn if files of the test split hold images to learn from: then the accuracy promises too much."""
+    if isinstance(train, Dataset) and isinstance(test, Dataset) and train.files and test.files:
+        pairs = [f"{test.files[j]} = {train.files[i]}" for i, j in equal_images(train, test)]
+        if pairs:
+            log.warning(
+                "%s: %s of %s test images are train images too, so the accuracy will be too high: %s",
+                *(train.name, f"{len(pairs):,}", f"{len(test):,}", listed(pairs)),
+            )
+
+
+def _check_optimizer_options(settings: Train) -> None:
+    """Raise RecipeError if the recipe sets an option that its optimizer does not have."""
+    of_others = ("momentum", "nesterov") if settings.optimizer != "sgd" else ("beta1", "beta2")
+    for key in of_others:
+        value, default = getattr(settings, key), DEFAULTS[f"train.{key}"]
+        if value != default:
+            raise RecipeError(
+                f"train.{key} is {value}, which {settings.optimizer} does not use; leave it at {default}, or choose "
+                "another train.optimizer"
+            )
 
 
 def _build_optimizer(recipe: Recipe, model: Module) -> Optimizer:

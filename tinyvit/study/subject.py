@@ -11,11 +11,12 @@ import numpy as np
 from .. import functional as F
 from ..context import no_grad
 from ..data import normalize, read_image
+from ..data.image_files import same_form
 from ..dispatch import use_kernels
 from ..engine import Op, Tensor
 from ..errors import DataError, StudyError
 from ..models import ViT
-from ..run.folder import RunError, TrainedModel, load_data, load_run
+from ..run.folder import RunError, TrainedModel, load_run, load_test_data
 from ..tasks import DataSpec
 from .check.faults import place_for
 from .page.fused import comparisons_of
@@ -205,9 +206,10 @@ def _pixels_of(image: str | Path, data: DataSpec) -> np.ndarray:
 
 
 def _class_of(label: str, classes: tuple[str, ...]) -> int:
-    if label not in classes:
+    names = [same_form(name) for name in classes]
+    if same_form(label) not in names:
         raise StudyError(f"there is no class {label!r}; the classes are {', '.join(classes)}")
-    return classes.index(label)
+    return names.index(same_form(label))
 
 
 @no_grad()
@@ -218,7 +220,7 @@ def _probabilities(trained: TrainedModel, pixels: np.ndarray) -> np.ndarray:
 
 def _least_sure(trained: TrainedModel) -> tuple[np.ndarray, int, str]:
     """Among the first 500 test images, the one whose two most probable classes are closest; its label and its name."""
-    test = load_data(trained.recipe, "test")
+    test = load_test_data(trained)
     probabilities = _probabilities(trained, test.images[:500])
     first, second = np.sort(probabilities, axis=1)[:, :-3:-1].T
     i = int((first - second).argmin())

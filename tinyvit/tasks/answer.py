@@ -10,7 +10,7 @@ from ..data import Batch, TextDataset
 from ..engine import Tensor
 from ..models import VQA, ConvEncoder, CrossFusion, JointFusion, ProductFusion, TextEmbedding, TextEncoder
 from ..nn import Module
-from .base import DataSpec, Report, Task, accuracy_by_kind, count_confusions
+from .base import HIDING, DataSpec, Report, Task, accuracy_by_kind, count_confusions
 
 
 class Answer(Task):
@@ -22,6 +22,7 @@ class Answer(Task):
     """
 
     samples = "questions"
+    unused = ("task.word_prior", *HIDING)
     datasets = ("easy-vqa", "scenes-questions")
 
     def build(self, data: DataSpec) -> VQA:

@@ -11,7 +11,9 @@ from typing import Any, Self
 import numpy as np
 
 from ..context import no_grad
-from ..data import Batch, Dataset, TextDataset, Tokenizer, load_texts
+from ..data import Augment, Batch, Dataset, TextDataset, Tokenizer, load_texts
+from ..data.datasets import HANDED
+from ..data.image_files import listed, same_form
 from ..data.texts import TEXT_DATASETS
 from ..engine import Tensor
 from ..errors import RecipeError
@@ -20,6 +22,12 @@ from ..nn import Module, initialize_conv
 from ..recipe import Model, Recipe, Train
 
 AnyDataset = Dataset | TextDataset
+DEFAULTS = {  # of the keys of recipes that have one
+    f"{section.name}.{key.name}": key.default
+    for section in dataclasses.fields(Recipe)
+    for key in dataclasses.fields(section.type)  # type: ignore[arg-type]
+}
+HIDING = ("task.hide", "task.hide_patches", "task.hide_words")
 _LARGEST = 2**20  # side of an image, or length of a text, that a checkpoint may state
 
 
@@ -76,10 +84,45 @@ class DataSpec:
         """Return the facts in the form that a checkpoint stores."""
         return {name: list(values) for name, values in dataclasses.asdict(self).items()}
 
+    def differences(self, found: Self) -> list[str]:
+        """Return in words how the facts in `found` about other data differ from these; an empty list if they agree.
+
+        Longer texts differ; shorter ones do not. The normalization is not compared.
+        """
+        told = [
+            _names_that_differ("classes", tuple(map(same_form, self.classes)), tuple(map(same_form, found.classes))),
+            _names_that_differ("words", self.words, found.words),
+        ]
+        if self.shape != found.shape:
+            told.append(f"the images were {_size_of(self.shape)} and are now {_size_of(found.shape)}")
+        for kind, length, now in zip(("read", "written"), self.lengths, found.lengths, strict=False):
+            if now > length:
+                told.append(f"the longest text that is {kind} had {length} tokens and has now {now}")
+        return [line for line in told if line]
+
     @property
     def tokenizer(self) -> Tokenizer:
         """A tokenizer of the vocabulary."""
         return Tokenizer(self.words)
+
+
+def _names_that_differ(what: str, before: tuple[str, ...], now: tuple[str, ...]) -> str:
+    """Return in words how the names in `now` differ from those in `before`; empty if they do not."""
+    missing, new = [n for n in before if n not in now], [n for n in now if n not in before]
+    if before == now:
+        return ""
+    changes = [f"{listed(names)} {verb}" for names, verb in ((missing, "is gone"), (new, "is new")) if names]
+    how = ", ".join(changes) or "in another order"
+    return f"the {what} were {listed(before, 10)} and are now {listed(now, 10)} ({how})"
+
+
+def _size_of(shape: tuple[int, ...]) -> str:
+    """Return the shape of an image in words."""
+    if not shape:
+        return "absent"
+    *frames, channels, height, width = shape
+    size = f"{width} x {height} pixels with {channels} channel{'s' * (channels > 1)}"
+    return f"{frames[0]} frames of {size}" if frames else size
 
 
 @dataclass(frozen=True)
@@ -117,10 +160,12 @@ class Task:
     Attributes
     ----------
     samples : the name of what a batch consists of, in the plural.
+    unused : keys of recipes that this kind of task does not use; a recipe may not set them.
     datasets : names of the data sets with texts that this task can learn from.
     """
 
     samples = "images"
+    unused: tuple[str, ...] = ()
     datasets: tuple[str, ...] = tuple(TEXT_DATASETS)
 
     def __init__(self, recipe: Recipe) -> None:
@@ -135,6 +180,32 @@ class Task:
             kind, known = self.recipe.task.kind, " or ".join(self.datasets)
             raise RecipeError(f"data.name is {data.name!r}; a {kind!r} run learns from {known}")
         return load_texts(data.name, split)
+
+    def check(self, data: DataSpec) -> None:
+        """Raise RecipeError if the recipe asks for something that this task cannot do or does not use on such data."""
+        kind, name = self.recipe.task.kind, self.recipe.data.name
+        for key in self.unused:
+            section, _, field = key.partition(".")
+            value, default = getattr(getattr(self.recipe, section), field), DEFAULTS[key]
+            if value != default:
+                raise RecipeError(f"{key} is {value!r}, which a {kind!r} run does not use; leave it at {default!r}")
+        augment = augmentation_of(self.recipe)
+        for key in augment.used():
+            if not self.sees_images or not data.shape:
+                raise RecipeError(f"data.{key} is {getattr(augment, key)}, but a {kind!r} run on {name} has no images")
+        if augment.flip and name in HANDED:
+            raise RecipeError(
+                f"data.flip is True, but the labels of {name} tell left from right: leave images as they are"
+            )
+        for key in ("shift", "cutout"):
+            if (value := getattr(augment, key)) and value >= min(data.shape[-2:]):
+                side = " x ".join(map(str, data.shape[:-3:-1]))
+                raise RecipeError(f"data.{key} is {value}; it must be less than the side of the images, {side} pixels")
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether the model has images as input, if the data has any."""
+        return True
 
     def prepare(self, train: AnyDataset) -> None:
         """Compute statistics of the train split that the loss needs; most tasks need none."""
@@ -243,6 +314,11 @@ def recipe_error(section: Model | Train, error: ValueError) -> RecipeError:
     keys = [key.name for key in dataclasses.fields(section) if re.search(rf"\b{key.name}\b", str(error))]
     name = type(section).__name__.lower()
     return RecipeError(f"{', '.join(f'{name}.{key}' for key in keys) or f'[{name}]'}: {error}")
+
+
+def augmentation_of(recipe: Recipe) -> Augment:
+    """Return the changes of training images that a recipe asks for."""
+    return Augment(**{key.name: getattr(recipe.data, key.name) for key in dataclasses.fields(Augment)})
 
 
 @contextmanager

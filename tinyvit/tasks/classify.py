@@ -8,16 +8,25 @@ import numpy as np
 from .. import functional as F
 from ..data import Batch, Dataset, load_dataset
 from ..engine import Tensor
+from ..errors import DataError
 from ..nn import Module
-from .base import DataSpec, Report, Task, build_vit, count_confusions
+from .base import HIDING, DataSpec, Report, Task, build_vit, count_confusions
 
 
 class Classify(Task):
     """One class for each image. The accuracy is the share of images whose most probable class is their label."""
 
+    unused = ("task.fusion", "task.word_prior", *HIDING)
+
     def load(self, split: str) -> Dataset:
         data = self.recipe.data
-        return load_dataset(data.name, split, image_size=data.image_size or None)
+        dataset = load_dataset(data.name, split, image_size=data.image_size or None)
+        if len(dataset.classes) < 2:
+            raise DataError(
+                f"{data.name} has the class {dataset.classes[0]!r} only, so there is nothing to learn; the layout is "
+                "PATH/train/<class>/<file>: is the path a folder too high?"
+            )
+        return dataset
 
     def build(self, data: DataSpec) -> Module:
         return build_vit(self.recipe, data, len(data.classes))

@@ -36,6 +36,15 @@ class Mask(Task):
     stream; evaluation draws it from the number of each batch, so that it is always the same.
     """
 
+    @property
+    def unused(self) -> tuple[str, ...]:  # type: ignore[override]
+        shares = [f"task.hide_{kind}" for kind in ("patches", "words") if not self._hides(kind)]
+        return ("task.fusion", "task.word_prior", "train.label_smoothing", *shares)
+
+    @property
+    def sees_images(self) -> bool:
+        return self._hides("patches")
+
     def _hides(self, kind: str) -> bool:
         return self.recipe.task.hide in (kind, "both")
 
@@ -48,7 +57,9 @@ class Mask(Task):
     def build(self, data: DataSpec) -> MaskedModel:
         model = self.recipe.model
         if self._hides("patches") and len(data.shape) != 3:
-            raise RecipeError(f"task.hide is {self.recipe.task.hide!r}; patches are hidden of images, not of videos")
+            raise RecipeError(
+                f"task.hide is {self.recipe.task.hide!r}; patches are hidden of images, not of videos or texts"
+            )
         vision = self.vision(data) if self._hides("patches") else None
         if vision is not None and math.prod(vision.patch_embed.grid) < 2:
             raise RecipeError(f"model.patch_size is {model.patch_size}; the image is one patch, which cannot be hidden")

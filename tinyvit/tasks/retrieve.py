@@ -11,7 +11,7 @@ from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import TextEncoder, TwoTowers
 from ..nn import Module
-from .base import DataSpec, Report, Task
+from .base import HIDING, DataSpec, Report, Task
 
 
 class Retrieve(Task):
@@ -22,6 +22,7 @@ class Retrieve(Task):
     """
 
     samples = "pairs"
+    unused = ("task.fusion", "task.word_prior", "train.label_smoothing", *HIDING)
     datasets = ("scenes-captions",)
 
     def build(self, data: DataSpec) -> TwoTowers:

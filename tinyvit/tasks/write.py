@@ -12,7 +12,7 @@ from ..data.tokenizer import PAD, SPECIAL
 from ..engine import Tensor
 from ..models import Captioner, EncoderDecoder, TextDecoder, greedy
 from ..nn import Module
-from .base import DataSpec, Report, Task, accuracy_by_kind, count_confusions
+from .base import HIDING, DataSpec, Report, Task, accuracy_by_kind, count_confusions
 
 _Texts = list[list[int]]  # token ids without special tokens
 
@@ -29,6 +29,7 @@ class Write(Task):
     has no reason to learn what the table explains (Clark et al., Don't take the easy way out, 2019, section 3.2).
     """
 
+    unused = ("task.fusion", *HIDING)
     prior: Array | None = None  # on the default device, where the model is too
 
     def prepare(self, train: Any) -> None:

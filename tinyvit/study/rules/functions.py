@@ -170,7 +170,7 @@ FUNCTIONS: dict[str, Function] = {
     "true_divide": Function(functools.partial(elementwise, sign="/"), mathml=fraction),
     **dict.fromkeys(("power", "and", "or", "not", "clip", "equal", "not_equal"), Function(elementwise)),
     **dict.fromkeys(("less", "less_equal", "greater", "greater_equal"), Function(elementwise)),
-    **dict.fromkeys(("exp", "log", "tanh", "erf", "sign"), Function(elementwise, is_word=True)),
+    **dict.fromkeys(("exp", "log", "log1p", "tanh", "erf", "sign"), Function(elementwise, is_word=True)),
     **dict.fromkeys(("maximum", "minimum"), Function(elementwise, mathml=with_all_arguments)),
     "sqrt": Function(elementwise, mathml=root),
     "abs": Function(elementwise, mathml=bars),
