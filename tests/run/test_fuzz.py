@@ -190,7 +190,7 @@ def test_checkpoints_of_another_content(command: Command, trained: Path, file: s
         command(*arguments)
 
 
-@pytest.mark.parametrize("kind", images.FORMATS)
+@pytest.mark.parametrize("kind", [kind for kind in images.FORMATS if kind != "AVIF"])  # not every Pillow has that
 def test_mutated_images(command: Command, kind: str) -> None:
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)

@@ -197,7 +197,7 @@ def is_complete(folder: Path, metrics: bytes) -> bool:
 def is_legacy(folder: Path) -> bool:
     """Return whether the run in `folder` was begun by an earlier version, see `tinyvit.run.state.Training`."""
     state = load(folder / CHECKPOINT) if (folder / CHECKPOINT).is_file() else {"legacy": False}
-    return bool(state.get("legacy", True))
+    return state.get("legacy", True) is not False
 
 
 # Reading a run back -------------------------------------------------------------------------------------------------
