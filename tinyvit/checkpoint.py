@@ -211,7 +211,7 @@ def _checksum(tree: Any, arrays: Mapping[str, np.ndarray]) -> str:
         if array.dtype.byteorder == ">":  # it is stored little-endian
             array = array.astype(array.dtype.newbyteorder("<"))
         found.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-        found.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 
