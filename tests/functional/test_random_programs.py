@@ -60,7 +60,7 @@ def disagreement(program: Program, dtype: Any) -> str | None:
     for i, (p, f) in enumerate(zip(plain, fused, strict=True)):
         allowed = 30 * max(difference(m[i], p) for m in moved if not isinstance(m, Exception))
         found = difference(f, p)
-        if not allowed == np.inf and found > allowed + 1e3 * np.finfo(dtype).eps:
+        if allowed != np.inf and found > allowed + 1e3 * np.finfo(dtype).eps:
             return f"{'the value' if i == 0 else f'gradient {i}'} differs by {found:.2g}, allowed is {allowed:.2g}"
     return None
 
