@@ -13,6 +13,12 @@ import pytest
 import tinyvit as tv
 
 hypothesis.settings.register_profile("tinyvit", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile(  # for planted faults, where the first failure is enough
+    "faults",
+    hypothesis.settings.get_profile("tinyvit"),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    report_multiple_bugs=False,
+)
 hypothesis.settings.load_profile("tinyvit")
 # The output of a command must not depend on which kernels were compiled before.
 os.environ |= {"TINYVIT_ANNOUNCE": "0", "TINYVIT_COMPILE_AHEAD": "0"}

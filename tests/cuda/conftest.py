@@ -18,7 +18,7 @@ hypothesis.settings.register_profile(
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     report_multiple_bugs=False,
 )
-hypothesis.settings.register_profile("faults", hypothesis.settings.get_profile("first-failure"))
+hypothesis.settings.register_profile("kernel-faults", hypothesis.settings.get_profile("first-failure"))
 
 
 # The results of tests on a GPU: one file with a line for each test. Tests that have passed are skipped the next time.

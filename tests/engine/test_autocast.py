@@ -116,6 +116,8 @@ def test_only_bfloat16_may_be_combined_with_float32_parameters() -> None:
     for dtype in ("float16", "float64"):
         with pytest.raises(TypeError, match="dtypes are never mixed"):
             F.linear(normal(3, 4).to(dtype), normal(2, 4))
+        with pytest.raises(TypeError, match="dtypes are never mixed"):
+            F.linear(normal(3, 4).to("bfloat16"), normal(2, 4).to(dtype))
     with pytest.raises(TypeError, match="dtypes are never mixed"):
         F.matmul(normal(3, 4).to("bfloat16"), normal(4, 2))
 

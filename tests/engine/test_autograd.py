@@ -306,6 +306,15 @@ def test_backward_with_create_graph_leaves_a_differentiable_grad() -> None:
     equal(tv.grad(x.grad, x)[0], [24])  # 2 * 6 x
 
 
+def test_a_gradient_on_the_tape_is_not_changed_by_the_next_backward() -> None:
+    x = tv.tensor([3.0], requires_grad=True)
+    (x * x * x).sum().backward(create_graph=True)
+    first = x.grad
+    (2.0 * x).sum().backward()
+    assert (first.item(), x.grad.item()) == (27, 29)
+    assert tv.grad(x.grad.sum(), x)[0].item() == 18
+
+
 def test_a_gradient_penalty_trains() -> None:
     x, w = normal(4, 3).detach(), normal(3, seed=1)
     x.requires_grad = True

@@ -157,6 +157,13 @@ def test_a_kernel_that_may_refuse_is_given_inputs_and_parameters_by_name(
     assert seen[0][1] == {"axis": 0}
 
 
+def test_a_kernel_that_may_refuse_is_asked_about_every_input(fake_kernels: Callable[..., None]) -> None:
+    fake_kernels(row(refuses=lambda inputs, params: "it is long" if inputs["x"].size > 3 else None))
+    for _ in range(2):
+        assert served(leaf()) == "kernel"
+        np.testing.assert_allclose(F.softmax(np.ones((1, 6))).numpy(), 1 / 6)
+
+
 def test_an_explicit_request_that_cannot_be_met_raises_with_the_reason(fake_kernels: Callable[..., None]) -> None:
     fake_kernels(row("cupy"), row(refuses=lambda inputs, params: "x is too short"))
     with tv.use_kernels("numba"):

@@ -95,6 +95,37 @@ def test_dropout_at_its_limits_and_in_evaluation() -> None:
 # Generators -----------------------------------------------------------------------------------------------------------
 
 
+def test_only_what_is_random_advances_the_stream() -> None:
+    x = tv.tensor(np.ones((2, 3, 4)))
+    model = tv.models.ViT(4, 2, 3, 8, 1, 2, dropout=0.5, emb_dropout=0.5, drop_path=0.5).eval()
+    calls = {
+        lambda: F.scaled_dot_product_attention(x, x, x): 0,
+        lambda: F.dropout(x, 0.0): 0,
+        lambda: F.dropout(x, 0.5, training=False): 0,
+        lambda: model(np.ones((2, 3, 4, 4), np.float32)): 0,
+        lambda: F.dropout(x, 0.5): 1,
+        lambda: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5): 1,
+    }
+    for call, draws in calls.items():
+        before = default_generator.offset
+        call()
+        assert default_generator.offset - before == draws
+
+
+def test_a_generator_that_is_given_decides_alone() -> None:
+    x = tv.tensor(np.ones((4, 5, 6)))
+    functions = (
+        lambda generator: F.dropout(x, 0.5, generator=generator),
+        lambda generator: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5, generator=generator),
+    )
+    for function in functions:
+        before = default_generator.state_dict()
+        one, same, other = (function(tv.Generator(seed)).numpy() for seed in (1, 1, 2))
+        np.testing.assert_array_equal(one, same)
+        assert (one != other).any()
+        assert default_generator.state_dict() == before
+
+
 def test_a_restored_generator_continues_its_stream() -> None:
     stream = tv.Generator(11)
     F.dropout(np.ones(5), generator=stream)

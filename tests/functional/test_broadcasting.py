@@ -103,7 +103,8 @@ def einsum_calls(draw: st.DrawFn) -> tuple[str, list[Shape]]:
     rest = draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=2)) if draw(st.booleans()) else None
     operands = [tuple(sizes[c] for c in t) for t in terms]
     if rest is not None:
-        terms, operands = ["..." + t for t in terms], [rest + shape for shape in operands]
+        terms = ["..." + t for t in terms]
+        operands = [rest[draw(st.integers(0, len(rest))) :] + shape for shape in operands]  # the last axes are shared
     spec = ",".join(terms)
     if draw(st.booleans()):
         used = sorted(set(spec) & set(letters))

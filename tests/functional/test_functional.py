@@ -112,6 +112,23 @@ def test_nothing_overflows_at_large_arguments() -> None:
         assert np.isfinite(gradient_of(function, x)).all()
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.softmax,
+        F.log_softmax,
+        lambda x: F.logsumexp(x, axis=-1),
+        lambda x: F.cross_entropy(x, np.zeros(len(x.data), int), reduction="none"),
+        lambda x: F.layer_norm(x, tv.tensor(np.ones(5)), tv.tensor(np.ones(5))),
+        lambda x: F.scaled_dot_product_attention(x, *[tv.tensor(np.eye(5))] * 2),
+    ],
+)
+def test_a_row_is_computed_alike_however_large_the_others_are(function: Any) -> None:
+    rows = np.random.default_rng(0).standard_normal((4, 5)) + np.array([[0.0], [1e4], [-1e4], [3.0]])
+    alone = np.concatenate([function(tv.tensor(row[None])).numpy() for row in rows])
+    np.testing.assert_allclose(function(tv.tensor(rows)).numpy(), alone, rtol=1e-12, atol=1e-300)
+
+
 def test_logsumexp_of_infinities() -> None:
     x = np.array([[-INF, -INF], [-INF, 1.0], [INF, 1.0]])
     np.testing.assert_array_equal(F.logsumexp(x, axis=1).numpy(), [-INF, 1, INF])
@@ -237,6 +254,8 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.conv2d(IMAGES, normal(2, 3, 9, 9)), ValueError, r"conv2d: a window of \(9, 9\) does not fit"),
     (lambda: F.conv2d(IMAGES, normal(2, 3, 3, 3), normal(3)), ValueError, r"conv2d: bias has shape \(3,\)"),
     (lambda: F.max_pool2d(IMAGES, 2, padding=2), ValueError, r"max_pool2d: padding \(2, 2\) is more than half"),
+    (lambda: F.max_pool2d(IMAGES, 2, padding=(2, 0)), ValueError, r"max_pool2d: padding \(2, 0\) is more than half"),
+    (lambda: F.max_pool2d(IMAGES, 2, padding=(0, 2)), ValueError, r"max_pool2d: padding \(0, 2\) is more than half"),
     (lambda: F.avg_pool2d(IMAGES, (2, 2, 2)), ValueError, r"avg_pool2d: kernel_size is \(2, 2, 2\)"),
     (lambda: F.einsum("ii->i", normal(3, 3)), ValueError, "einsum: term 'ii'"),
     (lambda: F.einsum("ij,jk->ik", A, B), ValueError, "einsum: index 'j'"),

@@ -8,13 +8,7 @@ import pytest
 import tinyvit as tv
 
 hypothesis.settings.register_profile("kernels", hypothesis.settings.get_profile("tinyvit"), max_examples=25)
-# For planted faults, where the first failure is enough.
-hypothesis.settings.register_profile(
-    "faults",
-    hypothesis.settings.get_profile("kernels"),
-    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
-    report_multiple_bugs=False,
-)
+hypothesis.settings.register_profile("kernel-faults", hypothesis.settings.get_profile("faults"), max_examples=25)
 
 
 @pytest.fixture(autouse=True)

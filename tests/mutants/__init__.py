@@ -1,12 +1,13 @@
-"""Planted faults: small edits of the kernels, each of which must make a test fail.
+"""Planted faults: small edits of the package or of its kernels, each of which must make a test fail.
 
 A test proves something only if it can fail. `python -m tests.mutants [FAMILY ...]` applies each fault of the tables in
-this folder to a copy of the kernels, runs the tests of its family there, and lists the faults that they did not notice.
+this folder to a copy of the sources, runs the tests of its family there, and lists the faults that they did not notice.
 
 The first line of a table, FAMILY.txt, names its tests: a file of tests/kernels and an argument of pytest's -k. After
 `run:` the kernels run as plain Python, on tiny sizes; after `compiled:` they are compiled. After `emulated:` the faults
-are in CUDA kernels, and the tests in tests/cuda, where g++ compiles kernels for the CPU. Then come the faults. Each has
-a line of description, a text that occurs once in the file, and its replacement:
+are in CUDA kernels, and the tests in tests/cuda, where g++ compiles kernels for the CPU. After `package:` the faults are
+in tinyvit/ instead, and the line names files and folders of tests/, those that notice the most first. Then come the
+faults. Each has a line of description, a text that occurs once in the file, and its replacement:
 
     # the causal mask hides the query's own key
     - n + 1 - start
@@ -20,7 +21,7 @@ from pathlib import Path
 
 @dataclass
 class Fault:
-    """One edit of a file within kernels/."""
+    """One edit of a file within kernels/, or within tinyvit/."""
 
     what: str
     file: str
@@ -40,8 +41,13 @@ class Family:
     """The faults of one table, and the arguments of pytest that select the tests that must notice them."""
 
     arguments: list[str]
-    kind: str  # "run", "compiled" or "emulated"
+    kind: str  # "run", "compiled", "emulated" or "package"
     faults: list[Fault]
+
+    @property
+    def sources(self) -> str:
+        """The folder of a project that the names of files are relative to."""
+        return "tinyvit" if self.kind == "package" else "kernels"
 
 
 def read(path: Path) -> Family:

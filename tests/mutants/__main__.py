@@ -1,4 +1,4 @@
-"""Run the tests of the kernels with one planted fault after the other; the exit status is 1 if one is not noticed."""
+"""Run tests with one planted fault after the other; the exit status is 1 if one is not noticed."""
 
 import argparse
 import re
@@ -20,37 +20,54 @@ ROOT = HERE.parents[1]
 PROCESSES = 2
 # Seconds for one test, and for all tests of a family until the process ends: a fault may make a kernel wait forever.
 TIMEOUT, END = 10, 60
-EMULATED = 20  # how many times as long emulated kernels may take, which g++ compiles for the CPU
+# How many times as long emulated kernels may take, which g++ compiles for the CPU, and whole training runs.
+PATIENCE = {"emulated": 20, "package": 12}
 FAULTLESS = 10  # how many times as long tests may take without a fault, when nothing hangs and a machine may be busy
 PASSED, FAILED = 0, 1  # pytest's exit status
 NO_FAULT = re.compile(r"(SyntaxError|NameError|UnboundLocalError|AttributeError|TypingError|LoweringError): .*")
 
 
 @contextmanager
-def project(fault: Fault | None) -> Iterator[Path]:
-    """Make a folder with the package, a copy of the kernels with the fault, and the tests of the kernels."""
+def project(family: Family, fault: Fault | None) -> Iterator[Path]:
+    """Make a folder with a copy of the sources that has the fault, and tests."""
     with tempfile.TemporaryDirectory(prefix="tinyvit-fault-") as name:
         folder = Path(name)
-        (folder / "tinyvit").mkdir()
-        for path in (ROOT / "tinyvit").iterdir():
-            (folder / "tinyvit" / path.name).symlink_to(path)
-        ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
-        shutil.copytree(ROOT / "kernels", folder / "tinyvit" / "kernels", ignore=ignored)
-        for tests in ("kernels", "cuda"):
-            shutil.copytree(ROOT / "tests" / tests, folder / "tests" / tests, ignore=ignored)
-        shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
+        if family.kind == "package":
+            _copy_package(folder)
+        else:
+            _copy_kernels(folder / "tinyvit", folder / "tests")
         shutil.copy(ROOT / "pyproject.toml", folder)
         if fault is not None:
-            path = folder / "tinyvit" / "kernels" / fault.file
+            path = folder / (family.sources if family.kind == "package" else "tinyvit/kernels") / fault.file
             path.write_text(fault.applied(path.read_text("utf-8")), "utf-8")
         yield folder
+
+
+def _copy_kernels(package: Path, tests: Path) -> None:
+    """Copy the kernels and their tests; the package around them is that of this checkout."""
+    package.mkdir()
+    for path in (ROOT / "tinyvit").iterdir():
+        (package / path.name).symlink_to(path)
+    ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
+    shutil.copytree(ROOT / "kernels", package / "kernels", ignore=ignored)
+    for name in ("kernels", "cuda"):
+        shutil.copytree(ROOT / "tests" / name, tests / name, ignore=ignored)
+    shutil.copy(ROOT / "tests" / "conftest.py", tests)
+
+
+def _copy_package(folder: Path) -> None:
+    """Copy the package and all tests; the kernels stay in this checkout, whose compiled ones then serve every run."""
+    for name in ("tinyvit", "tests"):
+        shutil.copytree(ROOT / name, folder / name)  # compiled modules too, for they hold as long as their sources
+    (folder / "tinyvit" / "kernels").mkdir()
+    (folder / "tinyvit" / "kernels" / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'kernels')!r}]\n", "utf-8")
 
 
 def outcome(family: Family, fault: Fault | None, objects: str) -> str:
     """Return whether the tests of a family notice a fault, or none: "noticed", "not noticed", or what went wrong."""
     try:
-        with project(fault) as folder:
-            patience = (EMULATED if family.kind == "emulated" else 1) * (FAULTLESS if fault is None else 1)
+        with project(family, fault) as folder:
+            patience = PATIENCE.get(family.kind, 1) * (FAULTLESS if fault is None else 1)
             run = tested(family, folder, objects, patience)
     except LookupError as error:
         return str(error)
@@ -67,14 +84,19 @@ def outcome(family: Family, fault: Fault | None, objects: str) -> str:
 
 
 def tested(family: Family, folder: Path, objects: str, patience: int) -> "subprocess.CompletedProcess[str]":
-    """Run pytest in a project, with the slow tests.
+    """Run pytest in a project, with the slow tests of kernels.
 
     `objects` is a folder for emulated kernels, most of which are the same for all faults.
     """
-    arguments = [*family.arguments, "-m", "slow or not slow", "-x", "-q", "--rootdir", str(folder)]
-    arguments += ["--hypothesis-profile=faults", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
+    arguments = [*family.arguments, "-x", "-q", "--rootdir", str(folder), "-p", "no:cacheprovider"]
     # A signal would be handled only after compiled code has ended.
     arguments += ["--timeout", str(patience * TIMEOUT), "--timeout-method", "thread"]
+    if family.kind == "package":
+        # Without real data sets, so that the outcome and the time are the same everywhere.
+        settings = {"PYTHONPATH": str(folder), "TINYVIT_DATA": ""}
+        arguments += ["--hypothesis-profile=faults"]
+        return pytest_in(folder / "tests", arguments, settings, patience * END)
+    arguments += ["--hypothesis-profile=kernel-faults", "-m", "slow or not slow", "-W", "ignore::RuntimeWarning"]
     settings = {
         "PYTHONPATH": str(folder),
         "NUMBA_CACHE_DIR": str(folder / "cache"),

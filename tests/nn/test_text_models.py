@@ -2,13 +2,14 @@
 
 import functools
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.backend import Generator
+from tinyvit.backend import Generator, default_generator
 from tinyvit.data.tokenizer import END, PAD, START, padded
 from tinyvit.engine import Tensor
 from tinyvit.models import EncoderDecoder, TextDecoder, beam_search, greedy, sample
@@ -156,6 +157,54 @@ def test_many_beams_find_the_best_of_all_texts(penalty):
         best = [w for w in texts[int(np.argmax(scores))] if w != END]
         found = beam_search(model.decoder, context[row : row + 1], mask[row : row + 1], 3, 729, penalty)
         assert found == [best]
+
+
+def test_a_batch_is_searched_as_each_of_its_rows():
+    decoder, written = tiny().decoder, set()
+    for seed, beams in itertools.product(range(4), (1, 3)):
+        context = Tensor(3 * np.random.default_rng(seed).standard_normal((4, 3, 8)))
+        alone = [beam_search(decoder, context[i : i + 1], None, 6, beams)[0] for i in range(4)]
+        assert beam_search(decoder, context, None, 6, beams) == alone
+        written.add(len(set(map(tuple, alone))))
+    assert max(written) > 2  # the contexts matter, or nothing was tested
+
+
+class Table:
+    """A decoder whose next token depends on the last one only, by a table of probabilities."""
+
+    embedding = SimpleNamespace(max_length=9)
+
+    def __init__(self, **probabilities):
+        self.logits = np.full((7, 7), -40.0)
+        for key, probability in probabilities.items():
+            last, following = ({"start": START, "end": END, "word": 6}[name] for name in key.split("_"))
+            self.logits[last, following] = np.log(probability)
+
+    def new_cache(self):
+        return SimpleNamespace(select=lambda rows: None)
+
+    def __call__(self, ids, context, mask, cache):
+        return Tensor(self.logits[ids])
+
+
+@pytest.mark.parametrize(("penalty", "best"), [(0.0, []), (1.8, []), (2.0, [6])])
+def test_the_penalty_counts_the_tokens_of_a_text_and_its_end(penalty, best):
+    # The empty text has the log-probability -0.75, one word -1, which 7/6 raised to the penalty divides.
+    empty, word = np.exp(-0.75), np.exp(-1)
+    after = word / (1 - empty)
+    decoder = Table(start_end=empty, start_word=1 - empty, word_end=after, word_word=1 - after)
+    assert beam_search(decoder, Tensor(np.zeros((1, 1, 1))), None, 2, 4, penalty) == [best]
+
+
+def test_sampling_draws_from_its_generator_alone():
+    model = tiny()
+    context, mask = model.encode(SOURCE)
+    before = default_generator.state_dict()
+    one, same, other = (
+        sample(model.decoder, context, mask, 6, temperature=9.0, generator=Generator(seed)) for seed in (1, 1, 2)
+    )
+    assert one == same != other
+    assert default_generator.state_dict() == before
 
 
 def test_drawn_words_follow_their_probabilities():

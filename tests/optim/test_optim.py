@@ -160,6 +160,18 @@ def test_steps_change_values_in_place_and_nothing_else(make: Any, dtype: Any) ->
     np.testing.assert_array_equal(idle.numpy(), 1)  # it has no gradient, so not even its weight decays
 
 
+@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+@pytest.mark.parametrize("make", EVERY)
+def test_a_backward_that_needs_the_values_before_a_step_is_refused(make: Any, kernels: str) -> None:
+    p = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    with tv.use_kernels(kernels):
+        loss = (p * p).sum()
+        p.grad = Tensor(np.ones((2, 3), np.float32))
+        make([p]).step()
+        with pytest.raises(RuntimeError, match="modified in place"):
+            loss.backward()
+
+
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
@@ -238,6 +250,14 @@ def test_norms_biases_and_positions_do_not_decay() -> None:
     }
     assert decaying | resting == set(names.values())
     assert [g["weight_decay"] for g in decay_groups(model.named_parameters(), 0.1)] == [0.1, 0.0]
+
+
+def test_tables_of_embeddings_do_not_decay() -> None:
+    model = tv.models.EncoderDecoder(9, 8, 1, 2, tied=False, positions="learned")
+    tables = [model.encoder.embedding.words.weight, model.decoder.embedding.words.weight]
+    decaying, resting = ({id(p) for p in g["params"]} for g in decay_groups(model.named_parameters(), 0.1))
+    assert {id(p) for p in tables} <= resting
+    assert id(model.decoder.head.weight) in decaying
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,22 @@ def test_the_scale_grows_again_after_enough_good_steps() -> None:
     assert scaler.scale == 16
 
 
+@pytest.mark.parametrize("growth", [1, 2, 5])
+def test_only_good_steps_in_a_row_make_the_scale_grow(growth: int) -> None:
+    """Random steps, and a scaler that is saved and loaded after each, against the rule in three lines."""
+    p = Tensor(np.ones(3, np.float32), True)
+    scaler, scale, good = tv.LossScaler(tv.optim.SGD([p], lr=0.0), initial=1024, growth=growth), 1024.0, 0
+    for is_bad in np.random.default_rng(0).random(60) < 0.25:
+        p.grad = Tensor(np.full(3, np.inf if is_bad else 1.0, np.float32))
+        scaler.step()
+        scale, good = (scale / 2, 0) if is_bad else (scale, good + 1)
+        scale, good = (scale * 2, 0) if good == growth else (scale, good)
+        assert (scaler.scale, scaler.good_steps) == (scale, good)
+        state = scaler.state_dict()
+        scaler = tv.LossScaler(tv.optim.SGD([p], lr=0.0), growth=growth)
+        scaler.load_state_dict(state)
+
+
 def test_clipping_applies_to_the_unscaled_gradients() -> None:
     p = Tensor(np.zeros(1, np.float32), True)
     scaler = tv.LossScaler(tv.optim.SGD([p], lr=1.0), initial=4)

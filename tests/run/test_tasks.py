@@ -15,7 +15,7 @@ from tinyvit.run.folder import load_data, load_run
 from tinyvit.run.loop import train
 from tinyvit.run.state import Training
 from tinyvit.tasks import TASKS, Report, Task, task_of
-from tinyvit.tasks.base import accuracy_by_kind
+from tinyvit.tasks.base import accuracy_by_kind, count_confusions
 from tinyvit.tasks.retrieve import recall
 from tinyvit.tasks.write import word_prior
 from tinyvit.use import predict
@@ -30,7 +30,8 @@ def test_a_run_trains_is_read_back_and_resumes_exactly(name, monkeypatch):
     if name == "translate":
         full = texts.load_texts
         monkeypatch.setattr("tinyvit.tasks.base.load_texts", lambda name, split: full(name, split).first(60))
-    result = train(tiny(name), "run")
+    recipe = tiny(name, "lr=5e-3")
+    result = train(recipe, "run")
     first, last = result.metrics[0], result.metrics[-1]
     assert last["train_loss"] < first["train_loss"]
     assert 0 <= last["val_accuracy"] <= 1 or name == "masked-patches"  # which may not explain any variance yet
@@ -40,12 +41,12 @@ def test_a_run_trains_is_read_back_and_resumes_exactly(name, monkeypatch):
     assert (report.loss, report.accuracy) == pytest.approx((last["val_loss"], last["val_accuracy"]))
     assert report.shares == last.get("val_accuracies", {})
 
-    stopped = Training(tiny(name))
+    stopped = Training(recipe)
     groups = stopped.groups()
     stopped.step(next(groups))
     stopped.step(next(groups))
     tv.save("middle.safetensors", stopped.state_dict())
-    resumed = Training(tiny(name))
+    resumed = Training(recipe)
     resumed.read_checkpoint("middle.safetensors")
     for _ in range(2):
         for group in resumed.groups():
@@ -95,6 +96,36 @@ def test_an_evaluation_can_be_stopped_after_any_batch_and_restores_the_mode(name
     training.model.eval()
     training.task.evaluate(training.model, training.test_data.first(6), 5)
     assert not training.model.training
+
+
+IMAGES = ("masked-patches", "kind=classify", "pool=mean")
+
+
+@pytest.mark.parametrize("arguments", [("vqa-cnn",), ("vqa-joint",), IMAGES], ids=lambda arguments: arguments[0])
+def test_an_evaluation_is_the_same_whatever_the_size_of_its_batches(arguments):
+    training = Training(tiny(*arguments))
+    test = training.test_data.first(23)
+    reports = [training.task.evaluate(training.model, test, size) for size in (1, 5, 23, 40)]
+    for report in reports[1:]:
+        assert report.loss == pytest.approx(reports[0].loss)
+        assert (report.accuracy, report.shares) == (reports[0].accuracy, reports[0].shares)
+        np.testing.assert_array_equal(report.confusion, reports[0].confusion)
+
+
+@pytest.mark.parametrize("arguments", [*((name,) for name in KINDS), IMAGES], ids=lambda arguments: arguments[-1])
+def test_label_smoothing_is_for_training_only(arguments):
+    training = Training(tiny(*arguments))
+    smooth = type(training.task)(tiny(*arguments, "label_smoothing=0.4"))
+    test = training.test_data.first(5)
+    reports = [task.evaluate(training.model, test, 5) for task in (training.task, smooth)]
+    assert reports[0].loss == reports[1].loss
+
+
+def test_confusions_have_a_row_for_each_actual_class():
+    actual, taken = np.random.default_rng(0).integers(0, 4, (2, 50))
+    counts = count_confusions(actual, taken, 5)
+    for i, j in np.ndindex(5, 5):
+        assert counts[i, j] == sum((a, t) == (i, j) for a, t in zip(actual, taken, strict=True))
 
 
 def test_all_tasks_share_one_evaluation_loop():

@@ -1,5 +1,7 @@
 """Runs that start from the encoders of another run, frozen or not."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tiny_tasks import tiny
@@ -8,7 +10,7 @@ from tinyvit.errors import RecipeError
 from tinyvit.run.folder import RunError, load_run
 from tinyvit.run.loop import train
 from tinyvit.run.state import Training
-from tinyvit.run.transfer import encoders_of
+from tinyvit.run.transfer import encoders_of, transfer_encoders
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -27,6 +29,17 @@ def test_encoders_start_with_the_weights_of_another_run_and_may_be_frozen():
         train(tiny("translate", "start_from=runs/first"), "x")
     with pytest.raises(RunError, match="the vision encoder of runs/first is of another form"):
         train(tiny("caption", "start_from=runs/first", "dim=16"), "x")
+
+
+def test_a_text_encoder_of_another_vocabulary_is_not_taken_over():
+    source = load_run(train(tiny("masked-both"), "first").folder)
+    recipe = tiny("vqa-cross", "start_from=runs/first")
+    for words, is_taken in ((source.data.words, True), (source.data.words[::-1], False)):
+        training = Training(recipe)
+        transfer_encoders(training.model, dataclasses.replace(training.data, words=words), recipe)
+        for part, expected in (("vision", True), ("text", is_taken)):
+            mine, theirs = (next(encoders_of(m)[part].parameters()).numpy() for m in (training.model, source.model))
+            assert np.array_equal(mine, theirs) == expected
 
 
 def test_a_classifier_starts_with_the_weights_of_a_masked_run():

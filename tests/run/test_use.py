@@ -53,6 +53,9 @@ def test_ask(name, picture, monkeypatch, capsys):
         status, out, error = call(monkeypatch, capsys, "ask", "runs/run", picture, question)
         assert (status, out) == (2, "")
         assert message in error
+    longest = load_run("runs/run").data.lengths[0] - 1
+    for words, status in ((longest, 0), (longest + 1, 2)):
+        assert call(monkeypatch, capsys, "ask", "runs/run", picture, "red " * words)[0] == status
     assert "does not exist" in call(monkeypatch, capsys, "ask", "runs/run", "none.png", "is it red?")[2]
     for mine in (picture, "runs/run/model.safetensors"):
         before = Path(mine).read_bytes()

@@ -128,6 +128,16 @@ def test_saved_bytes_are_held_until_backward() -> None:
     assert held[-1] == 0
 
 
+def test_memory_that_several_operations_save_counts_once_and_until_the_last_of_them() -> None:
+    x, w = (tv.tensor(np.ones(100), requires_grad=True) for _ in range(2))
+    with trace() as recorded:
+        h = F.exp(x)  # saves h
+        y = h * w  # saves h again, and a parameter
+        (y * h).sum().backward()  # saves y, and h for the third time
+    assert recorded.held == [800, 800, 1600, 1600]
+    assert [b.held for b in recorded.backwards] == [1600, 800, 800, 0]
+
+
 def test_an_entry_names_the_kernel_that_served_it() -> None:
     assert {e.kernel for e in traced()[0]} == {"plain"}
     x = tv.tensor([[1.0, 2.0]], requires_grad=True)

@@ -32,9 +32,9 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow's names of the formats of IMAGE_SUFFIXES. It knows others that start programs (EPS starts Ghostscript), or that
-# few people have looked at.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Pillow's names of the formats of `image_files.IMAGE_SUFFIXES`. It knows others that start programs (EPS starts
+# Ghostscript), or that few people have looked at.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
 _SIXTEEN_BITS_IN_32 = ("PPM", "PNG")  # those whose 16-bit values Pillow may give as 32-bit integers
 _FAINT = 16  # the largest difference of values, of 255, that does not show a shape
 _opening = threading.Lock()  # the filters of warnings belong to all threads
@@ -77,7 +77,7 @@ def open_image(path: str | Path) -> Iterator["Image.Image"]:
         raise DataError(f"{path} is not a file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(_too_large(path, "far too many")) from error
-    except Image.UnidentifiedImageError as error:
+    except (Image.UnidentifiedImageError, KeyError) as error:  # KeyError: this Pillow does not know one of them
         raise DataError(f"{path} cannot be read as an image: it is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # on damaged files, decoders raise exceptions of any type, even SyntaxError
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

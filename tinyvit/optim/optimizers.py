@@ -104,8 +104,10 @@ class Optimizer:
         for key, kept in own.items():
             if {k: a.shape for k, a in kept.items()} != {k: a.shape for k, a in arrays[key].items()}:
                 raise ValueError(f"optimizer state of parameter {key} has other arrays or shapes than this optimizer")
+        if type(state["steps"]) is not int or state["steps"] < 0:
+            raise ValueError(f"optimizer state has steps {state['steps']!r}; they must be counted from 0")
         saved = [_restored(type(self).__name__, group, state["groups"], i) for i, group in enumerate(self.groups)]
-        self.steps = int(state["steps"])
+        self.steps = state["steps"]
         for group, settings in zip(self.groups, saved, strict=True):
             group.update(settings)
         for key, kept in own.items():
@@ -114,13 +116,18 @@ class Optimizer:
 
 
 def _restored(name: str, group: Mapping[str, Any], states: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the settings of a group from the state of an optimizer; ValueError if it has others than the group."""
+    """Return the settings of a group from the state of an optimizer; ValueError if they are not those that the group has."""
     known = group.keys() - {"params"}
     require_keys(f"{name}: groups", states, (str(number),))
     require_keys(f"{name}: group {number}", states[str(number)], tuple(sorted(known)))
     saved = {k: tuple(v) if isinstance(v, list) else v for k, v in states[str(number)].items()}
     if unknown := saved.keys() - known:
         raise ValueError(f"{name}: the state of group {number} has unknown settings {sorted(unknown)}")
+    for key, value in saved.items():
+        own = group[key]
+        alike = len(value) == len(own) if isinstance(value, tuple) and isinstance(own, tuple) else True
+        if not alike or (isinstance(own, bool | tuple | str) and type(value) is not type(own)):
+            raise ValueError(f"{name}: the state of group {number} has {key} {value!r}; this optimizer has {own!r}")
     _check_settings(name, saved)
     return saved
 

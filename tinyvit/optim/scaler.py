@@ -87,8 +87,10 @@ class LossScaler:
         return {"scale": self.scale, "good_steps": self.good_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state`."""
+        """Restore `state`. Raises ValueError if it holds no scale and no count."""
         require_keys("LossScaler", state, ("scale", "good_steps"))
+        if not 0 < float(state["scale"]) < float("inf") or int(state["good_steps"]) < 0:
+            raise ValueError(f"state of a scaler: scale is {state['scale']}, good_steps is {state['good_steps']}")
         self._scale, self._good_steps = float(state["scale"]), int(state["good_steps"])
         if self._bundle is not None:
             self._bundle["scale"], self._bundle["good"] = self._scale, self._good_steps

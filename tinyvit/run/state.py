@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import default_device, default_generator, is_on_gpu, manual_seed, product_threads
-from ..checkpoint import load
+from ..checkpoint import load, require_finite
 from ..data import Batch, Dataset, Loader
 from ..data.datasets import equal_images
 from ..data.image_files import listed
@@ -36,6 +36,8 @@ from .folder import build_model, load_data, require_same_recipe, write_progress
 from .steps import Losses, Steps
 from .transfer import freeze_encoders
 
+_MEASURED = ("epoch", "step", "train_loss", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
+
 
 @dataclass
 class Position:
@@ -49,6 +51,26 @@ class Position:
     step: int = 0  # optimizer steps, over all epochs
     seconds: float = 0.0  # over all epochs, evaluations included
     metrics: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Position":
+        """Restore the position in a checkpoint. Raises TypeError or ValueError if it is none that a run can have."""
+        position = cls(**state)
+        if missing := {"epoch", "batch", "step", "metrics"} - state.keys():
+            raise ValueError(f"position lacks {', '.join(sorted(missing))}")
+        for name, value in dataclasses.asdict(cls()).items():
+            found, kinds = getattr(position, name), int | float if type(value) is float else type(value)
+            if not isinstance(found, kinds) or type(found) is bool:
+                raise TypeError(f"position.{name} is {found!r:.100}")
+        counts = (position.epoch, position.batch, position.images, position.step, position.seconds)
+        times_agree = (position.batch > 0) == (position.images > 0) == (position.epoch_seconds > 0)
+        are_finite = math.isfinite(position.loss_sum + position.seconds + position.epoch_seconds)
+        if min(counts) < 0 or len(position.metrics) != position.epoch or not times_agree or not are_finite:
+            raise ValueError(f"position is {position!r:.200}")
+        for line in position.metrics:
+            if not all(isinstance(line.get(key), int | float) for key in _MEASURED):
+                raise ValueError(f"position.metrics holds {line!r:.100}")
+        return position
 
     def metrics_lines(self) -> bytes:
         """Return the content of metrics.jsonl."""
@@ -240,15 +262,22 @@ class Training:
         state = load(path)
         try:
             self._require_same_origin(path, state)
-            self.position = Position(**state["position"])
+            position = Position.from_state(state["position"])
+            steps = math.ceil(position.batch / self.recipe.train.accumulate)
+            reached = position.epoch * self.steps_per_epoch + steps
+            if position.batch > len(self.loader) or position.step != reached or reached > self.total_steps:
+                raise ValueError(f"position is none of a run of {self.total_steps} steps: {position!r:.200}")
+            self.position = position
             default_generator.load_state_dict(state["generator"])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
             if self.steps.scaler:
                 self.steps.scaler.load_state_dict(state["scaler"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            require_finite(path, self.model.state_dict())
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise CheckpointError(f"{path} is not the checkpoint of a run ({type(error).__name__}: {error})") from error
 
     def _require_same_origin(self, path: Path, state: Mapping[str, Any]) -> None:
