@@ -129,7 +129,7 @@ class Model(_Section):
     dropout: float = _key(_FRACTION, 0.0)
     emb_dropout: float = _key(_FRACTION, 0.0)
     drop_path: float = _key(_FRACTION, 0.0)
-    layer_scale: float = _key(_NOT_NEGATIVE, 0.0)  # initial value; 0 is no layer scale
+    layer_scale: float = _key(Range(at_least=0, at_most=1e6), 0.0)  # initial value; 0 is no layer scale
     register_tokens: int = _key(_SIZE_OR_NONE, 0)
     stem: str = _key(("linear", "conv"), "linear")
 

@@ -97,7 +97,7 @@ def test_gradcheck_of_every_parameter(form):
             *path, last = name.split(".")
             vars(functools.reduce(getattr, path, model))[last] = p  # off the record: it is no Parameter
             if name == "decoder.embedding.words.weight" and model.encoder.embedding is model.decoder.embedding:
-                model.encoder.embedding.words.weight = p
+                vars(model.encoder.embedding.words)["weight"] = p
         return F.cross_entropy(model([[6, 7, PAD]], [[START, 8]]), [[8, END]])
 
     tv.gradcheck(loss, list(model.parameters()), atol=1e-6, rtol=1e-4)

@@ -162,9 +162,9 @@ def _over_black(image: "Image.Image") -> "Image.Image":
     opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
     opaque.alpha_composite(image)
     colours = opaque.convert("RGB")
-    contrast = max(high - low for low, high in np.array(colours.getextrema()))
-    low, high = np.array(image.getextrema()[3])
-    if high == 0 or (high - low >= 128 and contrast <= _FAINT):
+    contrast = np.ptp(np.asarray(colours), axis=(0, 1)).max()
+    alpha = np.asarray(image)[..., 3]
+    if alpha.max() == 0 or (np.ptp(alpha) >= 128 and contrast <= _FAINT):
         raise ValueError(
             "its shapes are dark on a transparent ground, which is laid over black, so that nothing is seen; "
             "save it without transparency, on a ground of another colour"
