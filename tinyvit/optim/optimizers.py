@@ -116,7 +116,7 @@ class Optimizer:
 
 
 def _restored(name: str, group: Mapping[str, Any], states: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the settings of a group from the state of an optimizer; ValueError if they are not those that the group has."""
+    """Return the settings of a group from the state of an optimizer. Raises ValueError if they do not fit the group."""
     known = group.keys() - {"params"}
     require_keys(f"{name}: groups", states, (str(number),))
     require_keys(f"{name}: group {number}", states[str(number)], tuple(sorted(known)))
