@@ -167,6 +167,7 @@ USES = (("predict", "run", "a.png"), ("evaluate", "run"), ("train", "--resume", 
 @pytest.mark.parametrize("file", ["model.safetensors", "checkpoint.safetensors"])
 def test_mutated_checkpoints(command: Command, trained: Path, file: str, arguments: tuple[str, ...]) -> None:
     expected = command(*arguments)
+    assert expected[0] == 0
     content = (trained / file).read_bytes()
     head = content[: 8 + int.from_bytes(content[:8], "little")]
     refused = 0
