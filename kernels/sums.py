@@ -33,10 +33,10 @@ def total(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """Return what `x.mean` does, from the sum of `total`."""
-    if type(x) is not np.ndarray or x.dtype != np.float32:
+    if type(x) is not np.ndarray or not (x.dtype == np.float32 or (x.size == 0 and x.dtype.kind == "f")):
         return x.mean(axis=axis, keepdims=keepdims)
-    summed = total(x, axis, keepdims)
-    return summed / np.float32(x.size // summed.size if summed.size else 1)
+    summed = total(x, axis, keepdims)  # NumPy's own mean of nothing warns by other means than `errstate`
+    return summed / x.dtype.type(x.size // summed.size if summed.size else 1)
 
 
 def running(x: Any, axis: int) -> Any:

@@ -25,7 +25,7 @@ os.environ |= {"TINYVIT_ANNOUNCE": "0", "TINYVIT_COMPILE_AHEAD": "0"}
 
 
 WHOLE_RUNS = (
-    *("test_cli", "test_docs", "test_resume", "test_runs", "test_smoke"),
+    *("test_cli", "test_damage", "test_docs", "test_fuzz", "test_resume", "test_runs", "test_smoke"),
     *("test_train", "test_train_failures", "test_weights"),
 )
 

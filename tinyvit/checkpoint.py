@@ -2,12 +2,13 @@
 
 An array is stored under the keys that lead to it, joined with "/". A flat state_dict therefore keeps its names, and any
 safetensors reader can read it. The metadata entry "tinyvit" holds the nested mapping as JSON, with the scalars, the
-order of the keys and a format version; `{"/": name}` stands for an array. Keys must not contain "/", so this form is
-unambiguous.
+order of the keys, a format version and a checksum over all of it and all arrays; `{"/": name}` stands for an array.
+Keys must not contain "/", so this form is unambiguous. The checksum shows damage; it does not show who wrote a file.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .backend.files import MAX_DEPTH, open_file, parse_json
 from .errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -102,7 +104,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         raise TypeError(f"state is a {type(state).__name__}; it must be a mapping, such as a state_dict")
     arrays: dict[str, np.ndarray] = {}
     tree = _take_arrays(state, (), arrays)
-    entry = json.dumps({"version": FORMAT_VERSION, "state": tree})
+    entry = json.dumps({"version": FORMAT_VERSION, "sha256": _checksum(tree, arrays), "state": tree})
     try:
         atomic_write(path, serialize(arrays, metadata={"tinyvit": entry}))
     except OSError as error:
@@ -115,6 +117,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 def _take_arrays(node: Any, keys: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Any:
     """Return `node` in its JSON form, and add its arrays to `arrays` by name."""
     name = "/".join(keys)
+    if len(keys) > MAX_DEPTH - 10:  # with what surrounds it, `load` would refuse it
+        raise ValueError(f"state is nested {len(keys)} times at {name!r}; {MAX_DEPTH - 10} are allowed")
     if isinstance(node, Mapping):
         for key in node:
             if not isinstance(key, str) or "/" in key:
@@ -143,23 +147,23 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        If the file is missing, unreadable, cut short, not a safetensors file, or of a newer format.
+        If the file is missing, unreadable, cut short, damaged, not a safetensors file, or of a newer format.
     """
     import ml_dtypes  # noqa: F401 (makes bfloat16 known to NumPy)
     from safetensors import SafetensorError, safe_open
 
     path = os.fspath(path)
     try:
-        with open(path, "rb") as start:
+        with open_file(path) as start:
             head = start.read(32)
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} {_what_is_wrong(head)}") from error
-    except AttributeError as error:  # safetensors looks up numpy.float8_e5m2, for example
+    except (AttributeError, KeyError, TypeError) as error:  # safetensors looks up numpy.float8_e5m2, for example
         raise CheckpointError(
             f"{path} has arrays of a type that NumPy lacks ({error}): store them as float32"
         ) from error
@@ -179,13 +183,19 @@ def _what_is_wrong(head: bytes) -> str:
 def _restore(path: str, entry: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Rebuild the state that `save` was given from the JSON `entry` and the arrays it names."""
     try:
-        content = json.loads(entry)
+        content = parse_json(entry)
         if content["version"] > FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has format {content['version']}, written by a newer tinyvit; "
                 f"this one reads up to {FORMAT_VERSION}: upgrade it with `pip install --upgrade tinyvit`"
             )
-        return {key: _put_arrays(child, arrays) for key, child in content["state"].items()}
+        tree = content["state"]
+        if "sha256" in content and content["sha256"] != _checksum(tree, arrays):
+            raise CheckpointError(
+                f"{path} is damaged: its content does not have the checksum that it was written with; "
+                "restore it from a copy, or start again without it"
+            )
+        return {key: _put_arrays(child, arrays) for key, child in tree.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} has a damaged 'tinyvit' entry in its metadata ({type(error).__name__}: {error}): "
@@ -193,10 +203,33 @@ def _restore(path: str, entry: str, arrays: dict[str, np.ndarray]) -> dict[str, 
         ) from error
 
 
+def _checksum(tree: Any, arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 over a state in its JSON form and over its arrays, with their names, dtypes and shapes."""
+    found = hashlib.sha256(json.dumps(tree).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        if array.dtype.byteorder == ">":  # it is stored little-endian
+            array = array.astype(array.dtype.newbyteorder("<"))
+        found.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def require_finite(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if an array of the flat `state`, read from `path`, holds a value that is not finite."""
+    for name, array in state.items():
+        if isinstance(array, np.ndarray) and not (array.dtype.kind in "biu" or np.isfinite(array).all()):
+            raise CheckpointError(
+                f"{os.fspath(path)} holds values that are not finite in {name}: "
+                "restore it from a copy, or start again without it"
+            )
+
+
 def _put_arrays(node: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(node, dict):
         if "/" in node:
-            return arrays[node["/"]]
+            (name,) = node.values()
+            return arrays[name]
         return {key: _put_arrays(child, arrays) for key, child in node.items()}
     if isinstance(node, list):
         return [_put_arrays(child, arrays) for child in node]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .backend.files import read_text
 from .errors import RecipeError
 
 _FOLDER = Path(__file__).with_name("recipes")
@@ -128,7 +129,7 @@ class Model(_Section):
     dropout: float = _key(_FRACTION, 0.0)
     emb_dropout: float = _key(_FRACTION, 0.0)
     drop_path: float = _key(_FRACTION, 0.0)
-    layer_scale: float = _key(_NOT_NEGATIVE, 0.0)  # initial value; 0 is no layer scale
+    layer_scale: float = _key(Range(at_least=0, at_most=1e6), 0.0)  # initial value; 0 is no layer scale
     register_tokens: int = _key(_SIZE_OR_NONE, 0)
     stem: str = _key(("linear", "conv"), "linear")
 
@@ -234,10 +235,10 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
             f"give {', '.join(recipe_names())} or the path of a .toml file"
         )
     try:
-        return _recipe(tomllib.loads(path.read_text("utf-8-sig")))
+        return _recipe(tomllib.loads(read_text(path)))
     except OSError as error:
         raise RecipeError(f"{path} cannot be read ({error.strerror}): check the path") from error
-    except ValueError as error:  # neither UTF-8 nor TOML
+    except (ValueError, RecursionError) as error:  # neither UTF-8 nor TOML, or nested without end
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
@@ -283,7 +284,7 @@ def _value(text: str, kind: type) -> Any:
     """Read the right side of key=value, as TOML or else as plain text."""
     try:
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     value = table.pop("value")
     if table:  # the text contains a line break and sets further keys

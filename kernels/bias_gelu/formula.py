@@ -5,7 +5,7 @@ u = sqrt(2 / pi) (x + 0.044715 x^3).
 """
 
 from ..cpu.bfloat16 import real, rounded, widened
-from ..cpu.compiler import body
+from ..cpu.compiler import body, exact
 from ..cpu.vector_math import exp, gelu_slope, normal
 
 _MINUS_TWO_ROOT, _CUBIC = -1.5957691216057308, 0.044715  # -2 sqrt(2 / pi)
@@ -17,13 +17,13 @@ def tanh_constants(row):
     return real(1, row), real(_MINUS_TWO_ROOT, row), real(_CUBIC, row), real(3 * _CUBIC, row)
 
 
-@body
+@exact
 def gelu_tanh(v, c):
     """Return v s."""
     return v / (c[0] + exp(c[1] * (v + c[2] * (v * v * v))))
 
 
-@body
+@exact
 def gelu_tanh_slope(v, c):
     """Return s + v s (1 - s) 2 u'."""
     s = c[0] / (c[0] + exp(c[1] * (v + c[2] * (v * v * v))))

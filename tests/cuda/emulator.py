@@ -6,12 +6,12 @@ import hashlib
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tinyvit.kernels.cache import cache_folder
 from tinyvit.kernels.cuda import compiler
 from tinyvit.kernels.cuda.device import Device, Kernel
 
@@ -47,7 +47,7 @@ class EmulatedDevice(Device):
 def compiled(kernel: Kernel) -> Any:
     """Return the function that runs a kernel: (grid, block, shared, arguments, schedule)."""
     sanitized = bool(os.environ.get("TINYVIT_SANITIZE"))
-    folder = Path(os.environ.get("TINYVIT_EMULATED", Path(tempfile.gettempdir()) / f"tinyvit-emulated-{os.getuid()}"))
+    folder = Path(os.environ.get("TINYVIT_EMULATED") or cache_folder().parent / "emulated")
     source = compiler.KERNELS / kernel.source  # or an absolute path
     inputs = repr((kernel, sanitized, _FLAGS)).encode()
     digest = hashlib.sha256(inputs + b"".join(path.read_bytes() for path in included(source))).hexdigest()[:24]

@@ -194,3 +194,17 @@ def test_an_archive_cut_anywhere_is_an_error(tmp_path_factory: pytest.TempPathFa
     with pytest.raises(DataError) as error:
         read_cifar_archive(path, "mnist", ["test_batch.bin"], 1, 1)
     assert_names_the_way_out(error, path)
+
+
+@pytest.mark.parametrize("place", ["a member", "after the last member"])
+def test_an_archive_that_unpacks_to_very_much_is_not_read_to_its_end(tmp_path: Path, place: str) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("zeros")
+        member.size = 50_000_000 if place == "a member" else 0
+        archive.addfile(member, io.BytesIO(bytes(member.size)))
+    path = tmp_path / "archive.tar.gz"
+    path.write_bytes(gzipped(buffer.getvalue() + bytes(50_000_000)))
+    with pytest.raises(DataError, match="more than is plausible") as error:
+        read_cifar_archive(path, "mnist", ["train.bin"], 1, 1)
+    assert_names_the_way_out(error, path)

@@ -61,6 +61,14 @@ def test_the_tokenizers_library_reads_the_same_vocabulary(tmp_path):
         (json.dumps({"model": {"type": "BPE", "vocab": {}}}), "type BPE; only WordLevel"),
         (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}}}), "must begin with"),
         (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 3}}}), "not 0, 1, 2"),
+        *(
+            (json.dumps({"model": {"type": "WordLevel", "vocab": {"a": x}}}), "integers")
+            for x in (None, "0", 0.0, True, [])
+        ),
+        *((json.dumps({"model": {"type": "WordLevel", "vocab": x}}), "no model") for x in (None, [], "a", 3)),
+        *((json.dumps(x), "no model") for x in (3, None, {"model": None}, {"model": []}, {"model": {}}, {})),
+        ("[" * 100_000, "nested"),
+        ('{"model":' + "[" * 500 + "]" * 500 + "}", "nested more than 100"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
@@ -69,6 +77,19 @@ def test_other_files_are_refused(tmp_path, content, message):
         Tokenizer.read(tmp_path / "t.json")
     with pytest.raises(DataError, match="cannot be read"):
         Tokenizer.read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "key", ["normalizer", "pre_tokenizer", "decoder", "truncation", "added_tokens", "unk_token", "x"]
+)
+def test_another_way_to_split_words_is_refused(tmp_path, key):
+    path = tmp_path / "tokenizer.json"
+    Tokenizer.build(TEXTS).save(path)
+    document = json.loads(path.read_text())
+    (document["model"] if key == "unk_token" else document)[key] = {"type": "BertNormalizer"}
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=f"another tokenizer than tinyvit has: {key!r}"):
+        Tokenizer.read(path)
 
 
 def test_rows_are_padded():

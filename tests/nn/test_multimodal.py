@@ -128,7 +128,7 @@ def in_float64(model):
 def put(model, names, parameters):
     for name, p in zip(names, parameters, strict=True):
         *path, last = name.split(".")
-        setattr(functools.reduce(getattr, path, model), last, p)
+        vars(functools.reduce(getattr, path, model))[last] = p  # off the record: it is no Parameter
 
 
 @pytest.mark.parametrize("name", MODELS)

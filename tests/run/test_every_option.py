@@ -96,7 +96,8 @@ def test_every_option_works_or_is_refused(task) -> None:
             first_step(tiny(name, *own, *ALWAYS, *option.split()))
         except TinyvitError as error:
             refused.append(option)
-            if not re.search(r"\b(data|model|task|train)\.[a-z]|folder|run", str(error)):
+            keys = "|".join(part.partition("=")[0].rpartition(".")[2] for part in option.split())
+            if not re.search(rf"\b(data|model|task|train)\.[a-z]|\b({keys})\b|folder|run", str(error)):
                 wrong.append(f"{option}: {error}")
         except FloatingPointError:
             pass

@@ -16,6 +16,7 @@ from tiny_run import isolate, tiny_recipe
 
 from tinyvit import cli
 from tinyvit.backend.terminal import printable
+from tinyvit.run.curves import draw_curves
 from tinyvit.run.folder import TrainedModel, load_run
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202egnp.exe"
@@ -132,3 +133,14 @@ def test_a_traceback_is_shown_as_codes(run, monkeypatch: pytest.MonkeyPatch, cap
     shown = capfd.readouterr().err
     assert "Traceback" in shown
     assert harmless(shown)
+
+
+def test_drawings_take_no_settings_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # as a matplotlibrc could set it
+    monkeypatch.setenv("PATH", str(tmp_path))  # there is no LaTeX to start
+    line = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5}
+    draw_curves(tmp_path / "curves.png", "$a_b % {", [line])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert matplotlib.rcParams["text.usetex"]

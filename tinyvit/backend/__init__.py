@@ -36,7 +36,7 @@ from .devices import (
     to_device_of,
     to_host,
 )
-from .process import keep_freed_memory, limit_threads
+from .process import keep_freed_memory, limit_threads, product_threads, products_in_one_thread
 from .random import Generator, default_generator, manual_seed
 
 __all__ = [
@@ -65,6 +65,8 @@ __all__ = [
     "namespace_of",
     "narrowed",
     "on_one_device",
+    "product_threads",
+    "products_in_one_thread",
     "select_gpu_of",
     "set_default_device",
     "to_device",

@@ -94,7 +94,7 @@ class _Add:
 
 
 NUMPY = Namespace(np)
-NUMPY.add = _Add()
+vars(NUMPY)["add"] = _Add()
 
 
 @functools.cache

@@ -7,7 +7,8 @@ import errno
 import json
 import os
 import stat
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 MAX_TEXT_BYTES = 64 << 20  # of a recipe, a vocabulary, a list of questions
 MAX_IMAGE_BYTES = 512 << 20  # of an image file
@@ -16,7 +17,7 @@ MAX_DEPTH = 100  # of nested lists and mappings
 MAX_UNPACKED = 64  # times the size of an archive
 
 
-def open_file(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
+def open_file(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
     """Open a regular file for reading; anything else is refused without opening it, because it could wait for ever.
 
     Raises OSError, also if the file is larger than `most` bytes.

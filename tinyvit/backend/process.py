@@ -4,6 +4,9 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 @functools.cache
@@ -28,3 +31,23 @@ def limit_threads() -> None:
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         threadpool_limits(int(wanted))
+
+
+def product_threads() -> int:
+    """Return how many threads NumPy's matrix products use, on which their last bits depend."""
+    counts = [library["num_threads"] for library in _libraries().select(user_api="blas").info()]
+    return max(counts, default=1)
+
+
+@contextmanager
+def products_in_one_thread() -> Iterator[None]:
+    """Within this block, have NumPy's matrix products use one thread, so that their bits are the same everywhere."""
+    with _libraries().limit(limits=1, user_api="blas"):
+        yield
+
+
+@functools.cache
+def _libraries() -> Any:
+    from threadpoolctl import ThreadpoolController  # finds the libraries that are loaded, which takes milliseconds
+
+    return ThreadpoolController()

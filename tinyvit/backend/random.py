@@ -52,6 +52,8 @@ class Generator:
         return {"seed": self.seed, "offset": self.offset}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        if not (0 <= state["seed"] < 2**63 and 0 <= state["offset"] < 2**63):
+            raise ValueError(f"seed is {state['seed']} and offset {state['offset']}; both must be in [0, 2**63)")
         self.seed, self.offset = int(state["seed"]), int(state["offset"])
 
 

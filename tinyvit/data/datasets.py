@@ -198,7 +198,7 @@ def checksum(*arrays: NDArray) -> str:
     found = hashlib.sha256()
     for array in arrays:
         found.update(f"{array.dtype} {array.shape} ".encode())
-        found.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 

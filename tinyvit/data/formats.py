@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.files import open_file
 from ..errors import DataError
 
 SUFFIXES = ("", ".gz", ".xz")
@@ -103,16 +104,20 @@ def read_cifar_archive(
     """Read some members of the official ``.tar.gz`` as `read_cifar` reads files, without unpacking it to disk."""
     size = records * (label_bytes + _CIFAR_PIXELS)
     found: dict[str, bytes] = {}
+    left = max(16 * size, 1 << 20)  # bytes of the archive, which also holds the other split
     with _reading(path, name) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
+                if (left := left - member.size) < 0:
+                    raise damaged(path, name, "holds more than is plausible")
                 base = Path(member.name).name
                 content = archive.extractfile(member) if base in members else None
                 if content is not None:
                     found[base] = content.read(size + 1)
         # The checksum of a gzip stream is compared only when its end is read.
-        while stream.read(1 << 20):
-            pass
+        while read := stream.read(1 << 20):
+            if (left := left - len(read)) < 0:
+                raise damaged(path, name, "holds more than is plausible")
     for wanted in members:
         if wanted not in found:
             raise damaged(path, name, f"does not contain {wanted}")
@@ -147,7 +152,7 @@ def _read(path: Path, name: str, size: int) -> bytes:
 def _reading(path: Path, name: str) -> Iterator[BinaryIO]:
     """Open a file for its decompressed bytes, whatever its compression; every failure becomes a DataError."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.read(512)
             if not head:
                 raise damaged(path, name, "is empty")

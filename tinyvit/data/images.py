@@ -32,9 +32,9 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow's names of the formats of IMAGE_SUFFIXES. It knows others that start programs (EPS starts Ghostscript), or that
-# few people have looked at.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Pillow's names of the formats of `image_files.IMAGE_SUFFIXES`. It knows others that start programs (EPS starts
+# Ghostscript), or that few people have looked at.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
 _SIXTEEN_BITS_IN_32 = ("PPM", "PNG")  # those whose 16-bit values Pillow may give as 32-bit integers
 _FAINT = 16  # the largest difference of values, of 255, that does not show a shape
 _opening = threading.Lock()  # the filters of warnings belong to all threads
@@ -77,7 +77,7 @@ def open_image(path: str | Path) -> Iterator["Image.Image"]:
         raise DataError(f"{path} is not a file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(_too_large(path, "far too many")) from error
-    except Image.UnidentifiedImageError as error:
+    except (Image.UnidentifiedImageError, KeyError) as error:  # KeyError: this Pillow does not know one of them
         raise DataError(f"{path} cannot be read as an image: it is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # on damaged files, decoders raise exceptions of any type, even SyntaxError
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -162,9 +162,9 @@ def _over_black(image: "Image.Image") -> "Image.Image":
     opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
     opaque.alpha_composite(image)
     colours = opaque.convert("RGB")
-    contrast = max(high - low for low, high in np.array(colours.getextrema()))
-    low, high = np.array(image.getextrema()[3])
-    if high == 0 or (high - low >= 128 and contrast <= _FAINT):
+    contrast = np.ptp(np.asarray(colours), axis=(0, 1)).max()
+    alpha = np.asarray(image)[..., 3]
+    if alpha.max() == 0 or (np.ptp(alpha) >= 128 and contrast <= _FAINT):
         raise ValueError(
             "its shapes are dark on a transparent ground, which is laid over black, so that nothing is seen; "
             "save it without transparency, on a ground of another colour"

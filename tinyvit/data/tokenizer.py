@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.files import parse_json, read_text
 from ..errors import DataError
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>", "<mask>", "<cls>")
@@ -72,7 +74,7 @@ class Tokenizer:
         """Write the vocabulary in the format of the `tokenizers` library, tokenizer.json."""
         Path(path).write_text(json.dumps(self._as_json(), indent=1), "utf-8")
 
-    def _as_json(self) -> dict[str, object]:
+    def _as_json(self) -> dict[str, Any]:
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         special = [{"id": i, "content": word, **flags} for i, word in enumerate(SPECIAL)]
         return {
@@ -94,24 +96,34 @@ class Tokenizer:
         Raises
         ------
         DataError
-            If the file cannot be read, or holds another type of tokenizer.
+            If the file cannot be read, or holds another tokenizer than `save` writes: it would split other words.
         """
         try:
-            model = json.loads(Path(path).read_text("utf-8-sig"))["model"]
-            kind, vocabulary = model["type"], model["vocab"]
+            document = parse_json(read_text(path))
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a tokenizer.json: {error!r}") from error
-        if kind != "WordLevel":
-            raise DataError(f"{path} holds a tokenizer of the type {kind}; only WordLevel can be read")
+        except ValueError as error:
+            raise DataError(f"{path} is not a tokenizer.json: {error}") from error
+        model = document.get("model") if isinstance(document, dict) else None
+        if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+            raise DataError(f"{path} is not a tokenizer.json: it has no model with a vocab")
+        if model.get("type") != "WordLevel":
+            raise DataError(f"{path} holds a tokenizer of the type {model.get('type')}; only WordLevel can be read")
+        vocabulary = model["vocab"]
+        if not all(type(number) is int for number in vocabulary.values()):
+            raise DataError(f"{path} holds a vocabulary that does not fit: its token ids are not integers")
         words = tuple(sorted(vocabulary, key=vocabulary.__getitem__))
+        if [vocabulary[word] for word in words] != list(range(len(words))):
+            raise DataError(f"{path} holds a vocabulary that does not fit: its token ids are not 0, 1, 2 ...")
         try:
-            if [vocabulary[word] for word in words] != list(range(len(words))):
-                raise ValueError("its token ids are not 0, 1, 2 ...")
-            return cls(words)
+            read = cls(words)
         except ValueError as error:
             raise DataError(f"{path} holds a vocabulary that does not fit: {error}") from error
+        for table, own in ((document, read._as_json()), (model, read._as_json()["model"])):
+            for key in table.keys() - {"model", "vocab"}:
+                if key not in own or table[key] != own[key]:
+                    raise DataError(f"{path} holds another tokenizer than tinyvit has: {key!r} is {table[key]!r:.100}")
+        return read
 
 
 def padded(texts: Sequence[Sequence[int]], length: int | None = None) -> NDArray[np.int64]:

@@ -287,7 +287,7 @@ def attention_weights(
     values = None if attn_mask is None else constant(attn_mask)
     mask = values if values is not None and values.dtype == bool else None
     bias = None if values is None or mask is not None else Tensor(values)
-    inputs: Sequence[Any] = (q, k, q, bias)
+    inputs: tuple[Any, ...] = (q, k, q, bias)
     if (precision := now().precision) is not None:
         inputs = autocast_inputs(Attention, inputs, precision, lambda x, dtype: Tensor(x.data.astype(dtype)))
     exact_q, exact_k, _, exact_bias = (None if x is None else to_host(x.data).astype(np.float64) for x in inputs)

@@ -111,7 +111,7 @@ def _as_index(self: Tensor) -> int:
     """Return the value of a tensor with one integer, where Python needs an integer."""
     if self.dtype.kind not in "iub" or self.ndim:
         raise TypeError(f"a tensor of shape {self.shape} and dtype {self.dtype} is no integer")
-    return operator.index(self.item())
+    return int(self.item())
 
 
 def _length(self: Tensor) -> int:

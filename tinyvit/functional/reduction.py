@@ -67,7 +67,7 @@ class Mean(Op):
 
     autocast = "wide"
     fault = Fault(
-        right="dy / _count(ctx.shapes[0], ctx.axis)",
+        right="dy / (_count(ctx.shapes[0], ctx.axis) or 1)",
         wrong="dy",
         mistake="the gradient is not divided by the number of elements that were averaged",
     )

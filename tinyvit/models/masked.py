@@ -74,7 +74,10 @@ class MaskedModel(Module):
         self.vision, self.text = vision, text
         if vision is not None:
             if vision.prefix:
-                raise ValueError(f"vision has {vision.prefix} tokens before its patches; it must have none")
+                raise ValueError(
+                    f"vision has {vision.prefix} tokens before its patches; it must have none, so no register_tokens "
+                    "and no pool='cls'"
+                )
             width, patch = decoder_dim or dim // 2, vision.patch_embed.patch_size
             tokens = int(np.prod(vision.patch_embed.grid))
             self.to_decoder = Linear(dim, width)

@@ -1,9 +1,10 @@
 """Layers and the modules that hold them.
 
-Order: module, init, layers, patches, transformer.
+Order: module, containers, init, layers, patches, transformer.
 """
 
 from . import init
+from .containers import ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
 from .layers import (
     GELU,
     Conv2d,
@@ -19,7 +20,7 @@ from .layers import (
     initialize_conv,
     initialize_linear,
 )
-from .module import Module, ModuleList, Parameter, Sequential
+from .module import LoadResult, Module, Parameter
 from .patches import PatchEmbed, PatchProjection
 from .transformer import (
     Attention,
@@ -48,11 +49,15 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "LoadResult",
     "MaxPool2d",
     "Mlp",
     "Module",
+    "ModuleDict",
     "ModuleList",
     "Parameter",
+    "ParameterDict",
+    "ParameterList",
     "PatchEmbed",
     "PatchProjection",
     "ReLU",

@@ -1,7 +1,8 @@
 """Modules: parameters and sub-modules under names, found by looking at a module's attributes."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -17,10 +18,32 @@ class Parameter(Tensor):
         super().__init__(tensor(data).data, requires_grad=True)
 
 
+class LoadResult(NamedTuple):
+    """The names that did not fit when a state was loaded: `missing` in the state, `unexpected` by the module."""
+
+    missing: list[str]
+    unexpected: list[str]
+
+
 class Module:
-    """A part of a model. A subclass sets parameters and modules as attributes and defines `forward`."""
+    """A part of a model. A subclass sets parameters and modules as attributes and defines `forward`.
+
+    Only attributes of their own are found, not what lies in lists or dicts: there are `ModuleList`, `ModuleDict`,
+    `ParameterList` and `ParameterDict` for that, and a plain container with modules or parameters in it is refused,
+    when it is set or as soon as parameters or modules are looked for. The name of a parameter or a module can be set to
+    another one or to None.
+    """
 
     training = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, value in vars(cls).items():
+            if isinstance(value, Module | Tensor):
+                raise TypeError(
+                    f"{cls.__name__}.{name} is a {type(value).__name__} of the class, which is not found; "
+                    "set it in __init__"
+                )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
@@ -29,17 +52,43 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, (list, tuple)) and any(isinstance(v, (Module, Parameter)) for v in value):
+        before = vars(self).get(name)
+        if isinstance(before, Parameter) and not (value is None or isinstance(value, Parameter)):
             raise TypeError(
-                f"{type(self).__name__}.{name}: modules in a plain list are not found; use tv.nn.ModuleList"
+                f"{type(self).__name__}.{name} is a Parameter and would be lost if a {type(value).__name__} took its "
+                f"place; copy values into it with .{name}.assign(array), or set a tv.nn.Parameter or None"
             )
+        if isinstance(before, Module) and not (value is None or isinstance(value, Module)):
+            raise TypeError(
+                f"{type(self).__name__}.{name} is a module and would be lost if a {type(value).__name__} took its "
+                "place; set another module or None"
+            )
+        if isinstance(value, Tensor) and value.requires_grad and value.node is None and type(value) is Tensor:
+            raise TypeError(
+                f"{type(self).__name__}.{name}: a tensor that requires a gradient is neither trained nor saved unless "
+                "it is a tv.nn.Parameter; make it one, or set value.detach()"
+            )
+        self._require_found(name, value)
         super().__setattr__(name, value)
+
+    def _require_found(self, name: str, value: Any) -> None:
+        """Raise TypeError if `value`, an attribute, is a plain container with modules or parameters in it."""
+        if isinstance(value, _CONTAINERS) and (found := _hidden_in(value)):
+            place, item = found
+            plural = "parameters" if isinstance(item, Parameter) else "modules"
+            form = "Dict" if isinstance(value, dict) else "List"
+            raise TypeError(
+                f"{type(self).__name__}.{name}: {plural} in a plain {type(value).__name__} are not found, such as "
+                f"{name}{place}; use tv.nn.Module{form} for modules, tv.nn.Parameter{form} for parameters"
+            )
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
         """The modules among the attributes, with their names."""
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
+            elif isinstance(value, _CONTAINERS):
+                self._require_found(name, value)  # it may have been filled after it was set
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """This module and all below it, with their dotted names."""
@@ -74,22 +123,31 @@ class Module:
         """Copies of all parameters on the host, by dotted name."""
         return {name: parameter.numpy().copy() for name, parameter in self._named_entries()}
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy arrays or tensors into the parameters of these names; nothing changes if any of them does not fit.
+
+        Returns the names that were missing and those that were unexpected, which is allowed without `strict` only.
 
         Raises
         ------
         KeyError
-            With `strict`, names are missing or unexpected; the message lists them.
+            With `strict`, names are missing or unexpected; without, none fits. The message lists them.
         ValueError
             A shape differs.
         TypeError
-            An array holds no real numbers, integers or booleans.
+            An array holds no real numbers, integers or booleans, or `state` is no mapping.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"load_state_dict: state is a {type(state).__name__}; give a mapping of names to arrays, such as "
+                "tv.load(path) or module.state_dict()"
+            )
         own = dict(self._named_entries())
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys(), key=str)
         if strict and (missing or unexpected):
             raise KeyError(f"load_state_dict: missing names {missing}, unexpected names {unexpected}")
+        if own and len(missing) == len(own):
+            raise KeyError(f"load_state_dict: no name fits: missing names {missing}, unexpected names {unexpected}")
         arrays = {name: _array_of(state[name]) for name in own if name in state}
         for name, array in arrays.items():
             if array.shape != own[name].shape:
@@ -98,6 +156,7 @@ class Module:
                 raise TypeError(f"load_state_dict: {name} has dtype {array.dtype}; it must hold real numbers")
         for name, array in arrays.items():
             own[name].assign(array)
+        return LoadResult(missing, unexpected)
 
     def train(self, mode: bool = True) -> Self:
         """Switch dropout and the like on, in this module and all below it."""
@@ -146,33 +205,20 @@ def _array_of(value: Any) -> Any:
     return value.data if isinstance(value, Tensor) else np.asarray(value)
 
 
-class ModuleList(Module):
-    """Modules in order, named 0, 1, 2 ..."""
-
-    def __init__(self, modules: Iterable[Module] = ()) -> None:
-        for i, module in enumerate(modules):
-            setattr(self, str(i), module)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self.named_children())
-
-    def __iter__(self) -> Iterator[Module]:
-        return (module for _, module in self.named_children())
-
-    def __getitem__(self, index: int) -> Module:
-        return list(self)[index]
-
-    def append(self, module: Module) -> None:
-        setattr(self, str(len(self)), module)
+_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 
 
-class Sequential(ModuleList):
-    """Modules applied one after the other."""
-
-    def __init__(self, *modules: Module) -> None:
-        super().__init__(modules)
-
-    def forward(self, x: Any) -> Any:
-        for module in self:
-            x = module(x)
-        return x
+def _hidden_in(container: Any) -> tuple[str, Any] | None:
+    """Return the place and the value of the first module or parameter in nested containers, or None."""
+    seen: set[int] = set()  # a container may contain itself
+    waiting = [("", container)]
+    while waiting:
+        place, value = waiting.pop(0)
+        if isinstance(value, Module | Parameter):
+            return place, value
+        if isinstance(value, _CONTAINERS) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            inner = (_CONTAINERS, Module, Parameter)
+            waiting += [(f"{place}[{key!r}]", item) for key, item in items if isinstance(item, inner)]
+    return None

@@ -8,8 +8,9 @@ from .. import functional as F
 from ..functional.arguments import integers, is_sequence
 from ..functional.tensors import Tensor
 from . import init
+from .containers import Sequential
 from .layers import Conv2d, ReLU
-from .module import Module, Parameter, Sequential
+from .module import Module, Parameter
 
 Sizes = tuple[int, ...]
 

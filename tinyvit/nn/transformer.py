@@ -14,8 +14,9 @@ import numpy as np
 from .. import functional as F
 from ..functional.attention import attention_weights
 from ..functional.tensors import Tensor, constant
+from .containers import ModuleList
 from .layers import GELU, Dropout, DropPath, Identity, LayerNorm, LayerScale, Linear
-from .module import Module, ModuleList
+from .module import Module
 
 
 class Mlp(Module):

@@ -1,6 +1,6 @@
 """Optimizers, learning-rate schedules, gradient clipping, the average of the weights, and the scale of float16 losses.
 
-Order: schedules, average, bundle, device, optimizers, scaler.
+Order: schedules, parameters, average, bundle, device, optimizers, scaler.
 """
 
 from .average import EMA

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..backend import to_device_of, to_host
 from ..engine import Tensor
+from .parameters import require_keys, tensors_of
 
 
 class EMA:
@@ -17,7 +18,7 @@ class EMA:
     def __init__(self, parameters: Iterable[Tensor], decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay is {decay}; it must be in [0, 1)")
-        self.parameters, self.decay, self.steps = list(parameters), decay, 0
+        self.parameters, self.decay, self.steps = tensors_of("EMA", parameters, "parameters"), decay, 0
         self.averages = [p.data.copy() for p in self.parameters]
 
     def update(self) -> None:
@@ -46,6 +47,8 @@ class EMA:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state`. Raises ValueError if it belongs to other parameters."""
+        require_keys("EMA", state, ("steps", "averages"))
+        require_keys("EMA", state["averages"], tuple(map(str, range(len(state["averages"])))))
         averages = [state["averages"][str(i)] for i in range(len(state["averages"]))]
         if [a.shape for a in averages] != [a.shape for a in self.averages]:
             raise ValueError("EMA state belongs to other parameters: their number or shapes differ")

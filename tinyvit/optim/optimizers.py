@@ -12,6 +12,7 @@ from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_o
 from ..engine import Tensor
 from .bundle import MOMENTS, UPDATES, HostBundle, Member
 from .device import DeviceBundle
+from .parameters import groups_of, require_keys, tensors_of
 
 _PART = 16384  # elements whose squares are summed in their own dtype
 
@@ -28,30 +29,24 @@ class Optimizer:
     Raises
     ------
     TypeError, ValueError
-        If a setting is not a number, or out of range: betas must be in [0, 1), the others finite and at least 0.
+        If a setting is not a number, or out of range: betas must be in [0, 1), the others finite and at least 0. If
+        there are no parameters, or something among them could never be updated: no tensor, the result of an operation,
+        or a tensor that requires no gradient (frozen parameters are accepted beside others).
     """
 
     slots: Sequence[str] = ()  # the names of the arrays kept for each parameter
 
     def __init__(self, params: Parameters, **defaults: Any) -> None:
-        if isinstance(params, Tensor):
-            raise TypeError(f"{type(self).__name__}: params is one tensor; give a list of them: [tensor]")
-        entries: list[Any] = list(params)
-        groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
         self.groups: list[dict[str, Any]] = []
-        for group in groups:
+        for group in groups_of(type(self).__name__, params):
             unknown = group.keys() - defaults.keys() - {"params"}
             if unknown:
                 raise ValueError(
                     f"{type(self).__name__}: unknown settings {sorted(unknown)}; known: {sorted(defaults)}"
                 )
-            self.groups.append({**defaults, **group, "params": tuple(group["params"])})
+            self.groups.append({**defaults, **group})
             _check_settings(type(self).__name__, self.groups[-1])
         tensors = [p for group in self.groups for p in group["params"]]
-        if not tensors:
-            raise ValueError(f"{type(self).__name__}: there are no parameters to optimize")
-        if len({id(p) for p in tensors}) != len(tensors):
-            raise ValueError(f"{type(self).__name__}: a parameter appears twice")
         self.steps = 0
         select_gpu_of(p.data for p in tensors)
         self._arrays = [{slot: np.zeros_like(p.data) for slot in self.slots} for p in tensors]
@@ -99,6 +94,7 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state`. Raises ValueError if it belongs to other parameters or to another optimizer."""
+        require_keys(type(self).__name__, state, ("steps", "groups"))
         arrays, own = state.get("arrays", {}), {str(i): kept for i, kept in enumerate(self._arrays) if kept}
         if len(state["groups"]) != len(self.groups) or arrays.keys() != own.keys():
             raise ValueError(
@@ -108,13 +104,32 @@ class Optimizer:
         for key, kept in own.items():
             if {k: a.shape for k, a in kept.items()} != {k: a.shape for k, a in arrays[key].items()}:
                 raise ValueError(f"optimizer state of parameter {key} has other arrays or shapes than this optimizer")
-        self.steps = int(state["steps"])
-        for i, group in enumerate(self.groups):
-            saved = state["groups"][str(i)]
-            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        if type(state["steps"]) is not int or state["steps"] < 0:
+            raise ValueError(f"optimizer state has steps {state['steps']!r}; they must be counted from 0")
+        saved = [_restored(type(self).__name__, group, state["groups"], i) for i, group in enumerate(self.groups)]
+        self.steps = state["steps"]
+        for group, settings in zip(self.groups, saved, strict=True):
+            group.update(settings)
         for key, kept in own.items():
             for name, array in kept.items():
                 array[...] = to_device_of(arrays[key][name], array)
+
+
+def _restored(name: str, group: Mapping[str, Any], states: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the settings of a group from the state of an optimizer. Raises ValueError if they are not its own."""
+    known = group.keys() - {"params"}
+    require_keys(f"{name}: groups", states, (str(number),))
+    require_keys(f"{name}: group {number}", states[str(number)], tuple(sorted(known)))
+    saved = {k: tuple(v) if isinstance(v, list) else v for k, v in states[str(number)].items()}
+    if unknown := saved.keys() - known:
+        raise ValueError(f"{name}: the state of group {number} has unknown settings {sorted(unknown)}")
+    for key, value in saved.items():
+        own = group[key]
+        alike = len(value) == len(own) if isinstance(value, tuple) and isinstance(own, tuple) else True
+        if not alike or (isinstance(own, bool | tuple | str) and type(value) is not type(own)):
+            raise ValueError(f"{name}: the state of group {number} has {key} {value!r}; this optimizer has {own!r}")
+    _check_settings(name, saved)
+    return saved
 
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
@@ -243,6 +258,7 @@ class Adam(Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        require_keys(type(self).__name__, state, ("steps", "groups"))
         arrays = {}
         for key, kept in state.get("arrays", {}).items():
             # A state of an earlier version counts the steps of all parameters together.
@@ -306,26 +322,43 @@ def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: f
     """Return two groups: matrices and filters, with weight decay, and all other parameters, without it.
 
     The others have one axis, as biases and norms do, or a name that ends in `pos_embed` or `_token` or contains
-    `embedding`.
+    `embedding`. Raises TypeError or ValueError if `named_parameters` are not pairs of a name and a tensor.
     """
     decayed: list[Tensor] = []
     others: list[Tensor] = []
-    for name, p in named_parameters:
+    if isinstance(named_parameters, Tensor) or hasattr(named_parameters, "parameters"):
+        kind = type(named_parameters).__name__
+        raise TypeError(f"decay_groups: named_parameters is a {kind}; give model.named_parameters()")
+    pairs = list(named_parameters.items() if isinstance(named_parameters, Mapping) else named_parameters)
+    if not pairs:
+        raise ValueError("decay_groups: named_parameters is empty; a generator can be used once")
+    for i, pair in enumerate(pairs):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            kind = type(pair).__name__
+            raise TypeError(
+                f"decay_groups: named_parameters[{i}] is a {kind}, not a name and a tensor; give "
+                "model.named_parameters()"
+            )
+    tensors_of("decay_groups", [p for _, p in pairs], "named_parameters")
+    for name, p in pairs:
         is_other = p.ndim < 2 or name.endswith(("pos_embed", "_token")) or "embedding" in name
         (others if is_other else decayed).append(p)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> float:
     """Scale all gradients so that their joint Euclidean norm is at most `max_norm`; return the norm before scaling.
 
-    If the norm is NaN or infinite, the gradients are not changed.
+    `parameters` are tensors, or one tensor. If the norm is NaN or infinite, the gradients are not changed. Raises
+    TypeError or ValueError if there are no parameters, or something among them that gets no gradient.
     (Pascanu et al., On the difficulty of training recurrent neural networks, 2013.)
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm is {max_norm}; it must be above 0")
-    gradients = [p.grad.data for p in parameters if p.grad is not None]
+    given = [parameters] if isinstance(parameters, Tensor) else parameters
+    tensors = {id(p): p for p in tensors_of("clip_grad_norm", given, "parameters")}  # each once
+    gradients = [p.grad.data for p in tensors.values() if p.grad is not None]
     norm = joint_norm(gradients)
     if max_norm < norm < math.inf:
         for g in gradients:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..engine import Tensor
 from .optimizers import Optimizer, joint_norm, scale_in_place
+from .parameters import require_keys
 
 
 class LossScaler:
@@ -29,6 +30,8 @@ class LossScaler:
     _good_steps: int
 
     def __init__(self, optimizer: Optimizer, initial: float = 65536.0, growth: int = 2000) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"LossScaler: optimizer is a {type(optimizer).__name__}; give a tinyvit.optim optimizer")
         if not initial > 0 or growth < 1:
             raise ValueError(f"LossScaler: initial is {initial} and growth {growth}; they must be above 0")
         self._optimizer, self._growth = optimizer, int(growth)
@@ -56,6 +59,8 @@ class LossScaler:
 
         The norm is a tensor on the device if the step is made there.
         """
+        if not clip_norm >= 0:
+            raise ValueError(f"LossScaler: clip_norm is {clip_norm}; it must be above 0, or 0 for no clipping")
         if self._bundle is not None:
             self._bundle["max_norm"] = clip_norm
             self._optimizer.step()
@@ -82,7 +87,10 @@ class LossScaler:
         return {"scale": self.scale, "good_steps": self.good_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state`."""
+        """Restore `state`. Raises ValueError if it holds no scale and no count."""
+        require_keys("LossScaler", state, ("scale", "good_steps"))
+        if not 0 < float(state["scale"]) < float("inf") or int(state["good_steps"]) < 0:
+            raise ValueError(f"state of a scaler: scale is {state['scale']}, good_steps is {state['good_steps']}")
         self._scale, self._good_steps = float(state["scale"]), int(state["good_steps"])
         if self._bundle is not None:
             self._bundle["scale"], self._bundle["good"] = self._scale, self._good_steps

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import default_device
-from ..checkpoint import atomic_write, load, save
+from ..checkpoint import atomic_write, load, require_finite, save
 from ..data import Dataset
 from ..data.image_files import same_form
 from ..errors import CheckpointError, DataError, RecipeError, TinyvitError, TrainingFailed, log
@@ -197,7 +197,7 @@ def is_complete(folder: Path, metrics: bytes) -> bool:
 def is_legacy(folder: Path) -> bool:
     """Return whether the run in `folder` was begun by an earlier version, see `tinyvit.run.state.Training`."""
     state = load(folder / CHECKPOINT) if (folder / CHECKPOINT).is_file() else {"legacy": False}
-    return bool(state.get("legacy", True))
+    return state.get("legacy", True) is not False
 
 
 # Reading a run back -------------------------------------------------------------------------------------------------
@@ -230,9 +230,11 @@ def load_run(run: str | Path) -> TrainedModel:
     data = _data_of(Path(run), recipe)
     model = build_model(recipe, data)
     try:
-        model.load_state_dict(load(weights))
+        with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
+            model.load_state_dict(load(weights))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
+    require_finite(weights, model.state_dict())
     return TrainedModel(recipe, model.eval().to(default_device()), data)
 
 
@@ -257,7 +259,7 @@ def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
     try:
         require_same_recipe(folder / CHECKPOINT, state, recipe, ("model", "data.name", "data.image_size", "task"))
         return DataSpec.from_state(state["data"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is not the checkpoint of a run") from error
 
 

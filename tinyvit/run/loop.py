@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import keep_freed_memory
+from ..backend import keep_freed_memory, products_in_one_thread
 from ..errors import TrainingFailed
 from ..recipe import Recipe
 from .curves import draw_curves
@@ -115,7 +115,8 @@ def _run(training: Training, folder: Path, display: Display) -> Result:
     unwritable = suppress(TrainingFailed) if finished else nullcontext()  # a finished run may lie on a read-only disk
     keep_freed_memory()
     # NumPy's warnings are off: losses, gradients and weights are checked for values that are not finite.
-    with StopRequest() as stop, display, np.errstate(all="ignore"), unwritable:
+    products = products_in_one_thread() if training.uses_one_product_thread else nullcontext()
+    with StopRequest() as stop, display, np.errstate(all="ignore"), unwritable, products:
         try:
             display.started(training, folder)
             finished = _train_epochs(training, folder, display, stop)

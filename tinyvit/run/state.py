@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import default_device, default_generator, manual_seed
-from ..checkpoint import load
+from ..backend import default_device, default_generator, is_on_gpu, manual_seed, product_threads
+from ..checkpoint import load, require_finite
 from ..data import Batch, Dataset, Loader
 from ..data.datasets import equal_images
 from ..data.image_files import listed
+from ..dispatch import select_update
 from ..errors import CheckpointError, DataError, RecipeError, log
 from ..nn import Module
 from ..optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, decay_groups
@@ -34,6 +35,8 @@ from ..tasks.base import DEFAULTS, AnyDataset, augmentation_of
 from .folder import build_model, load_data, require_same_recipe, write_progress
 from .steps import Losses, Steps
 from .transfer import freeze_encoders
+
+_MEASURED = ("epoch", "step", "train_loss", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
 
 
 @dataclass
@@ -48,6 +51,26 @@ class Position:
     step: int = 0  # optimizer steps, over all epochs
     seconds: float = 0.0  # over all epochs, evaluations included
     metrics: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Position":
+        """Restore the position in a checkpoint. Raises TypeError or ValueError if it is none that a run can have."""
+        position = cls(**state)
+        if missing := {"epoch", "batch", "step", "metrics"} - state.keys():
+            raise ValueError(f"position lacks {', '.join(sorted(missing))}")
+        for name, value in dataclasses.asdict(cls()).items():
+            found, kinds = getattr(position, name), int | float if type(value) is float else type(value)
+            if not isinstance(found, kinds) or type(found) is bool:
+                raise TypeError(f"position.{name} is {found!r:.100}")
+        counts = (position.epoch, position.batch, position.images, position.step, position.seconds)
+        times_agree = (position.batch > 0) == (position.images > 0) == (position.epoch_seconds > 0)
+        are_finite = math.isfinite(position.loss_sum + position.seconds + position.epoch_seconds)
+        if min(counts) < 0 or len(position.metrics) != position.epoch or not times_agree or not are_finite:
+            raise ValueError(f"position is {position!r:.200}")
+        for line in position.metrics:
+            if not all(isinstance(line.get(key), int | float) for key in _MEASURED):
+                raise ValueError(f"position.metrics holds {line!r:.100}")
+        return position
 
     def metrics_lines(self) -> bytes:
         """Return the content of metrics.jsonl."""
@@ -196,6 +219,22 @@ class Training:
         self._lap()  # writing counts as time of the run, but not as time of training
         self._written = time.perf_counter()
 
+    @property
+    def uses_one_product_thread(self) -> bool:
+        """Whether NumPy's matrix products are to use one thread, so that the bits of a run depend on no number of them.
+
+        It costs little where kernels make most products, and in float16, which NumPy converts back and forth. Without
+        kernels, products use all threads, and the run may only be resumed with as many.
+        """
+        kernel = select_update(Adam.update, np.dtype(np.float32), "cpu")
+        return self.recipe.train.precision == "float16" or kernel is not None
+
+    @property
+    def threads(self) -> int:
+        """The number of threads on which the bits of this run depend: 1 if they depend on none."""
+        on_gpu = any(is_on_gpu(p.data) for p in self.model.parameters())
+        return 1 if on_gpu or self.uses_one_product_thread else product_threads()
+
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Checksums of the data: a run may only be resumed with the same images and texts."""
@@ -209,6 +248,7 @@ class Training:
             "train_images": len(self.train_data),
             "fingerprints": self.fingerprints,
             "legacy": self.legacy,
+            "threads": self.threads,
             "position": dataclasses.asdict(self.position),
             "generator": default_generator.state_dict(),
             "model": self.model.state_dict(),
@@ -222,20 +262,32 @@ class Training:
         state = load(path)
         try:
             self._require_same_origin(path, state)
-            self.position = Position(**state["position"])
+            position = Position.from_state(state["position"])
+            steps = math.ceil(position.batch / self.recipe.train.accumulate)
+            reached = position.epoch * self.steps_per_epoch + steps
+            if position.batch > len(self.loader) or position.step != reached or reached > self.total_steps:
+                raise ValueError(f"position is none of a run of {self.total_steps} steps: {position!r:.200}")
+            self.position = position
             default_generator.load_state_dict(state["generator"])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
             if self.steps.scaler:
                 self.steps.scaler.load_state_dict(state["scaler"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            require_finite(path, self.model.state_dict())
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise CheckpointError(f"{path} is not the checkpoint of a run ({type(error).__name__}: {error})") from error
 
     def _require_same_origin(self, path: Path, state: Mapping[str, Any]) -> None:
         """Refuse to resume with another recipe or other data: the run would be neither the old one nor a new one."""
         require_same_recipe(path, state, self.recipe, ("data", "model", "train", "task"))
+        if (threads := state.get("threads", self.threads)) != self.threads:
+            raise CheckpointError(
+                f"{path} is of a run whose matrix products used {threads} threads; here they use {self.threads}, which "
+                f"changes their last bits. Resume it with TINYVIT_THREADS={threads}"
+            )
         before, count, name = DataSpec.from_state(state["data"]), state["train_images"], self.recipe.data.name
         changes = before.differences(self.data)
         if count != len(self.train_data):

@@ -1,6 +1,7 @@
 """What all tasks share: the facts about the data that a model needs, the report of an evaluation, and its one loop."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ DEFAULTS = {  # of the keys of recipes that have one
     for key in dataclasses.fields(section.type)  # type: ignore[arg-type]
 }
 HIDING = ("task.hide", "task.hide_patches", "task.hide_words")
+_LARGEST = 2**20  # side of an image, or length of a text, that a checkpoint may state
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,23 @@ class DataSpec:
 
     @classmethod
     def from_state(cls, state: dict[str, list[Any]]) -> Self:
-        """Restore what `state_dict` returned."""
-        return cls(**{name: tuple(values) for name, values in state.items()})
+        """Restore what `state_dict` returned. Raises TypeError or ValueError if it is not the state of such facts."""
+        spec = cls(**{name: tuple(values) for name, values in state.items()})
+        for names in (spec.classes, spec.words):
+            if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+                raise ValueError(f"classes and words must be different texts, not {names!r:.100}")
+        for counts in (spec.shape, spec.lengths):
+            if not all(type(count) is int and 0 < count <= _LARGEST for count in counts):
+                raise ValueError(f"shape and lengths must be integers from 1 to {_LARGEST}, not {counts!r:.100}")
+        numbers = [float(number) for number in (*spec.mean, *spec.std)]
+        if not all(map(math.isfinite, numbers)) or min(spec.std, default=1) <= 0:
+            raise ValueError(f"mean and std are {spec.mean!r:.100} and {spec.std!r:.100}")
+        channels = spec.shape[-3:-2]
+        if len(spec.shape) not in (0, 3, 4) or {len(spec.mean), len(spec.std)} != {sum(channels)}:
+            raise ValueError(f"shape is {spec.shape}, with {len(spec.mean)} means and {len(spec.std)} deviations")
+        if spec.words:
+            Tokenizer(spec.words)
+        return spec
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return the facts in the form that a checkpoint stores."""
