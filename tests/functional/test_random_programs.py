@@ -59,8 +59,10 @@ def disagreement(program: Program, dtype: Any) -> str | None:
     moved = [results(program, "numpy", dtype, jitter) for jitter in (1, 2, 3, 4)]
     for i, (p, f) in enumerate(zip(plain, fused, strict=True)):
         allowed = 30 * max(difference(m[i], p) for m in moved if not isinstance(m, Exception))
-        found = difference(f, p)
-        if allowed != np.inf and found > allowed + 1e3 * np.finfo(dtype).eps:
+        found, eps = difference(f, p), float(np.finfo(dtype).eps)
+        if f.shape == p.shape and np.allclose(f, p, 0, 2 * eps, equal_nan=True):
+            continue  # numbers around 1 may cancel, as in 0.9 + 0.1 - 1
+        if allowed != np.inf and found > allowed + 1e3 * eps:
             return f"{'the value' if i == 0 else f'gradient {i}'} differs by {found:.2g}, allowed is {allowed:.2g}"
     return None
 
