@@ -209,6 +209,7 @@ def interrupt(event, arguments):
     if event == {event!r} and met == {count}:
         os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 x, w = tv.tensor(np.ones((4, 8), np.float32)), tv.tensor(np.ones(8, np.float32))
 sys.addaudithook(interrupt)
 try:
