@@ -296,6 +296,16 @@ def test_words_are_hidden_eight_of_ten_by_the_mask():
     assert (others.min(), others.max()) == (len(SPECIAL), 29)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_small_share_hides_one_word_of_a_batch_and_never_a_special_token(seed):
+    words = np.array([[CLS, 7, 8, PAD], [CLS, 9, PAD, PAD]])
+    _, asked = hide_tokens(words, 30, 1e-9, np.random.default_rng(seed))
+    assert (asked != IGNORED).sum() == 1
+    assert (asked != IGNORED)[:, 1:].any()
+    _, asked = hide_tokens(np.array([[CLS, PAD]]), 30, 0.9, np.random.default_rng(seed))
+    assert (asked == IGNORED).all()
+
+
 # Parts ----------------------------------------------------------------------------------------------------------------
 
 

@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recipe_values import any_value
 from tiny_tasks import KINDS, tiny
 
 from tinyvit.data import Dataset
@@ -162,24 +162,7 @@ def test_a_run_of_an_earlier_version_may_have_options_without_effect(change) -> 
     assert Training(tiny("masked-patches", *ALWAYS, change), legacy=True).total_steps
 
 
-def any_value(key: dataclasses.Field) -> st.SearchStrategy[Any]:
-    """Draw any value that the schema allows, extreme ones often."""
-    allowed = key.metadata.get("allowed")
-    if isinstance(allowed, tuple):
-        return st.sampled_from(allowed)
-    if key.type is bool:
-        return st.booleans()
-    if key.type is str:
-        return st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
-    if key.name == "patch_size":
-        return st.sampled_from((2, 4, 5, 8, 16, 40))
-    if key.type is int:
-        high = min(allowed.at_most, allowed.below - 1, 40 if key.name in SIZES else np.inf)
-        return st.integers(int(allowed.at_least), int(high))
-    low, high = max(allowed.at_least, allowed.above), min(allowed.at_most, allowed.below)
-    return st.floats(low, high, exclude_min=low == allowed.above, exclude_max=high == allowed.below)
-
-
+PATCHES = st.sampled_from((2, 4, 5, 8, 16, 40))
 SIZES = ("dim", "depth", "heads", "mlp_dim", "register_tokens", "text_depth")  # large ones take long
 
 
@@ -190,7 +173,8 @@ def drawn_recipes(draw: st.DrawFn) -> Recipe:
     for name, section in (("data", Data), ("model", Model), ("task", Task), ("train", Train)):
         keys = [key for key in dataclasses.fields(section) if key.name != "epochs"]
         for key in draw(st.lists(st.sampled_from(keys), max_size=2)):
-            changed = dataclasses.replace(getattr(recipe, name), **{key.name: draw(any_value(key))})
+            values = PATCHES if key.name == "patch_size" else any_value(key, 40 if key.name in SIZES else np.inf)
+            changed = dataclasses.replace(getattr(recipe, name), **{key.name: draw(values)})
             if not (isinstance(changed, Train) and changed.min_lr > changed.lr):
                 recipe = dataclasses.replace(recipe, **{name: changed})
     return recipe

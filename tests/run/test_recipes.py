@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recipe_values import any_value
 
 from tinyvit.data import Augment, dataset_names
 from tinyvit.errors import RecipeError
@@ -30,23 +31,8 @@ lr = 1
 """
 
 
-def values(key: dataclasses.Field) -> st.SearchStrategy:
-    """Draw values that the schema allows for a key."""
-    allowed = key.metadata.get("allowed")
-    if isinstance(allowed, tuple):
-        return st.sampled_from(allowed)
-    if key.type is bool:
-        return st.booleans()
-    if key.type is str:
-        return st.text(st.characters(exclude_categories=["Cs"]))
-    if key.type is int:
-        return st.integers(allowed.at_least, int(min(allowed.at_most, allowed.below - 1)))
-    low, high = max(allowed.at_least, allowed.above), min(allowed.at_most, allowed.below)
-    return st.floats(low, high, exclude_min=low == allowed.above, exclude_max=high == allowed.below)
-
-
 def sections(cls: type) -> st.SearchStrategy:
-    return st.builds(cls, **{key.name: values(key) for key in dataclasses.fields(cls)})
+    return st.builds(cls, **{key.name: any_value(key) for key in dataclasses.fields(cls)})
 
 
 recipes = st.builds(

@@ -18,21 +18,15 @@ from .elementwise import (
     add,
     clip,
     divide,
-    erf,
-    exp,
-    log,
     maximum,
     minimum,
     multiply,
     negative,
     ones_like,
     power,
-    sigmoid,
     sign,
-    sqrt,
     stop_gradient,
     subtract,
-    tanh,
     where,
     zeros_like,
 )
@@ -44,6 +38,7 @@ from .patches import patches
 from .random import dropout, dropout_mask
 from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum_to_shape, var
 from .shape import cast, concatenate, flip, pad, reshape, split, stack, swapaxes, to_device, transpose, unbind, zeros
+from .smooth import erf, exp, log, sigmoid, sqrt, tanh
 
 __all__ = [
     "abs",

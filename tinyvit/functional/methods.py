@@ -9,7 +9,7 @@ import numpy as np
 from .. import context
 from ..backend import as_array, namespace_of
 from ..engine import Tensor
-from . import activation, elementwise, indexing, linalg, numpy_calls, reduction, shape
+from . import activation, elementwise, indexing, linalg, numpy_calls, reduction, shape, smooth
 from .arguments import is_sequence
 
 # In-place changes -----------------------------------------------------------------------------------------------------
@@ -224,9 +224,9 @@ _METHODS: dict[str, Any] = {
     "broadcast_to": _shaped(reduction.broadcast_to),
     "clip": elementwise.clip,
     "cumsum": reduction.cumsum,
-    "exp": elementwise.exp,
+    "exp": smooth.exp,
     "flip": shape.flip,
-    "log": elementwise.log,
+    "log": smooth.log,
     "log_softmax": activation.log_softmax,
     "logsumexp": reduction.logsumexp,
     "max": reduction.max,
@@ -234,14 +234,14 @@ _METHODS: dict[str, Any] = {
     "min": reduction.min,
     "relu": activation.relu,
     "reshape": _shaped(shape.reshape),
-    "sigmoid": elementwise.sigmoid,
+    "sigmoid": smooth.sigmoid,
     "softmax": activation.softmax,
     "split": shape.split,
-    "sqrt": elementwise.sqrt,
+    "sqrt": smooth.sqrt,
     "sum": reduction.sum,
     "swapaxes": shape.swapaxes,
     "take": indexing.take,
-    "tanh": elementwise.tanh,
+    "tanh": smooth.tanh,
     "to": _to,
     "transpose": _transposed,
     "unbind": shape.unbind,

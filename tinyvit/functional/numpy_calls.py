@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import context
 from ..engine import Tensor
-from . import elementwise, indexing, linalg, reduction, shape
+from . import elementwise, indexing, linalg, reduction, shape, smooth
 
 # Ufuncs ---------------------------------------------------------------------------------------------------------------
 
@@ -20,9 +20,9 @@ _UFUNCS: dict[str, Callable[..., Tensor]] = {
     "absolute": elementwise.abs,
     "add": elementwise.add,
     "divide": elementwise.divide,
-    "exp": elementwise.exp,
+    "exp": smooth.exp,
     "fabs": elementwise.abs,
-    "log": elementwise.log,
+    "log": smooth.log,
     "matmul": linalg.matmul,
     "maximum": elementwise.maximum,
     "minimum": elementwise.minimum,
@@ -32,10 +32,10 @@ _UFUNCS: dict[str, Callable[..., Tensor]] = {
     "power": elementwise.power,
     "reciprocal": lambda x: elementwise.divide(1.0, x),
     "sign": elementwise.sign,
-    "sqrt": elementwise.sqrt,
+    "sqrt": smooth.sqrt,
     "square": lambda x: elementwise.multiply(x, x),
     "subtract": elementwise.subtract,
-    "tanh": elementwise.tanh,
+    "tanh": smooth.tanh,
 }
 # Those whose results are no real numbers, so that no gradient could flow through them.
 _LOGICAL = frozenset({
@@ -91,7 +91,7 @@ def _var(a: Any, axis: Any = None, *, ddof: int = 0, keepdims: bool = False, cor
 
 
 def _std(a: Any, axis: Any = None, **options: Any) -> Tensor:
-    return elementwise.sqrt(_var(a, axis, **options))
+    return smooth.sqrt(_var(a, axis, **options))
 
 
 def _dot(a: Any, b: Any) -> Tensor:

@@ -35,9 +35,11 @@ def hide_tokens(
     """Hide tokens of texts (B, N): return the ids to read instead, and the labels, `IGNORED` where none is asked for.
 
     Each token is asked for with probability `share`; it is read as `<mask>` in 80 % of these cases, as a random one in
-    10 %, and as itself in 10 % (Devlin et al., BERT, 2019). Special tokens stay.
+    10 %, and as itself in 10 % (Devlin et al., BERT, 2019). Special tokens stay. At least one token is asked for if
+    there is another one, so that a small share does not leave a batch without a loss.
     """
-    asked = (rng.random(ids.shape) < share) & ~np.isin(ids, [PAD, START, CLS])
+    drawn = np.where(np.isin(ids, [PAD, START, CLS]), np.inf, rng.random(ids.shape))
+    asked = (drawn < share) | ((drawn == drawn.min(initial=np.inf)) & np.isfinite(drawn))
     how = rng.random(ids.shape)
     others = rng.integers(len(SPECIAL), vocabulary, ids.shape)
     read = np.where(asked & (how < 0.8), MASK, np.where(asked & (how >= 0.9), others, ids))

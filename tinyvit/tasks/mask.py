@@ -118,8 +118,8 @@ class Mask(Task):
     def report(self, dataset: Any, loss: float, measured: Sequence[tuple[float, float, int, int]]) -> Report:
         error, size, right, words = (sum(values) for values in zip(*measured, strict=True))
         shares = {}
-        if size:
-            shares["variance of hidden pixels explained"] = 1 - error / size
+        if size or error:  # images of one colour have no variance
+            shares["variance of hidden pixels explained"] = 1 - error / size if size else 0.0
         if words:
             shares["hidden words"] = right / words
         return Report(loss, list(shares.values())[-1], shares)
