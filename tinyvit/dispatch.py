@@ -196,6 +196,11 @@ def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
     return kernel
 
 
+def is_served(operation: str, dtype: Any, device: str) -> bool:
+    """Return whether a kernel serves this operation in this thread; for operations whose inputs do not matter."""
+    return lookup.find(operation, device, context.now().kernels, dtype, {}, {}) is not None
+
+
 class PlainKernel:
     """The plain rule of an operation in the form in which kernels are called directly: the reference beside them.
 

@@ -25,8 +25,9 @@ from ..checkpoint import load, require_finite
 from ..data import Batch, Dataset, Loader
 from ..data.datasets import equal_images
 from ..data.image_files import listed
-from ..dispatch import select_update
+from ..dispatch import is_served
 from ..errors import CheckpointError, DataError, RecipeError, log
+from ..functional.linalg import Linear
 from ..nn import Module
 from ..optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, decay_groups
 from ..recipe import Recipe, Train
@@ -223,11 +224,11 @@ class Training:
     def uses_one_product_thread(self) -> bool:
         """Whether NumPy's matrix products are to use one thread, so that the bits of a run depend on no number of them.
 
-        It costs little where kernels make most products, and in float16, which NumPy converts back and forth. Without
-        kernels, products use all threads, and the run may only be resumed with as many.
+        It costs little where kernels make most products, and in float16, which NumPy converts back and forth. Otherwise
+        products use all threads, and the run may only be resumed with as many.
         """
-        kernel = select_update(Adam.update, np.dtype(np.float32), "cpu")
-        return self.recipe.train.precision == "float16" or kernel is not None
+        kernels_multiply = is_served(Linear.kernel, np.dtype(np.float32), "cpu")
+        return self.recipe.train.precision == "float16" or kernels_multiply
 
     @property
     def threads(self) -> int:
