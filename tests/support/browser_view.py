@@ -20,8 +20,8 @@ class View:
         self.tab.on("console", lambda message: self.complaints.append(message.text))
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(path.as_uri() + address)
-        self.tab.wait_for_selector("body[data-ready=yes]", timeout=30_000)
+        self.path = path
+        self.load(address)
 
     def __enter__(self) -> "View":
         return self
@@ -29,15 +29,25 @@ class View:
     def __exit__(self, *_: object) -> None:
         self.context.close()
 
+    def load(self, address: str = "") -> None:
+        """Load the page afresh. `address` begins with #."""
+        self.tab.goto("about:blank")
+        self.tab.goto(self.path.as_uri() + address)
+        self.tab.wait_for_selector("body[data-ready=yes]", timeout=30_000)
+
+    def follow(self, address: str) -> None:
+        """Follow a link within the page, and wait until the page has changed."""
+        self.tab.evaluate(
+            "link => new Promise(done => { addEventListener('hashchange', () => setTimeout(done), { once: true });"
+            " if (location.hash === link) done(); else location.hash = link; })",
+            address,
+        )
+
     def go(self, op: str, backward: bool = False, a: str | None = None, index: Any = None) -> None:
         """Follow a link."""
         link = f"#op={op}" + ("&dir=backward" if backward else "") + (f"&a={a}" if a else "")
         link += f"&i={','.join(map(str, index))}" if index is not None else ""
-        self.tab.evaluate(
-            "link => new Promise(done => { addEventListener('hashchange', () => setTimeout(done), { once: true });"
-            " if (location.hash === link) done(); else location.hash = link; })",
-            link.replace("#2", "%232"),
-        )
+        self.follow(link.replace("#2", "%232"))
 
     def text(self, selector: str) -> str:
         return self.tab.inner_text(selector)
