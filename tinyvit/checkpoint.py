@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend.files import MAX_DEPTH, open_file, parse_json
+from .backend.files import MAX_DEPTH, open_file, parse_json, sync_folder
 from .errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -70,8 +70,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, new: bool = False) -
         if isinstance(error, OSError) and error.filename == str(temporary):
             error.filename, error.filename2 = str(path), None  # the name that the caller gave
         raise
-    with contextlib.suppress(OSError):  # the file has its new content; some file systems cannot synchronize folders
-        _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _place_new(temporary: Path, target: Path) -> None:
@@ -89,17 +88,6 @@ def _place_new(temporary: Path, target: Path) -> None:
 def leftovers(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the temporary files in `folder` of processes that are in `atomic_write`, or were killed in it."""
     return [path for path in Path(folder).iterdir() if _TEMPORARY.fullmatch(path.name)]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make sure that the renaming survives a power cut."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such call
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
