@@ -61,7 +61,9 @@ def _copy_package(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name)  # compiled modules too, for they hold as long as their sources
     (folder / "tinyvit" / "kernels").mkdir()
     own = (ROOT / "kernels" / "__init__.py").read_text("utf-8")
-    (folder / "tinyvit" / "kernels" / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'kernels')!r}]\n{own}", "utf-8")
+    (folder / "tinyvit" / "kernels" / "__init__.py").write_text(
+        f"__path__ = [{str(ROOT / 'kernels')!r}]\n{own}", "utf-8"
+    )
 
 
 def outcome(family: Family, fault: Fault | None, objects: str) -> str:
