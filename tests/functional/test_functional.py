@@ -189,12 +189,6 @@ def test_the_stride_of_a_pool_is_its_window_by_default(pool: Callable[..., Tenso
     assert pool(np.zeros((1, 2, 7, 9)), (2, 3)).shape == (1, 2, 3, 3)
 
 
-def test_conv2d_takes_an_empty_batch() -> None:
-    weight = normal(3, 2, 3, 3)
-    F.max_pool2d(F.conv2d(normal(0, 2, 4, 4), weight), 2).sum().backward()
-    np.testing.assert_array_equal(weight.grad.numpy(), np.zeros((3, 2, 3, 3)))
-
-
 # Losses ---------------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Convolution and pooling of images, over the windows that im2col lays out as columns."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,8 @@ class Conv2d(Op):
     @staticmethod
     def forward(xp, x, weight, bias, *, stride, padding):
         columns = xp.im2col(x, weight.shape[2:], stride, padding)
-        y = xp.matmul(xp.reshape(weight, (weight.shape[0], -1)), columns)
-        y = y if bias is None else y + xp.reshape(bias, (-1, 1))
+        y = xp.matmul(_as_matrix(xp, weight), columns)
+        y = y if bias is None else y + xp.reshape(bias, (bias.shape[0], 1))
         return xp.reshape(y, (*y.shape[:2], *_positions(x.shape, weight.shape[2:], stride, padding)))
 
     def backward(ctx, xp, dy):
@@ -99,7 +100,7 @@ class Conv2d(Op):
         dx = dweight = db = None
         # y = weight @ columns + bias
         if ctx.needs[0]:
-            dcolumns = xp.matmul(xp.swapaxes(xp.reshape(weight, (weight.shape[0], -1)), 0, 1), dy)
+            dcolumns = xp.matmul(xp.swapaxes(_as_matrix(xp, weight), 0, 1), dy)
             dx = xp.col2im(dcolumns, ctx.shapes[0], kernel, ctx.stride, ctx.padding)
         if ctx.needs[1]:
             columns = xp.im2col(x, kernel, ctx.stride, ctx.padding)
@@ -162,6 +163,11 @@ class AvgPool2d(Op):
     @staticmethod
     def samples():
         yield sample((2, 2, 5, 4), window=(3, 2), stride=(2, 2), padding=(1, 1))
+
+
+def _as_matrix(xp, weight):
+    """Filters (O, C, KH, KW) as (O, C KH KW)."""
+    return xp.reshape(weight, (weight.shape[0], math.prod(weight.shape[1:])))
 
 
 def _lowest(dtype: Any) -> Any:

@@ -139,7 +139,7 @@ class Pad(Op):
 
     @staticmethod
     def forward(xp, x, *, width, value=0.0):
-        return xp.pad(x, width, mode="constant", constant_values=value)
+        return xp.pad(x, width, mode="constant", constant_values=value) if width else x.copy()  # a scalar has no axes
 
     def backward(ctx, xp, dy):
         return dy[tuple(slice(before, before + n) for (before, _), n in zip(ctx.width, ctx.shapes[0], strict=True))]
