@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import context
 from ..engine import Tensor
-from . import elementwise, indexing, linalg, reduction, shape, smooth
+from . import constants, elementwise, indexing, linalg, reduction, shape, smooth
 
 # Ufuncs ---------------------------------------------------------------------------------------------------------------
 
@@ -31,7 +31,7 @@ _UFUNCS: dict[str, Callable[..., Tensor]] = {
     "positive": lambda x: x,
     "power": elementwise.power,
     "reciprocal": lambda x: elementwise.divide(1.0, x),
-    "sign": elementwise.sign,
+    "sign": constants.sign,
     "sqrt": smooth.sqrt,
     "square": lambda x: elementwise.multiply(x, x),
     "subtract": elementwise.subtract,
