@@ -211,7 +211,6 @@ template <typename T, int D, int C> __global__ void __launch_bounds__(128, 2) at
   Head head = head_of(a, blockIdx.x);
   stage<T, D>(k, a, a.k, head, 0, padded, a.keys, threadIdx.x, blockDim.x);
   stage<T, D>(v, a, a.v, head, 0, padded, a.keys, threadIdx.x, blockDim.x);
-  copy_commit();
   // Every warp does at least one round of this loop, and so its barrier, because none is launched without rows.
   bool waiting = true;
   for (int row = warp * ROWS; row < a.queries; row += warps * ROWS) {
@@ -346,6 +345,7 @@ __global__ void __launch_bounds__(128, 2) attention_backward_3(Attention a) {
     __syncthreads();  // before this tile is overwritten
   }
   copy_wait<0>();
+  __syncthreads();  // where no query sees these keys, the loop has not waited for the copies of other warps
   gradients.template finish<T, OF_KEYS>(left + offset, a, head, first + warp * ROWS);
 }
 

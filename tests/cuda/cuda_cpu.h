@@ -6,7 +6,13 @@
 // each barrier. In reverse, blocks run in reverse as well, and asynchronous copies take place immediately and not when
 // they are waited for. Shared memory is NaN at the start of a block, and exactly as large as requested. Whatever would
 // hang or be undefined on a GPU (a barrier or a warp collective that not all threads reach, a misaligned access, a
-// copy that is never waited for) ends the process with a message.
+// copy that is never waited for, a race on shared memory) ends the process with a message.
+//
+// Races are found in whichever order threads run: `Cell` remembers who touched each part of shared memory and when, and
+// two accesses that no barrier separates are a race unless both read. An asynchronous copy may land at any time between
+// its issue and the return of the wait for it, so any access to its target in that time is one, too, and so is an
+// access by another thread after the wait but before a barrier. g++ reports every access (-fsanitize=thread), and the
+// functions `__tsan_...`, which it calls for that, are in this file.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -22,6 +28,7 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define DEVICE inline
+#define UNOBSERVED __attribute__((noinline, no_sanitize("thread")))
 
 struct uint3 { unsigned x, y, z; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
@@ -50,6 +57,7 @@ struct Fiber {
   bool started;
   uint3 thread;
   int number, parity;
+  unsigned warp_time;  // how many __syncwarp it has passed
   Copy copies[MAX_COPIES];  // unfinished
   int copy_count, commits;
 };
@@ -63,6 +71,7 @@ inline jmp_buf scheduler;
 inline Fiber* current;
 inline uint3 block_index, block_size, grid_size;
 inline unsigned char* shared;
+inline size_t shared_size;
 inline bool is_reverse;
 inline void (*entry)();
 
@@ -88,6 +97,72 @@ inline void resume(Fiber* fiber) {
   if (fiber->started) _longjmp(fiber->jump, 1);
   fiber->started = true;
   setcontext(&fiber->context);
+}
+
+// Races ---------------------------------------------------------------------------------------------------------------
+
+enum Readers : unsigned char { NOBODY, ONE_LANE, ONE_WARP, MANY };
+constexpr int CELL = 2;  // bytes
+
+// The last write to 2 bytes of shared memory and the reads since then. A moment is the number of barriers that the block
+// has passed, with all blocks before it, and the number of __syncwarp that the warp has.
+struct Cell {
+  unsigned write_time, write_warp_time, read_time, read_warp_time;
+  unsigned short writer, reader;  // numbers of threads
+  bool pending;                   // whether a copy into it has been issued and not been waited for
+  Readers readers;
+};
+inline Cell* cells;
+inline unsigned block_time;
+
+UNOBSERVED inline bool is_ordered(unsigned time, unsigned warp_time, int thread) {
+  if (time < block_time || thread == current->number) return true;
+  return thread / LANES == current->number / LANES && warp_time < current->warp_time;
+}
+[[noreturn]] UNOBSERVED inline void report(const char* what, size_t at, int other) {
+  char text[200];
+  snprintf(text, sizeof text, "a race on shared memory: %s byte %zu, after thread %d", what, at, other);
+  fail(text);
+}
+UNOBSERVED inline void check_write(Cell& c, size_t at) {
+  if (c.pending) report("a write while a copy may still land on", at, c.writer);
+  if (!is_ordered(c.write_time, c.write_warp_time, c.writer)) report("two writes without a barrier to", at, c.writer);
+  bool same = c.readers == ONE_LANE && c.reader == current->number, mine = c.reader / LANES == current->number / LANES;
+  bool separate = c.read_time < block_time || (c.readers != MANY && mine && c.read_warp_time < current->warp_time);
+  if (c.readers != NOBODY && !same && !separate) report("a write without a barrier after a read of", at, c.reader);
+}
+UNOBSERVED inline void set_written(Cell& c, bool pending) {
+  c = {block_time, current->warp_time, 0, 0, (unsigned short)current->number, 0, pending, NOBODY};
+}
+UNOBSERVED inline void check_read(Cell& c, size_t at) {
+  if (c.pending) report("a read while a copy may still land on", at, c.writer);
+  if (!is_ordered(c.write_time, c.write_warp_time, c.writer)) report("a read without a barrier of", at, c.writer);
+  bool fresh = c.readers == NOBODY || c.read_time < block_time;
+  if (fresh)
+    c.readers = ONE_LANE;
+  else if (c.reader / LANES != current->number / LANES)
+    c.readers = MANY;
+  else if (c.readers == ONE_LANE && c.reader != current->number)
+    c.readers = ONE_WARP;
+  c.reader = (unsigned short)current->number, c.read_time = block_time, c.read_warp_time = current->warp_time;
+}
+UNOBSERVED inline void touch(const void* place, size_t size, bool writes) {
+  size_t first = static_cast<const unsigned char*>(place) - shared;
+  if (first >= shared_size || !cells || !current) return;
+  for (size_t i = first / CELL; i <= (first + size - 1) / CELL; i++) {
+    if (writes) check_write(cells[i], i * CELL), set_written(cells[i], false);
+    else check_read(cells[i], i * CELL);
+  }
+}
+// A copy is issued, and later waited for.
+UNOBSERVED inline void touch_copy(void* place, bool pending) {
+  size_t first = static_cast<unsigned char*>(place) - shared;
+  if (first >= shared_size) fail("an asynchronous copy to memory outside of the block");
+  if (!cells) return;
+  for (size_t i = first / CELL; i < (first + 16) / CELL; i++) {
+    if (pending) check_write(cells[i], i * CELL);
+    set_written(cells[i], pending);
+  }
 }
 
 // Scheduling ----------------------------------------------------------------------------------------------------------
@@ -124,7 +199,7 @@ inline void run_block(int threads, int schedule) {
   for (int w = 0; w < warps; w++) order[w] = schedule == 1 ? warps - 1 - w : w;
   for (int i = 0; i < threads; i++) {
     Fiber& f = fibers[i];
-    f.state = RUNNING, f.started = false, f.number = i, f.parity = f.copy_count = f.commits = 0;
+    f.state = RUNNING, f.started = false, f.number = i, f.parity = f.copy_count = f.commits = 0, f.warp_time = 0;
     f.thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = stacks + i * STACK;
@@ -134,6 +209,7 @@ inline void run_block(int threads, int schedule) {
   }
   for (;;) {
     bool ran = false;
+    block_time++;
     if (schedule > 1)
       for (int w = warps - 1; w > 0; w--) std::swap(order[w], order[random.below(w + 1)]);
     for (int w = 0; w < warps; w++) {
@@ -163,18 +239,24 @@ void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, s
   is_reverse = schedule == 1;
   fibers = new Fiber[threads];
   stacks = new char[threads * STACK];
+#ifdef __SANITIZE_THREAD__
+  cells = new Cell[shared_bytes / CELL + 1]();
+#endif
   for (unsigned i = 0, blocks = grid[0] * grid[1] * grid[2]; i < blocks; i++) {
     unsigned block = is_reverse ? blocks - 1 - i : i;
     block_index = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
     void* memory = nullptr;
     if (shared_bytes && posix_memalign(&memory, 128, shared_bytes)) fail("no memory");
     if (memory) memset(memory, 0xff, shared_bytes);
-    shared = static_cast<unsigned char*>(memory);
+    shared = static_cast<unsigned char*>(memory), shared_size = shared_bytes;
     run_block(threads, schedule);
+    current = nullptr;
     free(memory);
   }
   delete[] fibers;
   delete[] stacks;
+  delete[] cells;
+  cells = nullptr;
 }
 template <typename... A>
 void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, size_t shared_bytes, void** arguments,
@@ -187,7 +269,7 @@ template <typename T> struct Shown {
   const Slot* first;
   const T& of(int lane) const { return *reinterpret_cast<const T*>(first + lane); }
 };
-template <typename T> Shown<T> show(int collective, const T& value) {
+template <typename T> UNOBSERVED Shown<T> show(int collective, const T& value) {
   static_assert(sizeof(T) <= sizeof(Slot));
   int number = current->number;
   Slot* mine = slots[current->parity ^= 1];  // other lanes may still read the other half
@@ -219,6 +301,7 @@ inline void __syncthreads() { cpu::yield(cpu::AT_BARRIER); }
 inline void __syncwarp(unsigned mask = ~0u) {
   cpu::require_full(mask);
   cpu::show(cpu::SYNC_WARP, 0);
+  cpu::current->warp_time++;
 }
 template <typename T> T __shfl_xor_sync(unsigned mask, T value, int step) {
   cpu::require_full(mask);
@@ -269,7 +352,7 @@ template <typename T> unsigned pack(float low, float high) {
 inline float exp2_fast(float x) { return exp2f(x); }
 
 // The coordinates of each element of the matrices, from the tables of the PTX ISA.
-template <typename T> void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], T) {
+template <typename T> UNOBSERVED void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], T) {
   struct Fragments { T a[4][2], b[2][2]; } mine;
   memcpy(mine.a, a, 16);
   memcpy(mine.b, b, 8);
@@ -306,7 +389,7 @@ inline void load_matrices_transposed(unsigned (&r)[4], const void* row) { cpu::l
 
 // A copy may take place at any time until it is waited for: here either immediately, or only then.
 namespace cpu {
-inline void carry_out(const Copy& c) {
+UNOBSERVED inline void carry_out(const Copy& c) {
   if (c.valid)
     memcpy(c.target, c.source, 16);
   else
@@ -317,6 +400,7 @@ inline void copy_async(void* shared, const void* global, bool valid) {
   if ((uintptr_t(shared) | uintptr_t(global)) % 16) cpu::fail("an asynchronous copy is not aligned to 16 bytes");
   cpu::Fiber* f = cpu::current;
   if (f->copy_count == cpu::MAX_COPIES) cpu::fail("too many asynchronous copies");
+  cpu::touch_copy(shared, true);
   f->copies[f->copy_count++] = {shared, global, valid, f->commits};
   if (cpu::is_reverse) cpu::carry_out(f->copies[f->copy_count - 1]);
 }
@@ -328,8 +412,25 @@ template <int PENDING> void copy_wait() {
     cpu::Copy& c = f->copies[i];
     if (c.group >= f->commits - PENDING)
       f->copies[left++] = c;
-    else if (!cpu::is_reverse)
-      cpu::carry_out(c);
+    else {
+      if (!cpu::is_reverse) cpu::carry_out(c);
+      cpu::touch_copy(c.target, false);
+    }
   }
   f->copy_count = left;
 }
+
+// What g++ calls before each access to memory, with -fsanitize=thread.
+#ifdef __SANITIZE_THREAD__
+#define OBSERVED(size)                                                                                 \
+  UNOBSERVED void __tsan_read##size(void* place) { cpu::touch(place, size, false); }                   \
+  UNOBSERVED void __tsan_write##size(void* place) { cpu::touch(place, size, true); }                   \
+  UNOBSERVED void __tsan_unaligned_read##size(void* place) { cpu::touch(place, size, false); }         \
+  UNOBSERVED void __tsan_unaligned_write##size(void* place) { cpu::touch(place, size, true); }
+extern "C" {
+OBSERVED(1) OBSERVED(2) OBSERVED(4) OBSERVED(8) OBSERVED(16)
+UNOBSERVED void __tsan_read_range(void* place, size_t size) { cpu::touch(place, size, false); }
+UNOBSERVED void __tsan_write_range(void* place, size_t size) { cpu::touch(place, size, true); }
+UNOBSERVED void __tsan_init() {}
+}
+#endif

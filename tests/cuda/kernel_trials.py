@@ -37,6 +37,7 @@ VERSIONS = [
     if spec.technology == "cupy" and spec.operation in OPERATIONS
     for version in range(1, spec.versions + 1)
 ]
+VERSIONS_OF_ATTENTION = range(1, max(attention.VERSIONS) + 1)
 every_version = pytest.mark.parametrize(("op", "choice"), VERSIONS)
 # Head sizes; planted faults are tried on few of them, because a kernel is compiled for each.
 DEPTHS = [int(d) for d in os.environ.get("TINYVIT_DEPTHS", "1 3 8 15 16 17 24 32 33 64 64 65 128 136 256").split()]
@@ -154,6 +155,21 @@ def test_long_sequences_run_through_both_halves_of_the_double_buffer() -> None:
         for choice in ("cupy:v2", "cupy:v3"):
             for DEVICE.schedule in SCHEDULES:
                 DeviceTrial(op, case, (True, True, True, False), (q,)).check(choice)
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS_OF_ATTENTION if version > 1])
+def test_keys_that_no_query_sees_have_no_gradient(version: int) -> None:
+    """With a causal mask and more keys than queries, whole blocks of keys meet no query."""
+    rng, op = np.random.default_rng(0), OPERATIONS["attention"]
+    for queries, keys, depth in ((40, 150, 16), (5, 33, 24), (1, 200, 17)):
+        q, dout = rng.standard_normal((2, 1, 2, queries, depth)).astype(np.float16)
+        k, v = rng.standard_normal((2, 1, 2, keys, depth)).astype(np.float16)
+        case = cases.Case((q, k, v, None), {"scale": 0.25, "is_causal": True})
+        trial = DeviceTrial(op, case, (True, True, True, False), (dout,))
+        for DEVICE.schedule in SCHEDULES:
+            trial.check(f"cupy:v{version}")
+            for gradient in trial.run(f"cupy:v{version}")[2:4]:
+                assert not gradient[..., queries:, :].any()
 
 
 @draws.on_drawn(EXAMPLES)
