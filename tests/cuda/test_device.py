@@ -127,54 +127,8 @@ def test_a_kernel_that_needs_too_much_shared_memory_is_refused_with_the_numbers(
         small.launch(Kernel("a.cu", "some_kernel"), (1,), 32, [ctypes.c_int(1)], 70_000)
 
 
-@pytest.mark.parametrize("heads", [0, 1, 65_535, 65_536, 98_304, 12 * 70_000])
-@pytest.mark.parametrize("version", attention.VERSIONS)
-def test_no_grid_has_more_blocks_than_allowed(version: int, heads: int) -> None:
-    for back in (False, True):
-        for launch in attention.VERSIONS[version][back](attention.Shape("half_t", heads, 40, 40, 64, False)):
-            first, *others = (*launch.grid, 1, 1)[:3]
-            assert first * others[0] * others[1] % max(heads, 1) == 0
-            assert max(others) <= 65_535
-
-
 def test_an_empty_grid_launches_nothing() -> None:
     EmulatedDevice().launch(Kernel("there is no such file", "kernel"), (0, 5), 32, [])
-
-
-@pytest.mark.parametrize(
-    ("arch", "shared", "ctype", "keys", "depth", "served"),
-    [
-        (90, 232_448, "bfloat_t", 197, 64, "4"),
-        (90, 232_448, "bfloat_t", 257, 64, "4"),
-        (90, 232_448, "bfloat_t", 577, 64, "3"),
-        (90, 232_448, "half_t", 65, 128, "4"),
-        (90, 232_448, "float", 65, 64, "2"),
-        (75, 65_536, "half_t", 65, 64, "4"),
-        (75, 65_536, "half_t", 197, 64, "3"),
-        (75, 65_536, "half_t", 65, 256, "2"),
-        (75, 65_536, "float", 8192, 256, "2"),
-    ],
-)
-def test_the_last_version_that_fits_is_launched(
-    arch: int, shared: int, ctype: str, keys: int, depth: int, served: str
-) -> None:
-    shape = attention.Shape(ctype, 6, keys, keys, depth, False)
-    (launch,) = attention.plan(4, False, shape, EmulatedDevice(arch, shared))
-    assert launch.kernel.expression.startswith(f"attention_forward_{served}")
-
-
-def test_extras_are_left_to_a_version_that_supports_them() -> None:
-    shape = attention.Shape("half_t", 6, 65, 65, 64, True)
-    for backward in (False, True):
-        launches = attention.plan(4, backward, shape, EmulatedDevice())
-        assert launches[-1].kernel.expression.startswith("attention_backward_3" if backward else "attention_forward_3")
-        assert launches[-1].kernel.expression.endswith("true>")
-
-
-def test_a_call_that_no_version_fits_is_refused_with_the_numbers() -> None:
-    shape = attention.Shape("float", 1, 10, 10, 256, False)
-    with pytest.raises(RuntimeError, match=r"needs \d+ bytes of shared memory, and device cuda:0 \(sm_75\) has 30"):
-        attention.plan(2, False, shape, EmulatedDevice(75, 30))
 
 
 def test_bfloat16_is_refused_on_devices_without_products_of_it() -> None:
