@@ -74,12 +74,11 @@ class ndarray:
         return _wrapped(self._host.T, self)
 
     def get(self) -> np.ndarray:
-        _wait()
+        _refuse_transfer("D2H")
         return self._host.copy()
 
     def item(self) -> Any:
-        _wait()
-        return self._host.item()
+        return self.get().item()
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -139,11 +138,13 @@ def _wrapped(result: Any, source: Any = None) -> Any:
 # Streams and graphs -------------------------------------------------------------------------------------------------
 
 _recording: list[Any] | None = None  # the actions captured so far, None without a capture
+_is_valid = True  # whether the capture can still become a graph
 _in_pool = False  # whether new arrays get memory of a graph
 
 
 def _do(action: Any) -> None:
     """Do something that changes memory, or add it to the graph that is being captured."""
+    _check_capture()
     if _recording is None:
         action()
     else:
@@ -151,8 +152,23 @@ def _do(action: Any) -> None:
 
 
 def _wait() -> None:
+    """Wait for the device, which CUDA refuses while a stream captures; the capture is then invalid."""
+    global _is_valid
     if _recording is not None:
+        _is_valid = False
         raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+
+
+def _refuse_transfer(direction: str) -> None:
+    """Raise what CuPy raises, before it asks CUDA, for a copy from or to the host while a stream captures."""
+    if _recording is not None:
+        raise RuntimeError(f"the current stream is capturing, so {direction} transfers are disallowed")
+
+
+def _check_capture() -> None:
+    """Raise what CUDA raises for every call on a stream whose capture is invalid."""
+    if not _is_valid:
+        raise RuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during capture")
 
 
 class Stream:
@@ -170,15 +186,16 @@ class Stream:
         pass
 
     def record(self) -> None:
-        return None
+        _check_capture()
 
     def wait_event(self, event: Any) -> None:
-        pass
+        _check_capture()
 
     def synchronize(self) -> None:
         _wait()
 
     def is_capturing(self) -> bool:
+        _check_capture()
         return _recording is not None
 
     def begin_capture(self) -> None:
@@ -186,9 +203,15 @@ class Stream:
         _recording = []
 
     def end_capture(self) -> "Graph":
-        global _recording
-        graph, _recording = Graph(_recording or []), None
-        return graph
+        """End the capture also if it is invalid, as CUDA does, which then reports the error."""
+        global _recording, _is_valid
+        if _recording is None:
+            raise RuntimeError("cudaErrorIllegalState: the operation cannot be performed in the present state")
+        actions, _recording = _recording, None
+        is_valid, _is_valid = _is_valid, True
+        if not is_valid:
+            raise RuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
+        return Graph(actions)
 
 
 @contextmanager
@@ -303,7 +326,7 @@ ndarray.__module__ = "cupy"
 def asarray(data: Any, dtype: Any = None, **_: Any) -> ndarray:
     """Return `data` as an array on the device."""
     if not isinstance(data, ndarray) and np.ndim(data):
-        _wait()
+        _refuse_transfer("H2D")
     if isinstance(data, ndarray):
         return data if dtype is None or data.dtype == dtype else data.astype(dtype)
     return ndarray(np.array(data, dtype=dtype))
