@@ -1,6 +1,7 @@
 """Find the kernel that serves a call: one function for the tape, for direct calls and for the optimizer."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,7 +104,9 @@ def refusal(spec: Spec, device: str, dtype: Any, inputs: Mapping[str, Any], para
 @functools.cache
 def _import_error(module: str) -> str | None:
     try:
-        import_whole(module)
+        with warnings.catch_warnings():  # the compilers that kernels import may be deprecating each other's functions
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import_whole(module)
     except ImportError as error:
         return f"{module} cannot be imported ({error})"
     return None

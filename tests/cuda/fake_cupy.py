@@ -348,10 +348,16 @@ def empty_like(x: ndarray, dtype: Any = None, **_: Any) -> ndarray:
     return empty(x.shape, dtype or x.dtype)
 
 
+def as_strided(x: ndarray, shape: Any, strides: Any) -> ndarray:
+    """Return a view from the first element of x on. As in CuPy, nothing is checked."""
+    return ndarray(np.lib.stride_tricks.as_strided(x._host, shape, strides), x if x.base is None else x.base)
+
+
 def module() -> types.ModuleType:
     """Return the module `cupy`."""
     fake = types.ModuleType("cupy")
     own = {"ndarray": ndarray, "asarray": asarray, "array": array, "empty": empty, "empty_like": empty_like}
+    own["lib"] = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=as_strided))
     fake.__dict__.update(own, asnumpy=lambda x: x.get(), __version__="0", __path__=[])
 
     def missing(name: str) -> Any:
