@@ -98,7 +98,10 @@ def refusal(spec: Spec, device: str, dtype: Any, inputs: Mapping[str, Any], para
         known = ", ".join(sorted(str(d) for d in spec.dtypes))
         return f"the inputs are {dtype or 'not floating'}, and {spec.technology} computes in {known}"
     reason = spec.refuses(inputs, params) if spec.refuses else None
-    return reason or _import_error(spec.module)
+    reason = reason or _import_error(spec.module)
+    if reason is None and spec.is_compiled:
+        reason = import_whole(f"{__package__}.cuda.device").current_device().why_not()
+    return reason
 
 
 @functools.cache

@@ -33,14 +33,24 @@ class _DeviceNumber:
     compute_capability = "90"
     attributes = MappingProxyType({"MaxSharedMemoryPerBlockOptin": 232_448})  # as in CuPy, without the capability
 
-    def __init__(self, number: int = 0) -> None:
-        self.id = number
+    def __init__(self, number: int | None = None) -> None:
+        self.id = _current if number is None else number
 
     def __enter__(self) -> "_DeviceNumber":
+        self._before = _current
+        self.use()
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        _DeviceNumber(self._before).use()
+
+    def use(self) -> None:
+        """Make new arrays on this device."""
+        global _current
+        _current = self.id
+
+
+_current = 0  # the number of the device on which arrays are made
 
 
 class ndarray:
@@ -50,7 +60,7 @@ class ndarray:
     __array_priority__ = 100
 
     def __init__(self, host: np.ndarray, base: "ndarray | None" = None) -> None:
-        self._host, self._number = host, 0
+        self._host, self._number = host, _current if base is None else base._number
         self._base = base
         if _recording is not None:
             _recording.append(functools.partial(id, host))  # a graph keeps its memory alive
@@ -367,7 +377,7 @@ def module() -> types.ModuleType:
         return found
 
     fake.__getattr__ = missing  # type: ignore[method-assign]
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0)
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 2, getDevice=lambda: _current)
     stream = Stream()
     cuda = types.ModuleType("cupy.cuda")
     cuda.__dict__.update(
@@ -420,4 +430,5 @@ def installed() -> Iterator[types.ModuleType]:
         sys.modules |= {name: m for name, m in before.items() if name.partition(".")[0] in ("cupy", "cupyx")}
         for cache in caches:
             cache.cache_clear()
+        _DeviceNumber(0).use()
         backend.devices.gpu_in_use = False

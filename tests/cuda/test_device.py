@@ -14,6 +14,7 @@ from fake_cupy import installed
 from tinyvit.kernels import registry
 from tinyvit.kernels.attention import cupy_raw as attention
 from tinyvit.kernels.cuda import device
+from tinyvit.kernels.cuda.compiler import CompilerMissing
 from tinyvit.kernels.cuda.device import Kernel
 from tinyvit.kernels.cuda.rows import parts_of, spread
 
@@ -80,7 +81,7 @@ def test_a_gpu_that_does_not_work_is_a_reason(monkeypatch: pytest.MonkeyPatch, c
 
 def test_missing_devices_are_refused() -> None:
     with installed():
-        with pytest.raises(RuntimeError, match="device 'cuda:3' is not usable: there are 1, numbered from 0"):
+        with pytest.raises(RuntimeError, match="device 'cuda:3' is not usable: there are 2, numbered from 0"):
             tv.set_default_device("cuda:3")
         for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", 7):
             with pytest.raises(ValueError, match="it must be 'cpu', 'cuda', or a GPU by its number"):
@@ -184,6 +185,48 @@ def test_bfloat16_is_refused_on_devices_without_products_of_it() -> None:
         with pytest.raises(RuntimeError, match=r"bfloat16 needs compute capability 8.0, and the device has 7.5"):
             F.scaled_dot_product_attention(q, q, q)
         device.DEVICES.clear()
+
+
+@pytest.mark.parametrize("implementation", ["cupy", "numpy"])
+def test_kernels_called_directly_run_on_the_gpu_that_holds_their_inputs(implementation: str) -> None:
+    class Watched(EmulatedDevice):
+        def _start(self, *_: Any) -> None:
+            started.append((self.number, sys.modules["cupy"].cuda.runtime.getDevice()))
+
+    started: list[tuple[int, int]] = []
+    with installed() as cupy:
+        device.DEVICES.update({number: Watched(number=number) for number in (0, 1)})
+        with cupy.cuda.Device(1):
+            q, w = cupy.zeros((1, 1, 4, 8), "float32"), cupy.zeros(8, "float32")
+        out, lse = kernels.attention_forward(q, q, q, implementation=implementation)
+        made = [out, lse, *kernels.attention_backward(out, q, q, q, out, lse, implementation=implementation)[:3]]
+        made += [kernels.attention_weights(q, q, lse)]
+        y, mean, rstd = kernels.layer_norm_forward(q, w, w, implementation=implementation)
+        made += [y, mean, rstd, *kernels.layer_norm_backward(y, q, w, mean, rstd, implementation=implementation)]
+        assert {array.device.id for array in made} == {1}
+        assert set(started) == ({(1, 1)} if implementation == "cupy" else set())
+        assert cupy.cuda.runtime.getDevice() == 0
+        device.DEVICES.clear()
+
+
+@pytest.mark.parametrize("reason", ["compute capability 7.5, and the device has 7.0", "NVRTC, NVIDIA's compiler"])
+def test_where_no_kernel_can_be_compiled_the_plain_rules_serve(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise CompilerMissing("NVRTC, NVIDIA's compiler, is not found")
+
+    device._why_no_compiler.cache_clear()
+    monkeypatch.setattr(device, "nvrtc_version", missing)
+    with installed() as cupy:
+        device.DEVICES[0] = device.Device(0, 70 if "7.0" in reason else 90, 65_536)
+        x = tv.tensor(cupy.zeros((2, 3), "float32"), device="cuda", requires_grad=True)
+        w = tv.tensor(cupy.ones(3, "float32"), device="cuda", requires_grad=True)
+        with tv.use_kernels("auto"):
+            (F.gelu(x) * w).sum().backward()  # layer norm would be left to its kernel in Python
+            tv.optim.AdamW([w]).step()
+        with tv.use_kernels("cupy"), pytest.raises(RuntimeError, match=reason):
+            F.gelu(x)
+        device.DEVICES.clear()
+    device._why_no_compiler.cache_clear()
 
 
 def test_head_sizes_that_differ_or_are_too_large_are_refused() -> None:
