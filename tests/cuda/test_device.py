@@ -17,10 +17,11 @@ from tinyvit.kernels.cuda import device
 from tinyvit.kernels.cuda.compiler import CompilerMissing
 from tinyvit.kernels.cuda.device import Kernel
 from tinyvit.kernels.cuda.rows import parts_of, spread
+from tinyvit.kernels.linear import lt
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit import backend, kernels
+from tinyvit import backend, info, kernels
 
 
 @pytest.fixture
@@ -77,6 +78,36 @@ def test_a_gpu_that_does_not_work_is_a_reason(monkeypatch: pytest.MonkeyPatch, c
     module, reason = backend.gpu()
     assert module is None
     assert says in reason
+
+
+@pytest.mark.parametrize(
+    ("arch", "library", "precision", "lost"),
+    [
+        (90, None, "bfloat16", []),
+        (75, None, "float32", []),
+        (75, None, "bfloat16", ["bfloat16 computed in float32"]),
+        (
+            70,
+            "it is gone",
+            "bfloat16",
+            ["because it is gone; install", "none of the CUDA kernels, because"],
+        ),
+    ],
+)
+def test_what_a_gpu_lacks_is_said(
+    arch: int, library: str | None, precision: str, lost: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with installed():
+        monkeypatch.setattr(lt, "why_not", lambda: library)
+        device.DEVICES[0] = device.Device(0, arch, 65_536)
+        monkeypatch.setattr(device, "nvrtc_version", lambda: (13, 0))
+        found = backend.shortcomings(precision)
+        assert len(found) == len(lost)
+        assert all(words in text for words, text in zip(lost, found, strict=True))
+        if precision == "bfloat16":
+            report = info.report()
+            assert all(f"but {text}" in report for text in found)
+        device.DEVICES.clear()
 
 
 def test_missing_devices_are_refused() -> None:

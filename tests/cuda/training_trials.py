@@ -13,6 +13,7 @@ import pytest
 from fake_cupy import CapturableDevice, installed
 from kernel_trials import ON_GPU
 from tinyvit.kernels.cuda import device
+from tinyvit.kernels.linear import lt
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -359,6 +360,14 @@ def test_a_run_that_cannot_be_captured_says_why(tmp_path: Any) -> None:
     seen, result = run_by(tmp_path, "train.optimizer=sgd", epochs=1)
     assert "operation by operation because train.optimizer is 'sgd'" in seen.heading
     assert seen.training.steps.graph is None
+    assert result.metrics[0]["step"] == 5
+
+
+def test_a_run_without_cublaslt_says_what_is_lost_and_how_to_get_it(tmp_path: Any) -> None:
+    with mock.patch.object(lt, "why_not", return_value="cuBLASLt is not found (no such file)"):
+        seen, result = run_by(tmp_path, epochs=1)
+    assert ", operation by operation because CuPy's own products cannot be captured, but products" in seen.heading
+    assert "because cuBLASLt is not found (no such file); install tinyvit with its extra cuda12" in seen.heading
     assert result.metrics[0]["step"] == 5
 
 
