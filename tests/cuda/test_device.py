@@ -16,7 +16,7 @@ from tinyvit.kernels.attention import cupy_raw as attention
 from tinyvit.kernels.cuda import device
 from tinyvit.kernels.cuda.compiler import CompilerMissing
 from tinyvit.kernels.cuda.device import Kernel
-from tinyvit.kernels.cuda.rows import parts_of, spread
+from tinyvit.kernels.cuda.rows import add_parts, parts_of, spread
 from tinyvit.kernels.linear import lt
 
 import tinyvit as tv
@@ -312,6 +312,19 @@ def test_rows_use_as_few_registers_as_possible(columns: int, itemsize: int, expe
     assert spread(columns, itemsize, True) == expected
     assert spread(columns, itemsize, False) is None
     assert spread(columns + 1, itemsize, True) is None
+
+
+def test_many_threads_share_the_sum_of_parts() -> None:
+    """Each column would wait for 512 loads in a row if one thread added all parts."""
+
+    class Watched(EmulatedDevice):
+        def _start(self, kernel: Any, grid: Any, threads: int, arguments: Any, shared: int) -> None:
+            launched.append((kernel.expression, grid, threads))
+
+    launched: list[Any] = []
+    with installed() as cupy:
+        add_parts(Watched(), "s.cu", "float", cupy.zeros((512, 2, 768), "float32"), *cupy.zeros((2, 768), "float32"))
+    assert launched == [("sum_parts<float>", (24, 2, 1), 512)]
 
 
 def test_the_number_of_parts_depends_on_the_rows_only() -> None:
