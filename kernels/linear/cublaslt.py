@@ -242,7 +242,14 @@ def _matrix(x: Any) -> Any:
     return rows if operand_of(rows) is not None else library_of(x).ascontiguousarray(rows)
 
 
-def _multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, aux: Any = None) -> Any:
+def has_algorithm(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None) -> bool:
+    """Whether cuBLASLt has an algorithm for a product with its epilogue; else that is computed separately."""
+    product = product_of(a, b, d, epilogue)
+    return product is not None and _descriptors(device_of(d).number, product, bias, None).algorithm is not None
+
+
+def multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, aux: Any = None) -> Any:
+    """Write the product a (M, K) b (K, N) to d (M, N), with an epilogue as in `run`; return d."""
     if a.size == 0 or b.size == 0:  # the sums are empty
         d[...] = bias if epilogue == "bias" else 0
         if epilogue == "bias_gradient":
@@ -269,7 +276,7 @@ def refuses(inputs: Any, params: Any) -> str | None:
 def _forward_1(x, weight, bias):
     y = library_of(x).empty((*x.shape[:-1], weight.shape[0]), x.dtype)
     rows = y.reshape(-1, y.shape[-1])
-    _multiply(
+    multiply(
         _matrix(x), _matrix(weight).T, rows, "none" if bias is None else "bias", None if bias is None else dense(bias)
     )
     return y
@@ -281,11 +288,11 @@ def _backward_1(dy, x, weight, needs):
     # y = x @ weight.T + bias
     if needs[0]:
         dx = xp.empty(x.shape, x.dtype)
-        _multiply(upstream, _matrix(weight), dx.reshape(-1, x.shape[-1]))
+        multiply(upstream, _matrix(weight), dx.reshape(-1, x.shape[-1]))
     if needs[1]:
         dweight = xp.empty(weight.shape, x.dtype)
         db = xp.empty(weight.shape[0], x.dtype) if needs[2] else None
-        _multiply(upstream.T, rows, dweight, "bias_gradient" if needs[2] else "none", db)
+        multiply(upstream.T, rows, dweight, "bias_gradient" if needs[2] else "none", db)
     elif needs[2]:
         db = upstream.sum(axis=0)
     return dx, dweight, db

@@ -44,13 +44,13 @@ class Recorded(Library):
     cublasLtMatmul reads a description when it is called, so a product that is computed later has a copy of it.
     """
 
-    def __init__(self, do: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, do: Callable[[Callable[[], None], str], None]) -> None:
         super().__init__(compiled())
         self._do = do
 
     def multiply(self, handle: int, description: int, *rest: Any) -> None:
         copy = compiled().copy_of(description)
-        self._do(lambda: self._multiply_now(handle, copy, *rest))
+        self._do(lambda: self._multiply_now(handle, copy, *rest), "cublasLt")
 
     def _multiply_now(self, *arguments: Any) -> None:
         try:

@@ -18,7 +18,7 @@ from unittest import mock
 import fake_cublaslt
 import numpy as np
 from emulator import EmulatedDevice
-from fake_streams import NOW, Stream, do, refuse_transfer, using_allocator, wait
+from fake_streams import MEMORY, NOW, Stream, do, refuse_transfer, using_allocator, wait
 from tinyvit.kernels.linear import cublaslt, lt
 
 from tinyvit import backend
@@ -64,7 +64,7 @@ class ndarray:
         self._host, self._number = host, _current if base is None else base._number
         self._base = base
         if NOW.recording is not None:
-            NOW.recording.append(functools.partial(id, host))  # a graph keeps its memory alive
+            NOW.recording.append((MEMORY, functools.partial(id, host)))  # a graph keeps its memory alive
         elif NOW.in_pool and base is None:
             raise AssertionError("an array outside the graph has memory of the graph, which the next launch overwrites")
 
@@ -107,7 +107,7 @@ class ndarray:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         target, key = self._host, _host(key)
-        do(lambda: target.__setitem__(key, _host(value)))
+        do(lambda: target.__setitem__(key, _host(value)), "copy")
 
     def __len__(self) -> int:
         return len(self._host)
@@ -154,7 +154,7 @@ class CapturableDevice(EmulatedDevice):
 
     def _start(self, kernel: Any, grid: Any, threads: int, arguments: Any, shared: int) -> None:
         given = [type(argument).from_buffer_copy(argument) for argument in arguments]
-        do(lambda: super(CapturableDevice, self)._start(kernel, grid, threads, given, shared))
+        do(lambda: super(CapturableDevice, self)._start(kernel, grid, threads, given, shared), kernel.expression)
 
 
 _NEED_CUBLAS = (np.vdot, np.dot, np.inner, np.tensordot, np.linalg.norm)
@@ -186,7 +186,9 @@ def _call(function: Any, args: Any, kwargs: Any) -> Any:
     if NOW.recording is not None and not shares and isinstance(result, (np.ndarray, np.generic)):
         result = np.asarray(result)
         target = result
-        NOW.recording.append(lambda: target.__setitem__(..., compute()))
+        kind = getattr(function, "__name__", "function")
+        kind += f" {source.dtype} {target.dtype}" if kind == "astype" and source is not None else ""
+        NOW.recording.append((kind, lambda: target.__setitem__(..., compute())))
     owner = source if source is None or source.base is None else source.base
     return _wrapped(result, owner if shares else None)
 
@@ -212,7 +214,7 @@ def _binary(name: str) -> None:
         in_place = getattr(operator, f"__i{name}__")
 
         def inplace(self: ndarray, other: Any) -> ndarray:
-            do(lambda: in_place(self._host, _host(other)))
+            do(lambda: in_place(self._host, _host(other)), in_place.__name__)
             return self
 
         setattr(ndarray, f"__i{name}__", inplace)

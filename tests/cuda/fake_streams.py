@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+MEMORY = "memory"
+
 
 @dataclass
 class _State:
@@ -12,12 +14,12 @@ class _State:
 
     Attributes
     ----------
-    recording : the actions captured so far, None without a capture.
+    recording : the actions captured so far, each with its kind, None without a capture.
     is_valid : whether the capture can still become a graph.
     in_pool : whether new arrays get memory of a graph.
     """
 
-    recording: list[Any] | None = None
+    recording: list[tuple[str, Any]] | None = None
     is_valid: bool = True
     in_pool: bool = False
 
@@ -25,13 +27,13 @@ class _State:
 NOW = _State()
 
 
-def do(action: Any) -> None:
+def do(action: Any, kind: str) -> None:
     """Do something that changes memory, or add it to the graph that is being captured."""
     check_capture()
     if NOW.recording is None:
         action()
     else:
-        NOW.recording.append(action)
+        NOW.recording.append((kind, action))
 
 
 def wait() -> None:
@@ -104,11 +106,15 @@ def using_allocator(_: Any) -> Iterator[None]:
 
 
 class Graph:
-    """The captured actions, in order."""
+    """The captured actions, in order, each with its kind; "memory" is no node, it only keeps an array alive."""
 
-    def __init__(self, actions: list[Any]) -> None:
+    def __init__(self, actions: list[tuple[str, Any]]) -> None:
         self._actions = actions
 
     def launch(self, stream: Stream) -> None:
-        for action in self._actions:
+        for _, action in self._actions:
             action()
+
+    def debug_dot_str(self) -> str:
+        nodes = [f'"node {i}" [label="{kind}"]' for i, (kind, _) in enumerate(self._actions) if kind != MEMORY]
+        return "\n".join(["digraph dot {", *nodes, "}"])

@@ -153,11 +153,11 @@ def test_gelu_in_the_epilogue_and_its_slope() -> None:
     x, w, b, dy = normal(6, 3), normal(8, 3), normal(8), normal(6, 5)
     h = x @ w.T + b
     y, aux = ndarray(np.full((6, 8), np.nan, np.float32)), ndarray(np.full((6, 8), np.nan, np.float32))
-    cublaslt._multiply(ndarray(x), ndarray(w).T, y, "gelu_aux_bias", ndarray(b), aux)
+    cublaslt.multiply(ndarray(x), ndarray(w).T, y, "gelu_aux_bias", ndarray(b), aux)
     assert_is(aux, h)
     assert_is(y, _gelu(h)[0])
     w2, dh, db = normal(5, 8), ndarray(np.full((6, 8), np.nan, np.float32)), ndarray(np.full(8, np.nan, np.float32))
-    cublaslt._multiply(ndarray(dy), ndarray(w2), dh, "dgelu_bias_gradient", db, aux)
+    cublaslt.multiply(ndarray(dy), ndarray(w2), dh, "dgelu_bias_gradient", db, aux)
     expected = (dy @ w2) * _gelu(h)[1]
     assert_is(dh, expected)
     assert_is(db, expected.sum(axis=0))
@@ -172,7 +172,7 @@ def test_biases_and_their_gradients_may_have_any_alignment(dtype: np.dtype, offs
     (y,) = cublaslt.forward(ndarray(x), ndarray(w), bias, version=1)
     assert_is(y, x.astype(float) @ w.astype(float).T + b[offset : offset + 16].astype(float))
     dw, around = ndarray(np.zeros((16, 8), dtype)), ndarray(np.zeros(32, dtype))
-    cublaslt._multiply(ndarray(dy).T, ndarray(x), dw, "bias_gradient", around[offset : offset + 16])
+    cublaslt.multiply(ndarray(dy).T, ndarray(x), dw, "bias_gradient", around[offset : offset + 16])
     expected = np.zeros(32)
     expected[offset : offset + 16] = dy.astype(float).sum(axis=0)
     assert_is(around, expected)
@@ -182,7 +182,7 @@ def test_biases_and_their_gradients_may_have_any_alignment(dtype: np.dtype, offs
 def test_products_of_16_bits_may_have_a_result_in_float32(dtype: np.dtype) -> None:
     x, y, db = normal(300, 4, dtype=dtype), normal(300, 5, dtype=dtype), ndarray(np.zeros(4, np.float32))
     d = ndarray(np.zeros((4, 5), np.float32))
-    cublaslt._multiply(ndarray(x).T, ndarray(y), d, "bias_gradient", db)
+    cublaslt.multiply(ndarray(x).T, ndarray(y), d, "bias_gradient", db)
     np.testing.assert_allclose(d.get(), x.astype(float).T @ y.astype(float), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(db.get(), x.astype(float).sum(axis=0), rtol=1e-5, atol=1e-5)
 

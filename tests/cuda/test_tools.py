@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from layouts import BOUNDARY, packed, shifted, uploaded
+from tinyvit.kernels.cuda import device
 
+import tinyvit as tv
+from benchmarks.gpu import looks
 from benchmarks.machine import ROOT, describe_sources
 
 LAYOUTS = draws.LAYOUTS | {"packed": packed, "shifted": shifted}
@@ -92,3 +96,29 @@ def test_on_a_gpu_only_our_own_warnings_fail_a_test(warned: str, status: int, tm
     environment = os.environ | {"TINYVIT_TRIALS": "gpu", "PYTHONPATH": path}
     found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.returncode == status, found.stdout + found.stderr
+
+
+def test_the_look_at_products_finds_each_of_them_right() -> None:
+    clock = SimpleNamespace(seconds=lambda function, cold: (function(), 1e-6)[1])
+    lines: list[dict[str, Any]] = []
+    with fake_cupy.installed():
+        device.DEVICES[0] = fake_cupy.CapturableDevice()
+        looks.products(lines.append, clock, [(33, 16, 24), (7, 5, 3)])
+        device.DEVICES.clear()
+    assert len(lines) == 3 * 2 * 3
+    assert not [line for line in lines if "failed" in line or not line["algorithm"]]
+    assert all(line["error"] < 0.02 for line in lines)
+
+
+@pytest.mark.slow
+def test_the_look_at_a_graph_counts_its_nodes_by_kind() -> None:
+    lines: list[dict[str, Any]] = []
+    shape = replace(looks.VIT_S, dim=32, depth=1, heads=2, image=8, channels=1, patch=4, classes=5, batch=6)
+    with fake_cupy.installed(), tv.use_kernels("auto"):
+        device.DEVICES[0] = fake_cupy.CapturableDevice()
+        looks.graph(lines.append, shape)
+        device.DEVICES.clear()
+    captured, counted = lines
+    assert captured == {"captured": True, "reason": None}
+    assert counted["nodes"] == sum(counted["kinds"].values()) > 30
+    assert any("attention" in kind for kind in counted["kinds"])

@@ -23,7 +23,6 @@ OF_LIBRARIES = {
 STILL_READ = {
     "tests/cuda/kernel_trials.py": "_host",
     "tests/cuda/task_trials.py": "_replay",
-    "tests/cuda/test_cublaslt.py": "_multiply",
     "tests/cuda/test_device.py": "_why_no_compiler",
     "tests/cuda/training_trials.py": "_add_rows",
     "tests/functional/test_functional.py": "_add_sorted",

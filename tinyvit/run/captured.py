@@ -70,6 +70,10 @@ class CapturedStep:
     def is_captured(self) -> bool:
         return self._graph is not None
 
+    def described(self) -> str:
+        """Return the nodes of the graph in the language DOT; nothing before the capture."""
+        return "" if self._graph is None else str(self._graph.debug_dot_str())
+
     def __call__(self, *batches: _Batch) -> Tensor:
         """Make one step down the gradient of the sum of the losses of `batches`; return the sum, on the device."""
         with self._own_stream():
