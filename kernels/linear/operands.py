@@ -6,7 +6,7 @@ Without that instruction the elements are widened to float32, block by block, wh
 
     operand(block)       rows (M, K) of a matrix from `left_rows`, as the left operand of a product
     stack(rows, out)     rows (K, M) written to the first rows of `out` as an operand; returns how many rows that are
-    stacked(rows, room)  rows (K, M) as an operand: the rows themselves, or `room` if they must be converted
+    stack_in_panels(rows, out)   the same for a right operand, whose columns are cut into panels `out` (P, K, width)
 """
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..cpu.arrays import dense
 from ..cpu.bfloat16 import DTYPE, NATIVE, as_float, bits, widened
 from ..cpu.compiler import body
 from ..cpu.vector_loops import as_row
+from .microkernel import PANEL_BYTES
 
 BFLOAT16 = np.dtype(np.uint32 if NATIVE else np.float32)  # what bfloat16 is multiplied as
 AT_ONCE = 2 if NATIVE else 1  # how many of its elements, neighbours in k, are multiplied at once
@@ -75,13 +76,24 @@ def _copy(rows, out):
 
 
 @body
-def _converted(rows, room):
-    return room[: stack(rows, room), : rows.shape[1]]
+def _copy_in_panels(rows, out):
+    width = PANEL_BYTES // out.itemsize  # a constant for the compiler, unlike out.shape[2]
+    columns = rows.shape[1]
+    whole = columns // width
+    for i in range(rows.shape[0]):
+        row = as_row(rows, i)
+        for p in range(whole):
+            numbers = out[p, i]
+            for j in range(width):
+                numbers[j] = widened(row[p * width + j])
+        for j in range(whole * width, columns):
+            out[whole, i, j - whole * width] = widened(row[j])
+    return rows.shape[0]
 
 
 @body
-def _as_they_are(rows, room):
-    return rows
+def _zip_in_one(rows, out):
+    return _zip(rows, out[0])
 
 
 def operand(block):
@@ -94,9 +106,9 @@ def stack(rows, out):
     return (_zip if NATIVE and rows.dtype == np.uint16 else _copy)(rows, out)
 
 
-def stacked(rows, room):
-    """Return rows that follow each other in k as an operand."""
-    return (_converted if rows.dtype == np.uint16 else _as_they_are)(rows, room)
+def stack_in_panels(rows, out):
+    """Write rows that follow each other in k to panels, and return how many rows of each they become."""
+    return (_zip_in_one if NATIVE and rows.dtype == np.uint16 else _copy_in_panels)(rows, out)
 
 
 if not config.DISABLE_JIT:
@@ -111,7 +123,7 @@ if not config.DISABLE_JIT:
         put = _zip if NATIVE and rows.dtype == types.uint16 else _copy
         return lambda rows, out: put(rows, out)
 
-    @overload(stacked, inline="always")
-    def _stacked(rows, room):
-        take = _converted if rows.dtype == types.uint16 else _as_they_are
-        return lambda rows, room: take(rows, room)
+    @overload(stack_in_panels, inline="always")
+    def _stack_in_panels(rows, out):
+        put = _zip_in_one if NATIVE and rows.dtype == types.uint16 else _copy_in_panels
+        return lambda rows, out: put(rows, out)
