@@ -1,5 +1,6 @@
 """Commands notice data that is not what a run has learnt, and say by name what changed."""
 
+import dataclasses
 import shutil
 import unicodedata
 from pathlib import Path
@@ -14,7 +15,7 @@ from tinyvit import use
 from tinyvit.cli import main
 from tinyvit.data import Dataset, TextDataset
 from tinyvit.errors import CheckpointError, DataError, RecipeError
-from tinyvit.run.folder import CHECKPOINT, load_data, load_run
+from tinyvit.run.folder import CHECKPOINT, load_data, load_run, load_test_data
 from tinyvit.run.loop import resume, train
 from tinyvit.run.state import Training
 from tinyvit.study.subject import study_run
@@ -145,6 +146,14 @@ def test_a_broken_and_a_hidden_file_stop_no_command(run, data, monkeypatch, caps
         assert "._0.png" not in error
     status, out, error = call(monkeypatch, capsys, "predict", run, data / "test/a/torn.png", data / "test/a/0.png")
     assert (status, len(out.splitlines()), "torn.png cannot be read" in error) == (2, 1, True)
+
+
+def test_labels_follow_the_order_of_the_classes_that_a_model_has_learnt(run) -> None:
+    trained, names = load_run(run), ("é", "a", "b")
+    found = load_test_data(trained)
+    other = load_test_data(trained._replace(data=dataclasses.replace(trained.data, classes=names)))
+    assert (found.classes, other.classes) == (("a", "b", "é"), names)
+    assert [names[label] for label in other.labels] == [found.classes[label] for label in found.labels]
 
 
 def test_a_run_without_its_checkpoint_names_the_classes_that_it_assumes(run, caplog) -> None:

@@ -42,6 +42,13 @@ def test_a_text_encoder_of_another_vocabulary_is_not_taken_over():
             assert np.array_equal(mine, theirs) == expected
 
 
+@pytest.mark.parametrize("change", ["depth=2", "pos_embed=none", "layer_scale=0.1", "register_tokens=1"])
+def test_an_encoder_that_has_other_weights_is_not_taken_over_in_part(change):
+    train(tiny("masked-patches", "epochs=1"), "first")
+    with pytest.raises(RunError, match="vision encoder of runs/first is of another form: only one of the two has"):
+        train(tiny("masked-patches", "kind=classify", "start_from=runs/first", change), "second")
+
+
 def test_a_classifier_starts_with_the_weights_of_a_masked_run():
     source = load_run(train(tiny("masked-patches"), "first").folder)
     recipe = tiny("masked-patches", "kind=classify", "start_from=runs/first", "pool=mean", "lr=1e-30", "ema=0")
