@@ -60,7 +60,10 @@ def _copy_package(folder: Path) -> None:
     for name in ("tinyvit", "tests"):
         shutil.copytree(ROOT / name, folder / name)  # compiled modules too, for they hold as long as their sources
     (folder / "tinyvit" / "kernels").mkdir()
-    (folder / "tinyvit" / "kernels" / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'kernels')!r}]\n", "utf-8")
+    own = (ROOT / "kernels" / "__init__.py").read_text("utf-8")
+    (folder / "tinyvit" / "kernels" / "__init__.py").write_text(
+        f"__path__ = [{str(ROOT / 'kernels')!r}]\n{own}", "utf-8"
+    )
 
 
 def outcome(family: Family, fault: Fault | None, objects: str) -> str:

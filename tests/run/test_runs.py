@@ -161,12 +161,16 @@ def test_weights_of_another_recipe_are_refused():
         load_run(folder)
 
 
-@pytest.mark.parametrize("change", ["heads=1", "norm=post", "layer_scale=0.5", "name=mnist", "image_size=8"])
+@pytest.mark.parametrize(
+    "change", ["heads=1", "norm=post", "layer_scale=0.5", "name=mnist", "image_size=8", "kind=masked"]
+)
 def test_an_error_about_a_changed_recipe_names_its_keys(change):
     folder = train(tiny_recipe("epochs=1"), "run").folder
     (folder / "recipe.toml").write_text(tiny_recipe("epochs=1", change).to_toml())
     key = change.partition("=")[0]
-    with pytest.raises(tv.errors.CheckpointError, match=rf"another (model|data)\.{key} than recipe\.toml now says"):
+    with pytest.raises(
+        tv.errors.CheckpointError, match=rf"another (model|data|task)\.{key} than recipe\.toml now says"
+    ):
         load_run(folder)
 
 
