@@ -204,8 +204,8 @@ def test_a_scale_need_not_be_positive(version: int, scale: float) -> None:
 def test_no_copy_is_used_before_it_has_landed(version: int, queries: int, keys: int, how: str) -> None:
     """The emulator finds every race, so each kernel that copies asynchronously needs to run only once."""
     DEVICE.schedule, rng = 0, np.random.default_rng(0)
-    q, dout = rng.standard_normal((2, 1, 1, queries, 16)).astype(np.float16)
-    k, v = rng.standard_normal((2, 1, 1, keys, 16)).astype(np.float16)
+    q, dout = rng.standard_normal((2, 1, 1, queries, 32)).astype(np.float16)
+    k, v = rng.standard_normal((2, 1, 1, keys, 32)).astype(np.float16)
     bias = np.full((queries, keys), 100, np.float16) if how == "biased" else None  # lse is large
     case = cases.Case((q, k, v, bias), {"scale": 0.25, "is_causal": how == "causal"})
     DeviceTrial(OPERATIONS["attention"], case, (True, True, True, bias is not None), (dout,)).check(f"cupy:v{version}")
