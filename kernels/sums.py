@@ -11,7 +11,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 
 Axis = int | tuple[int, ...] | None
 
-TOGETHER = 32  # elements that are added one after the other
+TOGETHER = 64  # elements that are added one after the other
 
 
 def total(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:

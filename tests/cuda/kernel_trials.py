@@ -7,6 +7,7 @@ stand-ins, and `test_gpu.py` runs it on a GPU.
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from layouts import packed, shifted, uploaded
 from test_kernels import OPERATIONS, drawn_trial
 from tinyvit.kernels import registry
 from tinyvit.kernels.attention import cupy_raw as attention
@@ -66,20 +68,39 @@ class DeviceTrial(Trial):
         if not choice.startswith("cupy"):
             return super()._run(choice, inputs, upstream, exact)
         there = [[x if x is None else on_device(x) for x in arrays] for arrays in (inputs, upstream)]
-        host = unmodified([x._host for arrays in there for x in arrays if isinstance(x, fake_cupy.ndarray)])
         params = {name: on_device(x) if isinstance(x, np.ndarray) else x for name, x in self.case.params.items()}
         moved = Trial(self.op, replace(self.case, params=params), self.needs, self.upstream)
-        with host:
+        with untouched(there):
             found = moved._run(choice, *there)
         return [backend.to_host(y) for y in found]
 
 
+_MEMORY: dict[int, Any] = {}  # of arrays on a GPU, by their addresses: the bytes of which they are views
+
+
+@contextmanager
+def untouched(groups: Sequence[Sequence[Any]]) -> Iterator[None]:
+    """Fail if the memory of any of these arrays on the device, or around them, is different afterwards."""
+    given = [x for arrays in groups for x in arrays if x is not None]
+    if not ON_GPU:
+        with unmodified([x._host for x in given]):
+            yield
+        return
+    memory = [_MEMORY.pop(x.data.ptr) for x in given if x.data.ptr in _MEMORY]
+    before = [m.get() for m in memory]
+    yield
+    for m, expected in zip(memory, before, strict=True):
+        np.testing.assert_array_equal(m.get(), expected)
+
+
 def on_device(array: Any) -> Any:
-    """Return `array` on the device. The stand-in shares its memory, and so keeps its strides."""
+    """Return `array` on the device, in its layout. The stand-in shares its memory."""
     backend.devices.gpu_in_use = True
-    if ON_GPU:
-        return backend.to_device(array, "cuda")
-    return fake_cupy.ndarray(array)
+    if not ON_GPU:
+        return fake_cupy.ndarray(array)
+    there, memory = uploaded(array, backend.gpu()[0])
+    _MEMORY[there.data.ptr] = memory
+    return there
 
 
 # Sizes around the edges of tiles, but small enough for the CPU.
@@ -87,6 +108,7 @@ cases.PRODUCTS, cases.ELEMENTS = 150_000, 6_000
 cases.CHUNKS = [0, *draws.around(1, 4, 16, 32)[1:], 129]
 cases.LANES = [*draws.around(1, 8, 32)[1:], 40, 64, 127, 128, 136, 200, 256, 264, 384, 512, 768, 1024, 1040]
 del draws.LAYOUTS["unaligned"]  # GPUs cannot read unaligned elements
+draws.LAYOUTS |= {"packed": packed, "shifted": shifted}
 draws.LAYOUTS |= {f"dense {i}": draws.LAYOUTS["dense"] for i in range(6)}  # the last versions serve only dense arrays
 
 

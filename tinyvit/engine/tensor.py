@@ -34,9 +34,8 @@ class Tensor:
         sum = mean = var = max = min = cumsum = logsumexp = argmax = reshape = transpose = swapaxes = _method
         broadcast_to = take = clip = flip = exp = log = sqrt = tanh = sigmoid = abs = relu = _method
         softmax = log_softmax = to = _method
-        unbind: Callable[..., tuple["Tensor", ...]]
-        split: Callable[..., tuple["Tensor", ...]]
-        __setitem__: Callable[..., None]
+        unbind = split = cast("Callable[..., tuple[Tensor, ...]]", None)
+        __setitem__ = cast("Callable[..., None]", None)
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
         if type(data) is not np.ndarray:
@@ -106,7 +105,7 @@ class Tensor:
         for view in inside:
             view._memory = memory
             memory.sharers.append(weakref.ref(view))
-            if len(memory.sharers) % 64 == 0:  # drop the dead ones now and then, so that the list cannot only grow
+            if len(memory.sharers) % 64 == 0:  # drop the dead ones now and then, so that the list stays short
                 memory.sharers = [ref for ref in memory.sharers if ref() is not None]
 
     def mark_modified(self) -> None:
@@ -235,10 +234,8 @@ def _start(argument: str, root: Tensor, gradient: Any, create_graph: bool) -> tu
     gradient = Tensor(np.ones_like(root.data)) if gradient is None else gradient
     start = gradient if isinstance(gradient, Tensor) else tensor(gradient, root.dtype, root.device)
     if start.shape != root.shape or start.dtype != root.dtype:
-        raise ValueError(
-            f"{argument} has shape {start.shape} and dtype {start.dtype}; "
-            f"the tensor it belongs to has {root.shape} and {root.dtype}"
-        )
+        needed = f"its tensor has {root.shape} and {root.dtype}"
+        raise ValueError(f"{argument} has shape {start.shape} and dtype {start.dtype}; {needed}")
     return root.edge, start if create_graph else start.data
 
 
@@ -251,8 +248,6 @@ def _hooked(hook: Callable[[Tensor], Tensor | None], gradient: Any) -> Any:
     if not isinstance(after, Tensor):
         raise TypeError(f"a hook returned a {type(after).__name__}; it may return a Tensor or None")
     if (after.shape, after.dtype) != (before.shape, before.dtype):
-        raise ValueError(
-            f"a hook returned shape {after.shape} and dtype {after.dtype} "
-            f"for a gradient of {before.shape} and {before.dtype}"
-        )
+        given = f"for a gradient of {before.shape} and {before.dtype}"
+        raise ValueError(f"a hook returned shape {after.shape} and dtype {after.dtype} {given}")
     return after if before is gradient else after.data

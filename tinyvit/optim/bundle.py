@@ -55,6 +55,7 @@ class HostBundle(Bundle):
         super().__init__(dtype, members)
         self._placed: list[Array | None] = [None] * len(members)  # the parameters whose addresses the table holds
         self._groups = self.table[:, 4].copy()
+        self._last_group = int(self._groups.max())
 
     def step(self, kernel: Kernel, settings_of: Callable[[int, int], Sequence[float]]) -> list[Member]:
         """Update all parameters that the kernel can reach, and return the others that have a gradient.
@@ -84,9 +85,10 @@ class HostBundle(Bundle):
 
     def _settings(self, settings_of: Callable[[int, int], Sequence[float]]) -> Array:
         """Return a row of settings for each group and number of updates, and enter the numbers of rows in the table."""
-        if (self.updates == self.updates[0]).all():  # the usual case, quickly
+        first = self.updates.item(0)
+        if self.updates.tolist().count(first) == len(self.updates):  # the usual case, quickly
             self.table[:, 4] = self._groups
-            return np.array([settings_of(group, int(self.updates[0])) for group in range(self._groups.max() + 1)])
+            return np.array([settings_of(group, first) for group in range(self._last_group + 1)])
         kinds = self._groups + self.updates * _MOST_GROUPS
         different, rows = np.unique(kinds, return_inverse=True)
         self.table[:, 4] = rows
