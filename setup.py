@@ -54,8 +54,8 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14", "numba-cuda[cu12]"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "numba-cuda[cu13]"],
         "bench": ["torch", "jax", "autograd"],
-        # NVRTC and NVVM compile the CUDA kernels without a GPU, nvdisasm shows their machine code; numba-cuda brings their
-        # simulator.
+        # NVRTC and NVVM compile the CUDA kernels without a GPU, and nvdisasm shows their machine code; numba-cuda has
+        # their simulator.
         "dev": [
             *("pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff==0.17.*", "mypy", "playwright"),
             *(
