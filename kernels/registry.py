@@ -231,4 +231,5 @@ SPECS: tuple[Spec, ...] = (
         backward="add_backward",
     ),
     UpdateSpec("adamw", "cupy", f"{_HERE}.adamw.cupy_raw", _SINGLE, versions=2, is_compiled=True),
+    UpdateSpec("average", "cupy", f"{_HERE}.average.cupy_raw", _SINGLE, is_compiled=True),
 )
