@@ -194,16 +194,23 @@ SPECS: tuple[Spec, ...] = (
     _cupy("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
     _cupy(
         *("add_layer_norm", "layer_norm"),
-        residuals=("mean", "rstd"),
-        keeps=("sum", "weight", "mean", "rstd"),
+        residuals=("mean", "rstd", "branch_dtype"),
+        keeps=("sum", "weight", "mean", "rstd", "branch_dtype"),
         versions=2,
         forward="add_forward",
         backward="add_backward",
     ),
     KernelSpec(
         *("linear", "cupy", f"{_HERE}.linear.cublaslt", _GPU),
-        keeps=("x", "weight"),
+        residuals=("narrow",),
+        keeps=("x", "weight", "narrow"),
         refuses=_refused_by(f"{_HERE}.linear.cublaslt"),
+    ),
+    KernelSpec(
+        *("add_narrow", "cupy", f"{_HERE}.add_narrow.cupy_raw", _SINGLE),
+        residuals=("y_dtype",),
+        keeps=("y_dtype",),
+        is_compiled=True,
     ),
     _cupy("gelu", "gelu", keeps=("x",)),
     _cupy("bias_gelu", "bias_gelu", keeps=("x", "bias"), versions=2),
@@ -231,4 +238,5 @@ SPECS: tuple[Spec, ...] = (
         backward="add_backward",
     ),
     UpdateSpec("adamw", "cupy", f"{_HERE}.adamw.cupy_raw", _SINGLE, versions=2, is_compiled=True),
+    UpdateSpec("average", "cupy", f"{_HERE}.average.cupy_raw", _SINGLE, is_compiled=True),
 )

@@ -38,6 +38,7 @@ from typing import Any
 
 from ..cuda.device import CTYPES, Device, address, device_of, is_aligned, library_of
 from ..cuda.dropout import Dropout, dropout_of
+from ..linear import cublaslt, lt
 from .launches import DEPTHS, VERSIONS, Extras, Launch, Shape, kernels, plan  # noqa: F401 (for tests)
 from .operations import Options, as_heads, operations
 
@@ -131,8 +132,10 @@ forward, backward = operations(library_of, _heads, _run_forward, _run_backward)
 
 def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
     """Return the probabilities (B, H, N, S) before dropout, by CuPy's own functions: speed does not matter here."""
-    xp = library_of(q)
-    scores = scale * (q @ k.swapaxes(-1, -2))
+    xp, keys = library_of(q), k.swapaxes(-1, -2)
+    scores = scale * (q @ keys if lt.why_not() else cublaslt.matmul(q, keys, tf32=False))
+    if scores.size == 0:  # CuPy finds no largest one of no scores
+        return scores
     if bias is not None:
         scores += bias
     hidden, zero = scores.dtype.type(-math.inf), scores.dtype.type(0)
@@ -140,6 +143,6 @@ def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
         scores = xp.where(mask, scores, hidden)
     if is_causal:
         scores = xp.where(xp.arange(q.shape[-2])[:, None] >= xp.arange(k.shape[-2]), scores, hidden)
-    p = xp.exp(scores - xp.where(lse == -math.inf, zero, scores.max(axis=-1, initial=hidden))[..., None])
+    p = xp.exp(scores - xp.where(lse == -math.inf, zero, scores.max(axis=-1))[..., None])
     total = p.sum(axis=-1, keepdims=True)
     return p / xp.where(total == 0, scores.dtype.type(1), total)

@@ -253,7 +253,7 @@ def kernels() -> Iterator[tuple[Kernel, int]]:
 
 
 def shapes_of_vits(ctype: str) -> list[Shape]:
-    """Return shapes for which v5 is compiled ahead and checked: it has a kernel for every length, far too many."""
+    """Return shapes whose kernels of v5 are compiled in tests; there is one for every length, which is far too many."""
     plain = [Shape(ctype, 1, n, n, 64, Extras(0)) for n in (65, 197, 257)]
-    everything = Extras.CAUSAL | Extras.MASK | Extras.BIAS | Extras.DROPOUT
-    return [*plain, *(Shape(ctype, 1, 577, 577, 64, extras) for extras in (Extras(0), everything))]
+    most = Extras.CAUSAL | Extras.MASK | Extras.BIAS | Extras.DROPOUT
+    return [*plain, Shape(ctype, 1, 577, 577, 64, most if ctype == "half_t" else Extras(0))]

@@ -78,7 +78,7 @@ DEVICE void accumulate(float (&result)[D / 8][4], const float (&p)[C / 8][4], co
 }
 
 // Writes a warp's result, with the two rows of each lane multiplied by `factor`; `scratch` (16, PITCH) is the warp's
-// own.
+// own. A lane reads from it the elements that it fills in `stage`, so the warp can do that next without a barrier.
 template <typename T, int D>
 DEVICE void write(T* scratch, const float (&result)[D / 8][4], const float (&factor)[2], const Attention& a,
                   const View& view, const Head& head, int first, int total) {
@@ -105,7 +105,6 @@ DEVICE void write(T* scratch, const float (&result)[D / 8][4], const float (&fac
       if (first + row < total && d < a.depth) target[(first + row) * view.row + d] = scratch[row * PITCH<D> + d];
     }
   }
-  __syncwarp();
 }
 
 // Sums of a warp -----------------------------------------------------------------------------------------------------

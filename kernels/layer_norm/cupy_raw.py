@@ -7,9 +7,9 @@
 | v2      | one warp for each row, which it reads once, 16 bytes at a time, into registers, so there are no barriers; |
 |         | the gradients of weight and bias in the same pass, each warp with its own part                            |
 
-x (R, C), weight and bias (C,), mean and rstd (R,) in float32; the leading axes are flattened into R. v2 serves rows of
-up to 1024 columns that are aligned to 16 bytes, and leaves others to v1. Parts are added in an order that depends on R
-only.
+x (R, C), weight and bias (C,), mean and rstd (R,) in float32; the leading axes are flattened into R. Where x is
+float32, the branch of a residual sum and y may be bfloat16, and so may their gradients. v2 serves rows of up to 1024
+columns that are aligned to 16 bytes, and leaves others to v1. Parts are added in an order that depends on R only.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..cuda.device import CTYPES, Kernel, address, dense, device_of, is_aligned, library_of
-from ..cuda.rows import add_parts, itemsize_of, parts_of, spread, spreads
+from ..cuda.rows import RUN_BYTES, add_parts, itemsize_of, parts_of, spread, spreads
 from .operations import operations
 
 _SOURCE = "layer_norm/layer_norm.cu"
@@ -34,7 +34,7 @@ class _Forward(ctypes.Structure):
 
 
 class _Backward(ctypes.Structure):
-    _pointers = ("dy", "dtotal", "x", "weight", "mean", "rstd", "dx", "dweight", "dbias", "parts")
+    _pointers = ("dy", "dtotal", "x", "weight", "mean", "rstd", "dx", "dbranch", "dweight", "dbias", "parts")
     _fields_ = (*((n, ctypes.c_void_p) for n in _pointers), ("rows", ctypes.c_int), ("columns", ctypes.c_int))
 
 
@@ -45,37 +45,41 @@ def _kernel(name: str, *arguments: Any) -> Kernel:
 def kernels() -> Iterator[tuple[Kernel, int]]:
     """Yield every kernel, and the most registers that it may use."""
     for ctype in CTYPES.values():
-        for name in ("layer_norm_forward_1", "layer_norm_dx_1", "layer_norm_dweight_1", "sum_parts"):
-            yield _kernel(name, ctype), 64
-        for v, p in spreads(itemsize_of(ctype)):
-            yield _kernel("layer_norm_forward_2", ctype, v, p), 128
-            yield _kernel("layer_norm_backward_2", ctype, v, p), 128 if v * p <= 24 else 255
+        yield _kernel("sum_parts", ctype), 64
+    narrow = CTYPES["bfloat16"]
+    mixed = [("float", branch, y) for branch in ("float", narrow) for y in ("float", narrow)]
+    for types in [*mixed, *((ctype,) * 3 for ctype in CTYPES.values() if ctype != "float")]:
+        for name in ("layer_norm_forward_1", "layer_norm_dx_1", "layer_norm_dweight_1"):
+            yield _kernel(name, *types), 64
+        for v, p in spreads(itemsize_of(types[0])):
+            yield _kernel("layer_norm_forward_2", *types, v, p), 128
+            yield _kernel("layer_norm_backward_2", *types, v, p), 128 if v * p <= 24 else 255
 
 
 # Versions ------------------------------------------------------------------------------------------------------------
 
 
-def forward_1(device, ctype, given, layout):
-    device.launch(_kernel("layer_norm_forward_1", ctype), (given.rows,), _THREADS, [given], _SCRATCH)
+def forward_1(device, types, given, layout):
+    device.launch(_kernel("layer_norm_forward_1", *types), (given.rows,), _THREADS, [given], _SCRATCH)
 
 
-def backward_1(device, ctype, given, layout, *sums):
-    device.launch(_kernel("layer_norm_dx_1", ctype), (given.rows,), _THREADS, [given], _SCRATCH)
-    device.launch(_kernel("layer_norm_dweight_1", ctype), (-(-given.columns // _THREADS),), _THREADS, [given])
+def backward_1(device, types, given, layout, *sums):
+    device.launch(_kernel("layer_norm_dx_1", *types), (given.rows,), _THREADS, [given], _SCRATCH)
+    device.launch(_kernel("layer_norm_dweight_1", *types), (-(-given.columns // _THREADS),), _THREADS, [given])
 
 
-def forward_2(device, ctype, given, layout):
+def forward_2(device, types, given, layout):
     if layout is None:
-        return forward_1(device, ctype, given, layout)
-    device.launch(_kernel("layer_norm_forward_2", ctype, *layout), (-(-given.rows // _WARPS),), _THREADS, [given])
+        return forward_1(device, types, given, layout)
+    device.launch(_kernel("layer_norm_forward_2", *types, *layout), (-(-given.rows // _WARPS),), _THREADS, [given])
 
 
-def backward_2(device, ctype, given, layout, parts, dweight, dbias):
+def backward_2(device, types, given, layout, parts, dweight, dbias):
     if layout is None:
-        return backward_1(device, ctype, given, layout)
+        return backward_1(device, types, given, layout)
     shared = 4 * _THREADS * layout[0]
-    device.launch(_kernel("layer_norm_backward_2", ctype, *layout), parts.shape[:1], _THREADS, [given], shared)
-    add_parts(device, _SOURCE, ctype, parts, dweight, dbias)
+    device.launch(_kernel("layer_norm_backward_2", *types, *layout), parts.shape[:1], _THREADS, [given], shared)
+    add_parts(device, _SOURCE, types[0], parts, dweight, dbias)
 
 
 VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}
@@ -88,18 +92,34 @@ def _rows(array: Any) -> Any:
     return dense(array.reshape(-1, array.shape[-1]))
 
 
-def normalize(x: Any, residual: Any, weight: Any, bias: Any, eps: float, version: int) -> tuple[Any, ...]:
-    """Return x + residual (..., C), or x if residual is None, its layer norm y (..., C), mean and rstd (...)."""
+def _types(*arrays: Any) -> list[str]:
+    """Return the types of x, of the branch and of y in CUDA C++; None has that of x."""
+    return [CTYPES[(arrays[0] if array is None else array).dtype.name] for array in arrays]
+
+
+def _layout(x: Any, *arrays: Any) -> tuple[int, int] | None:
+    """Return V and P for rows like those of x; None if v2 does not serve these arrays, of which some may be None."""
+    given = [array for array in (x, *arrays) if array is not None]
+    # V elements of 16 bits beside those of float32 are 8 bytes.
+    aligned = all(is_aligned(array, to=RUN_BYTES * array.itemsize // x.itemsize) for array in given)
+    return spread(x.shape[1], x.itemsize, aligned)
+
+
+def normalize(
+    x: Any, residual: Any, weight: Any, bias: Any, eps: float, version: int, y_dtype: Any = None
+) -> tuple[Any, ...]:
+    """Return x + residual (..., C), or x if residual is None, its layer norm y (..., C), mean and rstd (...).
+
+    y is in the dtype of x, or in `y_dtype`.
+    """
     xp, rows, weight, bias = library_of(x), _rows(x), dense(weight), dense(bias)
     other = None if residual is None else _rows(residual)
     total = rows if other is None else xp.empty_like(rows)
-    y, (mean, rstd) = xp.empty_like(rows), xp.empty((2, rows.shape[0]), "float32")
+    y, (mean, rstd) = xp.empty(rows.shape, y_dtype or rows.dtype), xp.empty((2, rows.shape[0]), "float32")
     arrays = (rows, other, weight, bias, total, y, mean, rstd)
     given = _Forward(*map(address, arrays), *rows.shape, eps)
-    aligned = is_aligned(*(a for a in arrays[:-2] if a is not None))
-    layout = spread(rows.shape[1], rows.itemsize, aligned)
     if rows.size:
-        VERSIONS[version][0](device_of(x), CTYPES[x.dtype.name], given, layout)
+        VERSIONS[version][0](device_of(x), _types(rows, other, y), given, _layout(*arrays[:-2]))
     shape = x.shape
     return (
         x if residual is None else total.reshape(shape),
@@ -109,23 +129,42 @@ def normalize(x: Any, residual: Any, weight: Any, bias: Any, eps: float, version
 
 
 def normalize_backward(
-    dy: Any, dtotal: Any, x: Any, weight: Any, mean: Any, rstd: Any, version: int
+    dy: Any, dtotal: Any, x: Any, weight: Any, mean: Any, rstd: Any, version: int, branch_dtype: Any = None
 ) -> tuple[Any, ...]:
-    """Map dy (..., C) and dtotal (..., C), or None, to dx (..., C), dweight and dbias (C,)."""
+    """Map dy (..., C) and dtotal (..., C), or None, to dx (..., C), dweight and dbias (C,), and dx in `branch_dtype`.
+
+    The last is left out if `branch_dtype` is None.
+    """
     xp, rows, upstream, weight = library_of(x), _rows(x), _rows(dy), dense(weight)
     before = None if dtotal is None else _rows(dtotal)
     dx, dweight, dbias = xp.empty_like(rows), xp.empty_like(weight), xp.empty_like(weight)
+    dbranch = None if branch_dtype in (None, rows.dtype) else xp.empty(rows.shape, branch_dtype)
     parts = xp.empty((parts_of(rows.shape[0], _WARPS), 2, rows.shape[1]), "float32")
     if rows.size:
         flat = (dense(mean.reshape(-1)), dense(rstd.reshape(-1)))
-        arrays = (upstream, before, rows, weight, *flat, dx, dweight, dbias, parts)
+        arrays = (upstream, before, rows, weight, *flat, dx, dbranch, dweight, dbias, parts)
         given = _Backward(*map(address, arrays), *rows.shape)
-        aligned = is_aligned(*(a for a in (upstream, before, rows, weight, dx) if a is not None))
-        layout = spread(rows.shape[1], rows.itemsize, aligned)
-        VERSIONS[version][1](device_of(x), CTYPES[x.dtype.name], given, layout, parts, dweight, dbias)
+        layout = _layout(rows, upstream, before, weight, dx, dbranch)
+        VERSIONS[version][1](device_of(x), _types(rows, dbranch, upstream), given, layout, parts, dweight, dbias)
     else:
         dweight[...], dbias[...] = 0, 0
-    return dx.reshape(x.shape), dweight, dbias
+    dx = dx.reshape(x.shape)
+    branch = () if branch_dtype is None else (dx if dbranch is None else dbranch.reshape(x.shape),)
+    return dx, dweight, dbias, *branch
 
 
-forward, backward, add_forward, add_backward = operations(normalize, normalize_backward)
+forward, backward, *_ = operations(normalize, normalize_backward)
+
+
+def add_forward(x, residual, weight, bias, *, eps=1e-5, version, **rest):
+    """Map x and residual (..., C) to sum and y (..., C), mean and rstd (...), and the dtype of residual."""
+    return *normalize(x, residual, weight, bias, eps, version, **rest), residual.dtype
+
+
+def add_backward(dsum, dy, sum, weight, mean, rstd, branch_dtype, *, eps=1e-5, needs, version, **rest):
+    """Map dsum and dy (..., C), one of them perhaps None, to dx and dresidual (..., C), dweight and dbias (C,)."""
+    if dy is None:
+        zeros = library_of(weight).zeros_like
+        return dsum, dsum.astype(branch_dtype, copy=False), zeros(weight), zeros(weight)
+    dx, dweight, dbias, dbranch = normalize_backward(dy, dsum, sum, weight, mean, rstd, version, branch_dtype)
+    return dx, dbranch, dweight, dbias

@@ -1,24 +1,31 @@
-// Layer norm of rows, or of the sum of two.
+// Layer norm of rows, or of the sum of two. T is the dtype of x and of the sum, B that of the branch added to it, and Y that
+// of the result, which a matrix product takes: where T is float, B and Y may have 16 bits.
 #include "cuda/sums.cuh"
 
-template <typename T> struct Forward {
-  const T *x, *residual, *weight, *bias;  // (R, C), (R, C) or null, (C,), (C,)
-  T *total, *y;                           // (R, C); total = x + residual is written if there is a residual
+template <typename T, typename B, typename Y> struct Forward {
+  const T* x;              // (R, C)
+  const B* residual;       // (R, C) or null
+  const T *weight, *bias;  // (C,)
+  T* total;                // (R, C); x + residual is written if there is a residual
+  Y* y;                    // (R, C)
   float *mean, *rstd;                     // (R,)
   int rows, columns;
   float eps;
 };
-template <typename T> struct Backward {
-  const T *dy, *dtotal, *x, *weight;  // dtotal (R, C) or null: the gradient that reaches the sum on another way
+template <typename T, typename B, typename Y> struct Backward {
+  const Y* dy;
+  const T *dtotal, *x, *weight;  // dtotal (R, C) or null: the gradient that reaches the sum on another way
   const float *mean, *rstd;
-  T *dx, *dweight, *dbias;
+  T* dx;
+  B* dbranch;  // (R, C) or null: dx, rounded
+  T *dweight, *dbias;
   float* parts;  // (G, 2, C)
   int rows, columns;
 };
 
 // v1: one block for each row, which it reads three times. ------------------------------------------------------------
 
-template <typename T> __global__ void layer_norm_forward_1(Forward<T> a) {
+template <typename T, typename B, typename Y> __global__ void layer_norm_forward_1(Forward<T, B, Y> a) {
   DYNAMIC_SHARED(memory);
   float* scratch = reinterpret_cast<float*>(memory);  // (32)
   long long start = (long long)blockIdx.x * a.columns;
@@ -37,11 +44,11 @@ template <typename T> __global__ void layer_norm_forward_1(Forward<T> a) {
   }
   float rstd = rsqrtf(block_sum(squares, scratch) / a.columns + a.eps);
   for (int c = threadIdx.x; c < a.columns; c += blockDim.x)
-    a.y[start + c] = from_float<T>((to_float(x[c]) - mean) * rstd * to_float(a.weight[c]) + to_float(a.bias[c]));
+    a.y[start + c] = from_float<Y>((to_float(x[c]) - mean) * rstd * to_float(a.weight[c]) + to_float(a.bias[c]));
   if (threadIdx.x == 0) a.mean[blockIdx.x] = mean, a.rstd[blockIdx.x] = rstd;
 }
 
-template <typename T> __global__ void layer_norm_dx_1(Backward<T> a) {
+template <typename T, typename B, typename Y> __global__ void layer_norm_dx_1(Backward<T, B, Y> a) {
   DYNAMIC_SHARED(memory);
   float* scratch = reinterpret_cast<float*>(memory);
   long long start = (long long)blockIdx.x * a.columns;
@@ -56,12 +63,14 @@ template <typename T> __global__ void layer_norm_dx_1(Backward<T> a) {
     float g = to_float(a.dy[start + c]) * to_float(a.weight[c]), xhat = (to_float(a.x[start + c]) - mean) * rstd;
     // xhat = (x - mean) * rstd, and mean and rstd both depend on x
     float dx = rstd * (g - mean_g - xhat * mean_gx);
-    a.dx[start + c] = from_float<T>(a.dtotal ? dx + to_float(a.dtotal[start + c]) : dx);
+    if (a.dtotal) dx += to_float(a.dtotal[start + c]);
+    a.dx[start + c] = from_float<T>(dx);
+    if (a.dbranch) a.dbranch[start + c] = from_float<B>(dx);
   }
 }
 
 // One thread for each column.
-template <typename T> __global__ void layer_norm_dweight_1(Backward<T> a) {
+template <typename T, typename B, typename Y> __global__ void layer_norm_dweight_1(Backward<T, B, Y> a) {
   int c = blockIdx.x * blockDim.x + threadIdx.x;
   if (c >= a.columns) return;
   float dweight = 0, dbias = 0;
@@ -77,7 +86,8 @@ template <typename T> __global__ void layer_norm_dweight_1(Backward<T> a) {
 
 // v2: one warp for each row, which is in registers: P runs of V neighbouring columns in each lane. -------------------
 
-template <typename T, int V, int P> __global__ void __launch_bounds__(128, 2) layer_norm_forward_2(Forward<T> a) {
+template <typename T, typename B, typename Y, int V, int P>
+__global__ void __launch_bounds__(128, 2) layer_norm_forward_2(Forward<T, B, Y> a) {
   int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   if (row >= a.rows) return;
   long long start = (long long)row * a.columns;
@@ -125,8 +135,8 @@ template <typename T, int V, int P> __global__ void __launch_bounds__(128, 2) la
 // block g.
 // Up to 24 elements of a lane, four blocks of it share a multiprocessor, so that all 512 blocks run at the same time on a
 // GPU with 128 multiprocessors or more.
-template <typename T, int V, int P>
-__global__ void __launch_bounds__(128, P * V <= 24 ? 4 : 2) layer_norm_backward_2(Backward<T> a) {
+template <typename T, typename B, typename Y, int V, int P>
+__global__ void __launch_bounds__(128, P * V <= 24 ? 4 : 2) layer_norm_backward_2(Backward<T, B, Y> a) {
   DYNAMIC_SHARED(memory);
   int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   float dweight[P][V] = {}, dbias[P][V] = {};
@@ -164,6 +174,7 @@ __global__ void __launch_bounds__(128, P * V <= 24 ? 4 : 2) layer_norm_backward_
 #pragma unroll
       for (int i = 0; i < V; i++) g[p][i] = before[i] + rstd * (g[p][i] - mean_g - xhat[p][i] * mean_gx);
       store(a.dx + start + c, g[p]);
+      if (a.dbranch) store(a.dbranch + start + c, g[p]);
     }
   }
 #pragma unroll

@@ -222,15 +222,21 @@ def _rows(array: Any) -> Any:
     return dense(array.reshape(-1, array.shape[-1]))
 
 
-def normalize(x: Any, residual: Any, weight: Any, bias: Any, eps: float, version: int) -> tuple[Any, ...]:
-    """Return x + residual (..., C), or x if residual is None, its layer norm y (..., C), mean and rstd (...)."""
+def normalize(
+    x: Any, residual: Any, weight: Any, bias: Any, eps: float, version: int, y_dtype: Any = None
+) -> tuple[Any, ...]:
+    """Return x + residual (..., C), or x if residual is None, its layer norm y (..., C), mean and rstd (...).
+
+    These kernels compute in float32; a residual and a `y_dtype` of 16 bits are converted.
+    """
     xp, rows, add = library_of(x), _rows(x), residual is not None
     total = xp.empty_like(rows) if add else rows
     y, (mean, rstd) = xp.empty_like(rows), xp.empty((2, rows.shape[0]), "float32")
     if rows.size:
-        other = _rows(residual) if add else rows
+        other = _rows(residual).astype(x.dtype, copy=False) if add else rows
         arrays = (rows, other, dense(weight), dense(bias), total, y, mean, rstd)
         VERSIONS[version][0](arrays, np.float32(eps), add)
+    y = y.astype(y_dtype or y.dtype, copy=False)
     lead = x.shape[:-1]
     return total.reshape(x.shape) if add else x, y.reshape(x.shape), mean.reshape(lead), rstd.reshape(lead)
 
@@ -239,7 +245,7 @@ def normalize_backward(
     dy: Any, dtotal: Any, x: Any, weight: Any, mean: Any, rstd: Any, version: int
 ) -> tuple[Any, ...]:
     """Map dy (..., C) and dtotal (..., C), or None, to dx (..., C), dweight and dbias (C,)."""
-    xp, rows, upstream, add = library_of(x), _rows(x), _rows(dy), dtotal is not None
+    xp, rows, upstream, add = library_of(x), _rows(x), _rows(dy).astype(x.dtype, copy=False), dtotal is not None
     dx = xp.empty_like(rows)
     parts = xp.zeros((_GROUPS * parts_of(rows.shape[0], _GROUPS), 2, rows.shape[1]), "float32")
     if rows.size:

@@ -173,19 +173,29 @@ def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None, aux: Any = N
     xp, device = library_of(d), device_of(d)
     made = _descriptors(device.number, product, bias, aux)
     if made.algorithm is None:
-        if product.epilogue not in ("bias", "bias_gradient"):
-            raise RuntimeError(f"cuBLASLt knows no algorithm for {product}; use_kernels('numpy') does without it")
-        run(replace(product, epilogue="none"), a, b, d)
-        if product.epilogue == "bias":
-            d += bias
-        else:
-            bias[...] = a.astype("float32").sum(axis=1)
+        _run_in_parts(product, a, b, d, bias)
         return
     one, zero = ctypes.addressof(made.one), ctypes.addressof(made.zero)
     operands = (one, address(b), made.b, address(a), made.a, zero, address(d), made.d, address(d), made.d)
     space = _workspace(device.number, xp)
     where = (address(space), _WORKSPACE, xp.cuda.get_current_stream().ptr)
     lt.library().multiply(_handle(device.number), made.matmul, *operands, made.algorithm, *where)
+
+
+def _run_in_parts(product: Product, a: Any, b: Any, d: Any, bias: Any) -> None:
+    """Compute a product for which there is no algorithm with its epilogue, or with a result in float32."""
+    if product.epilogue in ("bias", "bias_gradient"):
+        run(replace(product, epilogue="none"), a, b, d)
+        if product.epilogue == "bias":
+            d += bias
+        else:
+            bias[...] = a.astype("float32").sum(axis=1)
+    elif product.out != product.dtype and product.epilogue == "none":
+        narrow = library_of(d).empty(d.shape, a.dtype)
+        multiply(a, b, narrow)
+        d[...] = narrow
+    else:
+        raise RuntimeError(f"cuBLASLt knows no algorithm for {product}; use_kernels('numpy') does without it")
 
 
 # Products ------------------------------------------------------------------------------------------------------------
@@ -275,26 +285,25 @@ def refuses(inputs: Any, params: Any) -> str | None:
 
 def _forward_1(x, weight, bias):
     y = library_of(x).empty((*x.shape[:-1], weight.shape[0]), x.dtype)
-    rows = y.reshape(-1, y.shape[-1])
-    multiply(
-        _matrix(x), _matrix(weight).T, rows, "none" if bias is None else "bias", None if bias is None else dense(bias)
-    )
-    return y
+    rows, narrow = y.reshape(-1, y.shape[-1]), weight.astype(x.dtype, copy=False)
+    added = None if bias is None else dense(bias.astype(x.dtype, copy=False))
+    multiply(_matrix(x), _matrix(narrow).T, rows, "none" if bias is None else "bias", added)
+    return y, narrow
 
 
-def _backward_1(dy, x, weight, needs):
+def _backward_1(dy, x, weight, narrow, needs):
     xp, upstream, rows = library_of(x), _matrix(dy), _matrix(x)
     dx = dweight = db = None
     # y = x @ weight.T + bias
     if needs[0]:
         dx = xp.empty(x.shape, x.dtype)
-        multiply(upstream, _matrix(weight), dx.reshape(-1, x.shape[-1]))
+        multiply(upstream, _matrix(narrow), dx.reshape(-1, x.shape[-1]))
     if needs[1]:
-        dweight = xp.empty(weight.shape, x.dtype)
-        db = xp.empty(weight.shape[0], x.dtype) if needs[2] else None
+        dweight = xp.empty(weight.shape, weight.dtype)
+        db = xp.empty(weight.shape[0], weight.dtype) if needs[2] else None
         multiply(upstream.T, rows, dweight, "bias_gradient" if needs[2] else "none", db)
     elif needs[2]:
-        db = upstream.sum(axis=0)
+        db = upstream.sum(axis=0, dtype=weight.dtype)
     return dx, dweight, db
 
 
@@ -302,10 +311,13 @@ VERSIONS = {1: (_forward_1, _backward_1)}
 
 
 def forward(x, weight, bias, *, version):
-    """Map x (..., in), weight (out, in) and bias (out,), or None, to y (..., out)."""
-    return (VERSIONS[version][0](x, weight, bias),)
+    """Map x (..., in), weight (out, in) and bias (out,), or None, to y (..., out) and the weight in the dtype of x.
+
+    Beside x in 16 bits, weight and bias may be float32.
+    """
+    return VERSIONS[version][0](x, weight, bias)
 
 
-def backward(dy, x, weight, *, needs, version):
-    """Map dy (..., out) to dx (..., in), dweight (out, in) and db (out,)."""
-    return VERSIONS[version][1](dy, x, weight, needs)
+def backward(dy, x, weight, narrow, *, needs, version):
+    """Map dy (..., out) to dx (..., in), and to dweight (out, in) and db (out,) in the dtype of the weight."""
+    return VERSIONS[version][1](dy, x, weight, narrow, needs)

@@ -227,6 +227,7 @@ template <typename T> UNOBSERVED void mma(float (&d)[4], const unsigned (&a)[4],
 namespace cpu {
 inline void load_matrices(unsigned (&r)[4], const void* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) % 16) fail("a row for ldmatrix is not aligned to 16 bytes");
+  touch(row, 16, false);  // which lanes read a row is left open: here both this one and those that get its elements do
   auto rows = show(transposed ? LOAD_TRANSPOSED : LOAD_MATRICES, static_cast<const uint16_t*>(row));
   int l = lane();
   for (int m = 0; m < 4; m++) {

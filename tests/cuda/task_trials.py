@@ -3,16 +3,20 @@
 `test_emulated.py` and `test_gpu.py` run this file.
 """
 
+import re
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+from kernel_trials import ON_GPU
 from tiny_tasks import KINDS, tiny
-from training_trials import Seen, on_the_device  # noqa: F401  (a fixture)
+from training_trials import IMAGES, LABELS, Seen, model_on, on_the_device  # noqa: F401  (a fixture)
 
 import tinyvit as tv
+import tinyvit.functional as F
 from tinyvit.data import texts
+from tinyvit.engine import Tensor
 from tinyvit.run.captured import CapturedStep
 from tinyvit.run.loop import train
 
@@ -81,3 +85,45 @@ def test_padded_batches_train_on_the_device_like_shorter_ones_on_the_host(name: 
     _, (expected,), _ = run_of(name, "cpu", *settings)
     assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
     assert found["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-2)
+
+
+# The average of the weights -----------------------------------------------------------------------------------------
+
+
+def averaged(captured: bool) -> tuple[list[bytes], list[str], int]:
+    """Return the averages after some steps, the kinds of nodes of the graph, and the number of updates."""
+    model = model_on("cuda")
+    optimizer = tv.optim.AdamW(model.parameters(), lr=1e-2)
+    ema = tv.optim.EMA(model.parameters(), 0.3)
+    ema.load_state_dict({**ema.state_dict(), "steps": 2})
+    loss_of = lambda images, labels: F.cross_entropy(model(Tensor(images)), labels)  # noqa: E731
+    step = CapturedStep(loss_of, optimizer, average=ema)
+    step.reason = None if captured else "the test switches it off"
+    plain = [p.numpy().astype(float) for p in model.parameters()]
+    for i in range(7):
+        if i == 6:  # a state may be restored at any time
+            ema.load_state_dict(ema.state_dict())
+        size = 4 if i == 5 else 6
+        step((IMAGES[:size], LABELS[:size]))
+        d = min(0.3, (4 + i) / (13 + i))
+        plain = [d * a + (1 - d) * p.numpy() for a, p in zip(plain, model.parameters(), strict=True)]
+    assert step.is_captured == captured
+    for found, expected in zip(ema.averages, plain, strict=True):
+        np.testing.assert_allclose(found.get(), expected, rtol=1e-5, atol=1e-7)
+    return [a.get().tobytes() for a in ema.averages], re.findall(r'label="([^"]*)', step.described()), ema.steps
+
+
+def test_the_average_of_the_weights_is_a_part_of_the_graph() -> None:
+    bits, nodes, steps = averaged(captured=True)
+    expected, _, others = averaged(captured=False)
+    assert bits == expected
+    assert steps == others == 9
+    if not ON_GPU:
+        assert [kind for kind in nodes if "average" in kind] == ["average_settings<float>", "average_1<float>"]
+
+
+def test_an_average_without_its_kernel_is_updated_beside_the_graph() -> None:
+    with mock.patch.object(tv.optim.EMA, "kernel", return_value=None):
+        _, nodes, steps = averaged(captured=True)
+    assert steps == 9
+    assert not [kind for kind in nodes if "average" in kind]

@@ -104,9 +104,9 @@ def test_operands_without_a_single_stride_are_copied() -> None:
 def test_the_linear_map_and_its_gradients(dtype: np.dtype, bias: bool) -> None:
     x, w, b, dy = (normal(*s, dtype=dtype) for s in ((2, 5, 3), (4, 3), (4,), (2, 5, 4)))
     wide = [a.astype(float) for a in (x, w, b, dy)]
-    (y,) = cublaslt.forward(ndarray(x), ndarray(w), ndarray(b) if bias else None, version=1)
+    y, narrow = cublaslt.forward(ndarray(x), ndarray(w), ndarray(b) if bias else None, version=1)
     assert_is(y, wide[0] @ wide[1].T + bias * wide[2])
-    dx, dw, db = cublaslt.backward(ndarray(dy), ndarray(x), ndarray(w), needs=(True, True, bias), version=1)
+    dx, dw, db = cublaslt.backward(ndarray(dy), ndarray(x), ndarray(w), narrow, needs=(True, True, bias), version=1)
     assert_is(dx, wide[3] @ wide[1])
     assert_is(dw, np.einsum("bro,bri->oi", wide[3], wide[0]))
     assert (db is None) != bias
@@ -169,7 +169,7 @@ def test_biases_and_their_gradients_may_have_any_alignment(dtype: np.dtype, offs
     """cuBLASLt reads them 16 bytes at a time; the stand-in refuses others."""
     x, w, b, dy = (normal(*s, dtype=dtype) for s in ((5, 8), (16, 8), (32,), (5, 16)))
     bias = ndarray(b)[offset : offset + 16]
-    (y,) = cublaslt.forward(ndarray(x), ndarray(w), bias, version=1)
+    y, _ = cublaslt.forward(ndarray(x), ndarray(w), bias, version=1)
     assert_is(y, x.astype(float) @ w.astype(float).T + b[offset : offset + 16].astype(float))
     dw, around = ndarray(np.zeros((16, 8), dtype)), ndarray(np.zeros(32, dtype))
     cublaslt.multiply(ndarray(dy).T, ndarray(x), dw, "bias_gradient", around[offset : offset + 16])
@@ -185,6 +185,25 @@ def test_products_of_16_bits_may_have_a_result_in_float32(dtype: np.dtype) -> No
     cublaslt.multiply(ndarray(x).T, ndarray(y), d, "bias_gradient", db)
     np.testing.assert_allclose(d.get(), x.astype(float).T @ y.astype(float), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(db.get(), x.astype(float).sum(axis=0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("known", ["bias_gradient", "none"])
+@pytest.mark.usefixtures("_knowing")
+def test_the_gradients_of_weights_in_float32_are_not_rounded_to_bfloat16() -> None:
+    x, dy = normal(300, 4, dtype=DTYPES[3]), normal(300, 5, dtype=DTYPES[3])
+    w, b = normal(5, 4), normal(5)
+    y, narrow = cublaslt.forward(ndarray(x), ndarray(w), ndarray(b), version=1)
+    assert (y.dtype, narrow.dtype) == (DTYPES[3], DTYPES[3])
+    rounded = [a.astype(DTYPES[3]).astype(float) for a in (w, b)]
+    assert_is(y, x.astype(float) @ rounded[0].T + rounded[1])
+    needs = (True, True, True)
+    dx, dw, db = cublaslt.backward(ndarray(dy), ndarray(x), ndarray(w), narrow, needs=needs, version=1)
+    assert_is(dx, dy.astype(float) @ rounded[0])
+    assert dw.dtype == db.dtype == np.float32
+    np.testing.assert_allclose(dw.get(), dy.astype(float).T @ x.astype(float), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(db.get(), dy.astype(float).sum(axis=0), rtol=1e-4, atol=1e-4)
+    (*_, only) = cublaslt.backward(ndarray(dy), ndarray(x), ndarray(w), narrow, needs=(False, False, True), version=1)
+    np.testing.assert_allclose(only.get(), dy.astype(float).sum(axis=0), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtypes", [(0, 3, 0), (2, 3, 2), (0, 0, 2), (0, 0, 3), (2, 2, 1)])

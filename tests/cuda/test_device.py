@@ -222,14 +222,19 @@ def test_head_sizes_that_differ_or_are_too_large_are_refused() -> None:
         device.DEVICES.clear()
 
 
-def test_probabilities_of_attention_are_the_same_on_a_gpu_and_on_the_cpu() -> None:
+@pytest.mark.parametrize("sizes", [(5, 7), (0, 7), (5, 0)])
+@pytest.mark.parametrize("layer", [True, False])
+def test_probabilities_of_attention_are_the_same_on_a_gpu_and_on_the_cpu(
+    sizes: tuple[int, int], layer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
-    q, k = (rng.standard_normal((2, 3, n, 8)).astype(np.float32) for n in (5, 7))
-    bias, mask = rng.standard_normal((3, 5, 7)).astype(np.float32), rng.random((2, 1, 5, 7)) < 0.6
-    mask[0, 0, 3] = False  # this query sees no key
+    q, k = (rng.standard_normal((2, 3, n, 8)).astype(np.float32) for n in sizes)
+    bias, mask = rng.standard_normal((3, *sizes)).astype(np.float32), rng.random((2, 1, *sizes)) < 0.6
+    mask[0, 0, 3:4] = False  # this query sees no key
     lse = kernels.attention_forward(q, k, k, bias=bias, mask=mask, is_causal=True)[1]
     expected = kernels.attention_weights(q, k, lse, bias=bias, mask=mask, is_causal=True)
     with installed() as cupy:
+        monkeypatch.setattr(lt, "why_not", lambda: None if layer else "it is missing")
         q, k, lse, bias, mask = map(cupy.asarray, (q, k, lse, bias, mask))
         found = kernels.attention_weights(q, k, lse, bias=bias, mask=mask, is_causal=True)
         assert found.dtype == np.float32
@@ -291,3 +296,30 @@ def test_the_registry_knows_the_device_of_a_kernel() -> None:
         "cupy": "cuda",
         "numba-cuda": "cuda",
     }
+
+
+def test_a_mask_that_is_copied_lives_until_the_kernels_are_launched() -> None:
+    class Overwriting(EmulatedDevice):
+        """Takes what memory is free and overwrites it, as other arrays may, before it launches a kernel."""
+
+        def _start(self, *given: Any) -> None:
+            others = [np.zeros(mask.shape[0] * 3 * mask[0].size, bool) for _ in range(200)]
+            super()._start(*given)
+            del others
+
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, 3, 2, 5, 8)).astype(np.float32)
+    mask = rng.random((2, 1, 2, 5, 5)) < 0.6  # its three leading axes have no common stride
+    mask[..., 0] = True
+    results = []
+    with installed():
+        device.DEVICES[0] = Overwriting()
+        for implementation in ("numpy", "cupy"):
+            with tv.use_kernels(implementation):
+                x = tv.tensor(q, device="cuda", requires_grad=True)
+                out = F.scaled_dot_product_attention(x, x, x, attn_mask=tv.tensor(mask, device="cuda"))
+                (out * out).sum().backward()
+                results.append((out.numpy(), x.grad.numpy()))
+        device.DEVICES.clear()
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ def autocast_inputs(
 ) -> tuple[Any, ...]:
     """Cast the inputs of an operation as `autocast` with this precision says. float64 is left alone."""
     left: tuple[str, ...] = ()
-    if op.mixes and precision is BFLOAT16 and isinstance(inputs[0], Tensor) and type(inputs[0].data) is np.ndarray:
+    if op.mixes and precision is BFLOAT16 and isinstance(inputs[0], Tensor):
         # The operation itself rounds, or widens, those of its inputs that may differ.
         dtype, left = precision if op.autocast == "narrow" else FLOAT32, op.mixes
     elif op.autocast == "narrow":
@@ -94,7 +94,7 @@ def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any
 
 def _may_differ(op: Any, i: int, x: Any, dtype: Any) -> bool:
     """Return whether `x`, whose dtype differs from `dtype`, is allowed as input `i`."""
-    if not op.mixes or type(x) is not np.ndarray:
+    if not op.mixes:
         return False
     if dtype == BFLOAT16:
         return x.dtype == FLOAT32 and op.input_name(i) in op.masters

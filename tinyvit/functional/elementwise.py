@@ -347,5 +347,5 @@ def _bound(name: str, value: Any) -> Any:
 
 
 def rounds_to_bfloat16(x: Tensor) -> bool:
-    """Whether `autocast` is on, is to bfloat16, and rounds x before a matrix product, on a CPU."""
-    return context.now().precision == BFLOAT16 and type(x.data) is np.ndarray and x.dtype.itemsize < 8
+    """Whether `autocast` is on, is to bfloat16, and rounds x before a matrix product."""
+    return context.now().precision == BFLOAT16 and x.dtype.itemsize < 8

@@ -4,7 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..backend import to_device_of, to_host
+import numpy as np
+
+from .. import dispatch
+from ..backend import address_of, device_of, is_on_gpu, namespace_of, to_device_of, to_host
+from ..dispatch import Kernel
 from ..engine import Tensor
 from .parameters import require_keys, tensors_of
 
@@ -20,14 +24,31 @@ class EMA:
             raise ValueError(f"EMA: decay is {decay}; it must be in [0, 1)")
         self.parameters, self.decay, self.steps = tensors_of("EMA", parameters, "parameters"), decay, 0
         self.averages = [p.data.copy() for p in self.parameters]
+        self._on_device: _OnDevice | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, which has averages of its own on the device."""
+        return {**self.__dict__, "_on_device": None}
 
     def update(self) -> None:
         """Include the current values of the parameters in the average."""
         self.steps += 1
+        if kernel := self.kernel():
+            self._on_device = self._on_device or _OnDevice(self)
+            self._on_device.update(kernel)
+            return
         d = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for a, p in zip(self.averages, self.parameters, strict=True):
             a *= d
             a += (1 - d) * p.data
+
+    def kernel(self) -> Kernel | None:
+        """Return the kernel that updates all averages on a GPU, where a graph can hold it; None without one."""
+        arrays = [p.data for p in self.parameters]
+        fits = all(is_on_gpu(a) and a.dtype == np.float32 and a.flags.c_contiguous for a in arrays)
+        if not fits or len({device_of(a) for a in arrays}) > 1:
+            return None
+        return dispatch.select_update("average", arrays[0].dtype, "cuda")
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -55,3 +76,32 @@ class EMA:
         self.steps = int(state["steps"])
         for own, a in zip(self.averages, averages, strict=True):
             own[...] = to_device_of(a, own)
+        if self._on_device:
+            self._on_device.steps[...] = self.steps
+
+
+class _OnDevice:
+    """The averages of parameters on a GPU as one flat array, and what a kernel needs to update it."""
+
+    def __init__(self, ema: EMA) -> None:
+        xp = namespace_of(ema.averages[0])
+        sizes = [a.size for a in ema.averages]
+        starts = np.cumsum([0, *sizes[:-1]])
+        self._tensors = ema.parameters
+        self._flat = xp.empty(sum(sizes), np.float32)
+        for i, (average, start) in enumerate(zip(ema.averages, starts, strict=True)):
+            view = self._flat[start : start + average.size].reshape(average.shape)
+            view[...] = average
+            ema.averages[i] = view
+        self._rows = np.zeros((len(sizes), 3), np.int64)  # the table, once it is on the device
+        self._rows[:, 1], self._rows[:, 2] = starts, sizes
+        self._table = to_device_of(self._rows, self._flat)
+        self._state = to_device_of(np.array([ema.steps - 1, ema.decay, 0.0]), self._flat)
+        self.steps = self._state[:1]  # the number of updates, on the device
+
+    def update(self, kernel: Kernel) -> None:
+        addresses = [address_of(p.data) for p in self._tensors]
+        if (self._rows[:, 0] != addresses).any():
+            self._rows[:, 0] = addresses
+            self._table[...] = to_device_of(self._rows, self._table)
+        kernel.forward(self._table, self._state, self._flat)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import default_generator, gpu, namespace_of, to_device_of
+from ..backend import default_generator, gpu, is_capturing, namespace_of, to_device_of
 from ..context import autocast
 from ..engine import Tensor
-from ..optim import Adam, LossScaler
+from ..optim import EMA, Adam, LossScaler
 
 WARM_UP = 3  # steps before the capture, in which kernels are compiled and algorithms chosen
 
@@ -37,6 +37,7 @@ class CapturedStep:
     optimizer : Adam or AdamW, of float32 parameters on one GPU.
     precision : the dtype of `autocast`; with "float16" losses are scaled.
     clip_norm : the largest joint norm that gradients keep; 0 for no clipping.
+    average : updated after each step, in the graph where it has a kernel.
 
     Attributes
     ----------
@@ -46,13 +47,18 @@ class CapturedStep:
     """
 
     def __init__(
-        self, loss_of: Callable[..., Tensor], optimizer: Adam, precision: str = "float32", clip_norm: float = 0.0
+        self,
+        loss_of: Callable[..., Tensor],
+        optimizer: Adam,
+        precision: str = "float32",
+        clip_norm: float = 0.0,
+        average: EMA | None = None,
     ) -> None:
         bundle = optimizer.device_bundle()
         if bundle is None:
             raise ValueError("CapturedStep: optimizer must have float32 parameters, all of them on one GPU")
         self._loss_of, self._optimizer, self._precision = loss_of, optimizer, precision
-        self._bundle = bundle
+        self._bundle, self._average = bundle, average
         self._bundle["max_norm"] = clip_norm
         self.scaler = LossScaler(optimizer) if precision == "float16" else None
         cuda = gpu()[0].cuda
@@ -61,6 +67,7 @@ class CapturedStep:
         self._random = to_device_of(np.zeros(2, np.uint64), self._bundle.state)
         self._graph: Any = None
         self._draws = 0
+        self._averages_in_graph = False
         self._runs = 0  # steps with batches that fit into these arrays
         self._rows: Any = None  # the optimizer's table with the addresses of the graph's gradients
         self._held: Any = None  # arrays that the graph writes and others read, kept alive
@@ -132,6 +139,8 @@ class CapturedStep:
             (self.scaler.scaled(loss) if self.scaler else loss).backward()
             losses.append(loss.detach())
         self._optimizer.step()
+        if self._average and (not is_capturing() or self._average.kernel()):
+            self._average.update()
         return sum(losses[1:], losses[0])
 
     def _capture(self) -> None:
@@ -139,6 +148,8 @@ class CapturedStep:
         cupy = gpu()[0]
         cupy.get_default_memory_pool().free_all_blocks()  # memory of earlier steps, which the graph may need
         steps, offset = self._optimizer.steps, default_generator.offset
+        averaged = self._average.steps if self._average else 0
+        self._averages_in_graph = bool(self._average and self._average.kernel())
         before = self._stream.record()
         try:
             self._stream.begin_capture()
@@ -159,6 +170,8 @@ class CapturedStep:
             self._bundle.upload_table()
         finally:
             self._optimizer.steps, default_generator.offset = steps, offset
+            if self._average:
+                self._average.steps = averaged
 
     def _abandon(self, before: Any) -> None:
         """End a capture that has failed, or continue on a new stream after the event `before`.
@@ -182,6 +195,10 @@ class CapturedStep:
             self._bundle.upload_table()
         self._graph.launch(self._stream)
         self._optimizer.steps += 1
+        if self._average and self._averages_in_graph:
+            self._average.steps += 1
+        elif self._average:
+            self._average.update()
         return Tensor(self._held[0].data.copy())
 
 

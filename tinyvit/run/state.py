@@ -126,10 +126,10 @@ class Training:
         self.model = build_model(recipe, self.data).to(default_device())
         freeze_encoders(self.model, recipe)
         self.optimizer = _build_optimizer(recipe, self.model)
-        self.steps = Steps(self.model, self.task, self.optimizer, settings)
+        self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None
+        self.steps = Steps(self.model, self.task, self.optimizer, settings, self.ema)
         if self.steps.graph:
             self.loader.dataset = self.train_data.with_equal_batches(recipe.data.batch_size)
-        self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None
         self.position = Position()
         self._lap_began = self._written = time.perf_counter()
 
@@ -146,8 +146,6 @@ class Training:
         position = self.position
         self.optimizer.set_lr(self.learning_rate(position.step + 1))
         position.add_losses(self.steps(batches, position.step + 1, position.epoch + 1))
-        if self.ema:
-            self.ema.update()
         position.step += 1
         position.batch += len(batches)
         position.epoch_seconds += self._lap()

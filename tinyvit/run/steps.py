@@ -8,7 +8,7 @@ from ..context import autocast
 from ..data import Batch
 from ..engine import Tensor
 from ..nn import Module
-from ..optim import Adam, LossScaler, Optimizer, clip_grad_norm
+from ..optim import EMA, Adam, LossScaler, Optimizer, clip_grad_norm
 from ..recipe import Train
 from ..tasks import Task
 from .captured import CapturedStep
@@ -19,7 +19,7 @@ Losses = list[tuple[float, int]]  # of several steps: the sum of the losses, the
 
 
 class Steps:
-    """Make the optimizer steps of a run, by the settings of its recipe.
+    """Make the optimizer steps of a run, by the settings of its recipe, and update the average of the weights.
 
     Attributes
     ----------
@@ -29,8 +29,11 @@ class Steps:
     lost : what the GPU lacks that such a run could use, with the reasons.
     """
 
-    def __init__(self, model: Module, task: Task, optimizer: Optimizer, settings: Train) -> None:
+    def __init__(
+        self, model: Module, task: Task, optimizer: Optimizer, settings: Train, average: EMA | None = None
+    ) -> None:
         self._model, self._task, self._optimizer, self._settings = model, task, optimizer, settings
+        self._average = average
         self._unread: list[tuple[int, int, Tensor, int]] = []  # step, epoch, mean loss, images
         self._images = 0  # in all batches of the step that is being made
         on_gpu = any(is_on_gpu(p.data) for p in model.parameters())
@@ -43,7 +46,7 @@ class Steps:
         self.graph: CapturedStep | None = None
         self.scaler: LossScaler | None = None
         if on_gpu and isinstance(optimizer, Adam) and not self.why_no_graph:
-            self.graph = CapturedStep(self._mean_loss, optimizer, settings.precision, settings.clip_norm)
+            self.graph = CapturedStep(self._mean_loss, optimizer, settings.precision, settings.clip_norm, average)
             self.scaler = self.graph.scaler
         elif settings.precision == "float16":
             self.scaler = LossScaler(optimizer)
@@ -56,7 +59,10 @@ class Steps:
         """
         self._images = sum(len(batch.labels) for batch in batches)
         if not self.graph:
-            return [(self._make_step(batches, f"step {step}", epoch), self._images)]
+            losses = [(self._make_step(batches, f"step {step}", epoch), self._images)]
+            if self._average:
+                self._average.update()
+            return losses
         mean = self.graph(*(self._arrays(batch) for batch in batches))
         self._unread.append((step, epoch, mean, self._images))
         return self.read_losses() if len(self._unread) == READ_EVERY else []

@@ -1,0 +1,1 @@
+"""The moving average of parameters, updated after a step of the optimizer."""
