@@ -46,7 +46,7 @@ class Death:
             if self.how == "before" and self.left < 0:
                 die()
             if self.how == "after" and self.left < 0:
-                (middle or call)(*arguments, **options)
+                self.last = (middle or call)(*arguments, **options)  # an open file is not closed, nor warned of
                 die()
             return call(*arguments, **options)
 
