@@ -54,10 +54,17 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14", "numba-cuda[cu12]"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "numba-cuda[cu13]"],
         "bench": ["torch", "jax", "autograd"],
-        # NVRTC and NVVM compile the CUDA kernels without a GPU; numba-cuda brings their simulator.
+        # NVRTC and NVVM compile the CUDA kernels without a GPU, and nvdisasm shows their machine code; numba-cuda has
+        # their simulator.
         "dev": [
             *("pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff==0.17.*", "mypy", "playwright"),
-            *("nvidia-cuda-nvrtc>=13", "nvidia-nvvm>=13", "cuda-pathfinder", "numba-cuda>=0.23"),
+            *(
+                "nvidia-cuda-nvrtc>=13",
+                "nvidia-cuda-nvdisasm>=13",
+                "nvidia-nvvm>=13",
+                "cuda-pathfinder",
+                "numba-cuda>=0.23",
+            ),
         ],
     },
 )

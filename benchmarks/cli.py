@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tinyvit.kernels.cpu.quota import usable_processors
 
 from .cases import SUITES, Suite, select_cases
 from .contenders import PEERS, select_contenders
 from .contenders.unfused import FUSIONS
 from .contenders.user import SIGNATURES
 from .gpu.budget import MINUTES as GPU_MINUTES
-from .machine import ROOT, usable_processors
+from .machine import ROOT
 
 RESULTS, PAGES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "pages"
 FIRST_LOOK = "gpu-first-look.jsonl"

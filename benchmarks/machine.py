@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from tinyvit.kernels.cpu.quota import usable_processors
+
 from .report.records import Machine
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
@@ -34,11 +36,6 @@ def describe_machine() -> Machine:
         system=platform.platform(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
-
-
-def usable_processors() -> int:
-    """How many logical processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_information() -> str:

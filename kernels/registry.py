@@ -188,7 +188,7 @@ SPECS: tuple[Spec, ...] = (
         *("attention", "attention"),
         residuals=("lse",),
         keeps=("q", "k", "v", "bias", "out", "lse"),
-        versions=4,
+        versions=5,
         refuses=_refused_by(f"{_HERE}.attention.cupy_raw"),
     ),
     _cupy("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),

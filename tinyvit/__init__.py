@@ -12,12 +12,13 @@ from .checkpoint import load, save
 from .context import autocast, no_grad
 from .dispatch import use_kernels
 from .engine import GradcheckError, Tensor, grad, gradcheck, tensor
+from .kernels.cpu.quota import usable_processors
 from .optim import LossScaler
 
 if TYPE_CHECKING:
     from . import study
 
-limit_threads()
+limit_threads(usable_processors())
 
 __version__ = "0.1.0"
 

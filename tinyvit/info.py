@@ -67,10 +67,10 @@ def _threads() -> Iterator[tuple[str, str]]:
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
     from .kernels import cache
-    from .kernels.cpu import processor, threads
+    from .kernels.cpu import processor, quota, threads
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "processors", f"{usable} of {os.cpu_count()}"
+    share = f"; a quota of its control group keeps {quota.quota():g} busy" if quota.quota() < float("inf") else ""
+    yield "processors", f"{quota.usable_processors()} of {os.cpu_count()}{share}"
     set_by = "set by TINYVIT_THREADS" if os.environ.get("TINYVIT_THREADS") else "set TINYVIT_THREADS to change it"
     chosen_by = "set by TINYVIT_CPU" if "TINYVIT_CPU" in os.environ else "the best level of this processor"
     yield "vectors", f"{processor.level()} ({chosen_by})"

@@ -48,7 +48,8 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
 
     def forward(q, k, v, bias, *, version, **params):
         """Map q (..., N, D), k (..., S, D), v (..., S, E) and bias, or None, to out (..., N, E) and lse (..., N)."""
-        xp, q_, k_, v_ = library(q), heads(q), heads(k), heads(v)
+        xp = library(q)
+        q_, k_, v_ = (_with_columns(xp, heads(x)) for x in (q, k, v))
         (b, h, n, _), e = q_.shape, v_.shape[3]
         out = xp.empty((b, n, h, e), q.dtype).transpose(0, 2, 1, 3)
         lse = xp.empty((b, h, n), _sum_dtype(q.dtype))
@@ -57,8 +58,8 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
         elif q_.size:
             options = _options(xp, q, k, params)
             run_forward(q_, k_, v_, _scores_view(xp, bias, q, k), out, lse, options, version)
-        shape = q.shape[:-1]
-        return (out, lse) if q.ndim == 4 else (out.reshape(*shape, e), lse.reshape(shape))
+        shape, out = q.shape[:-1], out[..., : v.shape[-1]]
+        return (out, lse) if q.ndim == 4 else (out.reshape(*shape, out.shape[-1]), lse.reshape(shape))
 
     def backward(dout, q, k, v, bias, out, lse, *, needs, version, **params):
         """Return dq, dk, dv, and dbias in the shape of bias.
@@ -66,7 +67,8 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
         Where their shapes allow, dq, dk and dv are views of one array (B, N, 3, H, D), the gradient of a packed qkv
         projection.
         """
-        xp, q_, k_, v_, out_, dout_ = library(q), heads(q), heads(k), heads(v), heads(out), heads(dout)
+        xp = library(q)
+        q_, k_, v_, out_, dout_ = (_with_columns(xp, heads(x)) for x in (q, k, v, out, dout))
         dq, dk, dv = _empty_gradients(xp, q_, k_, v_, q.dtype)
         # Zeros, because kernels skip blocks of keys that is_causal hides.
         ds = xp.zeros((*q_.shape[:3], k_.shape[2]) if needs[3] else (0, 0, 0, 0), _sum_dtype(q.dtype))
@@ -79,6 +81,7 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
         dbias = None
         if needs[3]:
             dbias = sum_to_shape(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape).astype(bias.dtype, copy=False)
+        dq, dk, dv = (dx[..., : x.shape[-1]] for dx, x in ((dq, q), (dk, k), (dv, v)))
         if q.ndim != 4:
             dq, dk, dv = dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
         return dq, dk, dv, dbias
@@ -92,6 +95,11 @@ def as_heads(array: Any) -> Any:
         return array
     lead = (1,) * (4 - array.ndim) + array.shape[:-2]
     return array.reshape(math.prod(lead[:-1]), lead[-1], *array.shape[-2:])
+
+
+def _with_columns(xp: Any, array: Any) -> Any:
+    """Return (B, H, N, D) as it is, or with a column of zeros if D is 0, which changes no score."""
+    return array if array.shape[-1] else xp.zeros((*array.shape[:-1], 1), array.dtype)
 
 
 def _options(xp: Any, q: Any, k: Any, params: dict[str, Any]) -> Options:

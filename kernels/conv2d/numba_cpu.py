@@ -15,6 +15,8 @@ KH, KW, the strides and the paddings. The matrix of columns (K, P) has a column 
 y = weight columns, dcolumns = weight^T dy, and dweight^T = columns dy^T.
 """
 
+import math
+
 import numpy as np
 
 from ..cpu.arrays import dense
@@ -166,12 +168,17 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 # Launchers ----------------------------------------------------------------------------------------------------------
 
 
+def _as_matrix(weight):
+    """Return weight (O, C, KH, KW) as (O, K); there may be no filters."""
+    return dense(weight.reshape(weight.shape[0], math.prod(weight.shape[1:])))
+
+
 def forward(x, weight, bias, *, stride, padding, version):
     """Map x (B, C, H, W), weight (O, C, KH, KW) and bias (O,), or None, to y (B, O, OH, OW)."""
     ready(x.dtype)
     sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
     down, across = ((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
-    matrix, window = dense(weight.reshape(weight.shape[0], -1)), (*weight.shape[2:], *stride, *padding)
+    matrix, window = _as_matrix(weight), (*weight.shape[2:], *stride, *padding)
     y = np.empty((x.shape[0], weight.shape[0], down * across), x.dtype)
     bias = np.empty(0, x.dtype) if bias is None else dense(bias)
     team = team_for(y.size * matrix.shape[1], PRODUCTS)
@@ -182,7 +189,7 @@ def forward(x, weight, bias, *, stride, padding, version):
 def backward(dy, x, weight, *, stride, padding, needs, version):
     """Map dy (B, O, OH, OW) to dx (B, C, H, W), dweight (O, C, KH, KW) and dbias (O,)."""
     ready(x.dtype)
-    matrix, window = dense(weight.reshape(weight.shape[0], -1)), (*weight.shape[2:], *stride, *padding)
+    matrix, window = _as_matrix(weight), (*weight.shape[2:], *stride, *padding)
     across, rows = dy.shape[3], dense(dy).reshape(*dy.shape[:2], dy.shape[2] * dy.shape[3])
     dx = np.zeros(x.shape if needs[0] else (1, 1, 1, 1), x.dtype)
     wants_dweight = needs[1] or needs[2]

@@ -26,6 +26,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .compiler import entry
+from .quota import usable_processors
 
 _POINTER = ir.IntType(8).as_pointer()
 _WORD = ir.IntType(64)
@@ -42,10 +43,10 @@ _SPINS = 20_000  # how often a worker reads _OPEN, every 20 to 50 nanoseconds, b
 
 @cache
 def thread_count() -> int:
-    """Return how many threads compute: TINYVIT_THREADS, else one for each processor that this process may use."""
+    """Return how many threads compute: TINYVIT_THREADS, else one for each processor that this process may keep busy."""
     wanted = os.environ.get("TINYVIT_THREADS", "")
     if not wanted:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return usable_processors()
     if not (wanted.isascii() and wanted.isdecimal()) or not 1 <= int(wanted) <= 1024:
         raise ValueError(f"TINYVIT_THREADS is {wanted!r}; it must be a whole number from 1 to 1024")
     return int(wanted)

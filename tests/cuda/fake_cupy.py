@@ -201,6 +201,8 @@ _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "
 
 def _method(name: str) -> Any:
     def method(self: ndarray, *args: Any, **kwargs: Any) -> Any:
+        for unknown in kwargs.keys() & {"initial", "where"}:  # arguments of NumPy alone
+            raise TypeError(f"{name}() got an unexpected keyword argument '{unknown}'")
         return _call(getattr(np.ndarray, name), (self, *args), kwargs)
 
     return method

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 import tinyvit as tv
@@ -37,7 +38,8 @@ class Program:
     def run(self, leaves: list[Tensor], jitter: int = 0) -> Tensor:
         """Return the result; `jitter` is the seed of changes by about one rounding of every tensor, 0 for none."""
         pool, dtype = list(leaves), leaves[0].dtype
-        rng, eps, tiny = np.random.default_rng(jitter), np.finfo(dtype).eps, np.finfo(dtype).tiny
+        rng, limits = np.random.default_rng(jitter), ml_dtypes.finfo(dtype)
+        eps, tiny = float(limits.eps), float(limits.tiny)
         for step in self.steps:
             constants = [Tensor(c.astype(dtype)) if c.dtype.kind == "f" else c for c in step.constants]
             y = step.apply(*[pool[i] for i in step.places], *constants)

@@ -189,12 +189,6 @@ def test_the_stride_of_a_pool_is_its_window_by_default(pool: Callable[..., Tenso
     assert pool(np.zeros((1, 2, 7, 9)), (2, 3)).shape == (1, 2, 3, 3)
 
 
-def test_conv2d_takes_an_empty_batch() -> None:
-    weight = normal(3, 2, 3, 3)
-    F.max_pool2d(F.conv2d(normal(0, 2, 4, 4), weight), 2).sum().backward()
-    np.testing.assert_array_equal(weight.grad.numpy(), np.zeros((3, 2, 3, 3)))
-
-
 # Losses ---------------------------------------------------------------------------------------------------------------
 
 
@@ -245,8 +239,8 @@ def test_contrastive_loss_is_the_mean_of_both_directions() -> None:
 
 attend = F.scaled_dot_product_attention
 ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (lambda: F.matmul(A, B), ValueError, r"matmul: shapes \(3, 4\) and \(3, 4\)"),
-    (lambda: F.matmul(A, 2.0), ValueError, r"matmul: shapes are \(3, 4\) and \(\)"),
+    (lambda: F.matmul(A, B), ValueError, r"matmul: x of shape \(3, 4\) has 4 columns, and y .* 3 rows"),
+    (lambda: F.matmul(A, 2.0), ValueError, r"matmul: x has shape \(3, 4\) and y \(\)"),
     (lambda: F.linear(A, normal(4, 2)), ValueError, r"linear: x has shape \(3, 4\) and weight \(4, 2\)"),
     (lambda: F.linear(A, normal(2, 4), normal(3)), ValueError, r"linear: bias has shape \(3,\); it must be \(2,\)"),
     (lambda: F.conv2d(A, IMAGES), ValueError, "conv2d: x has shape"),
@@ -265,7 +259,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.transpose(A, (2, 3)), ValueError, r"transpose: axes \(2, 3\)"),
     (lambda: F.take(A, [0], axis=2), ValueError, "axis 2 is out of bounds"),
     (lambda: F.unbind(A, 2), ValueError, "axis 2 is out of bounds"),
-    (lambda: F.swapaxes(A, 0, 2), ValueError, "axis 2 is out of bounds"),
+    (lambda: F.swapaxes(A, 0, 2), ValueError, "axis2 2 is out of bounds"),
     (lambda: F.split(A, 2, axis=0), ValueError, "split: an axis of length 3 cannot be cut into 2"),
     (lambda: F.split(A, [-1, 1], axis=1), ValueError, r"split: indices \(-1, 1\) are not in order"),
     (lambda: F.clip(A), ValueError, "clip: min and max are both None"),

@@ -93,15 +93,18 @@ def arguments(function: Any) -> list[tuple[Any, ...]]:
     return [([x, x],)] * joined + others
 
 
-@pytest.mark.parametrize(
-    "function", sorted(overrides.get_overridable_numpy_array_functions(), key=lambda f: (f.__module__, f.__name__))
+FUNCTIONS = sorted(overrides.get_overridable_numpy_array_functions(), key=lambda f: (f.__module__, f.__name__))
+LEFT_OUT = (
+    *("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require"),  # conversions
+    *("arange", "empty", "eye", "full", "fromfunction", "identity", "ones", "tri", "zeros"),  # made of nothing
+    *("fromfile", "genfromtxt", "loadtxt", "save", "savez", "savez_compressed", "savetxt", "printoptions"),  # files
 )
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_no_function_of_numpy_ends_a_gradient_silently(function: Any, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    asked_for = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require")  # conversions
-    made = ("arange", "empty", "eye", "full", "fromfunction", "identity", "ones", "tri", "zeros")
-    files = ("fromfile", "genfromtxt", "loadtxt", "save", "savez", "savez_compressed", "savetxt", "printoptions")
-    if function.__name__ in (*asked_for, *made, *files):
+    if function.__name__ in LEFT_OUT:
         return
     for given in arguments(function):
         with np.errstate(all="ignore"):
@@ -114,6 +117,45 @@ def test_no_function_of_numpy_ends_a_gradient_silently(function: Any, tmp_path: 
                 assert function.__name__ in ("empty_like", "ones_like", "zeros_like", "full_like"), given
             elif isinstance(part, Tensor) and part.dtype.kind == "f":
                 assert part.requires_grad, given
+
+
+# Functions of NumPy in C convert lists as `np.array` does.
+IN_C = ("dot", "inner")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_no_function_of_numpy_ends_the_gradient_of_a_list(function: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    if function.__name__ in (*LEFT_OUT, *IN_C):
+        return
+    x = leaf(3, 3)
+    for given in ([x, x],), ([x, x], [x, x]), ([x, x], 1), ([[x, x]], 0, 1), ([x, x], x), (1, [x, x]):
+        with np.errstate(all="ignore"):
+            try:
+                result = function(*given)
+            except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
+                continue
+        for part in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(part, np.ndarray) and part.dtype.kind == "f":
+                assert function.__name__ in ("empty_like", "ones_like", "zeros_like", "full_like"), given
+            elif isinstance(part, Tensor) and part.dtype.kind == "f":
+                assert part.requires_grad, given
+
+
+def test_lists_of_tensors_are_converted_by_name_only() -> None:
+    x = leaf(2, 2)
+    np.testing.assert_array_equal(np.array([x, x]), np.stack([x.numpy()] * 2))
+    np.testing.assert_array_equal([x], x.numpy()[None])
+    assert np.asarray(x) is x.data
+    assert np.allclose([x], [x])
+    assert np.argmax([x, x]) == x.numpy().argmax()
+    with pytest.raises(TypeError, match=r"np.linalg.inv of a list would end the gradient .* x.detach"):
+        np.linalg.inv([x, x])
+    with pytest.raises(TypeError, match=r"np.mean of a list would end .*: use F.mean of F.stack"):
+        np.mean([x.sum(), x.sum()])
+    assert np.linalg.inv([x.detach()]).shape == (1, 2, 2)
+    with tv.no_grad():
+        assert type(np.mean([x, x])) is np.float64
 
 
 @pytest.mark.parametrize("ufunc", sorted(overrides.get_overridable_numpy_ufuncs(), key=lambda u: u.__name__))

@@ -95,7 +95,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     "merge_heads": [lambda: F.merge_heads(t(2))],
     "patches": [lambda: F.patches(t(1, 1, 4, 4), 3), lambda: F.patches(t(1, 1, 4, 4), 2.0)],
     "take_rows": [lambda: F.take_rows(t(2, 3, 4), ids(2))],
-    "p": [lambda: F.dropout(t(2), 1.5), lambda: F.dropout(t(2), float("nan")), lambda: F.dropout(t(2), "a")],
+    "dropout": [lambda: F.dropout(t(2), 1.5), lambda: F.dropout(t(2), float("nan")), lambda: F.dropout(t(2), "a")],
 }  # fmt: skip
 TABLE = [pytest.param(name, call, id=f"{name}-{i}") for name, calls in CALLS.items() for i, call in enumerate(calls)]
 

@@ -44,7 +44,7 @@ def project(family: Family, fault: Fault | None) -> Iterator[Path]:
 
 
 def _copy_kernels(package: Path, tests: Path) -> None:
-    """Copy the kernels and their tests; the package around them is that of this checkout."""
+    """Copy the kernels and their tests; the package and the benchmarks are those of this checkout."""
     package.mkdir()
     for path in (ROOT / "tinyvit").iterdir():
         (package / path.name).symlink_to(path)
@@ -53,6 +53,7 @@ def _copy_kernels(package: Path, tests: Path) -> None:
     for name in ("kernels", "cuda"):
         shutil.copytree(ROOT / "tests" / name, tests / name, ignore=ignored)
     shutil.copy(ROOT / "tests" / "conftest.py", tests)
+    (tests.parent / "benchmarks").symlink_to(ROOT / "benchmarks")  # whose description of the machine the tests use
 
 
 def _copy_package(folder: Path) -> None:
@@ -60,7 +61,10 @@ def _copy_package(folder: Path) -> None:
     for name in ("tinyvit", "tests"):
         shutil.copytree(ROOT / name, folder / name)  # compiled modules too, for they hold as long as their sources
     (folder / "tinyvit" / "kernels").mkdir()
-    (folder / "tinyvit" / "kernels" / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'kernels')!r}]\n", "utf-8")
+    own = (ROOT / "kernels" / "__init__.py").read_text("utf-8")
+    (folder / "tinyvit" / "kernels" / "__init__.py").write_text(
+        f"__path__ = [{str(ROOT / 'kernels')!r}]\n{own}", "utf-8"
+    )
 
 
 def outcome(family: Family, fault: Fault | None, objects: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from tiny_run import isolate, tiny_recipe
 
 from tinyvit import cli
 from tinyvit.backend.files import MAX_DEPTH, parse_json
-from tinyvit.checkpoint import load, save
+from tinyvit.checkpoint import load, require_finite, save
 from tinyvit.errors import CheckpointError
 from tinyvit.run.loop import train
 from tinyvit.run.state import Position
@@ -76,6 +77,17 @@ def test_what_does_not_have_its_checksum_is_damaged(tmp_path: Path, change: Any)
     rewritten(tmp_path / "a.safetensors", change)
     with pytest.raises(CheckpointError, match="is damaged: its content does not have the checksum"):
         load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_values_that_are_not_finite_are_found_in_every_dtype(dtype: Any, bad: float) -> None:
+    array = np.zeros((2, 3), dtype)
+    state = {"n": np.arange(3), "b": np.ones(2, bool), "text": "x", "w": array}
+    require_finite("a.safetensors", state)
+    array[1, 2] = bad
+    with pytest.raises(CheckpointError, match=r"a\.safetensors holds values that are not finite in w"):
+        require_finite("a.safetensors", state)
 
 
 def test_files_without_a_checksum_are_read_as_before(tmp_path: Path) -> None:

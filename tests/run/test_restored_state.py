@@ -67,3 +67,31 @@ def test_the_optimizer_has_the_settings_of_the_recipe(keys: tuple[str, ...]) -> 
     assert type(made).__name__.lower() == keys[0]
     for group in made.groups:
         assert (OPTIMIZERS[keys] | {"lr": 0.04}).items() <= group.items()
+
+
+def test_a_checkpoint_is_due_when_the_last_one_is_as_old_as_the_recipe_says(tmp_path: Path, monkeypatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("tinyvit.run.state.time.perf_counter", lambda: now[0])
+    training = Training(tiny_recipe("checkpoint_minutes=2"))
+    for began in (1000.0, 1150.0, 1300.0):
+        for seconds, is_due in ((0, False), (119, False), (120, True), (150, True)):
+            now[0] = began + seconds
+            assert training.checkpoint_is_due() is is_due
+        training.write_checkpoint(tmp_path)
+        assert not training.checkpoint_is_due()
+
+
+def test_the_norm_is_clipped_in_every_precision() -> None:
+    for precision in ("float32", "bfloat16", "float16"):
+        lengths = []
+        for clip in (1e-3, 2e-3):
+            recipe = tiny_recipe(
+                *("optimizer=sgd", "momentum=0", "schedule=constant", "warmup_epochs=0", "lr=1", "limit=100"),
+                *(f"clip_norm={clip}", f"precision={precision}"),
+            )
+            training = Training(recipe)
+            before = [p.numpy().copy() for p in training.model.parameters()]
+            training.step(next(training.groups()))
+            moved = [p.numpy() - old for p, old in zip(training.model.parameters(), before, strict=True)]
+            lengths.append(np.sqrt(sum(float((m.astype(np.float64) ** 2).sum()) for m in moved)))
+        np.testing.assert_allclose(lengths, [1e-3, 2e-3], rtol=0.02)

@@ -97,12 +97,15 @@ def test_an_error_about_a_full_disk_names_the_file_and_the_run_can_be_resumed(mo
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
-@pytest.mark.parametrize("lost", [None, "model.safetensors", "metrics.jsonl", "curves.png"])
+@pytest.mark.parametrize("lost", [None, "model.safetensors", "metrics.jsonl", "curves.png", "a line"])
 def test_a_finished_run_on_an_unwritable_disk_is_an_error_only_if_it_lacks_a_file(monkeypatch, lost):
     finished = train(tiny_recipe(), "run")
     DiskFull(monkeypatch, 0)
     if lost:
-        (finished.folder / lost).unlink()
+        if lost == "a line":
+            (finished.folder / "metrics.jsonl").write_text("")
+        else:
+            (finished.folder / lost).unlink()
         with pytest.raises(TrainingFailed, match="No space left on device"):
             resume(finished.folder)
     else:

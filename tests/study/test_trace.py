@@ -253,6 +253,15 @@ def test_gradients_are_those_of_the_last_backward_even_if_its_entries_are_older(
     assert recorded.gradients["x"].origin.kind == "sum"
 
 
+@pytest.mark.parametrize("wanted", range(3))
+def test_a_rule_shows_the_gradients_that_are_wanted_and_no_others(wanted: int) -> None:
+    x, weight, bias = (Tensor(RNG.standard_normal(shape), i == wanted) for i, shape in enumerate([(2, 3), 3, 3]))
+    with tv.use_kernels("numpy"), trace() as recorded:
+        (F.layer_norm(x, weight, bias) * weight + bias).sum().backward()
+    for backward in recorded.backwards:
+        assert tuple(value is not None for value in backward.outgoing) == backward.entry.needs
+
+
 def test_a_gradient_is_the_sum_of_all_its_parts() -> None:
     x = tv.tensor([1.0, 2.0], requires_grad=True)
     with trace() as recorded:

@@ -16,17 +16,29 @@ Array = np.ndarray
 
 
 def each(function: Callable[..., float]) -> Callable[..., Array]:
-    """Apply a function of Python numbers to every element."""
-    return np.vectorize(function, otypes=[np.float64])
+    """Apply a function to every element, as a number of NumPy, which gives infinity or NaN where Python raises."""
+    of_numbers = np.vectorize(lambda *numbers: function(*map(np.float64, numbers)), otypes=[np.float64])
+
+    def apply(*arrays: Any) -> Array:
+        with np.errstate(all="ignore"):
+            return of_numbers(*arrays)
+
+    return apply
+
+
+def total(terms: Any) -> float:
+    """Add exactly what is finite, and otherwise as IEEE says."""
+    terms = np.asarray(terms, np.float64)
+    return math.fsum(terms) if np.isfinite(terms).all() else float(np.sum(terms))
 
 
 def rows_along(function: Callable[[Array], Array]) -> Callable[..., Array]:
     """Apply a function of one row along an axis."""
-    return lambda x, axis=-1: np.apply_along_axis(function, axis, x)
+    return lambda x, axis=-1: np.apply_along_axis(function, axis, x) if x.size else np.zeros(x.shape)
 
 
 def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
+    return 1 / (1 + np.exp(-x))
 
 
 def gelu(x: float, approximate: str = "none") -> float:
@@ -36,12 +48,13 @@ def gelu(x: float, approximate: str = "none") -> float:
 
 
 def softmax(row: Array) -> Array:
-    weights = [math.exp(v) for v in row]
-    return np.array([w / math.fsum(weights) for w in weights])
+    weights = np.exp(row - row.max(initial=-math.inf))
+    return np.array([w / total(weights) for w in weights])
 
 
 def log_softmax(row: Array) -> Array:
-    return np.array([v - math.log(math.fsum(math.exp(u) for u in row)) for v in row])
+    shifted = row - row.max(initial=-math.inf)
+    return np.array([v - np.log(total(np.exp(shifted))) for v in shifted])
 
 
 def logsumexp(x: Array, axis: Any = None, keepdims: bool = False) -> Array:
@@ -52,9 +65,11 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-5) -> Array
     y = np.empty_like(x)
     for place in np.ndindex(x.shape[:-1]):
         row = x[place]
-        mean = math.fsum(row) / len(row)
-        variance = math.fsum((v - mean) ** 2 for v in row) / len(row)
-        y[place] = [(v - mean) / math.sqrt(variance + eps) * w + b for v, w, b in zip(row, weight, bias, strict=True)]
+        if not len(row):
+            break
+        mean = total(row) / len(row)
+        variance = total((row - mean) ** 2) / len(row)
+        y[place] = [(v - mean) / np.sqrt(variance + eps) * w + b for v, w, b in zip(row, weight, bias, strict=True)]
     return y
 
 
@@ -74,11 +89,12 @@ def attention(
     out = np.zeros((*q.shape[:3], v.shape[3]))
     for b, h, n in np.ndindex(batch, heads, n_queries):
         keys = [s for s in range(n_keys) if mask[b, h, n, s] and not (is_causal and s > n)]
-        if not keys:
-            continue
-        p = softmax(np.array([scale * math.fsum(q[b, h, n] * k[b, h, s]) + bias[b, h, n, s] for s in keys]))
-        for weight, s in zip(p, keys, strict=True):
-            out[b, h, n] += weight * kept[b, h, n, s] * v[b, h, s]
+        scores_of_keys = np.array([scale * total(q[b, h, n] * k[b, h, s]) + bias[b, h, n, s] for s in keys])
+        weights = np.zeros(n_keys)  # of a hidden key 0, which is multiplied with its values all the same
+        if keys and not np.isneginf(scores_of_keys).all():
+            weights[keys] = softmax(scores_of_keys)
+        for s in range(n_keys):
+            out[b, h, n] += weights[s] * kept[b, h, n, s] * v[b, h, s]
     return out
 
 
@@ -117,8 +133,8 @@ def windows(x: Array, kernel: Any, stride: Any, padding: Any, value: float) -> A
 def over_windows(x: Array, kernel: Any, stride: Any, padding: Any, value: float, function: Any) -> Array:
     """Apply a function from windows (C, KH, KW) to (O,) everywhere; the result is (B, O, OH, OW)."""
     results = {place: function(w) for place, w in windows(x, kernel, stride, padding, value)}
-    b, oh, ow = (n + 1 for n in max(results))
-    out = np.empty((b, len(next(iter(results.values()))), oh, ow))
+    oh, ow = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(x.shape[2:], kernel, stride, padding, strict=True))
+    out = np.empty((len(x), len(function(np.zeros((x.shape[1], *kernel)))), oh, ow))
     for (i, j, k), result in results.items():
         out[i, :, j, k] = result
     return out
@@ -126,31 +142,33 @@ def over_windows(x: Array, kernel: Any, stride: Any, padding: Any, value: float,
 
 def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Any, padding: Any) -> Array:
     bias = np.zeros(len(weight)) if bias is None else bias
-    function = lambda w: [math.fsum((w * f).ravel()) + b for f, b in zip(weight, bias, strict=True)]  # noqa: E731
+    function = lambda w: [total((w * f).ravel()) + b for f, b in zip(weight, bias, strict=True)]  # noqa: E731
     return over_windows(x, weight.shape[2:], stride, padding, 0.0, function)
 
 
 def im2col(x: Array, kernel: Any, stride: Any, padding: Any, value: float = 0.0) -> Array:
     columns = over_windows(x, kernel, stride, padding, value, np.ravel)
-    return columns.reshape(*columns.shape[:2], -1)
+    return columns.reshape(*columns.shape[:2], math.prod(columns.shape[2:]))
 
 
 def col2im(x: Array, shape: Any, kernel: Any, stride: Any, padding: Any) -> Array:
     """The adjoint of im2col by its definition: multiply with the transposed matrix of im2col."""
-    pixels = np.eye(math.prod(shape)).reshape(-1, *shape)
-    return np.array([np.sum(im2col(p, kernel, stride, padding) * x) for p in pixels]).reshape(shape)
+    size = math.prod(shape)
+    pixels = np.eye(size).reshape(size, *shape)
+    read = [im2col(p, kernel, stride, padding) != 0 for p in pixels]
+    return np.array([np.sum(x, where=column) for column in read]).reshape(shape)
 
 
 def distribution(
     logits: Array, target: Array | None, ids: Array | None, ignore_index: int, label_smoothing: float
 ) -> Array:
+    counted = np.ones((*logits.shape[:-1], 1), bool) if ids is None else (ids != ignore_index)[..., None]
     if target is None:
         target = np.zeros_like(logits)
         for place in np.ndindex(ids.shape):
             if ids[place] != ignore_index:
                 target[(*place, ids[place])] = 1
-    counted = target.sum(-1, keepdims=True) != 0
-    return np.where(counted, (1 - label_smoothing) * target + label_smoothing / logits.shape[-1], 0)
+    return np.where(counted, (1 - label_smoothing) * target + label_smoothing / max(logits.shape[-1], 1), 0)
 
 
 def cross_entropy(
@@ -158,15 +176,23 @@ def cross_entropy(
     label_smoothing: float = 0.0, reduction: str = "mean",
 ) -> Array:  # fmt: skip
     t = distribution(logits, target, ids, ignore_index, label_smoothing)
-    loss = -np.sum(t * rows_along(log_softmax)(logits), axis=-1)
-    return {"none": loss, "sum": loss.sum(), "mean": loss.sum() / max(1, (t.sum(-1) != 0).sum())}[reduction]
+    loss = -np.sum(np.where(t == 0, 0, t * rows_along(log_softmax)(logits)), axis=-1)  # 0 log 0 = 0
+    rows = loss.size if ids is None else (ids != ignore_index).sum()
+    return {"none": loss, "sum": loss.sum(), "mean": loss.sum() / max(1, rows)}[reduction]
 
 
 def reduced(loss: Callable[[float, float], float]) -> Callable[..., Array]:
     def function(x: Array, target: Array, *, reduction: str = "mean") -> Array:
-        return {"none": lambda a: a, "sum": np.sum, "mean": np.mean}[reduction](each(loss)(x, target))
+        with np.errstate(all="ignore"):
+            losses = each(loss)(x, target)
+            return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / np.float64(losses.size)}[reduction]
 
     return function
+
+
+def stacked(parts: list[Array], shape: tuple[int, ...]) -> Array:
+    """Stack arrays of this shape, of which there may be none."""
+    return np.array(parts).reshape(len(parts), *shape)
 
 
 def sum_to_shape(x: Array, shape: tuple[int, ...]) -> Array:
@@ -209,9 +235,10 @@ def index_put(x: Array, value: Array, index: Any) -> Array:
 ORACLES: dict[str, Callable[..., Any]] = {
     "add": each(lambda x, y: x + y), "add_narrow": each(lambda x, y: x + y),
     "subtract": each(lambda x, y: x - y), "multiply": each(lambda x, y: x * y),
-    "divide": each(lambda x, y: x / y), "power": each(math.pow), "negative": each(lambda x: -x),
-    "exp": each(math.exp), "log": each(math.log), "sqrt": each(math.sqrt), "tanh": each(math.tanh),
-    "sigmoid": each(sigmoid), "erf": each(math.erf), "abs": each(math.fabs), "maximum": each(max), "minimum": each(min),
+    "divide": each(lambda x, y: x / y), "power": each(np.power), "negative": each(lambda x: -x),
+    "exp": each(np.exp), "log": each(np.log), "sqrt": each(np.sqrt), "tanh": each(math.tanh),
+    "sigmoid": each(sigmoid), "erf": each(math.erf), "abs": each(math.fabs),
+    "maximum": each(np.maximum), "minimum": each(np.minimum),
     "where": lambda x, y, condition: each(lambda c, a, b: a if c else b)(condition, x, y),
     "clip": lambda x, lowest, highest: each(
         lambda v: min(max(v, -math.inf if lowest is None else lowest), math.inf if highest is None else highest)
@@ -233,11 +260,16 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "to_device": lambda x, device, source: x,
     "basic_index": lambda x, index: x[index], "advanced_index": lambda x, index: x[index],
     "index_add": index_add, "index_put": index_put,
-    "take_rows": lambda x, rows: np.stack([matrix[numbers] for matrix, numbers in zip(x, rows, strict=True)]),
-    "add_rows": lambda x, rows, count: np.stack(
-        [index_add(matrix, (numbers,), (count, x.shape[2])) for matrix, numbers in zip(x, rows, strict=True)]
+    "take_rows": lambda x, rows: stacked(
+        [matrix[numbers] for matrix, numbers in zip(x, rows, strict=True)], (rows.shape[1], x.shape[2])
     ),
-    "embedding": lambda weight, ids: np.stack([weight[i] for i in ids.ravel()]).reshape(*ids.shape, -1),
+    "add_rows": lambda x, rows, count: stacked(
+        [index_add(matrix, (numbers,), (count, x.shape[2])) for matrix, numbers in zip(x, rows, strict=True)],
+        (count, x.shape[2]),
+    ),
+    "embedding": lambda weight, ids: stacked([weight[i] for i in ids.ravel()], weight.shape[1:]).reshape(
+        (*ids.shape, *weight.shape[1:])
+    ),
     "im2col": im2col, "col2im": col2im, "conv2d": conv2d,
     "max_pool2d": lambda x, window, stride, padding: over_windows(
         x, window, stride, padding, -math.inf, lambda w: w.max(axis=(1, 2))
@@ -250,7 +282,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "attention": attention, "layer_norm": layer_norm, "add_layer_norm": add_layer_norm, "cross_entropy": cross_entropy,
     "mse_loss": reduced(lambda x, t: (x - t) ** 2),
     "binary_cross_entropy_with_logits": reduced(
-        lambda x, t: -t * math.log(sigmoid(x)) - (1 - t) * math.log(1 - sigmoid(x))
+        lambda x, t: np.logaddexp(0, x) - x * t
     ),
     "dropout": lambda x, p, seed, offset: x * dropout_mask(x.shape, p, seed, offset),
 }  # fmt: skip

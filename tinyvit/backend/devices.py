@@ -50,7 +50,7 @@ def shortcomings(precision: str = "float32") -> list[str]:
 
 def check_device(name: str) -> str:
     """Return `name` ("cpu", "cuda", "cuda:1") if arrays can live there; raise ValueError or RuntimeError otherwise."""
-    if name == "cpu":
+    if isinstance(name, str) and name == "cpu":
         return name
     kind, colon, number = name.partition(":") if isinstance(name, str) else ("", "", "")
     if kind != "cuda" or (colon and not number.isdecimal()):

@@ -24,13 +24,18 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def limit_threads() -> None:
-    """Limit the libraries under NumPy to the threads that TINYVIT_THREADS allows the kernels, where it is set."""
+def limit_threads(processors: int) -> None:
+    """Limit the libraries under NumPy to as many threads as the kernels have: TINYVIT_THREADS, else `processors`.
+
+    The libraries themselves know which processors this process may run on, but not how many it may keep busy.
+    """
     wanted = os.environ.get("TINYVIT_THREADS", "")
-    if wanted.isdecimal() and int(wanted) > 0:
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else processors
+    most = int(wanted) if wanted.isdecimal() else processors if processors < allowed else 0
+    if most > 0:
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-        threadpool_limits(int(wanted))
+        threadpool_limits(most)
 
 
 def product_threads() -> int:

@@ -51,7 +51,7 @@ def unwrapped(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:
         elif x is not None:
             return _unwrapped_with_care(op, inputs)
         arrays.append(x)
-    return arrays, dtype
+    return (arrays, dtype) if dtype is not None else _unwrapped_with_care(op, inputs)
 
 
 def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -85,7 +85,10 @@ def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any
         arrays = [x.astype(dtype) if hasattr(x, "dtype") and not is_floating(x) else x for x in arrays]
     if not hasattr(arrays[0], "dtype"):  # a bare number first: an array of what it meets
         met = next((x.dtype for x in arrays if hasattr(x, "dtype")), None)
-        arrays[0] = np.asarray(arrays[0], met if dtype is not None else None)
+        first = np.asarray(arrays[0], met if dtype is not None else None)
+        if first.dtype.kind not in "fiubV":
+            raise TypeError(f"{op.name}: {op.input_name(0)} is {arrays[0]!r}; give a Tensor, an array or a number")
+        arrays[0] = first
     return arrays, dtype
 
 

@@ -151,9 +151,9 @@ class Op:
         implementation = dispatch.select(cls, dtype, arrays, params, now.kernels)
         try:
             returned = implementation.forward(arrays, params, dtype)
-        except (ValueError, TypeError, IndexError) as error:
+            outputs = [Tensor(array) for array in (returned if cls.is_sequence else returned[: len(cls.outputs)])]
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
             refuse(cls, arrays, params, error)
-        outputs = [Tensor(array) for array in (returned if cls.is_sequence else returned[: len(cls.outputs)])]
         if now.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
             if True in needs:

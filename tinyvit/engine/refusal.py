@@ -16,9 +16,9 @@ def refuse(op: Any, arrays: Sequence[Any], params: dict[str, Any], error: Except
     text = str(error)
     if text.startswith(f"{op.name}:"):
         raise error
-    given = [f"{op.input_name(i)} {_shown(x)}" for i, x in enumerate(arrays) if x is not None]
+    given = [f"{op.input_name(i)} {_shown(x)}" for i, x in enumerate(arrays)]
     given += [f"{name} {_shown(value)}" for name, value in params.items()]
-    kind = next(kind for kind in _KINDS if isinstance(error, kind))
+    kind = next((kind for kind in _KINDS if isinstance(error, kind)), ValueError)
     raise kind(f"{op.name}: {text.rstrip('.')}; given {', '.join(given)}") from error
 
 

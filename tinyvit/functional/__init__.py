@@ -12,24 +12,9 @@ from ..kernels.registry import PLAIN
 from . import methods, special  # noqa: F401  (operators of Tensor; erf for the array namespaces)
 from .activation import bias_gelu, gelu, log_softmax, relu, silu, softmax
 from .attention import join_heads, merge_heads, scaled_dot_product_attention, split_heads
+from .constants import ones_like, sign, stop_gradient, zeros_like
 from .convolution import avg_pool2d, col2im, conv2d, im2col, max_pool2d
-from .elementwise import (
-    abs,
-    add,
-    clip,
-    divide,
-    maximum,
-    minimum,
-    multiply,
-    negative,
-    ones_like,
-    power,
-    sign,
-    stop_gradient,
-    subtract,
-    where,
-    zeros_like,
-)
+from .elementwise import abs, add, clip, divide, maximum, minimum, multiply, negative, power, subtract, where
 from .indexing import add_rows, embedding, index, index_add, index_put, take, take_rows
 from .linalg import einsum, linear, matmul
 from .loss import binary_cross_entropy_with_logits, contrastive_loss, cross_entropy, mse_loss

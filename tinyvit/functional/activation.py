@@ -7,8 +7,8 @@ import numpy as np
 
 from ..backend import Namespace
 from ..engine import Op, Tensor
-from .arguments import Axis, reduced_axes
-from .elementwise import as_floating
+from .arguments import Axis, one_of, reduced_axes, refuse_arguments
+from .constants import as_floating
 from .reduction import largest
 from .samples import sample
 from .shape import reshape
@@ -231,20 +231,17 @@ def silu(x: Any) -> Tensor:
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
     """The Gaussian error linear unit (Hendrycks and Gimpel, 2016), exact ("none") or by their formula with "tanh"."""
-    return Gelu.apply(as_floating(x), approximate=_checked(approximate))
+    return Gelu.apply(as_floating(x), approximate=one_of("gelu: approximate", approximate, ("none", "tanh")))
 
 
 def bias_gelu(x: Any, bias: Any, approximate: str = "none") -> Tensor:
     """gelu(x + bias) in one operation: x (..., C), bias (C,)."""
-    if bias.ndim != 1 or x.ndim == 0 or x.shape[-1] != bias.shape[0]:
-        raise ValueError(f"bias_gelu: x has shape {x.shape} and bias {bias.shape}; they must be (..., C) and (C,)")
-    return BiasGelu.apply(x, bias, approximate=_checked(approximate))
-
-
-def _checked(approximate: str) -> str:
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
-    return approximate
+    try:
+        if bias.ndim != 1 or x.ndim == 0 or x.shape[-1] != bias.shape[0]:
+            raise ValueError(f"bias_gelu: x has shape {x.shape} and bias {bias.shape}; they must be (..., C) and (C,)")
+    except (AttributeError, TypeError) as error:
+        refuse_arguments("bias_gelu", error, {"x": x, "bias": bias})
+    return BiasGelu.apply(x, bias, approximate=one_of("bias_gelu: approximate", approximate, ("none", "tanh")))
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
@@ -259,6 +256,8 @@ def log_softmax(x: Any, axis: int = -1) -> Tensor:
 
 def _along(op: type[Op], x: Any, axis: Axis) -> Tensor:
     """Apply a kind of softmax along one axis; a scalar is a row of one element."""
-    if axis is not None and not isinstance(axis, int):
+    if isinstance(axis, int):
+        return op.apply(x, axis=axis)
+    if axis is not None or np.ndim(x) > 0:
         raise TypeError(f"{op.name}: axis is {axis}; it must be one integer")
-    return op.apply(x, axis=axis) if axis is not None else reshape(op.apply(reshape(x, 1), axis=0), ())
+    return reshape(op.apply(reshape(x, 1), axis=0), ())

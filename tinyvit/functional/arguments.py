@@ -1,8 +1,13 @@
-"""Arguments that are integers or axes: NumPy's integers and arrays of them are taken wherever Python's are."""
+"""Arguments of functions: integers, axes, numbers, flags, dtypes; and the errors that name those that are none.
 
+NumPy's integers and arrays of them are taken wherever Python's are. What a function does first with its tensors, such
+as reading their shapes, it does under `try`, which costs nothing until it fails; `refuse_arguments` then says why.
+"""
+
+import math
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.exceptions import AxisError
@@ -24,14 +29,58 @@ def integer(what: str, value: Any) -> int:
 def number(what: str, value: Any) -> float:
     """Return `value`, which must be one number, as a float of Python."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{what} is {_shown(value)}; it must be a number") from None
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise TypeError(f"{what} is {_shown(value)}; it must be a number")
+
+
+def finite_number(what: str, value: Any, least: float = -math.inf) -> float:
+    """Return `value`, which must be one finite number of at least `least`, as a float of Python."""
+    found = number(what, value)
+    if not (math.isfinite(found) and found >= least):
+        raise ValueError(
+            f"{what} is {_shown(value)}; it must be a finite number{f' >= {least:g}' * (least > -math.inf)}"
+        )
+    return found
+
+
+def flag(what: str, value: Any) -> bool:
+    """Return `value`, which must be True or False, of Python or NumPy, or 1 or 0."""
+    if type(value) is bool:
+        return value
+    if isinstance(value, np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{what} is {_shown(value)}; it must be True or False")
+
+
+def one_of(what: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """Return `value`, which must be one of these texts."""
+    if isinstance(value, str) and value in allowed:
+        return value
+    *most, last = map(repr, allowed)
+    raise ValueError(f"{what} is {_shown(value)}; it must be {', '.join(most)} or {last}")
+
+
+def real_dtype(name: str, dtype: Any) -> np.dtype:
+    """Return the dtype of real numbers, integers or booleans that is named."""
+    is_name = isinstance(dtype, str | type | np.dtype) or hasattr(dtype, "dtype")
+    try:
+        found = np.dtype(dtype) if is_name else None
+    except TypeError:
+        found = None
+    if found is None or not (found.kind in "fiub" or found.name == "bfloat16"):
+        raise TypeError(f"{name}: dtype is {_shown(dtype)}; it must be a dtype of numbers, such as 'float32'")
+    return found
 
 
 def is_sequence(value: Any) -> bool:
     """Whether `value` holds several integers: a sequence, a range, or an array or tensor with an axis."""
-    return type(value) is tuple or isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0
+    if type(value) is tuple or (isinstance(value, Sequence) and not isinstance(value, bytes)):
+        return True
+    ndim = getattr(value, "ndim", 0)
+    return isinstance(ndim, int) and ndim > 0
 
 
 def integers(what: str, value: Any) -> tuple[int, ...]:
@@ -54,7 +103,7 @@ def axis_index(name: str, axis: Any, ndim: int, argument: str = "axis") -> int:
     """Return an axis of an array with `ndim` axes, counted from the first one."""
     i = integer(f"{name}: {argument}", axis)
     if not -ndim <= i < ndim:
-        raise AxisError(f"{name}: axis {i} is out of bounds for the {ndim} axes of x")
+        raise AxisError(f"{name}: {argument} {i} is out of bounds for the {ndim} axes of x")
     return i % ndim
 
 
@@ -65,7 +114,7 @@ def reduced_axes(name: str, x: Any, axis: Any) -> Axis:
     """
     if axis is None:
         return None
-    ndim = x.ndim if isinstance(x, Tensor) else np.ndim(x)
+    ndim = x.ndim if isinstance(x, Tensor) or is_array(x) else as_operand(name, "x", x).ndim
     several = is_sequence(axis)
     axes = integers(f"{name}: axis", axis)
     if ndim == 0 and axes in ((0,), (-1,)):
@@ -76,6 +125,42 @@ def reduced_axes(name: str, x: Any, axis: Any) -> Axis:
     return axes if several else axes[0]
 
 
+def refuse_arguments(
+    name: str, error: Exception, tensors: Mapping[str, Any], optional: Mapping[str, Any] | None = None
+) -> NoReturn:
+    """Raise TypeError that names the first of `tensors` that is none; `error` again if all are.
+
+    Parameters
+    ----------
+    tensors, optional : arguments that must be tensors, by name; those of `optional` may be None.
+    """
+    given = {**tensors, **{k: v for k, v in (optional or {}).items() if v is not None}}
+    for kinds in ((Tensor, np.ndarray), (Tensor,)):
+        for argument, value in given.items():
+            if not isinstance(value, kinds) and (kinds == (Tensor,) or not is_array(value)):
+                raise TypeError(
+                    f"{name}: {argument} is {_shown(value)}; it must be a Tensor: tinyvit.tensor makes one"
+                ) from error
+    raise error
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array of NumPy or CuPy."""
+    return hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, type)
+
+
+def as_operand(name: str, argument: str, value: Any) -> Tensor:
+    """Return a tensor, or a tensor without history of an array or a number."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return Tensor(np.asarray(value))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}: {argument} is {_shown(value)}; it must be a Tensor or an array of real numbers"
+        ) from error
+
+
 def _shown(value: Any) -> str:
-    shape = getattr(value, "shape", ())
+    shape = () if isinstance(value, type) else getattr(value, "shape", ())
     return f"an array of shape {shape}" if shape else repr(value)

@@ -9,9 +9,9 @@ from ..backend import NUMPY, Generator, Namespace, default_generator, is_floatin
 from ..context import now
 from ..engine import Op, Tensor
 from ..engine.dtypes import autocast_inputs
-from .arguments import number
-from .elementwise import constant
-from .random import check_probability
+from .arguments import flag, integer, number, refuse_arguments
+from .constants import constant
+from .random import check_probability, drawn_from
 from .reduction import largest
 from .samples import sample
 from .shape import stack
@@ -192,23 +192,36 @@ def _exponentials(xp, q, k, bias, mask, is_causal, scale):
 
 def split_heads(x: Tensor, heads: int, parts: int = 3) -> tuple[Tensor, ...]:
     """(B, N, parts H D), the output of a packed projection -> `parts` views (B, H, N, D), as q, k and v."""
-    if x.ndim != 3 or x.shape[2] % (parts * heads):
-        raise ValueError(
-            f"split_heads: x has shape {x.shape}; for {parts} parts of {heads} heads it must be (B, N, parts H D)"
-        )
+    heads = heads if type(heads) is int else integer("split_heads: heads", heads)
+    parts = parts if type(parts) is int else integer("split_heads: parts", parts)
+    try:
+        if x.ndim != 3 or heads < 1 or parts < 1 or x.shape[2] % (parts * heads):
+            raise ValueError(
+                f"split_heads: x has shape {x.shape}; for {parts} parts of {heads} heads it must be (B, N, parts H D)"
+            )
+    except (AttributeError, TypeError) as error:
+        refuse_arguments("split_heads", error, {"x": x})
     return SplitHeads.apply(x, parts=parts, heads=heads)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(B, H, N, D) -> (B, N, H D)."""
-    if x.ndim != 4:
-        raise ValueError(f"merge_heads: x has shape {x.shape}; it must be (B, H, N, D)")
+    try:
+        if x.ndim != 4:
+            raise ValueError(f"merge_heads: x has shape {x.shape}; it must be (B, H, N, D)")
+    except AttributeError as error:
+        refuse_arguments("merge_heads", error, {"x": x})
     return MergeHeads.apply(x)
 
 
 def join_heads(parts: Sequence[Tensor]) -> Tensor:
     """Tensors (B, H, N, D), as q, k and v, side by side: (B, N, parts H D); the opposite of `split_heads`."""
-    b, h, n, d = parts[0].shape
+    try:
+        b, h, n, d = parts[0].shape
+        if any(part.shape != (b, h, n, d) for part in parts):
+            raise ValueError("the shapes differ")
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+        raise TypeError("join_heads: parts must be Tensors (B, H, N, D), all of one shape, in a list") from error
     return stack([part.transpose(0, 2, 1, 3) for part in parts], axis=2).reshape(b, n, len(parts) * h * d)
 
 
@@ -239,27 +252,13 @@ def scaled_dot_product_attention(
     -------
     out : (B, H, N, D); 0 for a query that may attend to nothing.
     """
-    if (
-        q.ndim < 2
-        or k.shape != v.shape[:-1] + k.shape[-1:]
-        or q.shape[:-2] + q.shape[-1:] != k.shape[:-2] + k.shape[-1:]
-    ):
-        raise ValueError(
-            f"attention: q has shape {q.shape}, k {k.shape} and v {v.shape}; "
-            "they must be (B, H, N, D), (B, H, S, D) and (B, H, S, D)"
-        )
-    check_probability("dropout_p", dropout_p)
-    mask = bias = None
-    if attn_mask is not None:
-        values = constant(attn_mask)
-        if values.dtype == bool:
-            mask = values
-        elif is_floating(values):
-            bias = attn_mask if isinstance(attn_mask, Tensor) else Tensor(values)  # autocast converts tensors
-        else:
-            raise TypeError(f"attention: attn_mask has dtype {values.dtype}; it must be boolean or floating")
-        _check_mask(values.shape, q.shape[:-1] + k.shape[-2:-1])
-    seed, offset = (generator or default_generator).draw() if dropout_p else (0, 0)
+    try:
+        _check_heads(q, k, v)
+    except (AttributeError, TypeError) as error:
+        refuse_arguments("attention", error, {"q": q, "k": k, "v": v})
+    check_probability("attention: dropout_p", dropout_p)
+    mask, bias = (None, None) if attn_mask is None else _mask_and_bias(attn_mask, q.shape[:-1] + k.shape[-2:-1])
+    seed, offset = drawn_from("attention", generator) if dropout_p else (0, 0)
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else number("attention: scale", scale)
     return Attention.apply(
         q,
@@ -267,7 +266,7 @@ def scaled_dot_product_attention(
         v,
         bias,
         mask=mask,
-        is_causal=bool(is_causal),
+        is_causal=flag("attention: is_causal", is_causal),
         scale=scale,
         dropout_p=dropout_p,
         seed=seed,
@@ -296,6 +295,29 @@ def attention_weights(
     if dropout_p:
         p = p * NUMPY.dropout_mask(p.shape, dropout_p, default_generator.seed, default_generator.offset, p.dtype)
     return p if q.dtype == np.float64 else p.astype(np.float32)
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if (
+        q.ndim < 2
+        or k.shape != v.shape[:-1] + k.shape[-1:]
+        or q.shape[:-2] + q.shape[-1:] != k.shape[:-2] + k.shape[-1:]
+    ):
+        raise ValueError(
+            f"attention: q has shape {q.shape}, k {k.shape} and v {v.shape}; "
+            "they must be (B, H, N, D), (B, H, S, D) and (B, H, S, D)"
+        )
+
+
+def _mask_and_bias(attn_mask: Any, scores: tuple[int, ...]) -> tuple[Any, Tensor | None]:
+    """Return a boolean mask and no bias, or no mask and a floating bias."""
+    values = constant(attn_mask, "attention: attn_mask")
+    _check_mask(values.shape, scores)
+    if values.dtype == bool:
+        return values, None
+    if is_floating(values):
+        return None, attn_mask if isinstance(attn_mask, Tensor) else Tensor(values)  # autocast converts tensors
+    raise TypeError(f"attention: attn_mask has dtype {values.dtype}; it must be boolean or floating")
 
 
 def _check_mask(shape: tuple[int, ...], scores: tuple[int, ...]) -> None:

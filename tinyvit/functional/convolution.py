@@ -1,13 +1,14 @@
 """Convolution and pooling of images, over the windows that im2col lays out as columns."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 
 from ..backend import Namespace
 from ..engine import Op, Tensor
-from .arguments import Pair, as_pair
+from .arguments import Pair, as_operand, as_pair, integers, number, refuse_arguments
 from .samples import sample
 from .teaching import Fault
 
@@ -88,8 +89,8 @@ class Conv2d(Op):
     @staticmethod
     def forward(xp, x, weight, bias, *, stride, padding):
         columns = xp.im2col(x, weight.shape[2:], stride, padding)
-        y = xp.matmul(xp.reshape(weight, (weight.shape[0], -1)), columns)
-        y = y if bias is None else y + xp.reshape(bias, (-1, 1))
+        y = xp.matmul(_as_matrix(xp, weight), columns)
+        y = y if bias is None else y + xp.reshape(bias, (bias.shape[0], 1))
         return xp.reshape(y, (*y.shape[:2], *_positions(x.shape, weight.shape[2:], stride, padding)))
 
     def backward(ctx, xp, dy):
@@ -99,7 +100,7 @@ class Conv2d(Op):
         dx = dweight = db = None
         # y = weight @ columns + bias
         if ctx.needs[0]:
-            dcolumns = xp.matmul(xp.swapaxes(xp.reshape(weight, (weight.shape[0], -1)), 0, 1), dy)
+            dcolumns = xp.matmul(xp.swapaxes(_as_matrix(xp, weight), 0, 1), dy)
             dx = xp.col2im(dcolumns, ctx.shapes[0], kernel, ctx.stride, ctx.padding)
         if ctx.needs[1]:
             columns = xp.im2col(x, kernel, ctx.stride, ctx.padding)
@@ -164,6 +165,11 @@ class AvgPool2d(Op):
         yield sample((2, 2, 5, 4), window=(3, 2), stride=(2, 2), padding=(1, 1))
 
 
+def _as_matrix(xp, weight):
+    """Filters (O, C, KH, KW) as (O, C KH KW)."""
+    return xp.reshape(weight, (weight.shape[0], math.prod(weight.shape[1:])))
+
+
 def _lowest(dtype: Any) -> Any:
     """What pads an image so that it is never the largest, unless nothing is larger."""
     return -np.inf if dtype.kind in "fV" else np.iinfo(dtype).min if dtype.kind in "iu" else False
@@ -197,12 +203,15 @@ def conv2d(
 
     x (B, C, H, W), weight (O, C, KH, KW), bias (O,) -> (B, O, OH, OW) with OH = (H + 2 padding - KH) // stride + 1.
     """
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"conv2d: x has shape {x.shape} and weight {weight.shape}; they must be (B, C, H, W) and (O, C, KH, KW)"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"conv2d: bias has shape {bias.shape}; it must be {weight.shape[:1]}")
+    try:
+        if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+            raise ValueError(
+                f"conv2d: x has shape {x.shape} and weight {weight.shape}; they must be (B, C, H, W) and (O, C, KH, KW)"
+            )
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"conv2d: bias has shape {bias.shape}; it must be {weight.shape[:1]}")
+    except (AttributeError, TypeError) as error:
+        refuse_arguments("conv2d", error, {"x": x, "weight": weight}, {"bias": bias})
     stride, padding = _fitting("conv2d", x, weight.shape[2:], stride, padding)
     return Conv2d.apply(x, weight, bias, stride=stride, padding=padding)
 
@@ -225,11 +234,16 @@ def avg_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
 
 def im2col(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, value: float = 0.0) -> Tensor:
     """The windows of x (B, C, H, W), padded with `value`, as columns (B, C KH KW, OH OW)."""
+    kernel, value = as_pair("im2col", "kernel", kernel, 1), number("im2col: value", value)
+    stride, padding = _fitting("im2col", x, kernel, stride, padding)
     return Im2col.apply(x, kernel=kernel, stride=stride, padding=padding, value=value)
 
 
 def col2im(x: Tensor, shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     """Columns (B, C KH KW, OH OW) added back into an image of `shape` (B, C, H, W)."""
+    shape, kernel = integers("col2im: shape", shape), as_pair("col2im", "kernel", kernel, 1)
+    stride, padding = as_pair("col2im", "stride", stride, 1), as_pair("col2im", "padding", padding, 0)
+    x = x if isinstance(x, Tensor) else as_operand("col2im", "x", x)
     return Col2im.apply(x, shape=shape, kernel=kernel, stride=stride, padding=padding)
 
 
@@ -237,7 +251,11 @@ def _fitting(
     name: str, x: Tensor, kernel: tuple[int, ...], stride: int | Pair, padding: int | Pair
 ) -> tuple[Pair, Pair]:
     stride, padding = as_pair(name, "stride", stride, 1), as_pair(name, "padding", padding, 0)
-    if x.ndim != 4 or any(n + 2 * p < k for n, k, p in zip(x.shape[2:], kernel, padding, strict=True)):
+    try:
+        fits = x.ndim == 4 and all(n + 2 * p >= k for n, k, p in zip(x.shape[2:], kernel, padding, strict=True))
+    except (AttributeError, TypeError) as error:
+        refuse_arguments(name, error, {"x": x})
+    if not fits:
         raise ValueError(
             f"{name}: a window of {kernel} does not fit x of shape {x.shape} (B, C, H, W) with padding {padding}"
         )

@@ -8,6 +8,8 @@ import numpy as np
 from .. import context
 from ..backend import BFLOAT16
 from ..engine import Op, Tensor
+from .arguments import as_operand
+from .constants import constant
 from .samples import sample
 
 _IMAGES = ("x y out: B C y x",)
@@ -321,7 +323,7 @@ def minimum(x: Any, y: Any) -> Tensor:
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     """x where `condition` (a boolean array or tensor) holds, else y; all three broadcast."""
-    holds = constant(condition)
+    holds = constant(condition, "where: condition")
     if holds.dtype.kind not in "biuf":
         raise TypeError(f"where: condition has dtype {holds.dtype}; it must be boolean")
     return Where.apply(x, y, condition=holds)
@@ -338,49 +340,12 @@ def _bound(name: str, value: Any) -> Any:
     """A bound of `clip`, which is a constant."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(f"clip: {name} requires a gradient; use F.maximum and F.minimum, which give it one")
-    if isinstance(value, str):
-        raise TypeError(f"clip: {name} is {value!r}; it must be a number or an array")
-    return value.data if isinstance(value, Tensor) else value
+    if value is None or isinstance(value, Tensor):
+        return value if value is None else value.data
+    as_operand("clip", name, value)  # refuses what holds no real numbers
+    return value
 
 
 def rounds_to_bfloat16(x: Tensor) -> bool:
     """Whether `autocast` is on, is to bfloat16, and rounds x before a matrix product."""
     return context.now().precision == BFLOAT16 and x.dtype.itemsize < 8
-
-
-# Constants: no gradient flows through these -------------------------------------------------------------------------
-
-
-def constant(x: Any) -> Any:
-    """The array behind a condition, ids or a mask, given as a tensor, an array or a list."""
-    if isinstance(x, Tensor):
-        return x.data
-    return x if hasattr(x, "dtype") else np.asarray(x)
-
-
-def as_floating(x: Any) -> Any:
-    """x, as float32 where it holds integers or booleans: for operations whose result is floating."""
-    array = x.data if isinstance(x, Tensor) else x
-    if hasattr(array, "dtype") and array.dtype.kind in "iub":
-        return Tensor(array.astype(np.float32))
-    return x
-
-
-def stop_gradient(x: Tensor) -> Tensor:
-    """x as a constant."""
-    return x.detach()
-
-
-def sign(x: Tensor) -> Tensor:
-    """-1, 0 or 1; a constant."""
-    return Tensor(np.sign(x.data))
-
-
-def ones_like(x: Tensor) -> Tensor:
-    """Ones in the shape and dtype of x; a constant."""
-    return Tensor(np.ones_like(x.data))
-
-
-def zeros_like(x: Tensor) -> Tensor:
-    """Zeros in the shape and dtype of x; a constant."""
-    return Tensor(np.zeros_like(x.data))

@@ -7,8 +7,8 @@ import numpy as np
 
 from ..backend import Array, Namespace, is_on_gpu, to_host
 from ..engine import Op, Tensor
-from .arguments import axis_index
-from .elementwise import constant
+from .arguments import as_operand, axis_index, integer, refuse_arguments
+from .constants import constant
 from .samples import sample
 from .shape import reshape
 
@@ -228,7 +228,7 @@ def _index_part(i: Any) -> Any:
         return i
     if isinstance(i, (int, np.integer)) and not isinstance(i, bool):
         return int(i)
-    array = constant(i)
+    array = constant(i, "index: the index")
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)  # an empty list
     if array.dtype.kind not in "iub":
@@ -238,9 +238,10 @@ def _index_part(i: Any) -> Any:
 
 def take(x: Tensor, indices: Any, axis: int | None = None) -> Tensor:
     """The elements of x at `indices` (an integer array) along `axis`; of the flattened tensor by default."""
+    x, numbers = x if isinstance(x, Tensor) else as_operand("take", "x", x), constant(indices, "take: indices")
     if axis is None:
-        return index(reshape(x, -1), constant(indices))
-    return index(x, (slice(None),) * axis_index("take", axis, x.ndim) + (constant(indices),))
+        return index(reshape(x, -1), numbers)
+    return index(x, (slice(None),) * axis_index("take", axis, x.ndim) + (numbers,))
 
 
 def index_put(x: Tensor, value: Any, index: Any) -> Tensor:
@@ -248,6 +249,8 @@ def index_put(x: Tensor, value: Any, index: Any) -> Tensor:
 
     Raises ValueError if it repeats one and `value` requires a gradient: values that were overwritten have none.
     """
+    if value is None or not isinstance(x, Tensor):
+        refuse_arguments("index_put", TypeError("index_put: value is None"), {"x": x, "value": value})
     key = _key(index)
     if isinstance(value, Tensor) and value.requires_grad and _repeats(key, x.shape):
         raise ValueError("index_put: the index repeats an element of x, so the gradient of value is not defined")
@@ -269,7 +272,9 @@ def index_add(x: Tensor, index: tuple[Any, ...], shape: tuple[int, ...]) -> Tens
 
 def take_rows(x: Tensor, rows: Any) -> Tensor:
     """Of each matrix of x (B, N, C) the rows that the integers `rows` (B, M) name: (B, M, C)."""
-    numbers = constant(rows)
+    numbers = constant(rows, "take_rows: rows")
+    if not isinstance(x, Tensor):
+        refuse_arguments("take_rows", TypeError("take_rows: x"), {"x": x})
     if x.ndim != 3 or numbers.shape[:-1] != x.shape[:1] or numbers.dtype.kind not in "iu":
         raise ValueError(
             f"take_rows: x has shape {x.shape} and rows {numbers.shape} of {numbers.dtype}; they must be (B, N, C) and "
@@ -281,16 +286,21 @@ def take_rows(x: Tensor, rows: Any) -> Tensor:
 
 def add_rows(x: Tensor, rows: Any, count: int) -> Tensor:
     """Zeros (B, count, C) with row m of each matrix of x (B, M, C) added to its row `rows[b, m]`."""
-    return AddRows.apply(x, rows=constant(rows), count=count)
+    if not isinstance(x, Tensor):
+        refuse_arguments("add_rows", TypeError("add_rows: x"), {"x": x})
+    return AddRows.apply(x, rows=constant(rows, "add_rows: rows"), count=integer("add_rows: count", count))
 
 
 def embedding(ids: Any, weight: Tensor) -> Tensor:
     """The rows of weight (V, C) that the integers `ids` (...) name: (..., C)."""
-    values = constant(ids)
+    values = constant(ids, "embedding: ids")
     if values.dtype.kind not in "iu":
         raise TypeError(f"embedding: ids have dtype {values.dtype}; they must be integers")
-    if weight.ndim == 0:
-        raise ValueError("embedding: weight has no axes; it must be (V, C)")
+    try:
+        if weight.ndim == 0:
+            raise ValueError("embedding: weight has no axes; it must be (V, C)")
+    except AttributeError as error:
+        refuse_arguments("embedding", error, {"weight": weight})
     check_ids("embedding: ids", values, weight.shape[0])
     return Embedding.apply(weight, ids=values)
 

@@ -5,9 +5,8 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..engine import Op, Tensor
+from .arguments import as_operand, refuse_arguments
 from .samples import sample
 from .teaching import SIGN, Fault, Question
 
@@ -93,12 +92,15 @@ def matmul(x: Any, y: Any) -> Tensor:
 
     A vector is a row on the left and a column on the right, and that axis is gone from the result.
     """
-    x, y = (a if isinstance(a, Tensor) else Tensor(np.asarray(a)) for a in (x, y))
+    x = x if isinstance(x, Tensor) else as_operand("matmul", "x", x)
+    y = y if isinstance(y, Tensor) else as_operand("matmul", "y", y)
     if x.ndim == 0 or y.ndim == 0:
-        raise ValueError(f"matmul: shapes are {x.shape} and {y.shape}; both need at least one axis")
+        raise ValueError(f"matmul: x has shape {x.shape} and y {y.shape}; both need at least one axis")
     columns, rows = x.shape[-1], y.shape[max(y.ndim - 2, 0)]
     if columns != rows:
-        raise ValueError(f"matmul: shapes {x.shape} and {y.shape} do not match: {columns} columns, {rows} rows")
+        raise ValueError(
+            f"matmul: x of shape {x.shape} has {columns} columns, and y of shape {y.shape} has {rows} rows"
+        )
     row, column = x.ndim == 1, y.ndim == 1
     z = Matmul.apply(x.reshape(1, -1) if row else x, y.reshape(-1, 1) if column else y)
     if row:
@@ -108,7 +110,10 @@ def matmul(x: Any, y: Any) -> Tensor:
 
 def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The affine map of the last axis: x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
-    _check_linear(x, weight, bias)
+    try:
+        _check_linear(x, weight, bias)
+    except (AttributeError, TypeError) as error:
+        refuse_arguments("linear", error, {"x": x, "weight": weight}, {"bias": bias})
     return Linear.apply(x, weight, bias)
 
 
@@ -126,7 +131,9 @@ def einsum(spec: str, *operands: Any) -> Tensor:
 
     Made of transpose, matmul and sum, two operands at a time from the left, so its gradient is theirs.
     """
-    operands = tuple(a if isinstance(a, Tensor) else Tensor(np.asarray(a)) for a in operands)
+    if not isinstance(spec, str):
+        raise TypeError(f"einsum: spec is {spec!r}; it must be a text, such as 'ij,jk->ik'")
+    operands = tuple(as_operand("einsum", f"operand {i}", a) for i, a in enumerate(operands))
     terms, result = _parse(spec, operands)
     labels, x = terms[0], operands[0]
     for i in range(1, len(operands)):

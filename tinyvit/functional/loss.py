@@ -7,11 +7,14 @@ import numpy as np
 
 from ..backend import is_on_gpu, namespace_of
 from ..engine import Op, Tensor
-from .elementwise import as_floating, constant
+from .arguments import integer, number, one_of, refuse_arguments
+from .constants import as_floating, constant
 from .indexing import check_ids
 from .linalg import matmul
 from .samples import Sample, sample
 from .teaching import SIGN, Fault, Question
+
+REDUCTIONS = ("mean", "sum", "none")
 
 
 class CrossEntropy(Op):
@@ -163,16 +166,20 @@ def cross_entropy(
     reduction : {"mean", "sum", "none"}
         "mean" averages over the rows that are not ignored; without any, the loss is 0.
     """
-    _check_reduction("cross_entropy", reduction)
-    if not 0 <= label_smoothing < 1:
+    one_of("cross_entropy: reduction", reduction, REDUCTIONS)
+    if not 0 <= number("cross_entropy: label_smoothing", label_smoothing) < 1:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be in [0, 1)")
+    ignore_index = integer("cross_entropy: ignore_index", ignore_index)
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
-    values = constant(target)
-    if logits.ndim == 0 or values.dtype.kind == "b":
-        raise ValueError(
-            f"cross_entropy: logits has shape {logits.shape} and target is {values.dtype}; logits must be (..., K) and "
-            "target integers or probabilities"
-        )
+    values = constant(target, "cross_entropy: target")
+    try:
+        if logits.ndim == 0 or values.dtype.kind == "b":
+            raise ValueError(
+                f"cross_entropy: logits has shape {logits.shape} and target is {values.dtype}; logits must be (..., K) "
+                "and target integers or probabilities"
+            )
+    except AttributeError as error:
+        refuse_arguments("cross_entropy", error, {"logits": logits})
     if values.dtype.kind not in "iu":
         _check_shapes("cross_entropy", "logits", logits, "target", values.shape)
         return CrossEntropy.apply(logits, target, **options)
@@ -187,8 +194,8 @@ def cross_entropy(
 
 def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """The mean ("sum", "none") of (x - target)^2; both of one shape."""
-    _check_reduction("mse_loss", reduction)
-    values = constant(target)
+    one_of("mse_loss: reduction", reduction, REDUCTIONS)
+    values = constant(target, "mse_loss: target")
     _check_shapes("mse_loss", "x", x, "target", values.shape)
     if values.dtype.kind in "iub":
         x = as_floating(x)  # a floating target decides the dtype
@@ -197,8 +204,8 @@ def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
 
 def binary_cross_entropy_with_logits(logits: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """The mean ("sum", "none") of -t log(sigmoid(x)) - (1 - t) log(1 - sigmoid(x)), without overflow."""
-    _check_reduction("binary_cross_entropy_with_logits", reduction)
-    values = constant(target)
+    one_of("binary_cross_entropy_with_logits: reduction", reduction, REDUCTIONS)
+    values = constant(target, "binary_cross_entropy_with_logits: target")
     _check_shapes("binary_cross_entropy_with_logits", "logits", logits, "target", values.shape)
     if values.dtype.kind in "iub":
         logits = as_floating(logits)  # a floating target decides the dtype
@@ -216,19 +223,24 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Any) -> Tensor:
     The mean of the cross-entropies of image-to-text and text-to-image (Radford et al., Learning transferable visual
     models from natural language supervision, 2021, figure 3).
     """
-    if image.ndim != 2:
-        raise ValueError(f"contrastive_loss: image has shape {image.shape}; it must be (B, C)")
-    _check_shapes("contrastive_loss", "image", image, "text", text.shape)
-    logits = matmul(image, text.T) * logit_scale
+    try:
+        if image.ndim != 2:
+            raise ValueError(f"contrastive_loss: image has shape {image.shape}; it must be (B, C)")
+        _check_shapes("contrastive_loss", "image", image, "text", text.shape)
+        cosines = matmul(image, text.T)
+    except (AttributeError, TypeError) as error:
+        refuse_arguments("contrastive_loss", error, {"image": image, "text": text})
+    scale = logit_scale if isinstance(logit_scale, Tensor) else number("contrastive_loss: logit_scale", logit_scale)
+    if isinstance(scale, Tensor) and scale.size != 1:
+        raise ValueError(f"contrastive_loss: logit_scale has shape {scale.shape}; it must be one number")
+    logits = cosines * scale
     pairs = namespace_of(image.data).arange(image.shape[0])
     return 0.5 * (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs))
 
 
-def _check_reduction(name: str, reduction: str) -> None:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"{name}: reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
-
-
 def _check_shapes(name: str, first: str, x: Tensor, second: str, shape: tuple[int, ...]) -> None:
-    if x.shape != shape:
-        raise ValueError(f"{name}: {first} has shape {x.shape} and {second} {shape}; they must be equal")
+    try:
+        if x.shape != shape:
+            raise ValueError(f"{name}: {first} has shape {x.shape} and {second} {shape}; they must be equal")
+    except AttributeError as error:
+        refuse_arguments(name, error, {first: x})

@@ -1,6 +1,7 @@
 """Tensor's operators and methods: each is a function of this package, or follows a protocol of Python or NumPy."""
 
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +96,8 @@ def _argmax(self: Tensor, axis: int | None = None) -> Tensor:
 
 
 def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    if self.requires_grad and context.now().recording:
+        numpy_calls.refuse_inside_numpy(sys._getframe(1))
     return np.array(self.numpy(), dtype=dtype, copy=copy)
 
 

@@ -1,9 +1,11 @@
 """Layer normalization, by itself and fused with the residual sum before it."""
 
+import math
 from typing import Any
 
 from ..backend import BFLOAT16
 from ..engine import Op, Tensor
+from .arguments import finite_number, flag, refuse_arguments
 from .elementwise import rounds_to_bfloat16
 from .samples import sample
 from .teaching import Fault, Question
@@ -138,8 +140,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, narro
     eps : added to the variance.
     narrow : give the result in the dtype of `autocast`, where a matrix product takes it: in one pass over memory.
     """
-    _check("layer_norm", x, weight, bias)
-    return LayerNorm.apply(x, weight, bias, eps=eps, **_narrowed(x, narrow))
+    eps = checked_eps("layer_norm: eps", eps)
+    try:
+        _check("layer_norm", x, weight, bias)
+        return LayerNorm.apply(x, weight, bias, eps=eps, **_narrowed("layer_norm", x, narrow))
+    except AttributeError as error:
+        refuse_arguments("layer_norm", error, {"x": x, "weight": weight, "bias": bias})
 
 
 def add_layer_norm(
@@ -149,15 +155,24 @@ def add_layer_norm(
 
     `narrow` is about y, as in `layer_norm`. On a CPU the residual may be bfloat16 beside x of float32.
     """
-    if x.shape != residual.shape:
-        raise ValueError(f"add_layer_norm: x has shape {x.shape} and residual {residual.shape}; they must be equal")
-    _check("add_layer_norm", x, weight, bias)
-    return AddLayerNorm.apply(x, residual, weight, bias, eps=eps, **_narrowed(x, narrow))
+    eps = checked_eps("add_layer_norm: eps", eps)
+    try:
+        if x.shape != residual.shape:
+            raise ValueError(f"add_layer_norm: x has shape {x.shape} and residual {residual.shape}; they must be equal")
+        _check("add_layer_norm", x, weight, bias)
+        return AddLayerNorm.apply(x, residual, weight, bias, eps=eps, **_narrowed("add_layer_norm", x, narrow))
+    except AttributeError as error:
+        refuse_arguments("add_layer_norm", error, {"x": x, "residual": residual, "weight": weight, "bias": bias})
 
 
-def _narrowed(x: Tensor, narrow: bool) -> dict[str, Any]:
+def checked_eps(what: str, eps: Any) -> float:
+    """Return what is added to the variance: a finite number, 0 or more. A constant row gives NaN where it is 0."""
+    return eps if type(eps) is float and 0 <= eps < math.inf else finite_number(what, eps, 0)
+
+
+def _narrowed(name: str, x: Tensor, narrow: bool) -> dict[str, Any]:
     """The parameter that says so; none where it would be the dtype of x. On a GPU a cast follows."""
-    return {"y_dtype": BFLOAT16} if narrow and rounds_to_bfloat16(x) else {}
+    return {"y_dtype": BFLOAT16} if flag(f"{name}: narrow", narrow) and rounds_to_bfloat16(x) else {}
 
 
 def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:

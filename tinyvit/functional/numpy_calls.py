@@ -1,18 +1,22 @@
 """NumPy's functions called on tensors: they are recorded like the operations of this package, or refused.
 
 A function that returned an array would end the gradient without a word. NumPy asks `Tensor.__array_function__` and
-`Tensor.__array_ufunc__` what to do (NEP 18 and NEP 13).
+`Tensor.__array_ufunc__` what to do (NEP 18 and NEP 13). About tensors in a list it does not ask, but converts them.
+Where one of its functions does so, as in `np.linalg.inv([x, y])`, that is refused too. Where the caller does it, as in
+`np.array([x, y])`, that gives the values, like `x.numpy()`. Functions of NumPy that are written in C, such as
+`np.exp([x, y])`, cannot be told apart from `np.array` and give values, too.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from .. import context
 from ..engine import Tensor
-from . import elementwise, indexing, linalg, reduction, shape, smooth
+from . import constants, elementwise, indexing, linalg, reduction, shape, smooth
 
 # Ufuncs ---------------------------------------------------------------------------------------------------------------
 
@@ -31,7 +35,7 @@ _UFUNCS: dict[str, Callable[..., Tensor]] = {
     "positive": lambda x: x,
     "power": elementwise.power,
     "reciprocal": lambda x: elementwise.divide(1.0, x),
-    "sign": elementwise.sign,
+    "sign": constants.sign,
     "sqrt": smooth.sqrt,
     "square": lambda x: elementwise.multiply(x, x),
     "subtract": elementwise.subtract,
@@ -202,6 +206,21 @@ _HINTS = {
     "vdot": "F.sum(x * y)",
     "vstack": "F.concatenate",
 }
+
+
+_CONVERSIONS = frozenset({"array", "asarray", "asarray_chkfinite", "ascontiguousarray", "asfortranarray", "require"})
+
+
+def refuse_inside_numpy(frame: FrameType | None) -> None:
+    """Raise TypeError if a function of NumPy, running in `frame`, converts a tensor and would lose its gradient."""
+    name = module = None
+    while frame is not None and (inner := frame.f_globals.get("__name__", "")).startswith("numpy."):
+        name, module, frame = frame.f_code.co_name, inner, frame.f_back
+    if name is None or module.startswith("numpy.testing") or name in _OF_VALUES or name in _CONVERSIONS:
+        return
+    there, part = _NAMES_IN_F.get(name, name), module.split(".")[1]
+    full_name = f"{part}.{name}" if part in ("fft", "linalg", "polynomial") else name
+    _refuse(f"np.{full_name} of a list", f"F.{there} of F.stack" if name in _FUNCTIONS else None)
 
 
 def call_function(self: Tensor, function: Any, types: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 import math
 
 from ..engine import Op, Tensor
-from .arguments import integers, is_sequence
+from .arguments import integers, is_sequence, refuse_arguments
 from .samples import sample
 from .shape import reshape, transpose
 
@@ -48,7 +48,10 @@ def patches(x: Tensor, size: int | tuple[int, ...]) -> Tensor:
     (H / P)(W / Q) rows; videos (B, C, T, H, W) are cut into tubelets in the same way (Arnab et al., ViViT, 2021).
     ValueError if patches of that size do not tile x.
     """
-    axes = x.ndim - 2
+    try:
+        axes = x.ndim - 2
+    except (AttributeError, TypeError) as error:
+        refuse_arguments("patches", error, {"x": x})
     numbers = integers("patches: size", size)
     sizes = numbers if is_sequence(size) else numbers * axes
     if axes < 1 or len(sizes) != axes or min(sizes) < 1 or any(n % p for n, p in zip(x.shape[2:], sizes, strict=True)):

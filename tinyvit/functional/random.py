@@ -7,7 +7,8 @@ import numpy as np
 
 from ..backend import NUMPY, Array, Generator, Namespace, default_generator, is_floating, namespace_of
 from ..engine import Op, Tensor
-from .elementwise import constant
+from .arguments import flag, integer, integers, number, real_dtype
+from .constants import constant
 from .samples import sample
 
 _PHILOX_M = (0xD2511F53, 0xCD9E8D57)
@@ -82,25 +83,37 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, generator: Generat
     The mask is drawn from `generator`, the default random stream if omitted (Srivastava et al., 2014). Raises TypeError
     for integers, which cannot be divided by 1 - p.
     """
-    if not is_floating(constant(x)):
+    if not is_floating(constant(x, "dropout: x")):
         raise TypeError(f"dropout: x is {constant(x).dtype}; it must be floating: convert it with .to('float32')")
-    check_probability("p", p)
-    if not training or p == 0:
+    check_probability("dropout: p", p)
+    if not (flag("dropout: training", training)) or p == 0:
         return x
-    seed, offset = (generator or default_generator).draw()
+    seed, offset = drawn_from("dropout", generator)
     return Dropout.apply(x, p=float(p), seed=seed, offset=offset)
+
+
+def drawn_from(name: str, generator: Generator | None) -> tuple[int, int]:
+    """Draw a stream (seed, offset) from a generator, the default one if None."""
+    try:
+        return (default_generator if generator is None else generator).draw()
+    except AttributeError:
+        raise TypeError(f"{name}: generator is {generator!r}; it must be a tinyvit.Generator or None") from None
 
 
 def check_probability(name: str, p: float) -> None:
     """Raise TypeError unless p is a number, ValueError unless it is in [0, 1]."""
-    try:
-        is_probability = bool(0 <= p <= 1)
-    except TypeError:
-        raise TypeError(f"{name} is {p!r}; it must be a number in [0, 1]") from None
-    if not is_probability:
+    if not 0 <= (p if type(p) is float else number(name, p)) <= 1:
         raise ValueError(f"{name} is {p}; a probability is in [0, 1]")
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, dtype: Any) -> Tensor:
     """The factors of dropout; a constant."""
-    return Tensor(NUMPY.dropout_mask(shape, p, seed, offset, dtype))
+    check_probability("dropout_mask: p", p)
+    shape, dtype = integers("dropout_mask: shape", shape), real_dtype("dropout_mask", dtype)
+    stream = integer("dropout_mask: seed", seed), integer("dropout_mask: offset", offset)
+    if not all(0 <= word < 2**64 for word in stream) or math.prod(shape) > 2**48:
+        raise ValueError(
+            f"dropout_mask: seed and offset are {stream} and shape is {shape}; those must be in [0, 2**64), and there "
+            "may be 2**48 elements"
+        )
+    return Tensor(NUMPY.dropout_mask(shape, p, *stream, dtype))

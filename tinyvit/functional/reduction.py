@@ -5,8 +5,8 @@ from typing import Any
 
 from ..backend import Namespace
 from ..engine import Op, Tensor
-from .arguments import Axis, integer, integers, reduced_axes
-from .elementwise import as_floating
+from .arguments import Axis, finite_number, flag, integer, integers, reduced_axes, refuse_arguments
+from .constants import as_floating
 from .samples import sample
 from .shape import reshape
 from .teaching import Fault
@@ -250,32 +250,37 @@ Namespace.extend("sum_to_shape", _sum_arrays_to_shape)
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (all axes by default)."""
-    return Sum.apply(x, axis=reduced_axes("sum", x, axis), keepdims=bool(keepdims))
+    return Sum.apply(x, axis=reduced_axes("sum", x, axis), keepdims=flag("sum: keepdims", keepdims))
 
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis` (all axes by default)."""
-    return Mean.apply(x, axis=reduced_axes("mean", x, axis), keepdims=bool(keepdims))
+    return Mean.apply(x, axis=reduced_axes("mean", x, axis), keepdims=flag("mean: keepdims", keepdims))
 
 
-def var(x: Any, axis: Axis = None, correction: int = 0, keepdims: bool = False) -> Tensor:
+def var(x: Any, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Tensor:
     """The variance over `axis`, divided by n - correction."""
-    return Var.apply(x, axis=reduced_axes("var", x, axis), correction=correction, keepdims=bool(keepdims))
+    correction = correction if type(correction) is int else finite_number("var: correction", correction)
+    return Var.apply(
+        x, axis=reduced_axes("var", x, axis), correction=correction, keepdims=flag("var: keepdims", keepdims)
+    )
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest element over `axis`; equal ones share the gradient."""
-    return Max.apply(x, axis=reduced_axes("max", x, axis), keepdims=bool(keepdims))
+    return Max.apply(x, axis=reduced_axes("max", x, axis), keepdims=flag("max: keepdims", keepdims))
 
 
 def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The smallest element over `axis`; equal ones share the gradient."""
-    return Min.apply(x, axis=reduced_axes("min", x, axis), keepdims=bool(keepdims))
+    return Min.apply(x, axis=reduced_axes("min", x, axis), keepdims=flag("min: keepdims", keepdims))
 
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over `axis`, without overflow; -inf where all are -inf."""
-    return Logsumexp.apply(as_floating(x), axis=reduced_axes("logsumexp", x, axis), keepdims=bool(keepdims))
+    return Logsumexp.apply(
+        as_floating(x), axis=reduced_axes("logsumexp", x, axis), keepdims=flag("logsumexp: keepdims", keepdims)
+    )
 
 
 def cumsum(x: Any, axis: int | None = None) -> Tensor:
@@ -292,4 +297,8 @@ def broadcast_to(x: Any, shape: tuple[int, ...]) -> Tensor:
 
 def sum_to_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """x summed to a shape that broadcasts to its own."""
-    return x if x.shape == tuple(shape) else SumToShape.apply(x, shape=tuple(shape))
+    try:
+        shape = shape if type(shape) is tuple else integers("sum_to_shape: shape", shape)
+        return x if x.shape == shape else SumToShape.apply(x, shape=shape)
+    except AttributeError as error:
+        refuse_arguments("sum_to_shape", error, {"x": x})

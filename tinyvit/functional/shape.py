@@ -9,7 +9,19 @@ import numpy as np
 from ..backend import Namespace, check_device, device_of, is_floating
 from ..backend import to_device as moved
 from ..engine import Op, Tensor
-from .arguments import axis_index, integer, integers, is_sequence, number, reduced_axes
+from .arguments import (
+    as_operand,
+    axis_index,
+    integer,
+    integers,
+    is_array,
+    is_sequence,
+    number,
+    real_dtype,
+    reduced_axes,
+    refuse_arguments,
+)
+from .constants import constant
 from .samples import sample
 
 
@@ -139,7 +151,7 @@ class Pad(Op):
 
     @staticmethod
     def forward(xp, x, *, width, value=0.0):
-        return xp.pad(x, width, mode="constant", constant_values=value)
+        return xp.pad(x, width, mode="constant", constant_values=value) if width else x.copy()  # a scalar has no axes
 
     def backward(ctx, xp, dy):
         return dy[tuple(slice(before, before + n) for (before, _), n in zip(ctx.width, ctx.shapes[0], strict=True))]
@@ -216,15 +228,21 @@ def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
 
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     """x with its axes permuted, reversed by default: y's axis i is x's axis axes[i]."""
-    axes = range(x.ndim)[::-1] if axes is None else integers("transpose: axes", axes)
-    if sorted(a + x.ndim if a < 0 else a for a in axes) != list(range(x.ndim)):
-        raise ValueError(f"transpose: axes {tuple(axes)} is not a permutation of the {x.ndim} axes of x")
-    return Transpose.apply(x, axes=tuple(a % x.ndim for a in axes))
+    try:
+        axes = range(x.ndim)[::-1] if axes is None else integers("transpose: axes", axes)
+        if sorted(a + x.ndim if a < 0 else a for a in axes) != list(range(x.ndim)):
+            raise ValueError(f"transpose: axes {tuple(axes)} is not a permutation of the {x.ndim} axes of x")
+        return Transpose.apply(x, axes=tuple(a % x.ndim for a in axes))
+    except AttributeError as error:
+        refuse_arguments("transpose", error, {"x": x})
 
 
 def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
     """x with two axes exchanged."""
-    axes = list(range(x.ndim))
+    try:
+        axes = list(range(x.ndim))
+    except (AttributeError, TypeError) as error:
+        refuse_arguments("swapaxes", error, {"x": x})
     i, j = (axis_index("swapaxes", a, x.ndim, name) for a, name in ((axis1, "axis1"), (axis2, "axis2")))
     axes[i], axes[j] = axes[j], axes[i]
     return Transpose.apply(x, axes=tuple(axes))
@@ -241,8 +259,10 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def _some(name: str, tensors: Sequence[Any]) -> Sequence[Any]:
-    if not isinstance(tensors, (Sequence, Tensor)) and not hasattr(tensors, "shape"):
+    if isinstance(tensors, str | bytes) or not (isinstance(tensors, Sequence | Tensor) or is_array(tensors)):
         raise TypeError(f"{name}: tensors is {tensors!r}; give a list or a tuple of tensors")
+    if not is_sequence(tensors):
+        raise TypeError(f"{name}: tensors has no axes; give a list or a tuple of tensors")
     if len(tensors) == 0:
         raise ValueError(f"{name}: tensors is empty; give at least one")
     return tensors
@@ -250,13 +270,19 @@ def _some(name: str, tensors: Sequence[Any]) -> Sequence[Any]:
 
 def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of x along an axis, as views; their gradient is one packed array."""
-    return Unbind.apply(x, axis=axis_index("unbind", axis, x.ndim))
+    try:
+        return Unbind.apply(x, axis=axis_index("unbind", axis, x.ndim))
+    except AttributeError as error:
+        refuse_arguments("unbind", error, {"x": x})
 
 
 def split(x: Tensor, indices_or_sections: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
     """x cut along an axis, into equal sections or before each of the given indices, as views."""
-    axis = axis_index("split", axis, x.ndim)
-    length = x.shape[axis]
+    try:
+        axis = axis_index("split", axis, x.ndim)
+        length = x.shape[axis]
+    except AttributeError as error:
+        refuse_arguments("split", error, {"x": x})
     numbers = integers("split: indices_or_sections", indices_or_sections)
     if not is_sequence(indices_or_sections):
         (sections,) = numbers
@@ -273,11 +299,13 @@ def split(x: Tensor, indices_or_sections: int | Sequence[int], axis: int = 0) ->
 
 def pad(x: Tensor, pad_width: Any, value: float = 0.0) -> Tensor:
     """x with `value` around it; `pad_width` as in NumPy: a number, (before, after), or one such pair for each axis."""
-    given = np.asarray(pad_width)
+    given = constant(pad_width, "pad: pad_width")
     if given.dtype.kind not in "iu":
         raise TypeError(f"pad: pad_width is {pad_width!r}; it must hold integers")
     try:
         width = np.broadcast_to(given, (x.ndim, 2))
+    except AttributeError as error:
+        refuse_arguments("pad", error, {"x": x})
     except ValueError:
         raise ValueError(f"pad: pad_width has shape {given.shape}; for x of shape {x.shape} it must be a number, a "
                          f"pair, or of shape {(x.ndim, 2)}") from None  # fmt: skip
@@ -291,8 +319,11 @@ def flip(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
     """x in another dtype; a gradient flows between floating dtypes."""
+    dtype = dtype if isinstance(dtype, np.dtype) else real_dtype("cast", dtype)
+    if not isinstance(x, Tensor):
+        x = as_operand("cast", "x", x)
     if is_floating(x) and is_floating(np.empty(0, dtype)):
-        return Cast.apply(x, dtype=np.dtype(dtype), source=x.dtype)
+        return Cast.apply(x, dtype=dtype, source=x.dtype)
     return Tensor(x.data.astype(dtype))
 
 
@@ -300,6 +331,8 @@ def to_device(x: Tensor, device: str) -> Tensor:
     """x on another device, "cpu" or "cuda:1"; x itself if it is there. The gradient goes the way back."""
     check_device(device)
     number = device.partition(":")[2]
+    if not isinstance(x, Tensor):
+        x = as_operand("to_device", "x", x)
     if x.device == ("cpu" if device == "cpu" else f"cuda:{number or 0}"):
         return x
     return ToDevice.apply(x, device=device, source=device_of(x.data))
@@ -307,4 +340,8 @@ def to_device(x: Tensor, device: str) -> Tensor:
 
 def zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> Tensor:
     """Zeros; a constant."""
-    return Tensor(np.zeros(shape, dtype))
+    lengths, dtype = integers("zeros: shape", shape), real_dtype("zeros", dtype)
+    try:
+        return Tensor(np.zeros(lengths, dtype))
+    except ValueError as error:
+        raise ValueError(f"zeros: shape is {lengths}: {error}") from error

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from ..engine import Op, Tensor
-from .elementwise import as_floating
+from .constants import as_floating
 from .samples import sample
 
 _TWO_OVER_SQRT_PI = 2 / math.sqrt(math.pi)

@@ -7,13 +7,15 @@ import numpy as np
 from ..backend import Generator, default_generator, is_floating, is_on_gpu, to_device_of
 from ..context import no_grad
 from ..engine import Tensor, tensor
-from .elementwise import constant
+from .constants import constant
+from .normalization import checked_eps
 from .random import check_probability
 
 __all__ = [
     "Generator",
     "Tensor",
     "check_probability",
+    "checked_eps",
     "constant",
     "default_generator",
     "is_floating",

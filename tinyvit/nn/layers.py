@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import functional as F
 from ..functional.arguments import as_pair
-from ..functional.tensors import Tensor, check_probability
+from ..functional.tensors import Tensor, check_probability, checked_eps
 from . import init
 from .module import Module, Parameter
 
@@ -60,7 +60,8 @@ class LayerNorm(Module):
 
     def __init__(self, dim: int, eps: float = 1e-5, narrow: bool = False) -> None:
         init.check_sizes("LayerNorm", dim=dim)
-        self.weight, self.bias, self.eps, self.narrow = init.ones(dim), init.zeros(dim), eps, narrow
+        self.weight, self.bias, self.narrow = init.ones(dim), init.zeros(dim), narrow
+        self.eps = checked_eps("LayerNorm: eps", eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps, self.narrow)

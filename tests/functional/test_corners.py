@@ -1,0 +1,248 @@
+"""Corners of shape and value of every function: plain rule, kernel and NumPy agree, or all of them refuse.
+
+Values are compared with NumPy's at float64; gradients, and gradients of gradients, with differences of NumPy's values.
+With an infinity or NaN among the inputs, an element of a gradient counts if every output that it can change is finite.
+A kernel gives NaN and infinity at the places where the plain rule gives them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from corners import CORNERS, REFUSED, Corner
+from in_numpy import IN_NUMPY
+
+import tinyvit as tv
+import tinyvit.functional as F
+from tinyvit.engine import Tensor
+
+Arrays = list[np.ndarray]
+SPECIALS = [np.nan, np.inf, -np.inf, 0.0]
+KERNELS = [("auto", np.float64), ("auto", np.float32)]
+FIRST, SECOND = 1e-6, 1e-3  # steps of differences
+FEW_OR_ALL = pytest.mark.parametrize(
+    "count", [pytest.param(3, id="few"), pytest.param(None, id="all", marks=pytest.mark.slow)]
+)
+# A query that sees one key gives it the weight 1 whatever the score: what spoils it cannot be seen in ordinary numbers.
+# So it is with a row of one element, which is normalized to 0.
+WHOLE = ("scaled_dot_product_attention", "layer_norm", "add_layer_norm")
+# Functions that are another one with other arguments, which is the one that an error names.
+NAMED = {"take": "index"}
+
+
+def table(of: dict[str, list[Corner]]) -> list[Any]:
+    return [
+        pytest.param(name, call, shapes, id=f"{name}-{i}") for name in of for i, (call, shapes) in enumerate(of[name])
+    ]
+
+
+def inputs_of(shapes: list[tuple[int, ...]], positive: bool = False) -> Arrays:
+    """Return numbers that keep away from 0 and from each other."""
+    rng = np.random.default_rng(7)
+    numbers = [rng.uniform(0.4, 1.6, s) for s in shapes]
+    return [np.array(x if positive else x * rng.choice([-1, 1], x.shape)) for x in map(np.asarray, numbers)]
+
+
+def weights_of(arrays: Arrays, seed: int = 1) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return [np.array(rng.uniform(0.5, 1.5, x.shape)) for x in arrays]
+
+
+def as_list(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def in_numpy(call: Callable[..., Any], arrays: Arrays) -> Arrays:
+    with np.errstate(all="ignore"):
+        return [np.asarray(y, np.float64) for y in as_list(call(IN_NUMPY, *arrays))]
+
+
+def in_tinyvit(call: Callable[..., Any], arrays: Arrays, choice: str, dtype: Any) -> dict[str, Arrays]:
+    """Return values, gradients, and gradients of the gradients' weighted sum."""
+    with tv.use_kernels(choice), np.errstate(all="ignore"):
+        leaves = [Tensor(x.astype(dtype), requires_grad=True) for x in arrays]
+        outputs = as_list(call(F, *leaves))
+        found = {"value": [y.numpy() for y in outputs], "gradient": [], "second gradient": []}
+        weights = [w.astype(dtype) for w in weights_of(found["value"])]
+        used = [(y, Tensor(w)) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
+        if not used or not leaves:
+            return found
+        used_outputs, used_weights = ([pair[i] for pair in used] for i in (0, 1))
+        found["gradient"] = filled(tv.grad(used_outputs, leaves, used_weights, allow_unused=True), leaves)
+        outputs = as_list(call(F, *leaves))
+        grads = tv.grad(
+            [y for y in outputs if y.requires_grad], leaves, used_weights, create_graph=True, allow_unused=True
+        )
+        parts = [(g, Tensor(v.astype(dtype))) for g, v in zip(grads, weights_of(arrays, 2), strict=True)
+                 if g is not None and g.requires_grad]  # fmt: skip
+        if parts:
+            second = tv.grad([g for g, _ in parts], leaves, [v for _, v in parts], allow_unused=True)
+            found["second gradient"] = filled(second, leaves)
+        else:
+            found["second gradient"] = [np.zeros(x.shape, dtype) for x in arrays]
+        return found
+
+
+def filled(grads: Any, leaves: list[Tensor]) -> Arrays:
+    return [np.zeros(x.shape, x.dtype) if g is None else g.numpy() for g, x in zip(grads, leaves, strict=True)]
+
+
+# Differences of NumPy's values ----------------------------------------------------------------------------------------
+
+
+def moved(arrays: Arrays, place: tuple[int, tuple[int, ...]], step: float) -> Arrays:
+    copies = [x.copy() for x in arrays]
+    copies[place[0]][place[1]] += step
+    return copies
+
+
+def places_of(arrays: Arrays) -> Iterator[tuple[int, tuple[int, ...]]]:
+    for i, x in enumerate(arrays):
+        for place in np.ndindex(x.shape):
+            yield i, place
+
+
+def changes(call: Callable[..., Any], arrays: Arrays, place: Any, step: float) -> Arrays:
+    """Return how much each output changes with one element, as a difference."""
+    up, down = (in_numpy(call, moved(arrays, place, s)) for s in (step, -step))
+    with np.errstate(all="ignore"):
+        return [(u - d) / (2 * step) for u, d in zip(up, down, strict=True)]
+
+
+def slope(call: Callable[..., Any], arrays: Arrays, place: Any, weights: Arrays, step: float) -> float:
+    return sum(float((c * w).sum()) for c, w in zip(changes(call, arrays, place, step), weights, strict=True))
+
+
+def reach(call: Callable[..., Any], ordinary: Arrays, place: Any, others: Arrays) -> list[np.ndarray]:
+    """Return which elements of the outputs one element can change, with ordinary numbers and with those of `others`."""
+    steps = ((arrays, step) for arrays in (ordinary, *others) for step in (1e-2, 6.0))
+    found = [[c != 0 for c in changes(call, arrays, place, step)] for arrays, step in steps]
+    return [np.logical_or.reduce(masks) for masks in zip(*found, strict=True)]
+
+
+def check_first(name: str, call: Callable[..., Any], arrays: Arrays, ordinary: Arrays, gradient: Arrays) -> None:
+    """Check each element of a gradient with differences.
+
+    An infinity or NaN among the inputs may spoil the gradients of what meets it in an output, and of nothing else.
+    """
+    values = in_numpy(call, arrays)
+    weights = weights_of(values)
+    special = [p for p in places_of(arrays) if arrays[p[0]][p[1]] != ordinary[p[0]][p[1]]]
+    others = [moved(ordinary, p, step) for p in special for step in (-4.0, 4.0)]
+    spoiled = [reach(call, ordinary, p, others) for p in special]
+    for i, place in places_of(arrays):
+        if (i, place) in special:
+            continue
+        reached = reach(call, ordinary, (i, place), others)
+        if not all(np.isfinite(y[r]).all() for y, r in zip(values, reached, strict=True)):
+            continue
+        meets = [[(r & t).any() for r, t in zip(reached, touched, strict=True)] for touched in spoiled]
+        may_be_nan = np.any(meets) or (special and (name in WHOLE or not any(r.any() for r in reached)))
+        if may_be_nan and not np.isfinite(gradient[i][place]):
+            continue
+        parts = changes(call, arrays, (i, place), FIRST)
+        expected = sum(float((np.where(r, c, 0) * w).sum()) for c, r, w in zip(parts, reached, weights, strict=True))
+        if np.isfinite(expected) or not may_be_nan:
+            assert gradient[i][place] == pytest.approx(expected, rel=1e-5, abs=1e-6), f"gradient {i} at {place}"
+
+
+def check_second(call: Callable[..., Any], arrays: Arrays, found: Arrays) -> None:
+    weights, directions = weights_of(in_numpy(call, arrays)), weights_of(arrays, 2)
+    for i, place in places_of(arrays):
+        along = [[np.array(x + s * SECOND * v) for x, v in zip(arrays, directions, strict=True)] for s in (1, -1)]
+        up, down = (slope(call, near, (i, place), weights, SECOND) for near in along)
+        expected = (up - down) / (2 * SECOND)
+        if np.isfinite(expected):
+            assert found[i][place] == pytest.approx(expected, rel=2e-3, abs=2e-4), f"second gradient {i} at {place}"
+
+
+# The tests ------------------------------------------------------------------------------------------------------------
+
+
+def assert_alike(found: dict[str, Arrays], expected: dict[str, Arrays], dtype: Any) -> None:
+    """Compare a kernel's results with those of the plain rule in the same dtype."""
+    tolerance = 1e3 * float(np.finfo(dtype).eps)
+    for what, arrays in expected.items():
+        for i, (f, e) in enumerate(zip(found[what], arrays, strict=True)):
+            assert (f.shape, f.dtype) == (e.shape, e.dtype), f"{what} {i}"
+            regular = np.isfinite(e)
+            np.testing.assert_array_equal(np.isfinite(f), regular, f"{what} {i}: what is finite")
+            if what == "value":
+                np.testing.assert_array_equal(f[~regular], e[~regular], f"{what} {i}")
+            np.testing.assert_allclose(f[regular], e[regular], tolerance, tolerance, err_msg=f"{what} {i}")
+
+
+def check(name: str, call: Callable[..., Any], arrays: Arrays, ordinary: Arrays) -> None:
+    plain, expected = in_tinyvit(call, arrays, "numpy", np.float64), in_numpy(call, arrays)
+    for y, e in zip(plain["value"], expected, strict=True):
+        np.testing.assert_allclose(y, e, 1e-10, 1e-12)
+        assert y.shape == e.shape
+    if plain["gradient"]:
+        check_first(name, call, arrays, ordinary, plain["gradient"])
+        if arrays is ordinary:
+            check_second(call, arrays, plain["second gradient"])
+    for choice, dtype in KERNELS:
+        same = plain if dtype == np.float64 else in_tinyvit(call, arrays, "numpy", dtype)
+        assert_alike(in_tinyvit(call, arrays, choice, dtype), same, dtype)
+
+
+def test_every_function_has_corners() -> None:
+    assert CORNERS.keys() == set(F.__all__)
+    assert REFUSED.keys() <= set(F.__all__)
+
+
+def some(corners: list[Any], count: int | None) -> list[Any]:
+    """Return that many of the corners, spread over all of them; all if None."""
+    return corners if count is None else corners[:: max(1, -(-len(corners) // count))]
+
+
+@FEW_OR_ALL
+@pytest.mark.parametrize("name", CORNERS)
+def test_corners_of_shape(name: str, count: int | None) -> None:
+    for number, (call, shapes) in some(list(enumerate(CORNERS[name])), count):
+        for positive in (True, False):
+            arrays = inputs_of(shapes, positive)
+            try:
+                check(name, call, arrays, arrays)
+            except Exception as error:
+                error.add_note(f"corner {number} of F.{name}: shapes {shapes}{', positive' * positive}")
+                raise
+
+
+def with_specials(arrays: Arrays) -> list[tuple[Arrays, str]]:
+    """Return the arrays with one special number, at the first or last place of one of them."""
+    found = []
+    for i, x in enumerate(arrays):
+        for special in SPECIALS:
+            for place in sorted({0, x.size - 1} if x.size else {}):
+                copies = [a.copy() for a in arrays]
+                copies[i].reshape(-1)[place] = special
+                found.append((copies, f"{special} at {place} of argument {i}"))
+    return found
+
+
+@FEW_OR_ALL
+@pytest.mark.parametrize("name", CORNERS)
+def test_corners_of_value(name: str, count: int | None) -> None:
+    for number, (call, shapes) in some(list(enumerate(CORNERS[name])), count):
+        ordinary = inputs_of(shapes)
+        for arrays, what in some(with_specials(ordinary), count):
+            try:
+                check(name, call, arrays, ordinary)
+            except Exception as error:
+                error.add_note(f"corner {number} of F.{name}: shapes {shapes}, {what}")
+                raise
+
+
+@pytest.mark.parametrize("choice", ["numpy", "auto"])
+@pytest.mark.parametrize(("name", "call", "shapes"), table(REFUSED))
+def test_what_has_no_answer_is_refused_by_all(name: str, call: Any, shapes: Any, choice: str) -> None:
+    arrays = inputs_of(shapes)
+    with (
+        tv.use_kernels(choice),
+        pytest.raises((ValueError, IndexError, TypeError), match=rf"^\w*{NAMED.get(name, name)}: "),
+    ):
+        call(F, *map(Tensor, arrays))
+    with pytest.raises((ValueError, IndexError, TypeError)):
+        call(IN_NUMPY, *arrays)

@@ -1,0 +1,184 @@
+"""Every argument of every function, given values of another kind: one error that names function, argument and value."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tinyvit as tv
+import tinyvit.functional as F
+from tinyvit.engine import Tensor
+
+NAN, INF, THING = float("nan"), float("inf"), object()
+UNEVEN = [[1.0], [2.0, 3.0]]
+NO_NUMBERS = ["a", b"x", THING, {}, [1.5, "a"], UNEVEN, np.full((2, 3), "a"), np.full((2, 3), 1j), int, lambda: 0]
+
+# The kinds of arguments, and what is none of each.
+KINDS: dict[str, list[Any]] = {
+    "tensor": [None, *NO_NUMBERS],
+    "tensor or None": NO_NUMBERS,
+    "tensors": [None, "a", b"x", THING, {}, 5, [], [None], [THING], ["a"], int],
+    "integer": ["a", b"x", THING, {}, 1.5, NAN, INF, "1", UNEVEN, [None], int],
+    "integers": ["a", b"x", THING, {}, 1.5, NAN, [1.5], ["1"], [None], UNEVEN, int, np.array([0.5])],
+    "ids": [None, "a", b"x", THING, {}, 1.5, [0.5], ["1"], [None], UNEVEN, int, np.array([1j]), np.array(["a"])],
+    "number": [None, "a", b"x", THING, {}, [1.5, "a"], UNEVEN, 1j, int, np.array([1j, 2])],
+    "finite": [None, "a", b"x", THING, {}, [], NAN, INF, -INF, "1", 1j, int],
+    "positive": [None, "a", b"x", THING, {}, [], NAN, INF, -INF, -1, -1e-5, "1", 1j, int],
+    "probability": [None, "a", b"x", THING, {}, [], NAN, INF, -1, -1e-5, 1.5, "1", 1j, int],
+    "flag": [None, "a", b"x", THING, {}, [], NAN, 2, 1.5, -1, "True", np.ones(2), int],
+    "text": [None, "a", b"x", THING, {}, [], NAN, 5, int, np.ones(2)],
+    "dtype": [None, "float31", b"x", THING, {}, [], NAN, 5, np.ones(2, complex), "complex64", "U3", object],
+    "device": [None, "a", b"x", THING, {}, [], NAN, 5, np.ones(2), int],
+    "generator": ["a", b"x", THING, {}, [], NAN, 5, np.ones(2), int],
+    "mask": ["a", b"x", THING, {}, UNEVEN, np.array([["a"] * 2] * 2), np.ones((2, 2), int), np.ones((2, 2), complex)],
+    "condition": [None, "a", b"x", THING, {}, UNEVEN, np.array(["a", "b"]), int],
+    "index": ["a", b"x", THING, {}, 1.5, NAN, [0.5], UNEVEN, np.array(["a"]), int],
+}  # fmt: skip
+
+
+def t(*shape: int) -> Tensor:
+    return Tensor(np.random.default_rng(0).uniform(0.5, 1.5, shape), requires_grad=True)
+
+
+Given = dict[str, tuple[str, Any]]
+
+
+def tensors(**given: Tensor) -> Given:
+    return {name: ("tensor", x) for name, x in given.items()}
+
+
+X, ROW, IMAGE, IDS = t(2, 3), t(3), t(1, 1, 4, 4), np.array([0, 1])
+ONE, TWO = tensors(x=X), tensors(x=X, y=X)
+AXIS: Given = {"axis": ("integers", 0)}
+KEPT: Given = {"keepdims": ("flag", False)}
+REDUCTION: Given = {"reduction": ("text", "mean")}
+EPS: Given = {"eps": ("positive", 1e-5), "narrow": ("flag", False)}
+WINDOW: Given = {"kernel_size": ("integers", 2), "stride": ("integers", 2), "padding": ("integers", 0)}
+COLUMNS: Given = {"kernel": ("integers", (2, 2)), "stride": ("integers", (1, 1)), "padding": ("integers", (0, 0))}
+SHAPE: Given = {"shape": ("integers", (2, 3))}
+STREAM: Given = {"p": ("probability", 0.5), "seed": ("integer", 1), "offset": ("integer", 0)}
+DTYPE: Given = {"dtype": ("dtype", "float32")}
+APPROXIMATE: Given = {"approximate": ("text", "none")}
+
+# A right call of every function: the kind of each argument, and a value.
+CALLS: dict[str, Given] = {
+    **dict.fromkeys((
+        "abs", "erf", "exp", "log", "negative", "ones_like", "relu", "sigmoid", "sign", "silu", "sqrt",
+        "stop_gradient", "tanh", "zeros_like"
+    ), ONE),
+    **dict.fromkeys(("add", "divide", "maximum", "minimum", "multiply", "power", "subtract"), TWO),
+    **dict.fromkeys(("sum", "mean", "max", "min", "logsumexp"), ONE | AXIS | KEPT),
+    **dict.fromkeys(("cumsum", "flip", "log_softmax", "softmax"), ONE | AXIS),
+    **{name: tensors(x=IMAGE) | WINDOW for name in ("avg_pool2d", "max_pool2d")},
+    **{name: tensors(**{first: X}) | {"target": ("tensor", X)} | REDUCTION for name, first in (
+        ("mse_loss", "x"), ("binary_cross_entropy_with_logits", "logits")
+    )},
+    "add_layer_norm": tensors(x=X, residual=X, weight=ROW, bias=ROW) | EPS,
+    "add_rows": tensors(x=t(1, 2, 3)) | {"rows": ("ids", np.array([[0, 1]])), "count": ("integer", 2)},
+    "bias_gelu": tensors(x=X, bias=ROW) | APPROXIMATE,
+    "broadcast_to": tensors(x=ROW) | SHAPE,
+    "cast": ONE | DTYPE,
+    "clip": ONE | {"min": ("tensor or None", 0.1), "max": ("tensor or None", 0.9)},
+    "col2im": tensors(x=t(1, 4, 4)) | {"shape": ("integers", (1, 1, 3, 3))} | COLUMNS,
+    "concatenate": {"tensors": ("tensors", [X, X]), "axis": ("integer", 0)},
+    "contrastive_loss": tensors(image=X, text=X) | {"logit_scale": ("number", 2.0)},
+    "conv2d": tensors(x=IMAGE, weight=t(1, 1, 2, 2)) | {"bias": ("tensor or None", t(1)), "stride": ("integers", 1),
+                                                        "padding": ("integers", 0)},
+    "cross_entropy": tensors(logits=X) | {"target": ("ids", IDS), "ignore_index": ("integer", -100),
+                                          "label_smoothing": ("probability", 0.1)} | REDUCTION,
+    "dropout": ONE | {"p": ("probability", 0.5), "training": ("flag", True), "generator": ("generator", None)},
+    "dropout_mask": SHAPE | STREAM | DTYPE,
+    "embedding": {"ids": ("ids", IDS), "weight": ("tensor", X)},
+    "gelu": ONE | APPROXIMATE,
+    "im2col": tensors(x=IMAGE) | COLUMNS | {"value": ("number", 0.0)},
+    "index": ONE | {"key": ("index", 0)},
+    "index_add": ONE | {"index": ("index", (IDS,)), "shape": ("integers", (4, 3))},
+    "index_put": tensors(x=X, value=ROW) | {"index": ("index", 0)},
+    "join_heads": {"parts": ("tensors", [t(1, 1, 2, 2)] * 2)},
+    "layer_norm": tensors(x=X, weight=ROW, bias=ROW) | EPS,
+    "linear": tensors(x=X, weight=X) | {"bias": ("tensor or None", t(2))},
+    "matmul": tensors(x=X, y=t(3, 2)),
+    "merge_heads": tensors(x=t(1, 1, 2, 2)),
+    "pad": ONE | {"pad_width": ("ids", 1), "value": ("number", 0.0)},
+    "patches": tensors(x=IMAGE) | {"size": ("integers", 2)},
+    "reshape": ONE | {"shape": ("integers", (6,))},
+    "scaled_dot_product_attention": tensors(q=t(1, 1, 2, 3), k=t(1, 1, 2, 3), v=t(1, 1, 2, 3)) | {
+        "attn_mask": ("mask", np.ones((2, 2), bool)), "dropout_p": ("probability", 0.1), "is_causal": ("flag", False),
+        "scale": ("number", 0.5), "generator": ("generator", None)
+    },
+    "split": tensors(x=t(4)) | {"indices_or_sections": ("integers", 2), "axis": ("integer", 0)},
+    "split_heads": tensors(x=t(1, 2, 6)) | {"heads": ("integer", 2), "parts": ("integer", 3)},
+    "stack": {"tensors": ("tensors", [X, X]), "axis": ("integer", 0)},
+    "sum_to_shape": ONE | {"shape": ("integers", (3,))},
+    "swapaxes": ONE | {"axis1": ("integer", 0), "axis2": ("integer", 1)},
+    "take": ONE | {"indices": ("ids", IDS), "axis": ("integer", 0)},
+    "take_rows": tensors(x=t(1, 2, 3)) | {"rows": ("ids", np.array([[0, 1]]))},
+    "to_device": ONE | {"device": ("device", "cpu")},
+    "transpose": ONE | {"axes": ("integers", (1, 0))},
+    "unbind": ONE | {"axis": ("integer", 0)},
+    "var": ONE | AXIS | {"correction": ("finite", 0)} | KEPT,
+    "where": {"condition": ("condition", np.ones((2, 3), bool))} | TWO,
+    "zeros": SHAPE | DTYPE,
+}  # fmt: skip
+# None is a right value of an argument of another kind.
+NONE_IS_RIGHT = {("scaled_dot_product_attention", "scale")}
+# Errors that begin with another name: of the operation, or of the function that this one calls.
+BEGINS: dict[str, tuple[str, ...]] = {
+    "scaled_dot_product_attention": ("attention",), "index_put": ("index",), "swapaxes": ("transpose",),
+    "take": ("index", "embedding"), "to_device": ("device",),
+}  # fmt: skip
+# Arguments that errors call by another name, or by what their parts are.
+CALLED = {"indices_or_sections": "split", "key": "index", "min": "lowest", "max": "highest", "tensors": "parts",
+          "indices": "index", "pad_width": "width"}  # fmt: skip
+
+
+def table() -> list[Any]:
+    return [
+        pytest.param(name, argument, wrong, id=f"{name}-{argument}-{i}")
+        for name, given in CALLS.items()
+        for argument, (kind, _) in given.items()
+        for i, wrong in enumerate(KINDS[kind])
+        if not (wrong is None and (name, argument) in NONE_IS_RIGHT)
+    ]
+
+
+def test_every_argument_of_every_function_is_in_the_table() -> None:
+    assert CALLS.keys() == set(F.__all__) - {"einsum"}
+    for name, given in CALLS.items():
+        assert given.keys() == inspect.signature(getattr(F, name)).parameters.keys(), name
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_calls_of_the_table_are_right(name: str) -> None:
+    getattr(F, name)(**{argument: value for argument, (_, value) in CALLS[name].items()})
+
+
+def check_refused(call: Callable[[], Any], name: str, argument: str) -> None:
+    with np.errstate(all="ignore"), pytest.raises((TypeError, ValueError, IndexError)) as caught:
+        call()
+    text = str(caught.value)
+    begins = text.partition(" ")[0].rstrip(":").removeprefix("basic_").removeprefix("advanced_")
+    assert begins == name or begins in BEGINS.get(name, ()), text
+    assert argument in text or CALLED.get(argument, argument) in text, text
+
+
+@pytest.mark.parametrize(("name", "argument", "wrong"), table())
+def test_a_value_of_another_kind_is_refused(name: str, argument: str, wrong: Any) -> None:
+    given = {other: value for other, (_, value) in CALLS[name].items()} | {argument: wrong}
+    check_refused(lambda: getattr(F, name)(**given), name, argument)
+
+
+@pytest.mark.parametrize("wrong", KINDS["tensor"])
+def test_einsum_refuses_what_is_no_tensor(wrong: Any) -> None:
+    check_refused(lambda: F.einsum("ij,jk", X, wrong), "einsum", "operand 1")
+    check_refused(lambda: F.einsum(THING, X), "einsum", "spec")
+
+
+def test_an_eps_of_zero_is_exact() -> None:
+    x = np.array([[1.0, 2.0, 4.0]])
+    y = F.layer_norm(Tensor(x), Tensor(np.ones(3)), Tensor(np.zeros(3)), eps=0)
+    np.testing.assert_allclose(y.numpy(), (x - x.mean()) / x.std(), rtol=1e-14)
+    with pytest.raises(ValueError, match="eps is -1"):
+        tv.nn.LayerNorm(3, eps=-1)
