@@ -5,7 +5,8 @@ rule), "numpy" (the plain rule), or a technology, perhaps with a version: "numba
 serve the call, RuntimeError gives the reason.
 
 Order: interrupts, cache, sums, cpu, cuda, adamw, average, bias_gelu, gelu, cast, add_narrow, cross_entropy, dropout,
-embedding, layer_norm, max_pool2d, patches, softmax, linear, attention, conv2d, registry, lookup, direct, precompile.
+embedding, layer_norm, max_pool2d, narrow, patches, softmax, linear, attention, conv2d, registry, lookup, direct,
+precompile.
 """
 
 from .direct import (

@@ -238,5 +238,6 @@ SPECS: tuple[Spec, ...] = (
         backward="add_backward",
     ),
     UpdateSpec("adamw", "cupy", f"{_HERE}.adamw.cupy_raw", _SINGLE, versions=2, is_compiled=True),
+    UpdateSpec("narrow", "cupy", f"{_HERE}.narrow.cupy_raw", _SINGLE, is_compiled=True),
     UpdateSpec("average", "cupy", f"{_HERE}.average.cupy_raw", _SINGLE, is_compiled=True),
 )

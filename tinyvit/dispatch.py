@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,13 @@ def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
 def is_served(operation: str, dtype: Any, device: str) -> bool:
     """Return whether a kernel serves this operation in this thread; for operations whose inputs do not matter."""
     return lookup.find(operation, device, context.now().kernels, dtype, {}, {}) is not None
+
+
+def copies_in_place(copies: Mapping[int, Any]) -> AbstractContextManager[None]:
+    """Return a block in which linear maps on a GPU take these copies of parameters, found by their addresses."""
+    from .kernels.linear import narrow
+
+    return narrow.in_place(copies)
 
 
 class PlainKernel:

@@ -41,7 +41,7 @@ def parts_of(rows: int, at_once: int, most: int = 512) -> int:
 def add_parts(device: Device, source: str, ctype: str, parts: Any, *outs: Any) -> None:
     """Write the sum of parts (G, C) to an array (C,), or those of parts (G, 2, C) to two, by a kernel of `source`."""
     columns, warps = parts.shape[-1], 16
-    arguments = [pointer(parts), pointer(outs[0]), pointer(outs[-1])]
-    arguments += [ctypes.c_int(parts.shape[0]), ctypes.c_int(columns)]
+    size = ctypes.c_int(parts.shape[0]), ctypes.c_int(columns)
+    arguments = [*map(pointer, (parts, outs[0], outs[-1])), *size]
     grid = (-(-columns // LANES), len(outs))
     device.launch(Kernel(source, f"sum_parts<{ctype}>"), grid, warps * LANES, arguments, 4 * warps * LANES)

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..cuda.device import address, dense, device_of, library_of
 from . import lt
+from .narrow import narrowed
 
 _WORKSPACE = 32 << 20  # bytes; cuBLAS's own choice for Hopper
 _BIAS_ALIGNMENT = 16  # bytes; epilogues read and write a bias in runs of 16 bytes
@@ -285,8 +286,8 @@ def refuses(inputs: Any, params: Any) -> str | None:
 
 def _forward_1(x, weight, bias):
     y = library_of(x).empty((*x.shape[:-1], weight.shape[0]), x.dtype)
-    rows, narrow = y.reshape(-1, y.shape[-1]), weight.astype(x.dtype, copy=False)
-    added = None if bias is None else dense(bias.astype(x.dtype, copy=False))
+    rows, narrow = y.reshape(-1, y.shape[-1]), narrowed(weight, x.dtype)
+    added = None if bias is None else dense(narrowed(bias, x.dtype))
     multiply(_matrix(x), _matrix(narrow).T, rows, "none" if bias is None else "bias", added)
     return y, narrow
 

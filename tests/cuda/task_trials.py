@@ -4,6 +4,7 @@
 """
 
 import re
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -127,3 +128,20 @@ def test_an_average_without_its_kernel_is_updated_beside_the_graph() -> None:
         _, nodes, steps = averaged(captured=True)
     assert steps == 9
     assert not [kind for kind in nodes if "average" in kind]
+
+
+def test_copies_of_all_parameters_at_once_are_those_that_each_product_would_make() -> None:
+    def trained() -> tuple[list[bytes], bool]:
+        model = model_on("cuda")
+        optimizer = tv.optim.AdamW(model.parameters(), lr=1e-2)
+        loss_of = lambda images, labels: F.cross_entropy(model(Tensor(images)), labels)  # noqa: E731
+        step = CapturedStep(loss_of, optimizer, "bfloat16")
+        for _ in range(5):
+            step((IMAGES, LABELS))
+        return [p.numpy().tobytes() for p in model.parameters()], "narrow_1" in step.described()
+
+    found, together = trained()
+    with mock.patch.object(tv.optim.NarrowWeights, "in_use", return_value=nullcontext()):
+        expected, others = trained()
+    assert found == expected
+    assert ON_GPU or (together, others) == (True, False)

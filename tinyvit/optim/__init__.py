@@ -1,9 +1,10 @@
 """Optimizers, learning-rate schedules, gradient clipping, the average of the weights, and the scale of float16 losses.
 
-Order: schedules, parameters, average, bundle, device, optimizers, scaler.
+Order: schedules, parameters, average, narrow, bundle, device, optimizers, scaler.
 """
 
 from .average import EMA
+from .narrow import NarrowWeights
 from .optimizers import SGD, Adam, AdamW, Optimizer, clip_grad_norm, decay_groups, joint_norm
 from .scaler import LossScaler
 from .schedules import SCHEDULES, constant_with_warmup, cosine_with_warmup, linear_with_warmup
@@ -15,6 +16,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "LossScaler",
+    "NarrowWeights",
     "Optimizer",
     "clip_grad_norm",
     "constant_with_warmup",

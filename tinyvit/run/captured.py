@@ -8,7 +8,7 @@ computes the same bits as a step that is not captured.
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from ..backend import default_generator, gpu, is_capturing, namespace_of, to_device_of
 from ..context import autocast
 from ..engine import Tensor
-from ..optim import EMA, Adam, LossScaler
+from ..optim import EMA, Adam, LossScaler, NarrowWeights
 
 WARM_UP = 3  # steps before the capture, in which kernels are compiled and algorithms chosen
 
@@ -61,6 +61,8 @@ class CapturedStep:
         self._bundle, self._average = bundle, average
         self._bundle["max_norm"] = clip_norm
         self.scaler = LossScaler(optimizer) if precision == "float16" else None
+        weights = [p for p, _, _ in bundle.members]
+        self._narrow = NarrowWeights(weights) if precision == "bfloat16" else None
         cuda = gpu()[0].cuda
         self._stream, self._pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self._places: list[_Batch] = []  # the arrays from which the graph reads its batches
@@ -133,11 +135,12 @@ class CapturedStep:
     def _step(self, batches: Sequence[_Batch]) -> Tensor:
         self._optimizer.zero_grad()
         losses = []
-        for batch in batches:
-            with autocast(self._precision):
-                loss = self._loss_of(*batch)
-            (self.scaler.scaled(loss) if self.scaler else loss).backward()
-            losses.append(loss.detach())
+        with self._narrow.in_use() if self._narrow else nullcontext():
+            for batch in batches:
+                with autocast(self._precision):
+                    loss = self._loss_of(*batch)
+                (self.scaler.scaled(loss) if self.scaler else loss).backward()
+                losses.append(loss.detach())
         self._optimizer.step()
         if self._average and (not is_capturing() or self._average.kernel()):
             self._average.update()

@@ -1,0 +1,1 @@
+"""Copies of parameters in bfloat16, which matrix products take in place of the parameters."""
