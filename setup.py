@@ -51,8 +51,8 @@ setup(
         "click>=8.1",
     ],
     extras_require={
-        "cuda12": ["cupy-cuda12x[ctk]>=14", "nvmath-python", "numba-cuda[cu12]"],
-        "cuda13": ["cupy-cuda13x[ctk]>=14", "nvmath-python", "numba-cuda[cu13]"],
+        "cuda12": ["cupy-cuda12x[ctk]>=14", "numba-cuda[cu12]"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14", "numba-cuda[cu13]"],
         "bench": ["torch", "jax", "autograd"],
         # NVRTC and NVVM compile the CUDA kernels without a GPU; numba-cuda brings their simulator.
         "dev": [

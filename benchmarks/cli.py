@@ -14,6 +14,7 @@ from .gpu.budget import MINUTES as GPU_MINUTES
 from .machine import ROOT, usable_processors
 
 RESULTS, PAGES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "pages"
+FIRST_LOOK = "gpu-first-look.jsonl"
 _ROUNDS, _QUICK_ROUNDS, _QUICK_BUDGET = 15, 5, 0.25
 
 
@@ -167,16 +168,28 @@ def _run_suite(
     show_default=True,
     help="The time for all results; the next start continues with those that it was too short for.",
 )
-def _gpu(out: Path, minutes: float) -> None:
+@click.option(
+    "--first-look",
+    is_flag=True,
+    help="Trials, products, training, sanitizers, benchmarks and profiles, each with a limit on its time, in about "
+    f"half an hour. The results, beside what was predicted, go to {FIRST_LOOK}.",
+)
+def _gpu(out: Path, minutes: float, first_look: bool) -> None:
     """Benchmark attention, layer norm and training steps on an NVIDIA GPU."""
     from tinyvit.backend import check_device
 
+    from .gpu.first_look import run as look
+    from .gpu.first_look import steps
     from .gpu.measure import run
 
     try:
         check_device("cuda")
     except RuntimeError as reason:
         raise click.ClickException(str(reason)) from reason
+    if first_look:
+        failed = look(Path(FIRST_LOOK), click.echo, steps(minutes))
+        click.echo(f"{failed} steps were not passed; what they said is in {FIRST_LOOK}")
+        return
     left_out = run(out, click.echo, minutes)
     if left_out:
         click.echo(f"there was no time for {left_out}: start again, and it continues with them")

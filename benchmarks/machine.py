@@ -1,9 +1,11 @@
 """The machine, the versions and the commit of a run."""
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from .report.records import Machine
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 _PACKAGES = ("tinyvit", "numpy", "numba", "torch", "jax", "autograd", "scipy")
+_SOURCES = (".py", ".cu", ".cuh", ".h", ".toml")
 # Names that Linux gives to the instruction sets that matter, on x86 and on ARM.
 _FEATURES = (
     *("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile"),
@@ -75,6 +78,20 @@ def describe_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}+" if changes else commit
+
+
+def describe_sources(folders: Iterable[str], root: Path = ROOT) -> str:
+    """A hash of all sources in these folders of the checkout: what was found with other sources is out of date.
+
+    Unlike the commit it needs no git, and notices changes that are not committed.
+    """
+    digest = hashlib.sha256()
+    for folder in sorted(folders):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in _SOURCES and path.is_file():
+                digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _git(*arguments: str) -> str:

@@ -1,5 +1,6 @@
 """Kernels called directly, on arrays: what `tinyvit.kernels` offers."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,8 @@ def attention_weights(
         raise TypeError(f"attention_weights: q is {q.dtype}; it must be float32 or float64")
     where = "numba_cpu" if isinstance(q, np.ndarray) else "cupy_raw"
     weights = import_whole(f"{__package__}.attention.{where}").weights
-    return weights(q, k, lse, bias, **_attention_params(q, k, mask, key_lengths, is_causal, scale))
+    with _beside(q):
+        return weights(q, k, lse, bias, **_attention_params(q, k, mask, key_lengths, is_causal, scale))
 
 
 def layer_norm_forward(
@@ -165,11 +167,21 @@ def _kernel(operation: str, implementation: str, **inputs: Any) -> lookup.Kernel
     return kernel
 
 
+def _beside(array: Any) -> AbstractContextManager[None]:
+    """Return a block in which arrays are made and kernels launched where `array` is."""
+    if isinstance(array, np.ndarray):
+        return nullcontext()
+    from .cuda.device import beside
+
+    return beside(array)
+
+
 def _forward(operation: str, implementation: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[Any, ...]:
     """Return the outputs of an operation and the residuals of its kernel."""
-    kernel = _kernel(operation, implementation, **given)
-    run = registry.PLAIN[operation].forward if kernel is None else kernel.forward
-    outputs: tuple[Any, ...] = run(*given.values(), **params)
+    with _beside(next(iter(given.values()))):
+        kernel = _kernel(operation, implementation, **given)
+        run = registry.PLAIN[operation].forward if kernel is None else kernel.forward
+        outputs: tuple[Any, ...] = run(*given.values(), **params)
     return outputs
 
 
@@ -182,13 +194,14 @@ def _backward(
     params: dict[str, Any],
 ) -> tuple[Any, ...]:
     """Return the gradients of an operation's inputs. `kept` are its inputs, outputs and residuals by name."""
-    kernel = _kernel(operation, implementation, **kept)
-    if kernel is None:
-        gradients = registry.PLAIN[operation].backward(incoming, kept, needs, params)
-    else:
-        assert isinstance(kernel.spec, registry.KernelSpec)
-        arguments = (kept[name] for name in kernel.spec.keeps)
-        gradients = kernel.backward(*incoming, *arguments, needs=needs, **params)
+    with _beside(next(iter(kept.values()))):
+        kernel = _kernel(operation, implementation, **kept)
+        if kernel is None:
+            gradients = registry.PLAIN[operation].backward(incoming, kept, needs, params)
+        else:
+            assert isinstance(kernel.spec, registry.KernelSpec)
+            arguments = (kept[name] for name in kernel.spec.keeps)
+            gradients = kernel.backward(*incoming, *arguments, needs=needs, **params)
     return tuple(gradients)
 
 
@@ -199,7 +212,8 @@ def _with_lengths(mask: Any, key_lengths: Any, k: Any) -> Any:
     from .cuda.device import library_of
 
     xp = library_of(k)
-    real = xp.arange(k.shape[-2]) < xp.asarray(key_lengths)[:, None, None, None]
+    with _beside(k):
+        real = xp.arange(k.shape[-2]) < xp.asarray(key_lengths)[:, None, None, None]
     return real if mask is None else mask & real
 
 

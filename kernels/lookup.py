@@ -1,6 +1,7 @@
 """Find the kernel that serves a call: one function for the tape, for direct calls and for the optimizer."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,13 +98,18 @@ def refusal(spec: Spec, device: str, dtype: Any, inputs: Mapping[str, Any], para
         known = ", ".join(sorted(str(d) for d in spec.dtypes))
         return f"the inputs are {dtype or 'not floating'}, and {spec.technology} computes in {known}"
     reason = spec.refuses(inputs, params) if spec.refuses else None
-    return reason or _import_error(spec.module)
+    reason = reason or _import_error(spec.module)
+    if reason is None and spec.is_compiled:
+        reason = import_whole(f"{__package__}.cuda.device").current_device().why_not()
+    return reason
 
 
 @functools.cache
 def _import_error(module: str) -> str | None:
     try:
-        import_whole(module)
+        with warnings.catch_warnings():  # the compilers that kernels import may be deprecating each other's functions
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import_whole(module)
     except ImportError as error:
         return f"{module} cannot be imported ({error})"
     return None

@@ -45,6 +45,8 @@ class _Row:
         `refuses(inputs, params)` gives the reason why it cannot serve these, or None.
     is_slower : callable, optional
         `is_slower()` gives the reason why the plain rule is faster on this machine, or None. "auto" takes that then.
+    is_compiled : bool
+        Whether it is CUDA C++, which must be compiled for the GPU on this machine.
     """
 
     operation: str
@@ -55,6 +57,7 @@ class _Row:
     versions: int = 1
     refuses: Refusal | None = None
     is_slower: Callable[[], str | None] | None = None
+    is_compiled: bool = False
 
     @property
     def device(self) -> str:
@@ -124,7 +127,7 @@ def _numba(operation: str, folder: str, dtypes: frozenset[Any] = _CPU, **setting
 
 
 def _cupy(operation: str, folder: str, **settings: Any) -> KernelSpec:
-    return KernelSpec(operation, "cupy", f"{_HERE}.{folder}.cupy_raw", _GPU, **settings)
+    return KernelSpec(operation, "cupy", f"{_HERE}.{folder}.cupy_raw", _GPU, is_compiled=True, **settings)
 
 
 def _numba_cuda(operation: str, folder: str, **settings: Any) -> KernelSpec:
@@ -185,7 +188,7 @@ SPECS: tuple[Spec, ...] = (
         *("attention", "attention"),
         residuals=("lse",),
         keeps=("q", "k", "v", "bias", "out", "lse"),
-        versions=4,
+        versions=5,
         refuses=_refused_by(f"{_HERE}.attention.cupy_raw"),
     ),
     _cupy("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
@@ -227,5 +230,5 @@ SPECS: tuple[Spec, ...] = (
         forward="add_forward",
         backward="add_backward",
     ),
-    UpdateSpec("adamw", "cupy", f"{_HERE}.adamw.cupy_raw", _SINGLE, versions=2),
+    UpdateSpec("adamw", "cupy", f"{_HERE}.adamw.cupy_raw", _SINGLE, versions=2, is_compiled=True),
 )

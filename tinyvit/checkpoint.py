@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend.files import MAX_DEPTH, open_file, parse_json
+from .backend.files import MAX_DEPTH, open_file, parse_json, sync_folder
 from .errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -28,6 +29,7 @@ _DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "bfloat16", "float32", "float64"),
 )
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)  # the names of files that `atomic_write` renames
 _FOREIGN = (  # the first bytes of files that are often mistaken for checkpoints
     (b"PK\x03\x04", "a zip archive, as PyTorch and numpy.savez write them: store its arrays as safetensors"),
     (b"\x80", "a pickle, which tinyvit never opens because it can run code: store its arrays as safetensors"),
@@ -38,16 +40,16 @@ _FOREIGN = (  # the first bytes of files that are often mistaken for checkpoints
 )
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
+def atomic_write(path: str | os.PathLike[str], data: bytes, new: bool = False) -> None:
     """Replace the content of the file at `path` by `data`; at every moment it is either the old or the new content.
 
     A failed or interrupted write leaves no file behind. A process that is killed may leave a hidden file
-    `.<name>.<random>.tmp`, which nothing reads.
+    `.<name>.<random>.tmp`, which nothing reads; see `leftovers`.
 
     Raises
     ------
     OSError
-        If the file cannot be written; the previous one is untouched.
+        If the file cannot be written; the previous one is untouched. With `new` it must not exist.
     """
     target = Path(os.path.realpath(path))  # a link continues to point to the same file
     if target.exists() and not target.is_file():  # a device or a pipe would be replaced by a file
@@ -58,25 +60,34 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        if new:
+            _place_new(temporary, target)
+        else:
+            os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename = str(path)  # the name that the caller gave
+            error.filename, error.filename2 = str(path), None  # the name that the caller gave
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make sure that the renaming survives a power cut."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such call
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _place_new(temporary: Path, target: Path) -> None:
+    """Give the file `temporary` the name `target`. Raises FileExistsError if that exists, even since a moment ago."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.link(temporary, target)
+        temporary.unlink()
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        target.touch(exist_ok=False)  # a file system without hard links
+        os.replace(temporary, target)
+
+
+def leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the temporary files in `folder` of processes that are in `atomic_write`, or were killed in it."""
+    return [path for path in Path(folder).iterdir() if _TEMPORARY.fullmatch(path.name)]
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:

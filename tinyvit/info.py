@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__, dispatch
-from .backend import check_device
+from .backend import check_device, shortcomings
 from .data import dataset_names
 from .data.sources import SOURCES, find
 from .engine import Op
@@ -19,16 +19,15 @@ from .optim import Adam
 
 _PACKAGES = (
     *("numpy", "numba", "llvmlite", "ml_dtypes", "safetensors", "rich", "Pillow", "matplotlib", "threadpoolctl"),
-    *("click", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python", "numba-cuda"),
+    *("click", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cublas", "nvidia-cublas-cu12", "numba-cuda"),
 )
-_DEVICES = ("cpu", "cuda")
 
 
 def report() -> str:
     """Return the report as text."""
     sections: dict[str, Iterable[tuple[str, ...]]] = {
         "versions": _versions(),
-        "devices": ((name, _state_of(name)) for name in _DEVICES),
+        "devices": _devices(),
         "threads": _threads(),
         "data": ((name, _place_of(name)) for name in dataset_names()),
         f"operations that have kernels, and what serves them (use_kernels: {dispatch.current_choice()})": _operations(),
@@ -52,12 +51,16 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield name, "not installed"
 
 
-def _state_of(device: str) -> str:
-    try:
-        check_device(device)
-    except RuntimeError as reason:
-        return f"no: {reason}"
-    return "yes"
+def _devices() -> Iterator[tuple[str, str]]:
+    for device in ("cpu", "cuda"):
+        try:
+            check_device(device)
+        except RuntimeError as reason:
+            yield device, f"no: {reason}"
+            continue
+        yield device, "yes"
+        for lost in shortcomings("bfloat16") if device == "cuda" else ():
+            yield "", f"but {lost}"
 
 
 def _threads() -> Iterator[tuple[str, str]]:

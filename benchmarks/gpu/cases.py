@@ -146,7 +146,8 @@ def peer(library: str, function: str, *arguments: Any) -> Make:
     return make
 
 
-def _step(shape: ModelShape, captured: bool) -> Callable[[], Any]:
+def training_step(shape: ModelShape, precision: str) -> tuple[Any, tuple[Any, Any]]:
+    """A step of a ViT, which becomes a CUDA graph, and a batch for it."""
     import tinyvit as tv
     import tinyvit.functional as F
     from tinyvit.run.captured import CapturedStep
@@ -156,14 +157,19 @@ def _step(shape: ModelShape, captured: bool) -> Callable[[], Any]:
     optimizer = tv.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     images = normal((shape.batch, shape.channels, shape.image, shape.image), "float32")
     labels = tv.tensor(np.arange(shape.batch) % shape.classes, device="cuda").data
-    step = CapturedStep(lambda x, y: F.cross_entropy(model(tv.Tensor(x)), y), optimizer, "bfloat16")
+    step = CapturedStep(lambda x, y: F.cross_entropy(model(tv.Tensor(x)), y), optimizer, precision)
+    return step, (images, labels)
+
+
+def _step(shape: ModelShape, captured: bool) -> Callable[[], Any]:
+    step, batch = training_step(shape, "bfloat16")
     if not captured:
         step.reason = "this contender is timed without a graph"
     for _ in range(5):
-        step((images, labels))
+        step(batch)
     if captured and step.reason:
         raise RuntimeError(step.reason)
-    return _bound(step, (images, labels))
+    return _bound(step, batch)
 
 
 def _bound(function: Callable[..., Any], *arrays: Any, **settings: Any) -> Callable[[], Any]:

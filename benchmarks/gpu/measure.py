@@ -2,8 +2,8 @@
 
 Our kernels are verified, and all contenders are timed with a cold and with a warm second-level cache. Training steps
 are timed in a row, and so is the time that Python is busy with one. Each result is appended to a file of JSON lines as
-soon as it is known. A later start for the same commit measures only what the file lacks, which includes the contenders
-that there was no time for.
+soon as it is known. A later start with the same sources measures only what the file lacks, which includes the
+contenders that there was no time for.
 """
 
 import json
@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ..machine import describe_commit
+from ..machine import describe_commit, describe_sources
 from .budget import LEFT_OUT, Budget, OutOfTime
 from .cases import Case, Contender, Make, PeerError, attention_cases, layer_norm_cases, normal, step_cases
 from .clock import Clock
 
+_FOLDERS = ("kernels", "tinyvit", "benchmarks")  # whose sources decide the results
 _LATE = ("torch.compile", "torch.compile max-autotune")  # their compilation takes seconds, and minutes
 # For the difference between our kernel and the plain rule, relative to the largest value.
 _TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
@@ -134,20 +135,21 @@ def run(path: Path, say: Callable[[str], None], minutes: float) -> int:
 
     # Without this, numba.cuda would wait for the device before each launch. One stream orders everything here.
     os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
-    budget, commit = Budget(minutes), describe_commit()
+    budget, known = Budget(minutes), {"commit": describe_commit(), "sources": describe_sources(_FOLDERS)}
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    lines = [line for line in lines if line["commit"] != commit or line.get("refused") != LEFT_OUT]
+    lines = [line for line in lines if line.get("sources") != known["sources"] or line.get("refused") != LEFT_OUT]
     atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def add(line: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line | {"commit": commit}) + "\n")
+            file.write(json.dumps(line | known) + "\n")
         say(json.dumps(line))
 
     clock = Clock()
     limits = ceilings(clock)
     add({"case": "ceilings", "dtype": "", "contender": "", **limits})
-    done = {(line["case"], line["dtype"], line["contender"]) for line in lines if line["commit"] == commit}
+    current = [line for line in lines if line.get("sources") == known["sources"]]
+    done = {(line["case"], line["dtype"], line["contender"]) for line in current}
     work, left_out = tasks(done), 0
     for number, task in enumerate(work, 1):
         others = len(work) - number

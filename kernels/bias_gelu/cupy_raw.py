@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..cuda.device import CTYPES, Kernel, dense, device_of, is_aligned, library_of, pointer
-from ..cuda.rows import LANES, RUN_BYTES, itemsize_of, parts_of
+from ..cuda.rows import LANES, RUN_BYTES, add_parts, itemsize_of, parts_of
 
 _SOURCE = "bias_gelu/bias_gelu.cu"
 _WARPS, _THREADS = 4, 128
@@ -74,8 +74,7 @@ def backward_2(dy, x, bias, dx, dbias, tanh):
     parts = library_of(x).empty((grid[1], columns), "float32")
     arguments = [*map(pointer, (dy, x, bias, dx, parts)), ctypes.c_int(rows), ctypes.c_int(columns)]
     device.launch(_kernel("gelu_backward_2", ctype, v, tanh), grid, _THREADS, arguments, 4 * _THREADS * v)
-    arguments = [pointer(parts), pointer(dbias), ctypes.c_int(grid[1]), ctypes.c_int(columns)]
-    device.launch(_kernel("sum_parts", ctype), (-(-columns // _THREADS),), _THREADS, arguments)
+    add_parts(device, _SOURCE, ctype, parts, dbias)
 
 
 VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}

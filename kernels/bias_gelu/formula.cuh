@@ -7,7 +7,7 @@ constexpr float CUBIC = 0.044715f;
 
 template <bool TANH> DEVICE float gelu(float h) {
   if (TANH) return h / (1 + expf(-2 * ROOT_TWO_OVER_PI * (h + CUBIC * h * h * h)));
-  return 0.5f * h * erfcf(-h * ROOT_HALF);
+  return 0.5f * h * (1 + erff(h * ROOT_HALF));  // erfcf takes twice as many instructions as erff
 }
 template <bool TANH> DEVICE float gelu_slope(float h) {
   if (TANH) {
@@ -16,5 +16,5 @@ template <bool TANH> DEVICE float gelu_slope(float h) {
     return s + h * s * (1 - s) * 2 * ROOT_TWO_OVER_PI * (1 + 3 * CUBIC * h * h);
   }
   // y = h P(h)
-  return 0.5f * erfcf(-h * ROOT_HALF) + h * ROOT_TWO_PI_INVERSE * expf(-0.5f * h * h);
+  return 0.5f * (1 + erff(h * ROOT_HALF)) + h * ROOT_TWO_PI_INVERSE * expf(-0.5f * h * h);
 }

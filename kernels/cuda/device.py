@@ -7,11 +7,12 @@ their own into `DEVICES`.
 import ctypes
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .compiler import compile_cubin
+from .compiler import ARCHITECTURES, CompilerMissing, compile_cubin, nvrtc_version
 
 CTYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bfloat_t"}  # names of the dtypes in our CUDA C++
 FREE_SHARED = 48 * 1024  # bytes a block may have without setting an attribute of the kernel
@@ -66,6 +67,13 @@ class Device:
                 f"(sm_{self.arch}) has {self.shared} for a block; choose another version, or use 'numpy'"
             )
 
+    def why_not(self) -> str | None:
+        """Return the reason why none of our kernels can be made for this device, None if they can."""
+        if self.arch < ARCHITECTURES[0]:
+            lowest, own = ARCHITECTURES[0] / 10, self.arch / 10
+            return f"the kernels need compute capability {lowest}, and the device has {own}"
+        return _why_no_compiler()
+
     def _start(self, kernel: Kernel, grid: Any, threads: int, arguments: Sequence[Any], shared: int) -> None:
         from cupy.cuda import driver, get_current_stream
 
@@ -82,7 +90,26 @@ DEVICES: dict[int, Device] = {}
 
 def device_of(array: Any) -> Device:
     """Return the device that holds a CuPy array."""
-    number = array.device.id
+    return _device(array.device.id)
+
+
+def current_device() -> Device:
+    """Return the device on which CuPy makes new arrays."""
+    import cupy
+
+    return _device(cupy.cuda.runtime.getDevice())
+
+
+@contextmanager
+def beside(array: Any) -> Iterator[None]:
+    """Within this block, make new arrays and launch kernels on the GPU that holds a CuPy array."""
+    import cupy
+
+    with cupy.cuda.Device(array.device.id):
+        yield
+
+
+def _device(number: int) -> Device:
     if number not in DEVICES:
         import cupy
 
@@ -90,6 +117,15 @@ def device_of(array: Any) -> Device:
         arch, shared = int(device.compute_capability), device.attributes["MaxSharedMemoryPerBlockOptin"]
         DEVICES[number] = Device(number, arch, shared)
     return DEVICES[number]
+
+
+@functools.cache
+def _why_no_compiler() -> str | None:
+    try:
+        nvrtc_version()
+    except CompilerMissing as reason:
+        return str(reason)
+    return None
 
 
 @functools.cache

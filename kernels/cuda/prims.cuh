@@ -109,6 +109,9 @@ DEVICE void load_matrices_transposed(unsigned (&r)[4], const void* row) {
                : "memory");
 }
 
+// Has a cache line of global memory fetched into the second cache.
+DEVICE void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
 // Asynchronous copies ------------------------------------------------------------------------------------------------
 
 // Copies 16 bytes from global to shared memory, both aligned to 16; zeros unless `valid`. Before sm_80 the copy is

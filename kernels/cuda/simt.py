@@ -4,12 +4,19 @@ In the simulator (NUMBA_ENABLE_CUDASIM=1) two calls of `cuda.shared.array` on on
 array, so each has a line of its own.
 """
 
+import os
 from typing import Any
 
 import numpy as np
-from numba import cuda
+from numba import config, cuda
 
 from .device import library_of
+
+# Numba advises against grids of fewer than 128 blocks, which short sequences and few rows have.
+if "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS" not in os.environ:
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+
+_LEGACY = 1  # cudaStreamLegacy, the default stream by a name that is not 0
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -17,10 +24,12 @@ _LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def stream_of(array: Any) -> Any:
-    """Return CuPy's current stream for a launch; 0 if that is the default stream, and in the simulator."""
+    """Return CuPy's current stream for a launch; 0 in the simulator.
+
+    For 0, the default stream, Numba would ask arrays of CuPy for their stream, and CuPy would warn about that number.
+    """
     library = library_of(array)
-    stream = library.cuda.get_current_stream().ptr if hasattr(library, "cuda") else 0
-    return cuda.external_stream(stream) if stream else 0
+    return cuda.external_stream(library.cuda.get_current_stream().ptr or _LEGACY) if hasattr(library, "cuda") else 0
 
 
 @cuda.jit(device=True)

@@ -2,13 +2,24 @@
 #pragma once
 #include "cuda/common.cuh"
 
-// out (C,) = the sum of parts (G, C).
-template <typename T> __global__ void sum_parts(const float* parts, T* out, int count, int columns) {
-  int c = blockIdx.x * blockDim.x + threadIdx.x;
-  if (c >= columns) return;
+// out (C,) = the sum of parts (G, C); with two rows of blocks, out and second (C,) = the sums of parts (G, 2, C). The warps
+// of a block take turns with the parts of 32 columns, so that many loads are under way, and then add up their sums.
+template <typename T>
+__global__ void __launch_bounds__(512) sum_parts(const float* parts, T* out, T* second, int count, int columns) {
+  DYNAMIC_SHARED(memory);
+  float* sums = reinterpret_cast<float*>(memory);  // (warps, 32)
+  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP, c = blockIdx.x * WARP + lane;
+  long long pitch = (long long)gridDim.y * columns, from = blockIdx.y * (long long)columns + c;
   float sum = 0;
-  for (int g = 0; g < count; g++) sum += parts[(long long)g * columns + c];
-  out[c] = from_float<T>(sum);
+  if (c < columns) {
+#pragma unroll 8
+    for (int g = warp; g < count; g += warps) sum += parts[g * pitch + from];
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (warp > 0 || c >= columns) return;
+  for (int w = 1; w < warps; w++) sum += sums[w * WARP + lane];
+  (blockIdx.y ? second : out)[c] = from_float<T>(sum);
 }
 
 // Adds the values of all warps of a block, V neighbouring columns in each lane; the first warp gets the sums.

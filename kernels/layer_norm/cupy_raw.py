@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..cuda.device import CTYPES, Kernel, address, dense, device_of, is_aligned, library_of
-from ..cuda.rows import itemsize_of, parts_of, spread, spreads
+from ..cuda.rows import add_parts, itemsize_of, parts_of, spread, spreads
 from .operations import operations
 
 _SOURCE = "layer_norm/layer_norm.cu"
@@ -49,7 +49,7 @@ def kernels() -> Iterator[tuple[Kernel, int]]:
             yield _kernel(name, ctype), 64
         for v, p in spreads(itemsize_of(ctype)):
             yield _kernel("layer_norm_forward_2", ctype, v, p), 128
-            yield _kernel("layer_norm_backward_2", ctype, v, p), 255
+            yield _kernel("layer_norm_backward_2", ctype, v, p), 128 if v * p <= 24 else 255
 
 
 # Versions ------------------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def forward_1(device, ctype, given, layout):
     device.launch(_kernel("layer_norm_forward_1", ctype), (given.rows,), _THREADS, [given], _SCRATCH)
 
 
-def backward_1(device, ctype, given, layout):
+def backward_1(device, ctype, given, layout, *sums):
     device.launch(_kernel("layer_norm_dx_1", ctype), (given.rows,), _THREADS, [given], _SCRATCH)
     device.launch(_kernel("layer_norm_dweight_1", ctype), (-(-given.columns // _THREADS),), _THREADS, [given])
 
@@ -70,16 +70,12 @@ def forward_2(device, ctype, given, layout):
     device.launch(_kernel("layer_norm_forward_2", ctype, *layout), (-(-given.rows // _WARPS),), _THREADS, [given])
 
 
-def backward_2(device, ctype, given, layout):
+def backward_2(device, ctype, given, layout, parts, dweight, dbias):
     if layout is None:
         return backward_1(device, ctype, given, layout)
-    parts, columns = parts_of(given.rows, _WARPS), given.columns
     shared = 4 * _THREADS * layout[0]
-    device.launch(_kernel("layer_norm_backward_2", ctype, *layout), (parts,), _THREADS, [given], shared)
-    # dweight and dbias are contiguous, as in each part.
-    arguments = [ctypes.c_void_p(given.parts), ctypes.c_void_p(given.dweight), ctypes.c_int(parts)]
-    grid = (-(-2 * columns // _THREADS),)
-    device.launch(_kernel("sum_parts", ctype), grid, _THREADS, [*arguments, ctypes.c_int(2 * columns)])
+    device.launch(_kernel("layer_norm_backward_2", ctype, *layout), parts.shape[:1], _THREADS, [given], shared)
+    add_parts(device, _SOURCE, ctype, parts, dweight, dbias)
 
 
 VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}
@@ -118,18 +114,18 @@ def normalize_backward(
     """Map dy (..., C) and dtotal (..., C), or None, to dx (..., C), dweight and dbias (C,)."""
     xp, rows, upstream, weight = library_of(x), _rows(x), _rows(dy), dense(weight)
     before = None if dtotal is None else _rows(dtotal)
-    dx, both = xp.empty_like(rows), xp.empty((2, rows.shape[1]), rows.dtype)
-    parts = xp.empty((parts_of(rows.shape[0], _WARPS), *both.shape), "float32")
+    dx, dweight, dbias = xp.empty_like(rows), xp.empty_like(weight), xp.empty_like(weight)
+    parts = xp.empty((parts_of(rows.shape[0], _WARPS), 2, rows.shape[1]), "float32")
     if rows.size:
         flat = (dense(mean.reshape(-1)), dense(rstd.reshape(-1)))
-        arrays = (upstream, before, rows, weight, *flat, dx, both[0], both[1], parts)
+        arrays = (upstream, before, rows, weight, *flat, dx, dweight, dbias, parts)
         given = _Backward(*map(address, arrays), *rows.shape)
         aligned = is_aligned(*(a for a in (upstream, before, rows, weight, dx) if a is not None))
         layout = spread(rows.shape[1], rows.itemsize, aligned)
-        VERSIONS[version][1](device_of(x), CTYPES[x.dtype.name], given, layout)
+        VERSIONS[version][1](device_of(x), CTYPES[x.dtype.name], given, layout, parts, dweight, dbias)
     else:
-        both[...] = 0
-    return dx.reshape(x.shape), both[0], both[1]
+        dweight[...], dbias[...] = 0, 0
+    return dx.reshape(x.shape), dweight, dbias
 
 
 forward, backward, add_forward, add_backward = operations(normalize, normalize_backward)

@@ -123,7 +123,10 @@ template <typename T, int V, int P> __global__ void __launch_bounds__(128, 2) la
 
 // Each warp takes some of the rows and keeps its part of dweight and dbias in registers; parts[g] are the sums of
 // block g.
-template <typename T, int V, int P> __global__ void __launch_bounds__(128, 2) layer_norm_backward_2(Backward<T> a) {
+// Up to 24 elements of a lane, four blocks of it share a multiprocessor, so that all 512 blocks run at the same time on a
+// GPU with 128 multiprocessors or more.
+template <typename T, int V, int P>
+__global__ void __launch_bounds__(128, P * V <= 24 ? 4 : 2) layer_norm_backward_2(Backward<T> a) {
   DYNAMIC_SHARED(memory);
   int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   float dweight[P][V] = {}, dbias[P][V] = {};

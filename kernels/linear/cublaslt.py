@@ -16,54 +16,18 @@ import ctypes
 import functools
 import itertools
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..cuda.device import address, dense, device_of, library_of
+from . import lt
 
 _WORKSPACE = 32 << 20  # bytes; cuBLAS's own choice for Hopper
-# cudaDataType, then cublasComputeType and the cudaDataType of alpha and beta
-_TYPES = {"float32": (0, 68, 0), "float16": (2, 68, 0), "bfloat16": (14, 68, 0), "float64": (1, 70, 1)}
-_TF32 = 77  # the compute type of float32 operands that are rounded to 10 bits
-EPILOGUES = {  # cublasLtEpilogue_t by name
-    "none": 1,
-    "bias": 4,
-    "gelu": 32,
-    "gelu_bias": 36,
-    "gelu_aux": 160,
-    "gelu_aux_bias": 164,
-    "dgelu": 192,
-    "dgelu_bias_gradient": 208,
-    "bias_gradient": 512,  # of the left operand, summed over the rows of the product
-}
-
-
-class Unavailable(RuntimeError):
-    """The bindings of cuBLASLt cannot be loaded."""
-
-
-@functools.cache
-def library() -> Any:
-    """Return the bindings of cuBLASLt; raise Unavailable, with the reason, if they do not load."""
-    try:
-        from nvmath.bindings import cublasLt
-
-        cublasLt.get_version()  # the import alone does not load the library
-    except Exception as error:  # loading libraries fails in many ways
-        raise Unavailable(f"cuBLASLt, or nvmath-python, which binds it, does not load ({error})") from error
-    return cublasLt
-
-
-@functools.cache
-def is_available() -> bool:
-    """Whether cuBLASLt loads; tried only once."""
-    try:
-        library()
-    except Unavailable:
-        return False
-    return True
+_BIAS_ALIGNMENT = 16  # bytes; epilogues read and write a bias in runs of 16 bytes
+_TYPES = {"float32": lt.FLOAT32, "float16": lt.FLOAT16, "bfloat16": lt.BFLOAT16, "float64": lt.FLOAT64}
 
 
 # Descriptions --------------------------------------------------------------------------------------------------------
@@ -86,7 +50,8 @@ class Product:
     n: int
     k: int
     batch: int
-    dtype: str
+    dtype: str  # of a and b
+    out: str  # the dtype of d, and of a bias
     a: Operand
     b: Operand
     d: Operand
@@ -120,67 +85,49 @@ def _one_stride(array: Any) -> int | None:
 
 
 class _Descriptors:
-    """cuBLASLt's descriptors for one kind of product, and the algorithm that it chose."""
+    """cuBLASLt's descriptors for one kind of product, and the algorithm that it chose.
 
-    def __init__(self, handle: int, p: Product) -> None:
-        lt = self._lt = library()
-        data, compute, scale = _TYPES[p.dtype]
-        self.matmul = lt.matmul_desc_create(_TF32 if p.tf32 else compute, scale)
-        attribute = lt.MatmulDescAttribute
+    `bias` and `aux` are the operands of the epilogue: cuBLASLt reads from their addresses how they are aligned.
+    """
+
+    def __init__(self, handle: int, p: Product, bias: Any, aux: Any) -> None:
+        self._lt = lt.library()
+        double = p.dtype == "float64"
+        compute = lt.COMPUTE_TF32 if p.tf32 else lt.COMPUTE_FLOAT64 if double else lt.COMPUTE_FLOAT32
         # The first operand is b, the second a: d^T = b^T a^T.
-        self._set(attribute.TRANSA, int(p.b.transposed))
-        self._set(attribute.TRANSB, int(p.a.transposed))
-        self._set(attribute.EPILOGUE, EPILOGUES[p.epilogue])
+        how = {"TRANSA": int(p.b.transposed), "TRANSB": int(p.a.transposed), "EPILOGUE": lt.EPILOGUES[p.epilogue]}
+        self.matmul = self._lt.description(compute, lt.FLOAT64 if double else lt.FLOAT32, **how)
         if p.aux_ld:
-            self._set(attribute.EPILOGUE_AUX_LD, p.aux_ld)
-        self.b = self._layout(data, p.k, p.n, p.b, p.batch)
-        self.a = self._layout(data, p.m, p.k, p.a, p.batch)
-        self.d = self._layout(data, p.m, p.n, p.d, p.batch)
-        scalar = ctypes.c_double if p.dtype == "float64" else ctypes.c_float
+            self._lt.describe(self.matmul, EPILOGUE_AUX_LD=p.aux_ld)
+        self.set_pointers(bias, aux)
+        self.b = self._layout(p.dtype, p.k, p.n, p.b, p.batch)
+        self.a = self._layout(p.dtype, p.m, p.k, p.a, p.batch)
+        self.d = self._layout(p.out, p.m, p.n, p.d, p.batch)
+        scalar = ctypes.c_double if double else ctypes.c_float
         self.one, self.zero = scalar(1), scalar(0)
-        self.algorithm = self._chosen(handle, p.alignment)  # None if there is none for this kind
-
-    def set_pointer(self, name: str, array: Any) -> None:
-        self._set(getattr(self._lt.MatmulDescAttribute, name), address(array))
-
-    def _set(self, attribute: Any, value: int) -> None:
-        buffer = np.array([value], self._lt.get_matmul_desc_attribute_dtype(attribute))
-        self._lt.matmul_desc_set_attribute(self.matmul, attribute, buffer.ctypes.data, buffer.nbytes)
-
-    def _layout(self, data: int, rows: int, columns: int, operand: Operand, batch: int) -> int:
-        lt = self._lt
-        stored = (columns, rows) if operand.transposed else (rows, columns)  # row-major, in memory
-        layout = lt.matrix_layout_create(data, stored[1], stored[0], operand.ld)
-        attribute = lt.MatrixLayoutAttribute
-        for name, value in ((attribute.BATCH_COUNT, batch), (attribute.STRIDED_BATCH_OFFSET, operand.stride)):
-            buffer = np.array([value], lt.get_matrix_layout_attribute_dtype(name))
-            lt.matrix_layout_set_attribute(layout, name, buffer.ctypes.data, buffer.nbytes)
-        return int(layout)
-
-    def _chosen(self, handle: int, alignment: tuple[int, int, int]) -> Any:
-        lt = self._lt
-        preference = lt.matmul_preference_create()
-        of_a, of_b, of_d = alignment
+        of_a, of_b, of_d = p.alignment
         wishes = {"MAX_WORKSPACE_BYTES": _WORKSPACE, "MIN_ALIGNMENT_A_BYTES": of_b, "MIN_ALIGNMENT_B_BYTES": of_a}
         wishes |= {"MIN_ALIGNMENT_C_BYTES": of_d, "MIN_ALIGNMENT_D_BYTES": of_d}
-        for name, value in wishes.items():
-            attribute = getattr(lt.MatmulPreferenceAttribute, name)
-            buffer = np.array([value], lt.get_matmul_preference_attribute_dtype(attribute))
-            lt.matmul_preference_set_attribute(preference, attribute, buffer.ctypes.data, buffer.nbytes)
-        found, count = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
+        # Parts of a sum over k may be added up in float32 only, not in the 16 bits of the result.
+        wishes["REDUCTION_SCHEME_MASK"] = lt.REDUCE_IN_COMPUTE_TYPE
         layouts = (self.b, self.a, self.d, self.d)
-        results = (1, found.ctypes.data, count.ctypes.data)
-        try:
-            lt.matmul_algo_get_heuristic(handle, self.matmul, *layouts, preference, *results)
-        except lt.cuBLASLtError:  # its status is "not supported"
-            count[0] = 0
-        lt.matmul_preference_destroy(preference)
-        return found if count[0] else None
+        self.algorithm = self._lt.algorithm(handle, self.matmul, layouts, **wishes)  # None if there is none
+
+    def set_pointers(self, bias: Any, aux: Any) -> None:
+        if bias is not None:
+            self._lt.describe(self.matmul, BIAS_POINTER=address(bias))
+        if aux is not None:
+            self._lt.describe(self.matmul, EPILOGUE_AUX_POINTER=address(aux))
+
+    def _layout(self, dtype: str, rows: int, columns: int, operand: Operand, batch: int) -> int:
+        stored = (columns, rows) if operand.transposed else (rows, columns)  # row-major, in memory
+        many = {"BATCH_COUNT": batch, "STRIDED_BATCH_OFFSET": operand.stride}
+        return self._lt.layout(_TYPES[dtype], stored[1], stored[0], operand.ld, **many)
 
 
 @functools.cache
 def _handle(device: int) -> int:
-    return int(library().create())
+    return lt.library().create()
 
 
 @functools.cache
@@ -188,18 +135,43 @@ def _workspace(device: int, xp: Any) -> Any:
     return xp.empty(_WORKSPACE, "uint8")
 
 
-@functools.lru_cache(1024)
-def _descriptors(device: int, product: Product) -> _Descriptors:
-    return _Descriptors(_handle(device), product)
+_made: OrderedDict[tuple[int, Product], _Descriptors] = OrderedDict()  # the last kinds of products
+_MOST = 1024
+
+
+def _descriptors(device: int, product: Product, bias: Any, aux: Any) -> _Descriptors:
+    key = device, product
+    found = _made.get(key)
+    if found is None:
+        found = _made[key] = _Descriptors(_handle(device), product, bias, aux)
+        if len(_made) > _MOST:
+            _made.popitem(last=False)
+    else:
+        found.set_pointers(bias, aux)
+    return found
+
+
+def forget() -> None:
+    """Forget handles, workspaces and descriptors, as tests with another library must."""
+    _handle.cache_clear()
+    _workspace.cache_clear()
+    _made.clear()
 
 
 def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None, aux: Any = None) -> None:
     """Launch a product. The epilogue adds `bias`, or writes the bias's gradient to it; `aux` is its other operand.
 
-    For some sizes and alignments cuBLASLt has no algorithm with a bias. Then it is added, or summed, separately.
+    For some sizes and alignments cuBLASLt has no algorithm with a bias. Then it is added, or summed, separately. A bias
+    that is not aligned to 16 bytes is copied.
     """
+    if bias is not None and address(bias) % _BIAS_ALIGNMENT:
+        aligned = bias.copy()
+        run(product, a, b, d, aligned, aux)
+        if "gradient" in product.epilogue:
+            bias[...] = aligned
+        return
     xp, device = library_of(d), device_of(d)
-    made = _descriptors(device.number, product)
+    made = _descriptors(device.number, product, bias, aux)
     if made.algorithm is None:
         if product.epilogue not in ("bias", "bias_gradient"):
             raise RuntimeError(f"cuBLASLt knows no algorithm for {product}; use_kernels('numpy') does without it")
@@ -209,15 +181,11 @@ def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None, aux: Any = N
         else:
             bias[...] = a.astype("float32").sum(axis=1)
         return
-    if bias is not None:
-        made.set_pointer("BIAS_POINTER", bias)
-    if aux is not None:
-        made.set_pointer("EPILOGUE_AUX_POINTER", aux)
     one, zero = ctypes.addressof(made.one), ctypes.addressof(made.zero)
     operands = (one, address(b), made.b, address(a), made.a, zero, address(d), made.d, address(d), made.d)
     space = _workspace(device.number, xp)
     where = (address(space), _WORKSPACE, xp.cuda.get_current_stream().ptr)
-    library().matmul(_handle(device.number), made.matmul, *operands, made.algorithm.ctypes.data, *where)
+    lt.library().multiply(_handle(device.number), made.matmul, *operands, made.algorithm, *where)
 
 
 # Products ------------------------------------------------------------------------------------------------------------
@@ -230,16 +198,19 @@ def product_of(
     a: Any, b: Any, d: Any, epilogue: str = "none", tf32: bool | None = None, aux: Any = None
 ) -> Product | None:
     """Return the kind of the product d = a b; None if an operand has a layout that needs a copy."""
-    if not a.dtype == b.dtype == d.dtype:
-        raise TypeError(f"a product has operands of {a.dtype} and {b.dtype} for {d.dtype}; they must be equal")
-    tf32 = d.dtype == np.float32 and (tf32_allowed if tf32 is None else tf32)
+    if a.dtype != b.dtype or d.dtype not in (a.dtype, np.float32) or (d.dtype != a.dtype and a.itemsize != 2):
+        raise TypeError(
+            f"a product has operands of {a.dtype} and {b.dtype} for {d.dtype}; they must be equal, but for a result in "
+            "float32 of operands of 16 bits"
+        )
+    tf32 = a.dtype == np.float32 and (tf32_allowed if tf32 is None else tf32)
     of_a, of_b, of_d = (operand_of(x) for x in (a, b, d))
     if of_a is None or of_b is None or of_d is None:
         return None
     (m, n), k, batch = d.shape[-2:], a.shape[-1], math.prod(d.shape[:-2])
     of_aux = 0 if aux is None else aux.shape[-1]
     alignment = (_alignment(a), _alignment(b), _alignment(d))
-    return Product(m, n, k, batch, d.dtype.name, of_a, of_b, of_d, epilogue, tf32, of_aux, alignment)
+    return Product(m, n, k, batch, a.dtype.name, d.dtype.name, of_a, of_b, of_d, epilogue, tf32, of_aux, alignment)
 
 
 def _alignment(array: Any) -> int:
@@ -271,7 +242,14 @@ def _matrix(x: Any) -> Any:
     return rows if operand_of(rows) is not None else library_of(x).ascontiguousarray(rows)
 
 
-def _multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, aux: Any = None) -> Any:
+def has_algorithm(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None) -> bool:
+    """Whether cuBLASLt has an algorithm for a product with its epilogue; else that is computed separately."""
+    product = product_of(a, b, d, epilogue)
+    return product is not None and _descriptors(device_of(d).number, product, bias, None).algorithm is not None
+
+
+def multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, aux: Any = None) -> Any:
+    """Write the product a (M, K) b (K, N) to d (M, N), with an epilogue as in `run`; return d."""
     if a.size == 0 or b.size == 0:  # the sums are empty
         d[...] = bias if epilogue == "bias" else 0
         if epilogue == "bias_gradient":
@@ -288,13 +266,17 @@ def _multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, 
 
 def refuses(inputs: Any, params: Any) -> str | None:
     """Return the reason why these inputs cannot be served, or None."""
-    return None if is_available() else "cuBLASLt, or nvmath-python, which binds it, is not installed"
+    reason = lt.why_not()
+    if reason is None and inputs["x"].dtype.name == "bfloat16" and device_of(inputs["x"]).arch < 80:
+        arch = device_of(inputs["x"]).arch / 10
+        reason = f"bfloat16 needs compute capability 8.0, and the device has {arch}; use float16"
+    return reason
 
 
 def _forward_1(x, weight, bias):
     y = library_of(x).empty((*x.shape[:-1], weight.shape[0]), x.dtype)
     rows = y.reshape(-1, y.shape[-1])
-    _multiply(
+    multiply(
         _matrix(x), _matrix(weight).T, rows, "none" if bias is None else "bias", None if bias is None else dense(bias)
     )
     return y
@@ -306,11 +288,11 @@ def _backward_1(dy, x, weight, needs):
     # y = x @ weight.T + bias
     if needs[0]:
         dx = xp.empty(x.shape, x.dtype)
-        _multiply(upstream, _matrix(weight), dx.reshape(-1, x.shape[-1]))
+        multiply(upstream, _matrix(weight), dx.reshape(-1, x.shape[-1]))
     if needs[1]:
         dweight = xp.empty(weight.shape, x.dtype)
         db = xp.empty(weight.shape[0], x.dtype) if needs[2] else None
-        _multiply(upstream.T, rows, dweight, "bias_gradient" if needs[2] else "none", db)
+        multiply(upstream.T, rows, dweight, "bias_gradient" if needs[2] else "none", db)
     elif needs[2]:
         db = upstream.sum(axis=0)
     return dx, dweight, db

@@ -173,6 +173,34 @@ def plain_product(a, b):
     return first[0] @ first[1] + second[0] @ second[1]
 
 
+@intrinsic
+def _copy_to_panel(typing_context, row, j, panels, p, i):
+    """Set panels[p, i] = row[j : j + width] by whole vectors, for panels (P, K, width) as wide as a tile."""
+    if not isinstance(row, types.Array) or not isinstance(panels, types.Array) or row.dtype != panels.dtype:
+        raise TypingError("copy_to_panel(row, j, panels, p, i) needs arrays of one dtype")
+
+    def codegen(context, builder, signature, values):
+        source, target = (context.make_array(signature.args[i])(context, builder, values[i]) for i in (0, 2))
+        item = row.dtype.bitwidth // 8
+        vector = ir.VectorType(source.data.type.pointee, PANEL_BYTES // item).as_pointer()
+        place = builder.bitcast(target.data, _POINTER)
+        for axis, index in enumerate(values[3:5]):
+            place = builder.gep(place, [builder.mul(index, builder.extract_value(target.strides, axis))])
+        numbers = builder.load(builder.bitcast(builder.gep(source.data, [values[1]]), vector))
+        numbers.align = item
+        builder.store(numbers, builder.bitcast(place, vector)).align = item
+        return context.get_dummy_value()
+
+    return types.void(row, types.intp, panels, types.intp, types.intp), codegen
+
+
+def _plain_copy_to_panel(row, j, panels, p, i):
+    panels[p, i] = row[j : j + panels.shape[2]]
+
+
+copy_to_panel = _plain_copy_to_panel if config.DISABLE_JIT else _copy_to_panel
+
+
 @cache
 def ready(operand, result=None):
     """Make the tiles for these dtypes available to compiled code: compile them, or load them from the cache.

@@ -25,11 +25,11 @@ from ..cpu.chunks import PACKED, PRODUCTS, TOGETHER, bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, transpose
-from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
-from .operands import AT_ONCE, depth_of, left_rows, operand, operand_dtype, stack, stacked
+from .microkernel import PANEL_BYTES, ROWS, VECTOR_BYTES, multiply, multiply_add, ready
+from .operands import AT_ONCE, depth_of, left_rows, operand, operand_dtype, stack, stack_in_panels, stacked
 
 BLOCK = 8 * ROWS[0]  # rows that are multiplied with all panels together: their x and y stay in the second-level cache
-DEPTH = 192  # rows of operands that are multiplied at once in dW = dy^T x
+DEPTH = 192 if VECTOR_BYTES == 64 else 128  # rows of operands that are multiplied at once in dW = dy^T x
 WIDTH, TILE_BYTES = 1536, 320 * 1024  # the most bytes of a row of a tile of dW, and of the whole tile
 TASKS = 8  # the least number of tasks for threads to share
 ROWS_AT_LEAST, PRODUCTS_AT_LEAST = 64, 3_000_000  # rows and multiply-adds of a part of the rows
@@ -130,16 +130,28 @@ def _weight_chunk(chunk, chunks, dy, x, dweights, dbiases, panels, height, width
     if j == 0:
         dbias[:] = 0
     rows, columns = target.shape
-    left, right = np.empty((DEPTH, rows), panels.dtype), np.empty((DEPTH, columns), panels.dtype)
+    strip = columns if AT_ONCE == 2 and x.itemsize == 2 else panels.shape[2]
+    left = np.empty((DEPTH, _odd_lines(rows, panels.itemsize)), panels.dtype)[:, :rows]
+    right = np.empty((-(-columns // max(strip, 1)), DEPTH, strip), panels.dtype)
     sums = np.empty(rows, dweights.dtype)
     step = DEPTH * AT_ONCE if x.itemsize == 2 else DEPTH
     start, stop = bounds(x.shape[0], part, parts)
     for r in range(start, stop, step):
-        upstream = dy[r : min(r + step, stop), i : i + rows]
-        depth = stack(x[r : min(r + step, stop), j : j + columns], right)
-        multiply(stacked(upstream, left).T, right[:depth], target, True)
+        end = min(r + step, stop)
+        upstream = dy[r:end, i : i + rows]
+        block = stacked(upstream, left)
+        depth = stack_in_panels(x[r:end, j : j + columns], right)
+        for p in range(right.shape[0]):
+            first, last = p * strip, min(p * strip + strip, columns)
+            multiply(block.T, right[p, :depth], target[:, first:last], True)
         if j == 0:
             _add_columns(upstream, sums, dbias)
+
+
+@body
+def _odd_lines(size, itemsize):
+    """Return a size of at least `size` whose rows begin in different sets of the first-level cache."""
+    return (-(-size * itemsize // 64) // 2 * 2 + 1) * 64 // itemsize
 
 
 @body

@@ -6,7 +6,9 @@ Without that instruction the elements are widened to float32, block by block, wh
 
     operand(block)       rows (M, K) of a matrix from `left_rows`, as the left operand of a product
     stack(rows, out)     rows (K, M) written to the first rows of `out` as an operand; returns how many rows that are
-    stacked(rows, room)  rows (K, M) as an operand: the rows themselves, or `room` if they must be converted
+    stacked(rows, room)  rows (K, M) as a left operand: the rows themselves, or a copy in `room`
+    stack_in_panels(rows, out)  like `stack` for a right operand, its columns cut into panels `out` (P, K, width); pairs
+                         of bfloat16 become one panel
 """
 
 import numpy as np
@@ -18,8 +20,10 @@ from ..cpu.arrays import dense
 from ..cpu.bfloat16 import DTYPE, NATIVE, as_float, bits, widened
 from ..cpu.compiler import body
 from ..cpu.vector_loops import as_row
+from .microkernel import copy_to_panel
 
 BFLOAT16 = np.dtype(np.uint32 if NATIVE else np.float32)  # what bfloat16 is multiplied as
+CROWDED = 512  # bytes; rows that are a multiple of it apart share 8 of the 64 sets of a cache, and evict each other
 AT_ONCE = 2 if NATIVE else 1  # how many of its elements, neighbours in k, are multiplied at once
 
 
@@ -76,12 +80,38 @@ def _copy(rows, out):
 
 @body
 def _converted(rows, room):
-    return room[: stack(rows, room), : rows.shape[1]]
+    return room[: stack(rows, room)]
 
 
 @body
-def _as_they_are(rows, room):
-    return rows
+def _where_lines_differ(rows, room):
+    return rows if rows.strides[0] % CROWDED else room[: stack(rows, room)]
+
+
+@body
+def _copy_in_panels(rows, out):
+    width = out.shape[2]
+    whole = rows.shape[1] // width
+    for i in range(rows.shape[0]):
+        row = as_row(rows, i)
+        for p in range(whole):
+            copy_to_panel(row, p * width, out, p, i)
+        for j in range(whole * width, row.size):
+            out[whole, i, j - whole * width] = row[j]
+    return rows.shape[0]
+
+
+@body
+def _widen_in_panels(rows, out):
+    width = out.shape[2]
+    for p in range(out.shape[0]):
+        _copy(rows[:, p * width : p * width + width], out[p])
+    return rows.shape[0]
+
+
+@body
+def _zip_in_one(rows, out):
+    return _zip(rows, out[0])
 
 
 def operand(block):
@@ -95,8 +125,15 @@ def stack(rows, out):
 
 
 def stacked(rows, room):
-    """Return rows that follow each other in k as an operand."""
-    return (_converted if rows.dtype == np.uint16 else _as_they_are)(rows, room)
+    """Return rows that follow each other in k as a left operand: the rows themselves, or a copy in `room`."""
+    return (_converted if rows.dtype == np.uint16 else _where_lines_differ)(rows, room)
+
+
+def stack_in_panels(rows, out):
+    """Write rows that follow each other in k to panels, and return how many rows of each they become."""
+    if rows.dtype != np.uint16:
+        return _copy_in_panels(rows, out)
+    return (_zip_in_one if NATIVE else _widen_in_panels)(rows, out)
 
 
 if not config.DISABLE_JIT:
@@ -113,5 +150,10 @@ if not config.DISABLE_JIT:
 
     @overload(stacked, inline="always")
     def _stacked(rows, room):
-        take = _converted if rows.dtype == types.uint16 else _as_they_are
+        take = _converted if rows.dtype == types.uint16 else _where_lines_differ
         return lambda rows, room: take(rows, room)
+
+    @overload(stack_in_panels, inline="always")
+    def _stack_in_panels(rows, out):
+        put = (_zip_in_one if NATIVE else _widen_in_panels) if rows.dtype == types.uint16 else _copy_in_panels
+        return lambda rows, out: put(rows, out)

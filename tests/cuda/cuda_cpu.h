@@ -6,16 +6,10 @@
 // each barrier. In reverse, blocks run in reverse as well, and asynchronous copies take place immediately and not when
 // they are waited for. Shared memory is NaN at the start of a block, and exactly as large as requested. Whatever would
 // hang or be undefined on a GPU (a barrier or a warp collective that not all threads reach, a misaligned access, a
-// copy that is never waited for) ends the process with a message.
+// copy that is never waited for, a race on shared memory) ends the process with a message.
 #pragma once
-#include <setjmp.h>
-#include <ucontext.h>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <utility>
+#include "cuda_fibers.h"
 
 #define __global__
 #define __device__
@@ -23,72 +17,7 @@
 #define __restrict__ __restrict
 #define DEVICE inline
 
-struct uint3 { unsigned x, y, z; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-
 namespace cpu {
-
-// Fibers --------------------------------------------------------------------------------------------------------------
-
-enum State { RUNNING, AT_COLLECTIVE, AT_BARRIER, DONE };
-enum Collective { SHUFFLE = 1, SYNC_WARP, MMA, LOAD_MATRICES, LOAD_TRANSPOSED };
-constexpr int LANES = 32, MAX_THREADS = 1024, MAX_COPIES = 512;
-constexpr size_t STACK = 64 << 10;
-
-struct Copy {
-  void* target;
-  const void* source;
-  bool valid;
-  int group;  // counted from 0; copies of the open group have the number of commits so far
-};
-
-struct Fiber {
-  ucontext_t context;
-  jmp_buf jump;
-  State state;
-  int collective;
-  bool started;
-  uint3 thread;
-  int number, parity;
-  Copy copies[MAX_COPIES];  // unfinished
-  int copy_count, commits;
-};
-
-struct alignas(16) Slot { unsigned char bytes[64]; };  // the value that a lane shows to the others of its warp
-
-inline Fiber* fibers;
-inline char* stacks;
-inline Slot slots[2][MAX_THREADS];
-inline jmp_buf scheduler;
-inline Fiber* current;
-inline uint3 block_index, block_size, grid_size;
-inline unsigned char* shared;
-inline bool is_reverse;
-inline void (*entry)();
-
-[[noreturn]] inline void fail(const char* what) {
-  fprintf(stderr, "cuda_cpu: %s (block %u,%u,%u thread %d)\n", what, block_index.x, block_index.y, block_index.z,
-          current ? current->number : -1);
-  abort();
-}
-inline void yield(State state, int collective = 0) {
-  current->state = state;
-  current->collective = collective;
-  if (!_setjmp(current->jump)) _longjmp(scheduler, 1);
-}
-inline void run_fiber() {
-  entry();
-  if (current->copy_count) fail("an asynchronous copy was never waited for");
-  current->state = DONE;
-  _longjmp(scheduler, 1);
-}
-inline void resume(Fiber* fiber) {
-  current = fiber;
-  if (_setjmp(scheduler)) return;
-  if (fiber->started) _longjmp(fiber->jump, 1);
-  fiber->started = true;
-  setcontext(&fiber->context);
-}
 
 // Scheduling ----------------------------------------------------------------------------------------------------------
 
@@ -124,7 +53,7 @@ inline void run_block(int threads, int schedule) {
   for (int w = 0; w < warps; w++) order[w] = schedule == 1 ? warps - 1 - w : w;
   for (int i = 0; i < threads; i++) {
     Fiber& f = fibers[i];
-    f.state = RUNNING, f.started = false, f.number = i, f.parity = f.copy_count = f.commits = 0;
+    f.state = RUNNING, f.started = false, f.number = i, f.parity = f.copy_count = f.commits = 0, f.warp_time = 0;
     f.thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = stacks + i * STACK;
@@ -134,6 +63,7 @@ inline void run_block(int threads, int schedule) {
   }
   for (;;) {
     bool ran = false;
+    block_time++;
     if (schedule > 1)
       for (int w = warps - 1; w > 0; w--) std::swap(order[w], order[random.below(w + 1)]);
     for (int w = 0; w < warps; w++) {
@@ -163,18 +93,24 @@ void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, s
   is_reverse = schedule == 1;
   fibers = new Fiber[threads];
   stacks = new char[threads * STACK];
+#ifdef __SANITIZE_THREAD__
+  cells = new Cell[shared_bytes / CELL + 1]();
+#endif
   for (unsigned i = 0, blocks = grid[0] * grid[1] * grid[2]; i < blocks; i++) {
     unsigned block = is_reverse ? blocks - 1 - i : i;
     block_index = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
     void* memory = nullptr;
     if (shared_bytes && posix_memalign(&memory, 128, shared_bytes)) fail("no memory");
     if (memory) memset(memory, 0xff, shared_bytes);
-    shared = static_cast<unsigned char*>(memory);
+    shared = static_cast<unsigned char*>(memory), shared_size = shared_bytes;
     run_block(threads, schedule);
+    current = nullptr;
     free(memory);
   }
   delete[] fibers;
   delete[] stacks;
+  delete[] cells;
+  cells = nullptr;
 }
 template <typename... A>
 void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, size_t shared_bytes, void** arguments,
@@ -187,7 +123,7 @@ template <typename T> struct Shown {
   const Slot* first;
   const T& of(int lane) const { return *reinterpret_cast<const T*>(first + lane); }
 };
-template <typename T> Shown<T> show(int collective, const T& value) {
+template <typename T> UNOBSERVED Shown<T> show(int collective, const T& value) {
   static_assert(sizeof(T) <= sizeof(Slot));
   int number = current->number;
   Slot* mine = slots[current->parity ^= 1];  // other lanes may still read the other half
@@ -219,6 +155,7 @@ inline void __syncthreads() { cpu::yield(cpu::AT_BARRIER); }
 inline void __syncwarp(unsigned mask = ~0u) {
   cpu::require_full(mask);
   cpu::show(cpu::SYNC_WARP, 0);
+  cpu::current->warp_time++;
 }
 template <typename T> T __shfl_xor_sync(unsigned mask, T value, int step) {
   cpu::require_full(mask);
@@ -267,9 +204,10 @@ template <typename T> unsigned pack(float low, float high) {
   return unsigned(from_float<T>(low).bits) | unsigned(from_float<T>(high).bits) << 16;
 }
 inline float exp2_fast(float x) { return exp2f(x); }
+inline void prefetch(const void* global) { (void)*static_cast<const volatile unsigned char*>(global); }
 
 // The coordinates of each element of the matrices, from the tables of the PTX ISA.
-template <typename T> void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], T) {
+template <typename T> UNOBSERVED void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], T) {
   struct Fragments { T a[4][2], b[2][2]; } mine;
   memcpy(mine.a, a, 16);
   memcpy(mine.b, b, 8);
@@ -306,7 +244,7 @@ inline void load_matrices_transposed(unsigned (&r)[4], const void* row) { cpu::l
 
 // A copy may take place at any time until it is waited for: here either immediately, or only then.
 namespace cpu {
-inline void carry_out(const Copy& c) {
+UNOBSERVED inline void carry_out(const Copy& c) {
   if (c.valid)
     memcpy(c.target, c.source, 16);
   else
@@ -317,6 +255,7 @@ inline void copy_async(void* shared, const void* global, bool valid) {
   if ((uintptr_t(shared) | uintptr_t(global)) % 16) cpu::fail("an asynchronous copy is not aligned to 16 bytes");
   cpu::Fiber* f = cpu::current;
   if (f->copy_count == cpu::MAX_COPIES) cpu::fail("too many asynchronous copies");
+  cpu::touch_copy(shared, true);
   f->copies[f->copy_count++] = {shared, global, valid, f->commits};
   if (cpu::is_reverse) cpu::carry_out(f->copies[f->copy_count - 1]);
 }
@@ -328,8 +267,10 @@ template <int PENDING> void copy_wait() {
     cpu::Copy& c = f->copies[i];
     if (c.group >= f->commits - PENDING)
       f->copies[left++] = c;
-    else if (!cpu::is_reverse)
-      cpu::carry_out(c);
+    else {
+      if (!cpu::is_reverse) cpu::carry_out(c);
+      cpu::touch_copy(c.target, false);
+    }
   }
   f->copy_count = left;
 }

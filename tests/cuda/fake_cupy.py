@@ -18,7 +18,8 @@ from unittest import mock
 import fake_cublaslt
 import numpy as np
 from emulator import EmulatedDevice
-from tinyvit.kernels.linear import cublaslt
+from fake_streams import MEMORY, NOW, Stream, do, refuse_transfer, using_allocator, wait
+from tinyvit.kernels.linear import cublaslt, lt
 
 from tinyvit import backend
 
@@ -33,14 +34,24 @@ class _DeviceNumber:
     compute_capability = "90"
     attributes = MappingProxyType({"MaxSharedMemoryPerBlockOptin": 232_448})  # as in CuPy, without the capability
 
-    def __init__(self, number: int = 0) -> None:
-        self.id = number
+    def __init__(self, number: int | None = None) -> None:
+        self.id = _current if number is None else number
 
     def __enter__(self) -> "_DeviceNumber":
+        self._before = _current
+        self.use()
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        _DeviceNumber(self._before).use()
+
+    def use(self) -> None:
+        """Make new arrays on this device."""
+        global _current
+        _current = self.id
+
+
+_current = 0  # the number of the device on which arrays are made
 
 
 class ndarray:
@@ -50,11 +61,11 @@ class ndarray:
     __array_priority__ = 100
 
     def __init__(self, host: np.ndarray, base: "ndarray | None" = None) -> None:
-        self._host, self._number = host, 0
+        self._host, self._number = host, _current if base is None else base._number
         self._base = base
-        if _recording is not None:
-            _recording.append(functools.partial(id, host))  # a graph keeps its memory alive
-        elif _in_pool and base is None:
+        if NOW.recording is not None:
+            NOW.recording.append((MEMORY, functools.partial(id, host)))  # a graph keeps its memory alive
+        elif NOW.in_pool and base is None:
             raise AssertionError("an array outside the graph has memory of the graph, which the next launch overwrites")
 
     @property
@@ -74,12 +85,11 @@ class ndarray:
         return _wrapped(self._host.T, self)
 
     def get(self) -> np.ndarray:
-        _wait()
+        refuse_transfer("D2H")
         return self._host.copy()
 
     def item(self) -> Any:
-        _wait()
-        return self._host.item()
+        return self.get().item()
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -92,12 +102,12 @@ class ndarray:
 
     def __getitem__(self, key: Any) -> "ndarray":
         if any(isinstance(k, ndarray) and k.dtype == bool for k in (key if isinstance(key, tuple) else (key,))):
-            _wait()  # for the number of selected elements
+            wait()  # for the number of selected elements
         return _call(lambda x, k: np.asarray(x[k]), (self, key), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
         target, key = self._host, _host(key)
-        _do(lambda: target.__setitem__(key, _host(value)))
+        do(lambda: target.__setitem__(key, _host(value)), "copy")
 
     def __len__(self) -> int:
         return len(self._host)
@@ -136,80 +146,7 @@ def _wrapped(result: Any, source: Any = None) -> Any:
     return [_wrapped(x) for x in result] if isinstance(result, list) else result
 
 
-# Streams and graphs -------------------------------------------------------------------------------------------------
-
-_recording: list[Any] | None = None  # the actions captured so far, None without a capture
-_in_pool = False  # whether new arrays get memory of a graph
-
-
-def _do(action: Any) -> None:
-    """Do something that changes memory, or add it to the graph that is being captured."""
-    if _recording is None:
-        action()
-    else:
-        _recording.append(action)
-
-
-def _wait() -> None:
-    if _recording is not None:
-        raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
-
-
-class Stream:
-    """A stream that works synchronously, and while it captures only records."""
-
-    ptr = 0
-
-    def __init__(self, non_blocking: bool = False) -> None:
-        pass
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def record(self) -> None:
-        return None
-
-    def wait_event(self, event: Any) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        _wait()
-
-    def is_capturing(self) -> bool:
-        return _recording is not None
-
-    def begin_capture(self) -> None:
-        global _recording
-        _recording = []
-
-    def end_capture(self) -> "Graph":
-        global _recording
-        graph, _recording = Graph(_recording or []), None
-        return graph
-
-
-@contextmanager
-def using_allocator(_: Any) -> Iterator[None]:
-    global _in_pool
-    _in_pool = True
-    try:
-        yield
-    finally:
-        _in_pool = False
-
-
-class Graph:
-    """The captured actions, in order."""
-
-    def __init__(self, actions: list[Any]) -> None:
-        self._actions = actions
-
-    def launch(self, stream: Stream) -> None:
-        for action in self._actions:
-            action()
+# Calls -------------------------------------------------------------------------------------------------------------
 
 
 class CapturableDevice(EmulatedDevice):
@@ -217,14 +154,7 @@ class CapturableDevice(EmulatedDevice):
 
     def _start(self, kernel: Any, grid: Any, threads: int, arguments: Any, shared: int) -> None:
         given = [type(argument).from_buffer_copy(argument) for argument in arguments]
-        _do(lambda: super(CapturableDevice, self)._start(kernel, grid, threads, given, shared))
-
-
-def _recorded_matmul(*arguments: Any) -> None:
-    """Record a product with a copy of its description, because cublasLtMatmul reads it when it is called."""
-    description = dict(fake_cublaslt._objects[arguments[1]])
-    where = fake_cublaslt._new(**description)
-    _do(lambda: fake_cublaslt.matmul(arguments[0], where, *arguments[2:]))
+        do(lambda: super(CapturableDevice, self)._start(kernel, grid, threads, given, shared), kernel.expression)
 
 
 _NEED_CUBLAS = (np.vdot, np.dot, np.inner, np.tensordot, np.linalg.norm)
@@ -237,7 +167,7 @@ def _check(function: Any, args: Any) -> None:
         raise RuntimeError(f"{function.__name__} needs cuBLAS")
     joins_by_addresses = function in (np.concatenate, np.stack) and len(args[0]) > 8  # CuPy copies them from the host
     if function in _UNKNOWN_IN_GRAPHS or joins_by_addresses:
-        _wait()
+        wait()
 
 
 def _call(function: Any, args: Any, kwargs: Any) -> Any:
@@ -253,10 +183,12 @@ def _call(function: Any, args: Any, kwargs: Any) -> Any:
         return out[0] if isinstance(out, tuple) else out
     source = next((a for a in args if isinstance(a, ndarray)), None)
     shares = isinstance(result, np.ndarray) and source is not None and np.shares_memory(result, source._host)
-    if _recording is not None and not shares and isinstance(result, (np.ndarray, np.generic)):
+    if NOW.recording is not None and not shares and isinstance(result, (np.ndarray, np.generic)):
         result = np.asarray(result)
         target = result
-        _recording.append(lambda: target.__setitem__(..., compute()))
+        kind = getattr(function, "__name__", "function")
+        kind += f" {source.dtype} {target.dtype}" if kind == "astype" and source is not None else ""
+        NOW.recording.append((kind, lambda: target.__setitem__(..., compute())))
     owner = source if source is None or source.base is None else source.base
     return _wrapped(result, owner if shares else None)
 
@@ -282,7 +214,7 @@ def _binary(name: str) -> None:
         in_place = getattr(operator, f"__i{name}__")
 
         def inplace(self: ndarray, other: Any) -> ndarray:
-            _do(lambda: in_place(self._host, _host(other)))
+            do(lambda: in_place(self._host, _host(other)), in_place.__name__)
             return self
 
         setattr(ndarray, f"__i{name}__", inplace)
@@ -303,7 +235,7 @@ ndarray.__module__ = "cupy"
 def asarray(data: Any, dtype: Any = None, **_: Any) -> ndarray:
     """Return `data` as an array on the device."""
     if not isinstance(data, ndarray) and np.ndim(data):
-        _wait()
+        refuse_transfer("H2D")
     if isinstance(data, ndarray):
         return data if dtype is None or data.dtype == dtype else data.astype(dtype)
     return ndarray(np.array(data, dtype=dtype))
@@ -325,10 +257,16 @@ def empty_like(x: ndarray, dtype: Any = None, **_: Any) -> ndarray:
     return empty(x.shape, dtype or x.dtype)
 
 
+def as_strided(x: ndarray, shape: Any, strides: Any) -> ndarray:
+    """Return a view from the first element of x on. As in CuPy, nothing is checked."""
+    return ndarray(np.lib.stride_tricks.as_strided(x._host, shape, strides), x if x.base is None else x.base)
+
+
 def module() -> types.ModuleType:
     """Return the module `cupy`."""
     fake = types.ModuleType("cupy")
     own = {"ndarray": ndarray, "asarray": asarray, "array": array, "empty": empty, "empty_like": empty_like}
+    own["lib"] = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=as_strided))
     fake.__dict__.update(own, asnumpy=lambda x: x.get(), __version__="0", __path__=[])
 
     def missing(name: str) -> Any:
@@ -338,7 +276,7 @@ def module() -> types.ModuleType:
         return found
 
     fake.__getattr__ = missing  # type: ignore[method-assign]
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0)
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 2, getDevice=lambda: _current)
     stream = Stream()
     cuda = types.ModuleType("cupy.cuda")
     cuda.__dict__.update(
@@ -367,6 +305,12 @@ def _special() -> types.ModuleType:
     return special
 
 
+def _forget() -> None:
+    """Forget what was found out about another GPU."""
+    backend.gpu.cache_clear()
+    cublaslt.forget()
+
+
 @contextmanager
 def installed() -> Iterator[types.ModuleType]:
     """Within this block `import cupy` returns the stand-in."""
@@ -378,17 +322,15 @@ def installed() -> Iterator[types.ModuleType]:
     packages = {name: types.ModuleType(name) for name in ("cupyx", "cupyx.scipy")}
     own = {"cupy": fake, "cupy.cuda": fake.cuda, **packages, "cupyx.scipy.special": _special()}
     sys.modules |= own
-    caches = (backend.gpu, cublaslt._handle, cublaslt._workspace, cublaslt._descriptors, cublaslt.is_available)
-    for cache in caches:
-        cache.cache_clear()
-    bindings = types.SimpleNamespace(**{**vars(fake_cublaslt), "matmul": _recorded_matmul})
+    _forget()
+    library = functools.cache(lambda: fake_cublaslt.Recorded(do))
     try:
-        with mock.patch.object(cublaslt, "library", return_value=bindings):
+        with mock.patch.object(lt, "library", library), mock.patch.object(lt, "why_not", return_value=None):
             yield fake
     finally:
         for name in own:
             del sys.modules[name]
         sys.modules |= {name: m for name, m in before.items() if name.partition(".")[0] in ("cupy", "cupyx")}
-        for cache in caches:
-            cache.cache_clear()
+        _forget()
+        _DeviceNumber(0).use()
         backend.devices.gpu_in_use = False

@@ -78,7 +78,8 @@ def test_conversions_round_to_nearest_even(place: Any, ctype: str) -> None:
         np.testing.assert_array_equal(pairs[real, 1], (-x).astype(dtype).view(np.uint16)[real])
         power, exact = outs[2].get(), np.exp2(x.astype(float))
         usual = real & (exact < 2.0**127) & (exact > 2.0**-126)
-        np.testing.assert_allclose(power[usual], exact[usual], rtol=2**-22)
+        # 2 ulp are 2**-22 of the smallest number with the same exponent, and the result is rounded to float32.
+        np.testing.assert_allclose(power[usual], exact[usual], rtol=2**-21.5)
         assert (power[x == -math.inf] == 0).all()
 
 

@@ -1,6 +1,11 @@
 """The layer over cuBLASLt: strides, transposes, batches and epilogues, on a stand-in that is column-major as well."""
 
+import ctypes
+import re
+import sys
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 
 import fake_cublaslt
 import ml_dtypes
@@ -8,13 +13,13 @@ import numpy as np
 import pytest
 from emulator import EmulatedDevice
 from fake_cupy import installed, ndarray
-from peers import peer
 from tinyvit.kernels.cuda import device
-from tinyvit.kernels.linear import cublaslt
+from tinyvit.kernels.linear import cublaslt, lt
 
 import tinyvit as tv
 from tinyvit import backend
 
+REAL_LIBRARY = lt.library  # tests put a stand-in into its place
 RNG = np.random.default_rng(0)
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 
@@ -110,16 +115,12 @@ def test_the_linear_map_and_its_gradients(dtype: np.dtype, bias: bool) -> None:
 
 
 @pytest.fixture
-def _knowing(monkeypatch: pytest.MonkeyPatch, known: str) -> None:
+def _knowing(known: str) -> Iterator[None]:
     """Let cuBLASLt have algorithms only for epilogues up to this one."""
-    choose = fake_cublaslt.matmul_algo_get_heuristic
-
-    def heuristic(handle: int, description: int, *rest: int) -> None:
-        if fake_cublaslt._objects[description]["EPILOGUE"] > cublaslt.EPILOGUES.get(known, 0):
-            raise fake_cublaslt.cuBLASLtError("CUBLAS_STATUS_NOT_SUPPORTED")
-        choose(handle, description, *rest)
-
-    monkeypatch.setattr(cublaslt.library(), "matmul_algo_get_heuristic", heuristic)
+    largest = ctypes.c_int.in_dll(fake_cublaslt.compiled(), "largest_epilogue")
+    before, largest.value = largest.value, lt.EPILOGUES.get(known, 0)
+    yield
+    largest.value = before
 
 
 @pytest.mark.usefixtures("_knowing")
@@ -141,27 +142,131 @@ def test_a_vector_on_the_left_is_a_row() -> None:
     assert_is(backend.arrays.matmul(backend.NUMPY, ndarray(x), ndarray(y)), x.astype(float) @ y)
 
 
+def _gelu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return GELU in the tanh form, and its slope."""
+    root = np.sqrt(2 / np.pi)
+    t = np.tanh(root * (x + 0.044715 * x**3))
+    return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * root * (1 + 3 * 0.044715 * x * x)
+
+
 def test_gelu_in_the_epilogue_and_its_slope() -> None:
     x, w, b, dy = normal(6, 3), normal(8, 3), normal(8), normal(6, 5)
-    h, slope_of = x @ w.T + b, fake_cublaslt._gelu
+    h = x @ w.T + b
     y, aux = ndarray(np.full((6, 8), np.nan, np.float32)), ndarray(np.full((6, 8), np.nan, np.float32))
-    cublaslt._multiply(ndarray(x), ndarray(w).T, y, "gelu_aux_bias", ndarray(b), aux)
+    cublaslt.multiply(ndarray(x), ndarray(w).T, y, "gelu_aux_bias", ndarray(b), aux)
     assert_is(aux, h)
-    assert_is(y, slope_of(h)[0])
+    assert_is(y, _gelu(h)[0])
     w2, dh, db = normal(5, 8), ndarray(np.full((6, 8), np.nan, np.float32)), ndarray(np.full(8, np.nan, np.float32))
-    cublaslt._multiply(ndarray(dy), ndarray(w2), dh, "dgelu_bias_gradient", db, aux)
-    expected = (dy @ w2) * slope_of(h)[1]
+    cublaslt.multiply(ndarray(dy), ndarray(w2), dh, "dgelu_bias_gradient", db, aux)
+    expected = (dy @ w2) * _gelu(h)[1]
     assert_is(dh, expected)
     assert_is(db, expected.sum(axis=0))
 
 
-def test_the_numbers_of_the_epilogues_are_those_of_the_bindings() -> None:
-    real = peer("nvmath.bindings.cublasLt", "nvmath-python").Epilogue
-    names = {"none": "DEFAULT", "gelu_aux_bias": "GELU_AUX_BIAS", "dgelu_bias_gradient": "DGELU_BGRAD"}
-    for name, number in cublaslt.EPILOGUES.items():
-        assert real[names.get(name, {"bias_gradient": "BGRADB"}.get(name, name.upper()))] == number
+@pytest.mark.parametrize("offset", range(1, 8))
+@pytest.mark.parametrize("dtype", [DTYPES[0], *DTYPES[2:]], ids=str)
+def test_biases_and_their_gradients_may_have_any_alignment(dtype: np.dtype, offset: int) -> None:
+    """cuBLASLt reads them 16 bytes at a time; the stand-in refuses others."""
+    x, w, b, dy = (normal(*s, dtype=dtype) for s in ((5, 8), (16, 8), (32,), (5, 16)))
+    bias = ndarray(b)[offset : offset + 16]
+    (y,) = cublaslt.forward(ndarray(x), ndarray(w), bias, version=1)
+    assert_is(y, x.astype(float) @ w.astype(float).T + b[offset : offset + 16].astype(float))
+    dw, around = ndarray(np.zeros((16, 8), dtype)), ndarray(np.zeros(32, dtype))
+    cublaslt.multiply(ndarray(dy).T, ndarray(x), dw, "bias_gradient", around[offset : offset + 16])
+    expected = np.zeros(32)
+    expected[offset : offset + 16] = dy.astype(float).sum(axis=0)
+    assert_is(around, expected)
 
 
-def test_operands_of_several_dtypes_are_refused() -> None:
-    with pytest.raises(TypeError, match="operands of float32 and bfloat16 for float32; they must be equal"):
-        cublaslt.matmul(ndarray(normal(2, 3)), ndarray(normal(3, 2, dtype=DTYPES[3])))
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+def test_products_of_16_bits_may_have_a_result_in_float32(dtype: np.dtype) -> None:
+    x, y, db = normal(300, 4, dtype=dtype), normal(300, 5, dtype=dtype), ndarray(np.zeros(4, np.float32))
+    d = ndarray(np.zeros((4, 5), np.float32))
+    cublaslt.multiply(ndarray(x).T, ndarray(y), d, "bias_gradient", db)
+    np.testing.assert_allclose(d.get(), x.astype(float).T @ y.astype(float), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(db.get(), x.astype(float).sum(axis=0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtypes", [(0, 3, 0), (2, 3, 2), (0, 0, 2), (0, 0, 3), (2, 2, 1)])
+def test_operands_of_several_dtypes_are_refused(dtypes: tuple[int, int, int]) -> None:
+    a, b, d = (ndarray(normal(2, 2, dtype=DTYPES[i])) for i in dtypes)
+    with pytest.raises(TypeError, match=r"operands of .* for .*; they must be equal, but for a result in float32"):
+        cublaslt.product_of(a, b, d)
+
+
+def test_bfloat16_is_left_to_float32_on_devices_without_products_of_it() -> None:
+    device.DEVICES[0] = EmulatedDevice(arch=75, shared=65_536)
+    x = {"x": ndarray(normal(2, 2, dtype=DTYPES[3]))}
+    assert "bfloat16 needs compute capability 8.0, and the device has 7.5" in (cublaslt.refuses(x, {}) or "")
+    assert cublaslt.refuses({"x": ndarray(normal(2, 2))}, {}) is None
+
+
+# The stand-in, and the real library -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"REDUCTION_SCHEME_MASK": 7}, "parts of sums may be added up in 16 bits"),
+        ({"BIAS_POINTER": 0}, "the alignment of the bias is not known yet"),
+    ],
+)
+def test_the_stand_in_notices_what_the_real_library_would_pass_over(change: dict[str, int], complaint: str) -> None:
+    library = lt.library()
+    attributes = {"EPILOGUE": lt.EPILOGUES["bias"], "BIAS_POINTER": 256}
+    wishes = {"MAX_WORKSPACE_BYTES": 256, "REDUCTION_SCHEME_MASK": 2}
+    described = library.description(
+        lt.COMPUTE_FLOAT32, lt.FLOAT32, **{k: change.get(k, v) for k, v in attributes.items()}
+    )
+    layouts = (library.layout(lt.FLOAT32, 4, 4, 4),) * 4
+    wishes = {k: change.get(k, v) for k, v in wishes.items()}
+    assert library.algorithm(library.create(), described, layouts, **wishes) is None
+    assert fake_cublaslt.compiled().last_complaint().decode() == complaint
+
+
+def test_without_the_library_the_reason_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    with pytest.raises(lt.Unavailable, match=r"cuBLASLt is not found \(ModuleNotFoundError: .*pathfinder"):
+        REAL_LIBRARY.__wrapped__()
+
+
+def test_the_real_library_accepts_every_attribute_in_its_size() -> None:
+    """All of this works without a GPU: only handles and products need one."""
+    try:
+        library = REAL_LIBRARY()
+    except lt.Unavailable as reason:
+        pytest.skip(f"needs cuBLASLt: {reason}")
+    assert library.version() >= 120_000
+    for compute, scale in ((lt.COMPUTE_FLOAT32, 0), (lt.COMPUTE_TF32, 0), (lt.COMPUTE_FLOAT64, 1)):
+        library.description(compute, scale, **dict.fromkeys(lt.DESCRIPTION, 16))
+    for dtype in (lt.FLOAT32, lt.FLOAT64, lt.FLOAT16, lt.BFLOAT16):
+        library.layout(dtype, 8, 8, 8, **dict.fromkeys(lt.LAYOUT, 16))
+    library.preference(**dict.fromkeys(lt.PREFERENCE, 2))
+
+
+def test_the_numbers_are_those_of_the_header() -> None:
+    """NVIDIA's wheel of cuBLAS has the header."""
+    distributions = [d for d in metadata.distributions() if (d.name or "").startswith("nvidia-cublas")]
+    files = [file for d in distributions for file in d.files or () if file.name == "cublasLt.h"]
+    if not files:
+        pytest.skip("needs cublasLt.h, of the wheel nvidia-cublas")
+    text = Path(str(files[0].locate())).read_text("utf-8")
+    numbers = {n: v.strip() for n, v in re.findall(r"^\s+CUBLASLT_(\w+) = ([^,]+),", text, re.MULTILINE)}
+
+    def number(name: str) -> int:
+        parts = [part.strip().removeprefix("CUBLASLT_") for part in numbers[name].strip("()").split("|")]
+        return sum(int(part, 0) if part[0].isdigit() else number(part) for part in parts)
+
+    for prefix, known in (
+        ("MATMUL_DESC", lt.DESCRIPTION),
+        ("MATRIX_LAYOUT", lt.LAYOUT),
+        ("MATMUL_PREF", lt.PREFERENCE),
+    ):
+        for name, (found, _) in known.items():
+            assert number(f"{prefix}_{name}") == found, name
+    assert number("REDUCTION_SCHEME_COMPUTE_TYPE") == lt.REDUCE_IN_COMPUTE_TYPE
+    called = {"none": "DEFAULT", "dgelu_bias_gradient": "DGELU_BGRAD", "bias_gradient": "BGRADB"}
+    for name, found in lt.EPILOGUES.items():
+        assert number(f"EPILOGUE_{called.get(name, name.upper())}") == found, name
+    assert re.search(r"typedef struct \{\s+uint64_t data\[8\];\s+\} cublasLtMatmulAlgo_t;", text)

@@ -14,12 +14,14 @@ from fake_cupy import installed
 from tinyvit.kernels import registry
 from tinyvit.kernels.attention import cupy_raw as attention
 from tinyvit.kernels.cuda import device
+from tinyvit.kernels.cuda.compiler import CompilerMissing
 from tinyvit.kernels.cuda.device import Kernel
-from tinyvit.kernels.cuda.rows import parts_of, spread
+from tinyvit.kernels.cuda.rows import add_parts, parts_of, spread
+from tinyvit.kernels.linear import lt
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit import backend, kernels
+from tinyvit import backend, info, kernels
 
 
 @pytest.fixture
@@ -78,9 +80,39 @@ def test_a_gpu_that_does_not_work_is_a_reason(monkeypatch: pytest.MonkeyPatch, c
     assert says in reason
 
 
+@pytest.mark.parametrize(
+    ("arch", "library", "precision", "lost"),
+    [
+        (90, None, "bfloat16", []),
+        (75, None, "float32", []),
+        (75, None, "bfloat16", ["bfloat16 computed in float32"]),
+        (
+            70,
+            "it is gone",
+            "bfloat16",
+            ["because it is gone; install", "none of the CUDA kernels, because"],
+        ),
+    ],
+)
+def test_what_a_gpu_lacks_is_said(
+    arch: int, library: str | None, precision: str, lost: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with installed():
+        monkeypatch.setattr(lt, "why_not", lambda: library)
+        device.DEVICES[0] = device.Device(0, arch, 65_536)
+        monkeypatch.setattr(device, "nvrtc_version", lambda: (13, 0))
+        found = backend.shortcomings(precision)
+        assert len(found) == len(lost)
+        assert all(words in text for words, text in zip(lost, found, strict=True))
+        if precision == "bfloat16":
+            report = info.report()
+            assert all(f"but {text}" in report for text in found)
+        device.DEVICES.clear()
+
+
 def test_missing_devices_are_refused() -> None:
     with installed():
-        with pytest.raises(RuntimeError, match="device 'cuda:3' is not usable: there are 1, numbered from 0"):
+        with pytest.raises(RuntimeError, match="device 'cuda:3' is not usable: there are 2, numbered from 0"):
             tv.set_default_device("cuda:3")
         for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", 7):
             with pytest.raises(ValueError, match="it must be 'cpu', 'cuda', or a GPU by its number"):
@@ -127,54 +159,8 @@ def test_a_kernel_that_needs_too_much_shared_memory_is_refused_with_the_numbers(
         small.launch(Kernel("a.cu", "some_kernel"), (1,), 32, [ctypes.c_int(1)], 70_000)
 
 
-@pytest.mark.parametrize("heads", [0, 1, 65_535, 65_536, 98_304, 12 * 70_000])
-@pytest.mark.parametrize("version", attention.VERSIONS)
-def test_no_grid_has_more_blocks_than_allowed(version: int, heads: int) -> None:
-    for back in (False, True):
-        for launch in attention.VERSIONS[version][back](attention.Shape("half_t", heads, 40, 40, 64, False)):
-            first, *others = (*launch.grid, 1, 1)[:3]
-            assert first * others[0] * others[1] % max(heads, 1) == 0
-            assert max(others) <= 65_535
-
-
 def test_an_empty_grid_launches_nothing() -> None:
     EmulatedDevice().launch(Kernel("there is no such file", "kernel"), (0, 5), 32, [])
-
-
-@pytest.mark.parametrize(
-    ("arch", "shared", "ctype", "keys", "depth", "served"),
-    [
-        (90, 232_448, "bfloat_t", 197, 64, "4"),
-        (90, 232_448, "bfloat_t", 257, 64, "4"),
-        (90, 232_448, "bfloat_t", 577, 64, "3"),
-        (90, 232_448, "half_t", 65, 128, "4"),
-        (90, 232_448, "float", 65, 64, "2"),
-        (75, 65_536, "half_t", 65, 64, "4"),
-        (75, 65_536, "half_t", 197, 64, "3"),
-        (75, 65_536, "half_t", 65, 256, "2"),
-        (75, 65_536, "float", 8192, 256, "2"),
-    ],
-)
-def test_the_last_version_that_fits_is_launched(
-    arch: int, shared: int, ctype: str, keys: int, depth: int, served: str
-) -> None:
-    shape = attention.Shape(ctype, 6, keys, keys, depth, False)
-    (launch,) = attention.plan(4, False, shape, EmulatedDevice(arch, shared))
-    assert launch.kernel.expression.startswith(f"attention_forward_{served}")
-
-
-def test_extras_are_left_to_a_version_that_supports_them() -> None:
-    shape = attention.Shape("half_t", 6, 65, 65, 64, True)
-    for backward in (False, True):
-        launches = attention.plan(4, backward, shape, EmulatedDevice())
-        assert launches[-1].kernel.expression.startswith("attention_backward_3" if backward else "attention_forward_3")
-        assert launches[-1].kernel.expression.endswith("true>")
-
-
-def test_a_call_that_no_version_fits_is_refused_with_the_numbers() -> None:
-    shape = attention.Shape("float", 1, 10, 10, 256, False)
-    with pytest.raises(RuntimeError, match=r"needs \d+ bytes of shared memory, and device cuda:0 \(sm_75\) has 30"):
-        attention.plan(2, False, shape, EmulatedDevice(75, 30))
 
 
 def test_bfloat16_is_refused_on_devices_without_products_of_it() -> None:
@@ -184,6 +170,48 @@ def test_bfloat16_is_refused_on_devices_without_products_of_it() -> None:
         with pytest.raises(RuntimeError, match=r"bfloat16 needs compute capability 8.0, and the device has 7.5"):
             F.scaled_dot_product_attention(q, q, q)
         device.DEVICES.clear()
+
+
+@pytest.mark.parametrize("implementation", ["cupy", "numpy"])
+def test_kernels_called_directly_run_on_the_gpu_that_holds_their_inputs(implementation: str) -> None:
+    class Watched(EmulatedDevice):
+        def _start(self, *_: Any) -> None:
+            started.append((self.number, sys.modules["cupy"].cuda.runtime.getDevice()))
+
+    started: list[tuple[int, int]] = []
+    with installed() as cupy:
+        device.DEVICES.update({number: Watched(number=number) for number in (0, 1)})
+        with cupy.cuda.Device(1):
+            q, w = cupy.zeros((1, 1, 4, 8), "float32"), cupy.zeros(8, "float32")
+        out, lse = kernels.attention_forward(q, q, q, implementation=implementation)
+        made = [out, lse, *kernels.attention_backward(out, q, q, q, out, lse, implementation=implementation)[:3]]
+        made += [kernels.attention_weights(q, q, lse)]
+        y, mean, rstd = kernels.layer_norm_forward(q, w, w, implementation=implementation)
+        made += [y, mean, rstd, *kernels.layer_norm_backward(y, q, w, mean, rstd, implementation=implementation)]
+        assert {array.device.id for array in made} == {1}
+        assert set(started) == ({(1, 1)} if implementation == "cupy" else set())
+        assert cupy.cuda.runtime.getDevice() == 0
+        device.DEVICES.clear()
+
+
+@pytest.mark.parametrize("reason", ["compute capability 7.5, and the device has 7.0", "NVRTC, NVIDIA's compiler"])
+def test_where_no_kernel_can_be_compiled_the_plain_rules_serve(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise CompilerMissing("NVRTC, NVIDIA's compiler, is not found")
+
+    device._why_no_compiler.cache_clear()
+    monkeypatch.setattr(device, "nvrtc_version", missing)
+    with installed() as cupy:
+        device.DEVICES[0] = device.Device(0, 70 if "7.0" in reason else 90, 65_536)
+        x = tv.tensor(cupy.zeros((2, 3), "float32"), device="cuda", requires_grad=True)
+        w = tv.tensor(cupy.ones(3, "float32"), device="cuda", requires_grad=True)
+        with tv.use_kernels("auto"):
+            (F.gelu(x) * w).sum().backward()  # layer norm would be left to its kernel in Python
+            tv.optim.AdamW([w]).step()
+        with tv.use_kernels("cupy"), pytest.raises(RuntimeError, match=reason):
+            F.gelu(x)
+        device.DEVICES.clear()
+    device._why_no_compiler.cache_clear()
 
 
 def test_head_sizes_that_differ_or_are_too_large_are_refused() -> None:
@@ -238,6 +266,19 @@ def test_rows_use_as_few_registers_as_possible(columns: int, itemsize: int, expe
     assert spread(columns, itemsize, True) == expected
     assert spread(columns, itemsize, False) is None
     assert spread(columns + 1, itemsize, True) is None
+
+
+def test_many_threads_share_the_sum_of_parts() -> None:
+    """Each column would wait for 512 loads in a row if one thread added all parts."""
+
+    class Watched(EmulatedDevice):
+        def _start(self, kernel: Any, grid: Any, threads: int, arguments: Any, shared: int) -> None:
+            launched.append((kernel.expression, grid, threads))
+
+    launched: list[Any] = []
+    with installed() as cupy:
+        add_parts(Watched(), "s.cu", "float", cupy.zeros((512, 2, 768), "float32"), *cupy.zeros((2, 768), "float32"))
+    assert launched == [("sum_parts<float>", (24, 2, 1), 512)]
 
 
 def test_the_number_of_parts_depends_on_the_rows_only() -> None:

@@ -14,12 +14,12 @@ pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 def pytest_on(file: str, *arguments: str) -> list[str]:
     """Return the command that runs the tests of a file of this folder."""
-    command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-p", "no:cacheprovider"]
     return [*command, "--hypothesis-profile=first-failure", *arguments]
 
 
 def run(*arguments: str, file: str = "kernel_trials.py", **environment: str) -> "subprocess.CompletedProcess[str]":
-    command, settings = pytest_on(file, *arguments), os.environ | {"TINYVIT_COMPILE_AHEAD": "0", **environment}
+    command, settings = pytest_on(file, "-x", *arguments), os.environ | {"TINYVIT_COMPILE_AHEAD": "0", **environment}
     return subprocess.run(command, cwd=HERE.parents[1], env=settings, capture_output=True, text=True)
 
 

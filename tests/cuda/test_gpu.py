@@ -1,7 +1,7 @@
 """Tests that need a GPU; they are skipped, with the reason, if there is none.
 
-`python -m pytest -m gpu` runs all of them and writes gpu-tests.jsonl, a line for each test. Started again for the same
-commit, it skips the tests that have passed.
+`python -m pytest -m gpu` runs all of them and writes gpu-tests.jsonl, a line for each test. Started again with the same
+sources, it skips the tests that have passed.
 
 They should take less than MINUTES on 16 cores. These are estimates, since no GPU has run them yet:
 
@@ -46,6 +46,7 @@ MINUTES = 4
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
 SANITIZER = shutil.which("compute-sanitizer", path=PATH)
 TRIALS = ("kernel_trials.py", "primitive_trials.py", "task_trials.py", "training_trials.py")
+SANITIZED = "exact and not linear"  # what the tools would find in the kernels of cuBLAS is not ours to mend
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
@@ -83,7 +84,7 @@ class Processes:
         command = pytest_on(name)
         if name in TOOLS:
             tool = [str(SANITIZER), "--tool", name, "--error-exitcode", "9"]
-            command = [*tool, *pytest_on("kernel_trials.py", "-k", "exact")]
+            command = [*tool, *pytest_on("kernel_trials.py", "-k", SANITIZED)]
             settings |= {"TINYVIT_EXAMPLES": "2", "TINYVIT_SANITIZE": "1"}
         with (self._folder / name).open("wb") as said:
             environment, where = os.environ | settings, HERE.parents[1]

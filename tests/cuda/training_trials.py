@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 
@@ -12,14 +13,16 @@ import pytest
 from fake_cupy import CapturableDevice, installed
 from kernel_trials import ON_GPU
 from tinyvit.kernels.cuda import device
+from tinyvit.kernels.linear import lt
 
 import tinyvit as tv
 import tinyvit.functional as F
+from tinyvit import backend
 from tinyvit.engine import Tensor
 from tinyvit.errors import TrainingFailed
 from tinyvit.functional import indexing
 from tinyvit.recipe import load_recipe
-from tinyvit.run.captured import CapturedStep
+from tinyvit.run.captured import WARM_UP, CapturedStep
 from tinyvit.run.display import Display, heading
 from tinyvit.run.loop import train
 from tinyvit.run.state import Training
@@ -81,7 +84,7 @@ def test_training_on_the_device_uses_its_kernels(on_the_device: Any) -> None:
     losses("cuda", "bfloat16", steps=1)
     if not ON_GPU:
         used = {kernel.expression for kernel in on_the_device.launched}
-        names = ("attention_forward_4<bfloat_t", "attention_backward_4<bfloat_t", "layer_norm_forward_2<float")
+        names = ("attention_forward_5<bfloat_t", "attention_backward_5<bfloat_t", "layer_norm_forward_2<float")
         for name in (*names, "cross_entropy_backward_2<float", "adamw_step_2"):
             assert any(name in expression for expression in used), (name, used)
 
@@ -263,22 +266,54 @@ def test_steps_are_captured_also_after_a_smaller_first_batch() -> None:
     assert found == run_of(False, "float32", small=0)[0]
 
 
-def test_a_step_that_cannot_be_captured_runs_uncaptured_and_says_why() -> None:
+def _transferred(loss: Tensor) -> None:
+    loss.item()  # CuPy refuses this before it asks CUDA, so the capture stays valid
+
+
+def _synchronized(loss: Tensor) -> None:
+    backend.gpu()[0].cuda.get_current_stream().synchronize()  # this makes the capture invalid
+
+
+def _swallowed(loss: Tensor) -> None:
+    with suppress(Exception):  # the next operation fails, and asking whether the stream captures
+        _synchronized(loss)
+
+
+@pytest.mark.parametrize("wait", [_transferred, _synchronized, _swallowed])
+def test_a_step_that_cannot_be_captured_runs_uncaptured_and_says_why(wait: Any) -> None:
     model = model_on("cuda")
     optimizer = tv.optim.AdamW(model.parameters(), lr=1e-2)
 
     def loss_of(images: Any, labels: Any) -> Tensor:
         loss = F.cross_entropy(model(Tensor(images)), labels)
-        loss.item()  # this waits for the device
+        wait(loss)
         return loss
 
     step = CapturedStep(loss_of, optimizer)
     with pytest.warns(RuntimeWarning, match="cannot be captured in a CUDA graph .* launched one by one"):
         losses = [step((IMAGES, LABELS)).item() for _ in range(5)]
     assert step.reason is not None
-    assert "not permitted when stream is capturing" in step.reason
+    assert "captur" in step.reason.partition(" (")[2]
     assert losses[-1] < losses[0]
     assert optimizer.steps == 5
+
+
+def test_a_capture_that_is_interrupted_leaves_no_stream_that_captures() -> None:
+    model = model_on("cuda")
+    calls = []
+
+    def loss_of(images: Any, labels: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == WARM_UP + 1:  # the capture
+            raise KeyboardInterrupt
+        return F.cross_entropy(model(Tensor(images)), labels)
+
+    step = CapturedStep(loss_of, tv.optim.AdamW(model.parameters(), lr=1e-2))
+    for _ in range(WARM_UP):
+        step((IMAGES, LABELS))
+    with pytest.raises(KeyboardInterrupt):
+        step((IMAGES, LABELS))
+    assert all(np.isfinite(p.numpy()).all() for p in model.parameters())  # as a run saves its state
 
 
 def test_only_parameters_on_a_gpu_are_captured() -> None:
@@ -325,6 +360,14 @@ def test_a_run_that_cannot_be_captured_says_why(tmp_path: Any) -> None:
     seen, result = run_by(tmp_path, "train.optimizer=sgd", epochs=1)
     assert "operation by operation because train.optimizer is 'sgd'" in seen.heading
     assert seen.training.steps.graph is None
+    assert result.metrics[0]["step"] == 5
+
+
+def test_a_run_without_cublaslt_says_what_is_lost_and_how_to_get_it(tmp_path: Any) -> None:
+    with mock.patch.object(lt, "why_not", return_value="cuBLASLt is not found (no such file)"):
+        seen, result = run_by(tmp_path, epochs=1)
+    assert ", operation by operation because CuPy's own products cannot be captured, but products" in seen.heading
+    assert "because cuBLASLt is not found (no such file); install tinyvit with its extra cuda12" in seen.heading
     assert result.metrics[0]["step"] == 5
 
 

@@ -20,7 +20,7 @@ from tinyvit.data import (
     load_dataset,
     normalize,
 )
-from tinyvit.data.datasets import CLASSES
+from tinyvit.data.datasets import CLASSES, checksum
 from tinyvit.data.sources import SOURCES
 from tinyvit.data.texts import TEXT_DATASETS
 from tinyvit.errors import DataError
@@ -241,6 +241,20 @@ def test_a_data_set_of_inconsistent_arrays_is_refused(wrong: dict[str, object], 
     }
     with pytest.raises(ValueError, match=message):
         Dataset("toy", "train", **(parts | wrong))
+
+
+def test_a_fingerprint_is_of_pixels_labels_shapes_and_dtypes() -> None:
+    pixels, labels = np.arange(24, dtype=np.uint8), np.arange(3)
+    given = [
+        (pixels.reshape(3, 1, 2, 4), labels),
+        (pixels.reshape(3, 1, 4, 2), labels),
+        (pixels.reshape(3, 2, 2, 2), labels),
+        (pixels.reshape(3, 1, 2, 4) + np.uint8(1), labels),
+        (pixels.reshape(3, 1, 2, 4), labels[::-1]),
+        (pixels.reshape(3, 1, 2, 4).view(np.int8), labels),
+    ]
+    assert len({checksum(*arrays) for arrays in given}) == len(given)
+    assert checksum(*given[0]) == checksum(*(array.copy() for array in given[0]))
 
 
 def test_normalizing_is_the_formula_for_bytes_and_floats() -> None:

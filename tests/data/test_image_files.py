@@ -165,7 +165,13 @@ def test_a_class_is_the_same_in_both_forms_of_unicode(root) -> None:
 # A sample -------------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 2**63 - 1))
+GROUPS = st.lists(st.integers(0, 9), min_size=1, max_size=60)
+OF_UNEQUAL_SIZES = st.lists(st.sampled_from((0, 1, 1, 2, 90)), min_size=1, max_size=6).map(
+    lambda sizes: np.repeat(np.arange(len(sizes) + 1), (*sizes, 1)).tolist()
+)
+
+
+@given(GROUPS | OF_UNEQUAL_SIZES, st.integers(1, 70), st.integers(0, 2**63 - 1))
 def test_a_sample_has_some_of_every_group_by_its_share(groups, count, seed) -> None:
     groups = np.array(groups)
     chosen = sample_indices(groups, count, seed)
@@ -180,6 +186,15 @@ def test_a_sample_has_some_of_every_group_by_its_share(groups, count, seed) -> N
         assert (found <= np.ceil(share) + 1).all()
     else:
         assert found.max() == 1
+
+
+def test_a_sample_of_a_folder_has_the_names_of_its_files(root) -> None:
+    whole = image_folder(root, "train")
+    for seed in range(5):
+        part = whole.sample(2, seed)
+        assert len(part.files) == len(part) == 2
+        for name, image in zip(part.files, part.images, strict=True):
+            np.testing.assert_array_equal(image, whole.images[whole.files.index(name)])
 
 
 def test_a_sample_depends_on_the_seed_and_a_whole_data_set_stays_as_it_is() -> None:

@@ -30,7 +30,7 @@ LAYERS = [
     ("cli", "info", "__main__"),
     ("benchmarks",),
 ]
-KERNEL_PACKAGES = {"numpy", "numba", "llvmlite", "cupy", "nvmath", "cuda", "ml_dtypes"}
+KERNEL_PACKAGES = {"numpy", "numba", "llvmlite", "cupy", "cuda", "ml_dtypes"}
 HEAVY = {"numba", "llvmlite", "cupy", "matplotlib", "rich", "PIL", "safetensors", "click"}
 # Rooms that `import tinyvit` leaves alone until they are used.
 LAZY = {"tasks", "program", "interop", "distributed", "study", "use", "run", "cli", "info", "__main__"}

@@ -16,6 +16,7 @@ from blocks import (
     BLOCK,
     CAST,
     COLUMNS,
+    CROWDED,
     DEPTH,
     GELU,
     HEIGHT,
@@ -77,7 +78,8 @@ def linear(draw: Any, dtype: Any) -> Case:
     width = WIDTH // np.dtype(dtype).itemsize
     rows = size(draw, [0, *around(2, *ROWS[:2], BLOCK, DEPTH, 2 * PART)], PRODUCTS)
     depth = size(draw, [1, 2, 5, *around(panel, BLOCK, width)], PRODUCTS // max(rows, 1))
-    columns = size(draw, [1, 2, *around(panel, 2 * panel, HEIGHT)], PRODUCTS // max(rows * depth, 1))
+    crowded = CROWDED // np.dtype(dtype).itemsize
+    columns = size(draw, [1, 2, crowded, *around(panel, 2 * panel, HEIGHT)], PRODUCTS // max(rows * depth, 1))
     x = draw(arrays((*draw(leading(rows)), depth), dtype) if rows != 1 else arrays((depth,), dtype))
     bias = draw(arrays((columns,), dtype)) if draw(st.booleans()) else None
     return Case((x, draw(arrays((columns, depth), dtype)), bias), {})

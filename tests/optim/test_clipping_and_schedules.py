@@ -131,12 +131,15 @@ def test_a_restored_average_continues() -> None:
     ema = EMA([p], 0.9)
     p.assign([2.0])
     ema.update()
-    restored = EMA([parameter([7.0])], 0.9)
-    restored.load_state_dict(ema.state_dict())
+    restored, state = EMA([parameter([7.0])], 0.9), ema.state_dict()
+    at_first = state["averages"]["0"].copy()
+    restored.load_state_dict(state)
     for average in (ema, restored):
         average.parameters[0].assign([3.0])
         average.update()
     np.testing.assert_array_equal(restored.averages[0], ema.averages[0])
     assert restored.steps == 2
+    assert restored.averages[0] != at_first
+    np.testing.assert_array_equal(state["averages"]["0"], at_first)  # a state does not change with its average
     with pytest.raises(ValueError, match="EMA state"):
         EMA([parameter()]).load_state_dict(ema.state_dict())

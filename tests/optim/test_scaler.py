@@ -57,12 +57,13 @@ def test_only_good_steps_in_a_row_make_the_scale_grow(growth: int) -> None:
         scaler.load_state_dict(state)
 
 
-def test_clipping_applies_to_the_unscaled_gradients() -> None:
+@pytest.mark.parametrize(("clip_norm", "step"), [(2.0, 2.0), (10.0, 10.0), (20.0, 10.0), (0.0, 10.0)])
+def test_clipping_applies_to_the_unscaled_gradients(clip_norm: float, step: float) -> None:
     p = Tensor(np.zeros(1, np.float32), True)
     scaler = tv.LossScaler(tv.optim.SGD([p], lr=1.0), initial=4)
     p.grad = Tensor(np.array([40.0], np.float32))
-    assert scaler.step(clip_norm=2.0) == 10
-    np.testing.assert_allclose(p.numpy(), -2.0)
+    assert scaler.step(clip_norm) == 10
+    np.testing.assert_allclose(p.numpy(), -step)
 
 
 def test_the_scale_keeps_small_gradients_of_float16() -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -336,6 +337,19 @@ def test_the_bytes_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
     atomic_write(tmp_path / "file", b"new")
     assert calls == ["fsync", "replace", "fsync"]  # the file, the name, the folder that holds the name
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_file_system_that_cannot_synchronize_folders_still_holds_files(tmp_path, monkeypatch):
+    original = os.fsync
+
+    def refused(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    save(tmp_path / "file", {"step": 1})
+    assert load(tmp_path / "file") == {"step": 1}
 
 
 def test_a_written_file_has_the_usual_permissions(tmp_path):

@@ -1,5 +1,7 @@
 """Run folders: their names, their files, and the use of the trained models in them."""
 
+import errno
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ from tinyvit.data import load_dataset
 from tinyvit.errors import DataError
 from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import RunError, load_run, new_run
-from tinyvit.run.loop import train
+from tinyvit.run.loop import resume, train
 from tinyvit.run.state import Training
 from tinyvit.use import predict
 
@@ -59,6 +61,48 @@ def test_the_first_of_two_runs_that_start_in_the_same_folder_gets_it(monkeypatch
     with pytest.raises(RunError, match=r"out/recipe\.toml exists already"):
         new_run(tiny_recipe(), "digits", Path("out"))
     assert Path("out/recipe.toml").read_text() == "theirs"
+
+
+class Killed(BaseException):
+    """An exception that no code catches, because no process survives SIGKILL."""
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_a_run_that_was_killed_before_it_had_a_recipe_can_be_started_again(monkeypatch, call):
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, killed)
+        patch.setattr(os, "unlink", killed)  # nothing cleans up after SIGKILL
+        with pytest.raises(Killed):
+            new_run(tiny_recipe(), "digits", Path("out"))
+    assert len(list(Path("out").glob(".recipe.toml.*.tmp"))) == 1
+    assert not Path("out/recipe.toml").exists()
+    train(tiny_recipe("epochs=1"), "digits", Path("out"))
+    assert not list(Path("out").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "checkpoint.safetensors", "study.html"])
+def test_what_a_killed_process_was_writing_is_removed(name):
+    folder = new_run(tiny_recipe("epochs=1"), "run")
+    (folder / f".{name}.0123456789abcdef.tmp").write_text("half")
+    (folder / ".mine.tmp").write_text("mine")
+    resume(folder)
+    assert [path.name for path in folder.glob(".*")] == [".mine.tmp"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_holds_runs(monkeypatch, number):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refused)
+    folder = new_run(tiny_recipe(), "digits", Path("out"))
+    assert load_recipe(folder / "recipe.toml") == tiny_recipe()
+    assert [path.name for path in folder.iterdir()] == ["recipe.toml"]
+    with pytest.raises(RunError, match="is not empty"):
+        new_run(tiny_recipe(), "digits", Path("out"))
 
 
 @pytest.mark.parametrize("out", ["new", "deep/er/new", "empty", "."])

@@ -136,11 +136,11 @@ def allow_tf32(allowed: bool = True) -> None:
 
 
 def _matmul_on_gpu(x: Array, y: Array) -> Array:
-    from ..kernels.linear import cublaslt
+    from ..kernels.linear import cublaslt, lt
 
     if x.ndim == 1:  # a row
         return _matmul_on_gpu(x[None], y)[..., 0, :]
-    return cublaslt.matmul(x, y) if cublaslt.is_available() and is_floating(x) else x @ y
+    return cublaslt.matmul(x, y) if is_floating(x) and lt.why_not() is None else x @ y
 
 
 Namespace.extend("matmul", matmul)

@@ -30,6 +30,24 @@ def gpu() -> tuple[Any, str | None]:
     return cupy, None
 
 
+def shortcomings(precision: str = "float32") -> list[str]:
+    """Return what is lost on the current GPU, for runs in this precision, with the reasons and how to get it."""
+    from ..kernels.cuda.compiler import ARCHITECTURES
+    from ..kernels.cuda.device import current_device
+    from ..kernels.linear import lt
+
+    install, device, found = "install tinyvit with its extra cuda12 or cuda13", current_device(), []
+    if reason := lt.why_not():
+        found.append(f"products in float32 only and steps that are no CUDA graphs, because {reason}; {install}")
+    if reason := device.why_not():
+        found.append(f"none of the CUDA kernels, because {reason}")
+        found[-1] += f"; {install}" if device.arch >= ARCHITECTURES[0] else ""
+    elif precision == "bfloat16" and device.arch < 80:
+        has = device.arch / 10
+        found.append(f"bfloat16 computed in float32, because the device has compute capability {has}; use float16")
+    return found
+
+
 def check_device(name: str) -> str:
     """Return `name` ("cpu", "cuda", "cuda:1") if arrays can live there; raise ValueError or RuntimeError otherwise."""
     if isinstance(name, str) and name == "cpu":

@@ -3,11 +3,13 @@
 The limits of all formats stand here. A file beyond them is a mistake or an attack, and would otherwise exhaust memory.
 """
 
+import contextlib
 import errno
 import json
 import os
 import stat
 from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 MAX_TEXT_BYTES = 64 << 20  # of a recipe, a vocabulary, a list of questions
@@ -40,6 +42,18 @@ def _require_regular(found: os.stat_result, path: str | os.PathLike[str]) -> Non
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", os.fspath(path))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure, where the system can, that a renaming in `folder` survives a power cut."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such call
+        return
+    with contextlib.suppress(OSError):  # some file systems cannot synchronize folders; the file itself is written
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..backend.files import sync_folder
 from ..errors import DataError
 from .archives import exclusive
 from .sources import SOURCES, RemoteFile, Source, cache_root, check_name, data_roots, is_complete, missing_names
@@ -188,12 +189,7 @@ def _publish(part: Path, folder: Path, file: RemoteFile) -> None:
     with open(part, "rb+") as written:
         os.fsync(written.fileno())
     os.replace(part, folder / file.name)
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(folder)
 
 
 def _size(path: Path) -> int:

@@ -70,17 +70,27 @@ class CapturedStep:
     def is_captured(self) -> bool:
         return self._graph is not None
 
+    def described(self) -> str:
+        """Return the nodes of the graph in the language DOT; nothing before the capture."""
+        return "" if self._graph is None else str(self._graph.debug_dot_str())
+
     def __call__(self, *batches: _Batch) -> Tensor:
         """Make one step down the gradient of the sum of the losses of `batches`; return the sum, on the device."""
         with self._own_stream():
             self._bundle.set_groups(self._optimizer.groups)
             fits = self._take(batches)
-            if fits and self._graph is None and self.reason is None and self._runs >= WARM_UP:
-                self._capture()
-            self._runs += fits
-            if fits:
-                return self._step(self._places) if self._graph is None else self._replay()
-            return self._step([self._on_device(batch) for batch in batches])
+            if not fits or self._graph is not None or self.reason is not None or self._runs < WARM_UP:
+                return self._advance(batches, fits)
+            self._capture()
+        with self._own_stream():  # a new one, if the capture has failed
+            return self._advance(batches, fits)
+
+    def _advance(self, batches: Sequence[_Batch], fits: bool) -> Tensor:
+        """Make a step; `fits` says that the batches are in the arrays from which the graph reads."""
+        self._runs += fits
+        if fits:
+            return self._step(self._places) if self._graph is None else self._replay()
+        return self._step([self._on_device(batch) for batch in batches])
 
     def _on_device(self, batch: _Batch) -> _Batch:
         return tuple(None if x is None else to_device_of(x, self._bundle.state) for x in batch)
@@ -128,9 +138,10 @@ class CapturedStep:
         """Record a step, in memory of a pool of its own, because each launch of the graph writes to it again."""
         cupy = gpu()[0]
         cupy.get_default_memory_pool().free_all_blocks()  # memory of earlier steps, which the graph may need
-        self._stream.begin_capture()
         steps, offset = self._optimizer.steps, default_generator.offset
+        before = self._stream.record()
         try:
+            self._stream.begin_capture()
             with cupy.cuda.using_allocator(self._pool.malloc), default_generator.on_device(self._random):
                 loss = self._step(self._places)
                 self._draws = default_generator.offset - offset
@@ -138,20 +149,28 @@ class CapturedStep:
             graph = self._stream.end_capture()
         except Exception as error:  # any library may refuse what a graph cannot hold
             self.reason = f"the step cannot be captured in a CUDA graph ({type(error).__name__}: {error})"
-            self._abandon()
+            self._abandon(before)
             warnings.warn(f"{self.reason}; its operations are launched one by one", RuntimeWarning, stacklevel=2)
+        except BaseException:  # an interruption; the state of the run is saved on the device's other streams
+            self._abandon(before)
+            raise
         else:
             self._rows, self._graph = self._bundle.rows, graph
             self._bundle.upload_table()
-        self._optimizer.steps, default_generator.offset = steps, offset
+        finally:
+            self._optimizer.steps, default_generator.offset = steps, offset
 
-    def _abandon(self) -> None:
-        """End a capture that has failed."""
+    def _abandon(self, before: Any) -> None:
+        """End a capture that has failed, or continue on a new stream after the event `before`.
+
+        The stream is not asked whether it captures: CuPy raises an error if the capture has become invalid, as by
+        waiting for the device. Such a capture must be ended too, which reports the error once more.
+        """
         try:
-            if self._stream.is_capturing():
-                self._stream.end_capture()
-        except Exception as error:
-            self.reason = f"{self.reason}; ending the capture gave {error}"
+            self._stream.end_capture()
+        except Exception:
+            self._stream = gpu()[0].cuda.Stream(non_blocking=True)
+            self._stream.wait_event(before)
 
     def _replay(self) -> Tensor:
         if self._draws:

@@ -142,6 +142,7 @@ def heading(training: Training, folder: Path) -> str:
 
 def _way_of(steps: Steps) -> str:
     """Return how steps are made on a GPU, as a part of a sentence; nothing on the CPU."""
+    lost = "".join(f", but {what}," for what in steps.lost)
     if steps.graph:
-        return ", each one CUDA graph"
-    return f", operation by operation because {steps.why_no_graph}" if steps.why_no_graph else ""
+        return f", each one CUDA graph{lost}"
+    return f", operation by operation because {steps.why_no_graph}{lost}" if steps.why_no_graph else lost

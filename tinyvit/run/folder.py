@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import default_device
-from ..checkpoint import atomic_write, load, require_finite, save
+from ..checkpoint import atomic_write, leftovers, load, require_finite, save
 from ..data import Dataset
 from ..data.image_files import same_form
 from ..errors import CheckpointError, DataError, RecipeError, TinyvitError, TrainingFailed, log
@@ -103,16 +103,16 @@ def new_run(recipe: Recipe, name: str, out: Path | None = None) -> Path:
     was_there = out is not None and out.exists()
     try:
         folder = _first_free(folder) if out is None else _empty(out)
-        (folder / RECIPE).touch(exist_ok=False)  # only one of two racing processes can create it
     except FileExistsError as error:
         raise RunError(f"{error.filename} exists already; give a folder that does not") from error
     except OSError as error:
         raise RunError(f"{error.filename or folder} cannot be made: {error.strerror}") from error
     try:
-        atomic_write(folder / RECIPE, recipe.to_toml().encode())
+        atomic_write(folder / RECIPE, recipe.to_toml().encode(), new=True)  # one of two racing processes can create it
+    except FileExistsError as error:
+        raise RunError(f"{folder / RECIPE} exists already; give a folder that does not") from error
     except OSError as error:
         with suppress(OSError):
-            (folder / RECIPE).unlink()
             if not was_there:
                 folder.rmdir()
         raise RunError(f"{folder / RECIPE} cannot be written: {error.strerror}") from error
@@ -130,7 +130,8 @@ def _first_free(folder: Path) -> Path:
 
 def _empty(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.is_dir() and any(folder.iterdir()):
+    # A run that was killed before it had a recipe has not begun.
+    if folder.is_dir() and set(folder.iterdir()) - set(leftovers(folder)):
         raise RunError(f"{folder} is not empty; give a folder that does not exist, or --resume to continue a run")
     folder.mkdir(exist_ok=True)
     return folder
@@ -181,6 +182,13 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     except (CheckpointError, OSError) as error:
         message = error if isinstance(error, CheckpointError) else f"{path} cannot be written ({error.strerror})"
         raise TrainingFailed(f"{message}; then continue with: {resume_command(path.parent)}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing into a run folder, which must be claimed."""
+    for path in leftovers(folder):
+        with suppress(OSError):  # a finished run may lie on a read-only disk
+            path.unlink()
 
 
 def resume_command(folder: Path) -> str:

@@ -27,6 +27,7 @@ from .folder import (
     is_legacy,
     new_run,
     read_recipe,
+    remove_leftovers,
     resume_command,
     write_file,
 )
@@ -113,6 +114,7 @@ def _run(training: Training, folder: Path, display: Display) -> Result:
     recipe, position = training.recipe, training.position
     finished = position.epoch == recipe.train.epochs and is_complete(folder, position.metrics_lines())
     unwritable = suppress(TrainingFailed) if finished else nullcontext()  # a finished run may lie on a read-only disk
+    remove_leftovers(folder)
     keep_freed_memory()
     # NumPy's warnings are off: losses, gradients and weights are checked for values that are not finite.
     products = products_in_one_thread() if training.uses_one_product_thread else nullcontext()

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..backend import is_on_gpu
+from ..backend import is_on_gpu, shortcomings
 from ..context import autocast
 from ..data import Batch
 from ..engine import Tensor
@@ -26,6 +26,7 @@ class Steps:
     scaler : the LossScaler for float16, else None.
     graph : the CapturedStep that makes steps as CUDA graphs; None where it cannot be used.
     why_no_graph : the reason it cannot be used on a GPU, else empty.
+    lost : what the GPU lacks that such a run could use, with the reasons.
     """
 
     def __init__(self, model: Module, task: Task, optimizer: Optimizer, settings: Train) -> None:
@@ -33,10 +34,15 @@ class Steps:
         self._unread: list[tuple[int, int, Tensor, int]] = []  # step, epoch, mean loss, images
         self._images = 0  # in all batches of the step that is being made
         on_gpu = any(is_on_gpu(p.data) for p in model.parameters())
-        self.why_no_graph = "train.optimizer is 'sgd'" if on_gpu and not isinstance(optimizer, Adam) else ""
+        self.lost = shortcomings(settings.precision) if on_gpu else []
+        self.why_no_graph = ""
+        if on_gpu and not isinstance(optimizer, Adam):
+            self.why_no_graph = "train.optimizer is 'sgd'"
+        elif self.lost and "CUDA graphs" in self.lost[0]:
+            self.why_no_graph = "CuPy's own products cannot be captured"
         self.graph: CapturedStep | None = None
         self.scaler: LossScaler | None = None
-        if on_gpu and isinstance(optimizer, Adam):
+        if on_gpu and isinstance(optimizer, Adam) and not self.why_no_graph:
             self.graph = CapturedStep(self._mean_loss, optimizer, settings.precision, settings.clip_norm)
             self.scaler = self.graph.scaler
         elif settings.precision == "float16":
