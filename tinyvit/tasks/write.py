@@ -29,7 +29,7 @@ class Write(Task):
     has no reason to learn what the table explains (Clark et al., Don't take the easy way out, 2019, section 3.2).
     """
 
-    unused = ("task.fusion", *HIDING)
+    unused: tuple[str, ...] = ("task.fusion", *HIDING)
     prior: Array | None = None  # on the default device, where the model is too
 
     def prepare(self, train: Any) -> None:
