@@ -112,6 +112,9 @@ REFUSED = [
     *[(task, f"data.{change}") for task in ("translate", "masked-words") for change in AUGMENTATIONS],
     *[(task, "data.flip=true") for task in ("motion", "chirps", "vqa-cross", "vqa-cnn", "vqa-joint")],
     *[(task, change) for task in ("digits", "caption", "motion") for change in ("data.shift=48", "data.cutout=48")],
+    *[("translate", f"model.{key}") for key in ("pool=mean", "pos_embed=none", "stem=conv", "qkv_bias=false")],
+    *[("translate", f"model.{key}=0.1") for key in ("emb_dropout", "drop_path", "layer_scale")],
+    *[(task, "task.text_depth=3") for task in ("digits", "motion", "masked-patches", "translate")],
     *[(task, "train.label_smoothing=0.1") for task in ("retrieve", "masked-both", "masked-words", "masked-patches")],
     *[(task, "task.word_prior=0.5") for task in TASKS if task not in ("caption", "translate")],
     *[(task, "task.fusion=cross") for task in TASKS if not task.startswith("vqa")],
@@ -131,6 +134,43 @@ def test_an_option_that_a_task_cannot_use_is_refused_before_a_folder_is_made(tas
             train(tiny(name, *own, *ALWAYS, *option.split()), "run")
         assert option.partition("=")[0] in str(caught.value), option
     assert not Path("runs").exists()
+
+
+CHANGES = (
+    *("model.patch_size=4", "model.dim=16", "model.depth=3", "model.heads=1", "model.mlp_dim=12", "model.pool=mean"),
+    *("model.norm=post", "model.pos_embed=none", "model.qkv_bias=false", "model.dropout=0.5", "model.emb_dropout=0.3"),
+    *("model.drop_path=0.5", "model.layer_scale=0.5", "model.register_tokens=1", "model.stem=conv"),
+    "task.text_depth=3",
+)
+# Recipes of one kind of task are changed into each other by one key, `fusion` or `hide`. Keys that only the other ones
+# use are therefore not refused. The keys without a default are those that every recipe states.
+WITHOUT_EFFECT = {
+    "vqa-cnn": {"patch_size", "depth", "pool", "pos_embed", "qkv_bias", "emb_dropout", "drop_path", "layer_scale",
+                "register_tokens", "stem"},
+    "vqa-joint": {"text_depth", "qkv_bias", "drop_path", "layer_scale"},
+    "masked-words": {"patch_size", "depth", "pool", "pos_embed", "qkv_bias", "emb_dropout", "drop_path", "layer_scale",
+                     "register_tokens", "stem"},
+    "translate": {"patch_size"},
+}  # fmt: skip
+
+
+def trained(task: str, *changes: str) -> dict[str, bytes]:
+    """Return the weights after a step, by name and shape, of a model of two blocks."""
+    name, own = TASKS[task]
+    deep = ("text_depth=2",) if name not in ("masked-patches", "translate") else ()
+    training = first_step(tiny(name, *ALWAYS, "depth=2", *deep, *own, *changes))
+    return {f"{key} {value.shape}": value.tobytes() for key, value in training.model.state_dict().items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in ("motion", "chirps")])
+def test_every_key_of_the_model_has_an_effect_or_is_refused(task) -> None:
+    before, without = trained(task), set()
+    for change in CHANGES:
+        with contextlib.suppress(RecipeError):
+            if trained(task, change) == before:
+                without.add(change.partition("=")[0].partition(".")[2])
+    assert without == WITHOUT_EFFECT.get(task, set())
 
 
 @pytest.mark.parametrize("task", ["digits", "caption", "motion", "masked-both", "retrieve"])

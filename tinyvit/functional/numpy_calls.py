@@ -213,10 +213,10 @@ _CONVERSIONS = frozenset({"array", "asarray", "asarray_chkfinite", "ascontiguous
 
 def refuse_inside_numpy(frame: FrameType | None) -> None:
     """Raise TypeError if a function of NumPy, running in `frame`, converts a tensor and would lose its gradient."""
-    name = module = None
+    name, module = "", ""
     while frame is not None and (inner := frame.f_globals.get("__name__", "")).startswith("numpy."):
         name, module, frame = frame.f_code.co_name, inner, frame.f_back
-    if name is None or module.startswith("numpy.testing") or name in _OF_VALUES or name in _CONVERSIONS:
+    if not name or module.startswith("numpy.testing") or name in _OF_VALUES or name in _CONVERSIONS:
         return
     there, part = _NAMES_IN_F.get(name, name), module.split(".")[1]
     full_name = f"{part}.{name}" if part in ("fft", "linalg", "polynomial") else name

@@ -28,6 +28,9 @@ DEFAULTS = {  # of the keys of recipes that have one
     for key in dataclasses.fields(section.type)  # type: ignore[arg-type]
 }
 HIDING = ("task.hide", "task.hide_patches", "task.hide_words")
+OF_IMAGES = tuple(f"model.{key}" for key in (  # keys of the ViT that no model of texts has
+    "pool", "pos_embed", "qkv_bias", "emb_dropout", "drop_path", "layer_scale", "register_tokens", "stem"
+))  # fmt: skip
 _LARGEST = 2**20  # side of an image, or length of a text, that a checkpoint may state
 
 

@@ -16,7 +16,7 @@ from .base import HIDING, DataSpec, Report, Task, build_vit, count_confusions
 class Classify(Task):
     """One class for each image. The accuracy is the share of images whose most probable class is their label."""
 
-    unused = ("task.fusion", "task.word_prior", *HIDING)
+    unused = ("task.fusion", "task.text_depth", "task.word_prior", *HIDING)
 
     def load(self, split: str) -> Dataset:
         data = self.recipe.data

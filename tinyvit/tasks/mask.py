@@ -39,7 +39,8 @@ class Mask(Task):
     @property
     def unused(self) -> tuple[str, ...]:  # type: ignore[override]
         shares = [f"task.hide_{kind}" for kind in ("patches", "words") if not self._hides(kind)]
-        return ("task.fusion", "task.word_prior", "train.label_smoothing", *shares)
+        texts = () if self._hides("words") else ("task.text_depth",)
+        return ("task.fusion", "task.word_prior", "train.label_smoothing", *shares, *texts)
 
     @property
     def sees_images(self) -> bool:

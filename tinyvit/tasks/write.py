@@ -12,7 +12,7 @@ from ..data.tokenizer import PAD, SPECIAL
 from ..engine import Tensor
 from ..models import Captioner, EncoderDecoder, TextDecoder, greedy
 from ..nn import Module
-from .base import HIDING, DataSpec, Report, Task, accuracy_by_kind, count_confusions
+from .base import HIDING, OF_IMAGES, DataSpec, Report, Task, accuracy_by_kind, count_confusions
 
 _Texts = list[list[int]]  # token ids without special tokens
 
@@ -29,7 +29,7 @@ class Write(Task):
     has no reason to learn what the table explains (Clark et al., Don't take the easy way out, 2019, section 3.2).
     """
 
-    unused = ("task.fusion", *HIDING)
+    unused: tuple[str, ...] = ("task.fusion", *HIDING)
     prior: Array | None = None  # on the default device, where the model is too
 
     def prepare(self, train: Any) -> None:
@@ -84,6 +84,7 @@ class Translate(Write):
     """A text for a text: an encoder-decoder with `model.depth` blocks on either side."""
 
     samples = "texts"
+    unused = ("task.fusion", "task.text_depth", *HIDING, *OF_IMAGES)
     datasets = ("reverse",)
 
     def build(self, data: DataSpec) -> EncoderDecoder:
