@@ -123,7 +123,7 @@ def forward_3(s: Shape) -> list[Launch]:
     if s.ctype == "float":
         return []
     d, warps = s.d, 4
-    kernel = Kernel(_MMA, f"attention_forward_3<{s.ctype}, {d}, {TILE[d]}, {_bool(s.extras)}>")
+    kernel = Kernel(_MMA, f"attention_forward_3<{s.ctype}, {d}, {TILE[d]}, {_bool(bool(s.extras))}>")
     shared = 2 * (d + 8) * (warps * ROWS + 4 * TILE[d])
     return [Launch(kernel, _grid(-(-s.queries // (warps * ROWS)), s), warps * WARP, shared)]
 
