@@ -238,6 +238,14 @@ def test_a_call_may_have_a_mask_and_a_bias_and_dropout(version: int, depth: int)
         DeviceTrial(OPERATIONS["attention"], case, (True,) * 4, (dout,)).check(f"cupy:v{version}")
 
 
+@pytest.mark.parametrize("version", VERSIONS_OF_ATTENTION)
+def test_scores_of_different_tiles_may_differ_by_hundreds(version: int) -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 150, 24)).astype(np.float16)
+    q[...], k[:, :, 0] = 8, 8  # the score of the first key is 384, and those of the others are about 10
+    case = cases.Case((q, k, v, None), {"scale": 0.25})
+    DeviceTrial(OPERATIONS["attention"], case, (True, True, True, False), (v,)).check(f"cupy:v{version}")
+
+
 @pytest.mark.parametrize("scale", [-0.25, 0.0])
 @pytest.mark.parametrize("version", VERSIONS_OF_ATTENTION)
 def test_a_scale_need_not_be_positive(version: int, scale: float) -> None:
