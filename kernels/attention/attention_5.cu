@@ -134,7 +134,6 @@ __global__ void __launch_bounds__(128, 2) attention_forward_tiles_5(Attention a)
 // For each query r, and the numbers with which its probabilities are computed again: shift = lse and rest = 0. A bias
 // can make lse so large that its rounding error would show in them; shift is then the largest score, and rest is the
 // logarithm of the sum of exponentials relative to it. A block has 16 queries for each warp.
-constexpr float EXACT = 16;
 template <typename T, int D, int C, int EXTRAS>
 __global__ void __launch_bounds__(128, 2) attention_products_5(Attention a) {
   DYNAMIC_SHARED(memory);
@@ -142,6 +141,7 @@ __global__ void __launch_bounds__(128, 2) attention_products_5(Attention a) {
   int first = blockIdx.x * warps * ROWS, row = first + warp * ROWS;
   Head head = head_of(a, blockIdx.y + gridDim.y * blockIdx.z);
   products_with_out<T, D>(a.r + head.row + first, a, head, first, warps * ROWS, min(warps * ROWS, a.queries - first));
+  constexpr float EXACT = 16;  // the most that lse may be for its rounding error not to show
   float large = 0;
   for (int n = first + lane; n < min(first + warps * ROWS, a.queries); n += WARP) {
     float lse = fabsf(shift_of(a.lse[head.row + n]));
