@@ -80,6 +80,11 @@ def _unaligned(x: Array) -> Array:
     return view
 
 
+def _rounded(x: Array) -> Array:
+    """Return numbers with few digits, whose sums have no rounding errors that would add up; infinite only if x is."""
+    return (np.round(8 * x.astype(np.float64)) / 8).astype(x.dtype)
+
+
 def _read_only(x: Array) -> Array:
     x.flags.writeable = False
     return x
@@ -91,7 +96,7 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "part": _part,
     "transposed": lambda x: np.array(x.T, order="C").T,
     "reversed": lambda x: np.flip(np.array(np.flip(x))),
-    "broadcast": lambda x: np.broadcast_to(np.round(8 * x[:1]) / 8, x.shape),  # few digits: equal errors would add up
+    "broadcast": lambda x: np.broadcast_to(_rounded(x[:1]), x.shape),
     "read-only": _read_only,
     "unaligned": _unaligned,
 }

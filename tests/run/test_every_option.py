@@ -104,7 +104,7 @@ def test_every_option_works_or_is_refused(task) -> None:
         except Exception as error:
             wrong.append(f"{option}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
-    assert len(refused) < len(OPTIONS) / 2
+    assert len(refused) < len(OPTIONS) * 2 / 3  # a task without images refuses all keys for images
 
 
 AUGMENTATIONS = ("shift=1", "flip=true", "rotate=5", "scale=0.1", "cutout=2")
