@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +136,35 @@ def test_who_unpacks_at_the_same_time_waits(put: Callable[..., Path], capsys: py
         found = list(pool.map(load_texts, ["easy-vqa"] * 6, ["train", "test"] * 3))
     assert [len(dataset) for dataset in found] == [1] * 6
     assert not [name for name in os.listdir(folder) if name.startswith(".unpacked")]
+
+
+def test_no_two_hold_the_lock_at_once(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def hold(i: int) -> None:
+        with archives.exclusive(tmp_path / ".lock"):
+            inside.append(i)
+            time.sleep(0.02)  # without a lock, others would come meanwhile
+            most.append(len(inside))
+            inside.pop()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(hold, range(6)))
+    assert most == [1] * 6
+
+
+def test_the_part_that_is_looked_for_first_comes_last(
+    put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies between two of them leaves an archive that is unpacked again."""
+    content, renamed, rename = wheel(), [], Path.rename
+    folder = put(content)
+    monkeypatch.setattr(Path, "rename", lambda a, b: renamed.append(Path(b).name) or rename(a, b))
+    for first in ("answers.txt", "test", "train"):
+        archives.unpack(
+            folder / WHEEL, "x", hashlib.sha256(content).hexdigest(), INSIDE, (".txt", ".json"), (first, "-")
+        )
+        assert renamed[-1] == first
 
 
 def test_a_folder_that_cannot_be_written_is_a_data_error(put, monkeypatch: pytest.MonkeyPatch) -> None:

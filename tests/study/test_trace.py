@@ -184,6 +184,9 @@ def test_the_first_nan_is_found() -> None:
     with np.errstate(all="ignore"), trace() as recorded:
         F.log(x)
     assert str(recorded.first_not_finite()) == "log"
+    with np.errstate(all="ignore"), trace() as recorded:
+        F.log(x).sum().backward()  # an infinite gradient too
+    assert recorded.first_not_finite().place is recorded["log"]
 
 
 def test_a_nan_among_the_inputs_is_not_attributed_to_the_operation() -> None:
