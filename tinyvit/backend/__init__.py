@@ -23,6 +23,7 @@ from .arrays import (
 from .devices import (
     Array,
     address_of,
+    can_capture_products,
     check_device,
     default_device,
     device_of,
@@ -50,6 +51,7 @@ __all__ = [
     "address_of",
     "allow_tf32",
     "as_array",
+    "can_capture_products",
     "check_device",
     "copy_of",
     "default_device",

@@ -30,6 +30,13 @@ def gpu() -> tuple[Any, str | None]:
     return cupy, None
 
 
+def can_capture_products() -> bool:
+    """Whether matrix products can be part of a CUDA graph: those of cuBLASLt can, CuPy's own cannot."""
+    from ..kernels.linear import lt
+
+    return lt.why_not() is None
+
+
 def shortcomings(precision: str = "float32") -> list[str]:
     """Return what is lost on the current GPU, for runs in this precision, with the reasons and how to get it."""
     from ..kernels.cuda.compiler import ARCHITECTURES

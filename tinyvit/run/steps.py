@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..backend import is_on_gpu, shortcomings
+from ..backend import can_capture_products, is_on_gpu, shortcomings
 from ..context import autocast
 from ..data import Batch
 from ..engine import Tensor
@@ -41,7 +41,7 @@ class Steps:
         self.why_no_graph = ""
         if on_gpu and not isinstance(optimizer, Adam):
             self.why_no_graph = "train.optimizer is 'sgd'"
-        elif self.lost and "CUDA graphs" in self.lost[0]:
+        elif on_gpu and not can_capture_products():
             self.why_no_graph = "CuPy's own products cannot be captured"
         self.graph: CapturedStep | None = None
         self.scaler: LossScaler | None = None
