@@ -19,7 +19,7 @@ setup(
     author="The tinyvit authors",
     license="MIT",
     license_files=["LICENSE"],
-    python_requires=">=3.11,<3.14",
+    python_requires=">=3.11,<3.15",
     package_dir={"tinyvit": "tinyvit", "tinyvit.kernels": "kernels"},
     packages=[
         *find_packages(include=["tinyvit", "tinyvit.*"]),
@@ -34,14 +34,18 @@ setup(
             "data/*.csv.gz",
             "data/*.txt",
             "weights/*.safetensors",
+            "backend/assets/*",
             "study/page/assets/*",
+            "study/handout/*.txt",
+            "program/assets/*",
         ],
     },
     zip_safe=False,
     entry_points={"console_scripts": ["tinyvit = tinyvit.cli:main"]},
     install_requires=[
         "numpy>=2.0",
-        "numba>=0.63",
+        # Without it every operation runs its plain rule. Pyodide, which runs Python in browsers, has no Numba.
+        'numba>=0.63; platform_python_implementation == "CPython" and sys_platform != "emscripten"',
         "ml_dtypes>=0.5",
         "safetensors>=0.5",
         "rich>=13",
@@ -53,11 +57,26 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14", "numba-cuda[cu12]"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "numba-cuda[cu13]"],
+        "mpi": ["mpi4py>=4", "mpich; platform_system == 'Linux' or platform_system == 'Darwin'"],
+        "hub": ["huggingface_hub>=0.24"],
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
         "bench": ["torch", "jax", "autograd"],
+        "docs": ["sphinx>=8", "myst-nb>=1.2", "furo>=2024.8"],
         # NVRTC and NVVM compile the CUDA kernels without a GPU, and nvdisasm shows their machine code; numba-cuda has
-        # their simulator.
+        # their simulator. onnx and onnxruntime check exported models.
         "dev": [
-            *("pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff==0.17.*", "mypy", "playwright"),
+            *(
+                "pytest>=8",
+                "pytest-timeout",
+                "pytest-xdist",
+                "hypothesis",
+                "ruff==0.17.*",
+                "mypy",
+                "playwright",
+                "axe-playwright-python",
+                "build",
+            ),
+            *("onnx>=1.16", "onnxruntime>=1.18"),
             *(
                 "nvidia-cuda-nvrtc>=13",
                 "nvidia-cuda-nvdisasm>=13",

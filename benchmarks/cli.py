@@ -127,10 +127,13 @@ def _run_suite(
 ) -> None:
     from .cpu.measure import Settings
     from .cpu.run import measure_suite
+    from .cpu.user_kernels import checked, failures
     from .report.csv_files import append_run, check_file
 
     try:
         specs = select_contenders(peers, kernels, without)
+        own = [checked(spec, threads) for spec in specs[len(specs) - len(kernels) :]]
+        specs[len(specs) - len(kernels) :] = own
         cases = select_cases(suite, shapes or (suite.quick if quick else ()))
         if out is not None:
             check_file(suite.name, out)
@@ -148,6 +151,9 @@ def _run_suite(
     run = measure_suite(suite, cases, specs, settings)
     if out is not None:
         click.echo(f"appended to {append_run(run, out)}")
+    wrong = failures(run, [spec.name for spec in own])
+    if wrong:
+        raise click.ClickException("\n".join(wrong))
 
 
 # The GPU --------------------------------------------------------------------------------------------------------------
@@ -208,11 +214,14 @@ def _compare(before: str, after: str | None) -> None:
     FILE.csv means the last run in the file, FILE.csv@DATE the last one whose date begins with DATE, for example
     benchmarks/results/train.csv@2026-11-21. Without AFTER, the last two runs of BEFORE are compared.
 
-    A change is marked where the ranges from the 20 to the 80 % quantile do not overlap.
+    Times are compared as multiples of those of contenders whose code is the same in both runs (libraries of the same
+    version; all, if the commit is the same), so that the load of the machine cancels. A change is marked where the
+    ranges from the 20 to the 80 % quantile do not overlap, and it exceeds what equal code differs by.
     """
     from rich.console import Console
+    from rich.markup import escape
 
-    from .report.compare import compare
+    from .report.compare import compare, described, notes, only_in_one
     from .report.csv_files import find_runs
     from .report.table import comparison_table
 
@@ -223,18 +232,17 @@ def _compare(before: str, after: str | None) -> None:
     if len(runs) < 2:
         raise click.UsageError(f"{before} holds one run; name a second file or run to compare it with")
     old, new = runs
-    console = Console()
-    for name, one, other in (
-        ("processor", old.machine.device, new.machine.device),
-        ("number of processors", old.machine.processors, new.machine.processors),
-        ("number of threads", old.threads, new.threads),
-    ):
-        if one != other:
-            console.print(f"[yellow]the {name} differs: {one} and {other}[/]")
-    changes = compare(old, new)
+    console, changes = Console(), compare(old, new)
+    for when, run, place in (("before", old, before), ("after", new, after or before)):
+        console.print(f"{when:7} {escape(described(run, place))}", highlight=False, soft_wrap=True)
+    for note in notes(old, new, changes):
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     if not changes:
         raise click.ClickException("the two runs have no case and contender in common")
     console.print(comparison_table(old, new, changes), highlight=False)
+    for when, names in zip(("before", "after"), only_in_one(old, new), strict=True):
+        for name in names:
+            console.print(f"only {when}: {escape(name)}", highlight=False, soft_wrap=True)
 
 
 @main.command("report", short_help="pages and pictures of runs")

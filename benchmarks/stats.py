@@ -7,6 +7,7 @@ from typing import NamedTuple
 LOW, HIGH = 0.2, 0.8  # the quantiles of a range
 NOISE = 0.01  # the relative standard error of every median ratio at which a case ends
 MIN_ROUNDS = 5
+NOISY = 0.1  # the spread of equal runs from which on a machine is called noisy
 _SIGMAS = 1.6832  # the distance between these two quantiles of a normal distribution, in standard deviations
 _MEDIAN = 1.2533  # sqrt(pi / 2): the standard error of the median of normal values, relative to that of their mean
 
@@ -43,6 +44,12 @@ def noise(values: Sequence[float]) -> float:
     """The relative standard error of the median, from the quantiles, so that rare slow rounds do not count."""
     median, low, high = summarize(values)
     return _MEDIAN * (high - low) / _SIGMAS / math.sqrt(len(values)) / median
+
+
+def spread(values: Sequence[float]) -> float:
+    """The distance between the 20 and 80 % quantiles, relative to the median."""
+    median, low, high = summarize(values)
+    return (high - low) / median
 
 
 def is_quiet(series: Iterable[Sequence[float]], limit: float = NOISE, rounds: int = MIN_ROUNDS) -> bool:

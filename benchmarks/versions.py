@@ -21,14 +21,16 @@ import tinyvit.functional as F
 from tinyvit.backend import BFLOAT16
 from tinyvit.engine import Tensor
 from tinyvit.functional.elementwise import AddNarrow
+from tinyvit.optim.clipping import Clipping
 
 from .inputs import DROPOUT_P
 from .machine import describe_machine
 
 MEASURED = (
     *("attention", "linear", "bias_gelu", "layer_norm", "softmax", "cross_entropy", "dropout", "patches", "embedding"),
-    *("conv2d", "max_pool2d", "cast", "gelu", "add_narrow", "adamw"),
+    *("conv2d", "depthwise_conv", "max_pool2d", "cast", "gelu", "add_narrow", "adamw", "clip"),
 )
+UPDATES = ("adamw", "clip")  # of weights and gradients, which are no operations on the tape
 VERSIONS = {spec.operation: spec.versions for spec in registry.SPECS if spec.technology == "numba"}
 CHOICES = ("numpy", *(f"numba:v{version}" for version in range(1, max(VERSIONS.values()) + 1)))
 
@@ -83,6 +85,9 @@ def _work(operation: str) -> Work:
             operands = normal(batch, 3, 32, 32), normal(24, 3, 3, 3), normal(24)
             shape = "128 images 3 x 32 x 32 to 24 x 16 x 16, weights 3 x 3"
             return Work(shape, operands, lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1))
+        case "depthwise_conv":
+            operands = normal(batch, 8, 8, 144), normal(144, 1, 3, 3), normal(144)
+            return Work("128 grids 8 x 8 x 144, weights 3 x 3", operands, F.depthwise_conv)
         case "max_pool2d":
             shape = "128 images 24 x 32 x 32, windows 2 x 2"
             return Work(shape, (normal(batch, 24, 32, 32),), lambda x: F.max_pool2d(x, 2))
@@ -118,16 +123,28 @@ def _under(choice: str, call: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
-def _step_calls() -> dict[str, Callable[[], Any]]:
-    """Return a step of AdamW on the parameters of vit-s by every implementation."""
+def _update_calls(update: str) -> dict[str, Callable[[], Any]]:
+    """Return a step of AdamW, or a clipping, for the parameters of vit-s by every implementation."""
     calls = {}
     for choice in CHOICES:
         model = tv.models.ViT(32, 4, 10, dim=192, depth=6, heads=3)
-        optimizer = tv.optim.AdamW(model.parameters())
         for p in model.parameters():
             p.grad = Tensor(np.full(p.shape, 0.1, np.float32))
-        calls[choice] = _under(choice, optimizer.step)
+        call = _clipping(model) if update == "clip" else tv.optim.AdamW(model.parameters()).step
+        calls[choice] = _under(choice, call)
     return calls
+
+
+def _clipping(model: tv.nn.Module) -> Callable[[], Any]:
+    """Return a function that always has something to clip: each call makes the gradients a little shorter."""
+    clip = Clipping(model.parameters())
+    norm = clip(np.inf)
+
+    def run() -> None:
+        nonlocal norm
+        norm = 0.999 * clip(0.999 * norm)
+
+    return run
 
 
 def shortest(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
@@ -147,8 +164,8 @@ def shortest(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, f
 
 def gains(operation: str, seconds: float) -> Iterator[str]:
     """Yield a line for each direction: the times of the plain rule and of all versions, and what each version gains."""
-    if operation == "adamw":
-        directions, shape = [("step", _step_calls())], "2.7 million weights of vit-s"
+    if operation in UPDATES:
+        directions, shape = [("step", _update_calls(operation))], "2.7 million weights of vit-s"
     else:
         work = _work(operation)
         directions, shape = list(_calls(work)), work.shape

@@ -81,6 +81,8 @@ def find(
     refusals = []
     for spec in candidates(operation, device, choice):
         reason = refusal(spec, device, dtype, inputs, params)
+        if reason is None and technology == "auto" and spec.loses:
+            reason = spec.loses(inputs)
         if reason is None:
             return _load(spec, min(version or spec.versions, spec.versions))
         refusals.append(reason)

@@ -32,7 +32,7 @@ class _Row:
     Parameters
     ----------
     operation : str
-        The name that an operation gives as its `kernel`, or an optimizer as its `update`.
+        The name that an operation gives as its `kernel`, or an optimizer as its `update`; or "clip".
     technology : str
         One of `TECHNOLOGIES`.
     module : str
@@ -45,6 +45,9 @@ class _Row:
         `refuses(inputs, params)` gives the reason why it cannot serve these, or None.
     is_slower : callable, optional
         `is_slower()` gives the reason why the plain rule is faster on this machine, or None. "auto" takes that then.
+    loses : callable, optional
+        `loses(inputs)` gives the reason why the plain rule was measured to be faster for these inputs, or None. "auto"
+        takes that then.
     is_compiled : bool
         Whether it is CUDA C++, which must be compiled for the GPU on this machine.
     """
@@ -57,6 +60,7 @@ class _Row:
     versions: int = 1
     refuses: Refusal | None = None
     is_slower: Callable[[], str | None] | None = None
+    loses: Callable[[Mapping[str, Any]], str | None] | None = None
     is_compiled: bool = False
 
     @property
@@ -97,7 +101,7 @@ class KernelSpec(_Row):
 
 @dataclass(frozen=True)
 class UpdateSpec(_Row):
-    """An implementation of an optimizer's step, which is not on the tape.
+    """An implementation of an optimizer's step, or of a part of it, which is not on the tape.
 
     Parameters
     ----------
@@ -146,8 +150,19 @@ def _refused_by(module: str) -> Refusal:
 
 def _blas_is_faster() -> str | None:
     """Why NumPy had better multiply matrices: without wide vectors OpenBLAS does it faster than our tiles."""
-    processor = import_whole(f"{_HERE}.cpu.processor")
-    return "OpenBLAS is faster without AVX2" if processor.level() == "generic" else None
+    try:
+        level = import_whole(f"{_HERE}.cpu.processor").level()
+    except ImportError:
+        return None  # without Numba the kernel itself cannot be imported either, and that is the reason to give
+    if level == "neon":
+        return "the tiles for NEON have not been measured, and OpenBLAS has"
+    return "OpenBLAS is faster without AVX2" if level == "generic" else None
+
+
+def _was_slower(inputs: Mapping[str, Any]) -> str | None:
+    """Why OpenBLAS makes these products, if `tinyvit info --tune` found it faster."""
+    reason: str | None = import_whole(f"{_HERE}.linear.choice").loses(inputs)
+    return reason
 
 
 SPECS: tuple[Spec, ...] = (
@@ -157,7 +172,13 @@ SPECS: tuple[Spec, ...] = (
         keeps=("q", "k", "v", "bias", "out", "lse"),
         versions=2,
     ),
-    _numba("linear", "linear", _CPU | {_BFLOAT16}, keeps=("x", "weight"), versions=2, is_slower=_blas_is_faster),
+    _numba(
+        *("linear", "linear", _CPU | {_BFLOAT16}),
+        keeps=("x", "weight"),
+        versions=2,
+        is_slower=_blas_is_faster,
+        loses=_was_slower,
+    ),
     _numba("layer_norm", "layer_norm", residuals=("mean", "rstd"), keeps=("x", "weight", "mean", "rstd"), versions=2),
     _numba(
         *("add_layer_norm", "layer_norm"),
@@ -178,12 +199,14 @@ SPECS: tuple[Spec, ...] = (
     _numba("softmax", "softmax", keeps=("out",), versions=2),
     _numba("dropout", "dropout", versions=2),
     _numba("conv2d", "conv2d", keeps=("x", "weight"), versions=2),
+    _numba("depthwise_conv", "depthwise_conv", keeps=("x", "weight")),
     _numba("max_pool2d", "max_pool2d", _CPU | {_BFLOAT16}, keeps=("x", "out"), versions=2),
     _numba("embedding", "embedding", _CPU | {_BFLOAT16}, residuals=("shape",), keeps=("shape",), versions=2),
     _numba("cast", "cast", _CPU | _GPU),
     _numba("add_narrow", "add_narrow", residuals=("y_dtype",), keeps=("y_dtype",)),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     UpdateSpec("adamw", "numba", f"{_HERE}.adamw.numba_cpu", _CPU, versions=2),
+    UpdateSpec("clip", "numba", f"{_HERE}.clip.numba_cpu", _SINGLE, step="clip"),
     _cupy(
         *("attention", "attention"),
         residuals=("lse",),

@@ -25,7 +25,16 @@ os.environ |= {"TINYVIT_ANNOUNCE": "0", "TINYVIT_COMPILE_AHEAD": "0"}
 
 
 WHOLE_RUNS = (
-    *("test_cli", "test_damage", "test_docs", "test_fuzz", "test_resume", "test_runs", "test_smoke"),
+    *(
+        "test_captured_cpu",
+        "test_cli",
+        "test_damage",
+        "test_docs",
+        "test_fuzz",
+        "test_resume",
+        "test_runs",
+        "test_smoke",
+    ),
     *("test_train", "test_train_failures", "test_weights"),
 )
 

@@ -17,6 +17,8 @@ from .optim import LossScaler
 
 if TYPE_CHECKING:
     from . import study
+    from .program import freeze
+    from .run.folder import load_run
 
 limit_threads(usable_processors())
 
@@ -29,10 +31,12 @@ __all__ = [
     "Tensor",
     "allow_tf32",
     "autocast",
+    "freeze",
     "functional",
     "grad",
     "gradcheck",
     "load",
+    "load_run",
     "manual_seed",
     "models",
     "nn",
@@ -47,10 +51,29 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load `tinyvit.study` when it is first asked for: training does not need it."""
+    """Load what training does not need when it is first asked for: `study`, `freeze` and `load_run`."""
     if name == "study":
         return importlib.import_module(".study", __name__)
+    if name == "freeze":
+        return importlib.import_module(".program", __name__).freeze
+    if name == "load_run":
+        return importlib.import_module(".run.folder", __name__).load_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _of_interop(name: str) -> Any:
+    """Load `models.from_pretrained` and `models.save_pretrained` when they are first asked for.
+
+    They belong to `tinyvit.interop`, which stands above `tinyvit.models`; so it is this file that puts them there.
+    """
+    if name in ("from_pretrained", "save_pretrained"):
+        from . import interop
+
+        return getattr(interop, name)
+    raise AttributeError(f"module {models.__name__!r} has no attribute {name!r}")
+
+
+models.__getattr__ = _of_interop  # type: ignore[method-assign]
 
 
 def _shown_by(function: str) -> Any:

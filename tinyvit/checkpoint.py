@@ -181,6 +181,12 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _restore(path, metadata["tinyvit"], arrays) if "tinyvit" in metadata else arrays
 
 
+def describe_foreign(path: str | os.PathLike[str]) -> str:
+    """Describe the problem with a file that is no safetensors file, as the end of a message. Raises OSError."""
+    with open_file(path) as file:
+        return _what_is_wrong(file.read(32))
+
+
 def _what_is_wrong(head: bytes) -> str:
     """Describe, from its first bytes, the problem with a file that safetensors refuses, and the way out."""
     if not head:

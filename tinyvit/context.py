@@ -31,6 +31,7 @@ class Context(NamedTuple):
     kernels : the name that was last given to `use_kernels`.
     device : the device of tensors that are created without one.
     recorder : runs operations and gradient rules in their place, to record them (see `study.trace`); None without one.
+    drawing : whether new parameters get random values (see `no_draws`).
     """
 
     recording: bool = True
@@ -38,6 +39,7 @@ class Context(NamedTuple):
     kernels: str = "auto"
     device: str = "cpu"
     recorder: Any = None
+    drawing: bool = True
 
 
 _defaults = Context()
@@ -137,6 +139,13 @@ class no_grad(changed):
 
     def __init__(self) -> None:
         super().__init__(recording=False)
+
+
+class no_draws(changed):
+    """Leave new parameters at zero within this block instead of drawing them: their values are about to be loaded."""
+
+    def __init__(self) -> None:
+        super().__init__(drawing=False)
 
 
 class autocast(changed):

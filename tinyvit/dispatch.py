@@ -1,8 +1,8 @@
 """Which implementation serves an operation of the tape or an optimizer's step: the plain rule, or a kernel."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from . import context
 from .backend import BFLOAT16, device_of, is_on_gpu, keep_freed_memory, namespace_of, narrowed, widened
 from .kernels import lookup, registry
+from .kernels.interrupts import import_whole
 from .kernels.lookup import Kernel
 from .kernels.registry import KernelSpec
 
@@ -153,6 +154,7 @@ class _Served:
 
 
 _served: dict[tuple[str, str], _Served] = {}
+_CHOICE = "tinyvit.kernels.linear.choice"
 
 
 def select(
@@ -179,8 +181,10 @@ def _find(
         return _plain_rule(op)
     implementation = _implementation(kernel, op)
     rows = lookup.candidates(op.kernel, device, choice)
-    if kernel.spec.refuses is None and kernel.spec is rows[0]:
-        _served[choice, device].by_op.setdefault(op, {})[dtype] = implementation
+    if kernel.spec.refuses is None and kernel.spec is rows[0] and not (kernel.spec.loses and products_of_blas()):
+        known = _served.get((choice, device))
+        if known is not None:
+            known.by_op.setdefault(op, {})[dtype] = implementation
     return implementation
 
 
@@ -195,6 +199,25 @@ def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
     if kernel is not None:
         keep_freed_memory()
     return kernel
+
+
+def products_of_blas() -> Collection[tuple[int, int, int]]:
+    """Return the shapes (R, K, N) of linear maps on the CPU that "auto" leaves to OpenBLAS."""
+    chosen: Collection[tuple[int, int, int]] = import_whole(_CHOICE).chosen()
+    return chosen
+
+
+@contextmanager
+def products_as(shapes: Collection[tuple[int, int, int]]) -> Iterator[None]:
+    """Within this block, in all threads, leave the linear maps of these shapes to OpenBLAS, and no others."""
+    choice = import_whole(_CHOICE)
+    before = choice.replace(shapes)
+    _served.clear()
+    try:
+        yield
+    finally:
+        choice.replace(before)
+        _served.clear()
 
 
 def is_served(operation: str, dtype: Any, device: str) -> bool:

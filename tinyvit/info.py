@@ -12,9 +12,11 @@ from . import __version__, dispatch
 from .backend import check_device, shortcomings
 from .data import dataset_names
 from .data.sources import SOURCES, find
+from .distributed.report import describe_mpi
 from .engine import Op
 from .errors import DataError
 from .kernels import lookup, registry
+from .kernels.linear import choice
 from .optim import Adam
 
 _PACKAGES = (
@@ -29,6 +31,7 @@ def report() -> str:
         "versions": _versions(),
         "devices": _devices(),
         "threads": _threads(),
+        "several processes": describe_mpi(),
         "data": ((name, _place_of(name)) for name in dataset_names()),
         f"operations that have kernels, and what serves them (use_kernels: {dispatch.current_choice()})": _operations(),
     }
@@ -66,21 +69,44 @@ def _devices() -> Iterator[tuple[str, str]]:
 def _threads() -> Iterator[tuple[str, str]]:
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-    from .kernels import cache
-    from .kernels.cpu import processor, quota, threads
+    from .kernels.cpu import quota
 
     share = f"; a quota of its control group keeps {quota.quota():g} busy" if quota.quota() < float("inf") else ""
     yield "processors", f"{quota.usable_processors()} of {os.cpu_count()}{share}"
-    set_by = "set by TINYVIT_THREADS" if os.environ.get("TINYVIT_THREADS") else "set TINYVIT_THREADS to change it"
-    chosen_by = "set by TINYVIT_CPU" if "TINYVIT_CPU" in os.environ else "the best level of this processor"
-    yield "vectors", f"{processor.level()} ({chosen_by})"
-    yield "products", _PRODUCTS[processor.level()]
-    yield "kernels", f"{threads.thread_count()} threads ({set_by})"
+    yield from _kernels()
     for pool in threadpool_info():
         name = " ".join(str(part) for part in (pool["internal_api"], pool["version"]) if part)
         kernels = f", kernels for {pool['architecture']}" if "architecture" in pool else ""
         yield pool["user_api"], f"{name}, {pool['num_threads']} threads{kernels}; for operations without a kernel"
+
+
+def _kernels() -> Iterator[tuple[str, str]]:
+    """Yield what our own kernels on the CPU use: vectors, products, threads, and the folder of compiled code."""
+    try:
+        from .kernels import cache
+        from .kernels.cpu import processor, threads
+    except ImportError as error:
+        yield "kernels", f"none, since Numba cannot be imported ({error}); every operation runs its plain NumPy rule"
+        return
+    set_by = "set by TINYVIT_THREADS" if os.environ.get("TINYVIT_THREADS") else "set TINYVIT_THREADS to change it"
+    chosen_by = "set by TINYVIT_CPU" if "TINYVIT_CPU" in os.environ else "the best level of this processor"
+    yield "vectors", f"{processor.level()} ({chosen_by})"
+    yield "products", _PRODUCTS[processor.level()]
+    yield from _tuned()
+    yield "kernels", f"{threads.thread_count()} threads ({set_by})"
     yield "compiled", f"kept in {cache.cache_folder()}"
+
+
+def _tuned() -> Iterator[tuple[str, str]]:
+    """Yield the shapes of linear maps that were measured here, and what makes their products."""
+    timings = choice.kept()
+    if not timings:
+        yield "", "not compared with OpenBLAS; `tinyvit info --tune RECIPE` does that"
+    for timing in timings:
+        rows, k, n = timing.shape
+        speed = f"{timing.tiles * 1e3:.3g} ms by tiles, {timing.blas * 1e3:.3g} ms by OpenBLAS"
+        chosen = "OpenBLAS" if timing.prefers_blas else "tiles"
+        yield "", f"{rows} x {k} to {n}, forward and backward: {speed}; {chosen} make{'s' * (chosen != 'tiles')} them"
 
 
 # How matrices are multiplied on the CPU, by the level of `kernels.cpu.processor`.
@@ -88,6 +114,7 @@ _PRODUCTS = {
     "avx512_bf16": "tiles of 14 x 32; bfloat16 in pairs, because this processor adds up their products",
     "avx512": "tiles of 14 x 32; bfloat16 widened to float32, because AVX512_BF16 is missing or switched off",
     "avx2": "tiles of 6 x 16; bfloat16 widened to float32, because AVX512_BF16 is missing or switched off",
+    "neon": "OpenBLAS, because tiles of 8 x 8 for NEON have not been measured; bfloat16 as float32",
     "generic": "OpenBLAS, which is faster than tiles of 6 x 8 without AVX2; bfloat16 as float32",
 }
 

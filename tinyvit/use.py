@@ -1,11 +1,11 @@
-"""Use a trained model: measure it, name an image, answer, write a caption, find images; draw where words attend.
+"""Use a trained model: measure it, name an image, answer, write, find images; draw where words attend.
 
 Images are brought to the size and the channels of the model by the rules of `tinyvit.data.read_image`. A text is
 refused if it is empty, has words that the model does not know, or is longer than the texts the model was trained on.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,22 +15,28 @@ import numpy as np
 from . import functional as F
 from .checkpoint import atomic_write
 from .context import no_grad
-from .data import normalize, read_image
+from .data import normalize
 from .data.image_files import IMAGE_SUFFIXES, LeftOut, find_images, listed_files, read_files, warn_of_left_out
 from .data.images import open_image
 from .data.texts import question_ids
 from .data.tokenizer import END, MASK, START
 from .errors import DataError
 from .models import beam_search
-from .nn import keep_attention
+from .program.decode import serving_steps
+from .program.serve import served, served_with_attention, serving
 from .run.curves import own_style
 from .run.folder import RunError, TrainedModel, load_test_data
-from .tasks import DataSpec, task_of
+from .tasks import DataSpec, Report, task_of
 
-COMMANDS = {"classify": "predict", "vqa": "ask", "caption": "caption", "retrieve": "retrieve"}
+__all__ = ["Found", "WordMaps", "ask", "caption", "evaluate", "evaluated", "predict", "retrieve", "search", "translate"]
+
+COMMANDS = {
+    **{"classify": "predict", "vqa": "ask", "caption": "caption", "retrieve": "retrieve"},
+    **{"segment": "segment", "detect": "detect", "translate": "translate"},
+}
 BEAMS = 4
 _BATCH = 64  # images that are encoded at a time
-_SOFTWARE = "tinyvit"  # marks the pictures that are drawn here
+SOFTWARE = "tinyvit"  # marks the pictures that are drawn here
 
 
 @dataclass(frozen=True)
@@ -60,19 +66,32 @@ def require_kind(trained: TrainedModel, kind: str) -> None:
 
 def evaluate(trained: TrainedModel) -> str:
     """Return a report on the test split of the data that a model was trained on. Raises DataError if that changed."""
-    dataset, task = load_test_data(trained), task_of(trained.recipe)
-    report = task.evaluate(trained.model, dataset, trained.recipe.data.batch_size)
-    return task.describe(report, len(dataset))
+    dataset, report = _measured(trained)
+    return task_of(trained.recipe).describe(report, len(dataset))
+
+
+def evaluated(trained: TrainedModel) -> dict[str, Any]:
+    """Return the figures of that report as values for JSON, with those of each class and the confusion matrix."""
+    dataset, report = _measured(trained)
+    found = {"data": trained.recipe.data.name, "samples": len(dataset), **report.figures()}
+    found["split"] = "test"
+    if report.confusion is not None:
+        found |= {"classes": report.by_class(), "confusion": report.confusion.tolist()}
+    return found
+
+
+def _measured(trained: TrainedModel) -> tuple[Any, Report]:
+    dataset = load_test_data(trained)
+    with serving(trained.model, "forward", "encode"), serving_steps(trained.model):
+        report = task_of(trained.recipe).evaluate(trained.model, dataset, trained.recipe.data.batch_size)
+    return dataset, report
 
 
 @no_grad()
 def predict(trained: TrainedModel, path: str | Path) -> tuple[str, float]:
     """Return the most probable class of an image file, by name, and its probability. Raises DataError."""
     require_kind(trained, "classify")
-    pixels = read_image_for(trained.data, path)
-    probabilities = F.softmax(trained.model(_as_input(trained.data, pixels))).numpy()[0]
-    best = int(probabilities.argmax())
-    return trained.data.classes[best], float(probabilities[best])
+    return trained.predict(path)[0][0]
 
 
 @no_grad()
@@ -83,11 +102,11 @@ def ask(trained: TrainedModel, path: str | Path, question: str) -> tuple[str, fl
     """
     require_kind(trained, "vqa")
     model, data = trained.model, trained.data
-    pixels, ids = read_image_for(data, path), _read_text(data, question)
-    with keep_attention(model) as kept:
-        probabilities = F.softmax(model(_as_input(data, pixels), ids)).numpy()[0]
+    pixels, ids = data.read_image(path), _read_text(data, question)
+    logits, weights = served_with_attention(model)(_as_input(data, pixels), ids)
+    probabilities = F.softmax(logits).numpy()[0]
     best, words = int(probabilities.argmax()), [data.words[i] for i in ids[0]]
-    maps = WordMaps(pixels, words, _attention_maps(trained, kept, len(words)))
+    maps = WordMaps(pixels, words, _attention_maps(trained, weights, len(words)))
     return data.classes[best], float(probabilities[best]), maps
 
 
@@ -97,13 +116,28 @@ def caption(trained: TrainedModel, path: str | Path) -> tuple[str, WordMaps]:
     require_kind(trained, "caption")
     model: Any = trained.model
     data = trained.data
-    pixels = read_image_for(data, path)
-    context, mask = model.encode(_as_input(data, pixels))
-    (ids,) = beam_search(model.decoder, context, mask, data.lengths[1] - 1, BEAMS)
-    with keep_attention(model.decoder) as kept:
-        model.decoder(np.array([[START, *ids]]), context, mask)
+    pixels = data.read_image(path)
+    ids, context, mask = _written(trained, _as_input(data, pixels))
+    _, weights = served_with_attention(model.decoder)(np.array([[START, *ids]]), context, mask)
     words = [data.words[i] for i in [*ids, END]]
-    return data.tokenizer.decode(ids), WordMaps(pixels, words, _attention_maps(trained, kept, len(words)))
+    return data.tokenizer.decode(ids), WordMaps(pixels, words, _attention_maps(trained, weights, len(words)))
+
+
+@no_grad()
+def translate(trained: TrainedModel, text: str) -> str:
+    """Return the text that a model writes for a text. Raises DataError."""
+    require_kind(trained, "translate")
+    ids, _, _ = _written(trained, _read_text(trained.data, text))
+    return trained.data.tokenizer.decode(ids)
+
+
+def _written(trained: TrainedModel, given: Any) -> tuple[list[int], Any, Any]:
+    """Return the text that a model writes for an image or a text, as ids, and what its decoder read: context, mask."""
+    model: Any = trained.model
+    context, mask = served(model, "encode")(given)
+    with serving_steps(model):
+        (ids,) = beam_search(model.decoder, context, mask, trained.data.lengths[1] - 1, BEAMS)
+    return ids, context, mask
 
 
 def retrieve(trained: TrainedModel, folder: str | Path, text: str) -> tuple[list[tuple[Path, float]], WordMaps]:
@@ -124,7 +158,8 @@ def search(trained: TrainedModel, folder: str | Path, text: str) -> Found:
     ids = _read_text(data, text, begin=START, end=END)
     paths, pixels, broken = _images_in(Path(folder), data)
     images = normalize(np.stack(pixels), data.mean, data.std)
-    rows = [model.encode_images(images[i : i + _BATCH]).numpy() for i in range(0, len(images), _BATCH)]
+    encode_images = served(model, "encode_images")
+    rows = [encode_images(images[i : i + _BATCH]).numpy() for i in range(0, len(images), _BATCH)]
     cosines = np.concatenate(rows) @ model.encode_texts(ids).numpy()[0]
     order = np.argsort(-cosines, kind="stable")
     patches = model.image_proj(model.vision.features(images[order[:1]])).numpy()[0]
@@ -137,17 +172,6 @@ def search(trained: TrainedModel, folder: str | Path, text: str) -> Found:
 
 
 # Inputs -------------------------------------------------------------------------------------------------------------
-
-
-def read_image_for(data: DataSpec, path: str | Path) -> np.ndarray:
-    """Read an image file as the pixels that a model of such data takes, uint8 (C, H, W). Raises DataError."""
-    if len(data.shape) != 3:
-        raise DataError(f"{path} is one image; this model takes videos of {data.shape[0]} frames, from Python only")
-    channels, height, width = data.shape
-    pixels = read_image(path, channels, height if height == width else None)
-    if pixels.shape != data.shape:
-        raise DataError(f"{path} has {pixels.shape[2]} x {pixels.shape[1]} pixels; this model takes {width} x {height}")
-    return pixels
 
 
 def _as_input(data: DataSpec, pixels: np.ndarray) -> np.ndarray:
@@ -163,7 +187,7 @@ def _images_in(folder: Path, data: DataSpec) -> tuple[list[Path], list[np.ndarra
         raise DataError(f"{folder} is not a folder")
     images, others = find_images(folder)
     paths, pixels, broken = read_files(
-        [path for path in images if not is_drawn(path)], lambda path: read_image_for(data, path)
+        [path for path in images if not is_drawn(path)], lambda path: data.read_image(path)
     )
     if not paths:
         reasons = f": {listed_files([*broken, *others])}" if broken or others else ""
@@ -194,17 +218,17 @@ def _read_text(data: DataSpec, text: str, begin: int | None = None, end: int | N
 # Maps of words ------------------------------------------------------------------------------------------------------
 
 
-def _attention_maps(trained: TrainedModel, kept: Mapping[str, Sequence[np.ndarray]], words: int) -> np.ndarray | None:
+def _attention_maps(trained: TrainedModel, weights: Mapping[str, np.ndarray], words: int) -> np.ndarray | None:
     """Return the attention from words to patches in the last layer that has it, as a mean over its heads.
 
     The maps have the shape (words, rows, columns); None if words attend to patches nowhere.
     """
-    cross = [name for name in kept if name.endswith(".cross") and kept[name]]
-    joint = [name for name in kept if name.startswith("fusion.encoder.") and kept[name]]
+    cross = [name for name in weights if name.endswith(".cross")]
+    joint = [name for name in weights if name.startswith("fusion.encoder.")]
     if cross:
-        return _on_grid(trained, kept[cross[-1]][-1][0].mean(axis=0))
+        return _on_grid(trained, weights[cross[-1]][0].mean(axis=0))
     if joint and trained.recipe.task.fusion == "joint":
-        return _on_grid(trained, kept[joint[-1]][-1][0].mean(axis=0)[:words, words:])
+        return _on_grid(trained, weights[joint[-1]][0].mean(axis=0)[:words, words:])
     return None
 
 
@@ -215,10 +239,10 @@ def _on_grid(trained: TrainedModel, weights: np.ndarray) -> np.ndarray:
 
 
 def is_drawn(path: Path) -> bool:
-    """Return whether a file is a picture by `draw_word_maps`."""
+    """Return whether a file is a picture that this program drew."""
     try:
         with open_image(path) as image:
-            return image.info.get("Software") == _SOFTWARE
+            return image.info.get("Software") == SOFTWARE
     except DataError:
         return False
 
@@ -248,7 +272,7 @@ def draw_word_maps(path: Path, maps: WordMaps, title: str) -> None:
             axes.imshow(picture, interpolation="nearest")
             axes.set_title(word, fontsize=9, parse_math=False)
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", metadata={"Software": _SOFTWARE})
+    figure.savefig(drawn, format="png", metadata={"Software": SOFTWARE})
     atomic_write(path, drawn.getvalue())
 
 

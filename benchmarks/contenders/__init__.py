@@ -3,7 +3,7 @@
 A contender joins in two places: a class in a file of this folder, and a row here.
 
 Order: base, engine, unfused, kernels, handwritten, user, functional_vit, hips_autograd, jax_jit, pytorch_vit,
-pytorch_text, pytorch.
+pytorch_text, pytorch, onnx_runtime.
 """
 
 import importlib.util
@@ -65,6 +65,7 @@ OURS = (
     Spec("tinyvit", f"{_HERE}.engine:Engine", "auto"),
     Spec("tinyvit-bf16", f"{_HERE}.engine:Engine", "bf16", serves=_in("train", "inference", "gemm")),
     Spec("tinyvit-numba", f"{_HERE}.kernels:Kernels", "numba", "numba", _in("attention", "layer_norm")),
+    Spec("tinyvit-program", f"{_HERE}.engine:Frozen", "auto", serves=_in("inference")),
 )
 PEERS = (
     Spec("handwritten", f"{_HERE}.handwritten:Handwritten", "", "numba", _in("train", "inference")),
@@ -76,6 +77,8 @@ PEERS = (
     Spec("torch-bf16-compile", _TORCH, "bf16 compile", "torch", _in("train", "inference")),
     Spec("jax", _JAX, "", "jax", _not_in("gemm", "text")),
     Spec("jax-bf16", _JAX, "bf16", "jax", _in("train", "inference")),
+    Spec("onnxruntime", f"{_HERE}.onnx_runtime:OnnxRuntime", "", "onnxruntime", _in("inference")),
+    Spec("onnxruntime-int8", f"{_HERE}.onnx_runtime:OnnxRuntime", "int8", "onnxruntime", _in("inference")),
     Spec(
         "autograd",
         f"{_HERE}.hips_autograd:HipsAutograd",

@@ -29,8 +29,15 @@ class UserKernel(Contender):
 
     def __init__(self, option: str) -> None:
         super().__init__(option)
-        place, _, self.name = option.rpartition(":")
+        place, colon, self.name = option.rpartition(":")
+        if not colon or not place or not self.name:
+            raise ValueError(f"{option!r} is not of the form module:function or file.py:function")
         self.module = _load(place)
+        self._function(self.name)
+
+    def has_backward(self) -> bool:
+        """Return whether the module also has a backward function."""
+        return hasattr(self.module, f"{self.name}_backward")
 
     def _function(self, name: str) -> Callable[..., Any]:
         try:

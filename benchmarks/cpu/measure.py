@@ -43,6 +43,7 @@ class Processes:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings, self.folder = settings, folder
+        self.equal_runs: list[float] = []  # the rates of one and the same product, measured in each round
         self._running: dict[str, Process] = {}
 
     def contender(self, spec: Spec) -> Process:
@@ -170,6 +171,7 @@ def measure_ceilings(ceilings: list[tuple[float, float]], processes: Processes) 
         processes.drop("ceilings")
         return
     ceilings.append((found["gemm"], found["copy"]))
+    processes.equal_runs.append(found["gemm"])
 
 
 def _baseline(wanted: str | None, runners: Sequence[Runner]) -> str:

@@ -12,6 +12,7 @@ from ..contenders import Spec
 from ..machine import describe_commit, describe_machine, describe_versions
 from ..report.records import Run
 from ..report.table import case_table, reasons
+from ..stats import MIN_ROUNDS, NOISY, spread
 from .measure import Processes, Settings, measure_case
 
 
@@ -40,7 +41,8 @@ def measure_suite(suite: Suite, cases: Sequence[Case], specs: Sequence[Spec], se
 
                 result = measure_case(case, specs, processes, notify)
                 run.cases.append(result)
-                console.print(case_table(result, memory=suite.fresh), highlight=False)
+                about = f"{run.machine.device}, {settings.threads} threads"
+                console.print(case_table(result, memory=suite.fresh, about=about), highlight=False)
                 new = [line for line in reasons(result) if line not in shown]
                 console.print(*(f"  {line}\n" for line in new), sep="", highlight=False, soft_wrap=True)
                 shown.update(new)
@@ -51,4 +53,16 @@ def measure_suite(suite: Suite, cases: Sequence[Case], specs: Sequence[Spec], se
     if run.ceilings:
         gemm, copy = run.ceilings
         console.print(f"ceilings: GEMM {gemm / 1e9:.0f} GFLOP/s, copy {copy / 1e9:.1f} GB/s", highlight=False)
+    if warning := noise_warning(processes.equal_runs):
+        console.print(f"[yellow]{warning}[/]", highlight=False)
     return run
+
+
+def noise_warning(rates: Sequence[float]) -> str:
+    """A sentence on how much repeated equal runs differed; empty if that is little, or if there were few."""
+    if len(rates) < MIN_ROUNDS or spread(rates) < NOISY:
+        return ""
+    return (
+        f"This machine is noisy: in {len(rates)} equal runs, the speed of one product varied by {spread(rates):.0%} "
+        "(between the 20 and 80 % quantiles). Times may be off by as much; ratios of the same rounds are safer."
+    )

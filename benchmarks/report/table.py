@@ -76,9 +76,10 @@ def case_columns(case: CaseResult) -> dict[str, Callable[[Row], str]]:
     return columns
 
 
-def case_table(case: CaseResult, memory: bool) -> Table:
+def case_table(case: CaseResult, memory: bool, about: str = "") -> Table:
     """The table of one case; with `memory`, its last column is the peak memory of each process, else the error."""
     table = Table(title=f"[bold]{escape(case.label)}[/]", title_justify="left", box=None, pad_edge=False)
+    table.caption, table.caption_justify = escape(about) or None, "left"  # the processor
     table.add_column("contender", overflow="fold")  # the only column that a narrow terminal may wrap
     columns = case_columns(case) | ({"MB": memory_text} if memory else {"error": error_text})
     for name in columns:

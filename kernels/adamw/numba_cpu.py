@@ -17,49 +17,14 @@ eps in
     g' = g + l2 p,  m <- b1 m + (1 - b1) g',  v <- b2 v + (1 - b2) g'^2,  p <- keep p - rate m / (sqrt(c2 v) + eps)
 """
 
-import ctypes
-
 import numpy as np
-from llvmlite import ir
-from numba import carray, types
-from numba.core import config
-from numba.extending import intrinsic
 
+from ..cpu.addresses import address_of, elements_at
 from ..cpu.chunks import team_for
 from ..cpu.compiler import body, entry, exact
 from ..cpu.threads import parallel
 
 CHUNK = 8192
-
-
-# Arrays by their addresses ------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def _pointer(typing_context, address):
-    def codegen(context, builder, signature, values):
-        return builder.inttoptr(values[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.intp), codegen
-
-
-@body
-def _compiled_elements(address, size, dtype):
-    """Return the elements of the contiguous array that begins at this address."""
-    return carray(_pointer(address), (size,), dtype)
-
-
-def _plain_elements(address, size, dtype):
-    return np.frombuffer((ctypes.c_char * int(size * dtype.itemsize)).from_address(int(address)), dtype)
-
-
-_elements = _plain_elements if config.DISABLE_JIT else _compiled_elements
-_BUFFER = ctypes.c_char * 0  # of any size: only its address is asked for
-
-
-def _address(array):
-    """Return where a contiguous, writeable array begins. (`array.ctypes.data` takes four times as long.)"""
-    return 0 if array is None else ctypes.addressof(_BUFFER.from_buffer(array))
 
 
 @exact
@@ -78,7 +43,7 @@ def _step_1(table, settings, m, v, team):
         if g_at != 0:
             keep, l2, b1, b2 = settings[group, 0], settings[group, 1], settings[group, 2], settings[group, 3]
             rate, c2, eps = settings[group, 4], settings[group, 5], settings[group, 6]
-            p, g = _elements(p_at, size, m.dtype), _elements(g_at, size, m.dtype)
+            p, g = elements_at(p_at, size, m.dtype), elements_at(g_at, size, m.dtype)
             for j in range(size):
                 k = start + j
                 slope = g[j] + l2 * p[j] if l2 != 0 else g[j]
@@ -111,8 +76,8 @@ def _step_chunk(chunk, chunks, table, settings, m, v):
         start, size = table[t, 2], table[t, 3]
         first, last = max(chunk * CHUNK, start), min(chunk * CHUNK + CHUNK, start + size)
         if table[t, 1] != 0 and first < last:
-            p = _elements(table[t, 0], size, m.dtype)[first - start : last - start]
-            g = _elements(table[t, 1], size, m.dtype)[first - start : last - start]
+            p = elements_at(table[t, 0], size, m.dtype)[first - start : last - start]
+            g = elements_at(table[t, 1], size, m.dtype)[first - start : last - start]
             _update(p, g, m[first:last], v[first:last], settings[table[t, 4]])
 
 
@@ -125,7 +90,7 @@ def _step_2(table, settings, m, v, team):
 VERSIONS = {1: _step_1, 2: _step_2}
 
 
-# Launcher -----------------------------------------------------------------------------------------------------------
+# Launchers ----------------------------------------------------------------------------------------------------------
 
 
 def step(parameters, gradients, table, settings, m, v, *, version):
@@ -133,11 +98,13 @@ def step(parameters, gradients, table, settings, m, v, *, version):
 
     `parameters` and `gradients` are lists of contiguous, writeable arrays in the dtype of m and v, whose addresses are
     written to `table`. A parameter whose gradient is None stays as it is. A parameter is None if it is the array that
-    it was in the call before, since finding all addresses would be a noticeable part of a small step.
+    it was in the call before, and `gradients` is None if all arrays are those of the call before, since finding all
+    addresses would be a noticeable part of a small step.
     """
-    for row, p in enumerate(parameters):
-        if p is not None:
-            table[row, 0] = _address(p)
-    table[:, 1] = [_address(g) for g in gradients]
+    if gradients is not None:
+        for row, p in enumerate(parameters):
+            if p is not None:
+                table[row, 0] = address_of(p)
+        table[:, 1] = [address_of(g) for g in gradients]
     VERSIONS[version](table, settings, m, v, team_for(m.size))
     return ()

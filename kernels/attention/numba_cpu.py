@@ -23,7 +23,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from ..cpu.arrays import dense
+from ..cpu.arrays import copied, dense
 from ..cpu.bfloat16 import bits, sum_dtype
 from ..cpu.chunks import SCORES, team_for
 from ..cpu.compiler import entries
@@ -84,7 +84,7 @@ def _heads(array):
     ready(sum_dtype(array.dtype))
     array = as_heads(array)
     usable = array.strides[3] == array.itemsize and array.flags.writeable and array.flags.aligned
-    return bits(array if usable else np.array(array, order="C"))
+    return bits(array if usable else copied(array))
 
 
 @cache

@@ -6,16 +6,29 @@ from typing import Any
 import numpy as np
 
 from ..sums import total
+from .compiler import is_watched, note
 
 
 def dense(array: Any) -> Any:
     """Return `array`, or a copy if it is not contiguous, aligned and writeable, as kernels are compiled for."""
-    return array if array.flags.carray else np.array(array, order="C")
+    return array if array.flags.carray else copied(array)
+
+
+def copied(array: Any, dtype: Any = None) -> Any:
+    """Return a contiguous copy of `array`, perhaps in another dtype; whoever watches the calls of kernels notes it."""
+    made = np.array(array, dtype, order="C")
+    note(np.copyto, (made, array))
+    return made
 
 
 def as_matrix(array: Any) -> Any:
     """Reshape `array` (..., C) to a matrix (R, C), if possible without a copy."""
-    return array if array.ndim == 2 else array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+    if array.ndim == 2:
+        return array
+    made = array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+    if is_watched() and not np.may_share_memory(made, array):
+        note(np.copyto, (made.reshape(array.shape), array))
+    return made
 
 
 def rows_of(array: Any) -> Any:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,54 @@ def _compiled(function: Callable[..., Any], signature: str | None) -> Any:
     if signature is not None:
         compiled.compile(signature)
         compiled.disable_compile()
-    return compiled
+    return Entry(compiled)
+
+
+class Entry:
+    """A compiled function as Python calls it: it can be watched which arguments it is called with.
+
+    `compiled` is Numba's own object, which keeps the code for each combination of types.
+    """
+
+    __slots__ = ("compiled",)
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+
+    def __call__(self, *arguments: Any) -> Any:
+        returned = self.compiled(*arguments)
+        if _watchers:
+            note(self.compiled, arguments)
+        return returned
+
+
+_watchers: dict[int, Callable[..., None]] = {}  # by thread: what is called after its calls
+
+
+def note(function: Any, arguments: tuple[Any, ...]) -> None:
+    """Tell whoever watches this thread that a function was called, one of NumPy that writes to its first argument."""
+    after_call = _watchers.get(threading.get_ident())
+    if after_call is not None:
+        after_call(function, arguments)
+
+
+def is_watched() -> bool:
+    """Return whether any thread is watched."""
+    return bool(_watchers)
+
+
+@contextlib.contextmanager
+def watched(after_call: Callable[..., None]) -> Iterator[None]:
+    """Within this block, call `after_call(compiled, arguments)` after each call of an entry by this thread."""
+    thread = threading.get_ident()
+    before = _watchers.get(thread)
+    _watchers[thread] = after_call
+    try:
+        yield
+    finally:
+        del _watchers[thread]
+        if before is not None:
+            _watchers[thread] = before
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
 | avx512_bf16 | 32 of 64 bytes   | AVX-512 and its instructions for bfloat16                 |
 | avx512      | 32 of 64 bytes   | AVX-512 F, BW, DQ and VL                                  |
 | avx2        | 16 of 32 bytes   | AVX2 and fused multiply-add                               |
+| neon        | 32 of 16 bytes   | a 64-bit ARM processor (aarch64); not tuned               |
 | generic     | 16 of 16 bytes   | nothing: baseline x86-64, or another architecture         |
 
 On a processor without instructions for bfloat16, kernels widen its elements to float32 when they read them.
@@ -19,12 +20,12 @@ from functools import cache
 from llvmlite import binding
 from numba.core import config
 
-VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "generic": 16}
 _BFLOAT16, _AVX512 = "avx512bf16", ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 _NEEDED = {
     "avx512_bf16": (*_AVX512, _BFLOAT16),
     "avx512": _AVX512,
     "avx2": ("avx2", "fma"),
+    "neon": (),
     "generic": (),
 }
 _TARGETS = {"avx2": "x86-64-v3", "generic": "x86-64"}  # what LLVM calls a processor of that level
@@ -33,7 +34,10 @@ _TARGETS = {"avx2": "x86-64-v3", "generic": "x86-64"}  # what LLVM calls a proce
 def usable() -> list[str]:
     """Return the levels that this processor has, the best first."""
     features = binding.get_host_cpu_features() if "TINYVIT_CPU" in os.environ else _features()
-    return [name for name, needed in _NEEDED.items() if all(features.get(f) for f in needed)]
+    missing = {name for name, needed in _NEEDED.items() if not all(features.get(f) for f in needed)}
+    if not is_arm(binding.get_process_triple()):
+        missing.add("neon")
+    return [name for name in _NEEDED if name not in missing]
 
 
 @cache
@@ -79,6 +83,11 @@ def has_bfloat16() -> bool:
 def fuses() -> bool:
     """Whether the level has fused multiply-add; without it LLVM would call a slow function of the C library."""
     return level() != "generic" or not _is_x86()
+
+
+def is_arm(triple: str) -> bool:
+    """Whether LLVM's name of a system is one of a 64-bit ARM processor, which always has NEON with multiply-adds."""
+    return triple.partition("-")[0] in ("aarch64", "arm64")
 
 
 def _is_x86() -> bool:

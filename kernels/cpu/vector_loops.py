@@ -94,6 +94,32 @@ def _as_row(typing_context, matrix, i):
     return kind(matrix, types.intp), codegen
 
 
+@intrinsic
+def _borrowed(typing_context, array):
+    """Return the same array as one that does not count its users: somebody else must keep it alive.
+
+    An array that the function itself has made is freed after its last use, so it must be used again at the end.
+    Each slice of a counted array adds to its counter and subtracts again, in atomic operations of a few nanoseconds,
+    which is as long as a row of a small head takes.
+    """
+
+    def codegen(context, builder, signature, values):
+        fresh = context.make_array(array)(context, builder)
+        given = context.make_array(array)(context, builder, values[0])
+        context.populate_array(
+            fresh,
+            data=given.data,
+            shape=given.shape,
+            strides=given.strides,
+            itemsize=given.itemsize,
+            meminfo=None,
+        )
+        return fresh._getvalue()
+
+    return array(array), codegen
+
+
+borrowed = (lambda array: array) if config.DISABLE_JIT else _borrowed
 largest = _plain_largest if config.DISABLE_JIT else _largest
 as_row = (lambda matrix, i: matrix[i]) if config.DISABLE_JIT else _as_row
 

@@ -17,7 +17,7 @@ p = exp(x - peak) / total, which avoids the rounding error of a large log-sum-ex
 
 import numpy as np
 
-from ..cpu.arrays import dense, rows_of
+from ..cpu.arrays import copied, dense, rows_of
 from ..cpu.chunks import bounds, chunks_of_rows, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
@@ -181,7 +181,7 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 def forward(logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0, reduction="mean", version):
     """Map logits (..., K) and target (..., K) or ids (...) to the loss, peak and total (R,), and a copy of ids (R,)."""
     x = rows_of(logits)
-    classes = np.array(() if ids is None else ids, np.int64).reshape(-1)
+    classes = np.empty(0, np.int64) if ids is None else copied(ids, np.int64).reshape(-1)
     peak, total, loss = (np.empty(x.shape[0], x.dtype) for _ in range(3))
     out = loss if reduction == "none" else np.empty(1, x.dtype)
     how = (int(ignore_index), float(label_smoothing), REDUCTIONS[reduction])

@@ -1,4 +1,4 @@
 """The affine map of a layer, and the matrix products in it.
 
-Order: microkernel, operands, numba_cpu, lt, narrow, cublaslt.
+Order: tiles, microkernel, operands, numba_cpu, choice, lt, narrow, cublaslt.
 """

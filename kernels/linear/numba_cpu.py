@@ -25,11 +25,11 @@ from ..cpu.chunks import PACKED, PRODUCTS, TOGETHER, bounds, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
 from ..cpu.vector_loops import as_row, transpose
-from .microkernel import PANEL_BYTES, ROWS, VECTOR_BYTES, multiply, multiply_add, ready
+from .microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 from .operands import AT_ONCE, depth_of, left_rows, operand, operand_dtype, stack, stack_in_panels, stacked
 
 BLOCK = 8 * ROWS[0]  # rows that are multiplied with all panels together: their x and y stay in the second-level cache
-DEPTH = 192 if VECTOR_BYTES == 64 else 128  # rows of operands that are multiplied at once in dW = dy^T x
+DEPTH = 192  # rows of operands that are multiplied at once in dW = dy^T x
 WIDTH, TILE_BYTES = 1536, 320 * 1024  # the most bytes of a row of a tile of dW, and of the whole tile
 TASKS = 8  # the least number of tasks for threads to share
 ROWS_AT_LEAST, PRODUCTS_AT_LEAST = 64, 3_000_000  # rows and multiply-adds of a part of the rows
@@ -132,14 +132,14 @@ def _weight_chunk(chunk, chunks, dy, x, dweights, dbiases, panels, height, width
     rows, columns = target.shape
     strip = columns if AT_ONCE == 2 and x.itemsize == 2 else panels.shape[2]
     left = np.empty((DEPTH, _odd_lines(rows, panels.itemsize)), panels.dtype)[:, :rows]
-    right = np.empty((-(-columns // max(strip, 1)), DEPTH, strip), panels.dtype)
+    right = np.empty((-(-columns // max(strip, 1)), DEPTH + 1, strip), panels.dtype)
     sums = np.empty(rows, dweights.dtype)
     step = DEPTH * AT_ONCE if x.itemsize == 2 else DEPTH
     start, stop = bounds(x.shape[0], part, parts)
     for r in range(start, stop, step):
         end = min(r + step, stop)
         upstream = dy[r:end, i : i + rows]
-        block = stacked(upstream, left)
+        block = stacked(upstream, left, right.shape[0])
         depth = stack_in_panels(x[r:end, j : j + columns], right)
         for p in range(right.shape[0]):
             first, last = p * strip, min(p * strip + strip, columns)
@@ -219,6 +219,11 @@ def _forward_2(x, weight, panels, bias, y, team):
 
 
 @entry
+def _pack(weight, panels):
+    _pack_chunk(0, 1, weight, True, panels)
+
+
+@entry
 def _backward_2(dy, x, weight, panels, dx, dweight, dbias, wants_dx, wants_dweight, team):
     if wants_dx:
         parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > PACKED else 0, (weight, False, panels))
@@ -258,6 +263,14 @@ def _new_panels(columns, depth, dtype):
     dtype, depth = operand_dtype(dtype), depth_of(depth, dtype)
     width = PANEL_BYTES // dtype.itemsize
     return np.empty((-(-columns // width), depth, width), dtype)
+
+
+def pack(weight):
+    """Return weight (N, K) in panels (P, K, tile), which a caller that multiplies with it often packs only once."""
+    _tiles_ready(weight.dtype)
+    panels = _new_panels(weight.shape[0], weight.shape[1], weight.dtype)
+    _pack(left_rows(weight), panels)
+    return panels
 
 
 def forward(x, weight, bias, *, version):

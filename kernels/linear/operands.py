@@ -6,7 +6,7 @@ Without that instruction the elements are widened to float32, block by block, wh
 
     operand(block)       rows (M, K) of a matrix from `left_rows`, as the left operand of a product
     stack(rows, out)     rows (K, M) written to the first rows of `out` as an operand; returns how many rows that are
-    stacked(rows, room)  rows (K, M) as a left operand: the rows themselves, or a copy in `room`
+    stacked(rows, room, uses)  rows (K, M) as a left operand of `uses` panels: the rows themselves, or a copy in `room`
     stack_in_panels(rows, out)  like `stack` for a right operand, its columns cut into panels `out` (P, K, width); pairs
                          of bfloat16 become one panel
 """
@@ -24,6 +24,7 @@ from .microkernel import copy_to_panel
 
 BFLOAT16 = np.dtype(np.uint32 if NATIVE else np.float32)  # what bfloat16 is multiplied as
 CROWDED = 512  # bytes; rows that are a multiple of it apart share 8 of the 64 sets of a cache, and evict each other
+FEW = 2  # uses of crowded rows for which a copy takes longer than the misses that it avoids
 AT_ONCE = 2 if NATIVE else 1  # how many of its elements, neighbours in k, are multiplied at once
 
 
@@ -79,13 +80,13 @@ def _copy(rows, out):
 
 
 @body
-def _converted(rows, room):
+def _converted(rows, room, uses):
     return room[: stack(rows, room)]
 
 
 @body
-def _where_lines_differ(rows, room):
-    return rows if rows.strides[0] % CROWDED else room[: stack(rows, room)]
+def _where_lines_differ(rows, room, uses):
+    return rows if rows.strides[0] % CROWDED or uses <= FEW else room[: stack(rows, room)]
 
 
 @body
@@ -124,9 +125,9 @@ def stack(rows, out):
     return (_zip if NATIVE and rows.dtype == np.uint16 else _copy)(rows, out)
 
 
-def stacked(rows, room):
+def stacked(rows, room, uses):
     """Return rows that follow each other in k as a left operand: the rows themselves, or a copy in `room`."""
-    return (_converted if rows.dtype == np.uint16 else _where_lines_differ)(rows, room)
+    return (_converted if rows.dtype == np.uint16 else _where_lines_differ)(rows, room, uses)
 
 
 def stack_in_panels(rows, out):
@@ -149,9 +150,9 @@ if not config.DISABLE_JIT:
         return lambda rows, out: put(rows, out)
 
     @overload(stacked, inline="always")
-    def _stacked(rows, room):
+    def _stacked(rows, room, uses):
         take = _converted if rows.dtype == types.uint16 else _where_lines_differ
-        return lambda rows, room: take(rows, room)
+        return lambda rows, room, uses: take(rows, room, uses)
 
     @overload(stack_in_panels, inline="always")
     def _stack_in_panels(rows, out):

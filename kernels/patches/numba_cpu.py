@@ -40,7 +40,7 @@ def _move_1(x, y, height, width, back, team):
 
 
 @body
-def _move_chunk(chunk, chunks, x, y, height, width, back):
+def move_chunk(chunk, chunks, x, y, height, width, back):
     """Copy some of the rows of patches, counted over all images."""
     down, across = x.shape[2] // height, x.shape[3] // width
     rows = x.shape[0] * down
@@ -63,7 +63,7 @@ def _move_chunk(chunk, chunks, x, y, height, width, back):
 @entry
 def _move_2(x, y, height, width, back, team):
     chunks = min(64, max(1, x.shape[0] * (x.shape[2] // height)))
-    parallel(_move_chunk, chunks, team, (x, y, height, width, back))
+    parallel(move_chunk, chunks, team, (x, y, height, width, back))
 
 
 VERSIONS = {1: _move_1, 2: _move_2}

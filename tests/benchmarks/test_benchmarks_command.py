@@ -11,6 +11,8 @@ import benchmarks.contenders as contenders
 from benchmarks.cases import SUITES
 from benchmarks.cli import main
 from benchmarks.cpu import measure
+from benchmarks.cpu.run import noise_warning
+from benchmarks.machine import describe_machine
 from benchmarks.report.csv_files import read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,14 +51,20 @@ def test_a_run_is_measured_appended_compared_and_shown(tmp_path: Path, monkeypat
     monkeypatch.setattr(measure, "PAUSE", 0)
     monkeypatch.setattr(measure, "measure_ceilings", lambda ceilings, processes: None)  # this takes seconds
     options = "--shapes digits-s --peers numpy --rounds 2 --budget 0.01 --threads 1"
-    assert "digits-s b64" in invoke("train", *options.split(), "--out", str(tmp_path))
+    shown = invoke("train", *options.split(), "--out", str(tmp_path))
+    assert "digits-s b64" in shown
+    table = shown[shown.index("digits-s b64") :]
+    assert "1 threads" in table  # below the table, with the processor
+    assert describe_machine().device.split()[0] in table
     file = tmp_path / "train.csv"
     (run,) = read_runs(file)
     (row,) = run.cases[0].rows
     assert (row.contender, len(row.seconds), row.reason) == ("numpy", 2, "")
     assert (run.threads, run.most_rounds, run.budget) == (1, 2, 0.01)
 
-    assert "same" in invoke("compare", str(file), str(file))
+    same = invoke("compare", str(file), str(file))
+    assert "same" in same
+    assert f"before  {file}: {run.date}, commit {run.commit}, load" in same
     alone = CliRunner().invoke(main, ["compare", str(file)])
     assert alone.exit_code == 2
     assert "holds one run; name a second file" in alone.output
@@ -71,6 +79,14 @@ def test_a_run_is_measured_appended_compared_and_shown(tmp_path: Path, monkeypat
     assert f"wrote {page}" in shown
 
 
+def test_a_noisy_machine_is_warned_of() -> None:
+    quiet, noisy = [100.0, 101.0, 99.0, 100.5, 99.5], [100.0, 50.0, 99.0, 100.5, 60.0, 98.0]
+    assert noise_warning(quiet) == ""
+    assert noise_warning([*quiet, 1.0]) == ""  # one slow run is no noise
+    assert noise_warning(noisy[:4]) == ""  # too few to tell
+    assert re.search(r"noisy: in 6 equal runs, .* varied by \d\d%", noise_warning(noisy))
+
+
 def test_a_file_that_is_not_ours_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("mine\n")
     result = CliRunner().invoke(main, ["train", "--out", str(tmp_path)])
@@ -79,9 +95,64 @@ def test_a_file_that_is_not_ours_is_refused_before_anything_is_measured(tmp_path
     assert (tmp_path / "train.csv").read_text() == "mine\n"
 
 
-@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "benchmarks/README.md", "docs/guides/benchmarks.md", "docs/guides/gpu.md"]
+)
 def test_commands_shown_in_the_documents_parse(name: str) -> None:
     for line in re.findall(r"^    python -m benchmarks ?(.*)$", (ROOT / name).read_text("utf-8"), re.MULTILINE):
         words = shlex.split(line, comments=True)
         if words:
             main.commands[words[0]].make_context(words[0], words[1:])
+
+
+@pytest.fixture
+def own_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of kernels, and suites that measure little else."""
+    monkeypatch.setattr(contenders, "OURS", ())
+    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "measure_ceilings", lambda ceilings, processes: None)
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\n"
+        "def right(x, weight, bias, eps):\n"
+        "    centred = x - x.mean(-1, keepdims=True)\n"
+        "    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weight + bias\n"
+        "def wrong(x, weight, bias, eps):\n"
+        "    return right(x, weight, bias, eps) * np.float32(1.001)\n"
+    )
+    return file
+
+
+def measured(*kernels: str) -> tuple[int, str]:
+    options = ["layer_norm", "--quick", "--peers", "numpy", "--rounds", "2", "--budget", "0.001", "--threads", "1"]
+    result = CliRunner().invoke(main, [*options, *(word for kernel in kernels for word in ("--kernel", kernel))])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("{}:nothing", "has no function nothing"),
+        ("{}", "is not of the form module:function"),
+        ("no_such_file.py:right", "No such file"),
+        ("no_such_module:right", "No module named 'no_such_module'"),
+    ],
+)
+def test_a_missing_kernel_is_refused_before_anything_is_timed(
+    place: str, message: str, own_kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.cpu.run.measure_suite", lambda *_: pytest.fail("something was timed"))
+    status, output = measured(place.format(own_kernels))
+    assert status == 2
+    assert message in " ".join(output.split())
+
+
+@pytest.mark.slow
+def test_a_wrong_kernel_ends_with_a_status_and_a_right_one_without(own_kernels: Path) -> None:
+    status, output = measured(f"{own_kernels}:right")
+    assert status == 0, output
+    assert "has no function" not in output  # the backward function is optional
+    status, output = measured(f"{own_kernels}:right", f"{own_kernels}:wrong")
+    assert status == 1
+    assert re.search(r"mine:wrong failed in (\d+) of \1 cases; .*: WRONG: error of out", output)
+    assert "mine:right failed" not in output

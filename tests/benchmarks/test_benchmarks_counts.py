@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.by_operation import REST, Clock, by_name, clocked, profile
 from benchmarks.cases import (
     MODELS,
     SUITES,
@@ -24,7 +25,7 @@ from benchmarks.costs import cost, parameter_count
 from benchmarks.inputs import make_inputs
 from benchmarks.models import build_model
 from benchmarks.stats import differ, is_quiet, noise, quantile, ratios, summarize
-from tinyvit import use_kernels
+from tinyvit import tensor, use_kernels
 from tinyvit.backend import NUMPY
 
 SECONDS = st.floats(1e-7, 1e3)
@@ -314,3 +315,24 @@ def test_operations_of_a_step_with_texts_are_those_of_its_matrix_products(answer
 @pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)
 def test_parameters_are_counted(shape: ModelShape) -> None:
     assert parameter_count(shape) == sum(array.size for array in build_model(shape).state_dict().values())
+
+
+def test_a_step_is_split_into_its_calls_and_what_lies_between_them() -> None:
+    clock = Clock()
+    clock.calls = [("a", 1.0, 3.0), ("b", 3.5, 4.0), ("a", 4.0, 4.25)]
+    parts = clock.parts(0.5, 5.0)
+    assert parts == [(REST, 0.5), ("a", 2.0), (REST, 0.5), ("b", 0.5), (REST, 0.0), ("a", 0.25), (REST, 0.75)]
+    disturbed = [(name, seconds + 100 * (i == 1)) for i, (name, seconds) in enumerate(parts)]
+    assert by_name([parts, parts, parts, disturbed]) == {"a": 2.25, REST: 1.75, "b": 0.5}
+
+
+def test_a_profile_names_what_a_step_computes() -> None:
+    shape = ModelShape("tiny", image=4, channels=1, patch=2, dim=8, depth=1, heads=2, batch=2)
+    with use_kernels("numpy"):
+        parts = profile(shape, steps=1)
+        assert {"linear forward", "linear backward", "attention forward", "adamw", REST} <= set(parts)
+        assert all(seconds >= 0 for seconds in parts.values())
+        with clocked() as clock:
+            pass
+        tensor([1.0]) + 1
+    assert clock.calls == []  # the clocks are gone

@@ -9,13 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.cases import SUITES
 from benchmarks.costs import cost
-from benchmarks.report.compare import compare
+from benchmarks.report.compare import compare, described, notes, only_in_one, same_code
 from benchmarks.report.csv_files import COLUMNS, append_run, check_file, find_runs, from_csv, read_runs, to_csv
 from benchmarks.report.page import to_html, write_page
 from benchmarks.report.records import CaseResult, Machine, Row, Run
@@ -189,6 +190,84 @@ def test_a_comparison_marks_changes_beyond_the_noise() -> None:
         assert (own.contender, own.verdict, own.ratio) == ("numpy", "same", 1)
         assert (mine.contender, mine.verdict) == ("<mine>", verdict)
         assert mine.ratio == pytest.approx(0.021 / sorted(seconds)[1])
+
+
+def loaded(load: float, seed: int, commit: str, factor: float = 1.0, torch: str = "2.13", rounds: int = 15) -> Run:
+    """A run on a machine whose load slows all contenders of a round; ours takes `factor` times as long as it did."""
+    rng = np.random.default_rng(seed)
+    cases = []
+    for number, base in enumerate((1e-3, 5e-3, 2e-2)):
+        slow = 1 + load * rng.random(rounds)  # what all contenders of a round have in common
+        own = lambda seconds, slow=slow: [float(s) for s in seconds * slow * rng.normal(1, 0.01, rounds)]  # noqa: E731
+        times = {"tinyvit": base * factor, "torch": 2 * base, "torch-compile": 1.5 * base, "jax": 3 * base}
+        rows = [Row(name, own(seconds)) for name, seconds in times.items()]
+        cases.append(CaseResult(f"case {number}", "step", {"N": number}, 10**9, None, "torch", None, None, rows))
+    machine = Machine("A CPU", 2, [], None, "a system", load)
+    return Run("train", DATE, commit, machine, {"numpy": "2", "torch": torch, "jax": "0.10"}, 2, 15, 1.0, cases)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("load_before", "load_after"), [(0.0, 3.0), (3.0, 0.1), (2.0, 4.0)])
+def test_equal_code_is_called_equal_under_load(seed, load_before, load_after) -> None:
+    before = loaded(load_before, 100 + seed, "abc")
+    for commit in ("abc", "def"):  # by the commit; and by the times, where the commit only changed something else
+        changes = compare(before, loaded(load_after, 200 + seed, commit))
+        assert {change.verdict for change in changes} == {"same"}
+        assert all(change.ratio == pytest.approx(1, abs=0.05) for change in changes)
+    raw = [change.before.median / change.after.median for change in changes]
+    assert any(abs(ratio - 1) > 0.2 for ratio in raw)  # the times themselves differ
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_a_change_of_our_code_is_found_under_load_and_not_ascribed_to_others(factor) -> None:
+    before = loaded(0.1, 1, "abc")
+    for change in compare(before, loaded(3.0, 2, "def", factor)):
+        expected = "same" if change.contender != "tinyvit" else "faster" if factor < 1 else "slower"
+        assert change.verdict == expected
+        assert change.ratio == pytest.approx(1 / factor if change.contender == "tinyvit" else 1, rel=0.05)
+
+
+def test_libraries_of_another_version_are_no_controls() -> None:
+    before, after = loaded(0.0, 1, "abc"), loaded(3.0, 2, "def", torch="2.14")
+    assert {change.contender for change in compare(before, after) if change.is_control} == {"jax"}
+    before.versions["jax"] = "0.9"
+    assert not any(change.is_control for change in compare(before, after))
+    assert any(change.verdict == "slower" for change in compare(before, after))  # only times are left to compare
+
+
+@pytest.mark.parametrize("commit", ["abc+", "unknown"])
+def test_a_commit_with_changes_says_nothing_about_the_code(commit) -> None:
+    before, after = loaded(0.1, 1, commit), loaded(0.1, 2, commit, 2.0)
+    assert not same_code(before, after)
+    assert {change.verdict for change in compare(before, after) if change.contender == "tinyvit"} == {"slower"}
+    assert "the commits do not say what differs" in " ".join(notes(before, after, []))
+
+
+def test_a_kernel_of_the_user_may_change_within_a_commit() -> None:
+    before, after = loaded(0.1, 1, "abc"), loaded(0.1, 2, "abc")
+    for run, factor in ((before, 1.0), (after, 2.0)):
+        for case in run.cases:
+            case.rows.append(Row("mine:attention", [factor * s for s in case.rows[1].seconds]))
+    verdicts = {change.contender: change.verdict for change in compare(before, after)}
+    assert verdicts.pop("mine:attention") == "slower"
+    assert set(verdicts.values()) == {"same"}
+
+
+def test_a_comparison_names_files_load_and_what_is_in_one_run_only() -> None:
+    before, after = loaded(0.1, 1, "abc"), loaded(3.0, 2, "abc")
+    assert described(before, "a.csv@2026") == f"a.csv: {DATE}, commit abc, load 0.10"
+    assert described(before, "b@home.csv") == f"b@home.csv: {DATE}, commit abc, load 0.10"
+    told = notes(before, after, compare(before, after))
+    assert "the machine was busy after: load 3.00 on 2 processors" in told
+    assert not any("busy before" in note for note in told)
+    assert "both runs are of the commit abc, so their code is equal: differences are noise" in told
+    assert only_in_one(before, after) == ([], [])
+    del before.cases[0].rows[3], after.cases[2]
+    after.cases[1].rows[1].give_up("WRONG")
+    assert only_in_one(before, after) == (
+        ["case 1: torch", *(f"case 2: {name}" for name in ("tinyvit", "torch", "torch-compile", "jax"))],
+        ["case 0: jax"],
+    )
 
 
 def test_runs_of_different_suites_have_nothing_to_compare() -> None:

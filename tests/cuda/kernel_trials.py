@@ -4,6 +4,7 @@ pytest does not collect this file: `test_emulated.py` runs it in a process of it
 stand-ins, and `test_gpu.py` runs it on a GPU.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,12 @@ import fake_cupy
 import ml_dtypes
 import numpy as np
 import pytest
+from hidden import hidden_keys
 from hypothesis import strategies as st
 from layouts import packed, shifted, uploaded
 from test_kernels import OPERATIONS, drawn_trial
 from tinyvit.kernels import registry
+from tinyvit.kernels.add_narrow import cupy_raw as add_narrow
 from tinyvit.kernels.attention import cupy_raw as attention
 from tinyvit.kernels.attention import launches
 from tinyvit.kernels.cuda import device
@@ -185,6 +188,18 @@ def test_long_sequences_run_through_both_halves_of_the_double_buffer() -> None:
                 DeviceTrial(op, case, (True, True, True, False), (q,)).check(choice)
 
 
+@pytest.mark.parametrize(("version", "dtype"), [(2, "float32"), *((v, "float16") for v in VERSIONS_OF_ATTENTION)])
+@draws.on_drawn(8)
+def test_a_hidden_key_may_give_nan_but_no_other_number(version: int, dtype: str, data: st.DataObject) -> None:
+    DEVICE.schedule = data.draw(st.sampled_from(SCHEDULES))
+    hidden = data.draw(hidden_keys(DTYPES[dtype], (1, 8, 16, 64, 80), (16,)))
+
+    def run(case: cases.Case, upstream: Any) -> list[Any]:
+        return DeviceTrial(OPERATIONS["attention"], case, (True, True, True, False), upstream).run(f"cupy:v{version}")
+
+    hidden.check(run)
+
+
 @pytest.mark.parametrize("version", [version for version in VERSIONS_OF_ATTENTION if version > 1])
 def test_keys_that_no_query_sees_have_no_gradient(version: int) -> None:
     """With a causal mask and more keys than queries, whole blocks of keys meet no query."""
@@ -295,6 +310,32 @@ def test_a_number_added_to_all_scores_of_a_query_changes_nothing(choice: str, dt
     for found, expected in zip(results(added), results(np.zeros_like(added)), strict=True):
         tolerance = (1e-5 if dtype == "float32" else 1e-2) * np.abs(expected).astype(float).max()
         np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)])
+def test_sums_read_runs_of_four_only_where_all_arrays_are_aligned(dtype: np.dtype) -> None:
+    """The emulator would read unaligned runs too; a GPU would not."""
+    x, y = np.arange(16, dtype=np.float32), np.arange(16).astype(dtype)
+    DEVICE.launched.clear()
+    for before_x, before_y in itertools.product((0, 1, 2, 4), repeat=2):
+        for size in (7, 8):
+            z, kind = add_narrow.forward(
+                on_device(x)[before_x : before_x + size], on_device(y)[before_y : before_y + size], version=1
+            )
+            expected = x[before_x : before_x + size] + y[before_y : before_y + size].astype(np.float32)
+            np.testing.assert_array_equal(backend.to_host(z), expected)
+            assert kind == dtype
+            if not ON_GPU:
+                aligned = size == 8 and before_x % 4 == before_y % 4 == 0
+                assert DEVICE.launched[-1].expression.endswith(", 4>" if aligned else ", 1>")
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False)])
+def test_the_gradients_of_a_sum_have_the_dtypes_of_its_inputs(needs: tuple[bool, bool]) -> None:
+    dz, narrow = on_device(np.linspace(-1, 1, 9, dtype=np.float32)), np.dtype(ml_dtypes.bfloat16)
+    dx, dy = add_narrow.backward(dz, narrow, needs=needs, version=1)
+    assert dx.dtype == np.float32
+    assert (dy is None) if not needs[1] else (dy.dtype == narrow)
 
 
 def test_heads_may_take_two_dimensions_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,11 @@ def test_small_matrices_have_the_documented_layout_and_missing_rows_are_zero(pla
         np.testing.assert_array_equal(found.swapaxes(0, 1), expected)
 
 
+# Of ex2.approx, by the PTX manual: 2 ulp, which are 2**-22 of the smallest number with the same exponent. The result is
+# besides rounded to float32.
+EXP2_TOLERANCE = 2**-21.5
+
+
 @every_dtype
 def test_conversions_round_to_nearest_even(place: Any, ctype: str) -> None:
     dtype = DTYPES[ctype]
@@ -78,8 +83,7 @@ def test_conversions_round_to_nearest_even(place: Any, ctype: str) -> None:
         np.testing.assert_array_equal(pairs[real, 1], (-x).astype(dtype).view(np.uint16)[real])
         power, exact = outs[2].get(), np.exp2(x.astype(float))
         usual = real & (exact < 2.0**127) & (exact > 2.0**-126)
-        # 2 ulp are 2**-22 of the smallest number with the same exponent, and the result is rounded to float32.
-        np.testing.assert_allclose(power[usual], exact[usual], rtol=2**-21.5)
+        np.testing.assert_allclose(power[usual], exact[usual], rtol=EXP2_TOLERANCE)
         assert (power[x == -math.inf] == 0).all()
 
 

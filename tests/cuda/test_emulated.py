@@ -43,6 +43,11 @@ def test_runs_of_every_task_on_the_emulated_device_are_captured() -> None:
 
 
 @pytest.mark.slow
+def test_the_kernels_that_serve_all_parameters_at_once_agree_with_numpy() -> None:
+    assert_passed(run(file="update_trials.py"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["attention", "layer_norm", "not attention and not layer_norm"])
 def test_the_kernels_agree_with_the_plain_rules(part: str) -> None:
     assert_passed(run("-k", part))

@@ -1,12 +1,14 @@
 """What tests on a GPU rely on: layouts of arrays on the device, a file of results, and warnings of libraries."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import draws
 import fake_cupy
@@ -15,6 +17,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from layouts import BOUNDARY, packed, shifted, uploaded
+from peers import peer
+from primitive_trials import EXP2_TOLERANCE
+from test_emulated import run
+from test_gpu import SANITIZED
+from tinyvit.kernels import registry
 from tinyvit.kernels.cuda import device
 
 import tinyvit as tv
@@ -85,6 +92,7 @@ def test_a_test_that_passed_runs_again_when_a_source_has_changed(tmp_path: Path,
     assert selected() == ["good", "bad", "new"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("warned", "status"), [("numba_cuda.dispatcher", 0), ("cupy", 0), ("tinyvit.run.captured", 1), ("test_gpu", 1)]
 )
@@ -96,6 +104,56 @@ def test_on_a_gpu_only_our_own_warnings_fail_a_test(warned: str, status: int, tm
     environment = os.environ | {"TINYVIT_TRIALS": "gpu", "PYTHONPATH": path}
     found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.returncode == status, found.stdout + found.stderr
+
+
+# The sanitizer ------------------------------------------------------------------------------------------------------
+
+
+def test_the_sanitizer_runs_our_kernels_and_none_of_cublas() -> None:
+    """It runs every version of every kernel but those of `linear`, whose work is done in NVIDIA's library."""
+    found = run("-k", SANITIZED, "--collect-only", TINYVIT_SANITIZE="1")
+    assert found.returncode == 0, found.stdout + found.stderr
+    chosen = [line for line in found.stdout.splitlines() if "::" in line]
+    assert not [line for line in chosen if "linear" in line]
+    of_ours = {spec.operation for spec in registry.SPECS if spec.technology == "cupy"} - {"linear"}
+    tried = {operation for operation in of_ours if any(re.search(rf"\b{operation}-v", line) for line in chosen)}
+    updates = {spec.operation for spec in registry.SPECS if isinstance(spec, registry.UpdateSpec)}
+    assert tried == of_ours - updates
+
+
+def test_the_result_of_ex2_may_be_off_by_what_nvidia_allows_and_no_more() -> None:
+    exact = np.exp2(np.linspace(-3, 3, 4001))
+    mantissa_of_one = exact / 2.0 ** np.floor(np.log2(exact))
+    two_ulp, four_ulp = (exact * (1 + n * 2**-23 / mantissa_of_one) for n in (2, 4))
+    assert (np.abs(two_ulp.astype(np.float32) / exact - 1) <= EXP2_TOLERANCE).all()
+    assert (np.abs(four_ulp.astype(np.float32) / exact - 1) > EXP2_TOLERANCE).any()
+
+
+# Kernels in Python, by numba.cuda -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pointer", "named"), [(0, 1), (0x5500, 0x5500)])
+def test_the_default_stream_has_a_number_that_is_not_0(pointer: int, named: int) -> None:
+    """For 0, Numba would ask CuPy's arrays for their stream, and CuPy would warn at every launch."""
+    simt = peer("tinyvit.kernels.cuda.simt", "numba-cuda")
+    stream = SimpleNamespace(ptr=pointer)
+    library = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda: stream))
+    with (
+        mock.patch.object(simt, "library_of", return_value=library),
+        mock.patch.object(simt.cuda, "external_stream", side_effect=lambda number: ("stream", number)),
+    ):
+        assert simt.stream_of(None) == ("stream", named)
+
+
+@pytest.mark.parametrize(("asked", "warns"), [(None, 0), ("1", 1), ("0", 0)])
+def test_small_grids_are_no_reason_to_warn_unless_somebody_asks_for_it(asked: str | None, warns: int) -> None:
+    peer("tinyvit.kernels.cuda.simt", "numba-cuda")
+    name = "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    environment |= {} if asked is None else {name: asked}
+    text = "import tinyvit.kernels.cuda.simt; from numba import config; print(int(config.CUDA_LOW_OCCUPANCY_WARNINGS))"
+    found = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True)
+    assert found.stdout.strip() == str(warns), found.stderr
 
 
 def test_the_look_at_products_finds_each_of_them_right() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from tinyvit.data import (
     CHANNEL_STATISTICS,
     Dataset,
+    FolderOptions,
     dataset_names,
     image_folder,
     load_dataset,
@@ -23,6 +24,7 @@ from tinyvit.data import (
 from tinyvit.data.datasets import CLASSES, checksum
 from tinyvit.data.sources import SOURCES
 from tinyvit.data.texts import TEXT_DATASETS
+from tinyvit.data.things import THINGS
 from tinyvit.errors import DataError
 
 FindData = Callable[[str], Path]
@@ -160,7 +162,7 @@ def test_names_and_splits_that_do_not_exist_are_refused() -> None:
 
 
 def test_every_name_has_classes_and_statistics() -> None:
-    labelled = [name for name in dataset_names() if name not in TEXT_DATASETS]
+    labelled = [name for name in dataset_names() if name not in (*TEXT_DATASETS, *THINGS)]
     assert set(labelled) == set(CLASSES) == set(CHANNEL_STATISTICS) - {"folder"}
     for name, count in zip(labelled, (10, 10, 10, 10, 100, 8, 5), strict=True):
         assert len(set(CLASSES[name])) == len(CLASSES[name]) == count
@@ -189,16 +191,14 @@ def test_a_folder_of_images_is_a_data_set(tmp_path: Path) -> None:
     train = load_dataset(f"folder:{root}", "train")
     assert train.classes == ("cat", "dog")
     assert train.labels.tolist() == [0, 1, 1]
-    assert train.images.shape == (3, 3, 4, 4)
+    assert train.images.shape == (3, 1, 4, 4)  # grey stays grey
     assert train.images[:, 0, 0, 0].tolist() == [3, 2, 1]  # cat/c, dog/a, dog/b
     test = load_dataset(f"folder:{root}", "test", image_size=6)
     assert test.classes == ("cat", "dog")
     assert test.labels.tolist() == [1]
-    assert test.images.shape == (1, 3, 6, 6)
-    assert test.normalize(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)).ravel()[[0, -1]].tolist() == [
-        -1,
-        1,
-    ]
+    assert test.images.shape == (1, 1, 6, 6)
+    half = image_folder(root, "test", options=FolderOptions(statistics="half"))
+    assert half.normalize(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)).ravel().tolist() == [-1, 1]
 
 
 def test_an_error_about_a_folder_with_another_layout_says_what_is_wrong(tmp_path: Path) -> None:
@@ -212,10 +212,12 @@ def test_an_error_about_a_folder_with_another_layout_says_what_is_wrong(tmp_path
     assert "holds no folders" in error()
     (tmp_path / "train" / "cat").mkdir()
     assert "holds no images" in error()
-    image_tree(tmp_path, train__cat__a=(4, 4), train__cat__b=(4, 5), test__cow__a=(4, 4))
+    image_tree(tmp_path, train__cat__a=(4, 4), train__cat__b=(4, 5), train__cat__c=(4, 6), train__cat__d=(4, 7))
     assert "give image_size" in error()
+    image_tree(tmp_path, test__cow__a=(4, 4))
     assert "cow is a class that" in error("test")
-    for name in "ab":
+    (tmp_path / "test" / "cow").rename(tmp_path / "test" / "cat")
+    for name in "abcd":
         (tmp_path / "train" / "cat" / f"{name}.png").write_bytes(b"torn")
     assert "a.png (cannot be read as an image" in error()
 
@@ -267,3 +269,7 @@ def test_normalizing_is_the_formula_for_bytes_and_floats() -> None:
         assert found.dtype == np.float32
         assert np.abs(found - expected).max() <= 4 * np.finfo(np.float32).eps * np.abs(expected).max()
     assert np.array_equal(normalize(images[0], mean, std), normalize(images, mean, std)[0])
+
+
+def test_a_data_set_is_printed_in_a_line() -> None:
+    assert repr(load_dataset("digits", "test")) == "Dataset(digits, test: 359 images of 1 x 8 x 8, 10 classes)"

@@ -59,10 +59,10 @@ def test_files_of_every_suffix_are_read(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("notes.txt", "not named as an image"),
-        ("photo", "not named as an image"),
-        ("a.heic", "not named as an image"),
-        ("more/deep/notes.md", "not named as an image"),
+        ("notes.txt", "not an image"),
+        ("photo", "not an image"),
+        ("a.heic", "not an image"),
+        ("more/deep/notes.md", "not an image"),
         (".photo.png", "hidden"),
         ("torn.png", "cannot be read as an image"),
         ("more/empty.png", "cannot be read as an image"),
@@ -137,7 +137,7 @@ def test_a_class_without_test_images_is_named(root, caplog) -> None:
     (root / "test" / "dog" / "0.png").unlink()
     (root / "test" / "dog").rmdir()
     assert len(image_folder(root, "test")) == 1
-    assert "has no images of the classes dog" in told(caplog)
+    assert "has no test images of the classes dog" in told(caplog)
 
 
 # Names ----------------------------------------------------------------------------------------------------------------

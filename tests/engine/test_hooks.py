@@ -118,3 +118,36 @@ def test_retain_grad_keeps_the_gradient_of_an_inner_tensor() -> None:
     equal(y.grad, z.numpy())
     assert z.grad is None
     assert not np.shares_memory(y.grad.data, x.grad.data)
+
+
+def test_hooks_of_a_leaf_are_called_while_the_walk_continues() -> None:
+    first, twice, last = (tv.tensor([2.0], requires_grad=True) for _ in range(3))
+    seen = []
+    for name, leaf in (("first", first), ("twice", twice), ("last", last)):
+        leaf.register_hook(lambda g, name=name: seen.append((name, g.item())))
+    a = first * twice
+    a.register_hook(lambda g: seen.append(("a", g.item())))
+    b = a * 3
+    b.register_hook(lambda g: seen.append(("b", g.item())))
+    (b * last + twice * 0.5).sum().backward()
+    # `last` is complete before the walk reaches b; `twice` has its last part from the product with `first`
+    assert seen[:1] == [("last", 12.0)]
+    assert seen[1:3] == [("b", 2.0), ("a", 6.0)]
+    assert sorted(seen[3:]) == [("first", 12.0), ("twice", 12.5)]
+
+
+def test_every_hook_of_a_leaf_is_called_once_with_the_whole_gradient() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        leaves = [tv.tensor(rng.standard_normal(3), requires_grad=True) for _ in range(6)]
+        calls: list[list[Any]] = [[] for _ in leaves]
+        for leaf, seen in zip(leaves, calls, strict=True):
+            leaf.register_hook(lambda g, seen=seen: seen.append(g.numpy().copy()))
+        pool = list(leaves)
+        for _ in range(12):
+            i, j = rng.integers(0, len(pool), 2)
+            pool.append(pool[i] * pool[j] + pool[j])
+        sum(pool[-3:], pool[-4]).sum().backward()
+        for leaf, found in zip(leaves, calls, strict=True):
+            assert len(found) == (leaf.grad is not None)
+            assert leaf.grad is None or found[0].tobytes() == leaf.grad.numpy().tobytes()

@@ -141,6 +141,12 @@ def cross_entropy() -> list[Corner]:
     return found
 
 
+def of_boxes(f: Any, x: Any, width: Any, y: Any, height: Any) -> Any:
+    """The generalized IoU of boxes by their upper left corners and the logarithms of their sizes."""
+    boxes = [f.concatenate([corner, f.add(corner, f.exp(size))], -1) for corner, size in ((x, width), (y, height))]
+    return f.generalized_iou(*boxes)
+
+
 def _like(x: Any, array: np.ndarray) -> np.ndarray:
     return array.astype(x.dtype)
 
@@ -203,6 +209,11 @@ CORNERS: dict[str, list[Corner]] = {
         for shape in CONV["x"] for s in CONV["settings"] for o in (0, 1, 2) for k in [(1, 1), (1, 2)]
         for bias in ([], [(o,)]) if shape[3] + 2 * _two(s[1])[1] >= k[1]
     ],
+    "depthwise_conv": [
+        (lambda f, x, w, b=None: f.depthwise_conv(x, w, b), [shape, (shape[3], 1, *k), *bias])
+        for shape in [(1, 2, 2, 1), (0, 2, 2, 1), (2, 1, 1, 2), (1, 0, 2, 1), (1, 2, 1, 0)]
+        for k in [(1, 1), (1, 3), (3, 5)] for bias in ([], [shape[3:]])
+    ],
     "cross_entropy": cross_entropy(),
     "cumsum": along("cumsum") + [(lambda f, x: f.cumsum(x), [shape]) for shape in SHAPES],
     "dropout": [(lambda f, x, p=p: f.dropout(x, p, generator=tv.Generator(3)), [shape])
@@ -216,6 +227,9 @@ CORNERS: dict[str, list[Corner]] = {
     ]],
     "embedding": [(lambda f, w, i=i: f.embedding(i, w), [shape]) for i in IDS for shape in WEIGHTS],
     "flip": along("flip") + [(lambda f, x: f.flip(x), [shape]) for shape in SHAPES],
+    "generalized_iou": [(of_boxes, [one, one, other, other]) for one, other in [
+        ((2,), (2,)), ((0, 2), (2,)), ((2, 2), (2, 2)), ((2, 1, 2), (1, 3, 2)), ((1, 0, 2), (2, 1, 2))
+    ]],
     "index": [(lambda f, x, k=k: f.index(x, k), [(2, 3)]) for k in INDICES]
     + [(lambda f, x, k=k: f.index(x, k), [()]) for k in (None, ..., ())]
     + [(lambda f, x, k=k: f.index(x, k), [(0, 3)]) for k in (ids(), slice(None), np.zeros((0, 3), bool))],
@@ -226,9 +240,14 @@ CORNERS: dict[str, list[Corner]] = {
     "index_put": [(lambda f, x, v, k=k: f.index_put(x, v, k), [(2, 3), value]) for k, value in [
         (0, (3,)), (slice(0, 0), ()), (..., ()), (ids(1, 0), (2, 3)), (np.zeros(2, bool), (0, 3)), (ids(), ())
     ]],
+    "interpolate": [(lambda f, x, s=s: f.interpolate(x, s), [shape]) for shape, s in [
+        ((1, 1, 1, 1), 3), ((0, 1, 2, 2), 2), ((1, 0, 2, 2), (1, 2)), ((1, 2, 3, 2), (2, 5)), ((2, 1, 4, 1), 1)
+    ]],
     "join_heads": [(lambda f, x, y: f.join_heads([x, y]), [shape, shape])
                    for shape in [(1, 1, 1, 1), (0, 2, 1, 2), (2, 1, 0, 2), (1, 2, 2, 0)]],
     "layer_norm": norm((), (0,), (1,), (2,), (2, 0), (0, 1)),
+    "rms_norm": [(lambda f, x, w, e=eps: f.rms_norm(x, w, eps=e), [(*lead, c), (c,)])
+                 for lead in [(), (0,), (1,), (2,), (2, 0), (0, 1)] for c in (0, 1, 3) for eps in (1e-5, 0.1)],
     "linear": [
         (lambda f, x, w, b=None: f.linear(x, w, b), [(*lead, c), (o, c), *bias])
         for lead in [(), (0,), (1,), (2, 0), (2, 1)] for c in (0, 1, 3) for o in (0, 1, 2) for bias in ([], [(o,)])
@@ -243,6 +262,9 @@ CORNERS: dict[str, list[Corner]] = {
     + [(lambda f, x: f.pad(x, 0), [()])],
     "patches": [(lambda f, x, s=s: f.patches(x, s), [shape]) for shape, s in [
         ((1, 1, 1, 1), 1), ((0, 1, 2, 2), 2), ((1, 0, 2, 2), (1, 2)), ((1, 2, 0, 2), 2), ((2, 2, 2, 3), (2, 1))
+    ]],
+    "pixel_shuffle": [(lambda f, x, r=r: f.pixel_shuffle(x, r), [shape]) for shape, r in [
+        ((1, 1, 1, 1), 1), ((0, 4, 2, 2), 2), ((1, 0, 2, 2), 2), ((1, 8, 0, 2), 2), ((2, 9, 1, 2), 3)
     ]],
     "reshape": [(lambda f, x, s=s: f.reshape(x, s), [shape]) for shape, s in [
         ((), (1,)), ((1,), ()), ((0,), (0, 3)), ((0, 3), 0), ((2, 0), (-1,)), ((2, 3), -1), ((3, 0), (0, 5))

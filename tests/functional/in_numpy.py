@@ -101,6 +101,37 @@ def _patches(x: Array, size: Any) -> Array:
     return np.stack(tiles, axis=1) if tiles else np.zeros((b, 0, c * p * q))
 
 
+def _interpolate(x: Array, size: Any) -> Array:
+    """Each output pixel is the mean of all input pixels, by weights that fall to 0 at a distance of one pixel."""
+    out = np.zeros((*x.shape[:2], *_pair(size)))
+    (n, m), (h, w) = x.shape[2:], out.shape[2:]
+    for i, j in np.ndindex(h, w):
+        s, t = min(max((i + 0.5) * n / h - 0.5, 0), n - 1), min(max((j + 0.5) * m / w - 0.5, 0), m - 1)
+        for k, q in np.ndindex(n, m):
+            out[:, :, i, j] += max(0, 1 - abs(s - k)) * (max(0, 1 - abs(t - q)) * x[:, :, k, q])
+    return out
+
+
+def _pixel_shuffle(x: Array, r: int) -> Array:
+    b, c, h, w = x.shape
+    out = np.zeros((b, c // r**2, h * r, w * r))
+    for k, i, j in np.ndindex(c // r**2, r, r):
+        out[:, k, i::r, j::r] = x[:, k * r**2 + i * r + j]
+    return out
+
+
+def _generalized_iou(x: Array, y: Array) -> Array:
+    def area(left: Any, top: Any, right: Any, bottom: Any) -> Any:
+        return (right - left) * (bottom - top)
+
+    (a, b, c, d), (e, f, g, h) = (np.moveaxis(box, -1, 0) for box in (x, y))
+    width, height = np.minimum(c, g) - np.maximum(a, e), np.minimum(d, h) - np.maximum(b, f)
+    common = np.maximum(width, 0) * np.maximum(height, 0)
+    union = area(a, b, c, d) + area(e, f, g, h) - common
+    around = area(np.minimum(a, e), np.minimum(b, f), np.maximum(c, g), np.maximum(d, h))
+    return common / np.maximum(union, 1e-12) - (around - union) / np.maximum(around, 1e-12)
+
+
 def _dropout(x: Array, p: float = 0.5, training: bool = True, generator: Any = None) -> Array:
     if p == 1:
         return x * 0.0
@@ -132,7 +163,8 @@ def _pad(x: Array, width: Any, value: float = 0.0) -> Array:
 SAME = (
     "abs", "add", "add_layer_norm", "add_rows", "bias_gelu", "broadcast_to", "divide", "erf", "exp", "gelu",
     "index_add", "layer_norm", "linear", "log", "maximum", "minimum", "multiply", "negative",
-    "power", "relu", "sigmoid", "silu", "split_heads", "sqrt", "subtract", "sum_to_shape", "take_rows", "tanh"
+    "power", "relu", "sigmoid", "silu", "split_heads", "sqrt", "subtract", "sum_to_shape", "take_rows",
+    "tanh"
 )  # fmt: skip
 IN_NUMPY = SimpleNamespace(
     **{name: ORACLES[name] for name in SAME},
@@ -151,10 +183,14 @@ IN_NUMPY = SimpleNamespace(
     ),
     cross_entropy=_cross_entropy,
     cumsum=lambda x, axis=None: np.cumsum(x, axis).reshape(x.shape if axis is not None and x.ndim else (x.size,)),
+    depthwise_conv=lambda x, weight, bias=None: ORACLES["depthwise_conv"](x, weight, bias) if x.size else x,
     dropout=_dropout,
     dropout_mask=lambda shape, p, seed, offset, dtype: dropout_mask(shape, p, seed, offset),
     einsum=np.einsum,
     embedding=lambda ids, weight: ORACLES["embedding"](_within(weight, ids), np.asarray(ids)),
+    generalized_iou=_generalized_iou,
+    interpolate=_interpolate,
+    pixel_shuffle=_pixel_shuffle,
     flip=lambda x, axis=None: np.flip(x, axis) if x.ndim or np.sum(x, axis) is None else x,
     im2col=lambda x, kernel, stride, padding, value=0.0: ORACLES["im2col"](x, kernel, stride, padding, value),
     index=lambda x, key: np.asarray(x[key]),
@@ -167,6 +203,7 @@ IN_NUMPY = SimpleNamespace(
     pad=_pad,
     patches=_patches,
     reshape=np.reshape,
+    rms_norm=lambda x, weight, eps: ORACLES["rms_norm"](x, weight, eps) if x.size else x,
     scaled_dot_product_attention=_attention,
     sign=np.sign,
     split=_split,

@@ -53,9 +53,25 @@ def as_list(result: Any) -> list[Any]:
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
+KNOWN: dict[Any, Arrays] = {}  # what was computed in this test: the same is asked for many times
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    KNOWN.clear()
+
+
+def content(arrays: Arrays) -> tuple[Any, ...]:
+    return tuple((x.shape, x.tobytes()) for x in arrays)
+
+
 def in_numpy(call: Callable[..., Any], arrays: Arrays) -> Arrays:
-    with np.errstate(all="ignore"):
-        return [np.asarray(y, np.float64) for y in as_list(call(IN_NUMPY, *arrays))]
+    key = "values", call, content(arrays)
+    if key not in KNOWN:
+        with np.errstate(all="ignore"):
+            KNOWN[key] = [np.asarray(y, np.float64) for y in as_list(call(IN_NUMPY, *arrays))]
+    return KNOWN[key]
 
 
 def in_tinyvit(call: Callable[..., Any], arrays: Arrays, choice: str, dtype: Any) -> dict[str, Arrays]:
@@ -116,9 +132,12 @@ def slope(call: Callable[..., Any], arrays: Arrays, place: Any, weights: Arrays,
 
 def reach(call: Callable[..., Any], ordinary: Arrays, place: Any, others: Arrays) -> list[np.ndarray]:
     """Return which elements of the outputs one element can change, with ordinary numbers and with those of `others`."""
-    steps = ((arrays, step) for arrays in (ordinary, *others) for step in (1e-2, 6.0))
-    found = [[c != 0 for c in changes(call, arrays, place, step)] for arrays, step in steps]
-    return [np.logical_or.reduce(masks) for masks in zip(*found, strict=True)]
+    key = "reach", call, place, *map(content, (ordinary, *others))
+    if key not in KNOWN:
+        steps = ((arrays, step) for arrays in (ordinary, *others) for step in (1e-2, 6.0))
+        found = [[c != 0 for c in changes(call, arrays, place, step)] for arrays, step in steps]
+        KNOWN[key] = [np.logical_or.reduce(masks) for masks in zip(*found, strict=True)]
+    return KNOWN[key]
 
 
 def check_first(name: str, call: Callable[..., Any], arrays: Arrays, ordinary: Arrays, gradient: Arrays) -> None:

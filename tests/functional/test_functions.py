@@ -25,6 +25,12 @@ def positive(*shape: int) -> Tensor:
     return Tensor(np.random.default_rng(0).uniform(0.5, 2.0, shape), requires_grad=True)
 
 
+def boxes(count: int, seed: int = 0) -> Tensor:
+    corners = np.random.default_rng(seed).uniform(0, 1, (count, 2))
+    sizes = np.random.default_rng(seed + 9).uniform(0.3, 1, (count, 2))
+    return Tensor(np.concatenate([corners, corners + sizes], axis=1), requires_grad=True)
+
+
 A, B = normal(3, 4), normal(3, 4, seed=1)
 IMAGES = normal(2, 3, 6, 6)
 HEADS = [normal(2, 2, 3, 4), normal(2, 2, 5, 4, seed=1), normal(2, 2, 5, 4, seed=2)]
@@ -41,10 +47,13 @@ EXAMPLES: dict[str, Call] = {
     "cross_entropy": (lambda x: F.cross_entropy(x, np.array([3, 0, 1])), [A]),
     "dropout": (lambda x: F.dropout(x, 0.5, generator=tv.Generator(3)), [A]),
     "einsum": (lambda x, y: F.einsum("ij,kj->ki", x, y), [A, normal(2, 4)]),
+    "generalized_iou": (F.generalized_iou, [boxes(5), boxes(5, seed=1)]),
     "index": (lambda x: F.index(x, (slice(1, None), 2)), [A]),
+    "interpolate": (lambda x: F.interpolate(x, (9, 4)), [IMAGES]),
     "join_heads": (lambda x, y: F.join_heads([x, y]), [normal(2, 2, 3, 4), normal(2, 2, 3, 4, seed=1)]),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), [IMAGES]),
     "pad": (lambda x: F.pad(x, ((1, 0), (2, 1))), [A]),
+    "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), [normal(2, 8, 2, 3)]),
     "scaled_dot_product_attention": (F.scaled_dot_product_attention, HEADS),
     "split": (lambda x: F.split(x, 2, axis=1), [A]),
     "stack": (lambda x, y: F.stack([x, y], axis=-1), [A, B]),

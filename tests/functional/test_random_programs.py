@@ -19,7 +19,7 @@ import tinyvit as tv
 from tinyvit.engine import Tensor
 
 SLOW_COUNT = int(os.environ.get("TINYVIT_PROGRAMS", "1500"))
-COUNTS = [pytest.param(200, id="few"), pytest.param(SLOW_COUNT, id="many", marks=pytest.mark.slow)]
+COUNTS = [pytest.param(60, id="few"), pytest.param(SLOW_COUNT, id="many", marks=pytest.mark.slow)]
 Results = list[np.ndarray]
 
 EXCUSED = {

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import click
@@ -13,19 +14,42 @@ from tinyvit.recipe import load_recipe, recipe_names
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "kernels/README.md"])
+GUIDES = [
+    "README.md",
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))),
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs/guides").glob("*.md"))),
+]
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+PAGES_WITH_EXAMPLES = [
+    *("CONTRIBUTING.md", "kernels/README.md"),
+    *(name for name in GUIDES if BLOCK.search((ROOT / name).read_text("utf-8"))),
+]
+
+
+@pytest.mark.parametrize("name", PAGES_WITH_EXAMPLES)
 def test_python_examples_run(name: str) -> None:
     """The examples of a page are one program: later ones use the names of earlier ones."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
+    blocks = [textwrap.dedent(block) for _, block in BLOCK.findall((ROOT / name).read_text("utf-8"))]
     assert blocks
     scope: dict[str, object] = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, name, "exec"), scope)
 
 
+def test_the_readme_shows_the_two_commands_of_a_new_checkout() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert "    pip install -e . && tinyvit train" in text
+    assert '    pip install -e ".[dev]" && python -m pytest -n 2' in text
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 170
+
+
 def commands_shown() -> list[str]:
-    """The `tinyvit` commands in the README, without their comments, and those that recipes state."""
-    lines = re.findall(r"^    (?:.*&& )?(tinyvit .*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    """The `tinyvit` commands in README and guides, without their comments, and those that recipes state."""
+    text = "\n".join((ROOT / name).read_text("utf-8") for name in GUIDES)
+    lines = re.findall(r"^    (?:.*&& )?(tinyvit .*)$", text, re.MULTILINE)
     shown = [re.sub(r"\s+#.*", "", line) for line in lines]
     return [*shown, *(load_recipe(name).about.command for name in recipe_names())]
 
@@ -42,7 +66,7 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     command.make_context(name, words, parent)
 
 
-def test_the_readme_shows_every_command() -> None:
+def test_readme_and_guides_show_every_command() -> None:
     shown = " ".join(commands_shown())
     assert all(f"tinyvit {name}" in shown for name in commands.commands)
 

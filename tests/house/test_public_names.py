@@ -10,7 +10,7 @@ import tinyvit.functional as F
 
 PROMISED = {
     tv: """Tensor tensor grad no_grad gradcheck GradcheckError manual_seed use_kernels set_default_device autocast
-        save load functional nn optim models study""",
+        save load load_run functional nn optim models study""",
     tv.Tensor: """data grad requires_grad shape ndim dtype device numpy item detach to backward register_hook
         retain_grad sum mean max reshape transpose swapaxes T""",
     F: """abs add add_layer_norm avg_pool2d bias_gelu binary_cross_entropy_with_logits broadcast_to clip concatenate
@@ -22,7 +22,8 @@ PROMISED = {
         Mlp Attention CrossAttention Block PatchEmbed TransformerEncoder TransformerDecoder""",
     tv.nn.Module: "parameters named_parameters state_dict load_state_dict train eval to",
     tv.optim: "SGD Adam AdamW clip_grad_norm cosine_with_warmup EMA",
-    tv.models: "ViT",
+    tv.models: "ViT from_pretrained save_pretrained",
+    tv.models.ViT: "forward_features reset_classifier",
     tinyvit.kernels: "attention_forward attention_backward layer_norm_forward layer_norm_backward",
 }
 

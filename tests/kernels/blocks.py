@@ -13,6 +13,7 @@ from tinyvit.kernels.adamw import numba_cpu as adamw
 from tinyvit.kernels.add_narrow import numba_cpu as add_narrow
 from tinyvit.kernels.attention import by_block as attention
 from tinyvit.kernels.cast import numba_cpu as cast
+from tinyvit.kernels.clip import numba_cpu as clip
 from tinyvit.kernels.conv2d import numba_cpu as conv2d
 from tinyvit.kernels.dropout import numba_cpu as dropout
 from tinyvit.kernels.embedding import numba_cpu as embedding
@@ -22,13 +23,13 @@ from tinyvit.kernels.linear import numba_cpu as linear
 from tinyvit.kernels.max_pool2d import numba_cpu as max_pool2d
 
 if config.DISABLE_JIT:
-    adamw.CHUNK, dropout.TILE = 64, 64
+    adamw.CHUNK, clip.CHUNK, dropout.TILE = 64, 64, 64
     cast.CHUNK = add_narrow.CHUNK = gelu.CHUNK = 16
     attention.KEYS, attention.QUERIES = 16, 2 * microkernel.ROWS[0]
     conv2d.PIXELS, conv2d.PARTS = 8, 2
     max_pool2d.PARTS, max_pool2d.WINDOWS, embedding.COLUMNS = 2, 20, 4
     linear.BLOCK, linear.DEPTH, linear.ROWS_AT_LEAST = 2 * microkernel.ROWS[0], 8, 6
-    linear.PRODUCTS_AT_LEAST, operands.CROWDED = 1, 16
+    linear.PRODUCTS_AT_LEAST, operands.CROWDED, operands.FEW = 1, 16, 1
     linear.WIDTH, linear.TILE_BYTES = 2 * microkernel.PANEL_BYTES, 4 * microkernel.ROWS[0] * microkernel.PANEL_BYTES
 
 CHUNK, TILE, CAST, ADD, GELU = adamw.CHUNK, dropout.TILE, cast.CHUNK, add_narrow.CHUNK, gelu.CHUNK

@@ -206,6 +206,17 @@ def conv2d(draw: Any, dtype: Any) -> Case:
 
 
 @st.composite
+def depthwise_conv(draw: Any, dtype: Any) -> Case:
+    kernel = draw(st.sampled_from([1, 3, 5])), draw(st.sampled_from([1, 3, 5]))
+    channels = size(draw, [1, 2, 3, *around(8, 16)], 40)
+    down, across = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    batch = size(draw, [1, 0, 2, PARTS + 1], max(1, ELEMENTS // (channels * down * across * math.prod(kernel))))
+    x = draw(arrays((batch, down, across, channels), dtype))
+    weight, bias = draw(arrays((channels, 1, *kernel), dtype)), draw(st.none() | arrays((channels,), dtype))
+    return Case((x, weight, bias), {})
+
+
+@st.composite
 def max_pool2d(draw: Any, dtype: Any) -> Case:
     window, stride = ((draw(st.integers(1, 4)), draw(st.integers(1, 4))) for _ in range(2))
     padding = tuple(draw(st.integers(0, k // 2)) for k in window)
@@ -258,7 +269,7 @@ def attention(draw: Any, dtype: Any) -> Case:
     if draw(st.booleans()):
         bias = draw(arrays(draw(score_shapes(lead, queries, keys)), dtype, specials=(*FINITE, "hidden")))
     # A hidden key has probability 0. Whether a kernel multiplies that with the key's values is left open, so NaN and
-    # infinity are drawn only if no key is hidden.
+    # infinity are drawn only if no key is hidden; `hidden.py` draws them for hidden keys.
     all_seen = bias is None and params.keys() == {"scale", "is_causal"} and not params["is_causal"]
     if queries == keys and len(lead) == 2 and draw(st.booleans()):
         packed = draw(arrays((lead[0], queries, 3, lead[1], depth), dtype, specials=(*FINITE, *["nan"] * all_seen)))
@@ -307,6 +318,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "patches": patches,
     "embedding": embedding,
     "conv2d": conv2d,
+    "depthwise_conv": depthwise_conv,
     "max_pool2d": max_pool2d,
     "cast": cast,
     "add_narrow": add_narrow,

@@ -15,34 +15,38 @@ Array = np.ndarray
 Shape = tuple[int, ...]
 
 
-def on_drawn(examples: int, quickly: int | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test on examples drawn from its argument `data`: a quick test on the first few, a slow one on all of them.
+def on_drawn(examples: int | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test on examples drawn from its argument `data`.
 
     After ten examples hypothesis mostly varies those it has, and shapes hardly change any more. So it draws ten, then
     ten with another seed, and so on.
 
     Parameters
     ----------
-    examples : how many examples are drawn.
-    quickly : how many of them the quick test draws; None if there is no separate quick test.
+    examples : how many examples are drawn; if None, the parameter `drawn` of the test says so.
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)
-        def on_each(*args: Any, drawn: int = examples, **kwargs: Any) -> None:
+        def on_each(*args: Any, drawn: int | None = examples, **kwargs: Any) -> None:
+            assert drawn is not None
             for start in range(0, drawn, 10):
                 ten = settings(max_examples=min(10, drawn - start))(given(data=st.data())(test))
                 seed(f"{kwargs} {start}")(ten)(*args, **kwargs)
 
         signature = inspect.signature(test)
         parameters = [p for name, p in signature.parameters.items() if name != "data"]
-        if quickly is not None:
+        if examples is None:
             parameters.append(inspect.Parameter("drawn", inspect.Parameter.KEYWORD_ONLY))
         on_each.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        few_or_all = [quickly, pytest.param(examples, marks=pytest.mark.slow)]
-        return on_each if quickly is None else pytest.mark.parametrize("drawn", few_or_all)(on_each)
+        return on_each
 
     return decorate
+
+
+def few_or_all(few: int, all_of_them: int) -> pytest.MarkDecorator:
+    """Give a test the parameter `drawn` of `on_drawn`: a quick test draws few examples, and a slow one all of them."""
+    return pytest.mark.parametrize("drawn", [few, pytest.param(all_of_them, marks=pytest.mark.slow)])
 
 
 def around(*edges: int) -> list[int]:

@@ -78,7 +78,6 @@ if __name__ == "__main__":
     else:
         settings.register_profile("fenced", deadline=None, database=None)
         settings.load_profile("fenced")
-        for parameters in DTYPES:
-            op, choice, dtype = parameters.values
-            print(op.name, choice, dtype, flush=True)
-            run(op=op, choice=choice, dtype=dtype, side=sys.argv[1])
+        for _, op, version, dtype in DTYPES:
+            print(op.name, version, dtype, flush=True)
+            run(op=op, choice=f"numba:v{version}", dtype=dtype.name, side=sys.argv[1])

@@ -41,6 +41,7 @@ def large_sample(name: str) -> Sample:
         "add_narrow": large(_ROWS, _ROWS),
         "patches": large((3, 3, 64, 64), size=(4, 8)),
         "conv2d": large((18, 3, 30, 31), (5, 3, 3, 4), (5,), stride=(1, 2), padding=(1, 0)),
+        "depthwise_conv": large((18, 12, 11, 20), (20, 1, 3, 5), (20,)),
         "embedding": large((33, 130), ids=np.random.default_rng(1).integers(0, 33, (20, 30))),
         "max_pool2d": large((18, 4, 31, 30), window=(3, 2), stride=(2, 1), padding=(1, 0)),
         "attention": large(heads, heads, heads, (3, 1, 90), scale=0.25, dropout_p=0.1, seed=3, offset=1),

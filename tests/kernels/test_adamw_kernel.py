@@ -1,6 +1,8 @@
-"""The fused step of Adam and AdamW against the plain one."""
+"""The fused step of Adam and AdamW, and the fused clipping, against the plain ones."""
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from tinyvit.kernels import registry
 
 import tinyvit as tv
 from tinyvit.engine import Tensor
+from tinyvit.optim.clipping import Clipping
 
 Array = np.ndarray
 STEPS, RATE = 3, 0.01
@@ -126,3 +129,110 @@ def test_a_copy_has_moments_of_its_own(choice: str) -> None:
     mine, others = optimizer.state_dict()["arrays"]["0"], other.state_dict()["arrays"]["0"]
     for slot in ("m", "v"):
         np.testing.assert_array_equal(mine[slot], others[slot])
+
+
+# Clipping -----------------------------------------------------------------------------------------------------------
+
+
+def clipped(choice: str, gradients: list[Array], limit: float) -> tuple[float, list[Array]]:
+    params = [Tensor(np.zeros_like(g), requires_grad=True) for g in gradients]
+    for p, g in zip(params, gradients, strict=True):
+        p.grad = Tensor(g.copy())
+    with tv.use_kernels(choice), np.errstate(all="ignore"):
+        norm = tv.optim.clip_grad_norm(params, limit)
+    return norm, [p.grad.data for p in params]
+
+
+@on_drawn(20)
+def test_the_fused_clipping_is_exact(data: st.DataObject) -> None:
+    choices = st.sampled_from([0, 1, 7, 33, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+    sizes = data.draw(st.lists(choices, min_size=1, max_size=4))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    power = data.draw(st.sampled_from([-44, -25, 0, 15, 25]))  # squares of the first and the last leave float32
+    gradients = [(rng.standard_normal(n) * 10.0**power).astype(np.float32) for n in sizes]
+    exact = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients))
+    limit = data.draw(st.sampled_from([0.3, 3.0])) * exact or 1.0
+    norm, found = clipped("numba", gradients, limit)
+    assert norm == pytest.approx(exact, rel=1e-12)
+    for g, y in zip(gradients, found, strict=True):
+        expected = g if exact <= limit else g * (limit / exact)
+        np.testing.assert_allclose(y, expected, rtol=2e-7, atol=2e-45)
+
+
+def test_gradients_whose_norm_is_not_finite_are_not_scaled() -> None:
+    for bad in (np.nan, np.inf):
+        gradients = [np.ones(3, np.float32), np.array([bad, 4], np.float32)]
+        norm, found = clipped("numba", gradients, 0.5)
+        assert not np.isfinite(norm)
+        for g, y in zip(gradients, found, strict=True):
+            np.testing.assert_array_equal(g, y)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("form", [(slice(None),), (slice(None, None, 2),), (slice(None, None, -1),)])
+def test_gradients_that_the_kernel_cannot_reach_are_clipped_too(dtype: str, form: tuple[slice]) -> None:
+    numbers = np.arange(1, 25, dtype=dtype).reshape(4, 6)
+    for gradient in (numbers[form], numbers.T[form]):
+        exact = np.linalg.norm(gradient.astype(np.float64))
+        place = Tensor(np.zeros(gradient.shape, dtype), requires_grad=True)
+        place.grad = Tensor(gradient)
+        expected = gradient.astype(np.float64) / exact
+        with tv.use_kernels("auto"):
+            assert tv.optim.clip_grad_norm(place, 1.0) == pytest.approx(exact, rel=1e-2)
+        np.testing.assert_allclose(place.grad.numpy().astype(np.float64), expected, rtol=1e-2)
+        numbers[...] = np.arange(1, 25, dtype=dtype).reshape(4, 6)
+
+
+def test_gradients_at_the_same_places_are_read_again_and_others_are_noticed() -> None:
+    def run(choice: str) -> tuple[list[float], list[Array]]:
+        rng = np.random.default_rng(5)
+        params = [Tensor(np.ones(n, np.float32), requires_grad=True) for n in (5, 40, 3)]
+        places = [Tensor(np.zeros(p.shape, np.float32)) for p in params]
+        optimizer, clip, norms = tv.optim.AdamW(params, lr=0.1), Clipping(params), []
+        with tv.use_kernels(choice):
+            for step in range(12):
+                for i, (p, place) in enumerate(zip(params, places, strict=True)):
+                    place.data[...] = rng.standard_normal(p.shape)
+                    p.grad = place.copy() if step in (4, 8) and i == 1 else place
+                params[2].grad = None if step in (6, 7, 9) else params[2].grad
+                if step == 10:
+                    params[0].data = params[0].data.copy()
+                before = [p.memory.version for p in params]
+                norms.append(clip(1.0))
+                optimizer.step()
+                changed = [p.memory.version > version for p, version in zip(params, before, strict=True)]
+                assert changed == [p.grad is not None for p in params]
+        return norms, [p.data for p in params]
+
+    (found, ours), (expected, plain) = run("numba"), run("numpy")
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for y, p in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(y, p, rtol=1e-5)
+
+
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_a_parameter_whose_gradient_is_gone_stays_as_it_is(others: int) -> None:
+    params = [Tensor(np.ones(50_000, np.float32), requires_grad=True) for _ in range(1 + others)]
+    optimizer, clip = tv.optim.AdamW(params, lr=0.1, weight_decay=0), Clipping(params)
+    for p in params:
+        p.grad = Tensor(np.ones(p.shape, np.float32))
+    clip(1e9)
+    optimizer.step()
+    before, params[0].grad = [p.numpy().copy() for p in params], None
+    gc.collect()
+    assert clip(1e9) == pytest.approx(np.sqrt(50_000 * others))
+    optimizer.step()
+    assert [bool((p.numpy() != b).all()) for p, b in zip(params, before, strict=True)] == [False] + [True] * others
+    np.testing.assert_array_equal(params[0].numpy(), before[0])
+
+
+def test_the_gradients_of_the_last_step_are_not_kept_alive() -> None:
+    p = Tensor(np.ones(5, np.float32), requires_grad=True)
+    optimizer, clip = tv.optim.AdamW([p], lr=0.1), Clipping([p])
+    p.grad = Tensor(np.ones(5, np.float32))
+    lives = weakref.ref(p.grad.data)
+    clip(1.0)
+    optimizer.step()
+    p.grad = None
+    gc.collect()
+    assert lives() is None

@@ -2,7 +2,7 @@
 
 import ml_dtypes
 import numpy as np
-from draws import Array, around, on_drawn
+from draws import Array, around, few_or_all, on_drawn
 from hypothesis import strategies as st
 from tinyvit.kernels.cpu.bfloat16 import DTYPE, NATIVE, bits, rounded, widened
 from tinyvit.kernels.cpu.compiler import entry
@@ -28,7 +28,7 @@ def widen_all(x: Array, out: Array) -> None:
 def product_of_rows(x: Array, y: Array, c: Array, accumulate: bool, left: Array, right: Array) -> None:
     """Set c = x^T y, or add x^T y to c."""
     depth = stack(y, right)
-    multiply(stacked(x, left).T, right[:depth], c, accumulate)
+    multiply(stacked(x, left, 3).T, right[:depth], c, accumulate)
 
 
 @entry
@@ -94,7 +94,8 @@ def sizes(data: st.DataObject) -> tuple[int, int, int]:
     return m, n, data.draw(st.sampled_from([1, 2, 3, 8, 33]))
 
 
-@on_drawn(60, quickly=20)
+@few_or_all(20, 60)
+@on_drawn()
 def test_a_product_of_transposed_rows_with_rows_is_correct(data: st.DataObject) -> None:
     ready(BFLOAT16, np.dtype(np.float32))
     m, n, k = sizes(data)
@@ -109,7 +110,8 @@ def test_a_product_of_transposed_rows_with_rows_is_correct(data: st.DataObject) 
     assert (around_c == 7).all()
 
 
-@on_drawn(60, quickly=20)
+@few_or_all(20, 60)
+@on_drawn()
 def test_results_are_rounded_once(data: st.DataObject) -> None:
     ready(BFLOAT16, np.dtype(np.uint16))
     m, n, k = sizes(data)

@@ -53,7 +53,8 @@ def read_only(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("unusable", [blocked, pytest.param(read_only, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("unusable", [blocked, read_only])
 def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path, unusable: object) -> None:
     folder = unusable(tmp_path / "cache")  # type: ignore[operator]
     assert first_use(folder) == LINES
@@ -72,7 +73,8 @@ def test_the_cache_folder_depends_on_the_sources(monkeypatch: pytest.MonkeyPatch
     assert cache.cache_folder.__wrapped__().parent == tmp_path / "xdg" / "tinyvit" / "kernels"
 
 
-@pytest.mark.parametrize("length", [pytest.param(0, marks=pytest.mark.slow), 100])
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [0, 100])
 def test_damaged_files_of_the_cache_are_replaced(tmp_path: Path, length: int) -> None:
     assert first_use(tmp_path) == LINES
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -12,6 +12,8 @@ from cases import cases_of
 from draws import FINITE, SPECIALS, Array, arrays, on_drawn
 from hypothesis import strategies as st
 from tinyvit.kernels import registry
+from tinyvit.kernels.linear.microkernel import PANEL_BYTES
+from tinyvit.kernels.linear.operands import CROWDED, FEW
 from trial import Trial, applied, comparable, unmodified
 
 import tinyvit as tv
@@ -27,21 +29,31 @@ VERSIONS = [
     if spec.operation in OPERATIONS
     for version in range(1, spec.versions + 1)
 ]
-DTYPES = [  # every version in every one of its dtypes; compiling all of them takes minutes, so most are slow tests
-    pytest.param(
-        OPERATIONS[spec.operation],
-        f"numba:v{v}",
-        dtype.name,
-        id=f"{dtype}-{spec.operation}-v{v}",
-        marks=() if v == spec.versions and dtype == np.float32 else SLOW,
-    )
+DTYPES = [  # every version in every one of its dtypes
+    (spec, op, v, dtype)
     for spec in SPECS
-    if spec.operation in OPERATIONS
+    if (op := OPERATIONS.get(spec.operation)) is not None
     for v in range(1, spec.versions + 1)
     for dtype in sorted(spec.dtypes, key=str, reverse=True)
 ]
 every_version = pytest.mark.parametrize(("op", "choice"), VERSIONS)
-every_dtype = pytest.mark.parametrize(("op", "choice", "dtype"), DTYPES)
+
+
+def every_dtype(few: int, all_of_them: int) -> pytest.MarkDecorator:
+    """Give a test every version in every one of its dtypes, and how many examples it draws.
+
+    Compiling all of them takes minutes, so the quick tests are of the newest versions in float32, on few examples. The
+    slow ones are of all, on all examples.
+    """
+    return pytest.mark.parametrize(
+        ("op", "choice", "dtype", "drawn"),
+        [
+            pytest.param(op, f"numba:v{v}", dtype.name, drawn, id=f"{dtype}-{spec.operation}-v{v}-{drawn}", marks=marks)
+            for spec, op, v, dtype in DTYPES
+            for drawn, marks in [(few, ()), (all_of_them, SLOW)]
+            if drawn == all_of_them or (v == spec.versions and dtype == np.float32)
+        ],
+    )
 
 
 class PoisonedNumpy:
@@ -91,25 +103,25 @@ def drawn_trial(data: st.DataObject, op: type[Op], dtype: Any) -> Trial:
 
 
 def test_every_kernel_of_the_registry_is_tested() -> None:
-    assert {spec.operation for spec in SPECS} <= OPERATIONS.keys() | {"adamw"}  # AdamW has tests of its own
+    assert {spec.operation for spec in SPECS} <= OPERATIONS.keys() | {"adamw", "clip"}  # tested in test_adamw_kernel.py
 
 
-@every_dtype
-@on_drawn(60, quickly=20)
+@every_dtype(20, 60)
+@on_drawn()
 def test_a_kernel_is_as_exact_as_the_plain_rule(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     drawn_trial(data, op, dtype).check(choice)
 
 
-@every_dtype
-@on_drawn(15, quickly=5)
+@every_dtype(5, 15)
+@on_drawn()
 def test_no_argument_is_modified(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     trial = drawn_trial(data, op, dtype)
     with unmodified([*trial.case.inputs, *trial.upstream, *trial.case.params.values()]):
         trial.run(choice)
 
 
-@every_dtype
-@on_drawn(15, quickly=5)
+@every_dtype(5, 15)
+@on_drawn()
 def test_what_is_in_fresh_memory_changes_nothing(op: type[Op], choice: str, dtype: str, data: st.DataObject) -> None:
     trial = drawn_trial(data, op, dtype)
     expected = trial.run(choice)
@@ -139,3 +151,17 @@ def test_layer_norm_of_rows_far_from_zero(choice: str) -> None:
     exact = x.astype(np.float64)
     exact = (exact - exact.mean(axis=1, keepdims=True)) / exact.std(axis=1, keepdims=True)
     np.testing.assert_allclose(y, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=SLOW)])
+@pytest.mark.parametrize("panels", [1, FEW, FEW + 1])
+def test_linear_with_rows_of_dy_that_evict_each_other_from_a_cache(dtype: str, panels: int) -> None:
+    """Such rows are copied if they are used often. All numbers are small and whole, so every sum is exact."""
+    rng = np.random.default_rng(0)
+    columns, depth = (size // np.dtype(dtype).itemsize for size in (CROWDED, panels * PANEL_BYTES))
+    x, w, dy = (rng.integers(-4, 5, shape).astype(dtype) for shape in [(9, depth), (columns, depth), (9, columns)])
+    with tv.use_kernels("numba:v2"):
+        xt, wt = tv.tensor(x, requires_grad=True), tv.tensor(w, requires_grad=True)
+        dx, dw = tv.grad(F.linear(xt, wt), [xt, wt], tv.tensor(dy))
+    np.testing.assert_array_equal(dx.numpy(), dy @ w)
+    np.testing.assert_array_equal(dw.numpy(), dy.T @ x)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from draws import Array, around, on_drawn
+from draws import Array, around, few_or_all, on_drawn
 from hypothesis import strategies as st
 from tinyvit.kernels.cpu.compiler import entries
 from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
@@ -27,7 +27,8 @@ def within(x: Array, around: float = np.nan) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
-@on_drawn(150, quickly=50)
+@few_or_all(50, 150)
+@on_drawn()
 def test_a_product_of_any_shape_is_correct(dtype: str, data: st.DataObject) -> None:
     ready(np.dtype(dtype))
     panel = PANEL_BYTES // np.dtype(dtype).itemsize

@@ -1,8 +1,10 @@
 """The thread team: every chunk is done once, by any free thread, and the caller continues when all are done."""
 
+import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -163,6 +165,45 @@ def test_a_failing_chunk_fails_its_call_and_no_later_one(two_threads: None) -> N
             failing(hits, team)
         np.testing.assert_array_equal(hits, 1)
     assert have_met()
+
+
+@compiled
+def test_a_caller_and_a_worker_that_wait_give_way(two_threads: None) -> None:
+    threads.team()
+    times_given = {"caller": 0, "worker": 0}
+    caller = threading.get_ident()
+
+    def give_way() -> int:
+        times_given["caller" if threading.get_ident() == caller else "worker"] += 1
+        return 0
+
+    counted = ctypes.CFUNCTYPE(ctypes.c_int)(give_way)
+    system = int(threads._team.words[threads.YIELD])
+    threads._team.words[threads.YIELD] = ctypes.cast(counted, ctypes.c_void_p).value
+    try:
+        for i in range(2000):
+            hits = np.zeros(2, np.int64)
+            work = np.array([200_000, 400_000][:: 1 - i % 2 * 2])  # whoever has the longer chunk is waited for
+            assert marked(hits, work, threads.team()) == 4
+            if all(times_given.values()):
+                break
+        while not asleep():  # from then on, the worker calls no function of this test
+            time.sleep(0.01)
+    finally:
+        threads._team.words[threads.YIELD] = system
+    assert all(times_given.values()), times_given
+
+
+@compiled
+def test_a_system_without_a_function_that_gives_way_still_computes(two_threads: None) -> None:
+    threads.team()
+    threads._team.words[threads.YIELD] = 0
+    for i in range(100):
+        hits = np.zeros(3, np.int64)
+        assert marked(hits, np.array([i % 5, 2000]), threads.team()) == 9
+    assert have_met()  # the worker is awake now, and falls asleep after it has waited for long
+    while not asleep():
+        time.sleep(0.01)
 
 
 def test_too_little_work_wakes_no_worker() -> None:

@@ -18,6 +18,9 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = sorted(Path(__file__).parent.glob("*.txt"))
+
 
 @dataclass
 class Fault:
@@ -48,6 +51,11 @@ class Family:
     def sources(self) -> str:
         """The folder of a project that the names of files are relative to."""
         return "tinyvit" if self.kind == "package" else "kernels"
+
+    @property
+    def place(self) -> str:
+        """The folder of tests/ that pytest is started in."""
+        return {"package": ".", "emulated": "cuda"}.get(self.kind, "kernels")
 
 
 def read(path: Path) -> Family:

@@ -1,139 +1,106 @@
-"""Run tests with one planted fault after the other; the exit status is 1 if one is not noticed."""
+"""Run tests with one planted fault after the other; the exit status is 1 if one is not noticed.
+
+Without arguments, only the faults whose files, or whose tests, have changed since the tests noticed them are run, and
+one of ten others, which every change of the sources draws anew; record.tsv says what was noticed when.
+"""
 
 import argparse
-import re
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
-from . import Family, Fault, read
-from .forked import pytest_in
+from . import TABLES, Family, Fault, read
+from .record import Entry, Record, changed, digest_of, drawn, read_record, seed_of_sources, write_record
+from .trials import NOT_NOTICED, NOTICED, Outcome, tried, without_fault
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 PROCESSES = 2
-# Seconds for one test, and for all tests of a family until the process ends: a fault may make a kernel wait forever.
-TIMEOUT, END = 10, 60
-# How many times as long emulated kernels may take, which g++ compiles for the CPU, and whole training runs.
-PATIENCE = {"emulated": 20, "package": 12}
-FAULTLESS = 10  # how many times as long tests may take without a fault, when nothing hangs and a machine may be busy
-PASSED, FAILED = 0, 1  # pytest's exit status
-NO_FAULT = re.compile(r"(SyntaxError|NameError|UnboundLocalError|AttributeError|TypingError|LoweringError): .*")
 
 
-@contextmanager
-def project(family: Family, fault: Fault | None) -> Iterator[Path]:
-    """Make a folder with a copy of the sources that has the fault, and tests."""
-    with tempfile.TemporaryDirectory(prefix="tinyvit-fault-") as name:
-        folder = Path(name)
-        if family.kind == "package":
-            _copy_package(folder)
-        else:
-            _copy_kernels(folder / "tinyvit", folder / "tests")
-        shutil.copy(ROOT / "pyproject.toml", folder)
-        if fault is not None:
-            path = folder / (family.sources if family.kind == "package" else "tinyvit/kernels") / fault.file
-            path.write_text(fault.applied(path.read_text("utf-8")), "utf-8")
-        yield folder
+@dataclass
+class Work:
+    """The faults of a family that are run, and the number of those that are because something has changed."""
+
+    family: Family
+    faults: list[Fault]
+    changed: int
 
 
-def _copy_kernels(package: Path, tests: Path) -> None:
-    """Copy the kernels and their tests; the package and the benchmarks are those of this checkout."""
-    package.mkdir()
-    for path in (ROOT / "tinyvit").iterdir():
-        (package / path.name).symlink_to(path)
-    ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
-    shutil.copytree(ROOT / "kernels", package / "kernels", ignore=ignored)
-    for name in ("kernels", "cuda"):
-        shutil.copytree(ROOT / "tests" / name, tests / name, ignore=ignored)
-    shutil.copy(ROOT / "tests" / "conftest.py", tests)
-    (tests.parent / "benchmarks").symlink_to(ROOT / "benchmarks")  # whose description of the machine the tests use
+def chosen(families: dict[str, Family], names: list[str], everything: bool, record: Record) -> dict[str, Work]:
+    """Return what to run: all faults of the families that were named, or what has changed and some of the rest."""
+    if names or everything:
+        return {n: Work(families[n], families[n].faults, len(families[n].faults)) for n in names or families}
+    seed, work = seed_of_sources(), {}
+    for name, family in families.items():
+        due = changed(record, name, family)
+        others = [fault for fault in family.faults if fault not in due]
+        work[name] = Work(family, due + drawn(name, others, seed), len(due))
+    return work
 
 
-def _copy_package(folder: Path) -> None:
-    """Copy the package and all tests; the kernels stay in this checkout, whose compiled ones then serve every run."""
-    for name in ("tinyvit", "tests"):
-        shutil.copytree(ROOT / name, folder / name)  # compiled modules too, for they hold as long as their sources
-    (folder / "tinyvit" / "kernels").mkdir()
-    own = (ROOT / "kernels" / "__init__.py").read_text("utf-8")
-    (folder / "tinyvit" / "kernels" / "__init__.py").write_text(
-        f"__path__ = [{str(ROOT / 'kernels')!r}]\n{own}", "utf-8"
-    )
+def surprises(name: str, work: Work, runs: list[Future[Outcome]], objects: str, record: Record) -> int:
+    """Wait for the faults of a family, print those that were not noticed, and return how many these are.
 
-
-def outcome(family: Family, fault: Fault | None, objects: str) -> str:
-    """Return whether the tests of a family notice a fault, or none: "noticed", "not noticed", or what went wrong."""
-    try:
-        with project(family, fault) as folder:
-            patience = PATIENCE.get(family.kind, 1) * (FAULTLESS if fault is None else 1)
-            run = tested(family, folder, objects, patience)
-    except LookupError as error:
-        return str(error)
-    except subprocess.TimeoutExpired:
-        return "noticed"
-    if run.returncode < 0:  # a crash
-        return "noticed"
-    if run.returncode not in (PASSED, FAILED):
-        return f"the tests could not be run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
-    unfit = NO_FAULT.search(run.stdout)
-    if unfit:
-        return f"this is not valid code: {unfit[0]}"
-    return "not noticed" if run.returncode == PASSED else "noticed"
-
-
-def tested(family: Family, folder: Path, objects: str, patience: int) -> "subprocess.CompletedProcess[str]":
-    """Run pytest in a project, with the slow tests of kernels.
-
-    `objects` is a folder for emulated kernels, most of which are the same for all faults.
+    The tests that noticed the others must pass without a fault.
     """
-    arguments = [*family.arguments, "-x", "-q", "--rootdir", str(folder), "-p", "no:cacheprovider"]
-    # A signal would be handled only after compiled code has ended.
-    arguments += ["--timeout", str(patience * TIMEOUT), "--timeout-method", "thread"]
-    if family.kind == "package":
-        # Without real data sets, so that the outcome and the time are the same everywhere.
-        settings = {"PYTHONPATH": str(folder), "TINYVIT_DATA": ""}
-        arguments += ["--hypothesis-profile=faults"]
-        return pytest_in(folder / "tests", arguments, settings, patience * END)
-    arguments += ["--hypothesis-profile=kernel-faults", "-m", "slow or not slow", "-W", "ignore::RuntimeWarning"]
-    settings = {
-        "PYTHONPATH": str(folder),
-        "NUMBA_CACHE_DIR": str(folder / "cache"),
-        "NUMBA_DISABLE_JIT": "1" if family.kind == "run" else "0",
-        "TINYVIT_EMULATED": objects,
-        "TINYVIT_DEPTHS": "8 17 24",
-        "TINYVIT_EXAMPLES": "40",
-        "TINYVIT_THREADS": "2",
-        "TINYVIT_COMPILE_AHEAD": "0",
-    }
-    place = folder / "tests" / ("cuda" if family.kind == "emulated" else "kernels")
-    return pytest_in(place, arguments, settings, patience * END)
+    outcomes = [run.result() for run in runs]
+    noticed = {fault.what: o.test for fault, o in zip(work.faults, outcomes, strict=True) if o.found == NOTICED}
+    wrong = [(f.what, o.found) for f, o in zip(work.faults, outcomes, strict=True) if o.found != NOTICED]
+    if noticed:
+        tests = sorted(set(noticed.values()))
+        found = without_fault(work.family, tests if all(tests) else [], objects)
+        if found != NOT_NOTICED:
+            wrong.append(("without a fault", found))
+            noticed = {}
+    for fault in work.faults:
+        record.pop((name, fault.what), None)
+        if test := noticed.get(fault.what):
+            record[name, fault.what] = Entry(test, digest_of(work.family, fault, test))
+    for what, found in wrong:
+        print(f"{name}: {what}: {found}", flush=True)
+    print(f"{name}: {described(work)}, {len(wrong)} surprises", flush=True)
+    return len(wrong)
+
+
+def described(work: Work) -> str:
+    rest = len(work.faults) - work.changed
+    return f"{work.changed} faults{f' and {rest} drawn' if rest else ''}"
 
 
 def main() -> int:
     """Run the command line."""
-    known = {path.stem: read(path) for path in sorted(HERE.glob("*.txt"))}
+    families = {path.stem: read(path) for path in TABLES}
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("family", nargs="*", help=f"{', '.join(known)}; all by default")
-    chosen = parser.parse_args().family or list(known)
-    start, faults, wrong = time.perf_counter(), 0, 0
+    parser.add_argument("family", nargs="*", help=f"run all faults of some of {', '.join(families)}")
+    parser.add_argument("--all", action="store_true", help="run all faults of all families")
+    parser.add_argument("--record", action="store_true", help="write the record of what was noticed")
+    parser.add_argument("--list", action="store_true", help="only say how many faults of each family would be run")
+    given = parser.parse_args()
+    if unknown := set(given.family) - families.keys():
+        parser.error(f"there is no family {', '.join(sorted(unknown))}; there are {', '.join(families)}")
+    record, start, wrong = read_record(), time.perf_counter(), 0
+    work = chosen(families, given.family, given.all, record)
+    if given.list:
+        for name, w in work.items():
+            print(f"{name}: {described(w)} of {len(w.family.faults)}")
+        return 0
     with tempfile.TemporaryDirectory(prefix="tinyvit-faults-") as objects, ThreadPoolExecutor(PROCESSES) as pool:
-        runs = {n: [(f, pool.submit(outcome, known[n], f, objects)) for f in (None, *known[n].faults)] for n in chosen}
-        for name, family in runs.items():
-            surprises = 0
-            for fault, run in family:
-                found, expected = run.result(), "not noticed" if fault is None else "noticed"
-                surprises += found != expected
-                if found != expected:
-                    print(f"{name}: {'without a fault' if fault is None else fault.what}: {found}", flush=True)
-            print(f"{name}: {len(family) - 1} faults, {surprises} surprises", flush=True)
-            faults, wrong = faults + len(family) - 1, wrong + surprises
-    print(f"{faults} faults, {wrong} surprises, {time.perf_counter() - start:.0f} s")
+
+        def begun(name: str, family: Family, fault: Fault) -> Future[Outcome]:
+            entry = record.get((name, fault.what))
+            return pool.submit(tried, family, fault, objects, entry.test if entry else None)
+
+        runs = {name: [begun(name, w.family, fault) for fault in w.faults] for name, w in work.items()}
+        for name, w in work.items():
+            if w.faults:
+                wrong += surprises(name, w, runs[name], objects, record)
+                if given.record:
+                    write_record(record, families)
+    faults, due = sum(len(w.faults) for w in work.values()), sum(w.changed for w in work.values())
+    total = sum(len(family.faults) for family in families.values())
+    print(f"{faults} of {total} faults, {due} of them because something changed, {wrong} surprises, ", end="")
+    print(f"{time.perf_counter() - start:.0f} s")
     return 1 if wrong else 0
 
 

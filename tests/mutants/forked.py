@@ -21,11 +21,14 @@ _turn = threading.Lock()  # multiprocessing checks on all processes when one is 
 
 
 def pytest_in(
-    place: Path, arguments: Sequence[str], settings: dict[str, str], timeout: float
+    place: Path, arguments: Sequence[str], settings: dict[str, str], timeout: float, started: Path
 ) -> "subprocess.CompletedProcess[str]":
-    """Run pytest as `subprocess.run` would: in a folder, with additional environment variables and a timeout."""
+    """Run pytest as `subprocess.run` would: in a folder, with additional environment variables and a timeout.
+
+    The file `started` then holds the name of the test that was started last.
+    """
     outputs = [place / name for name in ("stdout", "stderr")]
-    process = _CONTEXT.Process(target=_run, args=(place, arguments, settings, outputs))
+    process = _CONTEXT.Process(target=_run, args=(place, arguments, settings, outputs, started))
     with _turn:
         process.start()
     in_time = wait([process.sentinel], timeout)
@@ -39,7 +42,19 @@ def pytest_in(
     return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
-def _run(place: Path, arguments: Sequence[str], settings: dict[str, str], outputs: Sequence[Path]) -> None:
+class _Starts:
+    """A plugin of pytest that keeps the name of the test that was started last, even if the process is killed."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.file.write_text(nodeid, "utf-8")
+
+
+def _run(
+    place: Path, arguments: Sequence[str], settings: dict[str, str], outputs: Sequence[Path], started: Path
+) -> None:
     """Run pytest in this process, and exit with its status."""
     for descriptor, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
@@ -51,6 +66,7 @@ def _run(place: Path, arguments: Sequence[str], settings: dict[str, str], output
 
     numba.config.reload_config()
     # The plugin of hypothesis is imported already, so pytest cannot rewrite its asserts.
-    status = pytest.main([*arguments, "-W", "ignore::pytest.PytestAssertRewriteWarning"])
+    arguments = [*arguments, "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    status = pytest.main(arguments, plugins=[_Starts(started)])
     atexit._run_exitfuncs()  # a fault may show in them, and multiprocessing does not run them
     sys.exit(status)

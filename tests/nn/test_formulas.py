@@ -110,7 +110,7 @@ def replaceable() -> Iterator[tuple[str, str]]:
 
     Lists are not called. Of an image encoder in another model it is `features` or `encode` that is, without the head.
     """
-    headless = {"vision", "vision.fc_norm", "vision.head"}
+    headless = {"vision", "vision.fc_norm", "vision.head", "vision.head_drop"}
     for kind, (build, _) in MODELS.items():
         for name, module in build().named_modules():
             if name and type(module) is not nn.ModuleList and name not in headless:

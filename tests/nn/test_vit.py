@@ -296,7 +296,7 @@ class Doubling(tv.nn.Module):
 def test_what_stands_in_the_place_of_dropout_is_called(name: str, training: bool) -> None:
     model, images = tiny().train(training), some_images().astype(np.float32)
     parent, _, attribute = name.rpartition(".")
-    with tv.use_kernels("numba"):
+    with tv.use_kernels("auto"):
         plain = model(images).numpy()
         setattr(dict(model.named_modules())[parent], attribute, Doubling().train(training))
         assert not np.allclose(model(images).numpy(), plain)
@@ -315,7 +315,7 @@ def test_a_forward_that_was_written_anew_is_called(name: str) -> None:
     model, images = tiny(), some_images().astype(np.float32)
     module = dict(model.named_modules())[name]
     forward = module.forward
-    with tv.use_kernels("numba"):
+    with tv.use_kernels("auto"):
         plain = model(images).numpy()
         module.forward = lambda *args, **options: forward(*args, **options) * 2  # type: ignore[method-assign]
         assert not np.allclose(model(images).numpy(), plain)

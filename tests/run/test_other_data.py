@@ -89,6 +89,20 @@ def test_evaluate_study_and_resume_name_the_classes_that_changed(run, data, chan
     assert load_run(run).data.classes == ("a", "b", "é")  # to predict needs no data
 
 
+@pytest.mark.parametrize(("change", "words"), CHANGES)
+def test_a_refused_continuation_changes_no_file(run, data, change, words) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    shutil.copytree(data, "kept")
+    change(data)
+    with pytest.raises(CheckpointError, match="is of a run on other images"):
+        resume(run, assignments=["epochs=2"])
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    shutil.rmtree(data)
+    Path("kept").rename(data)
+    assert len(resume(run).metrics) == 1  # still the finished run that it was
+    assert len(resume(run, assignments=["epochs=2"]).metrics) == 2
+
+
 def test_images_of_another_size_are_named(data) -> None:
     run = train(tiny_recipe(*RECIPE, "image_size=0"), "run").folder
     for split in ("train", "test"):

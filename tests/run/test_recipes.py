@@ -76,9 +76,12 @@ def test_keys_left_out_have_their_defaults_and_integers_serve_as_floats(tmp_path
     assert type(recipe.train.lr) is float
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", sorted({*recipe_names()} - {"folder"}))  # which is completed by the user's images
 def test_a_recipe_of_the_package_states_what_to_type_and_what_to_expect(name):
     recipe = load_recipe(name)
+    if recipe.data.name.startswith("folder:"):  # of the user, who also names the weights to start from
+        assert recipe.about.command.startswith(f"tinyvit train {name} --set data.name=folder:PATH")
+        return
     assert recipe.about.command == f"tinyvit train {name}"
     assert recipe.about.title
     assert recipe.about.minutes > 0
@@ -90,6 +93,7 @@ def test_a_recipe_of_the_package_states_what_to_type_and_what_to_expect(name):
 def test_the_package_has_the_promised_recipes():
     assert {"digits", "mnist", "fashion-mnist", "cifar-10", "vqa", "caption", "retrieve"} <= set(recipe_names())
     assert {"masked", "translate", "video", "audio"} <= set(recipe_names())
+    assert {"cifar-10-quick", "cct-cifar-10", "vit-cifar-10"} <= set(recipe_names())
 
 
 def test_no_key_occurs_in_two_sections():
@@ -207,7 +211,7 @@ def test_a_wrong_override_names_the_value_and_what_is_allowed(assignment, messag
         (MINIMAL.replace("lr = 1", 'lr = "1"'), "train.lr is '1'; it must be a finite number"),
         (MINIMAL + "lr = 2", "is not valid TOML: Cannot overwrite a value"),
         (MINIMAL + "lr =", "is not valid TOML"),
-        ("", "data.name is missing"),
+        ("", "data.name, data.batch_size are missing"),
     ],
 )
 def test_an_error_about_a_wrong_file_names_its_path_and_the_mistake(tmp_path, text, message):
@@ -243,3 +247,30 @@ def test_an_error_about_an_unknown_recipe_names_the_known_ones(name, message):
 def test_a_section_made_in_python_is_checked_too():
     with pytest.raises(RecipeError, match=re.escape("train.lr is -1.0; it must be a finite number, above 0")):
         Train(epochs=1, lr=-1)
+
+
+# A recipe that builds on another --------------------------------------------------------------------------------------
+
+
+def test_a_recipe_states_what_differs_from_its_base(tmp_path):
+    (tmp_path / "below.toml").write_text('base = "mnist"\n[about]\ntitle = "below"\n[train]\nepochs = 3\n')
+    recipe = from_toml(tmp_path, 'base = "below.toml"\n[data]\nbatch_size = 7\n')
+    mnist = load_recipe("mnist")
+    assert recipe.about == About()
+    assert recipe.data == dataclasses.replace(mnist.data, batch_size=7)
+    assert (recipe.model, recipe.train) == (mnist.model, dataclasses.replace(mnist.train, epochs=3))
+    assert tomllib.loads(recipe.to_toml()) == dataclasses.asdict(recipe)  # on its own, without a base
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ('"mnits"', "base is 'mnits' (did you mean 'mnist'?)"),
+        ("3", "base is 3; it must be the name of a recipe"),
+        ('"gone.toml"', "cannot be read (No such file"),
+        ('"recipe.toml"', "not in a circle"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_named(tmp_path, base, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        from_toml(tmp_path, f"base = {base}")

@@ -11,7 +11,7 @@ from tinyvit.backend import default_generator
 from tinyvit.run.state import Training
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_every_part_of_the_state_is_restored(tmp_path: Path, precision: str, optimizer: str) -> None:
     recipe = tiny_recipe(*ALL_STREAMS, f"precision={precision}", f"optimizer={optimizer}")
@@ -57,6 +57,8 @@ OPTIMIZERS = {
     ("adam", "beta1=0.5", "beta2=0.7"): {"betas": (0.5, 0.7)},
     ("adamw", "beta1=0.5", "beta2=0.7"): {"betas": (0.5, 0.7)},
     ("sgd", "momentum=0.3", "nesterov=true"): {"momentum": 0.3, "nesterov": True},
+    ("lion", "beta1=0.5", "lion_beta2=0.7"): {"betas": (0.5, 0.7)},
+    ("muon", "muon_momentum=0.5", "beta1=0.6", "beta2=0.7"): {"momentum": 0.5, "betas": (0.6, 0.7), "nesterov": True},
     ("sgd", "momentum=0.3"): {"momentum": 0.3, "nesterov": False},
 }
 

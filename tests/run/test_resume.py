@@ -234,7 +234,8 @@ def kill_until_finished(recipe: str, folder: Path, kills: int, seed: int) -> int
     return hits
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 20])
 def test_a_run_killed_at_random_ends_with_the_same_bits(kills):
     recipe = RECIPE.override([f"epochs={6 + 6 * kills}"])
     Path("recipe.toml").write_text(recipe.override(["checkpoint_minutes=1e-9"]).to_toml())

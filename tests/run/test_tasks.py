@@ -244,5 +244,5 @@ def test_recipes_that_do_not_fit_their_data_are_refused():
         Training(tiny("caption", "image_size=32"))
     with pytest.raises(DataError, match="digits has no texts; data sets with texts: easy-vqa"):
         texts.load_texts("digits", "test")
-    with pytest.raises(DataError, match="scenes-captions has texts, not classes"):
+    with pytest.raises(DataError, match="scenes-captions has no classes of images"):
         Training(tiny("caption", "kind=classify"))

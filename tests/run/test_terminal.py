@@ -39,6 +39,7 @@ def test_control_characters_are_shown_as_codes_and_all_others_as_they_are(text: 
 PRINTING = {
     *("tinyvit.backend.terminal", "tinyvit.kernels.cache", "tinyvit.kernels.cpu.compiler"),
     "tinyvit.study.page.fused",  # to the process that started it
+    "tinyvit.distributed.watch",  # runs alone, without the package, and is given text that is printable already
 }
 
 

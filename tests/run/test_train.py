@@ -18,7 +18,7 @@ from tinyvit.errors import RecipeError
 from tinyvit.recipe import load_recipe
 from tinyvit.run.curves import draw_curves
 from tinyvit.run.display import Bar, Lines, heading
-from tinyvit.run.folder import DataSpec, build_model, load_run
+from tinyvit.run.folder import DataSpec, build_model, load_run, load_splits
 from tinyvit.run.loop import train
 from tinyvit.run.state import Training
 from tinyvit.tasks import task_of
@@ -69,6 +69,7 @@ def test_a_step_goes_down_the_gradient_of_the_mean_loss():
         (["optimizer=adam"], tv.optim.Adam, {"betas": (0.9, 0.999)}),
         (["optimizer=sgd", "momentum=0.7", "nesterov=true"], tv.optim.SGD, {"momentum": 0.7, "nesterov": True}),
         (["optimizer=sgd", "momentum=0"], tv.optim.SGD, {"momentum": 0.0, "nesterov": False}),
+        (["optimizer=lion"], tv.optim.Lion, {"betas": (0.9, 0.99)}),
     ],
 )
 def test_the_optimizer_is_the_one_of_the_recipe(assignments, kind, settings):
@@ -95,7 +96,7 @@ def test_gradients_are_clipped():
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "cooldown"])
 @pytest.mark.parametrize("warmup", [0, 1.5, 9])
 def test_the_learning_rate_follows_the_schedule_step_by_step(schedule, warmup):
     seen = []
@@ -107,13 +108,15 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(schedule, warmup):
     for step, lrs in enumerate(seen, 1):
         done = (step - warm) / (total + 1 - warm)  # 1 after the last step
         falling = {"cosine": 0.1 + 0.1 * (1 + math.cos(math.pi * done)), "linear": 0.3 - 0.2 * done, "constant": 0.3}
+        cold = max(warm, 0.8 * (total + 1))  # the last fifth of the steps
+        falling["cooldown"] = 0.3 - 0.2 * max(0, step - cold) / (total + 1 - cold)
         assert lrs == pytest.approx([0.3 * step / warm if step < warm else falling[schedule]] * 2)
     assert len(seen) == total
     assert [line["lr"] for line in metrics_of(Path("runs/lr"))] == [seen[i][0] for i in (4, 9, 14)]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "cooldown"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", "muon"])
 @pytest.mark.parametrize("warmup", [0, 1, 9])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_every_step_of_a_short_run_learns(schedule, optimizer, warmup, steps):
@@ -129,6 +132,14 @@ def test_every_step_of_a_short_run_learns(schedule, optimizer, warmup, steps):
         assert all((before[name] != value).any() for name, value in training.model.state_dict().items())
     assert min(rates) > 0
     assert max(rates) == 0.01
+
+
+@pytest.mark.parametrize("validation", [0, 20])
+def test_a_limit_is_one_of_the_images_to_train_on_alone(validation):
+    splits = load_splits(tiny_recipe("limit=30", f"validation={validation}"))
+    assert len(splits.train) == 30
+    assert (0 if splits.validation is None else len(splits.validation)) == validation
+    np.testing.assert_array_equal(splits.test.images, load_dataset("digits", "test").images)
 
 
 def test_every_epoch_trains_on_all_images_in_its_own_order_and_augmentation(monkeypatch):
@@ -281,7 +292,7 @@ def test_on_a_terminal_a_bar_shows_the_whole_run():
 )
 def test_the_last_line_states_the_accuracy_and_the_one_that_the_recipe_expects(seconds, says):
     result = train(tiny_recipe("epochs=1", "accuracy=0.5"), "run")
-    result.metrics[-1] |= {"val_accuracy": 0.98607, "seconds": seconds}
+    result.test["accuracy"], result.metrics[-1]["seconds"] = 0.98607, seconds
     assert str(result) == f"test accuracy 98.61 % after 1 epoch in {says} (the recipe expects 50.0 %) -> runs/run"
 
 

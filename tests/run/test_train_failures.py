@@ -1,16 +1,21 @@
 """Runs that fail: their errors and the files they leave; no failure damages the checkpoint."""
 
 import errno
+import json
 import math
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny_run import Watch, isolate, sha256, tiny_recipe
 
 from tinyvit.checkpoint import load
+from tinyvit.cli import commands
 from tinyvit.errors import DataError, RecipeError, TrainingFailed
+from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import RunError
 from tinyvit.run.loop import Result, resume, train
 
@@ -31,6 +36,48 @@ def test_overflow_stops_the_run_with_the_epoch_and_the_step(clip, says):
     assert "in epoch 1" in str(caught.value)
     assert "runs/run/checkpoint.safetensors is of the last good step" in str(caught.value)
     assert all(np.isfinite(w).all() for w in load(Path("runs/run/checkpoint.safetensors"))["model"].values())
+
+
+def follow(message: str, lr: float) -> None:
+    """Run the command that a message names last, with a rate that works, and require that it trains a run."""
+    words = shlex.split(message.rpartition("train again: " if "train again: " in message else "in a new run: ")[2])
+    assert words[:2] == ["tinyvit", "train"]
+    words = [f"lr={lr}" if word.startswith("lr=") else word for word in words[1:]]
+    answer = CliRunner().invoke(commands, words)
+    assert answer.exit_code == 0, answer.exception
+    assert json.loads(Path("runs/run-again/test.json").read_text())["accuracy"] > 0
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_a_run_that_became_nan_names_a_command_that_works(is_asked):
+    with pytest.raises(TrainingFailed) as caught:
+        train(tiny_recipe("optimizer=sgd", "lr=1e30", "epochs=1"), "run")
+    assert "--set lr=1e+29 " in str(caught.value)
+    if is_asked:
+        with pytest.raises(RunError, match=r"end it first, .*--set lr=0\.01 --out runs/run-again") as caught:
+            resume(Path("runs/run"), assignments=["lr=0.01"])
+    follow(str(caught.value), 0.01)
+
+
+def test_a_continued_run_that_became_nan_names_a_command_that_starts_from_its_weights():
+    train(tiny_recipe("optimizer=sgd", "epochs=1"), "run")
+    with pytest.raises(TrainingFailed, match="--set continued_from=0 --set start_from=runs/run") as caught:
+        resume(Path("runs/run"), assignments=["epochs=2", "lr=1e30"])
+    follow(str(caught.value), 0.01)
+    recipe = load_recipe("runs/run-again/recipe.toml")
+    assert (recipe.task.start_from, recipe.train.continued_from) == ("runs/run", 0)
+
+
+def test_a_finished_run_that_became_nan_when_it_was_continued_can_be_continued_otherwise():
+    recipe = tiny_recipe("optimizer=sgd", "epochs=1", "validation=0.1", "keep=best")
+    plain, run = (train(recipe, name).folder for name in ("plain", "run"))
+    weights = (run / "model.safetensors").read_bytes()
+    with pytest.raises(TrainingFailed):
+        resume(run, assignments=["epochs=3", "lr=1e30"])
+    assert (run / "model.safetensors").read_bytes() == weights
+    for folder in (plain, run):
+        resume(folder, assignments=["epochs=2", "lr=0.01"])
+    assert sha256(run) == sha256(plain)
 
 
 @pytest.mark.parametrize("checkpoint_minutes", [1e-9, 10])
@@ -85,7 +132,7 @@ def test_a_disk_too_full_for_a_run_is_an_error_and_leaves_no_file(monkeypatch, o
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="tells files from folders by /proc, which Linux has")
 @pytest.mark.parametrize("files", range(10))
 def test_an_error_about_a_full_disk_names_the_file_and_the_run_can_be_resumed(monkeypatch, uninterrupted, files):
-    names = [*["checkpoint.safetensors", "model.safetensors", "metrics.jsonl"] * 3, "curves.png"]
+    names = [*["checkpoint.safetensors", "model.safetensors", "metrics.jsonl"] * 3, "classes.csv"]
     with monkeypatch.context() as patch:
         DiskFull(patch, 1 + files)  # the first is recipe.toml
         with pytest.raises(TrainingFailed) as caught:

@@ -12,9 +12,10 @@ from tinyvit import use
 from tinyvit.cli import main
 from tinyvit.data import normalize, read_image, scenes
 from tinyvit.data.tokenizer import END, MASK, START
+from tinyvit.program.program import Program
+from tinyvit.program.serve import CALLS_BEFORE
 from tinyvit.run.folder import load_run
 from tinyvit.run.loop import train
-from tinyvit.use import read_image_for
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -79,6 +80,47 @@ def test_caption(picture, monkeypatch, capsys):
     assert read_image("attention.png", 3).shape[2] > 100
 
 
+@pytest.mark.parametrize("name", ["vqa-cross", "caption"])
+def test_programs_take_over_with_their_maps(name, picture, monkeypatch):
+    trained = load_run(train(tiny(name, "epochs=1"), "run").folder)
+    served, call_program = [], Program.__call__
+
+    def counted(self, *arrays):
+        returned = call_program(self, *arrays)
+        served.append(isinstance(returned, tuple) and isinstance(returned[1], dict))  # with maps
+        return returned
+
+    def answers():
+        if name == "caption":
+            return [(*use.caption(trained, picture), 1.0)]
+        asked = [
+            use.ask(trained, picture, question) for question in ("is the circle red?", "what color is the square?")
+        ]
+        return [(answer, maps, probability) for answer, probability, maps in asked]
+
+    monkeypatch.setattr(Program, "__call__", counted)
+    expected = answers()
+    assert not served
+    for _ in range(CALLS_BEFORE + 1):
+        found = answers()
+    assert any(served)
+    for (text, maps, probability), (other, others, likely) in zip(found, expected, strict=True):
+        assert (text, maps.words) == (other, others.words)
+        assert probability == pytest.approx(likely, rel=1e-6)
+        np.testing.assert_allclose(maps.maps, others.maps, rtol=1e-5, atol=1e-7)
+    for p in trained.model.parameters():
+        p.data *= -1
+    before = len(served)
+    changed = answers()
+    monkeypatch.setattr("tinyvit.program.serve.CALLS_BEFORE", 1000)
+    monkeypatch.setattr("tinyvit.program.serve._servers", {})
+    for (text, maps, probability), (other, others, likely) in zip(changed, answers(), strict=True):
+        assert (text, maps.words) == (other, others.words)
+        assert probability == pytest.approx(likely, rel=1e-6)
+        np.testing.assert_allclose(maps.maps, others.maps, rtol=1e-5, atol=1e-7)
+    assert len(served) >= before
+
+
 def test_retrieve(picture, monkeypatch, capsys):
     train(tiny("retrieve", "epochs=1"), "run")
     text = "a big red circle and a small blue square"
@@ -129,7 +171,7 @@ def test_the_map_of_a_word_shows_the_patches_that_match_less_without_it(picture,
     found, maps = use.retrieve(trained, picture.parent, text)
     assert maps.words == text.split()
     ids = trained.data.tokenizer.encode(text)
-    image = normalize(read_image_for(trained.data, found[0][0])[None], trained.data.mean, trained.data.std)
+    image = normalize(trained.data.read_image(found[0][0])[None], trained.data.mean, trained.data.std)
     with tv.no_grad():
         patches = model.image_proj(model.vision.features(image)).numpy()[0]
         complete, masked = (

@@ -16,6 +16,7 @@ from browser_view import DESKTOP, NARROW, PHONE, View, number_shown
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.study import trace
+from tinyvit.study.exercises import exercise_page
 from tinyvit.study.page.write import page_of
 from tinyvit.study.record.records import Recording
 from tinyvit.study.record.values import Value
@@ -201,7 +202,11 @@ def test_an_exercise_marks_its_wrong_rule_only_when_asked(browser: Any, tmp_path
         view.tab.fill("#search", "wrong")
         assert view.text("#found") == "no match"
         view.tab.fill("#search", "")
-        view.tab.click("text=show the verdicts")
+        assert view.tab.locator("text=give up").count() == 0  # a claim comes first
+        view.tab.evaluate("location.hash = 'op=head/linear&dir=backward'")
+        view.tab.click("text=this rule is wrong")
+        view.tab.click("text=give up: show the verdicts")
+        view.go(key, backward=True)
         assert "the gradient of" in view.text("#card .summary.wrong")
         assert view.tab.locator("#card tr.wrong").count() > 0
         assert "the sum over the keys is not subtracted" in view.text("#card .exercise")
@@ -211,6 +216,34 @@ def test_an_exercise_marks_its_wrong_rule_only_when_asked(browser: Any, tmp_path
         assert red == [f"backward of {key}, check: wrong"]
         view.tab.click("#tabs [data-view=health]")
         assert f"1 of {len(subject.trace.backwards)} gradient rules are wrong" in view.text("#view")
+
+
+def test_an_exercise_takes_claims_before_it_shows_verdicts(browser: Any, tmp_path: Path) -> None:
+    subject = study_run(plant="gelu")
+    key = subject.trace.mistake.partition(":")[0]
+    contents = about(subject) | {"exercise": subject.trace.mistake}
+    (tmp_path / "page.html").write_text(page_of(subject.trace, contents), "utf-8")
+    with View(browser, tmp_path / "page.html", address="#op=head/linear&dir=backward") as view:
+        view.tab.click("text=this rule is wrong")
+        assert "No, this rule is right (1 claim so far)." in view.text("#card .exercise")
+        assert not view.tab.is_visible("#card .summary")
+        view.tab.evaluate("key => (location.hash = `op=${key}&dir=backward`)", key)
+        view.tab.wait_for_timeout(200)
+        assert "Compare rule and difference" in view.text("#card .exercise")
+        view.tab.click("text=this rule is wrong")
+        assert view.text("#card .exercise").startswith("Found with 2 claims. The mistake: ")
+        assert "the gradient of" in view.text("#card .summary.wrong")
+
+
+def test_homework_asks_for_the_command_that_judges(browser: Any, tmp_path: Path) -> None:
+    exercise_page(3, str(tmp_path / "page.html"))
+    with View(browser, tmp_path / "page.html", address="#op=head/linear&dir=backward") as view:
+        assert "tinyvit study --answer 3 head/linear" in view.text("#card .exercise")
+        assert view.tab.locator("#card .exercise button").count() == 0
+        assert not view.tab.is_visible("#card .summary")
+        view.tab.click("#tabs [data-view=health]")
+        assert view.tab.locator("#view .wrong:visible").count() == 0
+        assert view.complaints == []
 
 
 def test_an_array_that_does_not_fit_is_reported_as_missing(browser: Any, tmp_path: Path) -> None:

@@ -47,3 +47,11 @@ def test_an_operation_without_a_kernel_is_not_compared() -> None:
     with trace() as recorded:
         F.exp(tv.tensor([1.0]))
     assert comparisons_of(recorded) == []
+
+
+@pytest.mark.parametrize("mask", [~np.eye(7, dtype=bool), np.zeros((7, 7), bool)], ids=["others", "none"])
+def test_attention_with_a_mask_is_not_compared(mask: np.ndarray) -> None:
+    x = tv.tensor(RNG.standard_normal((1, 2, 7, 4)), requires_grad=True)
+    with trace() as recorded:
+        F.scaled_dot_product_attention(x, x, x, attn_mask=mask).sum().backward()
+    assert comparisons_of(recorded) == []

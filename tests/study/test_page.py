@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peers import peer
 from study_page import Page, digits, holds
 
 import tinyvit as tv
@@ -114,6 +115,7 @@ def test_each_gradient_leads_back_to_the_loss() -> None:
 
 def test_the_result_of_a_fused_kernel_is_shown_beside_that_of_the_rule() -> None:
     x = tv.tensor(np.random.default_rng(0).standard_normal((3, 8), np.float32), requires_grad=True)
+    peer("numba")
     with tv.use_kernels("numba"), trace() as recorded:
         F.softmax(x)[:, 3].sum().backward()
     page = Page(page_of(recorded))

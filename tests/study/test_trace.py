@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peers import peer
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -141,6 +142,7 @@ def test_memory_that_several_operations_save_counts_once_and_until_the_last_of_t
 def test_an_entry_names_the_kernel_that_served_it() -> None:
     assert {e.kernel for e in traced()[0]} == {"plain"}
     x = tv.tensor([[1.0, 2.0]], requires_grad=True)
+    peer("numba")
     with tv.use_kernels("numba"), trace() as recorded:
         F.exp(F.softmax(x))
         with tv.no_grad():
@@ -345,3 +347,12 @@ def test_a_trace_records_its_own_thread_only() -> None:
         other.join()
         compute()
     assert len(recorded) == 1
+
+
+def test_a_small_matrix_is_printed_as_rows() -> None:
+    with trace() as recorded, tv.use_kernels("numpy"):
+        F.exp(tv.tensor([[0.0, 1.0], [-2.0, 0.5]], requires_grad=True)).sum().backward()
+    lines = recorded.text("exp").splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("   x: x float32[2, 2]"))
+    assert [line.split() for line in lines[at + 1 : at + 3]] == [["0", "1"], ["-2", "0.5"]]
+    assert "in all" not in recorded.text("exp")

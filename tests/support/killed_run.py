@@ -112,7 +112,8 @@ def main(arguments: list[str], kernels: str, death: dict[str, Any]) -> None:
 
     scenes.TRAIN_SCENES, scenes.TEST_SCENES = 40, 12
     moving.COUNTS = {"train": 40, "test": 20}
-    tinyvit.run.loop.draw_curves = lambda path, title, metrics: atomic_write(Path(path), b"curves")
+    tinyvit.run.loop.draw_curves = lambda path, *_: atomic_write(Path(path), b"curves")
+    tinyvit.run.results.draw_confusion = lambda path, *_: atomic_write(Path(path), b"confusion")
     plan(death)
     sys.argv = ["tinyvit", *arguments]
     with tv.use_kernels(kernels) if kernels != "auto" else nullcontext():

@@ -73,6 +73,14 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-5) -> Array
     return y
 
 
+def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
+    y = np.empty_like(x)
+    for place in np.ndindex(x.shape[:-1]):
+        row = x[place]
+        y[place] = row / math.sqrt(total(row**2) / len(row) + eps) * weight
+    return y
+
+
 def add_layer_norm(x: Array, residual: Array, weight: Array, bias: Array, eps: float = 1e-5) -> tuple[Array, Array]:
     return x + residual, layer_norm(x + residual, weight, bias, eps)
 
@@ -144,6 +152,16 @@ def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: Any, p
     bias = np.zeros(len(weight)) if bias is None else bias
     function = lambda w: [total((w * f).ravel()) + b for f, b in zip(weight, bias, strict=True)]  # noqa: E731
     return over_windows(x, weight.shape[2:], stride, padding, 0.0, function)
+
+
+def depthwise_conv(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """One channel at a time, as a convolution of images with one channel."""
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    channels = []
+    for c in range(x.shape[3]):
+        b = None if bias is None else bias[c : c + 1]
+        channels.append(conv2d(x[:, None, :, :, c], weight[c : c + 1], b, stride=(1, 1), padding=padding)[:, 0])
+    return np.stack(channels, axis=-1)
 
 
 def im2col(x: Array, kernel: Any, stride: Any, padding: Any, value: float = 0.0) -> Array:
@@ -270,7 +288,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "embedding": lambda weight, ids: stacked([weight[i] for i in ids.ravel()], weight.shape[1:]).reshape(
         (*ids.shape, *weight.shape[1:])
     ),
-    "im2col": im2col, "col2im": col2im, "conv2d": conv2d,
+    "depthwise_conv": depthwise_conv, "rms_norm": rms_norm, "im2col": im2col, "col2im": col2im, "conv2d": conv2d,
     "max_pool2d": lambda x, window, stride, padding: over_windows(
         x, window, stride, padding, -math.inf, lambda w: w.max(axis=(1, 2))
     ),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import tinyvit.run.loop
+import tinyvit.run.results
 from tinyvit.checkpoint import atomic_write
 from tinyvit.recipe import About, Data, Model, Recipe, Train
 from tinyvit.run.display import Display
@@ -29,7 +30,7 @@ def tiny_recipe(*assignments: str) -> Recipe:
     """Return a recipe of two epochs with six steps each, changed by `assignments`."""
     return Recipe(
         about=About(),
-        data=Data(name="digits", batch_size=240),
+        data=Data(name="digits", batch_size=240, validation=0),
         model=Model(patch_size=4, dim=8, depth=1, heads=2, pool="mean"),
         train=Train(epochs=2, lr=1e-2, warmup_epochs=0.5),
     ).override(assignments)
@@ -51,7 +52,8 @@ class Watch(Display):
 def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Change to `folder` for a test, and draw no curves, which would take as long as the rest of a tiny run."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(tinyvit.run.loop, "draw_curves", lambda path, title, metrics: atomic_write(path, b"curves"))
+    monkeypatch.setattr(tinyvit.run.loop, "draw_curves", lambda path, *_: atomic_write(path, b"curves"))
+    monkeypatch.setattr(tinyvit.run.results, "draw_confusion", lambda path, *_: atomic_write(path, b"confusion"))
 
 
 def sha256(folder: Path) -> str:

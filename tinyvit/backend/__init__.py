@@ -3,7 +3,7 @@
 Everything above asks for arrays in terms of a device name ("cpu") and a `Namespace`; nothing above imports an array
 library other than NumPy.
 
-Order: files, terminal, process, devices, arrays, random.
+Order: files, pages, terminal, html, process, devices, arrays, random, group.
 """
 
 from .arrays import (
@@ -30,6 +30,7 @@ from .devices import (
     gpu,
     is_capturing,
     is_on_gpu,
+    is_stand_in,
     on_one_device,
     select_gpu_of,
     set_default_device,
@@ -38,7 +39,8 @@ from .devices import (
     to_device_of,
     to_host,
 )
-from .process import keep_freed_memory, limit_threads, product_threads, products_in_one_thread
+from .group import Group, Stopped, Sum, current_group, set_current_group
+from .process import keep_freed_memory, limit_threads, product_libraries, product_threads, products_in_one_thread
 from .random import Generator, default_generator, manual_seed
 
 __all__ = [
@@ -47,13 +49,17 @@ __all__ = [
     "NUMPY",
     "Array",
     "Generator",
+    "Group",
     "Namespace",
+    "Stopped",
+    "Sum",
     "address_of",
     "allow_tf32",
     "as_array",
     "can_capture_products",
     "check_device",
     "copy_of",
+    "current_group",
     "default_device",
     "default_generator",
     "device_of",
@@ -62,15 +68,18 @@ __all__ = [
     "is_capturing",
     "is_floating",
     "is_on_gpu",
+    "is_stand_in",
     "keep_freed_memory",
     "limit_threads",
     "manual_seed",
     "namespace_of",
     "narrowed",
     "on_one_device",
+    "product_libraries",
     "product_threads",
     "products_in_one_thread",
     "select_gpu_of",
+    "set_current_group",
     "set_default_device",
     "shortcomings",
     "to_device",

@@ -40,7 +40,8 @@ def narrowed(array: Array, dtype: Any) -> Array:
 
 def widened(array: Any) -> Any:
     """Return a floating `array` of 16 bits in float32, and anything else as it is."""
-    is_narrow = hasattr(array, "dtype") and array.dtype.itemsize == 2 and is_floating(array)
+    dtype = getattr(array, "dtype", None)
+    is_narrow = dtype is not None and dtype.itemsize == 2 and is_floating(array)
     return array.astype(np.float32) if is_narrow else array
 
 

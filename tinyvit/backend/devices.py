@@ -93,6 +93,11 @@ def is_on_gpu(array: Array) -> bool:
     return type(array) is not np.ndarray and type(array).__module__.partition(".")[0] == "cupy"
 
 
+def is_stand_in(array: Array) -> bool:
+    """Return whether this stands for an array of a model that is being frozen (`tinyvit.program`): it has no values."""
+    return hasattr(type(array), "check_later")
+
+
 def to_device(array: Array, device: str) -> Array:
     """Return `array` on `device`; the same array if it is there."""
     if device == "cpu":

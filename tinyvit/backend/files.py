@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -80,3 +82,22 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {MAX_DEPTH} times")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty folder to write to, which gets its name `path` at the end: it is complete, or it is not there.
+
+    Raises OSError, also if `path` exists and is not an empty folder.
+    """
+    target = Path(path)
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise OSError(errno.EEXIST, "it exists and is not an empty folder; give the name of a new one", str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        ready = Path(scratch) / "folder"
+        ready.mkdir()
+        yield ready
+        if target.is_dir():
+            target.rmdir()
+        ready.rename(target)

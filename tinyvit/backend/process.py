@@ -44,6 +44,13 @@ def product_threads() -> int:
     return max(counts, default=1)
 
 
+def product_libraries() -> str:
+    """Return the libraries that multiply matrices for NumPy: names, versions, and the processor each is made for."""
+    found = _libraries().select(user_api="blas").info()
+    parts = ("internal_api", "version", "architecture")
+    return ", ".join(sorted({" ".join(str(library.get(part) or "") for part in parts) for library in found}))
+
+
 @contextmanager
 def products_in_one_thread() -> Iterator[None]:
     """Within this block, have NumPy's matrix products use one thread, so that their bits are the same everywhere."""

@@ -43,15 +43,26 @@ class Generator:
         finally:
             self._on_device = None
 
+    @contextmanager
+    def starting_at(self, offset: int) -> Iterator[None]:
+        """Within this block, draw the numbers from `offset` on; after it, go on as if they had not been drawn."""
+        before, self.offset = self.offset, offset
+        try:
+            yield
+        finally:
+            self.offset = before
+
     def numpy(self) -> np.random.Generator:
         """Return a NumPy generator that serves one draw (initial weights, sampling)."""
         seed, offset = self.draw()
         return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, offset]))
 
     def state_dict(self) -> dict[str, int]:
+        """Return the seed, and how many numbers have been drawn."""
         return {"seed": self.seed, "offset": self.offset}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a state that `state_dict` returned. Raises ValueError if it is none."""
         if not (0 <= state["seed"] < 2**63 and 0 <= state["offset"] < 2**63):
             raise ValueError(f"seed is {state['seed']} and offset {state['offset']}; both must be in [0, 2**63)")
         self.seed, self.offset = int(state["seed"]), int(state["offset"])

@@ -1,32 +1,17 @@
-"""Image data sets by name: their classes and statistics, and how they are loaded into memory."""
+"""Image data sets: their samples and batches, their classes and statistics, and parts of them."""
 
 import hashlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, log
-from .digits import read_digits
-from .download import fetch
-from .formats import damaged, read_cifar, read_cifar_archive, read_idx
-from .image_files import (
-    IMAGE_SUFFIXES,
-    class_folders,
-    files_beside,
-    find_images,
-    listed,
-    listed_files,
-    read_files,
-    warn_of_left_out,
-)
-from .images import read_image
-from .moving import MOTIONS, SWEEPS, chirps, motion
-from .sources import DATASET_NAMES, SOURCES, check_name, find, find_part
+from ..errors import DataError
+from .disk import DiskImages, digest
+from .moving import MOTIONS, SWEEPS
+from .preprocessing import Resize
 
 SPLITS = ("train", "test")
 
@@ -44,7 +29,6 @@ CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 # Data sets whose labels tell left from right, so that images must not be mirrored.
 HANDED = ("motion", "chirps", "scenes-questions")
-_WITHOUT_DOWNLOAD = {"digits": read_digits, "motion": motion, "chirps": chirps}
 _DIGITS = tuple("0123456789")
 _CIFAR_100 = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -78,6 +62,7 @@ class Batch:
     images : float32 (B, C, H, W), optional
         Normalized, C-contiguous; (B, T, C, H, W) of videos; None if the data set has no images.
     labels : int64 (B,), or token ids (B, M) if the labels are texts
+        Probabilities, float32 (B, K), if images of K classes are mixed, see `tinyvit.data.Mix`.
     index : int
         The number of the batch in the epoch, from 0.
     texts : int64 (B, N), optional
@@ -89,7 +74,7 @@ class Batch:
     """
 
     images: NDArray[np.float32] | None
-    labels: NDArray[np.int64]
+    labels: Any
     index: int
     texts: NDArray[np.int64] | None = None
     image_of: NDArray[np.int64] | None = None
@@ -100,15 +85,37 @@ class Batch:
         """The image of each sample (B, C, H, W), repeated where samples share it; None if there are no images."""
         return self.images if self.images is None or self.image_of is None else self.images[self.image_of]
 
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ShardedBatch:
+    """A batch that is divided into shards, as far as one process needs it.
+
+    Attributes
+    ----------
+    parts : batches by the number of the shard. Shards without a sample are left out.
+    count : the number of samples in all shards, also those of other processes.
+    index : the number of the batch in the epoch, from 0.
+    """
+
+    parts: dict[int, Batch]
+    count: int
+    index: int
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a data set, in memory.
+    """One split of a data set.
 
     Attributes
     ----------
     name, split : str
     images : uint8 (n, C, H, W), or (n, T, C, H, W) of videos
+        An array, or `DiskImages`, which are read as they are needed.
     labels : int64 (n,)
         Indices into `classes`.
     classes : tuple of str
@@ -116,16 +123,22 @@ class Dataset:
         Of each channel, for pixels in 0..1; the same numbers for both splits.
     files : tuple of str
         The file of each image, if each has its own; else empty.
+    resize : Resize, optional
+        The rule by which the images were resized, if not by that of `tinyvit.data.images`.
+    sound : (rate, seconds, converts)
+        If the images are spectrograms of sounds, see `tinyvit.data.waves.WaveReader`; else empty.
     """
 
     name: str
     split: str
-    images: NDArray[np.uint8]
+    images: Any
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     files: tuple[str, ...] = ()
+    resize: Resize | None = None
+    sound: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
@@ -147,6 +160,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.images.shape[1:]))
+        return f"Dataset({self.name}, {self.split}: {len(self):,} images of {shape}, {len(self.classes)} classes)"
+
     def first(self, count: int) -> "Dataset":
         """Return the data set reduced to its first `count` images."""
         return self.chosen(np.arange(min(count, len(self))))
@@ -154,7 +171,8 @@ class Dataset:
     def chosen(self, indices: NDArray[np.int64]) -> "Dataset":
         """Return the data set reduced to the images with these indices."""
         files = tuple(self.files[i] for i in indices) if self.files else ()
-        return replace(self, images=self.images[indices], labels=self.labels[indices], files=files)
+        images = self.images.chosen(indices) if isinstance(self.images, DiskImages) else self.images[indices]
+        return replace(self, images=images, labels=self.labels[indices], files=files)
 
     def sample(self, count: int, seed: int = 0) -> "Dataset":
         """Return a random sample of `count` images that has some of every class, in the order of the data set.
@@ -179,7 +197,8 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """Return a checksum of all images and labels."""
-        return checksum(self.images, self.labels)
+        on_disk = isinstance(self.images, DiskImages)
+        return checksum(self.images.digests if on_disk else self.images, self.labels)
 
     def with_equal_batches(self, size: int) -> "Dataset":
         """Return the data set with batches of `size` samples that all have the same shape, as a CUDA graph needs.
@@ -202,10 +221,17 @@ def checksum(*arrays: NDArray) -> str:
     return found.hexdigest()
 
 
-def equal_images(dataset: Dataset, other: Dataset) -> list[tuple[int, int]]:
-    """Return the pairs of indices of equal images in `dataset` and in `other`, one for each of `other`."""
-    place = {image.tobytes(): i for i, image in enumerate(dataset.images)}
-    return [(place[key], i) for i, image in enumerate(other.images) if (key := image.tobytes()) in place]
+def equal_images(images: Any, other: Any) -> list[tuple[int, int]]:
+    """Return the pairs of indices of equal images in `images` (n, C, H, W) and in `other`, one for each of `other`."""
+    place = {key: i for i, key in enumerate(_digests(images))}
+    return [(place[key], i) for i, key in enumerate(_digests(other)) if key in place]
+
+
+def _digests(images: Any) -> list[bytes]:
+    """Return a checksum of each image."""
+    if isinstance(images, DiskImages):
+        return [row.tobytes() for row in images.digests]
+    return [digest(image).tobytes() for image in images]
 
 
 def sample_indices(groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -238,133 +264,21 @@ def normalize(images: NDArray, mean: tuple[float, ...], std: tuple[float, ...]) 
     return normalized
 
 
-def dataset_names() -> tuple[str, ...]:
-    """Return the names of all data sets, without ``folder:PATH``."""
-    return DATASET_NAMES
+def first_of_each(groups: NDArray[np.int64], order: Sequence[int] | NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    """Choose `count` elements of `groups` (n,), in the given order; each group has its share, and keeps one element.
 
-
-def load_dataset(name: str, split: str, *, image_size: int | None = None) -> Dataset:
-    """Load one split of a data set, which is downloaded first if it is not on disk.
-
-    Parameters
-    ----------
-    name : str
-        One of `dataset_names`, or ``folder:PATH`` for your own images (see `image_folder`).
-    split : {"train", "test"}
-    image_size : int, optional
-        Height and width in pixels, for a folder; the images of all other data sets have a fixed size.
-
-    Raises
-    ------
-    DataError
-        If the name is unknown, or the data is damaged, missing or cannot be downloaded.
+    Shares are rounded by their largest remainders. Fewer are chosen where groups are too small.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; a data set has the splits 'train' and 'test'")
-    if name.startswith("folder:"):
-        return image_folder(name.removeprefix("folder:"), split, image_size=image_size)
-    check_name(name)
-    if name not in CLASSES:
-        raise DataError(f"{name} has texts, not classes: it is for recipes with another task.kind than classify")
-    if name in _WITHOUT_DOWNLOAD:
-        images, labels = _WITHOUT_DOWNLOAD[name](split)
-    elif name.startswith("cifar"):
-        images, labels = _read_cifar(name, find(name) or fetch(name), split)
-    else:
-        images, labels = _read_idx_pair(name, find(name) or fetch(name), split)
-    if image_size not in (None, images.shape[-1]):
-        raise DataError(f"image_size is {image_size}; the images of {name} have the size {images.shape[-1]}")
-    return Dataset(name, split, images, labels, CLASSES[name], *CHANNEL_STATISTICS[name])
-
-
-def image_folder(path: str | Path, split: str, *, image_size: int | None = None) -> Dataset:
-    """Load a data set of image files, ``PATH/<split>/<class>/<file>``.
-
-    The classes are the folders of ``PATH/train``, in alphabetical order; a class may have folders within it. Every
-    image becomes RGB of one size, by the rules of `tinyvit.data.images`. Files that are hidden, that are not images, or
-    that cannot be read are left out; a warning counts and names them.
-
-    Parameters
-    ----------
-    path : str or Path
-    split : {"train", "test"}
-    image_size : int, optional
-        Height and width in pixels; None if all files have the same size.
-
-    Raises
-    ------
-    DataError
-        If a folder is missing, if it has no image that can be read, if the test split has a class that the train split
-        lacks, or if the sizes differ.
-    """
-    root = Path(path)
-    classes = tuple(class_folders(root / "train"))
-    files: list[Path] = []
-    labels: list[int] = []
-    arrays: list[NDArray[np.uint8]] = []
-    left_out = files_beside(root / split)
-    folders = class_folders(root / split)
-    if unknown := [name for name in folders if name not in classes]:
-        others = f", as are {listed(unknown[1:])}" if unknown[1:] else ""
-        raise DataError(
-            f"{folders[unknown[0]]} is a class that {root / 'train'} lacks{others}; it has {listed(classes, 20)}"
-        )
-    for name, folder in folders.items():
-        found = find_images(folder)
-        good, pixels, broken = read_files(found.images, lambda file: read_image(file, 3, image_size))
-        if not good:
-            rest = [*broken, *found.left_out]
-            way = f"of its files none can be used: {listed_files(rest)}" if rest else "add some or remove it"
-            raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); {way}")
-        files, arrays, labels = files + good, arrays + pixels, labels + [classes.index(name)] * len(good)
-        left_out += [*broken, *found.left_out]
-    for file, array in zip(files, arrays, strict=True):
-        if array.shape != arrays[0].shape:
-            raise DataError(
-                f"{file} has the shape {array.shape} and {files[0]} {arrays[0].shape}; give image_size, which "
-                "resizes every image"
-            )
-    warn_of_left_out(root / split, left_out, len(files))
-    if missing := [name for name in classes if name not in folders]:
-        log.warning("%s has no images of the classes %s, so they are not measured", root / split, listed(missing))
-    mean, std = CHANNEL_STATISTICS["folder"]
-    paths = tuple(map(str, files))
-    return Dataset(f"folder:{path}", split, np.stack(arrays), np.array(labels, np.int64), classes, mean, std, paths)
-
-
-def _read_idx_pair(name: str, folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read images and labels in the format of MNIST."""
-    prefix, count = {"train": ("train", 60_000), "test": ("t10k", 10_000)}[split]
-    images_path, labels_path = (
-        _part(folder, f"{prefix}-{part}") for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    )
-    images = read_idx(images_path, name, (count, 28, 28))
-    labels = read_idx(labels_path, name, (count,))
-    return images[:, None], _checked(labels, labels_path, name)
-
-
-def _read_cifar(name: str, folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read CIFAR-10 or CIFAR-100 from its binary files, in parallel, or from the official archive."""
-    (remote,) = SOURCES[name].files
-    parts = [part for part in remote.parts if part.startswith("test") == (split == "test")]
-    records = (50_000 if split == "train" else 10_000) // len(parts)
-    label_bytes = 2 if name == "cifar-100" else 1
-    paths = [path for part in parts if (path := find_part(folder, part))]
-    if len(paths) == len(parts):
-        with ThreadPoolExecutor() as pool:
-            pieces = list(pool.map(lambda path: read_cifar(path, name, records, label_bytes), paths))
-    else:
-        paths = [folder / remote.name] * len(parts)
-        pieces = read_cifar_archive(paths[0], name, parts, records, label_bytes)
-    labels = [_checked(labels, path, name) for (_, labels), path in zip(pieces, paths, strict=True)]
-    return np.concatenate([images for images, _ in pieces]), np.concatenate(labels)
-
-
-def _part(folder: Path, part: str) -> Path:
-    return find_part(folder, part) or folder / f"{part}.gz"
-
-
-def _checked(labels: NDArray[np.uint8], path: Path, name: str) -> NDArray[np.int64]:
-    if labels.max() >= len(CLASSES[name]):
-        raise damaged(path, name, f"holds the label {labels.max()}, but has {len(CLASSES[name])} classes")
-    return labels.astype(np.int64)
+    sizes, count = np.bincount(groups), min(count, len(groups))
+    shares = count * sizes / max(1, len(groups))
+    most = np.maximum(sizes - 1, 0)
+    quota = np.minimum(np.floor(shares).astype(np.int64), most)
+    for group in np.argsort(quota - shares, kind="stable"):
+        if quota.sum() < count and quota[group] < most[group]:
+            quota[group] += 1
+    chosen = np.zeros(len(groups), np.bool_)
+    for i in order:
+        if quota[groups[i]] > 0:
+            chosen[i] = True
+            quota[groups[i]] -= 1
+    return chosen

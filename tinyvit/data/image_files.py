@@ -14,8 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.files import open_file
 from ..errors import DataError, log
 
+# The suffixes that images usually have: a file that has one, but is no image, is one that is broken.
 IMAGE_SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf"),
     *(".jpg", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
@@ -31,7 +33,7 @@ class LeftOut(NamedTuple):
 
 
 class FoundFiles(NamedTuple):
-    """The files of a folder that are named as images, in the order of their paths, and all others."""
+    """The files of a folder that are images (or sounds), in the order of their paths, and all others."""
 
     images: list[Path]
     left_out: list[LeftOut]
@@ -39,9 +41,24 @@ class FoundFiles(NamedTuple):
 
 def find_images(folder: Path) -> FoundFiles:
     """Return the image files in `folder` and in all folders below it. Raises DataError if it cannot be listed."""
+    return find_files(folder, _judged, IMAGE_SUFFIXES)
+
+
+def _judged(path: Path) -> str:
+    """Return the reason why a file is not used, or nothing."""
+    if (kind := kind_of(path)) == "HEIC":
+        return "HEIC, which Pillow does not read: save it as JPEG or PNG"
+    return "" if kind or path.suffix.lower() in IMAGE_SUFFIXES else "not an image"
+
+
+def find_files(folder: Path, judged: Callable[[Path], str], suffixes: tuple[str, ...]) -> FoundFiles:
+    """Return the files in `folder` and in all folders below it for which `judged` returns no reason to leave them out.
+
+    Hidden files are named if they have one of the suffixes. Raises DataError if a folder cannot be listed.
+    """
     found = FoundFiles([], [])
     try:
-        _search(folder, (), found)
+        _search(folder, (), found, judged, suffixes)
     except OSError as error:
         raise DataError(
             f"{error.filename or folder} cannot be listed ({error.strerror}): check its permissions"
@@ -49,31 +66,68 @@ def find_images(folder: Path) -> FoundFiles:
     return found
 
 
-def _search(folder: Path, above: tuple[str, ...], found: FoundFiles) -> None:
+def _search(
+    folder: Path, above: tuple[str, ...], found: FoundFiles, judged: Callable[[Path], str], suffixes: tuple[str, ...]
+) -> None:
     """Add the files below `folder` to `found`; `above` are the real paths of the folders that led here."""
     real = os.path.realpath(folder)
     if real in above:
         found.left_out.append(LeftOut(folder, "a link to a folder that contains it"))
         return
     for entry in sorted(folder.iterdir()):
-        is_image = entry.suffix.lower() in IMAGE_SUFFIXES
         if entry.name.startswith("."):
-            if is_image and not entry.name.startswith("._"):  # the Finder of macOS writes "._" files
+            if entry.suffix.lower() in suffixes and not entry.name.startswith(
+                "._"
+            ):  # the Finder of macOS writes "._" files
                 found.left_out.append(LeftOut(entry, "hidden"))
         elif entry.is_dir():
-            _search(entry, (*above, real), found)
-        elif not is_image:
-            found.left_out.append(LeftOut(entry, "not named as an image"))
+            _search(entry, (*above, real), found, judged, suffixes)
         elif not entry.is_file():
             found.left_out.append(LeftOut(entry, "not a file" if entry.exists() else "a broken link"))
+        elif reason := judged(entry):
+            found.left_out.append(LeftOut(entry, reason))
         else:
             found.images.append(entry)
 
 
-def read_files(
-    files: Sequence[Path], read: Callable[[Path], NDArray[np.uint8]]
-) -> tuple[list[Path], list[NDArray[np.uint8]], list[LeftOut]]:
-    """Read files in parallel: return those that `read` can read, their pixels, and those where it raises DataError."""
+_BEGINNINGS = {  # of files, by the names of their formats
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "JPEG2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+}
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1"), "HEIC")
+
+
+def kind_of(path: Path) -> str:
+    """Return the format of an image file by its first bytes, whatever its name; empty if it is none that is known."""
+    try:
+        with open_file(path) as file:
+            head = file.read(32)
+    except OSError:
+        return ""
+    for kind, beginnings in _BEGINNINGS.items():
+        if head.startswith(beginnings):
+            return kind
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12], "")
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0" and head[15:18] == b"\0\0\0":
+        return "BMP"
+    if (
+        head[:1] == b"P"
+        and head[1:2] in b"123456"
+        and head[2:3].isspace()
+        and (head[3:4].isdigit() or head[3:4] == b"#")
+    ):
+        return "PPM"
+    return ""
+
+
+def or_left_out(read: Callable[[Path], NDArray[np.uint8]]) -> Callable[[Path], NDArray[np.uint8] | LeftOut]:
+    """Return a function that does what `read` does, but returns the reason where that raises DataError."""
 
     def attempt(file: Path) -> NDArray[np.uint8] | LeftOut:
         try:
@@ -81,8 +135,15 @@ def read_files(
         except DataError as error:
             return LeftOut(file, str(error).removeprefix(f"{file} "))
 
+    return attempt
+
+
+def read_files(
+    files: Sequence[Path], read: Callable[[Path], NDArray[np.uint8]]
+) -> tuple[list[Path], list[NDArray[np.uint8]], list[LeftOut]]:
+    """Read files in parallel: return those that `read` can read, their pixels, and those where it raises DataError."""
     with ThreadPoolExecutor() as pool:
-        results = list(zip(files, pool.map(attempt, files), strict=True))
+        results = list(zip(files, pool.map(or_left_out(read), files), strict=True))
     good = [(file, result) for file, result in results if not isinstance(result, LeftOut)]
     left_out = [result for _, result in results if isinstance(result, LeftOut)]
     return [file for file, _ in good], [pixels for _, pixels in good], left_out
@@ -102,9 +163,9 @@ def warn_of_left_out(folder: Path, left_out: Sequence[LeftOut], count: int) -> N
         )
 
 
-def listed_files(left_out: Sequence[LeftOut]) -> str:
+def listed_files(left_out: Sequence[LeftOut], most: int = _NAMED) -> str:
     """Return the first of these files with their reasons, and the number of the others."""
-    return listed([f"{path} ({reason})" for path, reason in left_out])
+    return listed([f"{path} ({reason})" for path, reason in left_out], most)
 
 
 def listed(names: Sequence[str], most: int = _NAMED) -> str:
@@ -120,7 +181,9 @@ def class_folders(folder: Path) -> dict[str, Path]:
     Raises DataError if there are none, or if two names are the same text.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; the layout is PATH/train/<class>/<file>, PATH/test/...")
+        raise DataError(
+            f"{folder} is not a folder; the layout is PATH/<class>/<file>, or PATH/train/<class>/<file>, PATH/test/..."
+        )
     folders: dict[str, Path] = {}
     for entry in filter(Path.is_dir, _visible(folder)):
         name = same_form(entry.name)
@@ -128,7 +191,9 @@ def class_folders(folder: Path) -> dict[str, Path]:
             raise DataError(f"{folder} has the class {name!r} twice, in two forms of Unicode; merge the two folders")
         folders[name] = entry
     if not folders:
-        raise DataError(f"{folder} holds no folders; each class must be a folder of images in it")
+        raise DataError(
+            f"{folder} holds no folders; the layout is PATH/<class>/<file>, or PATH/train/<class>/<file>, PATH/test/..."
+        )
     return dict(sorted(folders.items()))
 
 
@@ -140,7 +205,7 @@ def same_form(name: str) -> str:
 def files_beside(folder: Path) -> list[LeftOut]:
     """Return the image files that lie in `folder` itself, where only folders of classes belong."""
     files = (entry for entry in _visible(folder) if entry.is_file())
-    return [LeftOut(file, "in no class") for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    return [LeftOut(file, "in no class") for file in files if file.suffix.lower() in IMAGE_SUFFIXES or kind_of(file)]
 
 
 def _visible(folder: Path) -> list[Path]:

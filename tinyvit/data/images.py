@@ -13,7 +13,8 @@ Channels
     Colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B); grey becomes colour by repetition.
 Size
     The largest centred square is cut out and resized, bilinear and antialiased; an image of the right size is not
-    changed. The orientation tag of a camera is obeyed. Of an animation, the first frame is read.
+    changed. A pretrained model has a rule of its own, see `preprocessing`. The orientation tag of a camera is obeyed.
+    Of an animation, the first frame is read.
 """
 
 import threading
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from ..backend.files import MAX_IMAGE_BYTES, MAX_PIXELS, open_file
 from ..errors import DataError
+from .preprocessing import Resize
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 # Pillow's names of the formats of `image_files.IMAGE_SUFFIXES`. It knows others that start programs (EPS starts
 # Ghostscript), or that few people have looked at.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
+Size = int | tuple[int, int] | None  # a side, or height and width in pixels; None keeps those of an image
 _SIXTEEN_BITS_IN_32 = ("PPM", "PNG")  # those whose 16-bit values Pillow may give as 32-bit integers
 _FAINT = 16  # the largest difference of values, of 255, that does not show a shape
 _opening = threading.Lock()  # the filters of warnings belong to all threads
@@ -84,15 +87,26 @@ def open_image(path: str | Path) -> Iterator["Image.Image"]:
         raise DataError(f"{path} cannot be read as an image: {reason}") from error
 
 
-def read_image(path: str | Path, channels: int, size: int | None = None) -> NDArray[np.uint8]:
+def is_grey(path: str | Path) -> bool:
+    """Return whether a file holds a grey image, by its header; also for a file that cannot be read as an image."""
+    try:
+        with open_image(path) as image:
+            return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+    except DataError:
+        return True
+
+
+def read_image(path: str | Path, channels: int, size: Size = None, resize: Resize | None = None) -> NDArray[np.uint8]:
     """Read an image file.
 
     Parameters
     ----------
     path : str or Path
     channels : {1, 3}
-    size : int, optional
+    size : int or (height, width), optional
         Height and width of the result in pixels; None keeps those of the file.
+    resize : Resize, optional
+        The rule by which the image is brought to `size`; by default that of this module.
 
     Returns
     -------
@@ -103,18 +117,81 @@ def read_image(path: str | Path, channels: int, size: int | None = None) -> NDAr
     DataError
         If the file is missing, not an image, truncated, or has more than 50 million pixels.
     """
-    from PIL import Image, ImageOps
-
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}; an image has 1 (grey) or 3 (RGB)")
+    return _fitted(converted(path, channels), channels, size, resize)
+
+
+def fitted(pixels: NDArray[np.uint8], channels: int, size: tuple[int, int], resize: Resize) -> NDArray[np.uint8]:
+    """Bring the pixels of an image, uint8 (C, H, W), to another number of channels and `size` (height, width)."""
+    from PIL import Image
+
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    array = np.asarray(resize(picture.convert("L" if channels == 1 else "RGB"), size))
+    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+def converted(path: str | Path, channels: int) -> "Image.Image":
+    """Open an image file, upright and with 8-bit pixels of 1 or 3 channels, in its own size. Raises DataError."""
+    from PIL import ImageOps
+
     with open_image(path) as image:
         image.load()
         with _warnings_are_errors():
             image.getexif()
         kind = image.format  # a transposed image has none
-        pixels = _to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB", kind)
-    if size is not None and pixels.size != (size, size):
-        pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
+        return _to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB", kind)
+
+
+def pixels_of(
+    image: "str | Path | NDArray | Image.Image", channels: int, size: Size = None, resize: Resize | None = None
+) -> NDArray[np.uint8]:
+    """Return the pixels of a file, an array or a Pillow image, by the rules of `read_image`, uint8 (C, H, W).
+
+    An array is uint8, or floating from 0 to 1, with the shape (H, W), (H, W, C) or (C, H, W), and has 1, 3 or 4 (RGBA)
+    channels. Raises DataError.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(image, str | Path):
+        return read_image(image, channels, size, resize)
+    given = _image_of(image) if isinstance(image, np.ndarray) else image
+    if not isinstance(given, Image.Image):
+        raise DataError(f"an image is {type(image).__name__}; give the path of a file, an array or a Pillow image")
+    try:
+        pixels = _to_mode(ImageOps.exif_transpose(given), "L" if channels == 1 else "RGB", given.format)
+    except (ValueError, OSError) as error:
+        raise DataError(f"the image cannot be used: {error}") from error
+    return _fitted(pixels, channels, size, resize)
+
+
+def _image_of(array: NDArray) -> "Image.Image":
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)) or not array.size:
+        raise DataError(f"an image has the shape {array.shape}; it must be (H, W), (H, W, C) or (C, H, W)")
+    if np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise DataError(
+            f"an image is {array.dtype} with values from {array.min()} to {array.max()}; it must be uint8, or floating "
+            "from 0 to 1"
+        )
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array))
+
+
+def _fitted(pixels: "Image.Image", channels: int, size: Size, resize: Resize | None) -> NDArray[np.uint8]:
+    """Bring an image to a size by the rule `resize`, or by cutting out and resizing the largest centred part of it."""
+    from PIL import Image, ImageOps
+
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if resize is not None:
+            pixels = resize(pixels, (height, width))
+        elif pixels.size != (width, height):
+            pixels = ImageOps.fit(pixels, (width, height), Image.Resampling.BILINEAR)
     array = np.asarray(pixels)
     return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
 

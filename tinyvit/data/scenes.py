@@ -147,6 +147,35 @@ def _drawn(scenes: Sequence[Scene]) -> NDArray[np.float32]:
     return np.rint(images).clip(0, 255)
 
 
+def masks(scenes: Sequence[Scene]) -> NDArray[np.uint8]:
+    """Return which thing of its scene each pixel shows, (n, 48, 48): 0 for none, 1 for the first thing ...
+
+    A pixel shows the thing that covers at least half of it. Drawn by the same rules as the images.
+    """
+    shown = np.zeros((len(scenes), GRID * CELL, GRID * CELL), np.uint8)
+    things = [(i, number, thing) for i, scene in enumerate(scenes) for number, thing in enumerate(scene, 1)]
+    for start in range(0, len(things), 1024):
+        some = things[start : start + 1024]
+        for (i, number, thing), cover in zip(some, _coverage([thing for _, _, thing in some])[0], strict=True):
+            top, left = thing.cell // GRID * CELL, thing.cell % GRID * CELL
+            shown[i, top : top + CELL, left : left + CELL][cover >= 0.5] = number
+    return shown
+
+
+_EXTENTS = {  # of each shape, in radii from its centre: left, top, right, bottom
+    "circle": (-1, -1, 1, 1),
+    "square": (-0.88, -0.88, 0.88, 0.88),
+    "triangle": (-0.85, -0.95, 0.85, 0.75),
+}
+
+
+def boxes(scene: Scene) -> NDArray[np.float32]:
+    """Return the smallest box around each thing, (things, 4): left, top, right and bottom edge in pixels."""
+    extents = np.array([_EXTENTS[thing.shape] for thing in scene])
+    radii = np.array([[SIZES[thing.size]] for thing in scene])
+    return (np.array([[thing.x, thing.y] * 2 for thing in scene]) + radii * extents).astype(np.float32)
+
+
 def _coverage(things: list[Thing]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the share of each pixel of its cell that a thing covers, and how light it is there, (n, 16, 16) each."""
     pixel = np.arange(CELL, dtype=np.float32) + 0.5

@@ -104,7 +104,9 @@ SOURCES = {
         ),
     ),
 }
-GENERATED = ("scenes-questions", "scenes-captions", "reverse", "motion", "chirps")  # from a seed, when they are loaded
+GENERATED = (  # from a seed, when they are loaded
+    *("scenes-questions", "scenes-captions", "scenes-shapes", "scenes-pairs", "canvas", "reverse", "motion", "chirps"),
+)
 DATASET_NAMES = ("digits", *SOURCES, *GENERATED)
 
 
@@ -117,7 +119,7 @@ def check_name(name: str) -> None:
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise DataError(
             f"there is no data set {name!r}: {hint}available: {', '.join(DATASET_NAMES)}, "
-            "and folder:PATH for your own images"
+            "and for your own data folder:PATH (images), sounds:PATH (.wav), csv:PATH (texts) or coco:PATH (boxes)"
         )
 
 

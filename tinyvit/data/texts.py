@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from ..errors import DataError
 from . import scenes
 from .archives import unpack
 from .datasets import SPLITS, Batch, checksum, normalize, sample_indices
+from .disk import DiskImages
 from .download import fetch
 from .formats import damaged
 from .images import read_image
@@ -20,7 +23,7 @@ from .tokenizer import CLS, END, PAD, START, Tokenizer, padded
 
 # Per-channel mean and standard deviation of the train splits. Normalizing puts the bright background near zero.
 _EASY_STATISTICS = (0.9043, 0.9054, 0.8965), (0.1938, 0.1871, 0.2058)
-_SCENE_STATISTICS = (0.8407, 0.8351, 0.8344), (0.1552, 0.1547, 0.1620)
+SCENE_STATISTICS = (0.8407, 0.8351, 0.8344), (0.1552, 0.1547, 0.1620)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,7 @@ class TextDataset:
     classes : tuple of str
         The answers; empty if texts are written.
     images : uint8 (m, C, H, W), or (0,) without images
+        An array, or `DiskImages`, which are read as they are needed.
     image_of : int64 (n,)
         The index of each sample's image.
     kinds, kind_of : tuple of str, int64 (n,)
@@ -48,6 +52,8 @@ class TextDataset:
         Kinds that do not count towards the accuracy of all samples.
     mean, std : tuple of float
         Of each channel, for pixels in 0..1; empty without images.
+    files : tuple of str
+        The file of each image, if each has its own; else empty.
     filled_to : int, optional
         The number of images to which batches are filled up; their texts then keep all columns. By default, batches have
         only the images and columns that they need.
@@ -59,13 +65,14 @@ class TextDataset:
     texts: NDArray[np.int64]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
-    images: NDArray[np.uint8]
+    images: Any
     image_of: NDArray[np.int64]
     kinds: tuple[str, ...]
     kind_of: NDArray[np.int64]
     apart: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    files: tuple[str, ...] = ()
     filled_to: int | None = None
 
     def __len__(self) -> int:
@@ -90,7 +97,8 @@ class TextDataset:
 
     def fingerprint(self) -> str:
         """Return a checksum of all texts, labels and images."""
-        return checksum(self.texts, self.labels, self.images, self.image_of)
+        pixels = self.images.digests if isinstance(self.images, DiskImages) else self.images
+        return checksum(self.texts, self.labels, pixels, self.image_of)
 
     def with_equal_batches(self, size: int) -> "TextDataset":
         """Return the data set with batches of `size` samples that all have the same shape, as a CUDA graph needs.
@@ -255,8 +263,8 @@ def _scene_questions(split: str) -> TextDataset:
         kinds=kinds,
         kind_of=np.array(kind),
         apart=kinds[2:],
-        mean=_SCENE_STATISTICS[0],
-        std=_SCENE_STATISTICS[1],
+        mean=SCENE_STATISTICS[0],
+        std=SCENE_STATISTICS[1],
     )
 
 
@@ -278,8 +286,8 @@ def _scene_captions(split: str) -> TextDataset:
         kinds=PAIR_KINDS,
         kind_of=(np.arange(count) >= len(parts.seen)).astype(np.int64),
         apart=PAIR_KINDS[1:],
-        mean=_SCENE_STATISTICS[0],
-        std=_SCENE_STATISTICS[1],
+        mean=SCENE_STATISTICS[0],
+        std=SCENE_STATISTICS[1],
     )
 
 
@@ -289,11 +297,18 @@ LETTERS = "abcdefghij"
 LONGEST = 10
 
 
-def _reverse(split: str) -> TextDataset:
-    """Generate rows of 3 to 10 letters, with repetitions, and the same rows reversed; no row is in both splits."""
+@cache
+def _rows_of_letters() -> tuple[str, ...]:
+    """Generate different rows of 3 to 10 letters, with repetitions."""
     rng = np.random.default_rng(20)
-    rows = dict.fromkeys(" ".join(LETTERS[i] for i in rng.integers(0, 10, rng.integers(3, 11))) for _ in range(24_000))
-    chosen = list(rows)[:1000] if split == "test" else list(rows)[1000:]
+    drawn = (rng.integers(0, len(LETTERS), rng.integers(3, LONGEST + 1)) for _ in range(24_000))
+    return tuple(dict.fromkeys(" ".join(LETTERS[i] for i in row) for row in drawn))
+
+
+def _reverse(split: str) -> TextDataset:
+    """Take rows of letters, and the same rows reversed; no row is in both splits."""
+    rows = _rows_of_letters()
+    chosen = rows[:1000] if split == "test" else rows[1000:]
     tokenizer = Tokenizer.build([" ".join(LETTERS)])
     return TextDataset(
         name="reverse",

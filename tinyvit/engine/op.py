@@ -54,8 +54,10 @@ class Op:
     narrow: ClassVar[tuple[str, ...]] = ()  # inputs that may be bfloat16 where the first is float32, on the CPU
     mixes: ClassVar[tuple[str, ...]]  # both
     # For the study page: letters of the axes of inputs and outputs, as in "x y: B N C", where "..." stands for leading
-    # axes and "|" separates alternatives; facts for monitoring; and what students are shown (functional/teaching.py).
+    # axes, "|" separates alternatives, and "usually" begins letters that hold in layers of this package only; facts for
+    # monitoring; and what students are shown (functional/teaching.py).
     letters: ClassVar[tuple[str, ...]] = ()
+    draws: ClassVar[str | None] = None  # the parameter that makes it draw random numbers, unless it is 0
     is_activation: ClassVar[bool] = False  # whether units of its output can be zero for every image
     attention_maps: ClassVar[tuple[str, ...]] = ()  # variables (B, H, N, S) of its gradient rule, to lay over an image
     fault: ClassVar[Any] = None  # a mistake to plant in its gradient rule

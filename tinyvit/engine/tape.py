@@ -93,14 +93,19 @@ class Arrivals:
 
     def __init__(self) -> None:
         self.leaves: dict[Any, tuple[Any, bool]] = {}  # the gradient, and whether nobody else holds its array
+        self.hooked: list[Any] = []  # leaves with hooks that have not been called yet
+        self._last_uses: dict[Any, int] | None = None  # of the leaves with hooks, in the entries yet to be visited
         self._outputs: dict[Node, list[Any]] = {}
         self._queue: list[tuple[int, Node]] = []
 
     def add(self, edge: Edge, gradient: Any, is_new: bool) -> None:
         """Add a gradient that arrives along `edge`. `is_new` says that nobody else holds its array."""
         if type(edge) is not tuple:
-            before = self.leaves.get(edge)
-            self.leaves[edge] = (gradient, is_new) if before is None else (before[0] + gradient, True)
+            leaf: Any = edge
+            before = self.leaves.get(leaf)
+            self.leaves[leaf] = (gradient, is_new) if before is None else (before[0] + gradient, True)
+            if before is None and leaf is not None and leaf.hooks:
+                self.hooked.append(leaf)
             return
         node, index = edge
         slots = self._outputs.get(node)
@@ -108,6 +113,23 @@ class Arrivals:
             slots = self._outputs[node] = [None] * node.arity
             heapq.heappush(self._queue, (-node.sequence, node))
         slots[index] = gradient if slots[index] is None else slots[index] + gradient
+
+    def call_hooks(self, sequence: int) -> None:
+        """Call the hooks of the leaves whose gradients no entry before number `sequence` adds to."""
+        if self._last_uses is None:
+            self._last_uses = {}
+            for node in _reached_from([(node, 0) for _, node in self._queue]):
+                leaves: list[Any] = [edge for edge in node.edges if edge is not None and type(edge) is not tuple]
+                for leaf in leaves:
+                    if leaf.hooks:
+                        self._last_uses[leaf] = min(node.sequence, self._last_uses.get(leaf, node.sequence))
+        waiting = []
+        for leaf in self.hooked:
+            if self._last_uses.get(leaf, sequence) < sequence:
+                waiting.append(leaf)
+            else:
+                self.leaves[leaf] = (_through(leaf.hooks, self.leaves[leaf][0]), False)
+        self.hooked = waiting
 
     def visit(self) -> Iterator[tuple[Node, list[Any]]]:
         """Yield each entry with the gradients of its outputs, latest first, so that no more of them can arrive."""
@@ -155,7 +177,8 @@ def walk_back(
     """Walk the tape back from `starts`, edges with their gradients, and return the gradient of every leaf reached.
 
     The flag beside a leaf's gradient says that nobody else holds its array. The gradients of `targets`, if given, are
-    noted there, and only what leads to one of them is visited.
+    noted there, and only what leads to one of them is visited. The hooks of a leaf are called as soon as its gradient
+    is complete, so that something can be done with it while the walk continues.
     """
     arrivals = Arrivals()
     for edge, gradient in starts:
@@ -179,10 +202,10 @@ def walk_back(
                     arrivals.add(edge, gradient, may_be_taken and _is_new(gradient, incoming, outgoing))
             if not (retain_graph or create_graph):
                 node.free()
-        leaves = {
-            leaf: (_through(leaf.hooks, gradient), False) if leaf.hooks else (gradient, is_new)
-            for leaf, (gradient, is_new) in arrivals.leaves.items()
-        }
+            if arrivals.hooked and targets is None:  # else entries may be left out, so that less is known
+                arrivals.call_hooks(node.sequence)
+        arrivals.call_hooks(0)
+        leaves = arrivals.leaves
         for leaf, (gradient, _) in leaves.items():
             if targets is not None:
                 targets.note(leaf, gradient)

@@ -56,11 +56,13 @@ class Tensor:
 
     # Its values
 
-    shape = property(lambda self: self.data.shape)
-    ndim = property(lambda self: self.data.ndim)
-    size = property(lambda self: self.data.size)
-    dtype = property(lambda self: self.data.dtype)
-    device = property(lambda self: backend.device_of(self.data))
+    shape = property(lambda self: self.data.shape, doc="The length of each axis.")
+    ndim = property(lambda self: self.data.ndim, doc="The number of axes.")
+    size = property(lambda self: self.data.size, doc="The number of elements.")
+    dtype = property(lambda self: self.data.dtype, doc="The dtype of the elements, as NumPy's.")
+    device = property(
+        lambda self: backend.device_of(self.data), doc="The device that holds the values: 'cpu' or 'cuda:0'."
+    )
 
     def numpy(self) -> np.ndarray:
         """Return the values as a NumPy array; on the CPU the live one, not a copy."""

@@ -12,16 +12,19 @@ from ..kernels.registry import PLAIN
 from . import methods, special  # noqa: F401  (operators of Tensor; erf for the array namespaces)
 from .activation import bias_gelu, gelu, log_softmax, relu, silu, softmax
 from .attention import join_heads, merge_heads, scaled_dot_product_attention, split_heads
+from .boxes import generalized_iou
 from .constants import ones_like, sign, stop_gradient, zeros_like
 from .convolution import avg_pool2d, col2im, conv2d, im2col, max_pool2d
+from .depthwise import depthwise_conv
 from .elementwise import abs, add, clip, divide, maximum, minimum, multiply, negative, power, subtract, where
 from .indexing import add_rows, embedding, index, index_add, index_put, take, take_rows
 from .linalg import einsum, linear, matmul
 from .loss import binary_cross_entropy_with_logits, contrastive_loss, cross_entropy, mse_loss
-from .normalization import add_layer_norm, layer_norm
+from .normalization import add_layer_norm, layer_norm, rms_norm
 from .patches import patches
 from .random import dropout, dropout_mask
 from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum_to_shape, var
+from .resizing import interpolate, pixel_shuffle
 from .shape import cast, concatenate, flip, pad, reshape, split, stack, swapaxes, to_device, transpose, unbind, zeros
 from .smooth import erf, exp, log, sigmoid, sqrt, tanh
 
@@ -42,6 +45,7 @@ __all__ = [
     "conv2d",
     "cross_entropy",
     "cumsum",
+    "depthwise_conv",
     "divide",
     "dropout",
     "dropout_mask",
@@ -51,10 +55,12 @@ __all__ = [
     "exp",
     "flip",
     "gelu",
+    "generalized_iou",
     "im2col",
     "index",
     "index_add",
     "index_put",
+    "interpolate",
     "join_heads",
     "layer_norm",
     "linear",
@@ -75,9 +81,11 @@ __all__ = [
     "ones_like",
     "pad",
     "patches",
+    "pixel_shuffle",
     "power",
     "relu",
     "reshape",
+    "rms_norm",
     "scaled_dot_product_attention",
     "sigmoid",
     "sign",

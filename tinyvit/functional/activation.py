@@ -40,7 +40,7 @@ class Relu(Op):
     """y = max(x, 0)        dx = dy where x > 0"""
 
     saves = ("out",)
-    letters = ("x out: B C y x",)
+    letters = ("x out: usually B C y x",)
     is_activation = True
     fault = Fault(
         right="xp.where(y > 0, dy, 0.0)",

@@ -33,6 +33,7 @@ class Attention(Op):
     saves = ("q", "k", "v", "bias", "out")
     copies = ("mask",)
     kernel = "attention"
+    draws = "dropout_p"
     letters = ("q out: B H N D", "k v: B H S D", "bias: B H N S | H N S | N S")
     attention_maps = ("p", "dp", "ds")
     fault = Fault(
@@ -251,6 +252,15 @@ def scaled_dot_product_attention(
     Returns
     -------
     out : (B, H, N, D); 0 for a query that may attend to nothing.
+
+    Notes
+    -----
+    A key that a query may not see, by a boolean mask or by is_causal, has the weight 0 for it. What its k holds does
+    not change out. NaN or infinity in its v, and for gradients in its k too, may turn results of that query and
+    gradients of keys into NaN, because 0 x NaN is NaN. Whether it does depends on the implementation, for some skip
+    hidden keys; a result that is not NaN is the one that zeros in their place would give. If padding may hold such
+    numbers, replace them: `F.where(seen, v, 0.0)`, and the same for k. A floating mask of -inf is added to the score,
+    so it does not hide a k that is NaN.
     """
     try:
         _check_heads(q, k, v)
@@ -272,6 +282,15 @@ def scaled_dot_product_attention(
         seed=seed,
         offset=offset,
     )
+
+
+def other_keys(q: Tensor, k: Tensor) -> Any:
+    """Return which keys are of another token than the query, bool (N, S) on their device.
+
+    q (B, H, N, D) are the last N of the S tokens of k (B, H, S, D).
+    """
+    count, keys, xp = q.shape[2], k.shape[2], namespace_of(k.data)
+    return xp.arange(keys) != xp.arange(keys - count, keys)[:, None]
 
 
 def attention_weights(

@@ -12,7 +12,7 @@ from .arguments import as_operand
 from .constants import constant
 from .samples import sample
 
-_IMAGES = ("x y out: B C y x",)
+_IMAGES = ("x y out: usually B C y x",)
 
 
 class Add(Op):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Namespace, is_on_gpu, to_host
+from ..backend import Array, Namespace, is_on_gpu, is_stand_in, to_host
 from ..engine import Op, Tensor
 from .arguments import as_operand, axis_index, integer, refuse_arguments
 from .constants import constant
@@ -214,7 +214,7 @@ def index(x: Tensor, key: Any) -> Tensor:
 def _numbers_of_rows(key: tuple[Any, ...], x: Tensor) -> Any:
     """The ids of the rows of x that a key picks, if it is one array of those; None if not, or on a GPU."""
     ids = key[0]
-    if len(key) > 1 or not _are_integers(key) or x.ndim < 2 or is_on_gpu(x.data) or is_on_gpu(ids):
+    if len(key) > 1 or not _are_integers(key) or x.ndim < 2 or is_on_gpu(x.data) or is_on_gpu(ids) or is_stand_in(ids):
         return None
     return ids if ids.size and ids.min() >= 0 and ids.max() < x.shape[0] else None
 
@@ -305,7 +305,15 @@ def embedding(ids: Any, weight: Tensor) -> Tensor:
     return Embedding.apply(weight, ids=values)
 
 
-def check_ids(what: str, ids: np.ndarray, count: int) -> None:
-    """Raise ValueError unless ids are in [0, count); those on a GPU are not looked at, which would wait for it."""
+def check_ids(what: str, ids: Any, count: int, ignored: int | None = None) -> None:
+    """Raise ValueError unless ids are in [0, count); those on a GPU are not looked at, which would wait for it.
+
+    The id `ignored` is always allowed. Ids that stand for an input of a program are checked each time when it runs.
+    """
+    if is_stand_in(ids):
+        ids.check_later(check_ids, what, ids, count, ignored)
+        return
+    if ignored is not None and not is_on_gpu(ids):
+        ids = ids[ids != ignored]
     if ids.size and not is_on_gpu(ids) and not (ids.min() >= 0 and ids.max() < count):
         raise ValueError(f"{what} go from {ids.min()} to {ids.max()}; they must be in [0, {count})")

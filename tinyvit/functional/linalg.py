@@ -51,7 +51,7 @@ class Linear(Op):
     saves = ("x for weight", "weight for x")
     kernel = "linear"
     masters = ("weight", "bias")
-    letters = ("weight: K C", "bias: K", "out: ... K")
+    letters = ("x: ... C", "weight: K C", "bias: K", "out: ... K")
     fault = Fault(
         right="db = xp.sum(rows, axis=0)",
         wrong="db = xp.mean(rows, axis=0)",

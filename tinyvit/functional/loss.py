@@ -188,7 +188,7 @@ def cross_entropy(
             f"cross_entropy: target has shape {values.shape}; for logits {logits.shape} it must be {logits.shape[:-1]}"
         )
     if not is_on_gpu(values):  # where to pick some of them is to wait for their number
-        check_ids("cross_entropy: target", values[values != ignore_index], logits.shape[-1])
+        check_ids("cross_entropy: target", values, logits.shape[-1], ignore_index)
     return CrossEntropy.apply(as_floating(logits), None, ids=values, **options)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import context
-from ..backend import as_array, namespace_of
+from ..backend import as_array
 from ..engine import Tensor
 from . import activation, elementwise, indexing, linalg, numpy_calls, reduction, shape, smooth
 from .arguments import is_sequence
@@ -66,7 +66,12 @@ def _compared(function: Callable[..., Any]) -> Callable[..., Tensor]:
 
 def _shaped(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Accept x.reshape(2, 3) as well as x.reshape((2, 3))."""
-    return lambda self, *shape: function(self, shape[0] if _is_one_sequence(shape) else shape)
+
+    def method(self: Tensor, *shape: Any) -> Tensor:
+        return function(self, shape[0] if _is_one_sequence(shape) else shape)
+
+    method.__doc__ = function.__doc__
+    return method
 
 
 def _is_one_sequence(arguments: tuple[Any, ...]) -> bool:
@@ -74,6 +79,7 @@ def _is_one_sequence(arguments: tuple[Any, ...]) -> bool:
 
 
 def _transposed(self: Tensor, *axes: Any) -> Tensor:
+    """The same elements with the axes in this order, in the opposite order by default. A view."""
     return shape.transpose(self, axes[0] if _is_one_sequence(axes) else axes or None)
 
 
@@ -92,7 +98,7 @@ def _to(self: Tensor, device_or_dtype: Any) -> Tensor:
 
 def _argmax(self: Tensor, axis: int | None = None) -> Tensor:
     """Return the index of the largest element along `axis`; a constant."""
-    return Tensor(namespace_of(self.data).asarray(self.data.argmax(axis=axis)))
+    return Tensor(self.data.argmax(axis=axis))
 
 
 def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Layer normalization, by itself and fused with the residual sum before it."""
+"""Layer normalization, by itself and fused with the residual sum before it, and RMS normalization."""
 
 import math
 from typing import Any
@@ -128,6 +128,50 @@ class AddLayerNorm(Op):
         yield sample((2, 1, 4), (2, 1, 4), (4,), (4,), eps=1e-3)
 
 
+class RmsNorm(Op):
+    """y = xhat w,  xhat = x rrms,  rrms = 1 / sqrt(mean(x^2) + eps)
+
+    g = dy w,  dx = rrms (g - xhat mean(g xhat)),  dw = sum(dy xhat)
+
+    (Zhang and Sennrich, Root mean square layer normalization, 2019, equation 4.)
+    """
+
+    autocast = "wide"
+    saves = ("x", "weight for x")
+    fault = Fault(
+        right="rrms * (g - xhat * xp.mean(g * xhat, axis=-1, keepdims=True))",
+        wrong="rrms * g",
+        mistake="the rule forgets that the root mean square of x depends on x",
+    )
+
+    @staticmethod
+    def forward(xp, x, weight, *, eps=1e-5):
+        return x * _inverse_rms(xp, x, eps) * weight
+
+    def backward(ctx, xp, dy):
+        x, weight = ctx.saved
+        rrms = _inverse_rms(xp, x, ctx.eps)
+        xhat = x * rrms
+        dx = None
+        # y = xhat * weight
+        dweight = xp.sum_to_shape(dy * xhat, x.shape[-1:])
+        if ctx.needs[0]:
+            g = dy * weight
+            # xhat = x * rrms, and rrms depends on x
+            dx = rrms * (g - xhat * xp.mean(g * xhat, axis=-1, keepdims=True))
+        return dx, dweight
+
+    @staticmethod
+    def samples():
+        yield sample((3, 5), (5,))
+        yield sample((2, 3, 4), (4,), eps=1e-3)
+
+
+def _inverse_rms(xp, x, eps):
+    """1 / sqrt(mean(x^2) + eps) of each row of x (..., C): (..., 1)."""
+    return 1 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
 # What users call ----------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +190,22 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, narro
         return LayerNorm.apply(x, weight, bias, eps=eps, **_narrowed("layer_norm", x, narrow))
     except AttributeError as error:
         refuse_arguments("layer_norm", error, {"x": x, "weight": weight, "bias": bias})
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """Divide the last axis of x (..., C) by its root mean square, then scale it by weight (C,).
+
+    `eps` is added to the mean square. (Zhang and Sennrich, 2019.)
+    """
+    eps = checked_eps("rms_norm: eps", eps)
+    try:
+        if x.ndim == 0 or weight.shape != x.shape[-1:]:
+            raise ValueError(
+                f"rms_norm: x has shape {x.shape} and weight {weight.shape}; they must be (..., C) and (C,)"
+            )
+        return RmsNorm.apply(x, weight, eps=eps)
+    except AttributeError as error:
+        refuse_arguments("rms_norm", error, {"x": x, "weight": weight})
 
 
 def add_layer_norm(

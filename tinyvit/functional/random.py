@@ -64,6 +64,7 @@ class Dropout(Op):
     """
 
     kernel = "dropout"
+    draws = "p"
 
     @staticmethod
     def forward(xp, x, *, p, seed, offset):

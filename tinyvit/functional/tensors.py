@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Generator, default_generator, is_floating, is_on_gpu, to_device_of
-from ..context import no_grad
+from ..backend import Generator, default_generator, is_floating, is_on_gpu, is_stand_in, to_device_of
+from ..context import no_draws, no_grad, now
 from ..engine import Tensor, tensor
 from .constants import constant
 from .normalization import checked_eps
@@ -18,15 +18,22 @@ __all__ = [
     "checked_eps",
     "constant",
     "default_generator",
+    "is_drawing",
     "is_floating",
+    "no_draws",
     "no_grad",
     "on_device_of",
     "tensor",
 ]
 
 
+def is_drawing() -> bool:
+    """Return whether new parameters get random values, which is so outside of `no_draws`."""
+    return now().drawing
+
+
 def on_device_of(array: Any, tensor: Tensor) -> Tensor:
     """Return an array as a constant on the device of `tensor`; a tensor is returned as it is."""
     if isinstance(array, Tensor):
         return array
-    return Tensor(to_device_of(array if is_on_gpu(array) else np.asarray(array), tensor.data))
+    return Tensor(to_device_of(array if is_on_gpu(array) or is_stand_in(array) else np.asarray(array), tensor.data))

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..functional.tensors import Tensor
 from ..nn import Module
+from ..nn.attention import select_rows
 from .text import TextDecoder
 from .vit import ViT
 
@@ -17,9 +18,12 @@ class Captioner(Module):
     def __init__(self, vision: ViT, decoder: TextDecoder) -> None:
         self.vision, self.decoder = vision, decoder
 
-    def encode(self, images: Any) -> tuple[Tensor, None]:
-        """Return what the decoder attends to: features of patches (B, S, dim), all of them visible."""
-        return self.vision.features(images), None
+    def encode(self, images: Any, image_of: Any = None) -> tuple[Tensor, None]:
+        """Return what the decoder attends to: features of patches (B, S, dim), all of them visible.
 
-    def forward(self, images: Any, ids: Any) -> Tensor:
-        return self.decoder(ids, *self.encode(images))
+        Where several captions are about one image, `image_of` (B,) says which of the images each is about.
+        """
+        return select_rows(self.vision.features(images), image_of), None
+
+    def forward(self, images: Any, ids: Any, image_of: Any = None) -> Tensor:
+        return self.decoder(ids, *self.encode(images, image_of))

@@ -27,9 +27,11 @@ class TwoTowers(Module):
         self.logit_scale = Parameter(np.full((), np.log(1 / 0.07), np.float32))
 
     def encode_images(self, images: Any) -> Tensor:
+        """Return vectors of length 1 for images: (B, C, H, W) -> (B, embedding_dim)."""
         return _unit(self.image_proj(self.vision.features(images).mean(axis=1)))
 
     def encode_texts(self, ids: Any) -> Tensor:
+        """Return vectors of length 1 for texts: token ids (B, N) -> (B, embedding_dim)."""
         return _unit(self.text_proj(self.text(ids, read=0)))
 
     def forward(self, images: Any, ids: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -77,8 +77,13 @@ class MaskedModel(Module):
         if vision is not None:
             if vision.prefix:
                 raise ValueError(
-                    f"vision has {vision.prefix} tokens before its patches; it must have none, so no register_tokens "
-                    "and no pool='cls'"
+                    f"vision has {vision.prefix} tokens before its patches; it must have none, so no register_tokens, "
+                    "no class_token and no pool='cls'"
+                )
+            if vision.needs_all_tokens:
+                raise ValueError(
+                    "vision needs all tokens of an image, but sees the visible patches only; leave mlp_layer at 'mlp' "
+                    "and rope at False"
                 )
             width, patch = decoder_dim or dim // 2, vision.patch_embed.patch_size
             tokens = int(np.prod(vision.patch_embed.grid))

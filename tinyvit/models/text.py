@@ -130,6 +130,7 @@ class TextDecoder(Module):
         self.head = None if tied else Linear(dim, vocabulary)
 
     def new_cache(self) -> DecoderCache:
+        """Return an empty cache of keys and values, with which texts are continued token by token."""
         return DecoderCache(self.decoder.new_caches())
 
     def forward(self, ids: Any, context: Tensor, context_mask: Any = None, cache: DecoderCache | None = None) -> Tensor:

@@ -29,7 +29,7 @@ from ..nn import (
     init,
     initialize_conv,
 )
-from ..nn.transformer import select_rows
+from ..nn.attention import select_rows
 from .text import padding_mask
 
 
@@ -74,6 +74,7 @@ class ConvEncoder(Module):
         initialize_conv(self)
 
     def features(self, images: Any) -> Tensor:
+        """Return one vector for each image: (B, C, H, W) -> (B, 1, dim)."""
         x = self.layers(self.as_input(images))
         return F.relu(self.proj(x.reshape(x.shape[0], 1, -1)))
 

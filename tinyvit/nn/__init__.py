@@ -1,13 +1,15 @@
 """Layers and the modules that hold them.
 
-Order: module, containers, init, layers, patches, transformer.
+Order: module, containers, init, layers, rotary, attention, lora, mlp, patches, resample, transformer.
 """
 
 from . import init
+from .attention import Attention, CrossAttention, KeyValueCache, keep_attention
 from .containers import ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
 from .layers import (
     GELU,
     Conv2d,
+    DepthwiseConv,
     Dropout,
     DropPath,
     Embedding,
@@ -17,22 +19,16 @@ from .layers import (
     Linear,
     MaxPool2d,
     ReLU,
+    RMSNorm,
     initialize_conv,
     initialize_linear,
 )
+from .lora import LoRALinear, add_lora, merge_lora
+from .mlp import LocalMlp, Mlp, QuickGELU, SiLU, SwiGLU
 from .module import LoadResult, Module, Parameter
 from .patches import PatchEmbed, PatchProjection
-from .transformer import (
-    Attention,
-    Block,
-    CrossAttention,
-    DecoderBlock,
-    KeyValueCache,
-    Mlp,
-    TransformerDecoder,
-    TransformerEncoder,
-    keep_attention,
-)
+from .rotary import RotaryPositions
+from .transformer import Block, DecoderBlock, TransformerDecoder, TransformerEncoder
 
 __all__ = [
     "GELU",
@@ -41,6 +37,7 @@ __all__ = [
     "Conv2d",
     "CrossAttention",
     "DecoderBlock",
+    "DepthwiseConv",
     "DropPath",
     "Dropout",
     "Embedding",
@@ -49,7 +46,9 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "LoRALinear",
     "LoadResult",
+    "LocalMlp",
     "MaxPool2d",
     "Mlp",
     "Module",
@@ -60,12 +59,19 @@ __all__ = [
     "ParameterList",
     "PatchEmbed",
     "PatchProjection",
+    "QuickGELU",
+    "RMSNorm",
     "ReLU",
+    "RotaryPositions",
     "Sequential",
+    "SiLU",
+    "SwiGLU",
     "TransformerDecoder",
     "TransformerEncoder",
+    "add_lora",
     "init",
     "initialize_conv",
     "initialize_linear",
     "keep_attention",
+    "merge_lora",
 ]

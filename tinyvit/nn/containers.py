@@ -75,12 +75,15 @@ class ModuleDict(Module):
         delattr(self, name)
 
     def keys(self) -> list[str]:
+        """Return the names of the modules, in their order."""
         return list(self)
 
     def values(self) -> list[Module]:
+        """Return the modules, in their order."""
         return [module for _, module in self.named_children()]
 
     def items(self) -> list[tuple[str, Module]]:
+        """Return the modules with their names, in their order."""
         return list(self.named_children())
 
 
@@ -123,12 +126,15 @@ class ParameterDict(Module):
             self[name] = parameter
 
     def items(self) -> list[tuple[str, Parameter]]:
+        """Return the parameters with their names, in their order."""
         return [(name, value) for name, value in vars(self).items() if isinstance(value, Parameter)]
 
     def keys(self) -> list[str]:
+        """Return the names of the parameters, in their order."""
         return [name for name, _ in self.items()]
 
     def values(self) -> list[Parameter]:
+        """Return the parameters, in their order."""
         return [parameter for _, parameter in self.items()]
 
     def __len__(self) -> int:

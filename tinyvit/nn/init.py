@@ -5,8 +5,10 @@ import operator
 
 import numpy as np
 
-from ..functional.tensors import default_generator
+from ..functional.tensors import default_generator, is_drawing
 from .module import Parameter
+
+__all__ = ["check_sizes", "he_normal", "ones", "trunc_normal", "uniform_fan_in", "zeros"]
 
 
 def check_sizes(what: str, least: int = 1, **sizes: int) -> None:
@@ -22,6 +24,8 @@ def check_sizes(what: str, least: int = 1, **sizes: int) -> None:
 
 def trunc_normal(shape: tuple[int, ...], std: float = 0.02) -> np.ndarray:
     """Normal with mean 0, redrawn outside [-2, 2] (an absolute bound, as in timm), float32."""
+    if not is_drawing():
+        return np.zeros(shape, np.float32)
     rng = default_generator.numpy()
     x = rng.normal(0.0, std, shape)
     while (outside := np.abs(x) > 2).any():
@@ -31,6 +35,8 @@ def trunc_normal(shape: tuple[int, ...], std: float = 0.02) -> np.ndarray:
 
 def uniform_fan_in(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
     """Uniform in +-1 / sqrt(fan_in), float32: the variance of a sum of fan_in terms becomes 1/3 of an input's."""
+    if not is_drawing():
+        return np.zeros(shape, np.float32)
     bound = 1 / math.sqrt(fan_in)
     return default_generator.numpy().uniform(-bound, bound, shape).astype(np.float32)
 
@@ -41,8 +47,10 @@ def he_normal(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
 
 
 def zeros(*shape: int) -> Parameter:
+    """Return a float32 parameter of zeros."""
     return Parameter(np.zeros(shape, np.float32))
 
 
 def ones(*shape: int) -> Parameter:
+    """Return a float32 parameter of ones."""
     return Parameter(np.ones(shape, np.float32))

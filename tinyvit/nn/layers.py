@@ -70,6 +70,33 @@ class LayerNorm(Module):
         return f"{super().describe()}, eps={self.eps}"
 
 
+class RMSNorm(Module):
+    """Divide the last axis by its root mean square: (..., dim) -> (..., dim). A layer norm without mean and bias.
+
+    (Zhang and Sennrich, Root mean square layer normalization, 2019.)
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        init.check_sizes("RMSNorm", dim=dim)
+        self.weight, self.eps = init.ones(dim), checked_eps("RMSNorm: eps", eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight, self.eps)
+
+    def describe(self) -> str:
+        return f"{super().describe()}, eps={self.eps}"
+
+
+NORMS = ("layernorm", "rmsnorm")  # by the names of timm
+
+
+def normalization(name: str, dim: int, eps: float = 1e-5, narrow: bool = False) -> LayerNorm | RMSNorm:
+    """Return a new normalization of one of the `NORMS`. Raises ValueError for another name."""
+    if name not in NORMS:
+        raise ValueError(f"norm_layer is {name!r}; it must be one of {', '.join(NORMS)}")
+    return LayerNorm(dim, eps, narrow) if name == "layernorm" else RMSNorm(dim, eps)
+
+
 class Embedding(Module):
     """Rows of a table: integers (...) -> (..., dim); weight (num_embeddings, dim), truncated normal 0.02."""
 
@@ -146,6 +173,21 @@ class Conv2d(Module):
 
     def describe(self) -> str:
         return f"{super().describe()}, stride={self.stride}, padding={self.padding}"
+
+
+class DepthwiseConv(Module):
+    """A filter of its own over each channel of a grid of tokens: (B, H, W, C) -> (B, H, W, C); weight (C, 1, K, K).
+
+    There are zeros around the grid. Weights are normal with variance 2 / K^2, as of PVT v2.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+        init.check_sizes("DepthwiseConv", channels=channels, kernel_size=kernel_size)
+        self.weight = Parameter(init.he_normal((channels, 1, kernel_size, kernel_size), kernel_size**2))
+        self.bias = init.zeros(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.depthwise_conv(x, self.weight, self.bias)
 
 
 class MaxPool2d(Module):

@@ -1,7 +1,7 @@
 """Modules: parameters and sub-modules under names, found by looking at a module's attributes."""
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -131,7 +131,8 @@ class Module:
         Raises
         ------
         KeyError
-            With `strict`, names are missing or unexpected; without, none fits. The message lists them.
+            With `strict`, names are missing or unexpected; without, none fits. The message lists them, and names a
+            prefix that would make more of them fit if it were removed or added.
         ValueError
             A shape differs.
         TypeError
@@ -145,9 +146,13 @@ class Module:
         own = dict(self._named_entries())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys(), key=str)
         if strict and (missing or unexpected):
-            raise KeyError(f"load_state_dict: missing names {missing}, unexpected names {unexpected}")
+            hint = _prefix_hint(own.keys(), state.keys())
+            raise KeyError(f"load_state_dict: missing names {missing}, unexpected names {unexpected}{hint}")
         if own and len(missing) == len(own):
-            raise KeyError(f"load_state_dict: no name fits: missing names {missing}, unexpected names {unexpected}")
+            hint = _prefix_hint(own.keys(), state.keys())
+            raise KeyError(
+                f"load_state_dict: no name fits: missing names {missing}, unexpected names {unexpected}{hint}"
+            )
         arrays = {name: _array_of(state[name]) for name in own if name in state}
         for name, array in arrays.items():
             if array.shape != own[name].shape:
@@ -199,6 +204,27 @@ class Module:
         """Return the options of this module in one line, as `repr` and notebooks show them."""
         shapes = (f"{n}={tuple(v.shape)}" for n, v in vars(self).items() if isinstance(v, Parameter))
         return ", ".join(shapes)
+
+
+def _prefix_hint(own: Iterable[str], given: Iterable[str]) -> str:
+    """Return the end of a message: the prefix that would make more of the `given` names fit, if there is one."""
+    mine, theirs = set(own), {name for name in given if isinstance(name, str)}
+    best, hint = len(mine & theirs), ""
+    for some, others, how in ((theirs, mine, "removed from"), (mine, theirs, "added to")):
+        prefixes = Counter(
+            name[: -len(end)] for name in some for end in _endings(name) if end in others and end != name
+        )
+        for prefix, count in prefixes.most_common(1):
+            if count > best:
+                best = count
+                hint = f"; with the prefix {prefix!r} {how} the names of the state, {count} of {len(mine)} would fit"
+    return hint
+
+
+def _endings(name: str) -> Iterator[str]:
+    """Yield what is left of a dotted name when its first parts are removed."""
+    parts = name.split(".")
+    return (".".join(parts[i:]) for i in range(1, len(parts)))
 
 
 def _array_of(value: Any) -> Any:

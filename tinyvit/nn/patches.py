@@ -1,5 +1,6 @@
 """Images and videos to tokens: patch embedding, convolutional stem, fixed positions."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,10 +10,13 @@ from ..functional.arguments import integers, is_sequence
 from ..functional.tensors import Tensor
 from . import init
 from .containers import Sequential
-from .layers import Conv2d, ReLU
+from .layers import Conv2d, Identity, LayerNorm, MaxPool2d, ReLU, initialize_conv
 from .module import Module, Parameter
 
 Sizes = tuple[int, ...]
+Pair = tuple[int, int]
+STEMS = ("linear", "conv", "cct", "spt")
+_CCT_CHANNELS = 64  # of all convolutions of a "cct" stem but the last
 
 
 def as_sizes(name: str, value: int | Sizes, axes: int = 2) -> Sizes:
@@ -30,7 +34,13 @@ class PatchEmbed(Module):
 
     The weights are those of a convolution with kernel and stride P: proj.weight (dim, C, P, P). With stem="conv" a few
     small convolutions take the image down to one pixel for each patch first (Xiao et al., Early convolutions help
-    transformers see better, 2021), and `proj` is 1 x 1.
+    transformers see better, 2021), and `proj` is 1 x 1. Two further stems:
+
+    - "cct": for each halving of the image a 3 x 3 convolution, ReLU and a 3 x 3 max pooling of stride 2, the last with
+      dim channels; P is a power of 2, and there is no `proj` (Hassani et al., Escaping the big data paradigm with
+      compact transformers, 2021);
+    - "spt": shifted patch tokenization. Beside each patch lie those of the image moved by P / 2 in each diagonal
+      direction, and a layer norm precedes `proj` (Lee et al., Vision transformer for small-size datasets, 2021).
 
     An `image_size` of three numbers (T, H, W) is that of videos (B, T, C, H, W): patches are then tubelets, of P frames
     or `patch_size` = (frames, height, width), and proj.weight is (dim, C, *patch_size). A spectrogram is an image of
@@ -38,7 +48,13 @@ class PatchEmbed(Module):
     """
 
     def __init__(
-        self, image_size: int | Sizes, patch_size: int | Sizes, in_channels: int, dim: int, stem: str = "linear"
+        self,
+        image_size: int | Sizes,
+        patch_size: int | Sizes,
+        in_channels: int,
+        dim: int,
+        stem: str = "linear",
+        bias: bool = True,
     ) -> None:
         axes = max(2, len(integers("image_size", image_size)))
         self.image_size, self.patch_size = (
@@ -47,13 +63,15 @@ class PatchEmbed(Module):
         )
         if any(n % p for n, p in zip(self.image_size, self.patch_size, strict=True)):
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
-        if stem not in ("linear", "conv") or (stem == "conv" and axes > 2):
-            raise ValueError(f"stem is {stem!r}; it must be 'linear' or, for images, 'conv'")
+        if stem not in STEMS or (stem != "linear" and axes > 2):
+            others = ", ".join(map(repr, STEMS[1:]))
+            raise ValueError(f"stem is {stem!r}; it must be 'linear' or, for images, one of {others}")
         self.grid = tuple(n // p for n, p in zip(self.image_size, self.patch_size, strict=True))
         self.in_channels = in_channels
-        self.stem = _conv_stem(self.patch_size, in_channels, dim) if stem == "conv" else None
-        channels, patch = (in_channels, self.patch_size) if self.stem is None else (dim // 2, (1, 1))
-        self.proj = PatchProjection(channels, dim, patch)
+        self.stem_name, self.stem, self.proj = (
+            stem,
+            *_stem_and_projection(stem, self.patch_size, in_channels, dim, bias),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         frames, pixels = self.image_size[:-2], self.image_size[-2:]
@@ -68,17 +86,75 @@ class PatchProjection(Module):
     """Cut an image or a video into patches and apply one linear map to each: (B, C, *sizes) -> (B, N, dim).
 
     This is the convolution whose stride is its kernel size, with the weights of one: weight (dim, C, *patch_size),
-    bias (dim,).
+    bias (dim,), or None. With `norm`, a layer norm of all values of a patch comes first.
     """
 
-    def __init__(self, in_channels: int, dim: int, patch_size: Sizes) -> None:
+    def __init__(
+        self, in_channels: int, dim: int, patch_size: Sizes, bias: bool = True, norm: bool = False, eps: float = 1e-5
+    ) -> None:
         fan_in = in_channels * math.prod(patch_size)
+        self.norm = LayerNorm(fan_in, eps) if norm else Identity()
         self.weight = Parameter(init.uniform_fan_in((dim, in_channels, *patch_size), fan_in))
-        self.bias = Parameter(init.uniform_fan_in((dim,), fan_in))
+        self.bias = Parameter(init.uniform_fan_in((dim,), fan_in)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         dim, _, *patch_size = self.weight.shape
-        return F.linear(F.patches(x, tuple(patch_size)), self.weight.reshape(dim, -1), self.bias)
+        return F.linear(self.norm(F.patches(x, tuple(patch_size))), self.weight.reshape(dim, -1), self.bias)
+
+
+class PixelTokens(Module):
+    """Every pixel of an image is a token: (B, C, H, W) -> (B, H W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.patches(x, 1)
+
+
+class DiagonalShifts(Module):
+    """An image, and the image moved by `shift` pixels in each diagonal direction: (B, C, H, W) -> (B, 5 C, H, W).
+
+    What is moved out is lost, and zeros move in. The order is that of Lee et al. (2021): the contents move up and left,
+    up and right, down and left, down and right.
+    """
+
+    def __init__(self, shift: Pair) -> None:
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        (down, right), (h, w) = self.shift, x.shape[2:]
+        padded = F.pad(x, ((0, 0), (0, 0), (down, down), (right, right)))
+        corners = [(2 * down, 2 * right), (2 * down, 0), (0, 2 * right), (0, 0)]
+        return F.concatenate([x, *(padded[:, :, i : i + h, j : j + w] for i, j in corners)], axis=1)
+
+    def describe(self) -> str:
+        return f"shift={self.shift}"
+
+
+def _stem_and_projection(
+    name: str, patch: Sizes, in_channels: int, dim: int, bias: bool
+) -> tuple[Module | None, Module]:
+    """Return what comes before the patches are cut, and what makes tokens of them."""
+    if name == "conv":
+        return _conv_stem(patch, in_channels, dim), PatchProjection(dim // 2, dim, (1, 1), bias)
+    if name == "cct":
+        return _cct_stem(patch, in_channels, dim), PixelTokens()
+    if name == "spt":
+        shifts = DiagonalShifts((patch[0] // 2, patch[1] // 2))
+        return shifts, PatchProjection(5 * in_channels, dim, patch, bias, norm=True)
+    return None, PatchProjection(in_channels, dim, patch, bias)
+
+
+def _cct_stem(patch: Sizes, in_channels: int, dim: int) -> Sequential:
+    """Convolution, ReLU and pooling for each factor 2 of the patch size, as in CCT-2/3x2 of patches of 4."""
+    halvings = patch[0].bit_length() - 1
+    if patch[0] != patch[1] or patch[0] != 2**halvings or halvings < 1:
+        raise ValueError(f"stem='cct' needs square patches whose patch_size is 2, 4, 8 or so, not {patch}")
+    widths = [in_channels, *[min(_CCT_CHANNELS, dim)] * (halvings - 1), dim]
+    layers: list[Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [Conv2d(before, after, 3, padding=1, bias=False), ReLU(), MaxPool2d(3, stride=2, padding=1)]
+    stem = Sequential(*layers)
+    initialize_conv(stem)
+    return stem
 
 
 def _conv_stem(patch: Sizes, in_channels: int, dim: int) -> Sequential:

@@ -1,198 +1,19 @@
-"""Transformer blocks and stacks of them. B batch, N tokens, S tokens of a context, H heads, D head size, C channels.
+"""Transformer blocks and stacks of them. B batch, N tokens, S tokens of a context, C channels.
 
 A stack whose result is needed for one token only takes that token's number as `read`. It passes `read` to its last
 block, which attends with all tokens and computes everything after the attention for that token alone: (B, C) instead
 of (B, N, C).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
-from .. import functional as F
-from ..functional.attention import attention_weights
-from ..functional.tensors import Tensor, constant
+from ..functional.tensors import Tensor
+from .attention import Attention, CrossAttention, KeyValueCache, of_token
 from .containers import ModuleList
-from .layers import GELU, Dropout, DropPath, Identity, LayerNorm, LayerScale, Linear
+from .layers import DropPath, Identity, LayerNorm, LayerScale, normalization
+from .mlp import Mlp, new_mlp
 from .module import Module
-
-
-class Mlp(Module):
-    """Two linear maps with a GELU between them: (..., dim) -> (..., hidden_dim) -> (..., dim)."""
-
-    def __init__(
-        self, dim: int, hidden_dim: int | None = None, dropout: float = 0.0, approximate: str = "none"
-    ) -> None:
-        self.fc1 = Linear(dim, hidden_dim or 4 * dim)
-        self.act = GELU(approximate)
-        self.fc2 = Linear(hidden_dim or 4 * dim, dim)
-        self.drop = Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
-
-
-# Attention ----------------------------------------------------------------------------------------------------------
-
-
-class KeyValueCache:
-    """Keys and values (B, H, S, D) of the tokens so far, so that a new token computes only its own key and value.
-
-    `parts` is (k, v), or None before the first token.
-    """
-
-    def __init__(self) -> None:
-        self.parts: tuple[Tensor, Tensor] | None = None
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of new tokens, and return those of all."""
-        if self.parts is not None:
-            k, v = (F.concatenate([old, new], axis=2) for old, new in zip(self.parts, (k, v), strict=True))
-        self.parts = k, v
-        return k, v
-
-    def select(self, rows: np.ndarray) -> None:
-        """Keep these rows of the batch, in this order; a row may be taken more than once."""
-        if self.parts is not None:
-            k, v = self.parts
-            self.parts = k[rows], v[rows]
-
-
-class _MultiHead(Module):
-    """The steps that self-attention and cross-attention share."""
-
-    kept: tuple[list[np.ndarray], ...] = ()  # where blocks of `keep_attention` collect the weights
-    proj: Module
-    proj_drop: Module
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        if heads < 1 or dim % heads:
-            raise ValueError(f"dim is {dim} and heads {heads}; dim must be a multiple of heads")
-        self.heads, self.dropout = heads, dropout
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Any, is_causal: bool = False, read: int | None = None
-    ) -> Tensor:
-        """Attend with q (B, H, N, D) to k and v (B, H, S, D), then project: (B, N, C), or (B, C) of one token."""
-        dropout_p = self.dropout if self.training else 0.0
-        if self.kept:
-            weights = attention_weights(q, k, attn_mask, is_causal, dropout_p)
-            for maps in self.kept:
-                maps.append(weights)
-        x = F.merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal))
-        return self.proj_drop(self.proj(of_token(x, read)))
-
-
-class Attention(_MultiHead):
-    """Multi-head self-attention: (B, N, C) -> (B, N, C). `qkv` is one linear map with rows q, k, v, head-major.
-
-    With a cache, x is the tokens that follow those of earlier calls; a mask then covers all keys so far.
-    """
-
-    def __init__(self, dim: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
-        super().__init__(dim, heads, dropout)
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
-        self.proj_drop = Dropout(dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        attn_mask: Any = None,
-        is_causal: bool = False,
-        cache: KeyValueCache | None = None,
-        read: int | None = None,
-    ) -> Tensor:
-        q, k, v = F.split_heads(self.qkv(x), self.heads, 3)
-        if cache is not None:
-            k, v = cache.extend(k, v)
-            if is_causal:  # the new tokens' rows of the causal mask of all tokens
-                seen = np.tri(x.shape[1], k.shape[2], k.shape[2] - x.shape[1], dtype=bool)
-                attn_mask, is_causal = _restricted(attn_mask, seen), False
-        return self.attend(q, k, v, attn_mask, is_causal, read)
-
-
-class CrossAttention(_MultiHead):
-    """Multi-head attention of x (B, N, C) onto a context (B, S, context_dim) -> (B, N, C).
-
-    `context_of` (B,) says which row of the context each row of x attends to; by default row i attends to row i. A
-    context is projected once for all rows that attend to it, and with a cache at the first call only.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        context_dim: int | None = None,
-        qkv_bias: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(dim, heads, dropout)
-        self.q = Linear(dim, dim, bias=qkv_bias)
-        self.kv = Linear(context_dim or dim, 2 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
-        self.proj_drop = Dropout(dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor,
-        attn_mask: Any = None,
-        cache: KeyValueCache | None = None,
-        context_of: Any = None,
-        read: int | None = None,
-    ) -> Tensor:
-        (q,) = F.split_heads(self.q(x), self.heads, 1)
-        if cache is None:
-            k, v = self._keys_and_values(context, context_of)
-        else:
-            k, v = cache.parts or cache.extend(*self._keys_and_values(context, context_of))
-        return self.attend(q, k, v, attn_mask, read=read)
-
-    def _keys_and_values(self, context: Tensor, context_of: Any) -> tuple[Tensor, ...]:
-        return F.split_heads(select_rows(self.kv(context), context_of), self.heads, 2)
-
-
-def _restricted(attn_mask: Any, seen: np.ndarray) -> Any:
-    """Return a mask of either kind, or None, restricted to the keys that are `seen`."""
-    if attn_mask is None:
-        return seen
-    if constant(attn_mask).dtype == bool:
-        return attn_mask & seen
-    return F.where(seen, attn_mask, -np.inf)
-
-
-def of_token(x: Tensor, read: int | None) -> Tensor:
-    """Return the token `read` of x (B, N, C): (B, C); all of x if that is None."""
-    return x if read is None else x[:, read]
-
-
-def select_rows(x: Tensor, rows: Any) -> Tensor:
-    """Return these rows of x (B,); all of x if that is None."""
-    return x if rows is None else x[rows]
-
-
-@contextmanager
-def keep_attention(model: Module) -> Iterator[dict[str, list[np.ndarray]]]:
-    """Within this block, every attention layer of `model` keeps its weights.
-
-    Yields a mapping from the names of the layers to lists of arrays (B, H, N, S), one for each call: the weights by
-    which the values were multiplied, with masks, dropout and the rounding of `autocast`. A layer that has several names
-    has the same list under each. Blocks may be nested.
-    """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, _MultiHead)}
-    lists: dict[int, list[np.ndarray]] = {id(layer): [] for layer in layers.values()}
-    own = {id(layer): layer for layer in layers.values()}
-    for number, layer in own.items():
-        layer.kept = (*layer.kept, lists[number])
-    try:
-        yield {name: lists[id(layer)] for name, layer in layers.items()}
-    finally:
-        for number, layer in own.items():
-            layer.kept = tuple(maps for maps in layer.kept if maps is not lists[number])
-
 
 # Blocks -------------------------------------------------------------------------------------------------------------
 
@@ -207,6 +28,14 @@ class Block(Module):
     """Self-attention and MLP, each with a residual sum: (B, N, C) -> (B, N, C), or (B, C) of the token `read`.
 
     norm="pre": x + f(norm(x)) (Dosovitskiy et al., 2021); norm="post": norm(x + f(x)) (Vaswani et al., 2017).
+    `proj_bias` is the bias of all linear maps but `qkv`; `act` is the activation, see `tinyvit.nn.layers.activation`.
+
+    Parameters
+    ----------
+    norm_layer : {"layernorm", "rmsnorm"}, see `LayerNorm` and `RMSNorm`.
+    mlp_layer : {"mlp", "local", "swiglu"}, see `Mlp`, `LocalMlp` and `SwiGLU`.
+    grid, prefix : of `LocalMlp`, which cannot compute the token `read` alone: such a block computes all.
+    qk_norm, lsa, rope : see `Attention`.
     """
 
     def __init__(
@@ -220,15 +49,27 @@ class Block(Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         eps: float = 1e-5,
+        qk_norm: bool = False,
+        proj_bias: bool = True,
+        act: str = "gelu",
+        *,
+        norm_layer: str = "layernorm",
+        mlp_layer: str = "mlp",
+        lsa: bool = False,
+        rope: Module | None = None,
+        grid: tuple[int, ...] = (),
+        prefix: int = 0,
     ) -> None:
         check_norm(norm)
         self.post = norm == "post"
         narrow = not self.post  # then only linear maps read what a layer norm gives
-        self.norm1 = LayerNorm(dim, eps, narrow)
-        self.attn = Attention(dim, heads, qkv_bias, dropout)
+        self.norm1 = normalization(norm_layer, dim, eps, narrow)
+        self.attn = Attention(
+            dim, heads, qkv_bias, dropout, qk_norm, proj_bias, eps, norm_layer=norm_layer, lsa=lsa, rope=rope
+        )
         self.ls1 = Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.norm2 = LayerNorm(dim, eps, narrow)
-        self.mlp = Mlp(dim, mlp_dim, dropout)
+        self.norm2 = normalization(norm_layer, dim, eps, narrow)
+        self.mlp = new_mlp(mlp_layer, dim, mlp_dim, dropout, proj_bias, act, grid, prefix)
         self.ls2 = Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 

@@ -1,5 +1,6 @@
 """Bundles: the parameters of one dtype, laid out so that a kernel updates all of them in one call."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,33 @@ UPDATES = "updates"  # beside its moments: how often a parameter was updated
 
 
 _MOST_GROUPS = 2**24
+
+
+class SameArrays:
+    """Tells whether arrays are the very ones of an earlier call, which it does not keep alive.
+
+    Steps that are made from a record have their gradients where the step before had them. Their addresses need not be
+    looked up again then, which would take longer than a small update itself.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[Callable[[], Any]] = []
+
+    def note(self, arrays: Sequence[Array | None]) -> None:
+        """Note arrays, to compare others with them."""
+        self._found = [_absent if a is None else weakref.ref(a) for a in arrays]
+
+    def are(self, arrays: Sequence[Array | None]) -> bool:
+        """Return whether these are the arrays that were noted last, all of them and in the same order."""
+        if not len(arrays) == len(self._found) > 0:
+            return False
+        # A reference to an array that is gone gives None, as does one to an absent array.
+        pairs = zip(arrays, self._found, strict=True)
+        return all(find is _absent if a is None else find() is a for a, find in pairs)
+
+
+def _absent() -> None:
+    return None
 
 
 class Bundle:
@@ -54,6 +82,9 @@ class HostBundle(Bundle):
     def __init__(self, dtype: Any, members: list[Member]) -> None:
         super().__init__(dtype, members)
         self._placed: list[Array | None] = [None] * len(members)  # the parameters whose addresses the table holds
+        self._tensors = [tensor for tensor, _, _ in members]
+        self._last = SameArrays()  # parameters and gradients of the last step, if the kernel reached all of them
+        self._updated = np.zeros(len(members), bool)  # which parameters the last step updated
         self._groups = self.table[:, 4].copy()
         self._last_group = int(self._groups.max())
 
@@ -63,6 +94,14 @@ class HostBundle(Bundle):
         `settings_of(group, updates)` returns the settings of the kernel for the parameters of a group that are updated
         for this number of times.
         """
+        now = [t.data for t in self._tensors] + [None if (g := t.grad) is None else g.data for t in self._tensors]
+        if self._last.are(now):
+            for tensor, g in zip(self._tensors, now[len(self.members) :], strict=True):
+                if g is not None:
+                    tensor.mark_modified()
+            self.updates += self._updated
+            kernel.forward(None, None, self.table, self._settings(settings_of), *self.moments)
+            return []
         moved: list[Array | None] = []  # the parameters whose addresses the table does not hold yet
         gradients: list[Array | None] = []
         rest = []
@@ -79,7 +118,9 @@ class HostBundle(Bundle):
                 tensor.mark_modified()
             elif g is not None:
                 rest.append(member)
-        self.updates += [g is not None for g in gradients]
+        self._updated = np.array([g is not None for g in gradients])
+        self.updates += self._updated
+        self._last.note([] if rest else now)
         kernel.forward(moved, gradients, self.table, self._settings(settings_of), *self.moments)
         return rest
 

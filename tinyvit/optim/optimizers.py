@@ -1,4 +1,4 @@
-"""Optimizers, groups of parameters with their own settings, and gradient clipping."""
+"""Optimizers, and groups of parameters with their own settings."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from .. import dispatch
-from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host, widened
+from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host
 from ..engine import Tensor
 from .bundle import MOMENTS, UPDATES, HostBundle, Member
 from .device import DeviceBundle
 from .parameters import groups_of, require_keys, tensors_of
-
-_PART = 16384  # elements whose squares are summed in their own dtype
+from .rules import adam_update
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -282,21 +281,7 @@ class Adam(Optimizer):
         return keep, l2, b1, b2, lr / (1 - b1**t), 1 / (1 - b2**t), group["eps"]
 
     def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
-        lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
-        m, v = kept["m"], kept["v"]
-        kept[UPDATES] += 1
-        t = int(kept[UPDATES])
-        if decay and self.decoupled:
-            p *= 1 - lr * decay
-        elif decay:
-            g = g + decay * p
-        m *= b1
-        m += (1 - b1) * g
-        v *= b2
-        v += (1 - b2) * (g * g)
-        mhat = m / (1 - b1**t)
-        vhat = v / (1 - b2**t)
-        p -= lr * mhat / (np.sqrt(vhat) + group["eps"])
+        adam_update(p, g, kept, group, self.decoupled)
 
 
 class AdamW(Adam):
@@ -345,52 +330,3 @@ def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: f
         (others if is_other else decayed).append(p)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-def clip_grad_norm(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> float:
-    """Scale all gradients so that their joint Euclidean norm is at most `max_norm`; return the norm before scaling.
-
-    `parameters` are tensors, or one tensor. If the norm is NaN or infinite, the gradients are not changed. Raises
-    TypeError or ValueError if there are no parameters, or something among them that gets no gradient.
-    (Pascanu et al., On the difficulty of training recurrent neural networks, 2013.)
-    """
-    if not max_norm > 0:
-        raise ValueError(f"clip_grad_norm: max_norm is {max_norm}; it must be above 0")
-    given = [parameters] if isinstance(parameters, Tensor) else parameters
-    tensors = {id(p): p for p in tensors_of("clip_grad_norm", given, "parameters")}  # each once
-    gradients = [p.grad.data for p in tensors.values() if p.grad is not None]
-    norm = joint_norm(gradients)
-    if max_norm < norm < math.inf:
-        for g in gradients:
-            scale_in_place(g, max_norm / norm)
-    return norm
-
-
-def scale_in_place(gradient: Array, factor: float) -> None:
-    """Multiply a gradient with a factor that its dtype may not hold: 1e-5 has two digits in float16."""
-    if gradient.dtype.itemsize == 2 or not 1e-30 < factor < 1e30:
-        gradient[...] = gradient.astype(np.float64) * factor
-    else:
-        gradient *= factor
-
-
-def joint_norm(arrays: Iterable[Array]) -> float:
-    """Return the Euclidean norm of all elements, also where their squares overflow or vanish in their dtype."""
-    return math.hypot(*(_norm(a) for a in arrays))
-
-
-def _norm(a: Array) -> float:
-    if is_on_gpu(a):
-        wide = a.astype(np.float64)
-        return math.sqrt(float((wide * wide).sum()))  # CuPy's `vdot` needs cuBLAS
-    flat = widened(a).ravel(order="K")
-    parts = (flat[start : start + _PART] for start in range(0, flat.size, _PART))
-    with np.errstate(over="ignore", under="ignore"):
-        squares = sum(float(np.vdot(part, part)) for part in parts)
-    if 1e-20 < squares < math.inf:
-        return math.sqrt(squares)
-    largest = float(np.abs(flat).max(initial=0))
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    scaled = flat.astype(np.float64) / largest
-    return largest * math.sqrt(float(np.vdot(scaled, scaled)))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..engine import Tensor
-from .optimizers import Optimizer, joint_norm, scale_in_place
+from .clipping import joint_norm, scale_in_place
+from .optimizers import Optimizer
 from .parameters import require_keys
 
 

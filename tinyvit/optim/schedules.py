@@ -5,6 +5,7 @@ n + 1, as training runs do; so that the first one does, let `warmup_steps` be at
 """
 
 import math
+from collections.abc import Callable
 
 
 def cosine_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
@@ -30,7 +31,28 @@ def constant_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: flo
     return lr * step / warmup_steps if step < warmup_steps else lr
 
 
-SCHEDULES = {"cosine": cosine_with_warmup, "linear": linear_with_warmup, "constant": constant_with_warmup}
+def constant_with_cooldown(
+    step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0, cooldown: float = 0.2
+) -> float:
+    """Increase linearly from 0 to lr in the warm-up, stay there, and decrease linearly to min_lr at `total_steps`.
+
+    `cooldown` is the share of the steps in which it decreases. A run may go on from where it stood at lr, for any
+    number of steps. (Zhai et al., Scaling vision transformers, 2022, section 3.5; Haegele et al., Scaling laws and
+    compute-optimal training beyond fixed training durations, 2024.)
+    """
+    if step < warmup_steps:
+        return lr * step / warmup_steps
+    begin = max(warmup_steps, total_steps - cooldown * total_steps)
+    progress = min(max((step - begin) / max(total_steps - begin, 1), 0.0), 1.0)
+    return lr + (min_lr - lr) * progress
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "cosine": cosine_with_warmup,
+    "linear": linear_with_warmup,
+    "constant": constant_with_warmup,
+    "cooldown": constant_with_cooldown,
+}
 
 
 def _progress(step: int, total_steps: int, warmup_steps: int) -> float:

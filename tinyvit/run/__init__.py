@@ -1,4 +1,6 @@
 """A training run: its folder, its state, its steps, the loop, and what is shown of it.
 
-Order: signals, curves, captured, folder, transfer, steps, state, display, loop.
+Order: own_images, signals, curves, captured, captured_cpu, groups, optimizer, predict, pretrained, summary, folder,
+features, export, webpage, continued, transfer, teacher, steps, flat, buckets, sharded, arithmetic, position, teamwork,
+state, agreement, tune, sheets, samples, results, display, loop, sweep, explain.
 """

@@ -16,15 +16,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import default_device
+from ..backend import current_group, default_device
 from ..checkpoint import atomic_write, leftovers, load, require_finite, save
-from ..data import Dataset
-from ..data.image_files import same_form
+from ..data import Dataset, hold_out
+from ..data.image_files import listed, same_form
 from ..errors import CheckpointError, DataError, RecipeError, TinyvitError, TrainingFailed, log
+from ..interop.describe import default_preprocessing
+from ..models import ViT
 from ..nn import Module
 from ..recipe import Recipe, load_recipe
 from ..tasks import DataSpec, recipe_error, task_of
-from ..tasks.base import AnyDataset
+from ..tasks.options import OWN
+from ..tasks.spec import AnyDataset
+from .predict import classify
+from .pretrained import NAME as PRETRAINED
+from .pretrained import is_pretrained, load_pretrained
+from .summary import model_html
 
 RECIPE, METRICS, CURVES = "recipe.toml", "metrics.jsonl", "curves.png"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
@@ -39,19 +46,50 @@ class RunError(TinyvitError):
 # The data and the model of a recipe ---------------------------------------------------------------------------------
 
 
-def load_data(recipe: Recipe, split: str, in_order: bool = False) -> AnyDataset:
-    """Load one split ("train", "test") of the data that `recipe` names, of the train split a sample of `data.limit`.
+class Splits(NamedTuple):
+    """The data of a run: to train on, to choose by, and to measure once; `validation` may be None."""
 
-    The sample is random, by the seed of the recipe, and has some of every class. With `in_order` it is the first
-    samples, as in runs of earlier versions.
+    train: AnyDataset
+    validation: AnyDataset | None
+    test: AnyDataset
+
+
+def load_splits(recipe: Recipe, in_order: bool = False) -> Splits:
+    """Load all splits of the data that `recipe` names.
+
+    The validation split is cut from the train split. What is left is reduced to a sample of `data.limit`, which is
+    random, by the seed of the recipe, and has some of every class. With `in_order` it is the first samples, as in runs
+    of earlier versions.
     """
-    dataset, limit = task_of(recipe).load(split), recipe.data.limit
-    if split != "train" or not limit:
-        return dataset
+    task, held = task_of(recipe), None
+    train = task.load("train")
+    assert train is not None
+    amount, limit = recipe.data.validation, recipe.data.limit
     try:
-        return dataset.first(limit) if in_order else dataset.sample(limit, recipe.train.seed)
+        if amount and (held := task.load("validation", train)) is None:
+            train, held = hold_out(train, amount, recipe.data.split_seed)
+    except DataError as error:
+        raise RecipeError(f"data.validation is {amount:g}: {error}") from error
+    try:
+        if limit:
+            train = train.first(limit) if in_order else train.sample(limit, recipe.train.seed)
     except DataError as error:
         raise RecipeError(f"data.limit is {limit}: {error}") from error
+    test = task.load("test", train)
+    assert test is not None
+    return Splits(train, held, test)
+
+
+def load_data(recipe: Recipe, split: str) -> AnyDataset:
+    """Load one split ("train", "validation", "test") of the data that `recipe` names, see `load_splits`."""
+    if split == "test":
+        found = task_of(recipe).load("test")
+        assert found is not None
+        return found
+    found = getattr(load_splits(recipe), split)
+    if found is None:
+        raise DataError(f"data.validation is 0, so {recipe.data.name} has no validation split; choose test")
+    return found
 
 
 def load_test_data(trained: "TrainedModel") -> AnyDataset:
@@ -59,7 +97,11 @@ def load_test_data(trained: "TrainedModel") -> AnyDataset:
 
     Raises DataError if the classes, the size of the images or the words are not those that the model has learnt.
     """
-    dataset, name = load_data(trained.recipe, "test"), trained.recipe.data.name
+    name = trained.recipe.data.name
+    if name == PRETRAINED:
+        raise DataError("this is a pretrained model without a data set: name an image, or train a run on data of yours")
+    dataset = task_of(trained.recipe).load("test", trained.data)
+    assert dataset is not None
     found = DataSpec.of(dataset)
     learnt = [same_form(name) for name in trained.data.classes]
     if sorted(learnt) == sorted(found.classes) and isinstance(dataset, Dataset):
@@ -117,6 +159,17 @@ def new_run(recipe: Recipe, name: str, out: Path | None = None) -> Path:
                 folder.rmdir()
         raise RunError(f"{folder / RECIPE} cannot be written: {error.strerror}") from error
     return folder
+
+
+def new_folder(name: str) -> Path:
+    """Make the folder ``runs/<name>``, or the first of ``runs/<name>-2``, ``-3`` ... that does not exist.
+
+    Raises RunError if it cannot be made.
+    """
+    try:
+        return _first_free(Path("runs") / name)
+    except OSError as error:
+        raise RunError(f"{error.filename or Path('runs') / name} cannot be made: {error.strerror}") from error
 
 
 def _first_free(folder: Path) -> Path:
@@ -192,8 +245,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command that resumes the run in `folder`."""
-    return f"tinyvit train --resume {shlex.quote(str(folder))}"
+    """Return the command that resumes the run in `folder`, with as many processes as there are now."""
+    command, size = f"tinyvit train --resume {shlex.quote(str(folder))}", current_group().size
+    return command if size == 1 else f"mpiexec -n {size} {command} --distributed"
 
 
 def is_complete(folder: Path, metrics: bytes) -> bool:
@@ -218,9 +272,35 @@ class TrainedModel(NamedTuple):
     model: Module
     data: DataSpec
 
+    def __repr__(self) -> str:
+        weights = sum(parameter.size for parameter in self.model.parameters())
+        about, kind = self.recipe.about.title or self.recipe.data.name, type(self.model).__name__
+        return f"TrainedModel({about}: a {kind} with {weights:,} weights, {len(self.classes)} classes)"
+
+    def _repr_html_(self) -> str:
+        return model_html(self.recipe, self.model, self.data)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the model's logits."""
+        return self.data.classes
+
+    def predict(self, images: Any, top: int = 1) -> list[list[tuple[str, float]]]:
+        """Return for each image its `top` most probable classes with their probabilities, the most probable first.
+
+        `images` is an image or a sequence of images: paths of files, arrays (uint8, or floating from 0 to 1; (H, W),
+        (H, W, C) or (C, H, W)) or Pillow images of any size. Raises DataError if one cannot be used, and RunError if
+        the run does not classify images.
+        """
+        if self.recipe.task.kind != "classify":
+            raise RunError(f"predict needs a run that classifies images; this is a {self.recipe.task.kind!r} run")
+        return classify(self.model, self.data, images, top)
+
 
 def load_run(run: str | Path) -> TrainedModel:
-    """Read the model of a run folder, or of a recipe whose trained weights come with the package ("digits").
+    """Read the model of a run folder, of a recipe whose trained weights come with the package ("digits"), or of others.
+
+    Those of others are all that `models.from_pretrained` loads: folders and files of timm, Hugging Face and Google.
 
     Raises
     ------
@@ -229,6 +309,9 @@ def load_run(run: str | Path) -> TrainedModel:
     RecipeError, CheckpointError
         If its files cannot be read, or do not belong together.
     """
+    if is_pretrained(run):
+        recipe, pretrained, data = load_pretrained(run)
+        return TrainedModel(recipe, pretrained.to(default_device()), data)
     if Path(run).exists():
         recipe, weights = read_recipe(Path(run)), Path(run) / MODEL
     elif (weights := SHIPPED / f"{run}.safetensors").is_file():
@@ -243,6 +326,9 @@ def load_run(run: str | Path) -> TrainedModel:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
     require_finite(weights, model.state_dict())
+    if isinstance(model, ViT):
+        model.preprocessing = data.preprocessing or default_preprocessing(data.mean, data.std)
+        model.labels = data.classes
     return TrainedModel(recipe, model.eval().to(default_device()), data)
 
 
@@ -250,17 +336,18 @@ def read_recipe(folder: Path) -> Recipe:
     """Read the recipe of a run folder."""
     if not (folder / RECIPE).is_file():
         raise RunError(f"{folder} is not a run folder: it has no {RECIPE}{_available()}")
-    return load_recipe(folder / RECIPE)
+    return load_recipe(folder / RECIPE, of_run=True)
 
 
 def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
     """Return the facts about the data from the checkpoint, or from the data set where there are only weights."""
     if not (folder / CHECKPOINT).is_file():
         data = DataSpec.of(load_data(recipe, "train"))
-        if recipe.data.name.startswith("folder:"):
+        if recipe.data.name.startswith(OWN):
+            what, names = ("classes", data.classes) if data.classes else ("words", data.words)
             log.warning(
-                "%s has no %s; its classes are taken to be those that %s now has: %s",
-                *(folder, CHECKPOINT, recipe.data.name, ", ".join(data.classes)),
+                "%s has no %s; its %s are taken to be those that %s now has: %s",
+                *(folder, CHECKPOINT, what, recipe.data.name, listed(names, 20)),
             )
         return data
     state = load(folder / CHECKPOINT)
@@ -276,14 +363,18 @@ def require_same_recipe(path: Path, state: Mapping[str, Any], recipe: Recipe, de
 
     Only the sections and keys in `decisive` ("model", "data.name") are compared.
     """
-    before, now = tomllib.loads(state["recipe"]), dataclasses.asdict(recipe)
-    keys = [(s, key) for s in before for key in before[s] if s in decisive or f"{s}.{key}" in decisive]
-    changed = [f"{s}.{key}" for s, key in keys if now[s].get(key) != before[s][key]]
-    if changed:
+    if changed := changed_keys(state, recipe, decisive):
         raise CheckpointError(
             f"{path} was written with another {', '.join(changed)} than {RECIPE} now says; "
             "put that back, or start a new run"
         )
+
+
+def changed_keys(state: Mapping[str, Any], recipe: Recipe, decisive: tuple[str, ...]) -> list[str]:
+    """Return which keys in `decisive` have another value in `recipe` than in the checkpoint `state`."""
+    before, now = tomllib.loads(state["recipe"]), dataclasses.asdict(recipe)
+    keys = [(s, key) for s in before for key in before[s] if s in decisive or f"{s}.{key}" in decisive]
+    return [f"{s}.{key}" for s, key in keys if now[s].get(key) != before[s][key]]
 
 
 def _available(shipped: Iterable[Path] = ()) -> str:

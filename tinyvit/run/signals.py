@@ -4,13 +4,11 @@ import signal
 import threading
 from typing import Any, Self
 
+from ..backend import Group, Stopped
+
 
 class Interrupted(KeyboardInterrupt):
     """Raised when a run that was asked to stop, by Ctrl-C, SIGTERM or SIGHUP, has stopped and written a checkpoint."""
-
-
-class Stopped(Exception):
-    """Raised by `StopRequest.check` once a signal to stop has come."""
 
 
 class StopRequest:
@@ -19,10 +17,12 @@ class StopRequest:
     The signals are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal was closed), unless SIGHUP is ignored, as it is
     under `nohup`. A terminal that closes may send SIGHUP twice, so a second one changes nothing. Python handles signals
     in the main thread only; in any other thread this block does nothing.
+
+    A signal to one process of `group` stops all of them.
     """
 
-    def __init__(self) -> None:
-        self.noted = False
+    def __init__(self, group: Group | None = None) -> None:
+        self.noted, self._group = False, group or Group()
 
     def __enter__(self) -> Self:
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -37,7 +37,12 @@ class StopRequest:
         self.noted = True
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal to stop has come."""
+        """Raise `Stopped` in all processes of the group if a signal to stop has come to one."""
+        if self._group.any(self.noted):
+            raise Stopped
+
+    def check_here(self) -> None:
+        """Raise `Stopped` if a signal to stop has come to this process."""
         if self.noted:
             raise Stopped
 

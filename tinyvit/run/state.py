@@ -7,103 +7,58 @@ ran through.
 """
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..backend import default_device, default_generator, is_on_gpu, manual_seed, product_threads
+from ..backend import Group, default_device, default_generator, is_on_gpu, manual_seed, product_threads
 from ..checkpoint import load, require_finite
-from ..data import Batch, Dataset, Loader
+from ..data import Loader, Mix
 from ..data.datasets import equal_images
 from ..data.image_files import listed
-from ..dispatch import is_served
+from ..dispatch import is_served, products_of_blas
 from ..errors import CheckpointError, DataError, RecipeError, log
 from ..functional.linalg import Linear
 from ..nn import Module
-from ..optim import EMA, SCHEDULES, SGD, Adam, AdamW, Optimizer, decay_groups
-from ..recipe import Recipe, Train
-from ..tasks import DataSpec, recipe_error, task_of
-from ..tasks.base import DEFAULTS, AnyDataset, augmentation_of
-from .folder import build_model, load_data, require_same_recipe, write_progress
-from .steps import Losses, Steps
+from ..optim import EMA, SCHEDULES
+from ..optim.tree import shards_of
+from ..recipe import Recipe
+from ..tasks import DataSpec, Report, task_of
+from ..tasks.options import augmentation_of
+from ..tasks.spec import AnyDataset
+from .arithmetic import arithmetic_of, warn_of_other_arithmetic
+from .continued import STEADY, is_continuation
+from .folder import build_model, changed_keys, load_splits, require_same_recipe, write_progress
+from .groups import set_rates
+from .optimizer import check_optimizer, new_optimizer
+from .position import Position, best_epoch, check_choice, is_at_end
+from .sharded import ShardedSteps, number_of_shards
+from .steps import Steps
+from .teacher import attach_teacher
+from .teamwork import Teamwork
 from .transfer import freeze_encoders
-
-_MEASURED = ("epoch", "step", "train_loss", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
-
-
-@dataclass
-class Position:
-    """How far a run has come, and what it has measured so far."""
-
-    epoch: int = 0  # finished epochs
-    batch: int = 0  # batches of the current epoch that were trained on
-    images: int = 0  # images in them whose losses are known
-    loss_sum: float = 0.0  # the sum of these losses
-    epoch_seconds: float = 0.0  # the time that training took in this epoch
-    step: int = 0  # optimizer steps, over all epochs
-    seconds: float = 0.0  # over all epochs, evaluations included
-    metrics: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Position":
-        """Restore the position in a checkpoint. Raises TypeError or ValueError if it is none that a run can have."""
-        position = cls(**state)
-        if missing := {"epoch", "batch", "step", "metrics"} - state.keys():
-            raise ValueError(f"position lacks {', '.join(sorted(missing))}")
-        for name, value in dataclasses.asdict(cls()).items():
-            found, kinds = getattr(position, name), int | float if type(value) is float else type(value)
-            if not isinstance(found, kinds) or type(found) is bool:
-                raise TypeError(f"position.{name} is {found!r:.100}")
-        counts = (position.epoch, position.batch, position.images, position.step, position.seconds)
-        times_agree = (position.batch > 0) == (position.images > 0) == (position.epoch_seconds > 0)
-        are_finite = math.isfinite(position.loss_sum + position.seconds + position.epoch_seconds)
-        if min(counts) < 0 or len(position.metrics) != position.epoch or not times_agree or not are_finite:
-            raise ValueError(f"position is {position!r:.200}")
-        for line in position.metrics:
-            if not all(isinstance(line.get(key), int | float) for key in _MEASURED):
-                raise ValueError(f"position.metrics holds {line!r:.100}")
-        return position
-
-    def metrics_lines(self) -> bytes:
-        """Return the content of metrics.jsonl."""
-        return "".join(json.dumps(line) + "\n" for line in self.metrics).encode()
-
-    def add_losses(self, losses: Losses) -> None:
-        """Add the losses of steps to the epoch's, one by one, so that their sum is the same after resuming."""
-        for loss_sum, images in losses:
-            self.loss_sum += loss_sum
-            self.images += images
-
-    def finish_epoch(self, line: dict[str, Any]) -> None:
-        """Add the line of this epoch to the metrics, and go to the beginning of the next one."""
-        self.metrics.append(line)
-        self.epoch += 1
-        self.batch = self.images = 0
-        self.loss_sum = self.epoch_seconds = 0.0
 
 
 class Training:
     """A run at one moment: its data, its model, and all that changes while it trains.
 
     `legacy` says that the run was begun by an earlier version: then `data.limit` takes the first samples, and options
-    that have no effect are accepted.
+    that have no effect are accepted. The processes of `group` train together, all with a state like this.
 
     Raises RecipeError or DataError if the recipe and its data do not fit together.
     """
 
-    def __init__(self, recipe: Recipe, legacy: bool = False) -> None:
-        settings = recipe.train
+    def __init__(self, recipe: Recipe, legacy: bool = False, group: Group | None = None) -> None:
+        settings, self.group = recipe.train, group or Group()
         self.recipe, self.task, self.legacy = recipe, task_of(recipe), legacy
-        self.train_data, self.test_data = (load_data(recipe, split, legacy) for split in ("train", "test"))
+        self.train_data, self.validation_data, self.test_data = load_splits(recipe, legacy)
         _warn_of_equal_images(self.train_data, self.test_data)
         self.task.prepare(self.train_data)
         self.data = DataSpec.of(self.train_data)
@@ -114,37 +69,55 @@ class Training:
             )
         if not legacy:
             self.task.check(self.data)
-            _check_optimizer_options(settings)
-        augment = augmentation_of(recipe)
-        self.loader = Loader(
-            self.train_data, recipe.data.batch_size, seed=settings.seed, augment=augment if augment.used() else None
-        )
+            check_optimizer(settings)
+        check_choice(recipe)
+        self._teacher = attach_teacher(self.task, recipe, self.data)
+        if settings.continued_from >= settings.epochs:
+            raise RecipeError(
+                f"train.continued_from is {settings.continued_from}; it must be less than train.epochs, which is "
+                f"{settings.epochs}; --resume DIR --set epochs=... sets it"
+            )
+        self.loader = loader_of(recipe, self.train_data)
         self.steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.total_steps = settings.epochs * self.steps_per_epoch
 
         manual_seed(settings.seed)
         self.model = build_model(recipe, self.data).to(default_device())
         freeze_encoders(self.model, recipe)
-        self.optimizer = _build_optimizer(recipe, self.model)
+        self.optimizer, self._lr_factors = new_optimizer(recipe, self.model)
         self.ema = EMA(self.model.parameters(), settings.ema) if settings.ema else None
-        self.steps = Steps(self.model, self.task, self.optimizer, settings, self.ema)
+        self.steps, self.teamwork = self._new_steps(), Teamwork(self.group)
         if self.steps.graph:
             self.loader.dataset = self.train_data.with_equal_batches(recipe.data.batch_size)
+        self.origin = ""  # how the weights began, if not at random, for the first line of the run
         self.position = Position()
+        # shapes whose products OpenBLAS makes, for the whole run
+        self.products = self.group.broadcast(sorted(products_of_blas()))
+        self.best: dict[str, Any] | None = None  # the weights of the best epoch so far, if the recipe keeps them
         self._lap_began = self._written = time.perf_counter()
 
     # One step, one epoch
 
-    def groups(self) -> Iterator[list[Batch]]:
+    def _new_steps(self) -> Steps:
+        parts = (self.model, self.task, self.optimizer, self.recipe.train, self.ema)
+        return ShardedSteps(*parts, self.group) if self.recipe.train.shards else Steps(*parts)
+
+    def groups(self) -> Iterator[list[Any]]:
         """Yield the remaining batches of this epoch, in groups of `accumulate`, one group for each step."""
-        batches = self.loader.batches(self.position.epoch, self.position.batch)
+        begin = self.position.epoch, self.position.batch
+        batches: Iterator[Any]
+        if shards := number_of_shards(self.recipe.train, self.group):
+            own = shards_of(self.group.rank, self.group.size, shards)
+            batches = self.loader.sharded_batches(*begin, shards, own)
+        else:
+            batches = self.loader.batches(*begin)
         while group := list(islice(batches, self.recipe.train.accumulate)):
             yield group
 
-    def step(self, batches: list[Batch]) -> None:
+    def step(self, batches: list[Any]) -> None:
         """Make one step of the optimizer, down the gradient of the mean loss of all images in `batches`."""
         position = self.position
-        self.optimizer.set_lr(self.learning_rate(position.step + 1))
+        set_rates(self.optimizer.groups, self._lr_factors, self.learning_rate(position.step + 1))
         position.add_losses(self.steps(batches, position.step + 1, position.epoch + 1))
         position.step += 1
         position.batch += len(batches)
@@ -156,22 +129,32 @@ class Training:
         The step after the warm-up, or the first, has the full rate; the smallest is reached after the last step.
         """
         settings = self.recipe.train
-        warmup_steps = min(round(settings.warmup_epochs * self.steps_per_epoch), self.total_steps - 1)
-        schedule = SCHEDULES[settings.schedule]
-        return schedule(step, self.total_steps + 1, max(warmup_steps, 1), settings.lr, settings.min_lr)
+        before = settings.continued_from * self.steps_per_epoch  # steps before the schedule began anew
+        is_again = step > before > 0
+        step, total = (step - before, self.total_steps - before) if step > before else (step, before)
+        warmup_steps = min(round(settings.warmup_epochs * self.steps_per_epoch), total - 1)
+        if is_again and settings.schedule in STEADY:
+            warmup_steps = 0
+        schedule = partial(SCHEDULES[settings.schedule], lr=settings.lr, min_lr=settings.min_lr)
+        options = {"cooldown": settings.cooldown} if settings.schedule == "cooldown" else {}
+        return schedule(step, total + 1, max(warmup_steps, 1), **options)
 
     def finish_epoch(self, after_batch: Callable[[], None]) -> None:
-        """Evaluate the model on the test images, add a line to the metrics, and go to the next epoch.
+        """Evaluate the model on the validation images, add a line to the metrics, and go to the next epoch.
 
-        `after_batch` is called after each batch of test images. If it raises an exception, the position is unchanged.
+        `after_batch` is called after each batch of them. If it raises an exception, the position is unchanged.
         """
         position = self.position
         position.add_losses(self.steps.read_losses())
         position.epoch_seconds += self._lap()
+        self.teamwork.finish_epoch(position.epoch_seconds)
         with self.averaged():
-            report = self.task.evaluate(self.model, self.test_data, self.recipe.data.batch_size, after_batch)
+            report = self._evaluate(self.measured_data, after_batch)
+            weights = self.model.state_dict() if self.recipe.train.keep == "best" else None
         if not math.isfinite(report.loss):
-            raise FloatingPointError(f"the loss on the test images after step {position.step} is {report.loss}")
+            raise FloatingPointError(
+                f"the loss on the {self.measured} {self.task.samples} after step {position.step} is {report.loss}"
+            )
         self._lap()
         line: dict[str, Any] = {
             "epoch": position.epoch + 1,
@@ -186,6 +169,41 @@ class Training:
         if report.shares:
             line["val_accuracies"] = report.shares
         position.finish_epoch(line)
+        if weights is not None and best_epoch(position.metrics) == position.epoch:
+            self.best = weights
+
+    @property
+    def measured(self) -> str:
+        """The split on which each epoch is measured: "validation", or "test" if the recipe holds nothing out."""
+        return "test" if self.validation_data is None else "validation"
+
+    @property
+    def measured_data(self) -> AnyDataset:
+        """The data of this split."""
+        return self.test_data if self.validation_data is None else self.validation_data
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are trained, or no epoch of the last `train.patience` was better than those before."""
+        return is_at_end(self.recipe.train, self.position.metrics)
+
+    def measure_test(self, after_batch: Callable[[], None]) -> Report:
+        """Evaluate the weights to use on the test images."""
+        with self.averaged() if self.best is None else _exchanged(self.model, self.best):
+            report = self._evaluate(self.test_data, after_batch)
+        if not math.isfinite(report.loss):
+            raise FloatingPointError(f"the loss on the test {self.task.samples} is {report.loss}")
+        self._lap()
+        return report
+
+    def _evaluate(self, data: AnyDataset, after_batch: Callable[[], None]) -> Report:
+        return self.task.evaluate(self.model, data, self.recipe.data.batch_size, after_batch, self.group)
+
+    def restart_average(self) -> None:
+        """Begin the average of the weights with their present values."""
+        if self.ema:
+            self.ema = EMA(self.model.parameters(), self.recipe.train.ema)
+            self.steps = self._new_steps()
 
     def averaged(self) -> AbstractContextManager[None]:
         """Give the model the weights to use within this block: their running average, if the recipe asks for one."""
@@ -205,16 +223,17 @@ class Training:
         return time.perf_counter() - self._written >= 60 * self.recipe.train.checkpoint_minutes
 
     def write_checkpoint(self, folder: Path) -> None:
-        """Write the checkpoint, the weights to use and the metrics into the run folder.
+        """Write the checkpoint, the weights to use and the metrics into the run folder, as process 0 of a group.
 
         Raises FloatingPointError if the weights are not finite, and TrainingFailed if a file cannot be written.
         """
         self.position.add_losses(self.steps.read_losses())
         if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
             raise FloatingPointError(f"the weights are not finite after step {self.position.step}")
-        with self.averaged():
-            weights = self.model.state_dict()
-        write_progress(folder, self.state_dict(), weights, self.position.metrics_lines())
+        if self.group.is_first:
+            with self.averaged():
+                weights = self.model.state_dict() if self.best is None else self.best
+            write_progress(folder, self.state_dict(), weights, self.position.metrics_lines())
         self._lap()  # writing counts as time of the run, but not as time of training
         self._written = time.perf_counter()
 
@@ -226,7 +245,8 @@ class Training:
         products use all threads, and the run may only be resumed with as many.
         """
         kernels_multiply = is_served(Linear.kernel, np.dtype(np.float32), "cpu")
-        return self.recipe.train.precision == "float16" or kernels_multiply
+        in_one = self.recipe.train.precision == "float16" or self.recipe.train.shards > 0
+        return in_one or (kernels_multiply and not self.products)
 
     @property
     def threads(self) -> int:
@@ -234,10 +254,16 @@ class Training:
         on_gpu = any(is_on_gpu(p.data) for p in self.model.parameters())
         return 1 if on_gpu or self.uses_one_product_thread else product_threads()
 
+    @property
+    def arithmetic(self) -> dict[str, str]:
+        """Device, kernels and versions of this run. Its last bits depend on them, so resuming with others warns."""
+        return arithmetic_of(next(self.model.parameters()).data)
+
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Checksums of the data: a run may only be resumed with the same images and texts."""
-        return {"train": self.train_data.fingerprint(), "test": self.test_data.fingerprint()}
+        splits = {"train": self.train_data, "validation": self.validation_data, "test": self.test_data}
+        return {name: data.fingerprint() for name, data in splits.items() if data is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
@@ -248,18 +274,26 @@ class Training:
             "fingerprints": self.fingerprints,
             "legacy": self.legacy,
             "threads": self.threads,
+            "arithmetic": self.arithmetic,
+            "products": [list(shape) for shape in self.products],
             "position": dataclasses.asdict(self.position),
+            "teacher": self._teacher,
             "generator": default_generator.state_dict(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
+            "best": self.best,
             "scaler": self.steps.scaler.state_dict() if self.steps.scaler else None,
         }
 
     def read_checkpoint(self, path: Path) -> None:
-        """Restore the state in a checkpoint. Raises CheckpointError if it is of another recipe or of other data."""
-        state = load(path)
+        """Restore the state in a checkpoint. Raises CheckpointError if it is of another recipe or of other data.
+
+        Process 0 of a group reads the file.
+        """
+        state = self.group.broadcast(load(path) if self.group.is_first else {})
         try:
+            self.products = [(int(r), int(k), int(n)) for r, k, n in state.get("products", ())]
             self._require_same_origin(path, state)
             position = Position.from_state(state["position"])
             steps = math.ceil(position.batch / self.recipe.train.accumulate)
@@ -275,27 +309,47 @@ class Training:
                 self.ema.load_state_dict(state["ema"])
             if self.steps.scaler:
                 self.steps.scaler.load_state_dict(state["scaler"])
+            self._take_best(state.get("best"))
             require_finite(path, self.model.state_dict())
+            if reached < self.total_steps:
+                warn_of_other_arithmetic(path, state.get("arithmetic", {}), self.arithmetic)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise CheckpointError(f"{path} is not the checkpoint of a run ({type(error).__name__}: {error})") from error
 
+    def _take_best(self, best: Mapping[str, Any] | None) -> None:
+        """Take the weights of the best epoch from a checkpoint. Raises ValueError if they do not fit."""
+        if (best is not None) != (self.recipe.train.keep == "best" and self.position.epoch > 0):
+            raise ValueError(
+                "the weights of the best epoch are missing, or are there although the recipe keeps the last ones"
+            )
+        if best is not None:
+            with _exchanged(self.model, best):
+                self.best = self.model.state_dict()
+
     def _require_same_origin(self, path: Path, state: Mapping[str, Any]) -> None:
         """Refuse to resume with another recipe or other data: the run would be neither the old one nor a new one."""
-        require_same_recipe(path, state, self.recipe, ("data", "model", "train", "task"))
+        sections = ("data", "model", "train", "task")
+        if not is_continuation(self.recipe, state["position"], changed_keys(state, self.recipe, sections)):
+            require_same_recipe(path, state, self.recipe, sections)
         if (threads := state.get("threads", self.threads)) != self.threads:
             raise CheckpointError(
                 f"{path} is of a run whose matrix products used {threads} threads; here they use {self.threads}, which "
                 f"changes their last bits. Resume it with TINYVIT_THREADS={threads}"
             )
+        if state.get("teacher", "") != self._teacher:
+            raise CheckpointError(
+                f"{path} is of a run whose teacher, {self.recipe.task.teacher}, had other weights; put those back, or "
+                "start a new run"
+            )
         before, count, name = DataSpec.from_state(state["data"]), state["train_images"], self.recipe.data.name
         changes = before.differences(self.data)
         if count != len(self.train_data):
             changes.append(f"there were {count:,} train {self.task.samples} and are now {len(self.train_data):,}")
+        for split, fingerprint in state.get("fingerprints", {}).items():
+            if not changes and fingerprint != self.fingerprints.get(split):
+                changes.append(f"files of the {split} split have another content")
         if not changes and before != self.data:
             changes.append("the images are normalized in another way, or the texts have another length")
-        for split, fingerprint in state.get("fingerprints", {}).items():
-            if not changes and fingerprint != self.fingerprints[split]:
-                changes.append(f"files of the {split} split have another content")
         if changes:
             raise CheckpointError(
                 f"{path} is of a run on other images than {name} now holds: {'; '.join(changes)}; put those back, or "
@@ -303,37 +357,37 @@ class Training:
             )
 
 
+def loader_of(recipe: Recipe, data: AnyDataset) -> Loader:
+    """Return the batches of training data by a recipe, shuffled, augmented and mixed."""
+    augment, keys = augmentation_of(recipe), recipe.data
+    mixes = keys.mixup or keys.cutmix
+    return Loader(
+        data,
+        keys.batch_size,
+        seed=recipe.train.seed,
+        augment=augment if augment.used() else None,
+        mix=Mix(len(data.classes), keys.mixup, keys.cutmix) if mixes else None,
+        repeats=keys.repeats,
+    )
+
+
+@contextmanager
+def _exchanged(model: Module, weights: Mapping[str, Any]) -> Iterator[None]:
+    """Give the model other weights within this block."""
+    own = model.state_dict()
+    model.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
 def _warn_of_equal_images(train: AnyDataset, test: AnyDataset) -> None:
     """Warn if files of the test split hold images to learn from: then the accuracy promises too much."""
-    if isinstance(train, Dataset) and isinstance(test, Dataset) and train.files and test.files:
-        pairs = [f"{test.files[j]} = {train.files[i]}" for i, j in equal_images(train, test)]
+    if train.files and test.files:
+        pairs = [f"{test.files[j]} = {train.files[i]}" for i, j in equal_images(train.images, test.images)]
         if pairs:
             log.warning(
                 "%s: %s of %s test images are train images too, so the accuracy will be too high: %s",
-                *(train.name, f"{len(pairs):,}", f"{len(test):,}", listed(pairs)),
+                *(train.name, f"{len(pairs):,}", f"{len(test.files):,}", listed(pairs)),
             )
-
-
-def _check_optimizer_options(settings: Train) -> None:
-    """Raise RecipeError if the recipe sets an option that its optimizer does not have."""
-    of_others = ("momentum", "nesterov") if settings.optimizer != "sgd" else ("beta1", "beta2")
-    for key in of_others:
-        value, default = getattr(settings, key), DEFAULTS[f"train.{key}"]
-        if value != default:
-            raise RecipeError(
-                f"train.{key} is {value}, which {settings.optimizer} does not use; leave it at {default}, or choose "
-                "another train.optimizer"
-            )
-
-
-def _build_optimizer(recipe: Recipe, model: Module) -> Optimizer:
-    settings = recipe.train
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = decay_groups(trainable, settings.weight_decay)
-    if settings.optimizer != "sgd":
-        optimizer = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
-        return optimizer(groups, settings.lr, (settings.beta1, settings.beta2))
-    try:
-        return SGD(groups, settings.lr, settings.momentum, nesterov=settings.nesterov)
-    except ValueError as error:
-        raise recipe_error(settings, error) from error

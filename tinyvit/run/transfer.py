@@ -1,4 +1,4 @@
-"""Transfer learning: a run that starts from the encoders of another (task.start_from), frozen or not (task.freeze)."""
+"""Transfer learning: a run that starts from the weights of another (task.start_from), frozen or not (task.freeze)."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ from ..tasks import DataSpec
 from .folder import RunError, load_run
 
 # Parameters of an encoder that belong to the task it was trained for: they are neither transferred nor frozen.
-_OF_THE_TASK = ("head.", "norm.", "fc_norm.")
+_OF_THE_TASK = ("head.", "head_dist.", "norm.", "fc_norm.", "attention_pool.")
+_HEADS = ("head.", "head_dist.")
 
 
 def encoders_of(model: Module) -> dict[str, Any]:
@@ -30,6 +31,12 @@ def freeze_encoders(model: Module, recipe: Recipe) -> None:
         return
     if not recipe.task.start_from:
         raise RecipeError(f"task.freeze is {frozen!r}; name the run to start from in task.start_from")
+    if frozen == "backbone":
+        if not isinstance(model, ViT):
+            raise RecipeError("task.freeze is 'backbone'; only a classifier of images has one")
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad = key.startswith(_HEADS)
+        return
     if frozen not in ("both", *encoders):
         raise RecipeError(f"task.freeze is {frozen!r}; this model's encoders are {', '.join(encoders) or 'none'}")
     for name in encoders if frozen == "both" else [frozen]:
@@ -37,8 +44,38 @@ def freeze_encoders(model: Module, recipe: Recipe) -> None:
             parameter.requires_grad = key.startswith(_OF_THE_TASK)
 
 
-def transfer_encoders(model: Module, data: DataSpec, recipe: Recipe) -> None:
-    """Copy the weights of the encoders that `model` has in common with the run task.start_from.
+def start_weights(model: Module, data: DataSpec, recipe: Recipe) -> str:
+    """Copy the weights that `model` has in common with the run task.start_from; return in words what was taken.
+
+    From a run of the same task with a model of the same form the whole model is taken. Its head starts anew if the
+    classes are others. From any other run the encoders are taken, see `transfer_encoders`. Raises what that raises.
+    """
+    run, trained = recipe.task.start_from, load_run(recipe.task.start_from)
+    own, theirs = model.state_dict(), trained.model.state_dict()
+    heads = {key for key in own if key.startswith("head.")}
+    fits = own.keys() == theirs.keys() and all(own[key].shape == theirs[key].shape for key in own.keys() - heads)
+    is_same_task = trained.recipe.task.kind == recipe.task.kind and trained.data.words == data.words
+    if fits and is_same_task and type(model) is type(trained.model) and trained.data.shape == data.shape:
+        keeps_head = trained.data.classes == data.classes
+        taken = {key: theirs[key] for key in own if keeps_head or key not in heads}
+        model.load_state_dict(taken, strict=False)
+        what = "the whole model" if keeps_head else "the whole model but its head, which starts anew for other classes"
+    else:
+        names = transfer_encoders(model, data, recipe)
+        taken = {
+            f"{name}.{key}": value
+            for name in names
+            for key, value in encoders_of(model)[name].state_dict().items()
+            if not key.startswith(_OF_THE_TASK)
+        }
+        what = f"the {' and '.join(names)} encoder{'s' * (len(names) > 1)}, while the rest starts anew"
+    count, trainable = sum(value.size for value in taken.values()), [p for p in model.parameters() if p.requires_grad]
+    frozen = "" if recipe.task.freeze == "none" else f"; {sum(p.size for p in trainable):,} weights are trained"
+    return f"; started from {run}: took {what} ({count:,} weights){frozen}"
+
+
+def transfer_encoders(model: Module, data: DataSpec, recipe: Recipe) -> list[str]:
+    """Copy the weights of the encoders that `model` has in common with the run task.start_from; return their names.
 
     Raises
     ------
@@ -58,14 +95,15 @@ def transfer_encoders(model: Module, data: DataSpec, recipe: Recipe) -> None:
         )
     if frozen in ("vision", "text") and frozen not in common:
         raise RunError(f"task.freeze is {frozen!r}; {run} has no such encoder, or one of another vocabulary")
-    for name in common:
+    for name in sorted(common):
         _copy_encoder(theirs[name], own[name], f"task.start_from: the {name} encoder of {run} is of another form")
+    return sorted(common)
 
 
 def _copy_encoder(source: Module, target: Module, complaint: str) -> None:
     """Copy the weights that are transferred; `complaint` begins the RunError if the two encoders do not match."""
     state = {key: value for key, value in source.state_dict().items() if not key.startswith(_OF_THE_TASK)}
-    wanted = {key for key in target.state_dict() if not key.startswith(_OF_THE_TASK)}
+    wanted = {key for key in target.state_dict() if not key.startswith(_OF_THE_TASK) and ".lora_" not in key}
     if wanted != state.keys():
         raise RunError(f"{complaint}: only one of the two has {min(wanted ^ state.keys())}")
     try:

@@ -3,7 +3,7 @@
 `rules/` narrates a rule, `record/` holds what a trace recorded, `check/` compares rules with finite differences,
 `page/` shows a trace, and `watch/` monitors a training run.
 
-Order: rules, record, check, page, trace, notebook, watch, subject.
+Order: rules, record, check, page, trace, planting, dense, notebook, watch, subject, exercises.
 """
 
 from ..engine import GradcheckError, gradcheck

@@ -1,7 +1,7 @@
 """The study command: the page or the text of a trained model on an image that it is unsure of, or of one operation."""
 
 import difflib
-from collections.abc import Callable
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,18 @@ import numpy as np
 
 from .. import functional as F
 from ..context import no_grad
-from ..data import normalize, read_image
+from ..data import normalize
 from ..data.image_files import same_form
 from ..dispatch import use_kernels
 from ..engine import Op, Tensor
-from ..errors import DataError, StudyError
+from ..errors import StudyError
 from ..models import ViT
 from ..run.folder import RunError, TrainedModel, load_run, load_test_data
-from ..tasks import DataSpec
-from .check.faults import place_for
+from .dense import KINDS, study_dense
 from .page.fused import comparisons_of
 from .page.write import save_page
-from .trace import Trace, trace
+from .planting import traced
+from .trace import Trace
 
 # The command --------------------------------------------------------------------------------------------------------
 
@@ -33,11 +33,16 @@ def write_page(run: str, image: str | None, label: str | None, out: str | None, 
         contents["exercise"] = recorded.mistake
         contents["title"] = "One gradient rule on this page is wrong. Which one?"
     path = _page_name(run, image, plant) if out is None else out
+    return f"{contents['summary']}\n{written(recorded, path, contents)}"
+
+
+def written(recorded: Trace, path: str, contents: dict[str, Any]) -> str:
+    """Write the page of a trace; return its path, its size and how to open it. Raises StudyError."""
     try:
         save_page(recorded, path, contents)
     except OSError as error:
         raise StudyError(f"{path} cannot be written: {error.strerror}") from error
-    return f"{contents['summary']}\n{path}: {Path(path).stat().st_size / 1e6:.1f} MB; open it in a browser"
+    return f"{path}: {Path(path).stat().st_size / 1e6:.1f} MB; open it in a browser"
 
 
 def _page_name(run: str, image: str | None, plant: str | None) -> str:
@@ -66,6 +71,9 @@ def _studied(run: str, image: str | None, label: str | None, plant: str | None) 
             raise StudyError(f"{run} is an operation and takes no image; leave out --image and --label")
         return study_operation(run, plant), about_operation(run)
     try:
+        trained = load_run(run)
+        if trained.recipe.task.kind in KINDS:
+            return study_dense(run, trained, image, label, plant)
         subject = study_run(run, image, label, plant)
     except RunError as error:
         if Path(run).exists():
@@ -74,20 +82,6 @@ def _studied(run: str, image: str | None, label: str | None, plant: str | None) 
         meant = f"; did you mean the operation {' or '.join(near)}?" if near else ""
         raise StudyError(f"{error}; {run!r} is not the name of an operation either{meant}") from error
     return subject.trace, about(subject)
-
-
-def _traced(compute: Callable[[], Any], names: dict[str, Tensor], plant: str | None) -> Trace:
-    """Trace `compute`, with plain rules; to plant a fault, trace it again with the wrong rule in one place."""
-    with use_kernels("numpy"), trace(names=names) as recorded:
-        compute()
-    if plant is not None:
-        place = place_for(plant, recorded)
-        with use_kernels("numpy"), trace(names=names, planted={place.key: place.op}) as recorded:
-            compute()
-        recorded.mistake = place.mistake
-    for entry in recorded:
-        entry.line = ""  # drop the call site: it is always this file
-    return recorded
 
 
 # One operation ------------------------------------------------------------------------------------------------------
@@ -105,7 +99,7 @@ def study_operation(name: str, plant: str | None = None) -> Trace:
             for y in outputs if isinstance(outputs, tuple) else (outputs,):
                 y.backward(rng.standard_normal(y.shape), retain_graph=True)
 
-    return _traced(compute, {}, plant)
+    return traced(compute, {}, plant)
 
 
 def about_operation(name: str) -> dict[str, Any]:
@@ -144,7 +138,11 @@ class Subject:
 
 
 def study_run(
-    run: str = "digits", image: str | Path | None = None, label: str | None = None, plant: str | None = None
+    run: str = "digits",
+    image: str | Path | None = None,
+    label: str | None = None,
+    plant: str | None = None,
+    chance: random.Random | None = None,
 ) -> Subject:
     """Trace the loss of one image, and its gradients, with plain rules at float32.
 
@@ -156,6 +154,7 @@ def study_run(
     label : the class that the loss takes as right. The default is the label of a test image; for a file it is the most
         probable class.
     plant : the operation of which one gradient rule is to be wrong, or "any".
+    chance : chooses the place of that fault; by default it is a new one at each call.
 
     Raises
     ------
@@ -168,7 +167,7 @@ def study_run(
         pixels, target, name = _least_sure(trained)
         source = "label"
     else:
-        pixels, name = _pixels_of(image, trained.data), str(image)
+        pixels, name = trained.data.read_image(image), str(image)
         target, source = int(_probabilities(trained, pixels[None])[0].argmax()), "guess"
     if label is not None:
         target, source = _class_of(label, trained.data.classes), "choice"
@@ -177,7 +176,7 @@ def study_run(
     def compute() -> None:
         F.cross_entropy(trained.model(images), np.array([target])).backward()
 
-    recorded = _traced(compute, {"image": images}, plant)
+    recorded = traced(compute, {"image": images}, plant, chance)
     loss = recorded["cross_entropy"].outputs[0].array
     assert loss is not None
     return Subject(
@@ -193,16 +192,6 @@ def study_run(
         model=trained.model,
         trace=recorded,
     )
-
-
-def _pixels_of(image: str | Path, data: DataSpec) -> np.ndarray:
-    channels, height, width = data.shape
-    pixels = read_image(image, channels, height if height == width else None)
-    if pixels.shape != data.shape:
-        raise DataError(
-            f"{image} has {pixels.shape[2]} x {pixels.shape[1]} pixels; this model takes {width} x {height}"
-        )
-    return pixels
 
 
 def _class_of(label: str, classes: tuple[str, ...]) -> int:

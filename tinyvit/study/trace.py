@@ -7,6 +7,7 @@ trace["blocks.0.attn/attention"].backward.outgoing
 trace.save_html("page.html")
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,8 @@ def trace(
     max_bytes : int
         Bytes of arrays to store completely. Of any further arrays, statistics and 64 elements are stored.
     names : dict, optional
-        Names for tensors, {"image": images}. Parameters have the names that their model gives them; other leaves have
-        those of the local variables that hold them.
+        Names for tensors, {"image": images}. Parameters have the names that their model gives them; other tensors have
+        those of the variables that hold them, where exactly one does.
     planted : mapping, optional
         For exercises: by key of an operation in the trace, an operation with a wrong gradient rule to run there.
 
@@ -72,5 +73,7 @@ def trace(
     if context.now().recorder is not None:
         raise RuntimeError("a trace is already open, and records everything here; close it first, or use that one")
     recorded = Trace()
-    with context.changed(recorder=Recorder(recorded, Archive(max_bytes), names or {}, planted or {})):
+    recorder = Recorder(recorded, Archive(max_bytes), names or {}, planted or {})
+    with context.changed(recorder=recorder):
         yield recorded
+    recorder.name_outputs(sys._getframe())

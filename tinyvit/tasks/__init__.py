@@ -2,15 +2,18 @@
 
 The training loop, checkpoints and run folders are the same for all tasks.
 
-Order: base, classify, answer, write, mask, retrieve.
+Order: metrics, report, spec, options, base, classify, answer, write, mask, retrieve, segment, detect.
 """
 
 from ..recipe import Recipe
 from .answer import Answer
-from .base import DataSpec, Report, Task, recipe_error
+from .base import DataSpec, Task, recipe_error
 from .classify import Classify
+from .detect import Detect
 from .mask import Mask
+from .report import Report
 from .retrieve import Retrieve
+from .segment import Segment
 from .write import Caption, Translate
 
 TASKS: dict[str, type[Task]] = {
@@ -20,6 +23,8 @@ TASKS: dict[str, type[Task]] = {
     "retrieve": Retrieve,
     "masked": Mask,
     "translate": Translate,
+    "segment": Segment,
+    "detect": Detect,
 }
 
 
@@ -34,9 +39,11 @@ __all__ = [
     "Caption",
     "Classify",
     "DataSpec",
+    "Detect",
     "Mask",
     "Report",
     "Retrieve",
+    "Segment",
     "Task",
     "Translate",
     "recipe_error",

@@ -7,10 +7,11 @@ import numpy as np
 
 from .. import functional as F
 from ..data import Batch, TextDataset
+from ..data.own_texts import QUESTIONS
 from ..engine import Tensor
 from ..models import VQA, ConvEncoder, CrossFusion, JointFusion, ProductFusion, TextEmbedding, TextEncoder
 from ..nn import Module
-from .base import HIDING, DataSpec, Report, Task, accuracy_by_kind, count_confusions
+from .base import DENSE, HIDING, DataSpec, Report, Task, accuracy_by_kind, count_confusions
 
 
 class Answer(Task):
@@ -22,8 +23,9 @@ class Answer(Task):
     """
 
     samples = "questions"
-    unused = ("task.word_prior", *HIDING)
+    unused = ("task.word_prior", *HIDING, *DENSE)
     datasets = ("easy-vqa", "scenes-questions")
+    columns = QUESTIONS
 
     def build(self, data: DataSpec) -> VQA:
         model, text = self.recipe.model, self.text_options()

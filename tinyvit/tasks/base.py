@@ -1,160 +1,39 @@
-"""What all tasks share: the facts about the data that a model needs, the report of an evaluation, and its one loop."""
+"""What all tasks share: what a recipe may ask for, and the one loop of evaluation."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Self
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
+from ..backend import Group
 from ..context import no_grad
-from ..data import Augment, Batch, Dataset, TextDataset, Tokenizer, load_texts
+from ..data import Augment, Batch, TextDataset, load_texts
+from ..data.augment import NOT_WITH_TARGETS
 from ..data.datasets import HANDED
-from ..data.image_files import listed, same_form
 from ..data.texts import TEXT_DATASETS
 from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import ViT
 from ..nn import Module, initialize_conv
 from ..recipe import Model, Recipe, Train
+from .options import DEFAULTS, OF_FOLDERS, OF_SOUNDS, OWN, OWN_IMAGES, TABLE, augmentation_of, load_table
+from .report import Report
+from .spec import AnyDataset, DataSpec
 
-AnyDataset = Dataset | TextDataset
-DEFAULTS = {  # of the keys of recipes that have one
-    f"{section.name}.{key.name}": key.default
-    for section in dataclasses.fields(Recipe)
-    for key in dataclasses.fields(section.type)  # type: ignore[arg-type]
-}
 HIDING = ("task.hide", "task.hide_patches", "task.hide_words")
+FIXED = tuple(f"data.{key}" for key in NOT_WITH_TARGETS)  # changes of images that masks and boxes cannot follow
+DENSE = ("task.mask_head", "task.dice", "task.queries")  # of segmentation and detection
 OF_IMAGES = tuple(f"model.{key}" for key in (  # keys of the ViT that no model of texts has
-    "pool", "pos_embed", "qkv_bias", "emb_dropout", "drop_path", "layer_scale", "register_tokens", "stem"
+    "pool", "pos_embed", "qkv_bias", "emb_dropout", "drop_path", "layer_scale", "register_tokens", "stem",
+    "class_token", "distilled", "no_embed_class", "last_norm", "pre_norm", "qk_norm", "proj_bias", "act", "eps",
+    "head_dropout", "norm_layer", "mlp_layer", "lsa", "rope",
 ))  # fmt: skip
-_LARGEST = 2**20  # side of an image, or length of a text, that a checkpoint may state
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """The facts about a data set that decide the form of a model. A run keeps them, so predicting needs no data set.
-
-    Attributes
-    ----------
-    classes : names of the classes, in the order of the logits.
-    shape : of an image, (C, H, W); (T, C, H, W) of a video; () without images.
-    mean, std : of each channel, see `tinyvit.data.normalize`.
-    words : the vocabulary, in the order of the token ids; empty without texts.
-    lengths : the largest number of tokens of a text that is read, and of one that is written.
-    """
-
-    classes: tuple[str, ...]
-    shape: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    words: tuple[str, ...] = ()
-    lengths: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, dataset: AnyDataset) -> Self:
-        """Collect the facts from a data set."""
-        spec = cls(dataset.classes, dataset.images.shape[1:], dataset.mean, dataset.std)
-        if isinstance(dataset, Dataset):
-            return spec
-        lengths = tuple(table.shape[1] for table in (dataset.texts, dataset.labels) if table.ndim == 2)
-        return dataclasses.replace(spec, words=dataset.tokenizer.words, lengths=lengths)
-
-    @classmethod
-    def from_state(cls, state: dict[str, list[Any]]) -> Self:
-        """Restore what `state_dict` returned. Raises TypeError or ValueError if it is not the state of such facts."""
-        spec = cls(**{name: tuple(values) for name, values in state.items()})
-        for names in (spec.classes, spec.words):
-            if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-                raise ValueError(f"classes and words must be different texts, not {names!r:.100}")
-        for counts in (spec.shape, spec.lengths):
-            if not all(type(count) is int and 0 < count <= _LARGEST for count in counts):
-                raise ValueError(f"shape and lengths must be integers from 1 to {_LARGEST}, not {counts!r:.100}")
-        numbers = [float(number) for number in (*spec.mean, *spec.std)]
-        if not all(map(math.isfinite, numbers)) or min(spec.std, default=1) <= 0:
-            raise ValueError(f"mean and std are {spec.mean!r:.100} and {spec.std!r:.100}")
-        channels = spec.shape[-3:-2]
-        if len(spec.shape) not in (0, 3, 4) or {len(spec.mean), len(spec.std)} != {sum(channels)}:
-            raise ValueError(f"shape is {spec.shape}, with {len(spec.mean)} means and {len(spec.std)} deviations")
-        if spec.words:
-            Tokenizer(spec.words)
-        return spec
-
-    def state_dict(self) -> dict[str, list[Any]]:
-        """Return the facts in the form that a checkpoint stores."""
-        return {name: list(values) for name, values in dataclasses.asdict(self).items()}
-
-    def differences(self, found: Self) -> list[str]:
-        """Return in words how the facts in `found` about other data differ from these; an empty list if they agree.
-
-        Longer texts differ; shorter ones do not. The normalization is not compared.
-        """
-        told = [
-            _names_that_differ("classes", tuple(map(same_form, self.classes)), tuple(map(same_form, found.classes))),
-            _names_that_differ("words", self.words, found.words),
-        ]
-        if self.shape != found.shape:
-            told.append(f"the images were {_size_of(self.shape)} and are now {_size_of(found.shape)}")
-        for kind, length, now in zip(("read", "written"), self.lengths, found.lengths, strict=False):
-            if now > length:
-                told.append(f"the longest text that is {kind} had {length} tokens and has now {now}")
-        return [line for line in told if line]
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """A tokenizer of the vocabulary."""
-        return Tokenizer(self.words)
-
-
-def _names_that_differ(what: str, before: tuple[str, ...], now: tuple[str, ...]) -> str:
-    """Return in words how the names in `now` differ from those in `before`; empty if they do not."""
-    missing, new = [n for n in before if n not in now], [n for n in now if n not in before]
-    if before == now:
-        return ""
-    changes = [f"{listed(names)} {verb}" for names, verb in ((missing, "is gone"), (new, "is new")) if names]
-    how = ", ".join(changes) or "in another order"
-    return f"the {what} were {listed(before, 10)} and are now {listed(now, 10)} ({how})"
-
-
-def _size_of(shape: tuple[int, ...]) -> str:
-    """Return the shape of an image in words."""
-    if not shape:
-        return "absent"
-    *frames, channels, height, width = shape
-    size = f"{width} x {height} pixels with {channels} channel{'s' * (channels > 1)}"
-    return f"{frames[0]} frames of {size}" if frames else size
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of an evaluation.
-
-    Attributes
-    ----------
-    loss : mean over the samples, without label smoothing.
-    accuracy : from 0 to 1.
-    shares : further accuracies from 0 to 1, by name.
-    names : names of the classes, or the vocabulary, that `confusion` counts.
-    confusion : int64 (len(names), len(names)), how often each name (row) was taken for each (column), or None.
-    """
-
-    loss: float
-    accuracy: float
-    shares: dict[str, float]
-    names: tuple[str, ...] = ()
-    confusion: np.ndarray | None = None
-
-    def mistakes(self, most: int = 8) -> list[tuple[str, str, int]]:
-        """Return the most frequent mistakes: the right name, the name it was taken for, how often."""
-        if self.confusion is None:
-            return []
-        wrong = self.confusion * ~np.eye(len(self.names), dtype=bool)
-        places = np.argsort(-wrong, axis=None, kind="stable")[: min(most, np.count_nonzero(wrong))]
-        rows, columns = np.unravel_index(places, wrong.shape)
-        return [(self.names[i], self.names[j], int(wrong[i, j])) for i, j in zip(rows, columns, strict=True)]
+OF_TEACHERS = ("task.distill", "task.distill_temperature", "task.distill_weight")
+OF_CLASSIFIERS = ("task.lora_rank", "task.lora_targets", "model.head_dropout", "task.teacher", *OF_TEACHERS)
 
 
 class Task:
@@ -165,45 +44,94 @@ class Task:
     samples : the name of what a batch consists of, in the plural.
     unused : keys of recipes that this kind of task does not use; a recipe may not set them.
     datasets : names of the data sets with texts that this task can learn from.
+    columns : what a table of texts of the user's own must have for this task, see `tinyvit.data.own_texts`.
+    compares : whether the loss compares the samples of a batch with each other: then it is `compare(*embed(...))`, so
+        that the features of a batch can be computed in parts.
     """
 
     samples = "images"
     unused: tuple[str, ...] = ()
     datasets: tuple[str, ...] = tuple(TEXT_DATASETS)
+    columns: tuple[str, ...] = ()
+    compares = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def load(self, split: str) -> AnyDataset:
-        """Load one split ("train", "test") of the data that the recipe names."""
+    def load(self, split: str, like: Any = None) -> AnyDataset | None:
+        """Load one split of the data that the recipe names: "train", "test", or None if it has no "validation" itself.
+
+        Images of a folder get the form and the statistics of the training images `like`, a data set or a `DataSpec`.
+        """
         data = self.recipe.data
+        if data.name.startswith(TABLE):
+            return load_table(self.recipe, self.columns, split, like, self.compares)
+        if split == "validation":
+            return None
         if data.image_size:
             raise RecipeError(f"data.image_size is {data.image_size}; the images of {data.name} have a fixed size")
+        for key in ("normalize", "resize"):
+            if value := getattr(data, key):
+                raise RecipeError(f"data.{key} is {value!r}, which only 'classify' runs use; leave it empty")
         if data.name not in self.datasets:
-            kind, known = self.recipe.task.kind, " or ".join(self.datasets)
+            kind, known = self.recipe.task.kind, " or ".join((*self.datasets, *["csv:PATH"] * bool(self.columns)))
             raise RecipeError(f"data.name is {data.name!r}; a {kind!r} run learns from {known}")
         return load_texts(data.name, split)
 
     def check(self, data: DataSpec) -> None:
         """Raise RecipeError if the recipe asks for something that this task cannot do or does not use on such data."""
         kind, name = self.recipe.task.kind, self.recipe.data.name
-        for key in self.unused:
-            section, _, field = key.partition(".")
-            value, default = getattr(getattr(self.recipe, section), field), DEFAULTS[key]
-            if value != default:
-                raise RecipeError(f"{key} is {value!r}, which a {kind!r} run does not use; leave it at {default!r}")
+        for key in (*self.unused, *(() if kind == "classify" else OF_CLASSIFIERS)):
+            self.refuse_other_than_default(key)
+        for key in OF_FOLDERS if not name.startswith(OWN) else ():
+            if (value := getattr(self.recipe.data, key)) != DEFAULTS[f"data.{key}"]:
+                raise RecipeError(f"data.{key} is {value!r}, which is for data of your own only; leave it out")
+        for key in OF_SOUNDS if not name.startswith(OWN_IMAGES[1]) else ():
+            if value := getattr(self.recipe.data, key):
+                raise RecipeError(f"data.{key} is {value}, which is for sounds of your own only; leave it out")
         augment = augmentation_of(self.recipe)
         for key in augment.used():
             if not self.sees_images or not data.shape:
                 raise RecipeError(f"data.{key} is {getattr(augment, key)}, but a {kind!r} run on {name} has no images")
-        if augment.flip and name in HANDED:
-            raise RecipeError(
-                f"data.flip is True, but the labels of {name} tell left from right: leave images as they are"
-            )
+        for key in ("flip", "flip_alternating"):
+            if getattr(augment, key) and (name in HANDED or name.startswith(OWN_IMAGES[1])):
+                raise RecipeError(
+                    f"data.{key} is True, but the labels of {name} tell left from right: leave images as they are"
+                )
+        self._check_augmentation(data, augment)
         for key in ("shift", "cutout"):
             if (value := getattr(augment, key)) and value >= min(data.shape[-2:]):
                 side = " x ".join(map(str, data.shape[:-3:-1]))
                 raise RecipeError(f"data.{key} is {value}; it must be less than the side of the images, {side} pixels")
+
+    def refuse_other_than_default(self, key: str, when: str = "") -> None:
+        """Raise RecipeError if the recipe sets a key, such as "task.hide", that this kind of task does not use.
+
+        `when` names the condition under which it does not.
+        """
+        section, _, field = key.partition(".")
+        value, default = getattr(getattr(self.recipe, section), field), DEFAULTS[key]
+        if value != default:
+            kind = f"a {self.recipe.task.kind!r} run{f' {when}' * bool(when)}"
+            raise RecipeError(f"{key} is {value!r}, which {kind} does not use; leave it at {default!r}")
+
+    def _check_augmentation(self, data: DataSpec, augment: Augment) -> None:
+        """Raise RecipeError for changes that this task, or such images, do not allow."""
+        keys, kind, name = self.recipe.data, self.recipe.task.kind, self.recipe.data.name
+        for key in ("mixup", "cutmix"):
+            if getattr(keys, key) and kind != "classify":
+                raise RecipeError(f"data.{key} is {getattr(keys, key)}, which mixes classes; a {kind!r} run has none")
+        for key in ("repeats", "flip_alternating"):
+            if getattr(keys, key) != DEFAULTS[f"data.{key}"] and (kind not in ("classify", "masked") or data.words):
+                raise RecipeError(f"data.{key} is {getattr(keys, key)}, which is for runs on images without texts")
+        for key in ("policy", "colour"):
+            if key in augment.used() and (len(data.shape) != 3 or data.shape[0] not in (1, 3)):
+                raise RecipeError(f"data.{key} is {getattr(keys, key)!r}, but {name} has no images in grey or colour")
+        if augment.flip and augment.flip_alternating:
+            raise RecipeError("data.flip and data.flip_alternating are both true; choose one")
+        for key in ("policy_layers", "policy_strength"):
+            if getattr(keys, key) != DEFAULTS[f"data.{key}"] and keys.policy != "rand":
+                raise RecipeError(f"data.{key} is {getattr(keys, key)}, which is for data.policy = 'rand' only")
 
     @property
     def sees_images(self) -> bool:
@@ -229,25 +157,47 @@ class Task:
         """
         raise NotImplementedError
 
+    def embed(self, model: Module, batch: Batch) -> tuple[Tensor, ...]:
+        """Return what `compare` compares: tensors with a row for each sample, and without axes what all have in common.
+
+        The first one has rows.
+        """
+        raise NotImplementedError
+
+    def compare(self, *features: Tensor) -> Tensor:
+        """Return the loss of a batch, summed over its samples, from the features of all of them."""
+        raise NotImplementedError
+
     # Evaluation
 
     def evaluate(
-        self, model: Module, dataset: Any, batch_size: int, after_batch: Callable[[], object] = lambda: None
+        self,
+        model: Module,
+        dataset: Any,
+        batch_size: int,
+        after_batch: Callable[[], object] = lambda: None,
+        group: Group | None = None,
     ) -> Report:
         """Measure `model` on all samples of `dataset`, in order and in eval mode.
 
-        `after_batch` is called after each batch, and may raise an exception to stop.
+        `after_batch` is called after each batch, and may raise an exception to stop. The processes of `group` measure
+        the batches in turn; each of them returns the report on all.
         """
-        loss = 0.0
-        measured: list[Any] = []
-        with no_grad(), eval_mode(model):
-            for start in range(0, len(dataset), batch_size):
+        group = group or Group()
+
+        def measure_own() -> list[tuple[float, Any]]:
+            found = []
+            for start in range(group.rank * batch_size, len(dataset), group.size * batch_size):
                 batch = dataset.batch(np.arange(start, min(start + batch_size, len(dataset))))
-                batch_loss, found = self.measure(model, batch, start)
-                loss += batch_loss
-                measured.append(found)
+                found.append(self.measure(model, batch, start))
                 after_batch()
-        return self.report(dataset, loss / len(dataset), measured)
+            return found
+
+        with no_grad(), eval_mode(model):
+            by_rank = group.collect(measure_own)
+        in_order = [found for turn in zip_longest(*by_rank) for found in turn if found is not None]
+        loss = sum((batch_loss for batch_loss, _ in in_order), 0.0)
+        return self.report(dataset, loss / len(dataset), [found for _, found in in_order])
 
     def measure(self, model: Any, batch: Batch, start: int) -> tuple[float, Any]:
         """Return the loss of a batch, summed over its samples, and what `report` needs to know about the batch.
@@ -263,6 +213,8 @@ class Task:
     def describe(self, report: Report, count: int) -> str:
         """Return a report on `count` samples as text."""
         lines = self.summary(report, count)
+        if report.top:
+            lines += ["", *(f"top-{k} accuracy {100 * share:.2f} %" for k, share in report.top.items())]
         lines += [f"  {name}: {100 * share:.2f} %" for name, share in report.shares.items()]
         if mistakes := report.mistakes():
             texts = [f"{name!r} taken for {other!r} {times} times" for name, other, times in mistakes]
@@ -280,6 +232,8 @@ class Task:
 
         A convolutional stem begins with He's weights, so that its outputs are not small beside its biases.
         """
+        if (pool := self.recipe.model.pool) in ("cls_mean", "seq"):
+            raise RecipeError(f"model.pool is {pool!r}, which only classifiers of images have")
         vit = build_vit(self.recipe, data, 0, depth)
         if vit.patch_embed.stem is not None:
             initialize_conv(vit.patch_embed.stem)
@@ -317,11 +271,6 @@ def recipe_error(section: Model | Train, error: ValueError) -> RecipeError:
     keys = [key.name for key in dataclasses.fields(section) if re.search(rf"\b{key.name}\b", str(error))]
     name = type(section).__name__.lower()
     return RecipeError(f"{', '.join(f'{name}.{key}' for key in keys) or f'[{name}]'}: {error}")
-
-
-def augmentation_of(recipe: Recipe) -> Augment:
-    """Return the changes of training images that a recipe asks for."""
-    return Augment(**{key.name: getattr(recipe.data, key.name) for key in dataclasses.fields(Augment)})
 
 
 @contextmanager

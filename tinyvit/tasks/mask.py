@@ -9,15 +9,20 @@ import numpy as np
 
 from .. import functional as F
 from ..backend import default_generator
-from ..data import Batch, load_dataset
+from ..data import Batch, load_dataset, load_masks
+from ..data.own_texts import CAPTIONS
 from ..data.texts import TEXT_DATASETS
+from ..data.things import THINGS
 from ..engine import Tensor
 from ..errors import RecipeError
 from ..functional.tensors import on_device_of
 from ..models import MaskedModel, TextEncoder
 from ..models.masked import IGNORED, choose_patches, hide_tokens, visible_patches
 from ..nn import Module
-from .base import AnyDataset, DataSpec, Report, Task
+from .base import DENSE, Task
+from .options import OWN_IMAGES, TABLE, load_images
+from .report import Report
+from .spec import AnyDataset, DataSpec
 
 
 class Hidden(NamedTuple):
@@ -36,11 +41,13 @@ class Mask(Task):
     stream; evaluation draws it from the number of each batch, so that it is always the same.
     """
 
+    columns = CAPTIONS
+
     @property
     def unused(self) -> tuple[str, ...]:  # type: ignore[override]
         shares = [f"task.hide_{kind}" for kind in ("patches", "words") if not self._hides(kind)]
         texts = () if self._hides("words") else ("task.text_depth",)
-        return ("task.fusion", "task.word_prior", "train.label_smoothing", *shares, *texts)
+        return ("task.fusion", "task.word_prior", "train.label_smoothing", *shares, *texts, *DENSE)
 
     @property
     def sees_images(self) -> bool:
@@ -49,10 +56,16 @@ class Mask(Task):
     def _hides(self, kind: str) -> bool:
         return self.recipe.task.hide in (kind, "both")
 
-    def load(self, split: str) -> AnyDataset:
+    def load(self, split: str, like: Any = None) -> AnyDataset | None:
         data = self.recipe.data
-        if self._hides("words") or data.name in TEXT_DATASETS:
-            return super().load(split)
+        if self._hides("words") or data.name in TEXT_DATASETS or data.name.startswith(TABLE):
+            return super().load(split, like)
+        if data.name.startswith(OWN_IMAGES):
+            return load_images(self.recipe, split, like)
+        if split == "validation":
+            return None
+        if data.name in THINGS or data.name.startswith("coco:"):
+            return load_masks(data.name, split, data.image_size or None)
         return load_dataset(data.name, split, image_size=data.image_size or None)
 
     def build(self, data: DataSpec) -> MaskedModel:

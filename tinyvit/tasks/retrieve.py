@@ -7,11 +7,12 @@ import numpy as np
 
 from .. import functional as F
 from ..data import Batch, TextDataset
+from ..data.own_texts import CAPTIONS
 from ..engine import Tensor
 from ..errors import RecipeError
 from ..models import TextEncoder, TwoTowers
 from ..nn import Module
-from .base import HIDING, DataSpec, Report, Task
+from .base import DENSE, HIDING, DataSpec, Report, Task
 
 
 class Retrieve(Task):
@@ -22,8 +23,10 @@ class Retrieve(Task):
     """
 
     samples = "pairs"
-    unused = ("task.fusion", "task.word_prior", "train.label_smoothing", *HIDING)
+    unused = ("task.fusion", "task.word_prior", "train.label_smoothing", *HIDING, *DENSE)
     datasets = ("scenes-captions",)
+    columns = CAPTIONS
+    compares = True
 
     def build(self, data: DataSpec) -> TwoTowers:
         if self.recipe.data.batch_size < 2:
@@ -31,8 +34,15 @@ class Retrieve(Task):
         text = TextEncoder(len(data.words), max_length=data.lengths[0], **self.text_options())
         return TwoTowers(self.vision(data), text, self.recipe.model.dim)
 
+    def embed(self, model: Module, batch: Batch) -> tuple[Tensor, ...]:
+        return model(batch.images, batch.texts)
+
+    def compare(self, *features: Tensor) -> Tensor:
+        image, text, scale = features
+        return F.contrastive_loss(image, text, scale) * image.shape[0]
+
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        return F.contrastive_loss(*model(batch.images, batch.texts)) * len(batch.labels)
+        return self.compare(*self.embed(model, batch))
 
     def measure(self, model: Any, batch: Batch, start: int) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
         """Return the loss, and the embeddings of images and of texts, (B, dim) each."""

@@ -32,18 +32,20 @@ def plantable() -> list[str]:
     return sorted(name for name, op in Op.registry.items() if op.fault is not None)
 
 
-def place_for(operation: str, recorded: Recording) -> Place:
+def place_for(operation: str, recorded: Recording, chance: random.Random | None = None) -> Place:
     """Choose where to plant the fault of `operation` ("any": of a random one) in a recorded pass, so that it shows.
 
-    Raises PlantError if it would show nowhere; the message names the operations whose faults would.
+    `chance` makes the random choices, so that a seed gives the same place again. Raises PlantError if the fault would
+    show nowhere; the message names the operations whose faults would.
     """
     names = plantable()
     if operation not in (*names, "any"):
         raise PlantError(f"no fault is known for {operation!r}; available: {', '.join(names)}, or any")
-    tried = random.sample(names, len(names)) if operation == "any" else [operation]
-    place = next(filter(None, (_place(name, recorded) for name in tried)), None)
+    chance = chance or random.Random()
+    tried = chance.sample(names, len(names)) if operation == "any" else [operation]
+    place = next(filter(None, (_place(name, recorded, chance) for name in tried)), None)
     if place is None:
-        here = [name for name in names if _place(name, recorded)]
+        here = [name for name in names if _place(name, recorded, chance)]
         others = f"available: {', '.join(here)}" if here else "the same is true of every other operation"
         raise PlantError(
             f"a fault of {operation} would not show here: its rule does not run, or the mistake makes no difference; "
@@ -52,11 +54,11 @@ def place_for(operation: str, recorded: Recording) -> Place:
     return place
 
 
-def _place(name: str, recorded: Recording) -> Place | None:
+def _place(name: str, recorded: Recording, chance: random.Random) -> Place | None:
     """A random application of an operation at which its wrong rule does not pass the check."""
     wrong = wrong_operation(name)
     entries = [entry for entry in recorded.entries if entry.op.name == name and entry.backward]
-    for entry in random.sample(entries, len(entries)):
+    for entry in chance.sample(entries, len(entries)):
         assert entry.backward is not None
         found = check(entry.backward, op=wrong)
         if found is not None and found.verdict == "wrong":
@@ -87,7 +89,8 @@ def _changed(op: type[Op], function: Any) -> FunctionType:
     source = "".join(lines)
     start = source.index(fault.right, sum(map(len, lines[: code.co_firstlineno - 1])))
     wrong = source[:start] + fault.wrong + source[start + len(fault.right) :]
-    name = str(path.parent / f"planted {op.name} {function.__name__} {path.name}")
+    # A name of its own for the cache of sources, of which pages show the end: it must not tell that rule from others.
+    name = str(path.parents[1] / f"planted {op.name} {function.__name__}" / path.parent.name / path.name)
     linecache.cache[name] = len(wrong), None, wrong.splitlines(keepends=True), name
     for part in _codes(compile(wrong, name, "exec")):
         if part.co_name == code.co_name and part.co_firstlineno == code.co_firstlineno:

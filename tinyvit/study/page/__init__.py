@@ -2,5 +2,5 @@
 
 The scripts and styles of the HTML file are in the folder assets.
 
-Order: pack, document, questions, fused, text, graph, write.
+Order: pack, document, questions, tour, fused, text, graph, write.
 """

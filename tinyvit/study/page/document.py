@@ -99,6 +99,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "module": entry.module,
         "kernel": entry.kernel,
         "line": entry.line,
+        "code": entry.expression,
         "ms": [1e3 * entry.seconds, 1e3 * entry.backward.seconds if entry.backward else None],
         "saved": list(entry.saved.items()),
         "params": {k: _parameter(v) for k, v in entry.params.items()},
@@ -125,10 +126,13 @@ def _kind(entry: Entry) -> dict[str, str]:
 
 
 def _reference(document: Document, name: str, x: Any) -> dict[str, Any] | None:
-    """An operation's reference to an input or output: the name it has there, and a value or a number."""
+    """An operation's reference to an input or output: the name it has there, a value or a number, the user's name."""
     if x is None:
         return None
-    return {"n": name, "v": document.number(x)} if isinstance(x, Value) else {"n": name, "c": json_number(x)}
+    if not isinstance(x, Value):
+        return {"n": name, "c": json_number(x)}
+    own = {} if x.title in (None, name) else {"u": x.title}
+    return {"n": name, "v": document.number(x), **own}
 
 
 def _explain_forward(document: Document, entry: Entry) -> None:
@@ -173,7 +177,8 @@ def _explain_backward(document: Document, backward: Backward) -> None:
         for i, (value, result) in enumerate(zip(backward.outgoing, narration.results, strict=True)):
             if value is not None:
                 _enter_result(document, entry, BACKWARD, value, result, numbers)
-                document.name_axes(value, axes_of(entry.op, entry.input_name(i), value.array))
+                axes = axes_of(entry.op, entry.input_name(i), value.array, entry.is_usual)
+                document.name_axes(value, axes)
     op["dout"] = [_reference(document, f"d{entry.input_name(i)}", x) for i, x in enumerate(backward.outgoing)]
 
 

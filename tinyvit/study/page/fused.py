@@ -23,7 +23,7 @@ from ..record.records import Entry, Recording, arrays_of
 
 TILES = 4  # that the keys are divided into
 _ROWS = 6  # rows of a layer norm that are shown
-_UNSUPPORTED = ("mask", "is_causal", "dropout_p")  # parameters with which an attention is not compared
+_UNSUPPORTED = ("is_causal", "dropout_p")  # parameters, beside a mask, with which an attention is not compared
 _BY = ("kernel", "formula")
 
 
@@ -34,7 +34,7 @@ def comparisons_of(recording: Recording) -> list[dict[str, Any]]:
     """
     chosen: dict[type, Entry] = {}
     for entry in recording.entries:
-        is_supported = all(entry.params.get(key) is None or not entry.params[key] for key in _UNSUPPORTED)
+        is_supported = entry.params.get("mask") is None and not any(entry.params.get(key) for key in _UNSUPPORTED)
         comparison = next((c for c in COMPARISONS if c.operation is entry.op), None)
         if comparison is not None and entry.backward and is_supported:
             chosen.setdefault(comparison, entry)

@@ -6,12 +6,12 @@ JavaScript in the folder assets, which are put together here without a build.
 
 import html
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...backend.pages import filled, page
 from ...checkpoint import atomic_write
 from ...errors import StudyError
 from ..record.records import Entry, NotFinite, Recording
@@ -19,6 +19,7 @@ from ..record.submodules import edges_of, groups_of
 from .document import BACKWARD, FORWARD, Document, document_of
 from .pack import MAX_VALUES, json_number
 from .questions import questions_of
+from .tour import tour_of
 
 SOURCES = Path(__file__).with_name("assets")
 _SCRIPTS = (
@@ -26,7 +27,7 @@ _SCRIPTS = (
     *("start", "attention", "health", "views", "main"),
 )
 _STYLES = ("page", "views")
-_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "probabilities", "target", "answer", "python")
+_KNOWN = ("grid", "prefix", "pool", "classes", "exercise", "homework", "probabilities", "target", "answer", "python")
 
 
 def save_page(trace: Recording, path: str | Path, about: dict[str, Any] | None = None) -> None:
@@ -44,34 +45,32 @@ def page_of(trace: Recording, about: dict[str, Any] | None = None) -> str:
         `grid` (rows and columns of patches), `prefix` (tokens before the patches), `pool`, `classes`, `probabilities`,
         `target`, `answer` (which answer the loss takes as right), `tour` (places to start from), `fused` (comparisons
         of a kernel with its formula), `exercise` (the planted mistake; hides the verdicts until the reader asks),
-        `python` (code that makes the trace).
+        `homework` (the number of an exercise: there is no verdict and no mistake in the page), `python` (code that
+        makes the trace).
     """
     if not trace.entries:
         raise StudyError("no operation ran while the trace was open, so there is nothing to show")
     about = about or {}
     document = document_of(trace)
+    if "homework" in about:
+        _remove_verdicts(document)
     shown = _shown(trace, document, about)
     blobs = document.packer.blobs()
-    shown |= {"blobs": list(blobs), "facts": [*about.get("facts", []), *_facts(trace, document)]}
+    shown |= {"blobs": list(blobs), "facts": [*about.get("facts", []), *_facts(trace, document, about)]}
     title = about.get("title", "The backward pass, step by step")
-    return _filled(
+    body = filled(
         (SOURCES / "page.html").read_text("utf-8"),
         {
-            "TITLE": html.escape(title),
             "HEADLINE": html.escape(title),
             "SUMMARY": html.escape(about.get("summary", repr(trace))),
-            "CSS": "\n".join((SOURCES / f"{name}.css").read_text("utf-8") for name in _STYLES),
-            "NOSCRIPT": _without_scripts(document),
+            "NOSCRIPT": _without_scripts(document, "exercise" in about or "homework" in about),
             "DOCUMENT": json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
             "BLOBS": "\n".join(f'<script type="text/plain" id="blob-{c}">{text}</script>' for c, text in blobs.items()),
             "SCRIPT": "\n".join((SOURCES / f"{name}.js").read_text("utf-8") for name in _SCRIPTS),
         },
     )
-
-
-def _filled(template: str, parts: dict[str, str]) -> str:
-    """The template with its @MARKS@ replaced in one pass, because the parts may contain such marks themselves."""
-    return re.sub("@([A-Z]+)@", lambda mark: parts[mark[1]], template)
+    styles = [(SOURCES / f"{name}.css").read_text("utf-8") for name in _STYLES]
+    return page(title, body, styles, "script-src 'unsafe-inline'; img-src data:; font-src data:")
 
 
 def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def _shown(trace: Recording, document: Document, about: dict[str, Any]) -> dict[
         "layers": _layers(trace),
         "fused": about.get("fused", []),
         "quiz": questions_of(trace, document),
-        "tour": about.get("tour", []),
+        "tour": about["tour"] if "tour" in about else tour_of(trace),
         "firstBad": None if bad is None else _place(bad),
         "notes": [*about.get("notes", []), *_NOTES],
     }
@@ -145,17 +144,25 @@ def _layers(trace: Recording) -> list[dict[str, Any]]:
     return rows
 
 
-def _facts(trace: Recording, document: Document) -> list[list[str]]:
+def _remove_verdicts(document: Document) -> None:
+    """Leave the numbers of the checks, and take away what they show: readers are to judge for themselves."""
+    for op in document.ops:
+        if op["check"]:
+            op["check"] |= {"verdict": "", "why": "", "rows": [[*row[:-1], ""] for row in op["check"]["rows"]]}
+
+
+def _facts(trace: Recording, document: Document, about: dict[str, Any]) -> list[list[str]]:
     from importlib.metadata import version
 
     checks = document.checks.values()
     counts = {v: sum(c.verdict == v for c in checks) for v in ("agrees", "wrong", "unclear")}
+    compared = f"{sum(len(c.rows) for c in checks)} numbers"
+    verdicts = f"{counts['agrees']} rules agree, {counts['wrong']} wrong, {counts['unclear']} unclear"
     facts = [
         ["operations", f"{len(trace.entries)} forward, {len(trace.backwards)} gradient rules"],
-        ["checks", f"{counts['agrees']} rules agree, {counts['wrong']} wrong, {counts['unclear']} unclear; "
-                   f"{sum(len(c.rows) for c in checks)} numbers"],
+        ["checks", compared if "homework" in about else f"{verdicts}; {compared}"],
         ["tinyvit", version("tinyvit")],
-    ]  # fmt: skip
+    ]
     if document.packer.left_out:
         facts.append(["left out", f"{document.packer.left_out} arrays beyond {MAX_VALUES:,} numbers; only statistics"])
     if not trace.complete:
@@ -163,12 +170,13 @@ def _facts(trace: Recording, document: Document) -> list[list[str]]:
     return facts
 
 
-def _without_scripts(document: Document) -> str:
-    """For readers without scripts: every operation with its formulas and the verdict of its check."""
+def _without_scripts(document: Document, is_exercise: bool) -> str:
+    """For readers without scripts: every operation with its formulas and, except in exercises, its verdict."""
+    verdicts = ["" if is_exercise or not op["check"] else op["check"]["verdict"] for op in document.ops]
     rows = "".join(
         f"<tr><th>{html.escape(op['key'])}</th><td>{document.kinds[op['op']]['f']}</td>"
-        f"<td>{document.kinds[op['op']]['b']}</td><td>{op['check']['verdict'] if op['check'] else ''}</td></tr>"
-        for op in document.ops
+        f"<td>{document.kinds[op['op']]['b']}</td><td>{verdict}</td></tr>"
+        for op, verdict in zip(document.ops, verdicts, strict=True)
     )
     head = "<tr><th>operation</th><th>forward</th><th>backward</th><th>check</th></tr>"
     return f"<h2>Without scripts: the operations, their formulas, their checks</h2><table>{head}{rows}</table>"

@@ -1,4 +1,4 @@
 """Records: what a trace writes down about a computation, while it runs forward and backward.
 
-Order: values, records, submodules, recorder.
+Order: values, names, records, submodules, recorder.
 """

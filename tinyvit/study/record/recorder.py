@@ -3,11 +3,13 @@
 While no trace is open, nothing here is used.
 """
 
+import contextlib
 import functools
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,11 +20,13 @@ from ... import context, dispatch
 from ...backend import to_host
 from ...engine import Node, Op, Tensor, dtypes
 from ...nn import Module
+from .names import caller_outside, local_variables, variable_of
 from .records import Backward, Entry, Recording
 from .values import Archive, Origin, Value
 
 MAX_ENTRIES = 100_000  # operations that a trace records; any further ones run unrecorded
 _PACKAGE = str(Path(__file__).parents[2])
+_WARM: set[Any] = set()  # what kernels have run for in this process: see `_first_use`
 
 
 class Recorder:
@@ -36,6 +40,7 @@ class Recorder:
     ) -> None:
         self._recording, self._archive, self._planted = recording, archive, planted
         self._names = {id(tensor): name for name, tensor in names.items()}
+        self._chosen = frozenset(self._names)  # ids of tensors that the user has named
         self._alive: list[Any] = list(names.values())  # keeps the ids in use, so that no other object gets one of them
         self._module_names: dict[int, str] = {}
         self._entries: dict[int, Entry] = {}  # by the sequence number of the tape's node
@@ -44,7 +49,8 @@ class Recorder:
         self._sent: dict[Any, list[Value]] = {}  # gradients that were computed but not used yet, by destination
         self._leaves: dict[int, tuple[Any, str]] = {}
         self._key_counts: dict[str, int] = {}
-        self._leaf_counts: dict[str, int] = {}
+        self._name_counts: dict[str, int] = {}
+        self._unnamed: list[tuple[Any, Value]] = []  # outputs that no variable held when they were read, by reference
         self._memory = _TapeMemory()
 
     @staticmethod
@@ -59,16 +65,18 @@ class Recorder:
             if len(self._recording.entries) >= MAX_ENTRIES:
                 self._recording.complete = False
                 return op.apply(*inputs, **params)
-            module, line, frame = self._caller(sys._getframe(2))
+            module, is_layer, frame = self._caller(sys._getframe(2))
             names = (op.input_name(i) for i in range(len(inputs)))
             values = tuple(self._value_of(x, frame, name) for x, name in zip(inputs, names, strict=True))
             key = self._key(op, module)
             op = self._planted.get(key, op)
-            began = time.perf_counter()
-            result = op.apply(*inputs, **params)
-            seconds = time.perf_counter() - began
+            result, seconds = _timed(op.apply, *inputs, **params)
             outputs = result if isinstance(result, tuple) else (result,)
             node = outputs[0].node
+            kernel = _kernel(op, node, inputs, params)
+            if _first_use("forward", op, kernel, inputs, params):
+                with context.changed(recording=False):
+                    _, seconds = _timed(op.apply, *inputs, **params)
             entry = Entry(
                 index=len(self._recording.entries),
                 key=key,
@@ -79,9 +87,11 @@ class Recorder:
                 params=params,
                 needs=node.needs if node else tuple(False for _ in inputs),
                 saved={},
-                kernel=_kernel(op, node, inputs, params),
+                kernel=kernel,
                 seconds=seconds,
-                line=line,
+                line=f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "",
+                place=(frame.f_code, frame.f_lasti) if frame else None,
+                is_usual=is_layer or _follows_layers(op, values),
             )
             entry.outputs = tuple(self._output_value(entry, i, out) for i, out in enumerate(outputs))
             if node is not None:
@@ -96,23 +106,22 @@ class Recorder:
         self._key_counts[key] = self._key_counts.get(key, 0) + 1
         return key if self._key_counts[key] == 1 else f"{key}#{self._key_counts[key]}"
 
-    def _caller(self, frame: FrameType | None) -> tuple[str | None, str, FrameType | None]:
-        """The name of the innermost module that is running, and the caller's line and frame outside of this package."""
+    def _caller(self, frame: FrameType | None) -> tuple[str | None, bool, FrameType | None]:
+        """The innermost module that runs: its name, and whether this package defines it; then the user's frame."""
+        outside = caller_outside(frame, (_PACKAGE,))
         running: list[Module] = []
-        outside = None
         while frame is not None:
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, Module):
-                running.append(owner)
-            if outside is None and not frame.f_code.co_filename.startswith(_PACKAGE):
-                outside = frame
+            if frame.f_code.co_varnames[:1] == ("self",) and frame.f_code.co_argcount:
+                owner = local_variables(frame).get("self")
+                if isinstance(owner, Module):
+                    running.append(owner)
             frame = frame.f_back
-        line = f"{Path(outside.f_code.co_filename).name}:{outside.f_lineno}" if outside else ""
         if not running:
-            return None, line, outside
+            return None, False, outside
         if id(running[0]) not in self._module_names:
             self._learn_names(running[-1])
-        return self._module_names.get(id(running[0]), type(running[0]).__name__), line, outside
+        name = self._module_names.get(id(running[0]), type(running[0]).__name__)
+        return name, type(running[0]).__module__.startswith(f"{__package__.partition('.')[0]}."), outside
 
     def _learn_names(self, root: Module) -> None:
         """Name modules and parameters as the outermost module that is running does."""
@@ -129,27 +138,57 @@ class Recorder:
         if x is None or isinstance(x, (bool, int, float)):
             return x
         if not isinstance(x, Tensor):
-            return self._archive.store(parameter, Origin("leaf"), np.asarray(x))
-        if x.node is not None and (value := self._outputs.get((x.node.sequence, x.output_index))) is not None:
-            return self._current(value, x)
+            variable = variable_of(x, frame)
+            value = self._archive.store(variable or parameter, Origin("leaf"), np.asarray(x))
+            value.variable = variable
+            return value
+        output = None if x.node is None else self._outputs.get((x.node.sequence, x.output_index))
+        if output is not None:
+            return self._current(self._named(output, x, frame), x)
         known = self._leaf_values.get(id(x))
         if known is not None and known[0]() is x:
-            return self._current(known[1], x)
-        name = self._names.get(id(x)) or _local_name(x, frame) or parameter
+            return self._current(self._named(known[1], x, frame), x)
+        variable = self._names.get(id(x)) if id(x) in self._chosen else None
+        if id(x) not in self._names:
+            variable = variable_of(x, frame)
+        name = self._names.get(id(x)) or variable or parameter
         is_leaf = x.requires_grad and x.node is None
-        if is_leaf:  # `Recording.gradients` has these names as keys, so they must differ
-            self._leaf_counts[name] = self._leaf_counts.get(name, 0) + 1
-            name = name if self._leaf_counts[name] == 1 else f"{name}#{self._leaf_counts[name]}"
+        if is_leaf or variable:  # `Recording.gradients` has the names of leaves as keys, so they must differ
+            name = self._unique(name)
+        if is_leaf:
             self._leaves[id(x)] = (weakref.ref(x), name)
         value = self._archive.store(name, Origin("leaf"), _host(x))
+        value.variable = variable and name
         self._leaf_values[id(x)] = (weakref.ref(x), value)
         return value
+
+    def _unique(self, name: str) -> str:
+        self._name_counts[name] = self._name_counts.get(name, 0) + 1
+        return name if self._name_counts[name] == 1 else f"{name}#{self._name_counts[name]}"
+
+    def _named(self, value: Value, x: Tensor, frame: FrameType | None) -> Value:
+        """The value of an output, with the name of the variable that holds it by now."""
+        if value.variable is None and value.origin.kind == "output" and (name := variable_of(x, frame)):
+            value.variable = self._unique(name)
+        return value
+
+    def name_outputs(self, frame: FrameType | None) -> None:
+        """Name outputs that no operation has read, such as a loss, after variables of the user's frame."""
+        frame = caller_outside(frame, (_PACKAGE, contextlib.__file__))
+        waiting = self._unnamed
+        self._unnamed = []
+        for reference, value in waiting:
+            x = reference()
+            if x is not None and self._named(value, x, frame).variable is None:
+                self._unnamed.append((reference, value))
 
     def _current(self, value: Value, x: Tensor) -> Value:
         """`value`, or a new one if the tensor has been modified in place since."""
         if value.array is None or np.array_equal(value.array, _host(x), equal_nan=value.array.dtype.kind == "f"):
             return value
-        return self._archive.store(value.name, value.origin, _host(x))
+        changed = self._archive.store(value.name, value.origin, _host(x))
+        changed.variable = value.variable
+        return changed
 
     def _output_value(self, entry: Entry, i: int, out: Tensor) -> Value:
         names = entry.op.outputs
@@ -159,20 +198,21 @@ class Recorder:
             self._outputs[out.node.sequence, out.output_index] = value
         else:
             self._leaf_values[id(out)] = (weakref.ref(out), value)
+        self._unnamed.append((weakref.ref(out), value))
         return value
 
     # Backward
 
     def gradients(self, node: Node, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
         entry = self._entries.get(node.sequence)
+        rule = node.op.gradients_of
         if create_graph:  # the rule runs on tensors, and is recorded as the operations that it consists of
-            began = time.perf_counter()
-            grads = node.op.gradients_of(node, incoming, create_graph)
+            grads, seconds = _timed(rule, node, incoming, create_graph)
         else:
             with self._paused():
-                began = time.perf_counter()
-                grads = node.op.gradients_of(node, incoming, create_graph)
-        seconds = time.perf_counter() - began
+                grads, seconds = _timed(rule, node, incoming, create_graph)
+                if entry is not None and _first_use("backward", node.op, entry.kernel, node.saved, node.params):
+                    _, seconds = _timed(rule, node, incoming, create_graph)
         if entry is not None:
             with self._paused():
                 self._record_backward(entry, node, incoming, grads, seconds)
@@ -183,7 +223,7 @@ class Recorder:
     ) -> None:
         self._memory.release(node.sequence)
         received = tuple(
-            None if g is None else self._total(f"d{entry.outputs[i].name}", (node.sequence, i), _host(g))
+            None if g is None else self._total(entry.outputs[i], (node.sequence, i), _host(g))
             for i, g in enumerate(incoming)
         )
         backward = Backward(len(self._recording.backwards), entry, received, (), seconds, self._memory.held)
@@ -193,6 +233,7 @@ class Recorder:
                 outgoing.append(None)
                 continue
             value = self._archive.store(f"d{entry.input_name(i)}", Origin("gradient", backward, i), _host(gradient))
+            value.of = entry.inputs[i]
             outgoing.append(value)
             edge = (node.edges)[i]
             destination = (edge[0].sequence, edge[1]) if isinstance(edge, tuple) else id(edge)
@@ -201,24 +242,27 @@ class Recorder:
         entry.backward = backward
         self._recording.backwards.append(backward)
 
-    def _total(self, name: str, destination: Any, array: np.ndarray) -> Value:
-        """The value of a complete gradient: the only one sent to `destination`, their sum, or what a hook returned."""
+    def _total(self, of: Value, destination: Any, array: np.ndarray) -> Value:
+        """The complete gradient of a value: the only one sent to `destination`, their sum, or what a hook returned."""
         parts = self._sent.pop(destination, [])
         if not parts:
-            return self._archive.store(name, Origin("seed"), array)
+            return replace(self._archive.store(f"d{of.name}", Origin("seed"), array), of=of)
         arrays = [part.array for part in parts if part.array is not None]
         is_sum = len(arrays) < len(parts) or np.array_equal(functools.reduce(np.add, arrays), array, equal_nan=True)
         if is_sum and len(parts) == 1:
             return parts[0]
-        return self._archive.store(name, Origin("sum" if is_sum else "hook", tuple(parts)), array)
+        origin = Origin("sum" if is_sum else "hook", tuple(parts))
+        return replace(self._archive.store(f"d{of.name}", origin, array), of=of)
 
     def finished(self, gradients: dict[Tensor, Tensor]) -> None:
         """Record the gradients of the leaves that a backward reached, at its end."""
+        self.name_outputs(sys._getframe(1))
         for leaf, gradient in gradients.items():
             known = self._leaves.get(id(leaf))
             if known is not None and known[0]() is leaf:
+                of = self._leaf_values[id(leaf)][1]
                 with self._paused():
-                    self._recording.gradients[known[1]] = self._total(f"d{known[1]}", id(leaf), _host(gradient))
+                    self._recording.gradients[known[1]] = self._total(of, id(leaf), _host(gradient))
         self._sent.clear()
 
 
@@ -259,12 +303,38 @@ class _TapeMemory:
 
 
 def _host(x: Any) -> np.ndarray:
-    return np.asarray(to_host(x.data if isinstance(x, Tensor) else x))
+    return np.asarray(to_host(_data(x)))
 
 
-def _local_name(x: Tensor, frame: FrameType | None) -> str | None:
-    """The name of the caller's variable that holds a tensor."""
-    return next((name for name, value in frame.f_locals.items() if value is x), None) if frame else None
+def _timed(function: Callable[..., Any], *arguments: Any, **params: Any) -> tuple[Any, float]:
+    """The result of a call, and its duration in seconds."""
+    began = time.perf_counter()
+    result = function(*arguments, **params)
+    return result, time.perf_counter() - began
+
+
+def _first_use(way: str, op: type[Op], kernel: str, arrays: Sequence[Any], params: dict[str, Any]) -> bool:
+    """Whether a kernel runs for the first time in this process on arrays and with parameters of these kinds.
+
+    It is then compiled, or its code is loaded, and that is not the time of the operation.
+    """
+    if kernel == "plain":
+        return False
+    kinds = [(str(getattr(x, "dtype", None)), np.ndim(x)) for x in (_data(x) for x in arrays)]
+    key = (way, op.name, kernel, tuple(kinds), tuple(sorted((k, type(v).__name__) for k, v in params.items())))
+    is_first = key not in _WARM
+    _WARM.add(key)
+    return is_first
+
+
+def _data(x: Any) -> Any:
+    return x.data if isinstance(x, Tensor) else x
+
+
+def _follows_layers(op: type[Op], inputs: Sequence[Any]) -> bool:
+    """Whether an operation outside of a layer, such as a loss, reads outputs of layers only and states its letters."""
+    values = [x for x in inputs if isinstance(x, Value)]
+    return bool(op.letters and values) and all(x.origin.kind == "output" and x.origin.source.is_usual for x in values)
 
 
 def _kernel(op: type[Op], node: Node | None, inputs: Sequence[Any], params: dict[str, Any]) -> str:

@@ -3,12 +3,14 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 from ...engine import Op
 from ...nn import Module
 from ..rules.narrate import narrate_backward, narrate_forward
 from ..rules.steps import Narration
+from .names import expression_at
 from .values import Value
 
 
@@ -34,7 +36,9 @@ class Entry:
     params, needs : the operation's parameters; for each input, whether its gradient is wanted.
     saved : the bytes that the tape holds for backward, by name.
     kernel : "plain", or technology and version of the kernel that served it.
-    seconds : duration of the forward.  line : "file.py:12", the caller's line outside of this package.
+    seconds : duration of the forward, without compilation.  line : "file.py:12", the caller's line outside of this
+        package.  place : its code, and the instruction there.
+    is_usual : whether axes without a stated meaning are those of the model's layers: B, N, C.
     backward : what its gradient rule did; None if it has not run.
     """
 
@@ -50,12 +54,20 @@ class Entry:
     kernel: str
     seconds: float
     line: str
+    place: tuple[CodeType, int] | None = None
+    is_usual: bool = False
     backward: "Backward | None" = None
 
     @property
     def formula(self) -> str:
         """The first paragraph of the operation's docstring."""
         return " ".join((self.op.__doc__ or "").strip().partition("\n\n")[0].split("\n"))
+
+    @property
+    def expression(self) -> str:
+        """The user's expression that ran it, such as "x @ weight"; empty if it is not known, or if a layer ran it."""
+        is_direct = self.module is None or not self.is_usual
+        return expression_at(*self.place) if self.place and is_direct else ""
 
     def input_name(self, i: int) -> str:
         names = self.op.inputs
@@ -70,7 +82,7 @@ class Entry:
 
         Raises LookupError if an array was not stored, or if the rule cannot be narrated.
         """
-        return narrate_forward(self.op, arrays_of(self.inputs), self.params)
+        return narrate_forward(self.op, arrays_of(self.inputs), self.params, self.is_usual)
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(v) for v in self.outputs)
@@ -103,7 +115,7 @@ class Backward:
         """The steps of the plain gradient rule on the recorded arrays. Raises LookupError, as for an entry."""
         e = self.entry
         inputs, outputs, incoming = (arrays_of(values) for values in (e.inputs, e.outputs, self.incoming))
-        return narrate_backward(e.op, inputs, outputs, e.params, e.needs, incoming)
+        return narrate_backward(e.op, inputs, outputs, e.params, e.needs, incoming, e.is_usual)
 
     def __repr__(self) -> str:
         return f"{self.index:3} {self.key} -> " + ", ".join(str(v) for v in self.outgoing if v is not None)

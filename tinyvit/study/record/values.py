@@ -78,6 +78,8 @@ class Value:
     ----------
     array : a copy, or None if there was no room for it.
     sampled : if there was no room, flat indices and values of the largest elements and of evenly spread ones.
+    variable : the variable of the user's program that held it, where that is certain; "#2" for a second one.
+    of : for a gradient, the value whose gradient it is.
     """
 
     name: str
@@ -85,6 +87,15 @@ class Value:
     statistics: Statistics
     array: np.ndarray | None
     sampled: tuple[np.ndarray, np.ndarray] | None = None
+    variable: str | None = None
+    of: "Value | None" = None
+
+    @property
+    def title(self) -> str | None:
+        """The user's name for it: of a gradient, "d" and the name of its value. None if there is none."""
+        if self.variable is None and self.of is not None:
+            return self.of.title and f"d{self.of.title}"
+        return self.variable
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,7 +104,7 @@ class Value:
     def __repr__(self) -> str:
         s = self.statistics
         trouble = f", {s.trouble}" if s.trouble else ""
-        return f"{self.name} {s.dtype}{list(s.shape)} norm {s.norm:.4g}{trouble}"
+        return f"{self.title or self.name} {s.dtype}{list(s.shape)} norm {s.norm:.4g}{trouble}"
 
 
 class Archive:

@@ -1,7 +1,8 @@
 """Letters for the axes of arrays: of an operation's inputs and outputs, and of each step of its rules.
 
 B batch, N tokens, S tokens of the keys, H heads, D head size, C channels, K classes or units, O filters, R rows; 1 for
-an axis that a reduction kept. An operation states those of its inputs and outputs in `Op.letters`.
+an axis that a reduction kept, ? for one whose meaning is not known. An operation states those of its inputs and outputs
+in `Op.letters`.
 """
 
 import functools
@@ -15,18 +16,23 @@ from .steps import Operand, Step
 
 Axes = tuple[str, ...] | None
 
+UNKNOWN = "?"
 _USUAL: dict[int, tuple[str, ...]] = {1: ("C",), 2: ("B", "C"), 3: ("B", "N", "C")}
 
 
-def axes_of(op: type[Op], name: str, array: Any) -> Axes:
+def axes_of(op: type[Op], name: str, array: Any, is_usual: bool = True) -> Axes:
     """The letters of an input or output: those that `op.letters` has for it if they fit its rank, else the usual ones.
 
-    In a list of inputs or outputs, "parts[1]" and "out_1" have the letters of "parts" and "out".
+    In a list of inputs or outputs, "parts[1]" and "out_1" have the letters of "parts" and "out". Without `is_usual`, in
+    code that uses no layer of this package, the letters are those that follow from the operation itself, and None or ?
+    for any others.
     """
     rank = np.ndim(array)
-    usual = _USUAL.get(rank)
+    usual = _USUAL.get(rank) if is_usual else (UNKNOWN,) * rank
     stated = _stated(op.letters)
     letters = stated.get(name) or stated.get(re.sub(r"_\d+$|\[\d+\]$", "", name), "")
+    if letters.split()[:1] == ["usually"]:
+        letters = letters.replace("usually", "") if is_usual else ""
     for alternative in letters.split("|"):
         _, dots, last = alternative.rpartition("...")
         own = tuple(last.split())
@@ -34,7 +40,7 @@ def axes_of(op: type[Op], name: str, array: Any) -> Axes:
             return usual[: rank - len(own)] + own
         if own and not dots and rank == len(own):
             return own
-    return usual
+    return usual if is_usual else None
 
 
 @functools.cache

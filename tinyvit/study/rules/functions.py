@@ -194,6 +194,7 @@ FUNCTIONS: dict[str, Function] = {
     "put": Function(put, unknown_axes),
     "im2col": Function(move_windows, unknown_axes),
     "col2im": Function(scatter_windows, unknown_axes),
+    "depthwise_conv": Function(axes=unknown_axes),
     "index_add": Function(scatter_index, unknown_axes),
     "add_rows": Function(axes=unknown_axes),
     **dict.fromkeys(("astype", "cast", "copy", "stop_gradient", "asarray"), Function(hand_on, mathml=only_argument)),

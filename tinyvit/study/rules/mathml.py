@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from ...engine import Op
-from .functions import Call, applied, function_of, in_row, only_argument
+from .functions import Call, applied, function_of, in_row, only_argument, sigma
 
 _GREEK = {"eps": "ε", "gamma": "γ", "pi": "π", "delta": "δ"}
 
@@ -119,8 +119,11 @@ class Typesetter:
         return in_row(self.expression(e) for e in node.elts)
 
     def _ifexp(self, node: ast.IfExp) -> str:
-        branch = node.body if self._was_computed(ast.unparse(node.body)) else node.orelse
-        return self.expression(branch)
+        """The branch that ran. A call that left its argument unchanged is no step, so parts of a branch count too."""
+        whole = [branch for branch in (node.body, node.orelse) if self._was_computed(ast.unparse(branch))]
+        parts = [part for part in ast.walk(node.body) if isinstance(part, ast.expr)]
+        in_body = any(self._was_computed(ast.unparse(part)) for part in parts)
+        return self.expression(whole[0] if whole else node.body if in_body else node.orelse)
 
     def _unaryop(self, node: ast.UnaryOp) -> str:
         sign = {ast.USub: "−", ast.Invert: "¬", ast.Not: "¬"}.get(type(node.op), "")
@@ -177,8 +180,10 @@ class Typesetter:
         return f"<mtext>{escape(ast.unparse(node))}</mtext>"
 
     def _function(self, node: ast.Call, name: str) -> str:
-        letters = self._axes_of(ast.unparse(node)) or ""
-        return function_of(name).mathml(Call(name, node.args, self._grouped, letters))
+        source, mathml = ast.unparse(node), function_of(name).mathml
+        if mathml is sigma and not self._was_computed(source):  # the shape was right already: there was no sum
+            mathml = only_argument
+        return mathml(Call(name, node.args, self._grouped, self._axes_of(source) or ""))
 
 
 def _is_number(node: ast.expr) -> bool:

@@ -26,9 +26,12 @@ from .steps import Narration, NarrationError, Operand, Step
 _HERE = __file__
 
 
-def narrate_forward(op: type[Op], inputs: Sequence[Any], params: dict[str, Any]) -> Narration:
-    """Run the plain forward of an operation on arrays, and record its steps. Raises NarrationError."""
-    narrator = _Narrator()
+def narrate_forward(op: type[Op], inputs: Sequence[Any], params: dict[str, Any], is_usual: bool = True) -> Narration:
+    """Run the plain forward of an operation on arrays, and record its steps. Raises NarrationError.
+
+    `is_usual` says whether axes have the usual letters, see `axes_of`.
+    """
+    narrator = _Narrator(is_usual)
     given = narrator.inputs(op, inputs, [_name(op.inputs, i) for i in range(len(inputs))])
     return narrator.run(op.forward, *given, **params)
 
@@ -40,6 +43,7 @@ def narrate_backward(
     params: dict[str, Any],
     needs: Sequence[bool],
     incoming: Sequence[Any],
+    is_usual: bool = True,
 ) -> Narration:
     """Run the plain gradient rule of an operation on arrays, and record its steps.
 
@@ -48,17 +52,17 @@ def narrate_backward(
     inputs, outputs : the forward's arrays; an input may also be a number or None.
     needs : for each input, whether its gradient is wanted.
     incoming : the gradient of each output, None for an output that nobody used.
+    is_usual : whether axes have the usual letters, see `axes_of`.
 
     Raises
     ------
     NarrationError
     """
-    narrator = _Narrator()
+    narrator = _Narrator(is_usual)
     sources = {s for s, reader in op.sources if reader is None or needs[reader]}
     given = narrator.inputs(op, inputs, [_name(op.inputs, i) for i in range(len(inputs))], sources)
-    made = [
-        Operand(y, name, axes_of(op, name, y)) for y, name in zip(outputs, _output_names(op, len(outputs)), strict=True)
-    ]
+    names = _output_names(op, len(outputs))
+    made = [Operand(y, name, axes_of(op, name, y, is_usual)) for y, name in zip(outputs, names, strict=True)]
     narrator.given += [y for i, y in enumerate(made) if ~i in sources]
     application = op.application(given, [narrator.narrated(y) for y in made], params, needs)
     gradients = [
@@ -87,7 +91,8 @@ def gradient_names(op: type[Op], count: int) -> list[str]:
 class _Narrator:
     """The namespace `xp` of a narrated rule; it collects the rule's inputs in `given` and its steps in `steps`."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_usual: bool) -> None:
+        self._is_usual = is_usual
         self.steps: list[Step] = []
         self.given: list[Operand] = []
 
@@ -97,7 +102,7 @@ class _Narrator:
     def inputs(self, op: type[Op], arrays: Sequence[Any], names: list[str], seen: set[int] | None = None) -> list[Any]:
         """The rule's arguments for `arrays`. The narration lists those whose number is in `seen`; by default all."""
         arguments = [
-            self.narrated(Operand(x, name, axes_of(op, name, x))) if hasattr(x, "dtype") else x
+            self.narrated(Operand(x, name, axes_of(op, name, x, self._is_usual))) if hasattr(x, "dtype") else x
             for x, name in zip(arrays, names, strict=True)
         ]
         self.given += [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...engine import Op
+from .axes import UNKNOWN
 from .functions import function_of
 from .mathml import Typesetter, math
 from .steps import Narration, Step
@@ -74,7 +75,9 @@ def _reduced_letters(step: Step) -> str:
         return ""
     link = function_of(step.function).link(step)
     axes = step.arrays[0].axes
-    return "".join(axes[a] if axes else str(a) for a in link.axes) if link.kind == "reduce" else ""
+    if link.kind != "reduce":
+        return ""
+    return "".join(axes[a] if axes and axes[a] != UNKNOWN else str(a) for a in link.axes)
 
 
 @functools.cache

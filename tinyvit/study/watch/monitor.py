@@ -2,8 +2,8 @@
 
 A few times in a run, a line is added to study.jsonl. It has the losses of all steps since the last line, the norm of
 each parameter's gradient, the size of the step's update relative to the parameter, and, from a forward pass of a few
-test images, the spread of each activation, the share of silent units, and the entropy of each attention head. At the
-end study.html and study.png plot them. The run computes the same bits as without monitoring.
+validation images, the spread of each activation, the share of silent units, and the entropy of each attention head. At
+the end study.html and study.png plot them. The run computes the same bits as without monitoring.
 """
 
 import json
@@ -64,9 +64,13 @@ class Monitor(Display):
 
     def accept(self, training: Training) -> None:
         self._display.accept(training)
-        if not isinstance(training.test_data, Dataset) or not isinstance(training.model, ViT):
+        if not isinstance(training.measured_data, Dataset) or not isinstance(training.model, ViT):
             raise StudyError("--study works with classifiers of images only; leave it out for this recipe")
-        self._data = training.test_data
+        if shards := training.recipe.train.shards:
+            raise StudyError(
+                f"--study monitors whole batches, but train.shards is {shards}; leave it out, or set it to 0"
+            )
+        self._data = training.measured_data
 
     def started(self, training: Training, folder: Path) -> None:
         self._display.started(training, folder)
@@ -104,6 +108,12 @@ class Monitor(Display):
             self.losses += [(position.loss_sum - loss_sum) / (position.images - images)] * self._unread
             self._sums, self._unread = (position.loss_sum, position.images), 0
 
+    def measuring(self, split: str, done: int, total: int) -> None:
+        self._display.measuring(split, done, total)
+
+    def tested(self) -> None:
+        self._display.tested()
+
     def finished_epoch(self, position: Position) -> None:
         self._display.finished_epoch(position)
         self.losses += [position.metrics[-1]["train_loss"]] * self._unread
@@ -133,7 +143,7 @@ class Monitor(Display):
 
     @no_grad()
     def _activations(self) -> dict[str, Any]:
-        """Spread, silent units and entropy of attention in a forward pass of a few test images."""
+        """Spread, silent units and entropy of attention in a forward pass of a few validation images."""
         model, data = self._training.model, self._data
         was_training = model.training
         model.eval()

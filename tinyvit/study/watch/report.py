@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...backend.pages import page as page_of
 from ...checkpoint import atomic_write
 from ...run.curves import own_style
 from ..record.submodules import top_level_of
@@ -20,11 +21,9 @@ _TITLES = {
 }
 _NOTHING = "No step was measured"
 _STYLE = (
-    ":root{color-scheme:light dark}"
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:1.5rem auto;padding:0 1rem;"
-    "color:light-dark(#1b1c1f,#e9e7e1);background:light-dark(#fbfaf7,#141518)}"
-    "svg{max-width:100%;height:auto;border-radius:8px}li{color:light-dark(#b3261e,#ff7b6e)}"
-    "table{border-collapse:collapse}td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #8884}"
+    "html{font-size:15px}body{max-width:76rem;margin:1.5rem auto;padding:0 1rem}"
+    "svg{max-width:100%;height:auto;border-radius:8px}li{color:var(--bad)}"
+    "table{border-collapse:collapse}td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid var(--line)}"
     "th:first-child{text-align:left}summary{cursor:pointer}.scroll{overflow-x:auto}"
 )
 
@@ -47,12 +46,9 @@ def draw_report(
         svg = vectors.getvalue()
         words = html.escape(f"curves over {steps} steps: the loss, {', '.join(_TITLES.values())}")
         drawn = f'<svg role="img" aria-label="{words}"' + svg[svg.index("<svg") + 4 :] + _tables(lines[-1])
-    heading = f"{html.escape(title)}: training, layer by layer"
-    document = (
-        "<!DOCTYPE html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>{heading}</title><style>{_STYLE}</style><h1>{heading}</h1>{findings}{drawn}</html>"
-    )
-    atomic_write(page, document.encode())
+    heading = f"{title}: training, layer by layer"
+    body = f"<body><main><h1>{html.escape(heading)}</h1>{findings}{drawn}</main></body>"
+    atomic_write(page, page_of(heading, body, [_STYLE]).encode())
 
 
 def _tables(line: dict[str, Any]) -> str:
@@ -73,12 +69,12 @@ def _tables(line: dict[str, Any]) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: dict[str, list[str]]) -> str:
-    head = "".join(f"<th scope='col'>{column}</th>" for column in ("", *columns))
+    head = "<td></td>" + "".join(f"<th scope='col'>{column}</th>" for column in columns)
     body = "".join(
         f"<tr><th scope='row'>{html.escape(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
         for name, cells in rows.items()
     )
-    table = f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+    table = f"<div class='scroll' tabindex='0'><table><tr>{head}</tr>{body}</table></div>"
     return f"<details{' open' if len(rows) < 13 else ''}><summary>{title}</summary>{table}</details>"
 
 

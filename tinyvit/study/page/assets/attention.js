@@ -96,7 +96,7 @@ function layerMaps(layer, grid, prefix) {
   return el(
     "div",
     { class: "layer" },
-    el("h4", {}, layer.title),
+    el("h3", {}, layer.title),
     el("div", { class: "heads" }, Array.from({ length: heads }, (_, h) => head(h))),
   );
 }

@@ -10,26 +10,28 @@ function cardArrays(op, dir) {
     taken = new Set(),
     seen = new Set(),
     ends = new Map(),
-    owner = new Map();
+    owner = new Map(),
+    owns = new Map(); // the user's names of the results
   for (const x of dir ? o.dout : o.out)
     if (x && x.v !== undefined) {
       // Two inputs may get the same gradient, so a result can have several names; and a step with another value may
       // have a name of one of the results.
       ends.set(x.v, [...(ends.get(x.v) || []), x.n]);
       owner.set(x.n, x.v);
+      if (x.u) owns.set(x.v, [...(owns.get(x.v) || []), x.u]);
     }
-  const add = (label, v, role, k, other) => {
+  const add = (label, v, role, k, other, own = owns.get(v)) => {
     while (taken.has(label) || (owner.has(label) && owner.get(label) !== v)) label += "′";
     taken.add(label);
     seen.add(v);
-    found.push({ label, v, role, k, also: [...(ends.get(v) || []), ...(other ? [other] : [])] });
+    found.push({ label, v, role, k, own, also: [...(ends.get(v) || []), ...(other ? [other] : [])] });
   };
-  for (const x of dir ? o.din : o.in) if (x && x.v !== undefined) add(x.n, x.v, "in");
+  for (const x of dir ? o.din : o.in) if (x && x.v !== undefined) add(x.n, x.v, "in", undefined, undefined, x.u && [x.u]);
   if (dir) {
     const used = new Map(o.steps[1].flatMap((s) => s.o.map((x) => [x.v, x.n]))); // with the rule's own names
     for (const x of [...o.in, ...o.out])
       if (x && x.v !== undefined && used.has(x.v) && !seen.has(x.v))
-        add(used.get(x.v) || x.n, x.v, "saved", undefined, x.n);
+        add(used.get(x.v) || x.n, x.v, "saved", undefined, x.n, x.u && [x.u]);
   }
   o.steps[dir].forEach((s, k) =>
     add(
@@ -71,6 +73,21 @@ function homeOf(v) {
 const firstBadWords = (bad) =>
   bad.given ? `the first NaN or infinity is an input here: ${bad.given}` : "the first NaN or infinity arises here";
 
+// The name of an array on the card, and what the user's program calls it.
+const withOwn = (shown, a) => [shown, ...(a.own || []).filter((name) => name !== shown)].join(" = ");
+
+// The user's statement that ran an operation, with the variables that hold its results, as far as they are known.
+function ownStatement(o) {
+  const names = o.out.map((x) => x && x.u).filter(Boolean);
+  return names.length === o.out.length ? `${names.join(", ")} = ${o.code}` : o.code;
+}
+
+function placeWords(o) {
+  if (o.module) return o.module;
+  if (o.module === "") return "the model itself";
+  return T.groups.some((group) => group.module !== null) ? "outside the model" : "your code";
+}
+
 const titleOf = (o) => o.op.replaceAll("_", " ");
 
 function buildCard() {
@@ -80,13 +97,14 @@ function buildCard() {
     list = cardArrays(S.op, dir);
   const card = $("card");
   const pick = (a) =>
-    thumbnail(a.v, a.shown || a.label, S.a === a.label, () => go({ a: a.label, index: null, pane: "array" }, true));
+    thumbnail(a.v, withOwn(a.shown || a.label, a), S.a === a.label, () => go({ a: a.label, index: null, pane: "array" }, true));
   const chips = el(
     "p",
     { class: "chips" },
     el("span", { class: "chip" }, o.kernel === "plain" ? "plain rule" : o.kernel),
     el("span", { class: "chip" }, `${(o.ms[dir] ?? 0).toFixed(3)} ms`),
     o.line ? el("span", { class: "chip" }, o.line) : null,
+    o.code ? el("code", { class: "chip code" }, ownStatement(o)) : null,
     dir && o.check ? el("span", { class: `chip secret ${o.check.verdict}` }, `check: ${o.check.verdict}`) : null,
     T.firstBad && T.firstBad.op === S.op && T.firstBad.dir === dir
       ? el("span", { class: "chip wrong" }, firstBadWords(T.firstBad))
@@ -94,7 +112,7 @@ function buildCard() {
   );
   const formula = dir ? kind.b : kind.f;
   const parts = [
-    el("p", { class: "place" }, o.module || (o.module === "" ? "the model itself" : "outside the model")),
+    el("p", { class: "place" }, placeWords(o)),
     el(
       "h2",
       { tabindex: "-1", id: "card-title" },
@@ -102,7 +120,7 @@ function buildCard() {
       el("span", { class: dir ? "dir back" : "dir" }, dir ? "backward" : "forward"),
     ),
     chips,
-    formula ? el("div", { class: "formula", html: formula, "aria-label": dir ? kind.u : kind.t }) : null,
+    formula ? typeset(formula, dir ? kind.u : kind.t) : null,
     kind.doc ? el("p", { class: "doc", html: kind.doc }) : null,
     dir ? el("p", { class: "doc" }, sentence(o)) : null,
     section(
@@ -126,6 +144,10 @@ function buildCard() {
   ];
   card.replaceChildren(...parts.filter(Boolean));
 }
+
+// A long formula scrolls, so the keyboard must reach it.
+const typeset = (formula, source) =>
+  el("div", { class: "formula", role: "group", tabindex: "0", html: formula, "aria-label": source });
 
 const section = (name, title, ...content) => el("section", { class: name }, el("h3", {}, title), ...content);
 // The results, each array once, with all its names.
@@ -199,7 +221,7 @@ function steps(o, dir, list, pick) {
           "div",
           { class: "says" },
           line.c ? el("p", { class: "comment" }, line.c) : null,
-          el("div", { class: "formula", html: line.m, "aria-label": line.s }),
+          typeset(line.m, line.s),
           el("code", { class: "source", title: line.p }, line.s),
         ),
         el("div", { class: "arrays" }, named.map(pick)),
@@ -259,7 +281,7 @@ function checkTable(o) {
   return section(
     "check",
     "Numeric check",
-    T.about.exercise ? exercise() : null,
+    isExercise() ? exercise() : null,
     el("p", { class: `summary ${c.verdict}` }, c.why || checkWords(c)),
     table(
       {},
@@ -270,15 +292,34 @@ function checkTable(o) {
   );
 }
 
-// In an exercise: the question, or the planted mistake once the reader has asked for it.
+// In an exercise: the question, and the planted mistake once the reader has found it, or has given up.
 function exercise() {
-  if (S.revealed) return el("p", { class: "exercise" }, `The mistake: ${T.about.exercise}.`);
+  const claims = S.claims === 1 ? "1 claim" : `${S.claims} claims`;
+  if (isHomework())
+    return el(
+      "p",
+      { class: "exercise" },
+      "Compare rule and difference, and decide. If this rule is wrong, the answer is ",
+      el("code", {}, `tinyvit study --answer ${T.about.homework} ${T.ops[S.op].key}`),
+    );
+  if (S.revealed)
+    return el("p", { class: "exercise" }, `${S.found ? `Found with ${claims}. ` : ""}The mistake: ${T.about.exercise}.`);
   return el(
     "p",
     { class: "exercise" },
-    "Compare rule and difference, and decide. ",
-    el("button", { class: "tool", onclick: reveal }, "show the verdicts"),
+    S.claims && S.claimed === S.op ? `No, this rule is right (${claims} so far). ` : "Compare rule and difference, and decide. ",
+    el("button", { class: "tool", onclick: claim }, "this rule is wrong"),
+    S.claims ? el("button", { class: "tool", onclick: reveal }, "give up: show the verdicts") : null,
   );
+}
+
+// The reader says that the rule on this card is the wrong one.
+function claim() {
+  S.claims += 1;
+  S.claimed = S.op;
+  S.found = T.ops[S.op].check.verdict === "wrong";
+  if (S.found) reveal();
+  else draw(true);
 }
 
 const checkWords = (c) =>

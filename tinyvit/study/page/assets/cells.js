@@ -198,8 +198,17 @@ function reproduces(v, flat, unfolded) {
 // An index in words: [token 5 (row 1, column 1), channel 17].
 function indexWords(v, index) {
   const axes = axesOf(v);
-  return index.map((i, a) => axisWord(axes ? axes[a] : "", i, contentOf(v).shape[a]));
+  return index.map((i, a) => {
+    const known = axes && axes[a] !== "?";
+    return known ? axisWord(axes[a], i, contentOf(v).shape[a]) : `${plainWord(a, index.length)} ${i}`;
+  });
 }
+
+// What an axis without a known meaning is called: by its place.
+const plainWord = (a, n) => (n === 1 ? "element" : a === n - 1 ? "column" : a === n - 2 ? "row" : `axis ${a}:`);
+
+// The samples of a batch are called images where the page shows one.
+const sampleWord = T.about.pixels === undefined ? "sample" : "image";
 
 function axisWord(letter, i, n) {
   const grid = T.about.grid,
@@ -211,7 +220,7 @@ function axisWord(letter, i, n) {
   }
   if (letter === "K" && T.about.classes && n === T.about.classes.length) return `class ${T.about.classes[i]}`;
   const word = {
-    B: "image",
+    B: sampleWord,
     H: "head",
     D: "element",
     C: "channel",

@@ -99,10 +99,11 @@ function el(tag, attributes, ...children) {
 
 // A table in a box that scrolls. `columns` may be null; `row` makes the elements of `rows`.
 function table(attributes, columns, rows) {
-  const names = columns && columns.map((c) => el("th", { scope: "col" }, c));
+  const names = columns && columns.map((c) => (c === "" ? el("td") : el("th", { scope: "col" }, c)));
+  const hasButtons = rows.some((r) => r.querySelector("button"));
   return el(
     "div",
-    { class: "scroll" },
+    { class: "scroll", tabindex: hasButtons ? null : "0" }, // the keyboard reaches it, to scroll
     el("table", attributes, names && el("thead", {}, el("tr", {}, names)), el("tbody", {}, rows)),
   );
 }

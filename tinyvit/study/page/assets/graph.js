@@ -139,5 +139,6 @@ function shortKey(op, group) {
       ? op.module.slice(group.module.length + 1)
       : op.module || "";
   const number = op.key.includes("#") ? " " + op.key.split("#")[1] : "";
-  return `${inside ? inside + " · " : ""}${op.op.replaceAll("_", " ")}${number}`;
+  const own = op.out.length === 1 && op.out[0] && op.out[0].u ? ` → ${op.out[0].u}` : "";
+  return `${inside ? inside + " · " : ""}${op.op.replaceAll("_", " ")}${number}${own}`;
 }

@@ -88,21 +88,19 @@ function thumbnail(v, label, chosen, onclick) {
     }
     if (count > shown) strip.append(el("span", { class: "more" }, `+${count - shown}`));
   }
-  const words = `${label}, ${shapeText(array.shape)}, norm ${short(array.norm)}${array.nans ? `, ${array.nans} NaN` : ""}`;
   return el(
     "button",
     {
       class: "array" + (chosen ? " chosen" : ""),
       "aria-pressed": chosen ? "true" : "false",
-      "aria-label": words,
       onclick,
     },
-    el("span", { class: "label" }, el("b", {}, label), " ", el("span", { class: "shape" }, shapeWithLetters(v))),
+    el("span", { class: "label" }, el("b", {}, label), " ", el("span", { class: "shape" }, shapeWithLetters(v)), " "),
     strip,
     el(
       "span",
       { class: "norm" },
-      array.size === 1 ? "" : `‖·‖ ${short(array.norm, 3)}`,
+      array.size === 1 ? "" : `norm ${short(array.norm, 3)}`,
       array.nans + array.infinities ? el("span", { class: "bad" }, ` ${array.nans} NaN ${array.infinities} inf`) : null,
     ),
   );
@@ -112,5 +110,6 @@ function shapeWithLetters(v) {
   const shape = contentOf(v).shape,
     axes = axesOf(v);
   if (!shape.length) return "";
-  return shape.map((n, a) => (axes && axes[a] !== "1" ? axes[a] + n : String(n))).join(axes ? " · " : " × ");
+  const letters = shape.map((_, a) => (axes && !"1?".includes(axes[a]) ? axes[a] : ""));
+  return shape.map((n, a) => letters[a] + n).join(letters.some(Boolean) ? " · " : " × ");
 }

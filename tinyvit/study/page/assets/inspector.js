@@ -24,7 +24,7 @@ function buildInspector() {
     lead = Math.max(0, array.shape.length - 2);
   const statistics = `min ${short(array.min)}, max ${short(array.max)}, mean ${short(array.mean)}, norm ${short(array.norm)}, ${array.zeros} zeros${array.nans ? `, ${array.nans} NaN` : ""}${array.infinities ? `, ${array.infinities} infinite` : ""}`;
   const parts = [
-    el("h3", { id: "inspector-title" }, S.a, " ", el("span", { class: "shape" }, shapeWithLetters(v))),
+    el("h2", { id: "inspector-title" }, withOwn(S.a, arrayByLabel(S.op, S.dir, S.a)), " ", el("span", { class: "shape" }, shapeWithLetters(v))),
     el("p", { class: "stats" }, originWords(v), " ", statistics),
   ];
   if (!array.data) parts.push(el("p", { class: "doc" }, "The page has only the statistics of this array, because it did not fit."));
@@ -181,12 +181,15 @@ function legend(array) {
 // The meaning of the rows and of the columns of the picture.
 function axesWords(v, rows) {
   const axes = axesOf(v),
-    words = { B: "image", H: "head", D: "element of a head", C: "channel", R: "row", O: "filter", 1: "one" };
+    words = { B: sampleWord, H: "head", D: "element of a head", C: "channel", R: "row", O: "filter", 1: "one" };
   words.N = axes && axes.includes("S") ? "query token" : "token";
   words.S = "key token";
   words.K = "unit";
-  if (!axes) return null;
-  const [down, across] = [axes[axes.length - 2], axes[axes.length - 1]].map((letter) => words[letter] || letter);
+  const n = contentOf(v).shape.length;
+  if (!n) return null;
+  const meaning = (a, plain) => (axes && axes[a] !== "?" ? words[axes[a]] || axes[a] : plain);
+  const down = meaning(n - 2, "row"),
+    across = meaning(n - 1, rows > 1 || n > 1 ? "column" : "element");
   return el("p", { class: "doc axes" }, rows > 1 ? `↓ ${down}, → ${across}` : `→ ${across}`);
 }
 
@@ -215,7 +218,7 @@ function nearby(array, index) {
           class: "number",
           tabindex: here ? "0" : "-1",
           title: exact(x, array.code),
-          "aria-label": `${S.a} ${at.join(" ")}: ${exact(x, array.code)}`,
+          "aria-label": `${S.a} ${at.join(" ")}: ${short(x, 3)}, exactly ${exact(x, array.code)}`,
           onclick: () => go({ index: at }, true),
         },
         short(x, 3),

@@ -9,7 +9,7 @@ const moments = [...T.ops.keys()]
       .filter((op) => T.ops[op].ms[1] !== null)
       .map((op) => ({ op, dir: 1 })),
   );
-const S = { view: "walk", op: 0, dir: 0, a: null, index: null, trail: [], quiz: false, pane: "card" };
+const S = { view: "walk", op: 0, dir: 0, a: null, index: null, trail: [], quiz: false, pane: "card", claims: 0, claimed: null, found: false };
 let playing = null,
   keysOn = true,
   written = "";
@@ -137,8 +137,11 @@ function spoken() {
   return `Step ${at} of ${moments.length}: ${o.module || ""} ${titleOf(o)} ${S.dir ? "backward" : "forward"}${array}${S.dir && o.check && !isSecret() ? `, check ${o.check.verdict}` : ""}`;
 }
 
-// In an exercise, no part of the page shows a verdict until the reader asks for it.
-const isSecret = () => Boolean(T.about.exercise && !S.revealed);
+// In an exercise, no part of the page shows a verdict until the reader has found the wrong rule, or has given up. The page
+// of a homework has no verdicts.
+const isHomework = () => T.about.homework !== undefined;
+const isExercise = () => Boolean(T.about.exercise) || isHomework();
+const isSecret = () => isExercise() && !S.revealed;
 function reveal() {
   S.revealed = true;
   $("track").replaceChildren();
@@ -220,6 +223,7 @@ addEventListener("keydown", (e) => {
     return;
   }
   if ((e.key === "Enter" || e.key === " ") && e.target.closest("button, summary, a")) return;
+  if (e.key.startsWith("Arrow") && e.target.closest(".scroll[tabindex], .formula")) return;
   const act = Object.hasOwn(KEYS, e.key) && (S.view === "walk" || !e.key.startsWith("Arrow")) ? KEYS[e.key] : null;
   if (!act) return;
   e.preventDefault();

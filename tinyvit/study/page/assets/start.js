@@ -3,7 +3,8 @@
 function startView() {
   const intro = isSecret()
     ? "Everything on this page ran, but one gradient rule is wrong, in one place. Walk back from the loss, compare each rule with finite differences, and find the mistake."
-    : `A model looks at one image, ${T.about.answer}, and computes, operation by operation, how each of its parameters should change. This page shows every step of that backward pass: the formula, the arrays, the rule as it ran, and a check.`;
+    : `${T.about.answer ? `A model looks at one image, ${T.about.answer}, and computes, operation by operation, how each of its parameters should change.` : "A program computed a result, and then, operation by operation, how that result changes with each array that it was made from."} This page shows every step of that backward pass: the formula, the arrays, the rule as it ran, and a check.`;
+  const first = T.tour[0];
   const places = T.tour.map((t, i) =>
     el(
       "li",
@@ -35,9 +36,14 @@ function startView() {
           {},
           el(
             "button",
-            { class: "tool begin", onclick: () => go({ view: "walk", op: 0, dir: 0, a: null, index: null }, true) },
-            "Walk from the first operation →",
+            { class: "tool begin", onclick: () => go({ view: "walk", op: first.op, dir: first.dir, a: first.a, index: first.index }, true) },
+            "Start at the loss →",
           ),
+        ),
+        el(
+          "p",
+          {},
+          `The places below lead from the loss back to ${T.about.pixels === undefined ? "the parameters" : "the image"}, which is how gradients are computed.`,
         ),
         el("p", { class: "doc" }, "The arrow keys step through the operations, and ? lists all keys. Choose a cell of any array to see how its number was computed."),
       ),
@@ -55,7 +61,7 @@ function probabilities() {
   return el(
     "table",
     { class: "says" },
-    el("caption", {}, "what the model says"),
+    el("caption", {}, "what the model says; ← is the class that the loss takes as right"),
     el(
       "tbody",
       {},

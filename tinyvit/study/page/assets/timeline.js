@@ -46,6 +46,7 @@ function buildTimeline() {
 }
 
 function lightTimeline() {
+  for (const group of document.querySelectorAll("#track .group")) group.classList.toggle("cut", group.scrollWidth > group.clientWidth);
   document.querySelectorAll("#track .cell[aria-current]").forEach((c) => {
     c.removeAttribute("aria-current");
     c.tabIndex = -1;

@@ -93,7 +93,7 @@ function question(q) {
 
 function quizView() {
   return [
-    el("h2", {}, "Predict, then look"),
+    el("h2", {}, "Answer, then look"),
     el(
       "p",
       { class: "doc" },
@@ -105,7 +105,7 @@ function quizView() {
 
 const quizFor = (op, dir) => {
   const own = T.quiz.filter((q) => q.op === op && q.dir === dir);
-  return own.length ? section("questions", "Predict", ...own.map(question)) : null;
+  return own.length ? section("questions", "Questions", ...own.map(question)) : null;
 };
 
 // About --------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The joint norm of all gradients, and their scaling to a largest norm."""

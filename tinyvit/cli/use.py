@@ -1,0 +1,179 @@
+"""Commands that use a trained model: `evaluate`, `predict`, `ask`, `caption`, `translate`, `retrieve`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..backend.terminal import note, show
+from ..errors import DataError
+from .group import commands, device_option
+
+# Images -------------------------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+@device_option
+def evaluate(run: str, as_json: bool) -> None:
+    """Measure a trained model on its test data.
+
+    RUN is a run folder, or the name of a recipe whose trained weights come with the package. The images, questions or
+    texts are those in the test split of the data set that the model was trained on.
+
+    \b
+    tinyvit evaluate runs/digits
+    tinyvit evaluate runs/digits --json
+    """
+    from ..run.folder import load_run
+    from ..use import evaluate, evaluated
+
+    show(json.dumps(evaluated(load_run(run)), indent=1) if as_json else evaluate(load_run(run)))
+
+
+@commands.command()
+@click.argument("run")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@device_option
+def predict(run: str, images: tuple[str, ...]) -> None:
+    """Name the class of images.
+
+    Prints the path, the most probable class and its probability, separated by tabs.
+
+    RUN is a run folder, or the name of a recipe whose trained weights come with the package. An image of another size
+    is cut to a square and resized; colour becomes grey if the model needs grey. Digits must be light on dark.
+
+    If an image cannot be read, standard error says so, the other images are named, and the exit status is 2.
+
+    \b
+    tinyvit predict runs/digits three.png
+    tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
+    """
+    from ..run.folder import load_run
+    from ..use import predict, require_kind
+
+    trained, failed = load_run(run), False
+    require_kind(trained, "classify")
+    for path in images:
+        try:
+            name, probability = predict(trained, path)
+        except DataError as error:
+            note(f"tinyvit: error: {error}")
+            failed = True
+        else:
+            show(path, name, f"{probability:.4f}")
+    if failed:
+        click.get_current_context().exit(2)
+
+
+# Images and texts ---------------------------------------------------------------------------------------------------
+
+
+def _free(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
+    from ..use import require_free
+
+    require_free(path)
+    return path
+
+
+_picture = click.option(
+    "--out",
+    metavar="FILE",
+    type=Path,
+    default=Path("attention.png"),
+    show_default=True,
+    callback=_free,
+    help="The picture that shows the attention of each word.",
+)
+
+
+def _draw(out: Path, maps: Any, title: str) -> None:
+    from ..use import draw_word_maps
+
+    draw_word_maps(out, maps, title)
+    note(f"tinyvit: attention of each word -> {out}")
+
+
+@commands.command()
+@click.argument("run")
+@click.argument("image")
+@click.argument("question")
+@_picture
+def ask(run: str, image: str, question: str, out: Path) -> None:
+    """Answer a question about an image.
+
+    Prints the answer and its probability, separated by a tab, and draws the attention of each word.
+
+    \b
+    tinyvit ask runs/vqa shape.png "what color is the circle?"
+    """
+    from ..run.folder import load_run
+    from ..use import ask
+
+    answer, probability, maps = ask(load_run(run), image, question)
+    _draw(out, maps, f"{question}  {answer}")
+    show(answer, f"{probability:.4f}")
+
+
+@commands.command()
+@click.argument("run")
+@click.argument("image")
+@_picture
+def caption(run: str, image: str, out: Path) -> None:
+    """Describe an image.
+
+    Prints the caption, and draws the attention of the model for each word that it wrote.
+
+    \b
+    tinyvit caption runs/caption scene.png
+    """
+    from ..run.folder import load_run
+    from ..use import caption
+
+    text, maps = caption(load_run(run), image)
+    _draw(out, maps, text)
+    show(text)
+
+
+@commands.command()
+@click.argument("run")
+@click.argument("text")
+@device_option
+def translate(run: str, text: str) -> None:
+    """Write a text for a text.
+
+    \b
+    tinyvit translate runs/translate "c a f f e e"
+    """
+    from ..run.folder import load_run
+    from ..use import translate
+
+    show(translate(load_run(run), text))
+
+
+@commands.command()
+@click.argument("run")
+@click.option("--images", "folder", metavar="DIR", required=True, help="The folder of images to search.")
+@click.argument("text")
+@_picture
+def retrieve(run: str, folder: str, text: str, out: Path) -> None:
+    """Find the images that a text describes.
+
+    Prints the ten best matches, each with its cosine similarity after a tab, and draws for each word the part of the
+    best image that it matches. DIR is searched with the folders in it. If an image cannot be read, standard error says
+    so, the others are searched, and the exit status is 2.
+
+    \b
+    tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
+    """
+    from ..run.folder import load_run
+    from ..use import search
+
+    found, maps, broken = search(load_run(run), folder, text)
+    _draw(out, maps, text)
+    for path, cosine in found[:10]:
+        show(path, f"{cosine:.4f}")
+    if broken:
+        click.get_current_context().exit(2)

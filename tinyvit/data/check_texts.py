@@ -1,0 +1,85 @@
+"""A look at a table of texts before it is trained on: counts, words, answers, images that are missing, examples."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .check import ORDER, Checked, duplicates, small_copy
+from .disk import digest
+from .folders import FolderOptions
+from .image_files import LeftOut, listed, listed_files
+from .own_texts import HELD_OUT_ROWS, Row, TextTable
+from .tokenizer import words_of
+
+
+def check_texts(
+    path: str | Path, columns: Sequence[str], options: FolderOptions | None = None, examples: int = 12
+) -> Checked:
+    """Read all rows and images of a table, see `tinyvit.data.own_texts`, and describe them. Raises DataError."""
+    table = TextTable(path, columns, options or FolderOptions(validation=HELD_OUT_ROWS))
+    parts = {split: table.parts[split] for split in ORDER if split in table.parts}
+    everything = [row for rows in parts.values() for row in rows]
+    cut = f"; {' and '.join(table.cut)} rows were cut by a seed" if table.cut else ""
+    lines = [f"{path}: {len(everything):,} rows of {', '.join(table.columns)}{cut}", ""]
+    lines += [f"{split:10}  {_counted(rows, table)}" for split, rows in parts.items()]
+    lines += ["", *_words(table, parts)]
+    if table.classes:
+        counts = Counter(row.texts[1] for row in everything)
+        most = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(10))
+        lines.append(f"answers: {len(counts)}; most often: {most}")
+    shown: dict[str, list[NDArray[np.uint8]]] = {}
+    if "image" in table.columns:
+        found, broken = _read(parts)
+        lines.append(f"broken: {len(broken)} images{': ' if broken else ''}{listed_files(broken, 20)}")
+        left_out = table.left_out
+        lines.append(f"missing: {len(left_out)} images{': ' if left_out else ''}{listed_files(left_out, 20)}")
+        keys = {file: digest(pixels).tobytes() for file, pixels in found.items()}
+        lines += duplicates({split: [(file, keys[file]) for file in _files(rows) if file in keys]
+                             for split, rows in parts.items()})  # fmt: skip
+        shown = {split: [found[file] for file in _files(rows) if file in found][:examples]
+                 for split, rows in parts.items()}  # fmt: skip
+    lines += ["", *(f"line {row.line}: {' -> '.join(_shown(row, table))}" for row in parts["train"][:3])]
+    return Checked("\n".join(lines), shown)
+
+
+def _counted(rows: Sequence[Row], table: TextTable) -> str:
+    if "image" in table.columns:
+        return f"{len(rows):10,} rows about {len(_files(rows)):,} images"
+    return f"{len(rows):10,} rows"
+
+
+def _files(rows: Sequence[Row]) -> list[Path]:
+    return list(dict.fromkeys(row.file for row in rows if row.file is not None))
+
+
+def _shown(row: Row, table: TextTable) -> list[str]:
+    return [*([row.file.name] if row.file else []), *row.texts]
+
+
+def _words(table: TextTable, parts: dict[str, list[Row]]) -> list[str]:
+    """Return lines about the vocabulary, the longest texts, and the words that only other splits have."""
+    names = [name for name in table.columns if name not in ("image", "answer")]
+    lengths = ", ".join(f"{name} {length}" for name, length in zip(names, table.longest, strict=False))
+    lines = [f"vocabulary: {len(table.tokenizer):,} words of the training rows; words of the longest text: {lengths}"]
+    for split, rows in parts.items():
+        if split != "train":
+            texts = [text for row in rows for text in row.texts[: len(names)]]
+            unknown = sorted({word for text in texts for word in table.tokenizer.unknown(text)})
+            total = len({word for text in texts for word in words_of(text)})
+            names_of = f": {listed(unknown, 20)}" if unknown else ""
+            lines.append(f"unknown words of the {split} rows: {len(unknown):,} of {total:,}{names_of}")
+    return lines
+
+
+def _read(parts: dict[str, list[Row]]) -> tuple[dict[Path, Any], list[LeftOut]]:
+    """Read every image once: return small copies of those that can be read, and the others."""
+    files = list(dict.fromkeys(file for rows in parts.values() for file in _files(rows)))
+    with ThreadPoolExecutor() as pool:
+        results = dict(zip(files, pool.map(small_copy, files), strict=True))
+    broken = [result for result in results.values() if isinstance(result, LeftOut)]
+    return {file: pixels for file, pixels in results.items() if not isinstance(pixels, LeftOut)}, broken

@@ -1,0 +1,73 @@
+"""Join the group of processes that mpiexec has started."""
+
+import atexit
+import os
+from typing import Any
+
+from ..backend import check_device, default_device, limit_threads, set_current_group, set_default_device
+from ..errors import TinyvitError
+from .mpi import MPIGroup
+from .watch import Watcher
+
+
+class DistributedError(TinyvitError):
+    """Several processes cannot train together here."""
+
+
+def join_group() -> MPIGroup:
+    """Start MPI, and return the group of this process. Raises DistributedError without mpi4py or an MPI library.
+
+    The processes of a machine share its processors: each has as many threads as its share, unless TINYVIT_THREADS says
+    otherwise. If they train on GPUs, each takes one of its own, and gradients are added by NCCL.
+    """
+    watcher = Watcher()
+    try:
+        group = MPIGroup(_load_mpi(), watcher)
+        if default_device().startswith("cuda"):
+            group = _on_gpus(group, watcher)
+    except DistributedError:
+        watcher.ended()
+        raise
+    _share_processors(group)
+    atexit.register(group.ended)
+    set_current_group(group)
+    return group
+
+
+def _load_mpi() -> Any:
+    os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")  # MPICH: the process that ends the job says why
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise DistributedError(
+            f"--distributed needs mpi4py and an MPI library ({first_line}): pip install 'tinyvit[mpi]', or mpi4py "
+            "beside the MPI of this machine"
+        ) from error
+    return MPI
+
+
+def _share_processors(group: MPIGroup) -> None:
+    """Give each process of this machine the same number of threads."""
+    if not os.environ.get("TINYVIT_THREADS"):
+        from ..kernels.cpu.quota import usable_processors
+
+        share = max(1, usable_processors() // group.local.size)
+        os.environ["TINYVIT_THREADS"] = str(share)
+        limit_threads(share)
+
+
+def _on_gpus(group: MPIGroup, watcher: Watcher) -> MPIGroup:
+    """Return a group over NCCL, in which each process of this machine has a GPU of its own."""
+    from .nccl import NcclGroup
+
+    number = group.local.rank
+    try:
+        check_device(f"cuda:{number}")
+    except RuntimeError as error:
+        raise DistributedError(
+            f"rank {group.rank} is number {number} on its machine, and cannot use a GPU of that number ({error}); "
+            "start one process for each GPU"
+        ) from error
+    set_default_device(f"cuda:{number}")
+    return NcclGroup(group.mpi, watcher)
