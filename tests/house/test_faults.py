@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mutants
 import pytest
-from mutants import ROOT, TABLES, Family, Fault, record
+from mutants import ROOT, TABLES, Family, Fault, record, trials
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.stem)
@@ -93,3 +93,27 @@ def test_every_seed_draws_one_of_ten_of_the_others() -> None:
     seeds = range(100)
     ever = {fault.what for seed in seeds for fault in record.drawn("family", faults, str(seed))}
     assert len(ever) == 1000
+
+
+@pytest.mark.slow
+def test_a_test_that_is_named_runs_though_it_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = "import pytest\nfrom step import step\n\n@pytest.mark.slow\ndef test_it():\n    assert step() == 1\n"
+    for name, text in {
+        "pyproject.toml": (ROOT / "pyproject.toml").read_text("utf-8"),
+        "kernels/__init__.py": "",
+        "tinyvit/step.py": "def step():\n    return 1\n",
+        "tests/conftest.py": (
+            "import sys\nfrom hypothesis import settings\n\n"
+            "sys.path.append('../tinyvit')\nsettings.register_profile('faults')\n"
+        ),
+        "tests/test_step.py": test,
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    monkeypatch.setattr(trials, "ROOT", tmp_path)
+    fault = Fault("a wrong number", "step.py", ["return 1"], ["return 2"])
+    family = Family(["test_step.py", "-m", "slow"], "package", [fault])
+    found = trials.tried(family, fault, "", None)
+    assert found == trials.Outcome(trials.NOTICED, "tests/test_step.py::test_it")
+    assert trials.tried(Family(["test_none.py"], "package", [fault]), fault, "", found.test) == found
+    assert trials.without_fault(family, [found.test], "") == trials.NOT_NOTICED

@@ -128,7 +128,8 @@ def _run(
 ) -> "subprocess.CompletedProcess[str]":
     """Run pytest in a project, with the slow tests of kernels."""
     # The path in the name of a test is relative to the project.
-    arguments = [str(folder / test) for test in tests] or [*family.arguments]
+    # A test that is named runs whatever its marks are; pyproject.toml leaves slow ones out.
+    arguments = [*(str(folder / test) for test in tests), "-m", ""] if tests else [*family.arguments]
     arguments += ["-x", "-q", "--rootdir", str(folder), "-p", "no:cacheprovider"]
     # A signal would be handled only after compiled code has ended.
     arguments += ["--timeout", str(patience * TIMEOUT), "--timeout-method", "thread"]
