@@ -26,6 +26,13 @@ class Memory:
         self.version = 0
         self.sharers: list[weakref.ref[Any]] = []
 
+    def join(self, first: Any, other: Any) -> None:
+        """Add `other` to the tensors that view the array; `first` is the one that this state was made for."""
+        for tensor in (other,) if self.sharers else (first, other):
+            self.sharers.append(weakref.ref(tensor))
+        if len(self.sharers) % 64 == 0:  # drop the dead ones now and then, so that the list stays short
+            self.sharers = [ref for ref in self.sharers if ref() is not None]
+
     def is_seen_by_others(self, tensor: Any) -> bool:
         """Return whether a tensor other than `tensor` is alive that would show its modifications."""
         return any((other := ref()) is not None and other is not tensor for ref in self.sharers)

@@ -60,9 +60,7 @@ class Tensor:
     ndim = property(lambda self: self.data.ndim, doc="The number of axes.")
     size = property(lambda self: self.data.size, doc="The number of elements.")
     dtype = property(lambda self: self.data.dtype, doc="The dtype of the elements, as NumPy's.")
-    device = property(
-        lambda self: backend.device_of(self.data), doc="The device that holds the values: 'cpu' or 'cuda:0'."
-    )
+    device = property(lambda self: backend.device_of(self.data), doc="Where the values are: 'cpu' or 'cuda:0'.")
 
     def numpy(self) -> np.ndarray:
         """Return the values as a NumPy array; on the CPU the live one, not a copy."""
@@ -100,15 +98,11 @@ class Tensor:
 
     def share_memory(self, views: Sequence["Tensor"]) -> None:
         """Count the modifications of those `views` that lie in this tensor's memory together with its own."""
-        memory, owner = self.memory, self.data if self.data.base is None else self.data.base
-        inside = [view for view in views if view.data.base is owner or view.data is self.data]
-        if inside and not memory.sharers:
-            memory.sharers.append(weakref.ref(self))
-        for view in inside:
-            view._memory = memory
-            memory.sharers.append(weakref.ref(view))
-            if len(memory.sharers) % 64 == 0:  # drop the dead ones now and then, so that the list stays short
-                memory.sharers = [ref for ref in memory.sharers if ref() is not None]
+        owner = self.data if self.data.base is None else self.data.base
+        for view in views:
+            if view.data.base is owner or view.data is self.data:
+                self.memory.join(self, view)
+                view._memory = self.memory
 
     def mark_modified(self) -> None:
         """Record that `data` was written to: a backward that needs the old values raises instead of using the new."""
