@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Tests multiply small matrices. OpenBLAS would share the larger ones among threads that then keep a processor busy for
+# a while, waiting for more: several processes of tests take twice the processor time. It reads this when it is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 
