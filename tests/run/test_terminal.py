@@ -46,8 +46,10 @@ PRINTING = {
 def test_everything_is_printed_in_one_place() -> None:
     found = set()
     for name, path in FILES.items():
-        calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
-        if any(ast.unparse(call.func) in ("print", "sys.stdout.write", "sys.stderr.write") for call in calls):
+        called = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+        # Writing out every expression that is called would take seconds.
+        likely = [f for f in called if getattr(f, "id", None) == "print" or getattr(f, "attr", None) == "write"]
+        if any(ast.unparse(function) in ("print", "sys.stdout.write", "sys.stderr.write") for function in likely):
             found.add(name)
     assert {name for name in found if not name.startswith("benchmarks")} == PRINTING
 

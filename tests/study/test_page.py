@@ -264,6 +264,10 @@ def test_a_fault_makes_exactly_one_rule_of_a_model_wrong(name: str) -> None:
     assert subject.trace.mistake.startswith(f"{wrong['key']}: ")
     assert name in (wrong["op"], "any")
     assert Op.registry[wrong["op"]] is not subject.trace[wrong["key"]].op
+
+
+def test_without_a_fault_every_rule_of_a_model_agrees_even_after_one_was_planted() -> None:
+    study_run(plant="any")
     verdicts = {check(b).verdict for b in study_run().trace.backwards}
     assert verdicts == {"agrees"}
 
