@@ -118,8 +118,10 @@ def _lock(file: IO[bytes], *, wait: bool) -> bool:
             except OSError:  # LK_LOCK gives up after ten seconds
                 if not wait:
                     return False
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError:  # in a browser there is no other process
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
