@@ -1,4 +1,4 @@
-"""Where Python is as it is in a browser, lessons, training and study give what they give elsewhere by the plain rules."""
+"""Where Python lacks what it lacks in a browser, lessons, training and study give the same by the plain rules."""
 
 import json
 import os
