@@ -72,7 +72,7 @@ for attempt, error in (
     (lambda: ThreadPoolExecutor(1).submit(print), RuntimeError),
     (lambda: subprocess.run(["true"]), OSError),
     (os.fork, OSError),
-    (lambda: __import__("fcntl"), ImportError),
+    (lambda: __import__("fcntl").flock, AttributeError),
     (lambda: __import__("lzma"), ImportError),
     (lambda: __import__("numba"), ImportError),
     (lambda: __import__("multiprocessing").Lock(), ImportError),

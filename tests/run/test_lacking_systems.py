@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import numpy as np
@@ -16,6 +17,7 @@ from tinyvit.checkpoint import atomic_write, leftovers
 from tinyvit.data import Dataset, Loader, archives, formats
 from tinyvit.errors import DataError
 from tinyvit.run.display import Lines
+from tinyvit.run.folder import claimed
 
 
 @pytest.fixture
@@ -106,10 +108,15 @@ def test_a_new_file_replaces_no_other_without_hard_links(tmp_path: Path, monkeyp
     assert leftovers(tmp_path) == []
 
 
-def test_a_folder_is_written_to_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # an import of it fails
+@pytest.mark.parametrize("module", [None, ModuleType("fcntl")], ids=["absent", "empty"])
+def test_a_folder_is_written_to_without_locks(
+    module: ModuleType | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", module)
     with archives.exclusive(tmp_path / ".lock"):
         assert (tmp_path / ".lock").exists()
+    with claimed(tmp_path):  # a run folder
+        assert tmp_path.exists()
 
 
 def test_a_file_of_lzma_is_an_error_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

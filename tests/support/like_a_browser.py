@@ -9,13 +9,14 @@ import sys
 import sysconfig
 import threading
 import time
+import types
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any, NoReturn
 
 ABSENT = {
     *("numba", "llvmlite"),
-    *("fcntl", "lzma", "_lzma", "_multiprocessing", "resource"),
+    *("lzma", "_lzma", "_multiprocessing", "resource"),
     "mmap",  # it is there in both, and reads nothing in 0.27.7
 }
 
@@ -39,6 +40,7 @@ def _no_process(*args: Any) -> NoReturn:
 
 for name in [name for name in sys.modules if name.split(".")[0] in ABSENT | {"subprocess"}]:
     del sys.modules[name]  # so that the finder is asked, and subprocess asks which system this is
+sys.modules["fcntl"] = types.ModuleType("fcntl")  # empty, as JupyterLite's kernel puts it there
 sys.meta_path.insert(0, _Absent())  # type: ignore[arg-type]
 sysconfig.get_config_vars()  # read once, from a file whose name has the platform in it
 sys.platform = "emscripten"  # subprocess then refuses to start processes

@@ -119,11 +119,11 @@ def _lock(file: IO[bytes], *, wait: bool) -> bool:
                 if not wait:
                     return False
     try:
-        import fcntl
-    except ImportError:  # in a browser there is no other process
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:  # in a browser there is no other process; JupyterLite has an empty module of that name
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(file, LOCK_EX if wait else LOCK_EX | LOCK_NB)
         return True
     except BlockingIOError:
         return False
