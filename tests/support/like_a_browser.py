@@ -47,6 +47,6 @@ sys.platform = "emscripten"  # subprocess then refuses to start processes
 threading.Thread.start = _no_thread  # type: ignore[method-assign]
 for name in ("fork", "posix_spawn", "execv"):
     setattr(os, name, _no_process)
-for name in ("link", "sched_getaffinity"):
-    delattr(os, name)
-del time.thread_time
+for module, name in ((os, "link"), (os, "sched_getaffinity"), (time, "thread_time")):
+    if hasattr(module, name):  # not every system has all of them
+        delattr(module, name)
