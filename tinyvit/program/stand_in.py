@@ -30,8 +30,9 @@ _METHODS = (
 class StandIn(np.lib.mixins.NDArrayOperatorsMixin):
     """Stands for an array of a trace that depends on the inputs.
 
-    It has a shape and a dtype. Functions of NumPy can be called on it, which the trace records; whatever would read its
-    values or change them in place raises TraceError.
+    It has a shape and a dtype. Functions of NumPy can be called on it, which the trace's `call` records. Whatever would
+    read its values or change them in place raises TraceError. When nothing refers to it any more, `release` of the
+    trace is called with its number.
     """
 
     __slots__ = ("_trace", "dtype", "number", "shape")
@@ -39,6 +40,9 @@ class StandIn(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __init__(self, trace: Any, number: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._trace, self.number, self.shape, self.dtype = trace, number, shape, dtype
+
+    def __del__(self) -> None:
+        self._trace.release(self.number)
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: int(np.prod(self.shape, dtype=np.int64)))

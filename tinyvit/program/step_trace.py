@@ -60,6 +60,9 @@ class StepTrace:
             self._tensors[number] = tensor
         return StandIn(self, number, array.shape, array.dtype)
 
+    def release(self, number: int) -> None:
+        """Keep the array, though its stand-in is gone: the rows of the step read and write it."""
+
     def value(self, x: Any) -> Any:
         """Return an array for a stand-in, the tensor on the tape for one with a stand-in, and all else as it is."""
         if isinstance(x, StandIn):
