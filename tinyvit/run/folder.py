@@ -31,12 +31,11 @@ from ..tasks.spec import AnyDataset
 from .predict import classify
 from .pretrained import NAME as PRETRAINED
 from .pretrained import is_pretrained, load_pretrained
+from .shipped import read_shipped, shipped_names
 from .summary import model_html
 
 RECIPE, METRICS, CURVES = "recipe.toml", "metrics.jsonl", "curves.png"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
-
-SHIPPED = Path(__file__).parents[1] / "weights"  # a file <recipe>.safetensors for each recipe that comes trained
 
 
 class RunError(TinyvitError):
@@ -301,6 +300,7 @@ def load_run(run: str | Path) -> TrainedModel:
     """Read the model of a run folder, of a recipe whose trained weights come with the package ("digits"), or of others.
 
     Those of others are all that `models.from_pretrained` loads: folders and files of timm, Hugging Face and Google.
+    A folder of the current one that holds a run, or weights of others, goes before a recipe of the same name.
 
     Raises
     ------
@@ -312,20 +312,22 @@ def load_run(run: str | Path) -> TrainedModel:
     if is_pretrained(run):
         recipe, pretrained, data = load_pretrained(run)
         return TrainedModel(recipe, pretrained.to(default_device()), data)
-    if Path(run).exists():
-        recipe, weights = read_recipe(Path(run)), Path(run) / MODEL
-    elif (weights := SHIPPED / f"{run}.safetensors").is_file():
-        recipe = load_recipe(str(run))
+    name, folder = str(run), Path(run)
+    if (folder / RECIPE).exists() or (folder.exists() and name not in shipped_names()):
+        recipe, path = read_recipe(folder), folder / MODEL
+        data, weights = _data_of(folder, recipe), load(path)
+    elif name in shipped_names():
+        recipe = load_recipe(name)
+        path, weights, data = read_shipped(name)
     else:
-        raise RunError(f"there is no run {str(run)!r}{_available(SHIPPED.glob('*.safetensors'))}")
-    data = _data_of(Path(run), recipe)
+        raise RunError(f"there is no run {name!r}{_available(shipped_names())}")
     model = build_model(recipe, data)
     try:
         with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
-            model.load_state_dict(load(weights))
+            model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
-    require_finite(weights, model.state_dict())
+        raise CheckpointError(f"{path} does not belong to the recipe of {run}: {error.args[0]}") from error
+    require_finite(path, model.state_dict())
     if isinstance(model, ViT):
         model.preprocessing = data.preprocessing or default_preprocessing(data.mean, data.std)
         model.labels = data.classes
@@ -377,9 +379,9 @@ def changed_keys(state: Mapping[str, Any], recipe: Recipe, decisive: tuple[str, 
     return [f"{s}.{key}" for s, key in keys if now[s].get(key) != before[s][key]]
 
 
-def _available(shipped: Iterable[Path] = ()) -> str:
+def _available(shipped: Iterable[str] = ()) -> str:
     """Return the end of an error message, which lists the run folders and the `shipped` weights, if there are any."""
-    names = sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}")) + sorted(p.stem for p in shipped)
+    names = [*sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}")), *shipped]
     if names:
         return f"; available: {', '.join(names)}"
     return "; `tinyvit train` makes one"
