@@ -293,5 +293,5 @@ def test_a_check_counts_rates_lengths_and_broken_files(sounds) -> None:
     assert "channels: 1 (20 files), 2 (1 files)" in found.text
     assert "bits: 16 (20 files), 24 (1 files)" in found.text
     assert "seconds: 0.1 to 0.4, the median is 0.15" in found.text
-    assert "broken: 1 files: " in found.text
+    assert "broken: 1 file: " in found.text
     assert {name: len(images) for name, images in found.examples.items()} == {"high": 10, "low": 11}

@@ -165,7 +165,7 @@ def translate(run: str, text: str) -> None:
 def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
     """Find the images that a text describes.
 
-    Prints the ten best matches, each with its cosine similarity after a tab. DIR is searched with the folders in it; its
+    Prints the ten best matches, each with its cosine similarity after a tab. DIR is searched with the folders in it;
     files that are no images are passed over. If an image cannot be read, standard error says so, the others are
     searched, and the exit status is 2. The picture of --out shows the part of the best image that each word matches.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..backend.html import box_html, table_html, text_html
 from ..backend.terminal import printable, show
+from ..backend.words import counted
 from .position import Position, best_epoch
 from .state import Training
 from .steps import Steps
@@ -33,7 +34,7 @@ class Display:
         if not reason:
             return ""
         self._steps = None
-        return f"steps are made operation by operation, because {reason}"
+        return f"recorded steps, which make small models faster, are not used, because {reason}; results are the same"
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +85,7 @@ class Lines(Display):
 
     def started(self, training: Training, folder: Path) -> None:
         self.recipe, self.measured, self.steps = training.recipe.train, training.measured, training.total_steps
+        self.score = training.task.score
         self.teamwork, self._steps = training.teamwork, training.steps
         self._print(heading(training, folder))
 
@@ -104,7 +106,7 @@ class Lines(Display):
         self._print(
             f"epoch {line['epoch']:{len(str(epochs))}}/{epochs}"
             f"  train loss {line['train_loss']:.4f}  {self.measured} loss {line['val_loss']:.4f}"
-            f"  {self.measured} accuracy {100 * line['val_accuracy']:.2f} %"
+            f"  {self.measured} {self.score} {100 * line['val_accuracy']:.2f} %"
             f"  {line['images_per_s']:,.0f} images/s  {line['seconds']:.0f} s{'  best so far' if best else ''}"
             f"{self.teamwork}"
         )
@@ -209,6 +211,7 @@ class Notebook(Display):
     def started(self, training: Training, folder: Path) -> None:
         self._heading, self._steps = heading(training, folder), training.steps
         self.epochs, self.measured = training.recipe.train.epochs, training.measured
+        self.score = training.task.score
         self._total = max(1, training.total_steps)
         self.stepped(training.position)
 
@@ -243,7 +246,7 @@ class Notebook(Display):
                 f"epoch {line['epoch']}",
                 f"train loss {line['train_loss']:.4f}",
                 f"{self.measured} loss {line['val_loss']:.4f}",
-                f"{self.measured} accuracy {100 * line['val_accuracy']:.2f} %",
+                f"{self.measured} {self.score} {100 * line['val_accuracy']:.2f} %",
             )
             for line in metrics
         ]
@@ -310,9 +313,9 @@ def heading(training: Training, folder: Path) -> str:
     weights, steps = sum(p.size for p in training.model.parameters()), training.total_steps
     together = f" by {training.group.size} processes" if training.group.size > 1 else ""
     return (
-        f"{training.recipe.data.name}: {len(training.train_data):,} {training.task.samples} to train on, "
-        f"{held}{len(training.test_data):,} for the test; {weights:,} weights; "
-        f"{steps:,} step{'s' * (steps > 1)}{together}{_way_of(training.steps)}{restart}{resumed}{training.origin}"
+        f"{training.recipe.data.name}: {counted(len(training.train_data), training.task.samples)} to train on, "
+        f"{held}{len(training.test_data):,} for the test; {counted(weights, 'weights')}; "
+        f"{counted(steps, 'steps')}{together}{_way_of(training.steps)}{restart}{resumed}{training.origin}"
         f" -> {folder}"
     )
 

@@ -155,8 +155,9 @@ def _run(training: Training, folder: Path, display: Display) -> Result:
             ) from error
         if position.metrics and group.is_first:
             title = os.fsencode(folder).decode(errors="replace")  # the name of a folder need not be valid text
+            drawn = title, position.metrics, training.measured, training.task.score
             with unwritable:
-                write_file(folder / CURVES, lambda path: draw_curves(path, title, position.metrics, training.measured))
+                write_file(folder / CURVES, lambda path: draw_curves(path, *drawn))
     if figures is None:
         where = "before the test" if training.is_finished else f"in epoch {position.epoch + 1} of {recipe.train.epochs}"
         raise Interrupted(f"stopped {where}, after step {position.step}; continue with: {resume_command(folder)}")

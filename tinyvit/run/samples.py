@@ -23,8 +23,8 @@ _Samples = tuple[list[str], np.ndarray, list[tuple[int, list[str]]]]
 def write_samples(name: str, out: str | Path, count: int = 12) -> str:
     """Write images of the test split as PNG files, and a table of what is known about them; return what was written.
 
-    `name` is a data set, or a recipe, whose data set is meant. The table has the columns file and label, file, question and answer, or file and caption. With file and label it is
-    a data set for `tinyvit train`. Raises DataError.
+    `name` is a data set, or a recipe, whose data set is meant. The table has the columns file and label, file, question
+    and answer, or file and caption. With file and label it is a data set for `tinyvit train`. Raises DataError.
     """
     if name not in dataset_names() and name in recipe_names():
         own = load_recipe(name).data.name
@@ -42,7 +42,8 @@ def write_samples(name: str, out: str | Path, count: int = 12) -> str:
             (folder / _TABLE).write_text(text.getvalue(), "utf-8")
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}") from error
-    return f"{counted(len(images), 'images')} of the test split of {name} -> {out}; {Path(out) / _TABLE} says what is on them"
+    those = counted(len(images), "images")
+    return f"{those} of the test split of {name} -> {out}; {Path(out) / _TABLE} says what is on them"
 
 
 def _samples(name: str, count: int) -> _Samples:
