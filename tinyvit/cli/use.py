@@ -16,21 +16,27 @@ from .group import commands, device_option
 @commands.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+@click.option("--data", metavar="PATH", help="Where data of your own lies now, if it was moved.")
 @device_option
-def evaluate(run: str, as_json: bool) -> None:
+def evaluate(run: str, as_json: bool, data: str | None) -> None:
     """Measure a trained model on its test data.
 
     RUN is a run folder, or the name of a recipe whose trained weights come with the package. The images, questions or
-    texts are those in the test split of the data set that the model was trained on.
+    texts are those in the test split of the data set that the model was trained on. The path of data of your own
+    begins at the current folder, or at one of the three folders above the run.
 
     \b
     tinyvit evaluate runs/digits
     tinyvit evaluate runs/digits --json
     """
     from ..run.folder import load_run
+    from ..run.moved import with_data
     from ..use import evaluate, evaluated
 
-    show(json.dumps(evaluated(load_run(run)), indent=1) if as_json else evaluate(load_run(run)))
+    trained = load_run(run)
+    if data is not None:
+        trained = trained._replace(recipe=with_data(trained.recipe, data))
+    show(json.dumps(evaluated(trained), indent=1) if as_json else evaluate(trained))
 
 
 @commands.command()

@@ -28,6 +28,7 @@ from ..recipe import Recipe, load_recipe
 from ..tasks import DataSpec, recipe_error, task_of
 from ..tasks.options import OWN
 from ..tasks.spec import AnyDataset
+from .moved import found_again, require_data
 from .predict import classify
 from .pretrained import NAME as PRETRAINED
 from .pretrained import is_pretrained, load_pretrained
@@ -99,6 +100,7 @@ def load_test_data(trained: "TrainedModel") -> AnyDataset:
     name = trained.recipe.data.name
     if name == PRETRAINED:
         raise DataError("this is a pretrained model without a data set: name an image, or train a run on data of yours")
+    require_data(trained.recipe)
     dataset = task_of(trained.recipe).load("test", trained.data)
     assert dataset is not None
     found = DataSpec.of(dataset)
@@ -316,6 +318,7 @@ def load_run(run: str | Path) -> TrainedModel:
     if (folder / RECIPE).exists() or (folder.exists() and name not in shipped_names()):
         recipe, path = read_recipe(folder), folder / MODEL
         data, weights = _data_of(folder, recipe), load(path)
+        recipe = found_again(recipe, folder)
     elif name in shipped_names():
         recipe = load_recipe(name)
         path, weights, data = read_shipped(name)
@@ -344,6 +347,8 @@ def read_recipe(folder: Path) -> Recipe:
 def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
     """Return the facts about the data from the checkpoint, or from the data set where there are only weights."""
     if not (folder / CHECKPOINT).is_file():
+        recipe = found_again(recipe, folder)
+        require_data(recipe)
         data = DataSpec.of(load_data(recipe, "train"))
         if recipe.data.name.startswith(OWN):
             what, names = ("classes", data.classes) if data.classes else ("words", data.words)

@@ -38,6 +38,7 @@ from .folder import (
     resume_command,
     write_file,
 )
+from .moved import require_data
 from .position import Position, is_at_end
 from .pretrained import adopted, is_pretrained, transfer_pretrained
 from .results import Result, test_figures
@@ -102,6 +103,7 @@ def resume(
     assert found is not None
     recipe, legacy = found
     sharded(recipe, group, of_run=folder)
+    require_data(recipe, folder)
     if assignments:
         recipe = group.broadcast(_longer(recipe, folder, assignments) if group.is_first else recipe)
     training = Training(recipe, legacy=legacy, group=group)
