@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ..backend.html import box_html, table_html, text_html
 from ..backend.terminal import printable, show
 from ..backend.words import counted
+from ..kernels.cpu import progress
 from .position import Position, best_epoch
 from .state import Training
 from .steps import Steps
@@ -70,18 +71,30 @@ class Lines(Display):
     def __init__(self, every: float = 10.0) -> None:
         self.every = every
         self._began = self._printed = time.monotonic()
-        self._doing = ""  # until the first step is made
+        self._doing, self._compiles = "", False  # until the first step is made
+        self._compilation = progress.followed(self.compiling)
         self._ended, self._closed_pipe = threading.Event(), False
         self._lock = threading.Lock()
         self._watch = threading.Thread(target=self._report, name="tinyvit-lines", daemon=True)
 
     def __enter__(self) -> Self:
         self._watch.start()
+        self._compilation.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._compilation.__exit__(None, None, None)
         self._ended.set()
         self._watch.join()
+
+    def compiling(self, state: str) -> None:
+        """Show that kernels are compiled, if that begins; the line that is printed after a while says how far."""
+        if not self._doing and not self._compiles:
+            self._compiles = True
+            try:
+                self._print(f"  {state}")
+            except BrokenPipeError:  # the next step raises it; here the compiler would
+                self._closed_pipe = True
 
     def started(self, training: Training, folder: Path) -> None:
         self.recipe, self.measured, self.steps = training.recipe.train, training.measured, training.total_steps
@@ -122,7 +135,7 @@ class Lines(Display):
 
     def _first_step(self) -> str:
         seconds = time.monotonic() - self._began
-        return f"the first step; kernels are compiled for it, once on this machine: {seconds:.0f} s so far"
+        return progress.state() or f"the first step: {seconds:.0f} s so far"
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -154,13 +167,21 @@ class Bar(Display):
             console=console,
             expand=True,
         )
+        self._compilation = progress.followed(self.compiling)
 
     def __enter__(self) -> Self:
         self.bar.start()
+        self._compilation.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._compilation.__exit__(None, None, None)
         self.bar.stop()
+
+    def compiling(self, state: str) -> None:
+        """Show how far the compilation of kernels has come, until the next step."""
+        if self.bar.tasks:
+            self.bar.update(self.task, measured=state)
 
     def started(self, training: Training, folder: Path) -> None:
         self.bar.console.print(printable(heading(training, folder)), markup=False, highlight=False, soft_wrap=True)
@@ -207,6 +228,19 @@ class Notebook(Display):
         self.draw, self.every = draw, every
         self._drawn, self._heading, self._state = -math.inf, "", ""
         self._share, self._position = 0.0, None  # type: float, Position | None
+        self._compilation = progress.followed(self.compiling)
+
+    def __enter__(self) -> Self:
+        self._compilation.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._compilation.__exit__(None, None, None)
+
+    def compiling(self, state: str) -> None:
+        """Show how far the compilation of kernels has come, until the next step."""
+        self._state = state
+        self._show(now=True)
 
     def started(self, training: Training, folder: Path) -> None:
         self._heading, self._steps = heading(training, folder), training.steps
