@@ -5,6 +5,7 @@ import textwrap
 from typing import Any
 
 from ..recipe import Range, Recipe, load_recipe, recipe_names
+from .shipped import shipped_names
 
 MEANINGS = {
     "data.name": "A data set (`tinyvit data list`), or your own: folder:, sounds:, csv: or coco:PATH.",
@@ -149,6 +150,8 @@ def explained(name: str) -> str:
         "# Change a key: add --set KEY=VALUE",
         "# Or change this text, saved as mine.toml: tinyvit train mine.toml",
     ]
+    if name in shipped_names():
+        lines.append(f"# Trained weights come with the package: tinyvit evaluate {name}")
     for block in recipe.to_toml().split("\n\n"):
         section, *keys = block.strip().split("\n")
         lines += ["", section]

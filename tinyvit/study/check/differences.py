@@ -81,7 +81,9 @@ class Check:
     reason: str
 
     def __repr__(self) -> str:
-        return f"Check: {self.verdict}, {len(self.rows)} numbers" + (f"; {self.reason}" if self.reason else "")
+        return f"Check: {self.verdict}, {counted(len(self.rows), 'numbers')}" + (
+            f"; {self.reason}" if self.reason else ""
+        )
 
 
 def check(backward: Backward, elements: int = 4, op: type[Op] | None = None) -> Check | None:
