@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.words import counted
 from ..context import no_grad
 from ..data.augment import IGNORED
 from ..data.dense import NO_BOX

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..backend.words import counted
 from ..context import no_grad
 from ..data import normalize
 from ..data.image_files import same_form

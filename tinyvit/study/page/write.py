@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...backend.pages import filled, page
+from ...backend.words import counted
 from ...checkpoint import atomic_write
 from ...errors import StudyError
 from ..record.records import Entry, NotFinite, Recording

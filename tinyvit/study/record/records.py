@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
 
+from ...backend.words import counted
 from ...engine import Op
 from ...nn import Module
 from ..rules.narrate import narrate_backward, narrate_forward
