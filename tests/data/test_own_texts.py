@@ -280,7 +280,7 @@ HEAD = "image,caption\n"
         (f"{HEAD}images/0.png\n".encode(), "line 2: caption is empty"),
         (f"{HEAD}gone.png,a cat\n".encode(), "no rows to train on; images that do not exist: .*gone.png"),
         (f"{HEAD}{'x' * 5000},a cat\n".encode(), "no rows to train on"),
-        (f"{HEAD}images/0.png,a cat\n".encode(), "has 1 different images to train on, too few to hold out 1"),
+        (f"{HEAD}images/0.png,a cat\n".encode(), "has 1 different image to train on, too few to hold out 1"),
         (f"{HEAD}images/0.png,{'a ' * (LONGEST + 1)}\n".encode(), "line 2: caption has 513 words, more than 512"),
         (f'{HEAD}images/0.png,"a cat\nimages/1.png,a dog\n'.encode(), "line 3: unexpected end of data"),
         (f'{HEAD}images/0.png,"a" cat\n'.encode(), "line 2: ',' expected after '\"'"),

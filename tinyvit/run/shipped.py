@@ -5,7 +5,6 @@ or 32 bits, and the facts about the data they were trained on, so that no data s
 states how they were trained, and how accurate they are.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ def shipped_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SHIPPED.glob("*.safetensors")))
 
 
-def read_shipped(name: str) -> tuple[Path, Mapping[str, Any], DataSpec]:
+def read_shipped(name: str) -> tuple[Path, dict[str, Any], DataSpec]:
     """Return the file of such a recipe, the weights in it, and the facts about the data. Raises CheckpointError."""
     path = SHIPPED / f"{name}.safetensors"
     state = load(path)
