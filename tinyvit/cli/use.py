@@ -110,8 +110,8 @@ def _draw(out: Path | None, maps: Any, title: str) -> None:
 def ask(run: str, image: str, question: str, out: Path | None) -> None:
     """Answer a question about an image.
 
-    Prints the answer and its probability, separated by a tab. RUN is a run folder, or "vqa", whose trained weights come
-    with the package; `tinyvit data sample vqa` writes images and questions to try.
+    Prints the answer and its probability, separated by a tab. RUN is a run folder, or the name of a
+    recipe whose trained weights come with the package. `tinyvit data sample vqa` writes images and questions to try.
 
     \b
     tinyvit ask vqa shape.png "what color is the circle?"
@@ -132,8 +132,8 @@ def ask(run: str, image: str, question: str, out: Path | None) -> None:
 def caption(run: str, image: str, out: Path | None) -> None:
     """Describe an image.
 
-    Prints the caption. RUN is a run folder, or "caption", whose trained weights come with the package; `tinyvit data
-    sample caption` writes images to try.
+    Prints the caption. RUN is a run folder, or the name of a recipe whose trained weights come with the package.
+    `tinyvit data sample caption` writes images to try.
 
     \b
     tinyvit caption caption scene.png
@@ -175,8 +175,8 @@ def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
     files that are no images are passed over. If an image cannot be read, standard error says so, the others are
     searched, and the exit status is 2. The picture of --out shows the part of the best image that each word matches.
 
-    RUN is a run folder, or "retrieve", whose trained weights come with the package; `tinyvit data sample retrieve`
-    writes images to search.
+    RUN is a run folder, or the name of a recipe whose trained weights come with the package. `tinyvit data sample
+    retrieve` writes images to search.
 
     \b
     tinyvit retrieve retrieve --images pictures "a big red circle"
