@@ -114,7 +114,6 @@ def ask(run: str, image: str, question: str, out: Path | None) -> None:
     recipe whose trained weights come with the package. `tinyvit data sample vqa` writes images and questions to try.
 
     \b
-    tinyvit ask vqa shape.png "what color is the circle?"
     tinyvit ask runs/vqa shape.png "is there a circle?" --out looks.png
     """
     from ..run.folder import load_run
@@ -136,7 +135,6 @@ def caption(run: str, image: str, out: Path | None) -> None:
     `tinyvit data sample caption` writes images to try.
 
     \b
-    tinyvit caption caption scene.png
     tinyvit caption runs/caption scene.png --out looks.png
     """
     from ..run.folder import load_run
@@ -179,7 +177,7 @@ def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
     retrieve` writes images to search.
 
     \b
-    tinyvit retrieve retrieve --images pictures "a big red circle"
+    tinyvit retrieve runs/retrieve --images pictures "a big red circle"
     """
     from ..run.folder import load_run
     from ..use import search
