@@ -1,14 +1,18 @@
 """The weights in the package: they are read without any data, serve the commands, and are as accurate as is said."""
 
+import csv
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from tiny_run import tiny_recipe
 
 import tinyvit as tv
+from tinyvit.cli import commands
 from tinyvit.errors import CheckpointError, TinyvitError
 from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import load_data, load_run
@@ -17,11 +21,11 @@ from tinyvit.run.shipped import SHIPPED, shipped_names
 from tinyvit.tasks import task_of
 
 # The test accuracies that docs/guides/results.md states.
-ACCURACIES = {"digits": 0.978}
+ACCURACIES = {"digits": 0.978, "caption": 0.979}
 
 
 def test_the_package_has_weights_to_try() -> None:
-    assert shipped_names() == ("digits",)
+    assert shipped_names() == ("caption", "digits")
 
 
 @pytest.mark.parametrize("name", ACCURACIES)
@@ -51,6 +55,25 @@ def test_shipped_weights_are_small() -> None:
 # In a folder of the user ----------------------------------------------------------------------------------------------
 
 
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(commands, [*map(str, arguments)])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def test_the_commands_work_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TINYVIT_DATA", str(tmp_path))
+    call("data", "sample", "caption", "--out", "pictures")
+    with open("pictures/samples.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = [call("caption", "caption", f"pictures/{row['file']}") == row["caption"] + "\n" for row in rows]
+    assert len(right) == 12
+    assert sum(right) >= 11
+    assert call("predict", "digits", "pictures/000.png").startswith("pictures/000.png\t")
+    assert os.listdir() == ["pictures"]
+
+
 def test_a_run_goes_before_a_recipe_of_its_name_and_any_other_folder_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,7 +84,7 @@ def test_a_run_goes_before_a_recipe_of_its_name_and_any_other_folder_does_not(
     shutil.rmtree("digits")
     train(tiny_recipe("epochs=1"), "unused", Path("digits"))
     assert load_run("digits").recipe == tiny_recipe("epochs=1")
-    with pytest.raises(TinyvitError, match=r"there is no run 'vqa2'; available: digits$"):
+    with pytest.raises(TinyvitError, match=r"there is no run 'vqa2'; available: caption, digits$"):
         load_run("vqa2")
     Path("vqa2").mkdir()
     with pytest.raises(TinyvitError, match=r"vqa2 is not a run folder: it has no recipe\.toml"):

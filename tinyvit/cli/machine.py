@@ -138,7 +138,7 @@ def sample(name: str, out: str | None, count: int) -> None:
 
     \b
     tinyvit data sample caption --out pictures
-    tinyvit caption runs/caption pictures/000.png
+    tinyvit caption caption pictures/000.png
     """
     from ..run.samples import write_samples
 

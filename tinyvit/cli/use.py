@@ -135,6 +135,7 @@ def caption(run: str, image: str, out: Path | None) -> None:
     `tinyvit data sample caption` writes images to try.
 
     \b
+    tinyvit caption caption scene.png
     tinyvit caption runs/caption scene.png --out looks.png
     """
     from ..run.folder import load_run
