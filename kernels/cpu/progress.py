@@ -80,7 +80,7 @@ def state() -> str:
     if not all(met.values()):
         number += sum(name in met for name in wanted if name not in done)
     total = len(wanted) + len(others)
-    what = "compiling kernels, once on this machine"
+    what = "compiling kernels"
     if len(done) == len(wanted):
         return f"{what}: {max(1, number)} so far"
     spent, rest = (sum(SECONDS[name] for name in names) for names in (done, set(wanted) - set(done)))

@@ -12,7 +12,7 @@ TABLE = {
     "attention: _backward_2": 5.0,
     "conv2d: _forward_2": 4.0,
 }
-WHAT = "compiling kernels, once on this machine"
+WHAT = "compiling kernels"
 
 
 class Clock:

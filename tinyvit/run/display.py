@@ -92,7 +92,7 @@ class Lines(Display):
         if not self._doing and not self._compiles:
             self._compiles = True
             try:
-                self._print(f"  {state}")
+                self._print(f"  {state}; this is done once on a machine")
             except BrokenPipeError:  # the next step raises it; here the compiler would
                 self._closed_pipe = True
 
