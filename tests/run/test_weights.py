@@ -21,11 +21,11 @@ from tinyvit.run.shipped import SHIPPED, shipped_names
 from tinyvit.tasks import task_of
 
 # The test accuracies that docs/guides/results.md states.
-ACCURACIES = {"digits": 0.978, "caption": 0.979}
+ACCURACIES = {"digits": 0.978, "caption": 0.979, "retrieve": 0.972}
 
 
 def test_the_package_has_weights_to_try() -> None:
-    assert shipped_names() == ("caption", "digits")
+    assert shipped_names() == ("caption", "digits", "retrieve")
 
 
 @pytest.mark.parametrize("name", ACCURACIES)
@@ -70,6 +70,8 @@ def test_the_commands_work_in_an_empty_folder(tmp_path: Path, monkeypatch: pytes
     right = [call("caption", "caption", f"pictures/{row['file']}") == row["caption"] + "\n" for row in rows]
     assert len(right) == 12
     assert sum(right) >= 11
+    best = call("retrieve", "retrieve", "--images", "pictures", rows[7]["caption"]).splitlines()[0]
+    assert best.startswith(f"{Path('pictures/007.png')}\t")
     assert call("predict", "digits", "pictures/000.png").startswith("pictures/000.png\t")
     assert os.listdir() == ["pictures"]
 
@@ -84,7 +86,7 @@ def test_a_run_goes_before_a_recipe_of_its_name_and_any_other_folder_does_not(
     shutil.rmtree("digits")
     train(tiny_recipe("epochs=1"), "unused", Path("digits"))
     assert load_run("digits").recipe == tiny_recipe("epochs=1")
-    with pytest.raises(TinyvitError, match=r"there is no run 'vqa2'; available: caption, digits$"):
+    with pytest.raises(TinyvitError, match=r"there is no run 'vqa2'; available: caption, digits, retrieve$"):
         load_run("vqa2")
     Path("vqa2").mkdir()
     with pytest.raises(TinyvitError, match=r"vqa2 is not a run folder: it has no recipe\.toml"):

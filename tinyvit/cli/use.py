@@ -178,7 +178,7 @@ def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
     retrieve` writes images to search.
 
     \b
-    tinyvit retrieve runs/retrieve --images pictures "a big red circle"
+    tinyvit retrieve retrieve --images pictures "a big red circle"
     """
     from ..run.folder import load_run
     from ..use import search
