@@ -61,6 +61,8 @@ setup(
         "hub": ["huggingface_hub>=0.24"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
         "bench": ["torch", "jax", "autograd"],
+        # Pyodide has all base dependencies but Numba from the version on that this kernel brings.
+        "lite": ["jupyterlite-core[contents]>=0.8.6", "jupyterlite-pyodide-kernel>=0.8.6", "build"],
         "docs": ["sphinx>=8", "myst-nb>=1.2", "furo>=2024.8"],
         # NVRTC and NVVM compile the CUDA kernels without a GPU, and nvdisasm shows their machine code; numba-cuda has
         # their simulator. onnx and onnxruntime check exported models.

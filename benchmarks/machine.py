@@ -14,24 +14,30 @@ from tinyvit.kernels.cpu.quota import usable_processors
 from .report.records import Machine
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
-_PACKAGES = ("tinyvit", "numpy", "numba", "torch", "jax", "autograd", "scipy")
+_PACKAGES = ("tinyvit", "numpy", "numba", "torch", "jax", "autograd", "scipy", "onnxruntime")
 _SOURCES = (".py", ".cu", ".cuh", ".h", ".toml")
 # Names that Linux gives to the instruction sets that matter, on x86 and on ARM.
 _FEATURES = (
     *("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile"),
     *("asimd", "sve", "bf16"),
 )
+# Variables by which tinyvit, PyTorch, oneDNN and OpenBLAS use fewer instruction sets than the processor has.
+_LIMITS = ("TINYVIT_CPU", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 
 
 def describe_machine() -> Machine:
-    """The processor, how much of it this process may use, its instruction sets, and how busy it is."""
+    """The processor, how much of it this process may use, its instruction sets, and how busy it is.
+
+    An environment variable that forbids some of the instruction sets is listed after them.
+    """
     information = _cpu_information()
     flags = re.search(r"^(?:flags|Features)\s*: (.*)$", information, re.MULTILINE)
     present = set(flags[1].split()) if flags else set()
+    limits = [f"{name}={value}" for name in _LIMITS if (value := os.environ.get(name))]
     return Machine(
         device=_cpu_name(information),
         processors=usable_processors(),
-        features=[name for name in _FEATURES if name in present],
+        features=[*(name for name in _FEATURES if name in present), *limits],
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         system=platform.platform(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

@@ -76,6 +76,8 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, new: bool = False) -
 def _place_new(temporary: Path, target: Path) -> None:
     """Give the file `temporary` the name `target`. Raises FileExistsError if that exists, even since a moment ago."""
     try:
+        if not hasattr(os, "link"):  # Python in a browser
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         os.link(temporary, target)
         temporary.unlink()
     except OSError as error:

@@ -94,7 +94,7 @@ class Machine:
     ----------
     device : the name of the processor.
     processors : how many logical processors the run could use.
-    features : instruction sets that matter for the kernels.
+    features : instruction sets that matter for the kernels, and variables that forbid some of them.
     memory : in bytes; None where the system does not say.
     load : the average load of the last minute before the run; None where the system does not say.
     """

@@ -48,6 +48,7 @@ def test_a_run_is_measured_appended_compared_and_shown(tmp_path: Path, monkeypat
         return result.output
 
     monkeypatch.setattr(contenders, "OURS", ())
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setattr(measure, "PAUSE", 0)
     monkeypatch.setattr(measure, "measure_ceilings", lambda ceilings, processes: None)  # this takes seconds
     options = "--shapes digits-s --peers numpy --rounds 2 --budget 0.01 --threads 1"
@@ -58,6 +59,7 @@ def test_a_run_is_measured_appended_compared_and_shown(tmp_path: Path, monkeypat
     assert describe_machine().device.split()[0] in table
     file = tmp_path / "train.csv"
     (run,) = read_runs(file)
+    assert run.machine.features[-1] == "ONEDNN_MAX_CPU_ISA=AVX2"
     (row,) = run.cases[0].rows
     assert (row.contender, len(row.seconds), row.reason) == ("numpy", 2, "")
     assert (run.threads, run.most_rounds, run.budget) == (1, 2, 0.01)

@@ -96,7 +96,9 @@ def test_every_seed_draws_one_of_ten_of_the_others() -> None:
 
 
 @pytest.mark.slow
-def test_a_test_that_is_named_runs_though_it_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_test_runs_though_it_is_slow_and_is_known_to_be_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     test = "import pytest\nfrom step import step\n\n@pytest.mark.slow\ndef test_it():\n    assert step() == 1\n"
     for name, text in {
         "pyproject.toml": (ROOT / "pyproject.toml").read_text("utf-8"),
@@ -117,3 +119,7 @@ def test_a_test_that_is_named_runs_though_it_is_slow(tmp_path: Path, monkeypatch
     assert found == trials.Outcome(trials.NOTICED, "tests/test_step.py::test_it")
     assert trials.tried(Family(["test_none.py"], "package", [fault]), fault, "", found.test) == found
     assert trials.without_fault(family, [found.test], "") == trials.NOT_NOTICED
+    (tmp_path / "tests/test_step.py").write_text(test.replace("mark.slow", "mark.skip"), "utf-8")
+    assert trials.tried(family, fault, "", found.test).found == trials.SKIPPED
+    (tmp_path / "tests/test_step.py").write_text(test.replace("== 1", "> 0"), "utf-8")
+    assert trials.tried(family, fault, "", found.test).found == trials.NOT_NOTICED

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import TABLES, Family, Fault, read
 from .record import Entry, Record, changed, digest_of, drawn, read_record, seed_of_sources, write_record
-from .trials import NOT_NOTICED, NOTICED, Outcome, tried, without_fault
+from .trials import NOT_NOTICED, NOTICED, SKIPPED, Outcome, tried, without_fault
 
 PROCESSES = 2
 
@@ -42,11 +42,12 @@ def chosen(families: dict[str, Family], names: list[str], everything: bool, reco
 def surprises(name: str, work: Work, runs: list[Future[Outcome]], objects: str, record: Record) -> int:
     """Wait for the faults of a family, print those that were not noticed, and return how many these are.
 
-    The tests that noticed the others must pass without a fault.
+    The tests that noticed the others must pass without a fault. Faults whose tests are skipped stay in the record.
     """
     outcomes = [run.result() for run in runs]
     noticed = {fault.what: o.test for fault, o in zip(work.faults, outcomes, strict=True) if o.found == NOTICED}
-    wrong = [(f.what, o.found) for f, o in zip(work.faults, outcomes, strict=True) if o.found != NOTICED]
+    skipped = {fault.what for fault, o in zip(work.faults, outcomes, strict=True) if o.found == SKIPPED}
+    wrong = [(f.what, o.found) for f, o in zip(work.faults, outcomes, strict=True) if o.found not in (NOTICED, SKIPPED)]
     if noticed:
         tests = sorted(set(noticed.values()))
         found = without_fault(work.family, tests if all(tests) else [], objects)
@@ -54,12 +55,14 @@ def surprises(name: str, work: Work, runs: list[Future[Outcome]], objects: str, 
             wrong.append(("without a fault", found))
             noticed = {}
     for fault in work.faults:
-        record.pop((name, fault.what), None)
+        if fault.what not in skipped:
+            record.pop((name, fault.what), None)
         if test := noticed.get(fault.what):
             record[name, fault.what] = Entry(test, digest_of(work.family, fault, test))
     for what, found in wrong:
         print(f"{name}: {what}: {found}", flush=True)
-    print(f"{name}: {described(work)}, {len(wrong)} surprises", flush=True)
+    lacking = f", {len(skipped)} with a test that needs what this machine lacks" if skipped else ""
+    print(f"{name}: {described(work)}, {len(wrong)} surprises{lacking}", flush=True)
     return len(wrong)
 
 

@@ -19,7 +19,8 @@ PATIENCE = {"emulated": 20, "package": 12}
 FAULTLESS = 10  # how many times as long tests may take without a fault, when nothing hangs and a machine may be busy
 PASSED, FAILED, UNKNOWN, NONE = 0, 1, 4, 5  # pytest's exit status; the last two: there is no such test
 NO_FAULT = re.compile(r"(SyntaxError|NameError|UnboundLocalError|AttributeError|TypingError|LoweringError): .*")
-NOTICED, NOT_NOTICED = "noticed", "not noticed"
+ALL_SKIPPED = re.compile(r"^\d+ skipped(, \d+ (deselected|warnings?))* in ", re.MULTILINE)
+NOTICED, NOT_NOTICED, SKIPPED = "noticed", "not noticed", "skipped"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Outcome:
 
     Attributes
     ----------
-    found : "noticed", "not noticed", or what went wrong.
+    found : "noticed", "not noticed", "skipped" if the test that had noticed it needs what this machine lacks, or what
+        went wrong.
     test : the test that noticed it; empty if none did, or if the process ended before the first one.
     """
 
@@ -116,7 +118,9 @@ def _outcome(family: Family, folder: Path, objects: str, patience: int, tests: S
     unfit = NO_FAULT.search(run.stdout)
     if unfit:
         return Outcome(f"this is not valid code: {unfit[0]}")
-    return Outcome(NOT_NOTICED) if run.returncode == PASSED else Outcome(NOTICED, _text_of(started))
+    if run.returncode == FAILED:
+        return Outcome(NOTICED, _text_of(started))
+    return Outcome(SKIPPED if tests and ALL_SKIPPED.search(run.stdout) else NOT_NOTICED)
 
 
 def _text_of(file: Path) -> str:

@@ -1,6 +1,7 @@
 """What `tv.freeze` records, what it refuses, and what a program refuses."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -123,6 +124,29 @@ def test_a_length_that_is_a_square_of_the_batch_fixes_it() -> None:
     assert not program.is_batch_free
     assert "not linear" in program.graph.reason
     assert program(X).shape == (9,)
+
+
+def test_steps_that_are_the_same_only_for_large_batches_fix_the_size() -> None:
+    large = np.ones((128, 4), np.float32)
+    program = tv.freeze(Doing(lambda self, x: tv.Tensor(x) * (len(x) // 64)), large)
+    assert not program.is_batch_free
+    np.testing.assert_array_equal(program(large), large * 2)
+
+
+def test_freezing_keeps_no_values_that_later_operations_do_not_need() -> None:
+    def forward(self, x):
+        y = tv.Tensor(x)
+        for _ in range(30):
+            y = y + 1
+        return y
+
+    x = np.zeros((64, 4096), np.float32)  # 1 MB
+    tracemalloc.start()
+    program = tv.freeze(Doing(forward), x)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * x.nbytes
+    np.testing.assert_array_equal(program(x[:2]), x[:2] + 30)
 
 
 def test_later_changes_of_the_weights_do_not_reach_a_program() -> None:

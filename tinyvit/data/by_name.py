@@ -1,11 +1,11 @@
 """Image data sets by name: how they are found, downloaded and read."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.threads import pool_of_threads
 from ..errors import DataError
 from .datasets import CHANNEL_STATISTICS, CLASSES, SPLITS, Dataset
 from .digits import read_digits
@@ -86,7 +86,7 @@ def _read_cifar(name: str, folder: Path, split: str) -> tuple[NDArray[np.uint8],
     label_bytes = 2 if name == "cifar-100" else 1
     paths = [path for part in parts if (path := find_part(folder, part))]
     if len(paths) == len(parts):
-        with ThreadPoolExecutor() as pool:
+        with pool_of_threads() as pool:
             pieces = list(pool.map(lambda path: read_cifar(path, name, records, label_bytes), paths))
     else:
         paths = [folder / remote.name] * len(parts)

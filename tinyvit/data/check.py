@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.threads import pool_of_threads
 from ..backend.words import counted
 from ..errors import DataError
 from .disk import digest
@@ -47,7 +47,7 @@ def check_folder(path: str | Path, options: FolderOptions | None = None, example
     looks: dict[str, list[Look]] = {}
     labels: dict[str, list[int]] = {}
     broken: list[LeftOut] = []
-    with ThreadPoolExecutor() as pool:
+    with pool_of_threads() as pool:
         for split, part in sorted(folder.parts.items(), key=lambda item: ORDER.index(item[0])):
             found = list(pool.map(_look, part.files))
             looks[split] = [look for look in found if isinstance(look, Look)]

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.threads import pool_of_threads
 from ..backend.words import counted
 from .check import ORDER, Checked, contradictions, duplicates, files_line, small_copy
 from .disk import digest
@@ -86,7 +86,7 @@ def _words(table: TextTable, parts: dict[str, list[Row]]) -> list[str]:
 def _read(parts: dict[str, list[Row]]) -> tuple[dict[Path, Any], list[LeftOut]]:
     """Read every image once: return small copies of those that can be read, and the others."""
     files = list(dict.fromkeys(file for rows in parts.values() for file in _files(rows)))
-    with ThreadPoolExecutor() as pool:
+    with pool_of_threads() as pool:
         results = dict(zip(files, pool.map(small_copy, files), strict=True))
     broken = [result for result in results.values() if isinstance(result, LeftOut)]
     return {file: pixels for file, pixels in results.items() if not isinstance(pixels, LeftOut)}, broken

@@ -1,7 +1,6 @@
 """Images that are read from their files: all at once, or as they are needed, if they would take too much memory."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.threads import pool_of_threads
 from ..errors import DataError
 from .image_files import LeftOut, or_left_out
 from .preprocessing import Resize
@@ -74,7 +74,7 @@ class DiskImages:
         images[slots >= 0] = self._kept[slots[slots >= 0]]
         missing = np.flatnonzero(slots < 0)
         if len(missing):
-            with ThreadPoolExecutor() as pool:
+            with pool_of_threads() as pool:
                 for i, pixels in zip(missing, pool.map(self._again, flat[missing]), strict=True):
                     images[i] = pixels
         return images if np.ndim(numbers) else images[0]
@@ -120,7 +120,7 @@ def read_all(files: Sequence[Path], read: Read, cache_bytes: int) -> ReadImages:
     left_out: list[LeftOut] = []
     sums, squares, pixels, first = np.zeros(3, np.int64), np.zeros(3, np.int64), 0, files[0] if files else Path()
 
-    with ThreadPoolExecutor() as pool:
+    with pool_of_threads() as pool:
         for start in range(0, len(files), _AT_ONCE):
             part = files[start : start + _AT_ONCE]
             for number, result in enumerate(pool.map(or_left_out(read), part), start):

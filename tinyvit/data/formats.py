@@ -5,7 +5,6 @@ download, a flipped bit) raises a DataError that names the file, the problem and
 """
 
 import gzip
-import lzma
 import math
 import tarfile
 import zlib
@@ -20,11 +19,16 @@ from numpy.typing import NDArray
 from ..backend.files import open_file
 from ..errors import DataError
 
+try:
+    import lzma
+except ImportError:  # Python can be built without it
+    lzma = None  # type: ignore[assignment]
+
 SUFFIXES = ("", ".gz", ".xz")
 CIFAR_IMAGE = (3, 32, 32)
 _CIFAR_PIXELS = math.prod(CIFAR_IMAGE)
 _HTML = (b"<!doctype", b"<html", b"<head", b"<?xml")
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError)
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, *((lzma.LZMAError,) if lzma else ()))
 
 
 def read_idx(path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -163,6 +167,8 @@ def _reading(path: Path, name: str) -> Iterator[BinaryIO]:
                 with gzip.GzipFile(fileobj=file) as stream:
                     yield cast(BinaryIO, stream)
             elif head.startswith(b"\xfd7zXZ\x00"):
+                if lzma is None:
+                    raise DataError(f"{path} is compressed with xz, which this Python cannot read; give it unpacked")
                 with lzma.LZMAFile(file) as stream:
                     yield cast(BinaryIO, stream)
             else:

@@ -7,7 +7,6 @@ dot, are passed over: systems and editors keep files of their own there.
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend.files import open_file
+from ..backend.threads import pool_of_threads
 from ..backend.words import counted
 from ..errors import DataError, log
 
@@ -144,7 +144,7 @@ def read_files(
     files: Sequence[Path], read: Callable[[Path], NDArray[np.uint8]]
 ) -> tuple[list[Path], list[NDArray[np.uint8]], list[LeftOut]]:
     """Read files in parallel: return those that `read` can read, their pixels, and those where it raises DataError."""
-    with ThreadPoolExecutor() as pool:
+    with pool_of_threads() as pool:
         results = list(zip(files, pool.map(or_left_out(read), files), strict=True))
     good = [(file, result) for file, result in results if not isinstance(result, LeftOut)]
     left_out = [result for _, result in results if isinstance(result, LeftOut)]

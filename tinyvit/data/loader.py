@@ -7,13 +7,14 @@ shards, the content of a shard depends on its number too, and on nothing else: a
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.threads import pool_of_threads
 from .datasets import Batch, Dataset, ShardedBatch
 from .dense import BoxDataset, MaskDataset
 from .texts import TextDataset
@@ -109,7 +110,7 @@ class Loader:
     def _prefetched(self, epoch: int, start: int, make: Callable[[_Order, int], _Made]) -> Iterator[_Made]:
         order = self._order(epoch)
         numbers = iter(range(start, len(self)))
-        pool = ThreadPoolExecutor(1, "tinyvit-loader")
+        pool = pool_of_threads(1, "tinyvit-loader")
         waiting: deque[Future[_Made]] = deque()
 
         def prepare(count: int) -> None:

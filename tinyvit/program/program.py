@@ -269,8 +269,12 @@ def _graph(function: Callable[..., Any], example: Mapping[str, Any], owner: Any,
     sizes = _sizes(arrays.values(), places, len(letters))
     first = record(function, owner, example)
     try:
-        others = [tuple(n + (i == j) for j, n in enumerate(sizes)) for i in range(len(letters))]
-        others += [tuple(n + 2 for n in sizes)] if letters else []
+        # Small sizes take little time, and show where steps differ between small and large batches. But whole numbers
+        # may be indices, which could point beyond the end of a smaller axis.
+        grows = any(x.dtype.kind in "iu" for x in arrays.values())
+        near = [[n + 1, n + 2] if grows else [m for m in (2, 3, 4) if m != n] for n in sizes]
+        others = [tuple(near[j][0] if i == j else n for j, n in enumerate(sizes)) for i in range(len(letters))]
+        others += [tuple(lengths[1] for lengths in near)] if letters else []
         traces = [first, *(record(function, owner, _resized(example, axes, letters, s)) for s in others)]
         return merged(traces, [sizes, *others], letters, places)
     except (Differs, TraceError, ValueError, IndexError) as error:

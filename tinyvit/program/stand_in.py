@@ -40,6 +40,9 @@ class StandIn(np.lib.mixins.NDArrayOperatorsMixin):
     def __init__(self, trace: Any, number: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._trace, self.number, self.shape, self.dtype = trace, number, shape, dtype
 
+    def __del__(self) -> None:
+        self._trace.release(self.number)
+
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: int(np.prod(self.shape, dtype=np.int64)))
     itemsize = property(lambda self: self.dtype.itemsize)

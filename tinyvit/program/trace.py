@@ -20,7 +20,8 @@ class Trace:
 
     Attributes
     ----------
-    arrays : the values by number: of inputs and constants the arrays, of all others an example.
+    arrays : the values by number: of constants the arrays, of all others an example, or one without memory of its own
+        that has its shape and dtype, once no function can be called on it any more.
     names : of inputs and parameters, by number.
     steps : what was done, in order.
     depends : whether a value depends on the inputs, by number.
@@ -101,6 +102,11 @@ class Trace:
         self.arrays.append(array)
         self.depends.append(depends)
         return len(self.arrays) - 1
+
+    def release(self, number: int) -> None:
+        """Free the memory of a value whose stand-in is gone."""
+        array = self.arrays[number]
+        self.arrays[number] = np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
     def _constant(self, array: Any) -> int:
         number = self._numbers.get(id(array))

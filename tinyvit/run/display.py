@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..backend.html import box_html, table_html, text_html
 from ..backend.terminal import printable, show
+from ..backend.threads import can_start_threads
 from ..backend.words import counted
 from ..kernels.cpu import progress
 from .position import Position, best_epoch
@@ -75,17 +76,20 @@ class Lines(Display):
         self._compilation = progress.followed(self.compiling)
         self._ended, self._closed_pipe = threading.Event(), False
         self._lock = threading.Lock()
-        self._watch = threading.Thread(target=self._report, name="tinyvit-lines", daemon=True)
+        self._watch: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._watch.start()
+        if can_start_threads():
+            self._watch = threading.Thread(target=self._report, name="tinyvit-lines", daemon=True)
+            self._watch.start()
         self._compilation.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._compilation.__exit__(None, None, None)
         self._ended.set()
-        self._watch.join()
+        if self._watch is not None:
+            self._watch.join()
 
     def compiling(self, state: str) -> None:
         """Show that kernels are compiled, if that begins; the line that is printed after a while says how far."""
@@ -107,11 +111,13 @@ class Lines(Display):
         self._doing = f"epoch {position.epoch + 1}/{self.recipe.epochs}, step {position.step:,} of {self.steps:,}{mean}"
         if news := self._news():
             self._print(news)
+        self._report_without_thread()
         if self._closed_pipe:
             raise BrokenPipeError
 
     def measuring(self, split: str, done: int, total: int) -> None:
         self._doing = f"measuring {split} batch {done:,} of {total:,}"
+        self._report_without_thread()
 
     def finished_epoch(self, position: Position) -> None:
         line, epochs = position.metrics[-1], self.recipe.epochs
@@ -127,11 +133,18 @@ class Lines(Display):
     def _report(self) -> None:
         """Print what the run is doing whenever it has printed nothing for a while."""
         while not self._ended.wait(min(1.0, self.every / 4)):
-            if time.monotonic() - self._printed >= self.every:
-                try:
-                    self._print(f"  {self._doing or self._first_step()}")
-                except BrokenPipeError:
-                    self._closed_pipe = True
+            self._report_if_silent()
+
+    def _report_without_thread(self) -> None:
+        if self._watch is None:
+            self._report_if_silent()
+
+    def _report_if_silent(self) -> None:
+        if time.monotonic() - self._printed >= self.every:
+            try:
+                self._print(f"  {self._doing or self._first_step()}")
+            except BrokenPipeError:
+                self._closed_pipe = True
 
     def _first_step(self) -> str:
         seconds = time.monotonic() - self._began

@@ -199,14 +199,14 @@ def claimed(folder: Path) -> Iterator[None]:
     systems) this block does nothing.
     """
     try:
-        import fcntl
+        from fcntl import LOCK_EX, LOCK_NB, flock
     except ImportError:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(descriptor, LOCK_EX | LOCK_NB)
         except BlockingIOError as error:
             raise RunError(f"{folder} is being trained by another process; wait for it, or stop it first") from error
         except OSError:  # this file system has no locks

@@ -1,0 +1,1 @@
+"""Lessons in a browser: what builds the JupyterLite site, see the guide of that name."""
