@@ -80,7 +80,7 @@ def test_commands_are_not_broken_over_lines(name: str) -> None:
     assert "# Or change this text, saved as mine.toml: tinyvit train mine.toml" in head
     assert all(re.match(r"# ([A-Z]|easy-VQA)", line) for line in head if line), head
     weights = f"# Trained weights come with the package: tinyvit evaluate {name}"
-    assert (weights in head) == (name in ("caption", "digits", "retrieve"))
+    assert (weights in head) == (name in ("caption", "digits", "retrieve", "vqa"))
 
 
 def test_an_unknown_recipe_is_refused_with_those_that_exist() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageDraw
 from tiny_run import tiny_recipe
 
 import tinyvit as tv
@@ -19,13 +19,14 @@ from tinyvit.run.folder import load_data, load_run
 from tinyvit.run.loop import train
 from tinyvit.run.shipped import SHIPPED, shipped_names
 from tinyvit.tasks import task_of
+from tinyvit.use import ask
 
 # The test accuracies that docs/guides/results.md states.
 ACCURACIES = {"digits": 0.978, "caption": 0.979, "retrieve": 0.972}
 
 
 def test_the_package_has_weights_to_try() -> None:
-    assert shipped_names() == ("caption", "digits", "retrieve")
+    assert shipped_names() == ("caption", "digits", "retrieve", "vqa")
 
 
 @pytest.mark.parametrize("name", ACCURACIES)
@@ -33,6 +34,32 @@ def test_shipped_weights_are_as_accurate_as_is_said(name: str) -> None:
     trained = load_run(name)
     report = task_of(trained.recipe).evaluate(trained.model, load_data(trained.recipe, "test"), batch_size=128)
     assert report.accuracy >= ACCURACIES[name]
+
+
+def drawn(shape: str, colour: tuple[int, int, int], x: int, y: int) -> Image.Image:
+    """A picture like those of easy-VQA: one shape of 20 pixels on a bright ground."""
+    picture = Image.new("RGB", (64, 64), (235, 238, 230))
+    pen, box = ImageDraw.Draw(picture), (x - 10, y - 10, x + 10, y + 10)
+    if shape == "circle":
+        pen.ellipse(box, fill=colour)
+    elif shape == "rectangle":
+        pen.rectangle(box, fill=colour)
+    else:
+        pen.polygon([(x, y - 10), (x + 10, y + 10), (x - 10, y + 10)], fill=colour)
+    return picture
+
+
+def test_questions_about_pictures_that_are_drawn_here_are_answered(tmp_path: Path) -> None:
+    """An oracle that shares nothing with the data set: shapes, colours and questions of our own."""
+    trained, rng, right = load_run("vqa"), np.random.default_rng(0), []
+    colours = {"red": (240, 10, 10), "green": (10, 150, 30), "blue": (10, 20, 230), "black": (0, 0, 0)}
+    for shape in ("circle", "rectangle", "triangle"):
+        for name, colour in colours.items():
+            drawn(shape, colour, *rng.integers(20, 44, 2)).save(tmp_path / "a.png")
+            right.append(ask(trained, tmp_path / "a.png", "what color is the shape?")[0] == name)
+            right.append(ask(trained, tmp_path / "a.png", f"is there a {shape}?")[0] == "yes")
+            right.append(ask(trained, tmp_path / "a.png", "what shape is in the image?")[0] == shape)
+    assert sum(right) >= 0.9 * len(right), right
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.safetensors")))
@@ -86,7 +113,7 @@ def test_a_run_goes_before_a_recipe_of_its_name_and_any_other_folder_does_not(
     shutil.rmtree("digits")
     train(tiny_recipe("epochs=1"), "unused", Path("digits"))
     assert load_run("digits").recipe == tiny_recipe("epochs=1")
-    with pytest.raises(TinyvitError, match=r"there is no run 'vqa2'; available: caption, digits, retrieve$"):
+    with pytest.raises(TinyvitError, match=r"there is no run 'vqa2'; available: caption, digits, retrieve, vqa$"):
         load_run("vqa2")
     Path("vqa2").mkdir()
     with pytest.raises(TinyvitError, match=r"vqa2 is not a run folder: it has no recipe\.toml"):

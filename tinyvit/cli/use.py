@@ -114,6 +114,7 @@ def ask(run: str, image: str, question: str, out: Path | None) -> None:
     recipe whose trained weights come with the package. `tinyvit data sample vqa` writes images and questions to try.
 
     \b
+    tinyvit ask vqa shape.png "what color is the circle?"
     tinyvit ask runs/vqa shape.png "is there a circle?" --out looks.png
     """
     from ..run.folder import load_run
