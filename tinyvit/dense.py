@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import functional as F
+from .backend.words import counted
 from .checkpoint import atomic_write
 from .context import no_grad
 from .data import normalize, read_image
@@ -280,9 +281,10 @@ def draw_samples(path: Path, name: str, image_size: int | None = None, count: in
         masks = load_masks(name, split, image_size)
         boxes = None if name.startswith("folder:") else load_boxes(name, split, image_size)
         height, width = masks.images.shape[2:]
-        there = "" if boxes is None else f", {int((boxes.labels != NO_BOX).sum()):,} boxes"
+        there = "" if boxes is None else f", {counted(int((boxes.labels != NO_BOX).sum()), 'boxes')}"
         lines.append(
-            f"{name} {split}: {len(masks):,} images of {width} x {height} pixels, {len(masks.classes)} classes{there}"
+            f"{name} {split}: {counted(len(masks), 'images')} of {width} x {height} pixels, "
+            f"{counted(len(masks.classes), 'classes')}{there}"
         )
         if split == "test":
             continue

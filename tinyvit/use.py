@@ -16,7 +16,15 @@ from . import functional as F
 from .checkpoint import atomic_write
 from .context import no_grad
 from .data import normalize
-from .data.image_files import IMAGE_SUFFIXES, LeftOut, find_images, listed_files, read_files, warn_of_left_out
+from .data.image_files import (
+    IMAGE_SUFFIXES,
+    NOT_AN_IMAGE,
+    LeftOut,
+    find_images,
+    listed_files,
+    read_files,
+    warn_of_left_out,
+)
 from .data.images import open_image
 from .data.texts import question_ids
 from .data.tokenizer import END, MASK, START
@@ -181,7 +189,7 @@ def _as_input(data: DataSpec, pixels: np.ndarray) -> np.ndarray:
 def _images_in(folder: Path, data: DataSpec) -> tuple[list[Path], list[np.ndarray], list[LeftOut]]:
     """Return the image files in a folder and those below it, their pixels, and the files that cannot be read.
 
-    Pictures that earlier searches drew are passed over.
+    Files of other kinds, and pictures that earlier searches drew, are passed over.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
@@ -192,7 +200,8 @@ def _images_in(folder: Path, data: DataSpec) -> tuple[list[Path], list[np.ndarra
     if not paths:
         reasons = f": {listed_files([*broken, *others])}" if broken or others else ""
         raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}) that can be searched{reasons}")
-    warn_of_left_out(folder, [*broken, *others], len(paths))
+    named = [entry for entry in others if entry.reason != NOT_AN_IMAGE]
+    warn_of_left_out(folder, [*broken, *named], len(paths))
     return paths, pixels, broken
 
 

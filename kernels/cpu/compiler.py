@@ -22,7 +22,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from .. import cache
 from ..interrupts import uninterrupted
-from . import claims, processor
+from . import claims, processor, progress
 from .inlining import InlinedCompiler
 
 processor.target()  # sets the processor that Numba compiles for, so it must come before the first compilation
@@ -232,7 +232,7 @@ _DTYPES = {"uint16": "bfloat16", "float64": "float64", "float32": "float32"}  # 
 
 
 class _Announcer(event.Listener):
-    """Prints on stderr which kernel is being compiled, and starts the helper process."""
+    """Says which kernel is being compiled, on stderr if nobody follows `progress`, and starts the helper process."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -241,7 +241,7 @@ class _Announcer(event.Listener):
         function = event.data["dispatcher"].py_func
         if self._depth == 0 and _is_ours(function):
             folder, name = _names(function)
-            if os.environ.get(_ANNOUNCING) != "0":
+            if os.environ.get(_ANNOUNCING) != "0" and not progress.begin(f"{folder}: {name}"):
                 line = f"tinyvit: compiling the kernel {folder}: {name}, once on this machine"
                 print(line, file=sys.stderr, flush=True)
             if folder in _TELLING:
@@ -251,6 +251,8 @@ class _Announcer(event.Listener):
 
     def on_end(self, event: Any) -> None:
         self._depth -= 1
+        if self._depth == 0:
+            progress.end(": ".join(_names(event.data["dispatcher"].py_func)))
 
 
 @functools.cache

@@ -167,7 +167,7 @@ def test_broken_files_are_skipped_or_refused(flat, caplog) -> None:
     assert "torn.jpg (cannot be read as an image" in caplog.text
     folder = ImageFolder(flat, FolderOptions(test=1, broken="refuse"))
     split = next(name for name, part in folder.parts.items() if flat / "dog" / "torn.jpg" in part.files)
-    with pytest.raises(DataError, match=r"1 images that cannot be read: .*torn\.jpg.*set data.broken=skip"):
+    with pytest.raises(DataError, match=r"1 image that cannot be read: .*torn\.jpg.*set data.broken=skip"):
         folder.load(split)
 
 
@@ -234,15 +234,31 @@ def test_a_check_counts_and_names(flat) -> None:
     assert "21 images of 2 classes; test and validation images were cut by a seed" in text
     assert "sizes: all 8 x 8 pixels" in text
     assert "formats: PNG 20, BMP 1" in text
-    assert "broken: 1 files: " in text
-    assert "left out: 1 files: " in text
+    assert "broken: 1 file: " in text
+    assert "left out: 1 file: " in text
+    assert "contradictory labels: 0" in text
     assert text.count("same.bmp") == 1
     assert test.exists()
+
+
+@pytest.mark.parametrize("form", ["folders", "table"])
+def test_equal_images_with_different_labels_are_named(flat, form) -> None:
+    if form == "folders":
+        (flat / "dog" / "twin.png").write_bytes((flat / "cat" / "0.png").read_bytes())
+        text, one, other = check_folder(flat).text, flat / "cat/0.png (cat)", flat / "dog/twin.png (dog)"
+    else:
+        files = [(f"{name}/{i}.png", name) for name in ("cat", "dog") for i in range(8)]
+        rows = [*files, ("cat/0.png", "dog"), ("cat/1.png", "cat")]  # the last one is repeated, but agrees
+        (flat / "some.csv").write_text("".join(f"{','.join(row)}\n" for row in [("file", "label"), *rows]))
+        text = check_folder(flat / "some.csv").text
+        one, other = flat / "cat/0.png (cat)", flat / "cat/0.png (dog)"
+    (line,) = [line for line in text.splitlines() if line.startswith("contradictory labels")]
+    assert line in (f"contradictory labels: 1: {one} = {other}", f"contradictory labels: 1: {other} = {one}")
 
 
 def test_images_that_are_all_equal_cannot_be_divided(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / "cat").mkdir(exist_ok=True)
         Image.new("L", (4, 4)).save(tmp_path / "cat" / f"{name}.png")
-    with pytest.raises(DataError, match=r"3 images to train on, which are equal to those that would be held out"):
+    with pytest.raises(DataError, match=r"3 images to train on, equal to those that would be held out"):
         ImageFolder(tmp_path)

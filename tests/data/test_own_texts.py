@@ -249,7 +249,7 @@ def test_images_that_are_missing_or_broken_are_left_out_and_named(captions, capl
     assert total == 20
     assert "0.png (it does not exist)" in caplog.text
     assert "1.png (cannot be read as an image" in caplog.text
-    with pytest.raises(DataError, match=r"names 1 images that cannot be read: .*0\.png"):
+    with pytest.raises(DataError, match=r"names 1 image that cannot be read: .*0\.png"):
         TextTable(captions, CAPTIONS, FolderOptions(broken="refuse"))
 
 
@@ -280,7 +280,7 @@ HEAD = "image,caption\n"
         (f"{HEAD}images/0.png\n".encode(), "line 2: caption is empty"),
         (f"{HEAD}gone.png,a cat\n".encode(), "no rows to train on; images that do not exist: .*gone.png"),
         (f"{HEAD}{'x' * 5000},a cat\n".encode(), "no rows to train on"),
-        (f"{HEAD}images/0.png,a cat\n".encode(), "has 1 different images to train on, too few to hold out 1"),
+        (f"{HEAD}images/0.png,a cat\n".encode(), "has 1 different image to train on, too few to hold out 1"),
         (f"{HEAD}images/0.png,{'a ' * (LONGEST + 1)}\n".encode(), "line 2: caption has 513 words, more than 512"),
         (f'{HEAD}images/0.png,"a cat\nimages/1.png,a dog\n'.encode(), "line 3: unexpected end of data"),
         (f'{HEAD}images/0.png,"a" cat\n'.encode(), "line 2: ',' expected after '\"'"),
@@ -347,8 +347,9 @@ def test_a_check_counts_rows_words_answers_and_images(questions, captions, tmp_p
     found = check_texts(questions, QUESTIONS, CUT)
     assert found.text.startswith(f"{questions}: 22 rows of image, question, answer; test and validation rows were cut")
     assert "answers: 5; most often: no 8, green 4, blue 4, red 3, yes 3" in found.text
-    assert "broken: 1 images: " in found.text
-    assert "missing: 1 images: " in found.text
+    assert "broken: 1 image: " in found.text
+    assert "missing: 1 image: " in found.text
+    assert "contradictory labels: 0" in found.text
     assert "words of the longest text: question 4" in found.text
     assert sum(map(len, found.examples.values())) == 10
     of_captions = check_texts(captions, CAPTIONS, CUT).text
@@ -358,6 +359,19 @@ def test_a_check_counts_rows_words_answers_and_images(questions, captions, tmp_p
     texts = check_texts(translations(tmp_path / "t.tsv"), TRANSLATIONS)
     assert texts.examples == {}
     assert "20 rows of source, target" in texts.text
+
+
+def test_two_answers_to_one_question_about_one_image_are_named_with_their_lines(questions) -> None:
+    lines = questions.read_text().splitlines()
+    image, question, answer = lines[1].split(",")
+    again = f"{image},{question.upper()},{answer}x"  # the words are the same
+    questions.write_text("\n".join([*lines, again, lines[2]]) + "\n")
+    text = check_texts(questions, QUESTIONS, CUT).text
+    (line,) = [line for line in text.splitlines() if line.startswith("contradictory labels")]
+    file = questions.parent / image
+    one = f"line 2: {file}, {question!r} ({answer})"
+    other = f"line {len(lines) + 1}: {file}, {question.upper()!r} ({answer}x)"
+    assert line in (f"contradictory labels: 1: {one} = {other}", f"contradictory labels: 1: {other} = {one}")
 
 
 def test_an_image_that_cannot_be_decoded_is_refused_if_that_is_asked_for(captions) -> None:

@@ -215,7 +215,7 @@ def test_a_folder_of_sounds_has_splits_classes_and_statistics(sounds) -> None:
 
 def test_rates_must_agree_or_be_stated(sounds) -> None:
     write(sounds / "low" / "x.wav", tone(200, 0.2, 16000), 16000)
-    with pytest.raises(DataError, match=r"8,000 \(\d+ files\), 16,000 \(1 files\); set data.sample_rate=8000"):
+    with pytest.raises(DataError, match=r"8,000 \(\d+ files\), 16,000 \(1 file\); set data.sample_rate=8000"):
         SoundFolder(sounds, SoundOptions(image_size=16, test=1)).load("train")
     converted = SoundFolder(sounds, SoundOptions(image_size=16, test=1, sample_rate=8000)).load("train")
     assert converted.sound[2] is True
@@ -289,9 +289,9 @@ def test_a_check_counts_rates_lengths_and_broken_files(sounds) -> None:
     (sounds / "high" / "bad.wav").write_bytes(b"")
     found = check_sounds(sounds)
     assert f"{sounds}: 21 sounds of 2 classes" in found.text
-    assert "samples per second: 8,000 (20 files), 16,000 (1 files); train with --set sample_rate=8000" in found.text
-    assert "channels: 1 (20 files), 2 (1 files)" in found.text
-    assert "bits: 16 (20 files), 24 (1 files)" in found.text
+    assert "samples per second: 8,000 (20 files), 16,000 (1 file); train with --set sample_rate=8000" in found.text
+    assert "channels: 1 (20 files), 2 (1 file)" in found.text
+    assert "bits: 16 (20 files), 24 (1 file)" in found.text
     assert "seconds: 0.1 to 0.4, the median is 0.15" in found.text
-    assert "broken: 1 files: " in found.text
+    assert "broken: 1 file: " in found.text
     assert {name: len(images) for name, images in found.examples.items()} == {"high": 10, "low": 11}

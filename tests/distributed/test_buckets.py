@@ -1,6 +1,7 @@
 """Fast sums in buckets, by processes that are threads: what is sent, when, how often, and what comes out."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -257,4 +258,8 @@ def test_gradients_in_bfloat16_are_near_the_others_and_losses_are_exact():
 def test_bfloat16_on_the_wire_needs_fast_sums():
     with pytest.raises(RecipeError, match=r"train\.wire is 'bfloat16'.* set train\.reduce=fast"):
         sharded(tiny_recipe("wire=bfloat16"), Noted(0, 2))
+    with pytest.raises(RecipeError, match=r"train\.wire is 'bfloat16'.* set train\.reduce=fast"):
+        sharded(tiny_recipe("wire=bfloat16"), Group())  # one process would ignore it
+    begun = tiny_recipe("wire=bfloat16")
+    assert sharded(begun, Group(), of_run=Path("run")) == begun  # such runs, which exist, are resumed
     assert sharded(tiny_recipe("wire=bfloat16", "reduce=fast"), Noted(0, 2)).train.wire == "bfloat16"

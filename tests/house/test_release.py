@@ -1,5 +1,6 @@
 """What a release says about itself: one version, a changelog in a known form, a citation."""
 
+import ast
 import re
 import tomllib
 
@@ -14,6 +15,17 @@ def test_the_version_stands_in_one_place() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", tinyvit.__version__)
     assert not [name for name in files if f'"{tinyvit.__version__}"' in (ROOT / name).read_text("utf-8")]
     assert "version" not in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8")).get("project", {})
+
+
+def test_every_file_of_the_package_is_packed() -> None:
+    """What no pattern of setup.py matches would be missing in a wheel, where the tests of a checkout do not look."""
+    source = ast.parse((ROOT / "setup.py").read_text("utf-8"))
+    (data,) = (node.value for node in ast.walk(source) if isinstance(node, ast.keyword) and node.arg == "package_data")
+    patterns = ast.literal_eval(data)["tinyvit"]
+    files = [path for path in (ROOT / "tinyvit").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    names = [path.relative_to(ROOT / "tinyvit") for path in files if path.suffix not in (".py", ".md")]
+    assert [name for name in names if name.parts[0] == "weights"]
+    assert [name for name in names if not any(name.match(pattern) for pattern in patterns)] == []
 
 
 def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:

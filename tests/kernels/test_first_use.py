@@ -1,13 +1,14 @@
 """The first use of a kernel is announced, kept for the next time if possible, and never fails for lack of a cache."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tinyvit.kernels import cache
-from tinyvit.kernels.cpu import claims, processor
+from tinyvit.kernels.cpu import claims, processor, progress
 
 CODE = """
 import sys
@@ -120,6 +121,24 @@ def test_a_first_step_compiles_only_the_kernels_that_it_needs(
     assert sorted(kept) == sorted([*needed, *["cast: _cast_1"] * casts])
     assert 3 <= len(run.stderr.splitlines()) < len(kept)  # the helper compiled some of them
     assert os.listdir(tmp_path) == ["cache"]  # the claims are removed
+
+
+@pytest.mark.slow
+def test_a_training_run_counts_the_kernels_that_it_compiles(tmp_path: Path) -> None:
+    settings = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "TINYVIT_THREADS": "1", "NUMBA_DISABLE_JIT": "0"}
+    settings |= {"TINYVIT_COMPILE_AHEAD": "0", "TINYVIT_ANNOUNCE": "1"}
+    command = [sys.executable, "-W", "error", "-m", "tinyvit", "train", "digits", "--out", str(tmp_path / "run")]
+    command += ["--set", "epochs=1", "--set", "limit=320"]
+    run = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
+    assert run.stderr == ""  # the display shows it in place of a line for each kernel
+    kept = {
+        f"{p.parent.name.rpartition('_')[0]}: {p.name.split('-')[0].split('.')[1]}" for p in tmp_path.rglob("*.nbc")
+    }
+    assert set(progress.SECONDS) <= kept
+    first = r"^  compiling kernels: 1 of about (\d+), about \d+ s left; this is done once on a machine$"
+    counted = re.search(first, run.stdout, re.MULTILINE)
+    assert counted
+    assert int(counted[1]) <= len(progress.SECONDS) <= len(kept) <= 1.3 * len(progress.SECONDS)
 
 
 def test_the_helper_skips_kernels_that_the_first_process_has_claimed(

@@ -73,6 +73,16 @@ def test_a_result_stands_beside_an_aim_that_is_called_so() -> None:
     assert "(the recipe aims at 91.0 %)" in said["cct-cifar-10"]
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_commands_are_not_broken_over_lines(name: str) -> None:
+    head = explained(name).partition("[about]")[0].splitlines()
+    assert f"# Train it: {load_recipe(name).about.command}" in head
+    assert "# Or change this text, saved as mine.toml: tinyvit train mine.toml" in head
+    assert all(re.match(r"# ([A-Z]|easy-VQA)", line) for line in head if line), head
+    weights = f"# Trained weights come with the package: tinyvit evaluate {name}"
+    assert (weights in head) == (name in ("caption", "digits", "retrieve", "vqa"))
+
+
 def test_an_unknown_recipe_is_refused_with_those_that_exist() -> None:
     error = CliRunner().invoke(commands, ["recipe", "digit"]).exception
     assert "did you mean 'digits'?" in str(error)

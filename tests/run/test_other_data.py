@@ -235,3 +235,42 @@ def test_a_limit_of_texts_takes_some_of_every_answer_or_kind(kind, name) -> None
     assert not isinstance(found, Dataset)
     groups = (all_of_it.labels, found.labels) if kind == "vqa" else (all_of_it.kind_of, found.kind_of)
     assert set(groups[0].tolist()) == set(groups[1].tolist())
+
+
+# Data that lies elsewhere ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_measured_from_any_folder(run, monkeypatch, capsys) -> None:
+    before = call(monkeypatch, capsys, "evaluate", run)
+    home = Path.cwd()
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    assert call(monkeypatch, capsys, "evaluate", home / run) == before
+    assert call(monkeypatch, capsys, "evaluate", Path("..") / run) == before
+    (home / "moved").mkdir()
+    (home / "data").rename(home / "moved" / "data")
+    (home / "runs").rename(home / "moved" / "runs")
+    assert call(monkeypatch, capsys, "evaluate", home / "moved" / run) == before  # both were moved, together
+    (home / "moved" / "data").rename(home / "other")
+    status, out, error = call(monkeypatch, capsys, "evaluate", home / "moved" / run)
+    assert (status, out) == (2, "")
+    assert "data does not exist: the run names its data by this path, which begins at the folder in which" in error
+    assert "tinyvit evaluate RUN --data PATH" in error
+    assert call(monkeypatch, capsys, "evaluate", home / "moved" / run, "--data", home / "other") == before
+
+
+def test_a_run_is_resumed_where_it_was_begun(run, monkeypatch, capsys) -> None:
+    home = Path.cwd()
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    status, _, error = call(monkeypatch, capsys, "train", "--resume", home / run)
+    assert (status, f"resume it there: cd {home}\n" in error) == (2, True)
+    shutil.rmtree(home / "data")
+    status, _, error = call(monkeypatch, capsys, "train", "--resume", home / run)
+    assert (status, "resume it there, or put the data back" in error) == (2, True)
+
+
+def test_other_data_is_given_to_runs_on_data_of_the_user_only(data, monkeypatch, capsys) -> None:
+    train(tiny_recipe("epochs=1"), "digits")
+    status, _, error = call(monkeypatch, capsys, "evaluate", "runs/digits", "--data", data)
+    assert (status, "learned from digits, not from data of your own" in error) == (2, True)

@@ -173,8 +173,10 @@ def test_predict_takes_paths_arrays_and_pillow_images(pictures) -> None:
     for wrong, message in ((3, "an image is int"), (array.astype(int), "it must be uint8"), (array[..., :2], "shape")):
         with pytest.raises(DataError, match=message):
             run.predict([wrong])
-    with pytest.raises(ValueError, match="top is 4; it must be from 1 to 3"):
-        run.predict(path, top=4)
+    for top in (4, 0, 1.5, "2", None):
+        with pytest.raises(ValueError, match=f"top is {top!r}; it must be an integer from 1 to 3"):
+            run.predict(path, top=top)
+    assert run.predict(path, top=np.int64(3)) == [expected]
 
 
 # Continuing -----------------------------------------------------------------------------------------------------------
@@ -331,7 +333,7 @@ def test_the_first_step_says_how_long_it_has_taken(capsys) -> None:
     with Lines(every=0.01):
         deadline = time.monotonic() + 60
         out = ""
-        while "the first step; kernels are compiled for it, once on this machine: 1 s so far" not in out:
+        while "the first step: 1 s so far" not in out:
             assert time.monotonic() < deadline
             time.sleep(0.05)
             out += capsys.readouterr().out

@@ -19,6 +19,7 @@ from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import RunError, load_run, new_run
 from tinyvit.run.loop import resume, train
 from tinyvit.run.state import Training
+from tinyvit.tasks import DataSpec
 from tinyvit.use import predict
 
 
@@ -191,8 +192,9 @@ def test_an_error_about_a_file_that_is_not_a_checkpoint_names_its_path():
 def test_the_name_of_a_recipe_selects_the_weights_in_the_package(monkeypatch, tmp_path):
     recipe = load_recipe("digits")
     model = Training(recipe).model
-    tv.save(tmp_path / "digits.safetensors", model.state_dict())
-    monkeypatch.setattr("tinyvit.run.folder.SHIPPED", tmp_path)
+    state = {"model": model.state_dict(), "data": DataSpec.of(load_dataset("digits", "train")).state_dict()}
+    tv.save(tmp_path / "digits.safetensors", state)
+    monkeypatch.setattr("tinyvit.run.shipped.SHIPPED", tmp_path)
     trained = load_run("digits")
     assert trained.recipe == recipe
     assert trained.data.classes == tuple("0123456789")

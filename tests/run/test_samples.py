@@ -40,6 +40,13 @@ def test_scenes_with_captions(tmp_path: Path) -> None:
     assert (images[rows[3]["file"]] == test.images[3].transpose(1, 2, 0)).all()
 
 
+def test_a_recipe_stands_for_its_data_set(tmp_path: Path) -> None:
+    said = write_samples("retrieve", tmp_path / "some", 1)
+    assert said.startswith("1 image of the test split of scenes-captions -> ")
+    with pytest.raises(DataError, match="there is no data set 'folder'"):  # a recipe without a data set of its own
+        write_samples("folder", tmp_path / "other", 1)
+
+
 def test_questions_of_an_image_share_its_file(tmp_path: Path) -> None:
     write_samples("scenes-questions", tmp_path / "some", 3)
     rows, images = read(tmp_path / "some")

@@ -11,6 +11,7 @@ import tinyvit as tv
 from tinyvit.data import Dataset, texts
 from tinyvit.data.tokenizer import PAD
 from tinyvit.errors import DataError, RecipeError
+from tinyvit.run.display import Lines
 from tinyvit.run.folder import load_data, load_run
 from tinyvit.run.loop import train
 from tinyvit.run.state import Training
@@ -18,7 +19,7 @@ from tinyvit.tasks import TASKS, Report, Task, task_of
 from tinyvit.tasks.base import accuracy_by_kind, count_confusions
 from tinyvit.tasks.retrieve import recall
 from tinyvit.tasks.write import word_prior
-from tinyvit.use import predict
+from tinyvit.use import evaluate, predict
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
 
@@ -74,6 +75,25 @@ def test_a_short_step_down_the_gradient_lowers_the_loss_of_its_batch(name):
             p.assign(values - length * gradient)
         falls.append((before.item() - training.task.loss(training.model, batch).item()) / (share * before.item()))
     assert max(falls) > 0.5, falls
+
+
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        ("masked-patches", "variance explained"),  # which may be negative, as no accuracy is
+        ("masked-both", "accuracy of hidden words"),
+        ("segment", "mean IoU"),
+        ("detect", "AP50"),
+        ("caption", "accuracy"),
+    ],
+)
+def test_a_run_names_what_it_measures(name, score, capsys):
+    result = train(tiny(name, "epochs=1"), "run", display=Lines())
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert f"  test {score} {100 * result.metrics[0]['val_accuracy']:.2f} %  " in line
+    assert str(result).startswith(f"test {score} {100 * result.accuracy:.2f} % after 1 epoch in ")
+    assert f"validation {score}" in result._repr_html_()
+    assert evaluate(load_run(result.folder)).startswith(f"{score} {100 * result.accuracy:.2f} %")
 
 
 @pytest.mark.parametrize("name", ["motion", "chirps"])

@@ -71,8 +71,10 @@ def test_ask(name, picture, monkeypatch, capsys):
 
 def test_caption(picture, monkeypatch, capsys):
     run = train(tiny("caption", "epochs=1"), "run").folder
-    status, out, _ = call(monkeypatch, capsys, "caption", "runs/run", picture)
-    assert status == 0
+    status, out, err = call(monkeypatch, capsys, "caption", "runs/run", picture)
+    assert (status, err) == (0, "")
+    assert list(Path().glob("*.png")) == []  # a picture is drawn only where one is asked for
+    assert call(monkeypatch, capsys, "caption", "runs/run", picture, "--out", "attention.png")[:2] == (0, out)
     text, maps = use.caption(load_run(run), picture)
     assert out == text + "\n"
     assert maps.maps.shape == (len(text.split()) + 1, 6, 6)
@@ -124,12 +126,17 @@ def test_programs_take_over_with_their_maps(name, picture, monkeypatch):
 def test_retrieve(picture, monkeypatch, capsys):
     train(tiny("retrieve", "epochs=1"), "run")
     text = "a big red circle and a small blue square"
+    picture.with_name("captions.csv").write_text("file,caption\na.png,a circle\n")
     status, out, err = call(monkeypatch, capsys, "retrieve", "runs/run", "--images", picture.parent, text)
+    assert (err, list(Path().glob("*.png"))) == ("", [])  # no word about a file that is no image, and no picture
+    drawn = call(
+        monkeypatch, capsys, "retrieve", "runs/run", "--images", picture.parent, text, "--out", "attention.png"
+    )
+    assert drawn == (0, out, "tinyvit: attention of each word -> attention.png\n")
     lines = [line.split("\t") for line in out.splitlines()]
     assert status == 0
     assert sorted(path for path, _ in lines) == [str(picture), str(picture.with_name("b.png"))]
     assert float(lines[0][1]) >= float(lines[1][1])
-    assert "attention of each word -> attention.png" in err
     for _ in range(2):  # the second search ignores the picture that the first one drew
         _, out, _ = call(
             monkeypatch,

@@ -303,7 +303,7 @@ def test_the_facts_count_each_verdict() -> None:
     with trace() as recorded, tv.use_kernels("numpy"):
         F.relu(x).sum().backward()  # at its kink, where the check proves nothing
     facts = dict(Page(page_of(recorded)).document["facts"])
-    assert facts["checks"].startswith("1 rules agree, 0 wrong, 1 unclear; ")
+    assert facts["checks"].startswith("1 rule agrees, 0 wrong, 1 unclear; ")
 
 
 def test_arrays_of_the_highest_rank_are_left_out_first(monkeypatch: pytest.MonkeyPatch) -> None:

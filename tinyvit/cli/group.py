@@ -17,6 +17,8 @@ def commands(context: click.Context) -> None:
     tinyvit train                      train on the digits in the package
     tinyvit evaluate runs/digits       measure the accuracy of each class
     tinyvit predict runs/digits a.png  name the digit in a picture
+    tinyvit data sample caption        write pictures to try a trained model on
+    tinyvit caption caption a.png      describe one, without training first
     tinyvit study                      show every gradient, step by step
 
     With TINYVIT_TRACEBACK=1 in the environment, errors show their traceback.

@@ -133,11 +133,12 @@ def fetch(name: str) -> None:
 def sample(name: str, out: str | None, count: int) -> None:
     """Write some test images of a data set as files, to try a model on.
 
-    A table, samples.csv, says what is on them: a label, a caption, or questions with their answers. Data sets:
-    `tinyvit data list`.
+    A table, samples.csv, says what is on them: a label, a caption, or questions with their answers. NAME is a data set
+    (`tinyvit data list`), or a recipe, whose data set is meant.
 
     \b
-    tinyvit data sample scenes-captions --out pictures
+    tinyvit data sample caption --out pictures
+    tinyvit caption caption pictures/000.png
     """
     from ..run.samples import write_samples
 

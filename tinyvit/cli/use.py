@@ -16,21 +16,27 @@ from .group import commands, device_option
 @commands.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+@click.option("--data", metavar="PATH", help="Where data of your own lies now, if it was moved.")
 @device_option
-def evaluate(run: str, as_json: bool) -> None:
+def evaluate(run: str, as_json: bool, data: str | None) -> None:
     """Measure a trained model on its test data.
 
     RUN is a run folder, or the name of a recipe whose trained weights come with the package. The images, questions or
-    texts are those in the test split of the data set that the model was trained on.
+    texts are those in the test split of the data set that the model was trained on. The path of data of your own
+    begins at the current folder, or at one of the three folders above the run.
 
     \b
     tinyvit evaluate runs/digits
     tinyvit evaluate runs/digits --json
     """
     from ..run.folder import load_run
+    from ..run.moved import with_data
     from ..use import evaluate, evaluated
 
-    show(json.dumps(evaluated(load_run(run)), indent=1) if as_json else evaluate(load_run(run)))
+    trained = load_run(run)
+    if data is not None:
+        trained = trained._replace(recipe=with_data(trained.recipe, data))
+    show(json.dumps(evaluated(trained), indent=1) if as_json else evaluate(trained))
 
 
 @commands.command()
@@ -71,10 +77,11 @@ def predict(run: str, images: tuple[str, ...]) -> None:
 # Images and texts ---------------------------------------------------------------------------------------------------
 
 
-def _free(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
+def _free(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
     from ..use import require_free
 
-    require_free(path)
+    if path is not None:
+        require_free(path)
     return path
 
 
@@ -82,18 +89,17 @@ _picture = click.option(
     "--out",
     metavar="FILE",
     type=Path,
-    default=Path("attention.png"),
-    show_default=True,
     callback=_free,
-    help="The picture that shows the attention of each word.",
+    help="Draw a picture, a PNG, of the part of the image that each word attends to.",
 )
 
 
-def _draw(out: Path, maps: Any, title: str) -> None:
+def _draw(out: Path | None, maps: Any, title: str) -> None:
     from ..use import draw_word_maps
 
-    draw_word_maps(out, maps, title)
-    note(f"tinyvit: attention of each word -> {out}")
+    if out is not None:
+        draw_word_maps(out, maps, title)
+        note(f"tinyvit: attention of each word -> {out}")
 
 
 @commands.command()
@@ -101,13 +107,15 @@ def _draw(out: Path, maps: Any, title: str) -> None:
 @click.argument("image")
 @click.argument("question")
 @_picture
-def ask(run: str, image: str, question: str, out: Path) -> None:
+def ask(run: str, image: str, question: str, out: Path | None) -> None:
     """Answer a question about an image.
 
-    Prints the answer and its probability, separated by a tab, and draws the attention of each word.
+    Prints the answer and its probability, separated by a tab. RUN is a run folder, or the name of a
+    recipe whose trained weights come with the package. `tinyvit data sample vqa` writes images and questions to try.
 
     \b
-    tinyvit ask runs/vqa shape.png "what color is the circle?"
+    tinyvit ask vqa shape.png "what color is the circle?"
+    tinyvit ask runs/vqa shape.png "is there a circle?" --out looks.png
     """
     from ..run.folder import load_run
     from ..use import ask
@@ -121,13 +129,15 @@ def ask(run: str, image: str, question: str, out: Path) -> None:
 @click.argument("run")
 @click.argument("image")
 @_picture
-def caption(run: str, image: str, out: Path) -> None:
+def caption(run: str, image: str, out: Path | None) -> None:
     """Describe an image.
 
-    Prints the caption, and draws the attention of the model for each word that it wrote.
+    Prints the caption. RUN is a run folder, or the name of a recipe whose trained weights come with the package.
+    `tinyvit data sample caption` writes images to try.
 
     \b
-    tinyvit caption runs/caption scene.png
+    tinyvit caption caption scene.png
+    tinyvit caption runs/caption scene.png --out looks.png
     """
     from ..run.folder import load_run
     from ..use import caption
@@ -158,15 +168,18 @@ def translate(run: str, text: str) -> None:
 @click.option("--images", "folder", metavar="DIR", required=True, help="The folder of images to search.")
 @click.argument("text")
 @_picture
-def retrieve(run: str, folder: str, text: str, out: Path) -> None:
+def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
     """Find the images that a text describes.
 
-    Prints the ten best matches, each with its cosine similarity after a tab, and draws for each word the part of the
-    best image that it matches. DIR is searched with the folders in it. If an image cannot be read, standard error says
-    so, the others are searched, and the exit status is 2.
+    Prints the ten best matches, each with its cosine similarity after a tab. DIR is searched with the folders in it;
+    files that are no images are passed over. If an image cannot be read, standard error says so, the others are
+    searched, and the exit status is 2. The picture of --out shows the part of the best image that each word matches.
+
+    RUN is a run folder, or the name of a recipe whose trained weights come with the package. `tinyvit data sample
+    retrieve` writes images to search.
 
     \b
-    tinyvit retrieve runs/retrieve --images pictures "a big red circle and a small blue square"
+    tinyvit retrieve retrieve --images pictures "a big red circle"
     """
     from ..run.folder import load_run
     from ..use import search

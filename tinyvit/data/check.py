@@ -1,7 +1,7 @@
 """A look at a folder of images before it is trained on: counts, sizes, broken files, duplicates, and examples."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend.threads import pool_of_threads
+from ..backend.words import counted
 from ..errors import DataError
 from .disk import digest
 from .folders import HELD_OUT, FolderOptions, ImageFolder
@@ -58,16 +59,21 @@ def check_folder(path: str | Path, options: FolderOptions | None = None, example
         raise DataError(f"{path} holds no image that can be read: {listed_files([*broken, *left_out])}")
     cut = f"; {' and '.join(folder.cut)} images were cut by a seed" if folder.cut else ""
     lines = [
-        f"{path}: {len(everything):,} images of {len(folder.classes)} classes{cut}",
+        f"{path}: {counted(len(everything), 'images')} of {counted(len(folder.classes), 'classes')}{cut}",
         "",
         *class_table(folder.classes, labels),
         "",
         *_sizes(everything),
-        f"modes: {_counted(Counter(look.mode for look in everything))}",
-        f"formats: {_counted(Counter(look.kind for look in everything))}",
-        f"broken: {len(broken)} files{': ' if broken else ''}{listed_files(broken, 20)}",
-        f"left out: {len(left_out)} files{': ' if left_out else ''}{listed_files(left_out, 20)}",
+        f"modes: {_frequencies(Counter(look.mode for look in everything))}",
+        f"formats: {_frequencies(Counter(look.kind for look in everything))}",
+        files_line("broken", broken),
+        files_line("left out", left_out),
         *duplicates({split: [(look.path, look.key) for look in found] for split, found in looks.items()}),
+        contradictions(
+            (look.key, folder.classes[label], str(look.path))
+            for split, found in looks.items()
+            for look, label in zip(found, labels[split], strict=True)
+        ),
     ]
     missing = {split: [name for i, name in enumerate(folder.classes) if i not in labels[split]] for split in looks}
     lines += [f"without {split} images: {listed(names)}" for split, names in missing.items() if names]
@@ -109,7 +115,28 @@ def _sizes(looks: Sequence[Look]) -> list[str]:
     ]
 
 
-def _counted(counts: Counter[str]) -> str:
+def files_line(what: str, files: Sequence[LeftOut], nouns: str = "files") -> str:
+    """Return a line that counts files, and names the first of them with the reasons why they are not used."""
+    return f"{what}: {counted(len(files), nouns)}{': ' if files else ''}{listed_files(files, 20)}"
+
+
+def contradictions(samples: Iterable[tuple[Hashable, str, str]], what: str = "contradictory labels") -> str:
+    """Return a line that counts and names samples that are equal, but have different labels.
+
+    Each of `samples` is what it is (equal for samples that are the same), its label, and its name.
+    """
+    named: dict[Hashable, dict[str, str]] = {}
+    for sample, label, name in samples:
+        named.setdefault(sample, {}).setdefault(label, name)
+    found = [
+        " = ".join(f"{name} ({label})" for label, name in by_label.items())
+        for by_label in named.values()
+        if len(by_label) > 1
+    ]
+    return f"{what}: {len(found)}{': ' if found else ''}{listed(found, 20)}"
+
+
+def _frequencies(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
 
 

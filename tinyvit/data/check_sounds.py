@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.words import counted
 from ..errors import DataError
-from .check import ORDER, Checked, class_table
+from .check import ORDER, Checked, class_table, contradictions, files_line
 from .folders import HELD_OUT
 from .image_files import LeftOut, listed_files
 from .sounds import SoundFolder, SoundOptions
 from .waves import Header, WaveReader, read_header, read_wave
+
+_FILES = "files"
 
 
 def check_sounds(path: str | Path, options: SoundOptions | None = None, examples: int = 12) -> Checked:
@@ -35,13 +38,14 @@ def check_sounds(path: str | Path, options: SoundOptions | None = None, examples
     cut = f"; {' and '.join(folder.cut)} sounds were cut by a seed" if folder.cut else ""
     left_out = [entry for part in folder.parts.values() for entry in part.left_out]
     lines = [
-        f"{path}: {len(good):,} sounds of {len(folder.classes)} classes{cut}",
+        f"{path}: {counted(len(good), 'sounds')} of {counted(len(folder.classes), 'classes')}{cut}",
         "",
         *class_table(folder.classes, labels),
         "",
         *_described([header for _, _, header in good], folder),
-        f"broken: {len(broken)} files{': ' if broken else ''}{listed_files(broken, 20)}",
-        f"left out: {len(left_out)} files{': ' if left_out else ''}{listed_files(left_out, 20)}",
+        files_line("broken", broken, _FILES),
+        files_line("left out", left_out, _FILES),
+        contradictions((file.resolve(), folder.classes[label], str(file)) for file, label, _ in good),
     ]
     return Checked("\n".join(lines), _spectrograms(folder, good, examples))
 
@@ -54,7 +58,9 @@ def _described(headers: Sequence[Header], folder: SoundFolder) -> list[str]:
         ("channels", Counter(str(header.channels) for header in headers)),
         ("bits", Counter(str(8 * header.width) for header in headers)),
     ]
-    lines = [f"{what}: {', '.join(f'{name} ({n:,} files)' for name, n in c.most_common())}" for what, c in counts]
+    lines = []
+    for what, found in counts:
+        lines.append(f"{what}: {', '.join(f'{name} ({counted(n, _FILES)})' for name, n in found.most_common())}")
     rates = sorted({header.rate for header in headers})
     if len(rates) > 1:
         lines[0] += f"; train with --set sample_rate={rates[0]}, which converts every file"

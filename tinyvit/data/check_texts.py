@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend.threads import pool_of_threads
-from .check import ORDER, Checked, duplicates, small_copy
+from ..backend.words import counted
+from .check import ORDER, Checked, contradictions, duplicates, files_line, small_copy
 from .disk import digest
 from .folders import FolderOptions
-from .image_files import LeftOut, listed, listed_files
+from .image_files import LeftOut, listed
 from .own_texts import HELD_OUT_ROWS, Row, TextTable
 from .tokenizer import words_of
 
@@ -25,8 +26,8 @@ def check_texts(
     parts = {split: table.parts[split] for split in ORDER if split in table.parts}
     everything = [row for rows in parts.values() for row in rows]
     cut = f"; {' and '.join(table.cut)} rows were cut by a seed" if table.cut else ""
-    lines = [f"{path}: {len(everything):,} rows of {', '.join(table.columns)}{cut}", ""]
-    lines += [f"{split:10}  {_counted(rows, table)}" for split, rows in parts.items()]
+    lines = [f"{path}: {counted(len(everything), 'rows')} of {', '.join(table.columns)}{cut}", ""]
+    lines += [f"{split:10}  {_size(rows, table)}" for split, rows in parts.items()]
     lines += ["", *_words(table, parts)]
     if table.classes:
         counts = Counter(row.texts[1] for row in everything)
@@ -35,22 +36,27 @@ def check_texts(
     shown: dict[str, list[NDArray[np.uint8]]] = {}
     if "image" in table.columns:
         found, broken = _read(parts)
-        lines.append(f"broken: {len(broken)} images{': ' if broken else ''}{listed_files(broken, 20)}")
-        left_out = table.left_out
-        lines.append(f"missing: {len(left_out)} images{': ' if left_out else ''}{listed_files(left_out, 20)}")
+        lines += [files_line("broken", broken, "images"), files_line("missing", table.left_out, "images")]
         keys = {file: digest(pixels).tobytes() for file, pixels in found.items()}
         lines += duplicates({split: [(file, keys[file]) for file in _files(rows) if file in keys]
                              for split, rows in parts.items()})  # fmt: skip
+        if table.classes:
+            lines.append(contradictions(((keys.get(row.file), *words_of(row.texts[0])), row.texts[1], _named(row))
+                                        for row in everything if row.file in keys))  # fmt: skip
         shown = {split: [found[file] for file in _files(rows) if file in found][:examples]
                  for split, rows in parts.items()}  # fmt: skip
     lines += ["", *(f"line {row.line}: {' -> '.join(_shown(row, table))}" for row in parts["train"][:3])]
     return Checked("\n".join(lines), shown)
 
 
-def _counted(rows: Sequence[Row], table: TextTable) -> str:
-    if "image" in table.columns:
-        return f"{len(rows):10,} rows about {len(_files(rows)):,} images"
-    return f"{len(rows):10,} rows"
+def _size(rows: Sequence[Row], table: TextTable) -> str:
+    count = counted(len(rows), "rows")
+    number = f"{count.partition(' ')[0]:>10} {count.partition(' ')[2]}"
+    return f"{number} about {counted(len(_files(rows)), 'images')}" if "image" in table.columns else number
+
+
+def _named(row: Row) -> str:
+    return f"line {row.line}: {row.file}, {row.texts[0]!r}"
 
 
 def _files(rows: Sequence[Row]) -> list[Path]:
@@ -65,7 +71,8 @@ def _words(table: TextTable, parts: dict[str, list[Row]]) -> list[str]:
     """Return lines about the vocabulary, the longest texts, and the words that only other splits have."""
     names = [name for name in table.columns if name not in ("image", "answer")]
     lengths = ", ".join(f"{name} {length}" for name, length in zip(names, table.longest, strict=False))
-    lines = [f"vocabulary: {len(table.tokenizer):,} words of the training rows; words of the longest text: {lengths}"]
+    words = counted(len(table.tokenizer), "words")
+    lines = [f"vocabulary: {words} of the training rows; words of the longest text: {lengths}"]
     for split, rows in parts.items():
         if split != "train":
             texts = [text for row in rows for text in row.texts[: len(names)]]

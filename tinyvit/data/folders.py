@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.files import open_file
+from ..backend.words import counted
 from ..errors import DataError, log
 from .datasets import CHANNEL_STATISTICS, Dataset, first_of_each
 from .disk import Reader, ReadImages, read_all
@@ -130,8 +131,8 @@ class ImageFolder:
                 require_half(f"{self.root}: {name}", count, len(labels), int(held.sum()), self.what)
             if not held.any():
                 raise DataError(
-                    f"{self.root} has {len(labels)} images to train on, too few to hold some out as {name} images; "
-                    "a class needs two or more"
+                    f"{self.root} has {counted(len(labels), self.what)} to train on, too few to hold some out for the "
+                    f"{name} split; a class needs two or more"
                 )
             chosen = {keys[i] for i in np.flatnonzero(held)}
             sides = (
@@ -142,8 +143,8 @@ class ImageFolder:
             self.parts[name], rest = parts
             if not rest.files:
                 raise DataError(
-                    f"{self.root} has {len(labels)} images to train on, which are equal to those that would be held "
-                    f"out as {name} images; add others"
+                    f"{self.root} has {counted(len(labels), self.what)} to train on, equal to those that would be held "
+                    f"out for the {name} split; add others"
                 )
             rest.place, rest.left_out = train.place, train.left_out
             keys = [keys[i] for i in sides[1]]
@@ -193,8 +194,8 @@ class ImageFolder:
         part, broken = self.parts[split], found.left_out
         if broken and self.options.broken == "refuse":
             raise DataError(
-                f"{part.place} has {len(broken)} images that cannot be read: {listed_files(broken, 20)}; repair or "
-                "remove them, or set data.broken=skip to leave them out"
+                f"{part.place} has {counted(len(broken), self.what)} that cannot be read: {listed_files(broken, 20)}; "
+                "repair or remove them, or set data.broken=skip to leave them out"
             )
         labels = np.array(part.labels, np.int64)
         there, good = (np.bincount(these, minlength=len(self.classes)) for these in (labels, labels[found.indices]))

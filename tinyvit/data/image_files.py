@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..backend.files import open_file
 from ..backend.threads import pool_of_threads
+from ..backend.words import counted
 from ..errors import DataError, log
 
 # The suffixes that images usually have: a file that has one, but is no image, is one that is broken.
@@ -22,6 +23,7 @@ IMAGE_SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf"),
     *(".jpg", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
+NOT_AN_IMAGE = "not an image"  # the reason why most files are left out
 _NAMED = 5  # entries that a message lists before it counts the others
 
 
@@ -48,7 +50,7 @@ def _judged(path: Path) -> str:
     """Return the reason why a file is not used, or nothing."""
     if (kind := kind_of(path)) == "HEIC":
         return "HEIC, which Pillow does not read: save it as JPEG or PNG"
-    return "" if kind or path.suffix.lower() in IMAGE_SUFFIXES else "not an image"
+    return "" if kind or path.suffix.lower() in IMAGE_SUFFIXES else NOT_AN_IMAGE
 
 
 def find_files(folder: Path, judged: Callable[[Path], str], suffixes: tuple[str, ...]) -> FoundFiles:
@@ -152,14 +154,10 @@ def read_files(
 def warn_of_left_out(folder: Path, left_out: Sequence[LeftOut], count: int) -> None:
     """Log a warning that counts and names the files of `folder` that are not among the `count` images in use."""
     if left_out:
-        those = "file is" if len(left_out) == 1 else "files are"
+        verb = "is" if len(left_out) == 1 else "are"
         log.warning(
-            "%s: %d %s left out, beside %s images: %s",
-            folder,
-            len(left_out),
-            those,
-            f"{count:,}",
-            listed_files(left_out),
+            "%s: %s %s left out, beside %s: %s",
+            *(folder, counted(len(left_out), "files"), verb, counted(count, "images"), listed_files(left_out)),
         )
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.words import counted
 from ..errors import DataError, log
 from .datasets import CHANNEL_STATISTICS
 from .disk import DiskImages, Reader, read_all
@@ -189,9 +190,10 @@ class TextTable:
         groups = sorted({row.group for row in rows})
         count = max(1, round(amount * len(groups) if amount < 1 else amount))
         if count >= len(groups):
+            there = counted(len(groups), f"different {what}s")
             raise DataError(
-                f"{self.path} has {len(groups)} different {what}s to train on, too few to hold out {count} for the "
-                f"{name} split; add rows, or hold out less with data.{name}"
+                f"{self.path} has {there} to train on, too few to hold out {count} for the {name} split; add rows, or "
+                f"hold out less with data.{name}"
             )
         if amount >= 1:
             require_half(f"{self.path}: {name}", count, len(groups), len(groups) - 1, f"different {what}s")
@@ -308,8 +310,8 @@ class TextTable:
 
     def _refused(self, files: Sequence[LeftOut]) -> DataError:
         return DataError(
-            f"{self.path} names {len(files)} images that cannot be read: {listed_files(files, 20)}; repair or remove "
-            "them, or set data.broken=skip to leave them out"
+            f"{self.path} names {counted(len(files), 'images')} that cannot be read: {listed_files(files, 20)}; repair "
+            "or remove them, or set data.broken=skip to leave them out"
         )
 
     def _warn_of_unknown(self, split: str, rows: Sequence[Row], tokenizer: Tokenizer, classes: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.files import open_file
+from ..backend.words import counted
 from ..errors import DataError
 from .folders import FolderOptions, ImageFolder
 from .image_files import FoundFiles, find_files, find_images
@@ -76,7 +77,7 @@ class SoundFolder(ImageFolder):
         if not counts:
             raise DataError(f"{self.root} has no training sound that can be read")
         if len(counts) > 1:
-            rates = ", ".join(f"{rate:,} ({count:,} files)" for rate, count in counts.most_common(5))
+            rates = ", ".join(f"{rate:,} ({counted(count, 'files')})" for rate, count in counts.most_common(5))
             raise DataError(
                 f"{self.root} has files with different numbers of samples per second: {rates}; set "
                 f"data.sample_rate={min(counts)} to convert all of them"

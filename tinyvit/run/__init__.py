@@ -1,6 +1,6 @@
 """A training run: its folder, its state, its steps, the loop, and what is shown of it.
 
-Order: own_images, signals, curves, captured, captured_cpu, groups, optimizer, predict, pretrained, summary, folder,
-features, export, webpage, continued, transfer, teacher, steps, flat, buckets, sharded, arithmetic, position, teamwork,
-state, agreement, tune, sheets, samples, results, display, loop, sweep, explain.
+Order: own_images, signals, curves, captured, captured_cpu, groups, optimizer, predict, pretrained, shipped, summary,
+moved, folder, features, export, webpage, continued, transfer, teacher, steps, flat, buckets, sharded, arithmetic,
+position, teamwork, state, agreement, tune, sheets, samples, results, display, loop, sweep, explain.
 """

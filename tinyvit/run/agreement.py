@@ -22,10 +22,15 @@ class DisagreementError(TinyvitError):
 def sharded(recipe: Recipe, group: Group, of_run: Path | None = None) -> Recipe:
     """Return the recipe by which `group` trains: several processes need shards, of which each computes some.
 
-    Raises RecipeError if there are fewer shards than processes or exact sums in bfloat16, and RunError if the run in
-    the folder `of_run` has none, because shards would change its bits.
+    Raises RecipeError if there are fewer shards than processes or, in a new run, exact sums in bfloat16, and RunError
+    if the run in the folder `of_run` has none, because shards would change its bits.
     """
     settings = recipe.train
+    if settings.wire != "float32" and settings.reduce == "exact" and (group.divides or of_run is None):
+        raise RecipeError(
+            f"train.wire is {settings.wire!r}, but train.reduce='exact' adds up gradients in float32; set "
+            "train.reduce=fast, or train.wire=float32"
+        )
     if not group.divides:
         return recipe
     if not settings.shards and of_run is not None:
@@ -36,11 +41,6 @@ def sharded(recipe: Recipe, group: Group, of_run: Path | None = None) -> Recipe:
         raise RecipeError(
             f"train.shards is {settings.shards}, and there are {group.size} processes; set train.shards={group.size} "
             "or more, or start fewer processes"
-        )
-    if settings.wire != "float32" and settings.reduce == "exact":
-        raise RecipeError(
-            f"train.wire is {settings.wire!r}, but train.reduce='exact' adds up gradients in float32; set "
-            "train.reduce=fast, or train.wire=float32"
         )
     return dataclasses.replace(recipe, train=settings)
 

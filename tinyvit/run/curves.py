@@ -30,10 +30,12 @@ def own_style() -> Iterator[None]:
 
 
 @own_style()
-def draw_curves(path: Path, title: str, metrics: Sequence[dict[str, Any]], measured: str = "validation") -> None:
+def draw_curves(
+    path: Path, title: str, metrics: Sequence[dict[str, Any]], measured: str = "validation", score: str = "accuracy"
+) -> None:
     """Draw loss and accuracy over the epochs of `metrics` (the lines of metrics.jsonl) as a PNG. Raises OSError.
 
-    `measured` is the split on which each epoch was measured.
+    `measured` is the split on which each epoch was measured, and `score` the name of the accuracy, see `tasks.Task`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,11 +49,11 @@ def draw_curves(path: Path, title: str, metrics: Sequence[dict[str, Any]], measu
     style: dict[str, Any] = {"linewidth": 1.6, "marker": "o", "markersize": 3 if len(epochs) <= 60 else 0}
     loss.plot(epochs, [line["train_loss"] for line in metrics], color=_TRAIN, label="training images", **style)
     loss.plot(epochs, [line["val_loss"] for line in metrics], color=_TEST, label=f"{measured} images", **style)
-    loss.set(title="loss (cross-entropy)", ylim=(0, None))
+    loss.set(title="loss", ylim=(0, None))
     loss.legend(frameon=False)
     accuracies = [line["val_accuracy"] for line in metrics]
     accuracy.plot(epochs, accuracies, color=_TEST, **style)
-    accuracy.set(title=f"accuracy on {measured} images: {100 * accuracies[-1]:.2f} %")
+    accuracy.set(title=f"{score} on {measured} images: {100 * accuracies[-1]:.2f} %")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     for axes in (loss, accuracy):
         axes.set_xlabel("epoch")

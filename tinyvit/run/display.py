@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 from ..backend.html import box_html, table_html, text_html
 from ..backend.terminal import printable, show
 from ..backend.threads import can_start_threads
+from ..backend.words import counted
+from ..kernels.cpu import progress
 from .position import Position, best_epoch
 from .state import Training
 from .steps import Steps
@@ -34,7 +36,7 @@ class Display:
         if not reason:
             return ""
         self._steps = None
-        return f"steps are made operation by operation, because {reason}"
+        return f"recorded steps, which make small models faster, are not used, because {reason}; results are the same"
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +72,8 @@ class Lines(Display):
     def __init__(self, every: float = 10.0) -> None:
         self.every = every
         self._began = self._printed = time.monotonic()
-        self._doing = ""  # until the first step is made
+        self._doing, self._compiles = "", False  # until the first step is made
+        self._compilation = progress.followed(self.compiling)
         self._ended, self._closed_pipe = threading.Event(), False
         self._lock = threading.Lock()
         self._watch: threading.Thread | None = None
@@ -79,15 +82,27 @@ class Lines(Display):
         if can_start_threads():
             self._watch = threading.Thread(target=self._report, name="tinyvit-lines", daemon=True)
             self._watch.start()
+        self._compilation.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._compilation.__exit__(None, None, None)
         self._ended.set()
         if self._watch is not None:
             self._watch.join()
 
+    def compiling(self, state: str) -> None:
+        """Show that kernels are compiled, if that begins; the line that is printed after a while says how far."""
+        if not self._doing and not self._compiles:
+            self._compiles = True
+            try:
+                self._print(f"  {state}; this is done once on a machine")
+            except BrokenPipeError:  # the next step raises it; here the compiler would
+                self._closed_pipe = True
+
     def started(self, training: Training, folder: Path) -> None:
         self.recipe, self.measured, self.steps = training.recipe.train, training.measured, training.total_steps
+        self.score = training.task.score
         self.teamwork, self._steps = training.teamwork, training.steps
         self._print(heading(training, folder))
 
@@ -110,7 +125,7 @@ class Lines(Display):
         self._print(
             f"epoch {line['epoch']:{len(str(epochs))}}/{epochs}"
             f"  train loss {line['train_loss']:.4f}  {self.measured} loss {line['val_loss']:.4f}"
-            f"  {self.measured} accuracy {100 * line['val_accuracy']:.2f} %"
+            f"  {self.measured} {self.score} {100 * line['val_accuracy']:.2f} %"
             f"  {line['images_per_s']:,.0f} images/s  {line['seconds']:.0f} s{'  best so far' if best else ''}"
             f"{self.teamwork}"
         )
@@ -133,7 +148,7 @@ class Lines(Display):
 
     def _first_step(self) -> str:
         seconds = time.monotonic() - self._began
-        return f"the first step; kernels are compiled for it, once on this machine: {seconds:.0f} s so far"
+        return progress.state() or f"the first step: {seconds:.0f} s so far"
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -165,13 +180,21 @@ class Bar(Display):
             console=console,
             expand=True,
         )
+        self._compilation = progress.followed(self.compiling)
 
     def __enter__(self) -> Self:
         self.bar.start()
+        self._compilation.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._compilation.__exit__(None, None, None)
         self.bar.stop()
+
+    def compiling(self, state: str) -> None:
+        """Show how far the compilation of kernels has come, until the next step."""
+        if self.bar.tasks:
+            self.bar.update(self.task, measured=state)
 
     def started(self, training: Training, folder: Path) -> None:
         self.bar.console.print(printable(heading(training, folder)), markup=False, highlight=False, soft_wrap=True)
@@ -218,10 +241,24 @@ class Notebook(Display):
         self.draw, self.every = draw, every
         self._drawn, self._heading, self._state = -math.inf, "", ""
         self._share, self._position = 0.0, None  # type: float, Position | None
+        self._compilation = progress.followed(self.compiling)
+
+    def __enter__(self) -> Self:
+        self._compilation.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._compilation.__exit__(None, None, None)
+
+    def compiling(self, state: str) -> None:
+        """Show how far the compilation of kernels has come, until the next step."""
+        self._state = state
+        self._show(now=True)
 
     def started(self, training: Training, folder: Path) -> None:
         self._heading, self._steps = heading(training, folder), training.steps
         self.epochs, self.measured = training.recipe.train.epochs, training.measured
+        self.score = training.task.score
         self._total = max(1, training.total_steps)
         self.stepped(training.position)
 
@@ -256,7 +293,7 @@ class Notebook(Display):
                 f"epoch {line['epoch']}",
                 f"train loss {line['train_loss']:.4f}",
                 f"{self.measured} loss {line['val_loss']:.4f}",
-                f"{self.measured} accuracy {100 * line['val_accuracy']:.2f} %",
+                f"{self.measured} {self.score} {100 * line['val_accuracy']:.2f} %",
             )
             for line in metrics
         ]
@@ -323,9 +360,9 @@ def heading(training: Training, folder: Path) -> str:
     weights, steps = sum(p.size for p in training.model.parameters()), training.total_steps
     together = f" by {training.group.size} processes" if training.group.size > 1 else ""
     return (
-        f"{training.recipe.data.name}: {len(training.train_data):,} {training.task.samples} to train on, "
-        f"{held}{len(training.test_data):,} for the test; {weights:,} weights; "
-        f"{steps:,} step{'s' * (steps > 1)}{together}{_way_of(training.steps)}{restart}{resumed}{training.origin}"
+        f"{training.recipe.data.name}: {counted(len(training.train_data), training.task.samples)} to train on, "
+        f"{held}{len(training.test_data):,} for the test; {counted(weights, 'weights')}; "
+        f"{counted(steps, 'steps')}{together}{_way_of(training.steps)}{restart}{resumed}{training.origin}"
         f" -> {folder}"
     )
 

@@ -5,6 +5,7 @@ import textwrap
 from typing import Any
 
 from ..recipe import Range, Recipe, load_recipe, recipe_names
+from .shipped import shipped_names
 
 MEANINGS = {
     "data.name": "A data set (`tinyvit data list`), or your own: folder:, sounds:, csv: or coco:PATH.",
@@ -141,12 +142,16 @@ def explained(name: str) -> str:
     """
     recipe = load_recipe(name)
     about, expected = recipe.about, _expected(recipe)
-    where = "" if about.is_aim else ", on 2 CPU cores"
-    lines = _comment(f"{about.title or name}{f' ({expected}{where})' if expected else ''}")
-    lines += _comment(f"Train it with: {about.command or f'tinyvit train {name}'}")
-    lines += _comment(
-        "Change a key with --set KEY=VALUE. Or save this text, change it, and train it with: tinyvit train mine.toml"
-    )
+    lines = _comment(about.title or name)
+    if expected:
+        lines += _comment(f"{expected[0].upper()}{expected[1:]}" if about.is_aim else f"On 2 CPU cores: {expected}")
+    lines += [  # commands stand on one line, to be copied
+        f"# Train it: {about.command or f'tinyvit train {name}'}",
+        "# Change a key: add --set KEY=VALUE",
+        "# Or change this text, saved as mine.toml: tinyvit train mine.toml",
+    ]
+    if name in shipped_names():
+        lines.append(f"# Trained weights come with the package: tinyvit evaluate {name}")
     for block in recipe.to_toml().split("\n\n"):
         section, *keys = block.strip().split("\n")
         lines += ["", section]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.words import counted
 from ..checkpoint import save
 from ..data import Dataset, FolderOptions, image_folder, load_dataset
 from ..data.image_files import find_images, listed_files, read_files
@@ -38,7 +39,7 @@ def write_features(run: str, images: Sequence[str], out: Path, layer: int | None
         raise DataError(f"some images cannot be read: {listed_files(broken)}")
     features = features_of(model, np.stack(pixels), trained.data.mean, trained.data.std, layer)
     save(out, {"features": features, "files": [str(path) for path in good]})
-    return f"{len(features):,} images, {features.shape[1]} features each -> {out}"
+    return f"{counted(len(features), 'images')}, {counted(features.shape[1], 'features')} each -> {out}"
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -28,15 +28,15 @@ from ..recipe import Recipe, load_recipe
 from ..tasks import DataSpec, recipe_error, task_of
 from ..tasks.options import OWN
 from ..tasks.spec import AnyDataset
+from .moved import found_again, require_data
 from .predict import classify
 from .pretrained import NAME as PRETRAINED
 from .pretrained import is_pretrained, load_pretrained
+from .shipped import read_shipped, shipped_names
 from .summary import model_html
 
 RECIPE, METRICS, CURVES = "recipe.toml", "metrics.jsonl", "curves.png"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
-
-SHIPPED = Path(__file__).parents[1] / "weights"  # a file <recipe>.safetensors for each recipe that comes trained
 
 
 class RunError(TinyvitError):
@@ -100,6 +100,7 @@ def load_test_data(trained: "TrainedModel") -> AnyDataset:
     name = trained.recipe.data.name
     if name == PRETRAINED:
         raise DataError("this is a pretrained model without a data set: name an image, or train a run on data of yours")
+    require_data(trained.recipe)
     dataset = task_of(trained.recipe).load("test", trained.data)
     assert dataset is not None
     found = DataSpec.of(dataset)
@@ -301,6 +302,7 @@ def load_run(run: str | Path) -> TrainedModel:
     """Read the model of a run folder, of a recipe whose trained weights come with the package ("digits"), or of others.
 
     Those of others are all that `models.from_pretrained` loads: folders and files of timm, Hugging Face and Google.
+    A folder of the current one that holds a run, or weights of others, goes before a recipe of the same name.
 
     Raises
     ------
@@ -312,20 +314,23 @@ def load_run(run: str | Path) -> TrainedModel:
     if is_pretrained(run):
         recipe, pretrained, data = load_pretrained(run)
         return TrainedModel(recipe, pretrained.to(default_device()), data)
-    if Path(run).exists():
-        recipe, weights = read_recipe(Path(run)), Path(run) / MODEL
-    elif (weights := SHIPPED / f"{run}.safetensors").is_file():
-        recipe = load_recipe(str(run))
+    name, folder = str(run), Path(run)
+    if (folder / RECIPE).exists() or (folder.exists() and name not in shipped_names()):
+        recipe, path = read_recipe(folder), folder / MODEL
+        data, weights = _data_of(folder, recipe), load(path)
+        recipe = found_again(recipe, folder)
+    elif name in shipped_names():
+        recipe = load_recipe(name)
+        path, weights, data = read_shipped(name)
     else:
-        raise RunError(f"there is no run {str(run)!r}{_available(SHIPPED.glob('*.safetensors'))}")
-    data = _data_of(Path(run), recipe)
+        raise RunError(f"there is no run {name!r}{_available(shipped_names())}")
     model = build_model(recipe, data)
     try:
         with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
-            model.load_state_dict(load(weights))
+            model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{weights} does not belong to the recipe of {run}: {error.args[0]}") from error
-    require_finite(weights, model.state_dict())
+        raise CheckpointError(f"{path} does not belong to the recipe of {run}: {error.args[0]}") from error
+    require_finite(path, model.state_dict())
     if isinstance(model, ViT):
         model.preprocessing = data.preprocessing or default_preprocessing(data.mean, data.std)
         model.labels = data.classes
@@ -342,6 +347,8 @@ def read_recipe(folder: Path) -> Recipe:
 def _data_of(folder: Path, recipe: Recipe) -> DataSpec:
     """Return the facts about the data from the checkpoint, or from the data set where there are only weights."""
     if not (folder / CHECKPOINT).is_file():
+        recipe = found_again(recipe, folder)
+        require_data(recipe)
         data = DataSpec.of(load_data(recipe, "train"))
         if recipe.data.name.startswith(OWN):
             what, names = ("classes", data.classes) if data.classes else ("words", data.words)
@@ -377,9 +384,9 @@ def changed_keys(state: Mapping[str, Any], recipe: Recipe, decisive: tuple[str, 
     return [f"{s}.{key}" for s, key in keys if now[s].get(key) != before[s][key]]
 
 
-def _available(shipped: Iterable[Path] = ()) -> str:
+def _available(shipped: Iterable[str] = ()) -> str:
     """Return the end of an error message, which lists the run folders and the `shipped` weights, if there are any."""
-    names = sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}")) + sorted(p.stem for p in shipped)
+    names = [*sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}")), *shipped]
     if names:
         return f"; available: {', '.join(names)}"
     return "; `tinyvit train` makes one"

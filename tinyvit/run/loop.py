@@ -38,6 +38,7 @@ from .folder import (
     resume_command,
     write_file,
 )
+from .moved import require_data
 from .position import Position, is_at_end
 from .pretrained import adopted, is_pretrained, transfer_pretrained
 from .results import Result, test_figures
@@ -102,6 +103,7 @@ def resume(
     assert found is not None
     recipe, legacy = found
     sharded(recipe, group, of_run=folder)
+    require_data(recipe, folder)
     if assignments:
         recipe = group.broadcast(_longer(recipe, folder, assignments) if group.is_first else recipe)
     training = Training(recipe, legacy=legacy, group=group)
@@ -155,8 +157,9 @@ def _run(training: Training, folder: Path, display: Display) -> Result:
             ) from error
         if position.metrics and group.is_first:
             title = os.fsencode(folder).decode(errors="replace")  # the name of a folder need not be valid text
+            drawn = title, position.metrics, training.measured, training.task.score
             with unwritable:
-                write_file(folder / CURVES, lambda path: draw_curves(path, title, position.metrics, training.measured))
+                write_file(folder / CURVES, lambda path: draw_curves(path, *drawn))
     if figures is None:
         where = "before the test" if training.is_finished else f"in epoch {position.epoch + 1} of {recipe.train.epochs}"
         raise Interrupted(f"stopped {where}, after step {position.step}; continue with: {resume_command(folder)}")

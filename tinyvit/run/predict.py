@@ -37,12 +37,12 @@ def classify(model: Module, data: DataSpec, images: Any, top: int = 1) -> list[l
     DataError
         If an image cannot be read, or has another form than the model takes, or the model has no head.
     ValueError
-        If `top` is not a number of classes.
+        If `top` is not an integer from 1 to the number of classes.
     """
     if not data.classes:
         raise DataError("this model has no head, so it names no classes: use `tinyvit features`, or train one from it")
-    if not 1 <= top <= len(data.classes):
-        raise ValueError(f"top is {top}; it must be from 1 to {len(data.classes)}, the number of classes")
+    if not isinstance(top, int | np.integer) or not 1 <= top <= len(data.classes):
+        raise ValueError(f"top is {top!r}; it must be an integer from 1 to {len(data.classes)}, the number of classes")
     results = []
     for batch in _batches(data, images):
         probabilities = F.softmax(served(model)(normalize(np.stack(batch), data.mean, data.std))).numpy()

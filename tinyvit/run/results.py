@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..backend.files import parse_json, read_text
+from ..backend.words import counted
 from ..checkpoint import atomic_write
 from ..recipe import Recipe
-from ..tasks import Report
+from ..tasks import Report, task_of
 from .curves import draw_confusion
 from .folder import write_file
 from .position import best_epoch
@@ -44,16 +45,16 @@ class Result:
         return self.test["accuracy"]
 
     def _repr_html_(self) -> str:
-        return result_html(str(self), self.metrics)
+        return result_html(str(self), self.metrics, task_of(self.recipe).score)
 
     def __str__(self) -> str:
         last, expected, epoch = self.metrics[-1], self.recipe.about.accuracy, self.test["epoch"]
-        epochs = f"{last['epoch']} epoch{'s' * (last['epoch'] > 1)}"
+        epochs, score = counted(last["epoch"], "epochs"), task_of(self.recipe).score
         kept = f" with the weights of epoch {epoch}," if self.recipe.train.keep == "best" else ""
         verb = "aims at" if self.recipe.about.is_aim else "expects"
         beside = f" (the recipe {verb} {100 * expected:.1f} %)" if expected else ""
         return (
-            f"test accuracy {100 * self.accuracy:.2f} %{kept} after {epochs} in {_time(last['seconds'])}{beside}"
+            f"test {score} {100 * self.accuracy:.2f} %{kept} after {epochs} in {_time(last['seconds'])}{beside}"
             f" -> {self.folder}"
         )
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from ..backend.files import new_folder
+from ..backend.words import counted
 from ..data import Dataset, TextDataset, load_boxes, load_dataset, load_texts
-from ..data.by_name import check_name
+from ..data.by_name import check_name, dataset_names
 from ..data.datasets import CLASSES
 from ..data.texts import TEXT_DATASETS
 from ..data.things import THINGS
 from ..errors import DataError
+from ..recipe import load_recipe, recipe_names
 
 _TABLE = "samples.csv"
 _Samples = tuple[list[str], np.ndarray, list[tuple[int, list[str]]]]
@@ -21,9 +23,12 @@ _Samples = tuple[list[str], np.ndarray, list[tuple[int, list[str]]]]
 def write_samples(name: str, out: str | Path, count: int = 12) -> str:
     """Write images of the test split as PNG files, and a table of what is known about them; return what was written.
 
-    The table has the columns file and label, file, question and answer, or file and caption. With file and label it is
-    a data set for `tinyvit train`. Raises DataError.
+    `name` is a data set, or a recipe, whose data set is meant. The table has the columns file and label, file, question
+    and answer, or file and caption. With file and label it is a data set for `tinyvit train`. Raises DataError.
     """
+    if name not in dataset_names() and name in recipe_names():
+        own = load_recipe(name).data.name
+        name = own if own in dataset_names() else name
     header, images, rows = _samples(name, count)
     if images.ndim != 4:
         raise DataError(f"{name} has no images; samples can be written of data sets of images")
@@ -37,7 +42,8 @@ def write_samples(name: str, out: str | Path, count: int = 12) -> str:
             (folder / _TABLE).write_text(text.getvalue(), "utf-8")
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}") from error
-    return f"{len(images)} images of the test split of {name} -> {out}; {Path(out) / _TABLE} says what is on them"
+    those = counted(len(images), "images")
+    return f"{those} of the test split of {name} -> {out}; {Path(out) / _TABLE} says what is on them"
 
 
 def _samples(name: str, count: int) -> _Samples:

@@ -32,9 +32,9 @@ def model_html(recipe: Recipe, model: Module, data: DataSpec) -> str:
     return box_html(recipe.about.title or recipe.data.name, table_html(rows), folded)
 
 
-def result_html(title: str, metrics: Sequence[dict[str, Any]]) -> str:
-    """Return the result of a run, with a line for each of its last epochs."""
-    head = ("epoch", "train loss", "validation loss", "validation accuracy")
+def result_html(title: str, metrics: Sequence[dict[str, Any]], score: str) -> str:
+    """Return the result of a run, with a line for each of its last epochs; `score` names the accuracy."""
+    head = ("epoch", "train loss", "validation loss", f"validation {score}")
     rows = [
         (line["epoch"], f"{line['train_loss']:.4f}", f"{line['val_loss']:.4f}", f"{100 * line['val_accuracy']:.2f} %")
         for line in metrics[-_EPOCHS:]

@@ -68,7 +68,7 @@ def start_weights(model: Module, data: DataSpec, recipe: Recipe) -> str:
             for key, value in encoders_of(model)[name].state_dict().items()
             if not key.startswith(_OF_THE_TASK)
         }
-        what = f"the {' and '.join(names)} encoder{'s' * (len(names) > 1)}, while the rest starts anew"
+        what = f"the {' and '.join(names)} {'encoder' if len(names) == 1 else 'encoders'}, while the rest starts anew"
     count, trainable = sum(value.size for value in taken.values()), [p for p in model.parameters() if p.requires_grad]
     frozen = "" if recipe.task.freeze == "none" else f"; {sum(p.size for p in trainable):,} weights are trained"
     return f"; started from {run}: took {what} ({count:,} weights){frozen}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.words import counted
 from ..context import no_grad
 from ..data.augment import IGNORED
 from ..data.dense import NO_BOX
@@ -54,7 +55,7 @@ def study_dense(
         "title": f"How a ViT learns from one image: {run}",
         "summary": f"{place}: {found}; the loss is {losses[0].item():.4f}.",
         "facts": [
-            ["model", f"{run}: {parameters:,} parameters, {len(vision.blocks)} blocks of the encoder"],
+            ["model", f"{run}: {parameters:,} parameters, {counted(len(vision.blocks), 'blocks')} of the encoder"],
             ["image", f"{place}, {' x '.join(map(str, test.images.shape[1:]))}"],
             ["loss", f"{losses[0].item():.6g}"],
             ["computed by", "the plain rules at float32, in eval mode (no dropout)"],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..backend.words import counted
 from ..context import no_grad
 from ..data import normalize
 from ..data.image_files import same_form
@@ -244,7 +245,7 @@ def about(subject: Subject) -> dict[str, Any]:
         "title": f"How a ViT learns from one image: {subject.run}",
         "summary": f"{subject.image}: the model says {guesses}; {loss}.",
         "facts": [
-            ["model", f"{subject.run}: {parameters:,} parameters, {len(model.blocks)} blocks"],
+            ["model", f"{subject.run}: {parameters:,} parameters, {counted(len(model.blocks), 'blocks')}"],
             ["image", f"{subject.image}, {' x '.join(map(str, subject.pixels.shape))}"],
             ["loss", f"{subject.loss:.6g}, cross-entropy against class {target} ({source})"],
             ["computed by", "the plain rules at float32, in eval mode (no dropout)"],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Group
+from ..backend.words import counted
 from ..context import no_grad
 from ..data import Augment, Batch, TextDataset, load_texts
 from ..data.augment import NOT_WITH_TARGETS
@@ -42,6 +43,7 @@ class Task:
     Attributes
     ----------
     samples : the name of what a batch consists of, in the plural.
+    score : what the number measures that reports and metrics call accuracy.
     unused : keys of recipes that this kind of task does not use; a recipe may not set them.
     datasets : names of the data sets with texts that this task can learn from.
     columns : what a table of texts of the user's own must have for this task, see `tinyvit.data.own_texts`.
@@ -50,6 +52,7 @@ class Task:
     """
 
     samples = "images"
+    score = "accuracy"
     unused: tuple[str, ...] = ()
     datasets: tuple[str, ...] = tuple(TEXT_DATASETS)
     columns: tuple[str, ...] = ()
@@ -217,13 +220,14 @@ class Task:
             lines += ["", *(f"top-{k} accuracy {100 * share:.2f} %" for k, share in report.top.items())]
         lines += [f"  {name}: {100 * share:.2f} %" for name, share in report.shares.items()]
         if mistakes := report.mistakes():
-            texts = [f"{name!r} taken for {other!r} {times} times" for name, other, times in mistakes]
+            texts = [f"{name!r} taken for {other!r} {counted(times, 'times')}" for name, other, times in mistakes]
             lines += ["", "most frequent mistakes: " + ", ".join(texts)]
         return "\n".join(lines)
 
     def summary(self, report: Report, count: int) -> list[str]:
         """Return the first lines of a described report: accuracy and loss."""
-        return [f"accuracy {100 * report.accuracy:.2f} % ({count:,} {self.samples}), loss {report.loss:.4f}"]
+        share = f"{self.score} {100 * report.accuracy:.2f} %"
+        return [f"{share} ({counted(count, self.samples)}), loss {report.loss:.4f}"]
 
     # Parts of models that tasks with texts share
 

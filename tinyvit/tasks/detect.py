@@ -37,6 +37,7 @@ class Detect(Task):
     generalized IoU of the matched boxes; the loss is the mean over the blocks.
     """
 
+    score = "AP50"
     unused = ("task.fusion", "task.word_prior", "task.mask_head", "task.dice", *HIDING, "train.label_smoothing", *FIXED)
 
     def load(self, split: str, like: Any = None) -> Any:
@@ -114,9 +115,6 @@ class Detect(Task):
             if not np.isnan(row).any():
                 shares |= {f"AP50 of {name}": float(row[0]), f"AP50:95 of {name}": float(row.mean())}
         return Report(loss, _mean(table[:, 0]), shares)
-
-    def summary(self, report: Report, count: int) -> list[str]:
-        return [f"AP50 {100 * report.accuracy:.2f} % ({count:,} {self.samples}), loss {report.loss:.4f}"]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -44,6 +44,10 @@ class Mask(Task):
     columns = CAPTIONS
 
     @property
+    def score(self) -> str:  # type: ignore[override]
+        return "accuracy of hidden words" if self._hides("words") else "variance explained"
+
+    @property
     def unused(self) -> tuple[str, ...]:  # type: ignore[override]
         shares = [f"task.hide_{kind}" for kind in ("patches", "words") if not self._hides(kind)]
         texts = () if self._hides("words") else ("task.text_depth",)

@@ -24,6 +24,7 @@ class Segment(Task):
     The key task.mask_head chooses between a linear map of each patch and a query for each class.
     """
 
+    score = "mean IoU"
     unused = ("task.fusion", "task.word_prior", "task.queries", *HIDING, "train.label_smoothing", *FIXED)
 
     def load(self, split: str, like: Any = None) -> Any:
@@ -80,9 +81,6 @@ class Segment(Task):
                 shares[f"F of the boundary of {name}"] = float(score)
         confusion = total.confusion
         return Report(loss, total.mean_iou(background=False), shares, dataset.classes, confusion)
-
-    def summary(self, report: Report, count: int) -> list[str]:
-        return [f"mean IoU {100 * report.accuracy:.2f} % ({count:,} {self.samples}), loss {report.loss:.4f}"]
 
 
 def dice_loss(logits: Tensor, masks: Any) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..backend.words import counted
 from ..data import BoxDataset, Dataset, MaskDataset, Preprocessing, Resize, TextDataset, Tokenizer
 from ..data.image_files import kind_of, listed, same_form
 from ..data.images import pixels_of
@@ -150,5 +151,5 @@ def _size_of(shape: tuple[int, ...]) -> str:
     if not shape:
         return "absent"
     *frames, channels, height, width = shape
-    size = f"{width} x {height} pixels with {channels} channel{'s' * (channels > 1)}"
-    return f"{frames[0]} frames of {size}" if frames else size
+    size = f"{width} x {height} pixels with {counted(channels, 'channels')}"
+    return f"{counted(frames[0], 'frames')} of {size}" if frames else size

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import NUMPY
+from ...backend.words import counted
 from ...engine import Op
 from ..record.records import Backward
 
@@ -81,7 +82,8 @@ class Check:
     reason: str
 
     def __repr__(self) -> str:
-        return f"Check: {self.verdict}, {len(self.rows)} numbers" + (f"; {self.reason}" if self.reason else "")
+        numbers = counted(len(self.rows), "numbers")
+        return f"Check: {self.verdict}, {numbers}" + (f"; {self.reason}" if self.reason else "")
 
 
 def check(backward: Backward, elements: int = 4, op: type[Op] | None = None) -> Check | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...backend.pages import filled, page
+from ...backend.words import counted
 from ...checkpoint import atomic_write
 from ...errors import StudyError
 from ..record.records import Entry, NotFinite, Recording
@@ -156,10 +157,11 @@ def _facts(trace: Recording, document: Document, about: dict[str, Any]) -> list[
 
     checks = document.checks.values()
     counts = {v: sum(c.verdict == v for c in checks) for v in ("agrees", "wrong", "unclear")}
-    compared = f"{sum(len(c.rows) for c in checks)} numbers"
-    verdicts = f"{counts['agrees']} rules agree, {counts['wrong']} wrong, {counts['unclear']} unclear"
+    compared = counted(sum(len(c.rows) for c in checks), "numbers")
+    agree = "rule agrees" if counts["agrees"] == 1 else "rules agree"
+    verdicts = f"{counts['agrees']} {agree}, {counts['wrong']} wrong, {counts['unclear']} unclear"
     facts = [
-        ["operations", f"{len(trace.entries)} forward, {len(trace.backwards)} gradient rules"],
+        ["operations", f"{len(trace.entries)} forward, {counted(len(trace.backwards), 'gradient rules')}"],
         ["checks", compared if "homework" in about else f"{verdicts}; {compared}"],
         ["tinyvit", version("tinyvit")],
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
 
+from ...backend.words import counted
 from ...engine import Op
 from ...nn import Module
 from ..rules.narrate import narrate_backward, narrate_forward
@@ -161,7 +162,8 @@ class Recording:
         return iter(self.entries)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} of {len(self.entries)} operations, {len(self.backwards)} gradient rules"
+        rules = counted(len(self.backwards), "gradient rules")
+        return f"{type(self).__name__} of {counted(len(self.entries), 'operations')}, {rules}"
 
     def first_not_finite(self) -> "NotFinite | None":
         """The first NaN or infinity, in the order in which things ran; None if everything is finite."""
