@@ -27,9 +27,10 @@ recipe = Recipe(
     model=Model(patch_size=4, dim=8, depth=1, heads=2, pool="mean"),
     train=Train(epochs=2, lr=1e-2, warmup_epochs=0.5),
 )
-with tv.use_kernels("numpy"), Lines(every=0.0) as lines:
+lines = Lines(every=0.0)
+with tv.use_kernels("numpy"):
     train(recipe, "run", display=lines)
-    resume(Path("runs/run"), assignments=["train.epochs=3"])
+    resume(Path("runs/run"), display=lines, assignments=["train.epochs=3"])
 kept = ("train_loss", "val_loss", "val_accuracy")
 found = [{name: line[name] for name in kept} for line in map(json.loads, open("runs/run/metrics.jsonl"))]
 Path("found.json").write_text(json.dumps(found))

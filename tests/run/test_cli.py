@@ -266,7 +266,7 @@ RECIPES = ", ".join(recipe_names())
         ("train --seeds 1,1", "--seeds is '1,1'; it must be different integers from 0, such as 0,1,2"),
         ("train folder", "the recipe 'folder' is for images of your own: tinyvit train PATH, or --images PATH"),
         ("evaluate", "Missing argument 'RUN' (see tinyvit evaluate --help)"),
-        ("evaluate nope", "there is no run 'nope'; available: digits"),
+        ("evaluate nope", "there is no run 'nope'; available: caption, digits, retrieve, vqa"),
         ("predict run", "Missing argument 'IMAGE...' (see tinyvit predict --help)"),
         ("predict nope a.png", "there is no run 'nope'"),
         ("data", "Missing command (see tinyvit data --help)"),
@@ -388,7 +388,10 @@ def test_file_names_that_are_not_valid_text_are_shown():
 def test_a_process_prints_the_same_errors_as_the_function():
     with start("evaluate", "nope") as process:
         _, err = process.communicate()
-    assert (process.returncode, err) == (2, "tinyvit: error: there is no run 'nope'; available: digits\n")
+    assert (process.returncode, err) == (
+        2,
+        "tinyvit: error: there is no run 'nope'; available: caption, digits, retrieve, vqa\n",
+    )
 
 
 @pytest.mark.parametrize("name", ["TINYVIT_THREADS", "TINYVIT_CPU"])

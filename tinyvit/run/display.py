@@ -63,7 +63,22 @@ class Display:
         """Show that an epoch has ended, and its line has been added to the metrics."""
 
 
-class Lines(Display):
+class _Visible(Display):
+    """A display that also shows how far the compilation of kernels has come."""
+
+    def __enter__(self) -> Self:
+        self._compilation = progress.followed(self.compiling)  # a new one, so that a display serves several runs
+        self._compilation.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._compilation.__exit__(None, None, None)
+
+    def compiling(self, state: str) -> None:
+        """Show that kernels are compiled, and how far that has come."""
+
+
+class Lines(_Visible):
     """A line on standard output for each epoch, and one whenever nothing was printed for `every` seconds.
 
     If a line cannot be written, training continues.
@@ -73,20 +88,19 @@ class Lines(Display):
         self.every = every
         self._began = self._printed = time.monotonic()
         self._doing, self._compiles = "", False  # until the first step is made
-        self._compilation = progress.followed(self.compiling)
-        self._ended, self._closed_pipe = threading.Event(), False
+        self._closed_pipe = False
         self._lock = threading.Lock()
         self._watch: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        self._ended = threading.Event()
         if can_start_threads():
             self._watch = threading.Thread(target=self._report, name="tinyvit-lines", daemon=True)
             self._watch.start()
-        self._compilation.__enter__()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._compilation.__exit__(None, None, None)
+        super().__exit__()
         self._ended.set()
         if self._watch is not None:
             self._watch.join()
@@ -161,7 +175,7 @@ class Lines(Display):
                 pass
 
 
-class Bar(Display):
+class Bar(_Visible):
     """A progress bar over the whole run, with the latest loss, accuracy and speed.
 
     Batches that are measured count as a third of a step: they have no backward pass.
@@ -180,15 +194,13 @@ class Bar(Display):
             console=console,
             expand=True,
         )
-        self._compilation = progress.followed(self.compiling)
 
     def __enter__(self) -> Self:
         self.bar.start()
-        self._compilation.__enter__()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._compilation.__exit__(None, None, None)
+        super().__exit__()
         self.bar.stop()
 
     def compiling(self, state: str) -> None:
@@ -231,7 +243,7 @@ class Bar(Display):
         self.bar.update(self.task, completed=done, description=f"epoch {epoch}/{self.epochs}", measured=measured)
 
 
-class Notebook(Display):
+class Notebook(_Visible):
     """A progress bar with the last epochs in a cell of a notebook, which is drawn anew as the run goes on.
 
     `draw` shows a text of HTML in place of the one before.
@@ -241,14 +253,6 @@ class Notebook(Display):
         self.draw, self.every = draw, every
         self._drawn, self._heading, self._state = -math.inf, "", ""
         self._share, self._position = 0.0, None  # type: float, Position | None
-        self._compilation = progress.followed(self.compiling)
-
-    def __enter__(self) -> Self:
-        self._compilation.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._compilation.__exit__(None, None, None)
 
     def compiling(self, state: str) -> None:
         """Show how far the compilation of kernels has come, until the next step."""
