@@ -388,10 +388,7 @@ def test_file_names_that_are_not_valid_text_are_shown():
 def test_a_process_prints_the_same_errors_as_the_function():
     with start("evaluate", "nope") as process:
         _, err = process.communicate()
-    assert (process.returncode, err) == (
-        2,
-        "tinyvit: error: there is no run 'nope'; available: caption, digits, retrieve, vqa\n",
-    )
+    assert (process.returncode, err.partition(";")[0]) == (2, "tinyvit: error: there is no run 'nope'")
 
 
 @pytest.mark.parametrize("name", ["TINYVIT_THREADS", "TINYVIT_CPU"])
