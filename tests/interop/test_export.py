@@ -97,13 +97,14 @@ def test_transformers_loads_what_is_written_with_equal_logits(
     style: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     transformers, torch = peer("transformers"), peer("torch")
+    peer("transformers.models.vit.modeling_vit", "transformers")  # it imports models late
     model = random_model(options)
     tv.models.save_pretrained(model, tmp_path / "out", style)
     kind = transformers.AutoModelForImageClassification if model.num_classes else transformers.AutoModel
     if options.get("distilled"):
         kind = transformers.DeiTForImageClassificationWithTeacher
-    theirs, told = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(told.values())
+    theirs, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
     with torch.no_grad():
         found = theirs.eval()(torch.tensor(images_for(model)))
     expected = found.logits if model.num_classes else found.last_hidden_state[:, 0]
