@@ -170,7 +170,11 @@ def test_predict_takes_paths_arrays_and_pillow_images(pictures) -> None:
     assert run.predict(several, top=3) == [expected] * 5
     assert run.predict(np.stack([array] * 2), top=3) == [expected] * 2
     assert run.predict([]) == []
-    for wrong, message in ((3, "an image is int"), (array.astype(int), "it must be uint8"), (array[..., :2], "shape")):
+    for wrong, message in (
+        (3, "an image is one number"),
+        (array.astype(int), "it must be uint8"),
+        (array[..., :2], "shape"),
+    ):
         with pytest.raises(DataError, match=message):
             run.predict([wrong])
     for top in (4, 0, 1.5, "2", None):

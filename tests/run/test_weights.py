@@ -15,7 +15,7 @@ import tinyvit as tv
 from tinyvit.cli import commands
 from tinyvit.errors import CheckpointError, TinyvitError
 from tinyvit.recipe import load_recipe
-from tinyvit.run.folder import load_data, load_run
+from tinyvit.run.folder import RunError, load_data, load_run
 from tinyvit.run.loop import train
 from tinyvit.run.shipped import SHIPPED, shipped_names
 from tinyvit.tasks import task_of
@@ -125,3 +125,8 @@ def test_a_damaged_installation_is_said_so(tmp_path: Path, monkeypatch: pytest.M
     tv.save(tmp_path / "digits.safetensors", {"model": {}})
     with pytest.raises(CheckpointError, match=r"digits\.safetensors does not hold weights and facts"):
         load_run("digits")
+
+
+def test_predict_of_a_run_that_classifies_no_images_names_the_functions_that_serve_it() -> None:
+    with pytest.raises(RunError, match=r"this is a 'caption' run: tinyvit\.use has functions"):
+        tv.load_run("caption").predict(np.zeros((48, 48, 3), np.uint8))

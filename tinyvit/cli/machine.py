@@ -137,8 +137,8 @@ def sample(name: str, out: str | None, count: int) -> None:
     (`tinyvit data list`), or a recipe, whose data set is meant.
 
     \b
-    tinyvit data sample caption --out pictures
-    tinyvit caption caption pictures/000.png
+    tinyvit data sample caption --out scenes
+    tinyvit caption caption scenes/000.png
     """
     from ..run.samples import write_samples
 

@@ -179,7 +179,7 @@ def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
     retrieve` writes images to search.
 
     \b
-    tinyvit retrieve retrieve --images pictures "a big red circle"
+    tinyvit retrieve retrieve --images scenes "a big purple circle and a big yellow circle"
     """
     from ..run.folder import load_run
     from ..use import search

@@ -157,7 +157,10 @@ def pixels_of(
         return read_image(image, channels, size, resize)
     given = _image_of(image) if isinstance(image, np.ndarray) else image
     if not isinstance(given, Image.Image):
-        raise DataError(f"an image is {type(image).__name__}; give the path of a file, an array or a Pillow image")
+        what = "one number" if isinstance(image, np.generic | int | float) else type(image).__name__
+        raise DataError(
+            f"an image is {what}; give the path of a file, an array with two or three axes, or a Pillow image"
+        )
     try:
         pixels = _to_mode(ImageOps.exif_transpose(given), "L" if channels == 1 else "RGB", given.format)
     except (ValueError, OSError) as error:

@@ -125,7 +125,8 @@ def _texts(xp: C, facts: _Facts, statements: Sequence[str], example: Sequence[np
     name, macro = facts.name, facts.macro
     weights = "\n".join(_weight_text(w) for w in xp.weights.values())
     size = sum(w.bytes for w in xp.weights.values())
-    names = {"name": name, "macro": macro, "title": f"A model, {name}", "parameters": facts.parameters}
+    title = "A model" if name == "model" else f"The model {name}"
+    names = {"name": name, "macro": macro, "title": title, "parameters": facts.parameters}
     source = SOURCE.format(
         **names,
         memory=4 * xp.memory,

@@ -294,7 +294,11 @@ class TrainedModel(NamedTuple):
         the run does not classify images.
         """
         if self.recipe.task.kind != "classify":
-            raise RunError(f"predict needs a run that classifies images; this is a {self.recipe.task.kind!r} run")
+            kind = self.recipe.task.kind
+            raise RunError(
+                f"predict needs a run that classifies images; this is a {kind!r} run: tinyvit.use has functions for "
+                "other kinds, and tinyvit --help lists the commands"
+            )
         return classify(self.model, self.data, images, top)
 
 
