@@ -182,9 +182,12 @@ PLACES = [
 FITTING = ("words", "lengths", "betas", "lr", "eps", "weight_decay", "loss_sum", "seconds", "offset", "seed")
 
 
+def test_a_checkpoint_written_again_is_taken(run) -> None:
+    assert run(lambda state: None, "train", "--resume", "run") == (0, "")
+
+
 @pytest.mark.parametrize("place", PLACES, ids="/".join)
 def test_a_wrong_value_anywhere_in_a_checkpoint_is_refused(run, place: tuple[str, ...]) -> None:
-    assert run(lambda state: None, "train", "--resume", "run") == (0, "")
     for wrong in WRONG:
         status, said = run(set_in(*place, to=wrong), "train", "--resume", "run")
         assert status in ((0, 2) if place[-1] in FITTING or place[-1] == "steps" else (2,)), (wrong, said)

@@ -45,8 +45,8 @@ def test_the_command_takes_an_image(tmp_path: Path) -> None:
     Image.fromarray(images[3, 0]).save(path)
     result = run("--image", str(path), "--out", str(tmp_path / "page.html"))
     assert result.exit_code == 0, result.output
-    document = Page((tmp_path / "page.html").read_text("utf-8")).document
     page = Page((tmp_path / "page.html").read_text("utf-8"))
+    document = page.document
     np.testing.assert_array_equal(page.value(document["about"]["pixels"]), images[3])
     assert f"against {labels[3]}, the model's own guess" in result.output
     assert "its own guess" in document["about"]["answer"]
