@@ -93,7 +93,7 @@ def build(out: Path, wheel: Path | None = None, pyodide: str | None = None) -> N
 def put_in_place(site: Path, out: Path) -> None:
     """Move a complete site to `out`, in place of an earlier one.
 
-    It is first moved to the disk of `out`, which may take a while, and then renamed, so that `out` is never half a site.
+    It is moved to the disk of `out`, which may take a while, and then renamed, so that `out` is never half a site.
     """
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
