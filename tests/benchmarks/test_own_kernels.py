@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peers import peer
 from rich.console import Console
 
 from benchmarks.cases import find_case
@@ -122,7 +123,7 @@ def test_a_forward_pass_that_breaks_its_contract_is_explained(
 
 @pytest.mark.slow
 def test_a_kernel_that_numba_cannot_compile_names_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
+    peer("numba")
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("import numba\n\n@numba.njit\ndef compiled(q, k, v):\n    return q.nothing\n")
     task = UserKernel("mine.py:compiled").prepare(find_case(f"{ATTENTION}/forward"), inputs_of(ATTENTION, tmp_path))

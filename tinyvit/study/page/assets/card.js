@@ -35,7 +35,7 @@ function cardArrays(op, dir) {
   }
   o.steps[dir].forEach((s, k) =>
     add(
-      s.n || (ends.has(s.v) ? ends.get(s.v).join(", ") : `~${k + 1}`),
+      s.n || (ends.has(s.v) ? ends.get(s.v).join(", ") : s.i),
       s.v,
       s.n || ends.has(s.v) ? "step" : "part",
       k,
@@ -226,25 +226,27 @@ function steps(o, dir, list, pick) {
         ),
         el("div", { class: "arrays" }, named.map(pick)),
       ),
-      parts.length ? within(parts, o.steps[dir], pick) : null,
+      parts.length ? within(own, o.steps[dir], pick) : null,
     );
   });
-  return section("steps", dir ? "The rule, as it ran" : "The formula, as it ran", el("ol", {}, items));
+  const words = o.says[dir].map((line) => el("p", { class: "doc" }, line));
+  return section("steps", dir ? "The rule, as it ran" : "The formula, as it ran", el("ol", {}, items), words);
 }
 
-// The single steps of a line; they are drawn only when the reader opens them.
-function within(parts, steps, pick) {
+// The single steps of a line as equations, the named ones too; they are drawn only when the reader opens them.
+function within(own, steps, pick) {
+  const parts = own.filter((a) => a.role === "part");
   const build = () =>
     el(
       "div",
       { class: "arrays" },
-      parts.map((a) => el("div", { class: "part" }, el("code", {}, steps[a.k].s), pick(a))),
+      own.map((a) => el("div", { class: "part" }, el("code", {}, `${steps[a.k].i} = ${steps[a.k].w}`), a.role === "part" ? pick(a) : null)),
     );
   const chosen = parts.some((a) => a.label === S.a);
   const box = el(
     "details",
     { open: chosen },
-    el("summary", {}, `${parts.length} single step${parts.length > 1 ? "s" : ""} of this line`),
+    el("summary", {}, `${own.length} single step${own.length > 1 ? "s" : ""} of this line`),
     chosen ? build() : null,
   );
   box.addEventListener("toggle", () => {
