@@ -121,7 +121,7 @@ def test_a_text_shows_equations_under_the_source_and_names_the_gradient() -> Non
     with tv.use_kernels("numpy"):
         text = study_operation("softmax").text("softmax")
     backward = text.partition("softmax, backward")[2].partition("softmax#2")[0]
-    assert "saved by the forward pass: y (called out there)" in backward
+    assert "saved by the forward pass: y (there: out)" in backward
     assert re.search(r"activation.py:\d+  return y \* \(dy - xp.sum\(dy \* y, axis=ctx.axis", backward)
     assert re.findall(r"^     (\w+) += (.*)$", backward, re.MULTILINE)[:4] == [
         ("t1", "dy * y"),

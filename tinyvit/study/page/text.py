@@ -110,7 +110,7 @@ def _backward_text(backward: Backward, is_exercise: bool) -> list[str]:
 def _saved(operand: Operand) -> str:
     """The name that the rule gives to a saved array, and its name in the forward pass if that is another."""
     own = operand.local or operand.name or ""
-    return own if own == operand.name else f"{own} (called {operand.name} there)"
+    return own if own == operand.name else f"{own} (there: {operand.name})"
 
 
 def _steps(entry: Entry, narration: Narration, results: list[str]) -> list[str]:
