@@ -77,9 +77,9 @@ def legend_of(narration: Narration, sources: Iterable[str]) -> list[str]:
     if any(step.name is None for step in narration.steps):
         lines.append("t1, t2 ... are intermediate results to which the rule gives no name.")
     text = "\n".join(sources)
-    for word, says in (("xp", "the library of arrays, here NumPy"), ("ctx", "what the forward pass left for the rule")):
-        if re.search(rf"\b{word}\b", text):
-            lines.append(f"In the source, {word} is {says}.")
+    words = {"xp": "the library of arrays, here NumPy", "ctx": "what the forward pass left for this rule"}
+    if found := [f"{word} is {says}" for word, says in words.items() if re.search(rf"\b{word}\b", text)]:
+        lines.append(f"In the source, {', and '.join(found)}.")
     return lines + explanations_of(narration)
 
 

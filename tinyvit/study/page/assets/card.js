@@ -179,7 +179,7 @@ function numbersIn(o, dir) {
 function sentence(o) {
   const wanted = o.dout.map((x, i) => (x ? x.n : null)).filter(Boolean);
   const given = o.din.filter(Boolean).map((x) => x.n);
-  return `Given ${given.join(" and ")} (the slope of the loss with respect to each element of the output), the rule returns ${wanted.join(", ")}, each with the shape of its input. It never builds the Jacobian, outputs by inputs.`;
+  return `Given ${given.join(" and ")} (the slope of the loss with respect to each element of the output), the rule returns ${wanted.join(", ")}, ${wanted.length > 1 ? "each with" : "with"} the shape of its input. It never builds the Jacobian, outputs by inputs.`;
 }
 
 // If several operations used an output, its gradient is a sum.
@@ -229,7 +229,9 @@ function steps(o, dir, list, pick) {
       parts.length ? within(own, o.steps[dir], pick) : null,
     );
   });
-  const words = o.says[dir].map((line) => el("p", { class: "doc" }, line));
+  const earlier = list.find((a) => a.k !== undefined && a.label.endsWith("′"));
+  const says = [...o.says[dir], ...(earlier ? [`${earlier.label} has a mark because the rule uses this name more than once.`] : [])];
+  const words = says.map((line) => el("p", { class: "doc" }, line));
   return section("steps", dir ? "The rule, as it ran" : "The formula, as it ran", el("ol", {}, items), words);
 }
 
@@ -326,7 +328,7 @@ function claim() {
 
 const checkWords = (c) =>
   c.verdict === "agrees"
-    ? `Finite differences at float64 agree; what ran is within ${short(c.run, 2)} of the rule at float64.`
+    ? `Finite differences at float64 agree; what ran ${c.run ? `is within ${short(c.run, 2)} of` : "equals"} the rule at float64.`
     : "The check proves nothing here: the gradient is smaller than the rounding error, or has a kink.";
 
 function checkRow(o, input, index, run, rule, numeric, tolerance, verdict) {
