@@ -18,6 +18,12 @@ def reason_to_skip(library: str) -> str | None:
     return None
 
 
+class OwnCodeError(Exception):
+    """An exception of a user's code; the message has its kind, what it said, and the line that raised it."""
+
+
 def describe_error(error: Exception) -> str:
     """The kind of an error and its message, in one line."""
+    if isinstance(error, OwnCodeError):
+        return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

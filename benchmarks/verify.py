@@ -19,6 +19,10 @@ _ROUNDINGS = {"float32": 16, "bfloat16": 4, "int8": 4}
 _LOSS = {"float32": 1e-4, "bfloat16": 3e-2}  # for losses after some steps, whose updates magnify roundings
 
 
+class WrongOutputError(Exception):
+    """What a contender returned breaks its contract, so its values cannot even be compared; the message says how."""
+
+
 class Deviation(NamedTuple):
     """The error of an output, and its tolerance."""
 

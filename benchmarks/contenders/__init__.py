@@ -2,8 +2,8 @@
 
 A contender joins in two places: a class in a file of this folder, and a row here.
 
-Order: base, engine, unfused, kernels, handwritten, user, functional_vit, hips_autograd, jax_jit, pytorch_vit,
-pytorch_text, pytorch, onnx_runtime.
+Order: base, engine, unfused, kernels, handwritten, own_code, user, functional_vit, hips_autograd, jax_jit,
+pytorch_vit, pytorch_text, pytorch, onnx_runtime.
 """
 
 import importlib.util

@@ -10,9 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ..cases import Case
 from ..inputs import LAYER_NORM_EPS, Arrays
+from ..verify import WrongOutputError
 from .base import Contender, Task
+from .own_code import definition, own_error
 
 SIGNATURES = """\
 attention    function(q, k, v) -> out
@@ -21,7 +25,7 @@ attention    function(q, k, v) -> out
 layer_norm   function(x, weight, bias, eps) -> y
              function_backward(dy, x, weight, eps) -> dx, dweight, dbias
              x, y, dy, dx are (R, C) float32; weight, bias, dweight, dbias (C,)
-The backward function is optional."""
+The backward function is optional. A function must return new arrays and leave its arguments as they are."""
 
 
 class UserKernel(Contender):
@@ -32,7 +36,10 @@ class UserKernel(Contender):
         place, colon, self.name = option.rpartition(":")
         if not colon or not place or not self.name:
             raise ValueError(f"{option!r} is not of the form module:function or file.py:function")
-        self.module = _load(place)
+        try:
+            self.module = _load(place)
+        except Exception as error:
+            raise own_error(error) from error
         self._function(self.name)
 
     def has_backward(self) -> bool:
@@ -41,26 +48,84 @@ class UserKernel(Contender):
 
     def _function(self, name: str) -> Callable[..., Any]:
         try:
-            return getattr(self.module, name)
+            function = getattr(self.module, name)
         except AttributeError:
             raise AttributeError(f"{self.module.__name__} has no function {name}") from None
+        if not callable(function):
+            raise TypeError(f"{self.module.__name__}.{name} is {type(function).__name__}, not a function")
+        return function
 
     def forward(self, case: Case, inputs: Arrays) -> Task:
-        function = self._function(self.name)
-        arguments: list[Any] = [array for name, array in inputs.items() if name != "dout"]
+        arguments: dict[str, Any] = {name: array for name, array in inputs.items() if name != "dout"}
         if case.operation == "layer_norm":
-            arguments.append(LAYER_NORM_EPS)
-        return Task(lambda: function(*arguments), lambda out: {"out": out})
+            arguments["eps"] = LAYER_NORM_EPS
+        first = next(iter(arguments))
+        return _task(self._function(self.name), arguments, {"out": inputs[first]})
 
     def backward(self, case: Case, inputs: Arrays) -> Task:
-        function, dout = self._function(f"{self.name}_backward"), inputs["dout"]
-        arguments: list[Any]
+        arguments: dict[str, Any]
         if case.operation == "layer_norm":
-            names, arguments = ("dx", "dweight", "dbias"), [inputs["x"], inputs["weight"], LAYER_NORM_EPS]
+            arguments = {"dy": inputs["dout"], "x": inputs["x"], "weight": inputs["weight"], "eps": LAYER_NORM_EPS}
+            like = ("x", "weight", "bias")
         else:
-            out = self.forward(case, inputs).run()
-            names, arguments = ("dq", "dk", "dv"), [inputs["q"], inputs["k"], inputs["v"], out]
-        return Task(lambda: function(dout, *arguments), lambda grads: dict(zip(names, grads, strict=True)))
+            forward = self.forward(case, inputs)
+            arguments = {"dout": inputs["dout"]} | {name: inputs[name] for name in ("q", "k", "v")}
+            arguments |= forward.outputs(forward.run())
+            like = ("q", "k", "v")
+        return _task(self._function(f"{self.name}_backward"), arguments, {f"d{name}": inputs[name] for name in like})
+
+
+# Calls, and what they return ------------------------------------------------------------------------------------------
+
+
+def _task(function: Callable[..., Any], arguments: dict[str, Any], like: Arrays) -> Task:
+    """Make the task of a call. Its results must have the names and shapes of `like`, and leave the arguments alone."""
+    given = list(arguments.values())
+    copies = {name: value.copy() for name, value in arguments.items() if isinstance(value, np.ndarray)}
+
+    def run() -> Any:
+        try:
+            return function(*given)
+        except Exception as error:
+            raise own_error(error, f", in {definition(function)}, called with ({', '.join(arguments)})") from error
+
+    def outputs(result: Any) -> Arrays:
+        for name, copy in copies.items():
+            if not np.array_equal(arguments[name], copy, equal_nan=True):
+                raise WrongOutputError(
+                    f"it changed its argument {name} in place, which others still need: write the results into new "
+                    f"arrays, such as `{name} = {name} * 2` in place of `{name} *= 2` ({definition(function)})"
+                )
+        return _named(result, like, definition(function))
+
+    return Task(run, outputs)
+
+
+def _named(result: Any, like: Arrays, place: str) -> Arrays:
+    """Give the results of a call their names; WrongOutputError if number, dtype or shape are not those of `like`."""
+    wanted = ", ".join(like)
+    if result is None:
+        raise WrongOutputError(f"it returned None, not {wanted}: is there a `return` at its end? ({place})")
+    several = isinstance(result, (tuple, list))
+    results = list(result) if several else [result]
+    if len(results) != len(like) or (several and len(like) == 1):
+        came = f"a {type(result).__name__} of {len(results)}" if several else f"a single {type(result).__name__}"
+        raise WrongOutputError(f"it returned {came}, and must return {wanted} ({place})")
+    named = dict(zip(like, (np.asarray(array) for array in results), strict=True))
+    for name, array in named.items():
+        _check(name, array, like[name], place)
+    return named
+
+
+def _check(name: str, array: np.ndarray, like: np.ndarray, place: str) -> None:
+    if array.dtype != np.float32:
+        hint = f"return `{name}.astype(np.float32)`"
+        if array.dtype == np.float64:
+            hint = "NumPy's float64 numbers, such as np.sqrt(64), make results float64; take np.float32(...) of them"
+        raise WrongOutputError(f"{name} has dtype {array.dtype}, not float32: {hint} ({place})")
+    if array.shape != like.shape:
+        hint = ": its axes are in another order" if sorted(array.shape) == sorted(like.shape) else ""
+        raise WrongOutputError(f"{name} has shape {array.shape}, not {like.shape}{hint} ({place})")
 
 
 def _load(place: str) -> ModuleType:

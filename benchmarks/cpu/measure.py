@@ -112,14 +112,16 @@ def measure_case(case: Case, specs: Sequence[Spec], processes: Processes, notify
 def _prepare(case: Case, spec: Spec, row: Row, processes: Processes) -> Runner | None:
     """Start the contender and have it verified; None, with the reason in `row`, if it must not be timed."""
     if spec.missing:
-        row.give_up(spec.missing)
+        row.give_up(spec.missing, absent=True)
         return None
     settings = processes.settings
     try:
         process = processes.contender(spec)
         answer = process.ask("prepare", settings.timeout, case=case.id, folder=str(processes.folder))
         if "skip" in answer:
-            raise LostError(answer["skip"])
+            row.give_up(answer["skip"], absent=True)
+            processes.drop(spec.name)
+            return None
         if "wrong" in answer:
             row.give_up(f"WRONG: {answer['wrong']}")
             return None

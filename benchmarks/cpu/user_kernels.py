@@ -13,7 +13,11 @@ _TIMEOUT = 300  # seconds; importing a kernel may compile it
 _FIND = """
 import sys
 from benchmarks.contenders.user import UserKernel
-print(UserKernel(sys.argv[1]).has_backward())
+from benchmarks.peers import describe_error
+try:
+    print(UserKernel(sys.argv[1]).has_backward())
+except Exception as error:
+    sys.exit(describe_error(error))
 """
 
 

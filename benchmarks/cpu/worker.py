@@ -16,7 +16,7 @@ from ..cases import Case, find_case
 from ..contenders.base import Contender, Task
 from ..inputs import Arrays, load_inputs
 from ..peers import reason_to_skip
-from ..verify import Deviation, verify
+from ..verify import Deviation, WrongOutputError, verify
 from .channel import limit_processors, serve
 from .reference import load_expected
 
@@ -48,7 +48,10 @@ class Worker:
         self.case = find_case(case)
         self.inputs = load_inputs(self.case, Path(folder, "inputs.npz"))
         self.expected, self.plain = load_expected(Path(folder))
-        self.task = self.contender.prepare(self.case, self.inputs)
+        try:
+            self.task = self.contender.prepare(self.case, self.inputs)
+        except WrongOutputError as error:  # of the forward pass that a backward pass begins with
+            return {"wrong": str(error)}
         for buffer in self.task.buffers:
             buffer.fill(np.nan)
         _fill_free_memory_with_nan(self.expected)
@@ -79,7 +82,10 @@ class Worker:
     def _verified(self) -> dict[str, Any]:
         """The largest error of the outputs, or what is wrong with them (as text, for JSON has no NaN)."""
         assert self.contender is not None
-        outputs = {name: np.asarray(array) for name, array in self.task.outputs(self.result).items()}
+        try:
+            outputs = {name: np.asarray(array) for name, array in self.task.outputs(self.result).items()}
+        except WrongOutputError as error:
+            return {"wrong": str(error)}
         found = verify(self.case, self.inputs, outputs, self.expected, self.plain, self.contender.dtype)
         wrong = [self._complaint(name, outputs[name], d) for name, d in found.items() if not d.is_small]
         if wrong:
@@ -89,6 +95,13 @@ class Worker:
     def _complaint(self, name: str, output: np.ndarray, found: Deviation) -> str:
         if output.shape != self.expected[name].shape:
             return f"{name} has shape {output.shape}, not {self.expected[name].shape}"
+        unusable = ~np.isfinite(output)
+        if unusable.any() and np.isfinite(self.expected[name]).all():
+            first = [int(index) for index in np.argwhere(unusable)[0]]
+            return (
+                f"{unusable.sum():,} of {output.size:,} values of {name} are NaN or infinite, the first at {first}: "
+                "look for an overflow in exp, a division by zero, or elements that were never written"
+            )
         return f"error of {name} is {found.error:.1e}, allowed {found.allowed:.1e}"
 
 

@@ -15,6 +15,7 @@ class Row:
     reason : why it was not timed.
     error : the largest error of any output, relative to the largest value of that output.
     peak_memory : of the process, in bytes.
+    absent : whether it was not timed because its library is missing or broken; files do not keep this.
     """
 
     contender: str
@@ -22,10 +23,18 @@ class Row:
     reason: str = ""
     error: float | None = None
     peak_memory: int | None = None
+    absent: bool = field(default=False, compare=False)
 
-    def give_up(self, reason: str) -> None:
+    def give_up(self, reason: str, absent: bool = False) -> None:
         """Drop the times and keep the reason."""
-        self.seconds, self.reason = [], " ".join(reason.split())
+        self.seconds, self.reason, self.absent = [], " ".join(reason.split()), absent
+
+    @property
+    def verdict(self) -> str:
+        """One word on a contender that took part and was not timed; empty for the others."""
+        if not self.reason or self.absent:
+            return ""
+        return "WRONG" if self.reason.startswith("WRONG") else "failed"
 
     @property
     def time(self) -> Summary | None:

@@ -9,6 +9,8 @@ from ..stats import Summary
 from .compare import Change
 from .records import CaseResult, Row, Run
 
+RATIO = "x {baseline}: median of the ratios of the rounds, not ratio of the medians"
+_NOT_TIMED = {"WRONG": "bold red", "failed": "yellow"}
 _STYLES = {"faster": "green", "slower": "red", "same": "dim"}
 
 
@@ -77,9 +79,14 @@ def case_columns(case: CaseResult) -> dict[str, Callable[[Row], str]]:
 
 
 def case_table(case: CaseResult, memory: bool, about: str = "") -> Table:
-    """The table of one case; with `memory`, its last column is the peak memory of each process, else the error."""
+    """The table of one case; with `memory`, its last column is the peak memory of each process, else the error.
+
+    Below it stand `about`, the processor, and how the ratios were computed. A contender that was wrong or failed has a
+    row that says so; `reasons` has the rest.
+    """
     table = Table(title=f"[bold]{escape(case.label)}[/]", title_justify="left", box=None, pad_edge=False)
-    table.caption, table.caption_justify = escape(about) or None, "left"  # the processor
+    explained = case.baseline and RATIO.format(baseline=case.baseline)
+    table.caption, table.caption_justify = escape("\n".join(filter(None, (about, explained)))) or None, "left"
     table.add_column("contender", overflow="fold")  # the only column that a narrow terminal may wrap
     columns = case_columns(case) | ({"MB": memory_text} if memory else {"error": error_text})
     for name in columns:
@@ -87,14 +94,17 @@ def case_table(case: CaseResult, memory: bool, about: str = "") -> Table:
     for row in case.rows:
         if row.time is not None:
             table.add_row(escape(row.contender), *(text(row) for text in columns.values()))
+        elif row.verdict:
+            table.add_row(escape(row.contender), f"[{_NOT_TIMED[row.verdict]}]{row.verdict}[/]")
     return table
 
 
 def reasons(case: CaseResult) -> list[str]:
     """A line for each contender that was not timed."""
-    styles = {row.contender: "bold red" if row.reason.startswith("WRONG") else "yellow" for row in case.rows}
     return [
-        f"[{styles[row.contender]}]{escape(row.contender)}[/]: {escape(row.reason)}" for row in case.rows if row.reason
+        f"[{_NOT_TIMED.get(row.verdict, 'yellow')}]{escape(row.contender)}[/]: {escape(row.reason)}"
+        for row in case.rows
+        if row.reason
     ]
 
 

@@ -1,6 +1,7 @@
 """The gallery: study pages that are made while the site is built, from the weights in the package and a short run."""
 
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).parents[2] / "tinyvit"
 GALLERY = Path(__file__).parents[1] / "generated" / "gallery" / "gallery"
+SCRATCH = "gallery.part"
 
 
 def write_gallery(folder: Path) -> None:
@@ -15,20 +17,29 @@ def write_gallery(folder: Path) -> None:
     from tinyvit.study.subject import write_page
 
     folder.mkdir(parents=True, exist_ok=True)
-    _unless_there(folder / "digits.html", lambda path: write_page("digits", None, None, path))
-    _unless_there(folder / "softmax.html", lambda path: write_page("softmax", None, None, path))
-    _unless_there(folder / "layer_norm.html", lambda path: write_page("layer_norm", None, None, path))
-    _unless_there(folder / "attention.html", lambda path: write_page("attention", None, None, path))
+    unless_there(folder / "digits.html", lambda path: write_page("digits", None, None, path))
+    unless_there(folder / "softmax.html", lambda path: write_page("softmax", None, None, path))
+    unless_there(folder / "layer_norm.html", lambda path: write_page("layer_norm", None, None, path))
+    unless_there(folder / "attention.html", lambda path: write_page("attention", None, None, path))
     random.seed(0)  # decides where the fault is planted
-    _unless_there(folder / "planted.html", lambda path: write_page("digits", None, None, path, "layer_norm"))
-    _unless_there(folder / "monitored.html", _monitored)
+    unless_there(folder / "planted.html", lambda path: write_page("digits", None, None, path, "layer_norm"))
+    unless_there(folder / "monitored.html", _monitored)
 
 
-def _unless_there(path: Path, write: Any) -> None:
-    """Write a page that is not there, or that is older than the package."""
+def unless_there(path: Path, write: Any) -> None:
+    """Write a page that is not there, or that is older than the package.
+
+    It gets its name only when it is complete, so that a build that was killed leaves nothing that looks like a page.
+    """
     newest = max(file.stat().st_mtime for file in PACKAGE.rglob("*") if file.suffix in (".py", ".js", ".css", ".html"))
-    if not path.exists() or path.stat().st_mtime < newest:
-        write(str(path))
+    if path.exists() and path.stat().st_mtime >= newest:
+        return
+    scratch = path.parents[1].with_name(SCRATCH)  # outside the folder that the site copies, but on the same disk
+    shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed
+    scratch.mkdir(parents=True)
+    write(str(scratch / path.name))
+    (scratch / path.name).replace(path)
+    shutil.rmtree(scratch)
 
 
 def _monitored(path: str) -> None:
@@ -37,9 +48,6 @@ def _monitored(path: str) -> None:
     command = [sys.executable, "-m", "tinyvit", "train", "digits", "--set", "epochs=2", "--study", "--out", str(run)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (run / "study.html").replace(path)
-    for file in run.iterdir():
-        file.unlink()
-    run.rmdir()
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -87,9 +87,21 @@ def build(out: Path, wheel: Path | None = None, pyodide: str | None = None) -> N
             *(("--pyodide", str(Path(pyodide).resolve()) if Path(pyodide).exists() else pyodide) if pyodide else ()),
         ]
         _run(command, "the site", source)
+        put_in_place(site, out)
+
+
+def put_in_place(site: Path, out: Path) -> None:
+    """Move a complete site to `out`, in place of an earlier one.
+
+    It is moved to the disk of `out`, which may take a while, and then renamed, so that `out` is never half a site.
+    """
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        near = shutil.move(site, Path(scratch, "new"))
         if out.exists():
-            shutil.rmtree(out)
-        shutil.move(site, out)
+            out.rename(Path(scratch, "old"))
+        Path(near).rename(out)
 
 
 def _run(command: Sequence[str], what: str, folder: str | Path) -> None:

@@ -46,6 +46,25 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_site_is_replaced_only_when_the_new_one_is_near_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, site = tmp_path / "out", tmp_path / "scratch/site"
+    for folder, text in ((out, "old"), (site, "new")):
+        folder.mkdir(parents=True)
+        (folder / build.MARK).write_text(text)
+
+    def killed(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build.put_in_place(site, out)
+    assert (out / build.MARK).read_text() == "old"
+    build.put_in_place(site, out)
+    assert (out / build.MARK).read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scratch"]
+
+
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith("jupyterlite") else name)
     with pytest.raises(SystemExit, match=r"jupyterlite_core, jupyterlite_pyodide_kernel cannot be imported.*\[lite\]"):

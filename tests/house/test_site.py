@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from extension.docstrings import as_rst
+from extension.gallery import unless_there
 from extension.links import broken_links
 from extension.pages import PAGES, relinked, section_of, write_pages
 from sources import ROOT
@@ -54,6 +55,30 @@ def test_every_page_is_in_a_table_of_contents(tmp_path: Path) -> None:
     assert not [page for page in PAGES if f"\ngenerated/{page}\n" not in index]
     assert not [p.stem for p in (ROOT / "docs/guides").glob("*.md") if f"\nguides/{p.stem}\n" not in index]
     assert {p.stem for p in (tmp_path / "generated").iterdir()} >= set(PAGES)
+
+
+def test_a_page_of_the_gallery_that_was_not_finished_is_made_again(tmp_path: Path) -> None:
+    page = tmp_path / "generated/gallery/gallery/a.html"
+    page.parent.mkdir(parents=True)
+    made = []
+
+    def killed(path: str) -> None:
+        Path(path).write_text("<html>")
+        Path(path).with_name("run").mkdir()
+        raise KeyboardInterrupt
+
+    def complete(path: str) -> None:
+        Path(path).with_name("run").mkdir()  # what a build that was killed left would be in the way
+        made.append(Path(path).write_text("<html></html>"))
+
+    with pytest.raises(KeyboardInterrupt):
+        unless_there(page, killed)
+    assert not list(page.parents[1].rglob("*.*"))
+    unless_there(page, complete)
+    unless_there(page, complete)
+    assert page.read_text() == "<html></html>"
+    assert len(made) == 1
+    assert [path.name for path in (tmp_path / "generated").rglob("*")] == ["gallery", "gallery", "a.html"]
 
 
 def test_docstrings_become_restructuredtext() -> None:

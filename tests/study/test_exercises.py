@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from exercise_solutions import MISTAKES, SOLUTIONS
@@ -62,6 +63,24 @@ def outcomes(folder: Path) -> dict[str, set[str]]:
         found.setdefault(name, set()).add(outcome)
     assert sorted(found) == ALL, ran.stdout[-3000:]
     return found
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, r"your function returned None; is there a `return` at its end\?"),
+        ([1.0, 2.5], r"ACTUAL is what your function gave(.|\n)*Mismatched elements: 1 / 2(.|\n)*ACTUAL: .*2\.5"),
+        ([1.0], r"ACTUAL is what your function gave(.|\n)*shapes \(1,\), \(2,\) mismatch"),
+        ([1.0, float("nan")], r"ACTUAL is what your function gave"),
+    ],
+)
+def test_a_wrong_result_is_shown_beside_the_right_one(found: Any, message: str, tmp_path: Path) -> None:
+    write_exercises(tmp_path / "exercises")
+    handed_out: dict[str, Any] = {}
+    exec((tmp_path / "exercises/differences.py").read_text("utf-8"), handed_out)
+    handed_out["compare"]([1.0, 2.0], np.array([1.0, 2.0]))
+    with pytest.raises(AssertionError, match=message):
+        handed_out["compare"](found if found is None else np.array(found), np.array([1.0, 2.0]))
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from ..rules.links import Link
 from ..rules.narrate import gradient_names
 from ..rules.statements import statements_of
 from ..rules.steps import Narration, Operand, Step
+from ..rules.written import constants_of, equation_of, legend_of
 from .pack import Packer, json_number
 
 FORWARD, BACKWARD = 0, 1
@@ -109,6 +110,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "dout": [],
         "steps": [[], []],
         "lines": [[], []],
+        "says": [[], []],
         "unexplained": ["", ""],
         "check": None,
     }
@@ -202,6 +204,7 @@ def _add_steps(
     """Add the steps of a narration to an operation, and the numbers of their results to `numbers`."""
     op = document.ops[entry.index]
     lines = statements_of(entry.op, narration, results)
+    constants = constants_of(entry.params)
     line_of = {k: n for n, line in enumerate(lines) for k in line.steps}
     for k, step in enumerate(narration.steps):
         origin = ["step", entry.index, direction, k]
@@ -212,12 +215,15 @@ def _add_steps(
                 "v": number,
                 "n": step.name,
                 "s": step.source,
+                "i": step.label,
+                "w": equation_of(step, constants),
                 "f": step.function,
                 "o": _operands(document, step, numbers),
                 "l": _link_row(document, function_of(step.function).link(step)),
                 "t": line_of[k],
             }
         )
+    op["says"][direction] = legend_of(narration, [line.source for line in lines])
     op["lines"][direction] = [{"m": s.mathml, "s": s.source, "c": s.comment, "p": s.place} for s in lines]
 
 

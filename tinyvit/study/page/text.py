@@ -8,10 +8,16 @@ from ..record.values import Value
 from ..rules.axes import UNKNOWN
 from ..rules.docstrings import docstring_parts
 from ..rules.narrate import gradient_names
-from ..rules.steps import Narration, Step
+from ..rules.statements import statements_of
+from ..rules.steps import Narration, Operand, Step
+from ..rules.written import constants_of, equation_of, explanations_of
 
 _WHOLE, _ACROSS = 60, 10  # numbers, and columns, of the largest matrix that is printed whole
 _MARKS = {"agrees": "ok", "wrong": "WRONG", "unclear": "unclear"}
+_LEGEND = """\
+Lines with a place, such as activation.py:12, are the rule's own source, and the equations below each are its steps, one
+operation at a time. t1, t2 ... are intermediate results without a name of their own. In the source, xp is the library
+of arrays, here NumPy, and ctx holds what the forward pass saved. * is elementwise, @ a product of matrices."""
 _EXERCISE = "One gradient rule is wrong. Compare rules and differences; the page, without --text, takes your claim."
 
 
@@ -49,7 +55,8 @@ def text_of(recording: Recording, operation: str) -> str:
         names = ", ".join(dict.fromkeys(entry.op.name for entry in recording.entries))
         raise KeyError(f"no operation of this trace has {operation!r} in its name; available: {names}")
     is_exercise = recording.mistake is not None
-    return "\n\n".join([*(_entry_text(entry, is_exercise) for entry in found), *([_EXERCISE] if is_exercise else [])])
+    texts = [_entry_text(entry, is_exercise) for entry in found]
+    return "\n\n".join([_LEGEND, *texts, *([_EXERCISE] if is_exercise else [])])
 
 
 def _entry_text(entry: Entry, is_exercise: bool) -> str:
@@ -61,7 +68,7 @@ def _entry_text(entry: Entry, is_exercise: bool) -> str:
     lines += [f"   {entry.input_name(i)}: {_value(x)}" for i, x in enumerate(entry.inputs) if x is not None]
     lines += [f"   {name} = {value}" for name, value in entry.params.items() if value is not None] + [""]
     try:
-        lines += _steps(entry.narration())
+        lines += _steps(entry, entry.narration(), [v.name for v in entry.outputs])
     except LookupError as error:
         lines.append(f"   {error.args[0]}")
     if entry.backward is not None:
@@ -78,11 +85,16 @@ def _entry_text(entry: Entry, is_exercise: bool) -> str:
 def _backward_text(backward: Backward, is_exercise: bool) -> list[str]:
     names = gradient_names(backward.entry.op, len(backward.incoming))
     given = [(name, v) for name, v in zip(names, backward.incoming, strict=True) if v is not None]
-    lines = [f"   given {_value(v, name)}" for name, v in given] + [""]
+    lines = [f"   given {_value(v, name)}" for name, v in given]
     try:
-        lines += _steps(backward.narration())
+        narration = backward.narration()
     except LookupError as error:
-        return [*lines, f"   {error.args[0]}"]
+        return [*lines, "", f"   {error.args[0]}"]
+    saved = [x for x in narration.inputs if x.name not in names]
+    if saved:
+        lines.append(f"   saved by the forward pass: {', '.join(map(_saved, saved))}")
+    results = [f"d{backward.entry.input_name(i)}" for i in range(len(backward.outgoing))]
+    lines += ["", *_steps(backward.entry, narration, results)]
     found = check(backward)
     if found is None:
         return lines
@@ -95,24 +107,38 @@ def _backward_text(backward: Backward, is_exercise: bool) -> list[str]:
     return lines
 
 
-def _steps(narration: Narration) -> list[str]:
+def _saved(operand: Operand) -> str:
+    """The name that the rule gives to a saved array, and its name in the forward pass if that is another."""
+    own = operand.local or operand.name or ""
+    return own if own == operand.name else f"{own} (there: {operand.name})"
+
+
+def _steps(entry: Entry, narration: Narration, results: list[str]) -> list[str]:
+    """The statements of a rule that ran, each with its steps as equations, their results, and words on functions."""
     if not narration.steps:
         return ["   passed on unchanged"]
-    lines = []
-    for k, step in enumerate(narration.steps, 1):
-        name = step.name or f"[{k}]"
-        axes = _axes(step)
-        lines.append(f"   {name:10} = {step.source}")
-        lines.append(f"   {'':12} {axes}:{_numbers(step.value)}")
-    return lines
+    lines, constants = [], constants_of(entry.params)
+    for statement in statements_of(entry.op, narration, results):
+        lines += [f"   # {statement.comment}"] if statement.comment else []
+        lines.append(f"   {statement.place.rpartition('/')[2]}  {statement.source}")
+        for k in statement.steps:
+            step = narration.steps[k]
+            ends = [name for name, x in zip(results, narration.results, strict=True) if x is step]
+            name = " = ".join(dict.fromkeys([*ends, step.label]))
+            lines.append(f"     {name:8} = {equation_of(step, constants)}")
+            lines.append(f"   {'':12} {_axes(step)}:{_numbers(step.value)}")
+    return [*lines, *(f"   {line}" for line in explanations_of(narration))]
 
 
 def _axes(step: Step) -> str:
-    """The letters of a step's result, and sizes in place of unknown ones."""
+    """The shape of a step's result, with letters where they are known: `3x5`, `5 x K=4`."""
     shape = np.shape(step.value)
+    if not shape:
+        return "scalar"
     if not step.axes or set(step.axes) <= {UNKNOWN, "1"}:
         return "x".join(map(str, shape))
-    return " ".join(str(n) if letter == UNKNOWN else letter for letter, n in zip(step.axes, shape, strict=True))
+    named = zip(step.axes, shape, strict=True)
+    return " x ".join(str(n) if letter in (UNKNOWN, "1") else f"{letter}={n}" for letter, n in named)
 
 
 def _numbers(array: object) -> str:

@@ -6,7 +6,7 @@ elements of the operands each element of the result was computed from, and how t
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -143,6 +143,8 @@ class Function:
 
     `is_opened` : the function is itself a rule over `xp`, and its own steps are narrated in its place.
     `is_word` : docstrings write it without parentheses, as in "exp x".
+    `sign` : the operator that programs write for it, between two operands or before one.
+    `says` : what it computes, in one sentence, if NumPy has no function of this name or calls it otherwise.
     """
 
     link: Callable[[Step], Link] = no_link
@@ -150,6 +152,8 @@ class Function:
     mathml: Callable[[Call], str] = by_name
     is_opened: bool = False
     is_word: bool = False
+    sign: str = ""
+    says: str = ""
 
     def axes_of(self, step: Step) -> Axes:
         """The letters of a step's result; None unless there is one for each axis."""
@@ -202,6 +206,40 @@ FUNCTIONS: dict[str, Function] = {
     "ones_like": Function(mathml=functools.partial(constant, digits="1")),
 }
 _DEFAULT = Function()
+
+_SIGNS = {
+    **{
+        "add": "+",
+        "subtract": "-",
+        "multiply": "*",
+        "divide": "/",
+        "power": "**",
+        "matmul": "@",
+        "and": "&",
+        "or": "|",
+    },
+    **{"less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!="},
+    **{"negative": "-", "not": "~"},
+}
+FUNCTIONS |= {name: replace(FUNCTIONS[name], sign=sign) for name, sign in _SIGNS.items()}
+
+# What steps call and NumPy does not have, or has under another name.
+_SAYS = {
+    "sum_to_shape": "(x, shape): the sum over the axes along which an array of this shape was repeated",
+    "im2col": "(x, kernel, stride, padding, fill): the windows of the images, each as a column",
+    "col2im": "(columns, shape, kernel, stride, padding): adds each window to where im2col took it from",
+    "index_add": "(x, index, shape): zeros of this shape, to which each element of x is added at its place in index",
+    "index_put": "(x, value, index): a copy of x with value at index",
+    "take_rows": "(x, rows): for each matrix of x, the rows with these numbers",
+    "add_rows": "(x, rows, count): count rows of zeros for each matrix, with the rows of x added at these numbers",
+    "join_heads": "(x): the heads side by side, so that each token has one row of all channels",
+    "depthwise_conv": "(x, weight, bias): a convolution of each channel by a filter of its own; None is no bias",
+    "dropout_mask": "(shape, p, seed, offset, dtype): random factors, 0 with probability p and else 1 / (1 - p)",
+    "cast": "(x, dtype): x rounded to this dtype",
+    "astype": "(x, dtype): x rounded to this dtype",
+    "erf": "(x): the error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x",
+}
+FUNCTIONS |= {name: replace(FUNCTIONS.get(name, _DEFAULT), says=f"{name}{words}") for name, words in _SAYS.items()}
 
 
 def function_of(name: str) -> Function:

@@ -22,8 +22,10 @@ from ...engine import Op
 from .axes import axes_of
 from .functions import function_of
 from .steps import Narration, NarrationError, Operand, Step
+from .written import name_steps
 
 _HERE = __file__
+_RULES = ("forward", "backward")  # the functions whose results have names of their own
 
 
 def narrate_forward(op: type[Op], inputs: Sequence[Any], params: dict[str, Any], is_usual: bool = True) -> Narration:
@@ -33,7 +35,9 @@ def narrate_forward(op: type[Op], inputs: Sequence[Any], params: dict[str, Any],
     """
     narrator = _Narrator(is_usual)
     given = narrator.inputs(op, inputs, [_name(op.inputs, i) for i in range(len(inputs))])
-    return narrator.run(op.forward, *given, **params)
+    narration = narrator.run(op.forward, *given, **params)
+    name_steps(narration, _output_names(op, len(narration.results)), narrator.returned)
+    return narration
 
 
 def narrate_backward(
@@ -70,7 +74,10 @@ def narrate_backward(
         for dy, name, y in zip(incoming, gradient_names(op, len(incoming)), made, strict=True)
     ]
     narrator.given += [dy for dy in gradients if dy is not None]
-    return narrator.run(application.backward, *[None if dy is None else narrator.narrated(dy) for dy in gradients])
+    narration = narrator.run(application.backward, *[None if dy is None else narrator.narrated(dy) for dy in gradients])
+    results = [f"d{_name(op.inputs, i)}" for i in range(len(narration.results))]
+    name_steps(narration, results, narrator.returned)
+    return narration
 
 
 def _name(names: Sequence[str], i: int) -> str:
@@ -89,12 +96,16 @@ def gradient_names(op: type[Op], count: int) -> list[str]:
 
 
 class _Narrator:
-    """The namespace `xp` of a narrated rule; it collects the rule's inputs in `given` and its steps in `steps`."""
+    """The namespace `xp` of a narrated rule; it collects the rule's inputs in `given` and its steps in `steps`.
+
+    `returned` has the results of functions that the rule calls, with the names of these functions.
+    """
 
     def __init__(self, is_usual: bool) -> None:
         self._is_usual = is_usual
         self.steps: list[Step] = []
         self.given: list[Operand] = []
+        self.returned: list[tuple[Operand, str]] = []
 
     def narrated(self, operand: Operand) -> "_Array":
         return _Array(self, operand)
@@ -311,4 +322,7 @@ def _name_bound_results(frame: FrameType, event: str, argument: Any) -> Any:
                 operand.name = name
             elif operand.local is None and not isinstance(operand, Step):
                 operand.local = name
+    function = frame.f_code.co_name
+    if event == "return" and isinstance(argument, _Array) and function.isidentifier() and function not in _RULES:
+        argument.narrator.returned.append((argument.operand, function))
     return _name_bound_results

@@ -32,6 +32,7 @@ class Step(Operand):
     source : the expression as the rule writes it.  file, line : the place of its statement.
     function : the function of `xp`, operator or method, "multiply", "matmul", "index" ...
     operands : `Operand`s, numbers, and tuples of them.  params : keyword arguments.
+    label : its name, or t1, t2 ... for a step that has none.
     """
 
     source: str = ""
@@ -40,6 +41,7 @@ class Step(Operand):
     function: str = ""
     operands: tuple[Any, ...] = ()
     params: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
 
     @property
     def arrays(self) -> list[Operand]:

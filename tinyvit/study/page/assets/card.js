@@ -35,7 +35,7 @@ function cardArrays(op, dir) {
   }
   o.steps[dir].forEach((s, k) =>
     add(
-      s.n || (ends.has(s.v) ? ends.get(s.v).join(", ") : `~${k + 1}`),
+      s.n || (ends.has(s.v) ? ends.get(s.v).join(", ") : s.i),
       s.v,
       s.n || ends.has(s.v) ? "step" : "part",
       k,
@@ -179,7 +179,7 @@ function numbersIn(o, dir) {
 function sentence(o) {
   const wanted = o.dout.map((x, i) => (x ? x.n : null)).filter(Boolean);
   const given = o.din.filter(Boolean).map((x) => x.n);
-  return `Given ${given.join(" and ")} (the slope of the loss with respect to each element of the output), the rule returns ${wanted.join(", ")}, each with the shape of its input. It never builds the Jacobian, outputs by inputs.`;
+  return `Given ${given.join(" and ")} (the slope of the loss with respect to each element of the output), the rule returns ${wanted.join(", ")}, ${wanted.length > 1 ? "each with" : "with"} the shape of its input. It never builds the Jacobian, outputs by inputs.`;
 }
 
 // If several operations used an output, its gradient is a sum.
@@ -226,25 +226,29 @@ function steps(o, dir, list, pick) {
         ),
         el("div", { class: "arrays" }, named.map(pick)),
       ),
-      parts.length ? within(parts, o.steps[dir], pick) : null,
+      parts.length ? within(own, o.steps[dir], pick) : null,
     );
   });
-  return section("steps", dir ? "The rule, as it ran" : "The formula, as it ran", el("ol", {}, items));
+  const earlier = list.find((a) => a.k !== undefined && a.label.endsWith("′"));
+  const says = [...o.says[dir], ...(earlier ? [`${earlier.label} has a mark because the rule uses this name more than once.`] : [])];
+  const words = says.map((line) => el("p", { class: "doc" }, line));
+  return section("steps", dir ? "The rule, as it ran" : "The formula, as it ran", el("ol", {}, items), words);
 }
 
-// The single steps of a line; they are drawn only when the reader opens them.
-function within(parts, steps, pick) {
+// The single steps of a line as equations, the named ones too; they are drawn only when the reader opens them.
+function within(own, steps, pick) {
+  const parts = own.filter((a) => a.role === "part");
   const build = () =>
     el(
       "div",
       { class: "arrays" },
-      parts.map((a) => el("div", { class: "part" }, el("code", {}, steps[a.k].s), pick(a))),
+      own.map((a) => el("div", { class: "part" }, el("code", {}, `${steps[a.k].i} = ${steps[a.k].w}`), a.role === "part" ? pick(a) : null)),
     );
   const chosen = parts.some((a) => a.label === S.a);
   const box = el(
     "details",
     { open: chosen },
-    el("summary", {}, `${parts.length} single step${parts.length > 1 ? "s" : ""} of this line`),
+    el("summary", {}, `${own.length} single step${own.length > 1 ? "s" : ""} of this line`),
     chosen ? build() : null,
   );
   box.addEventListener("toggle", () => {
@@ -324,7 +328,7 @@ function claim() {
 
 const checkWords = (c) =>
   c.verdict === "agrees"
-    ? `Finite differences at float64 agree; what ran is within ${short(c.run, 2)} of the rule at float64.`
+    ? `Finite differences at float64 agree; what ran ${c.run ? `is within ${short(c.run, 2)} of` : "equals"} the rule at float64.`
     : "The check proves nothing here: the gradient is smaller than the rounding error, or has a kink.";
 
 function checkRow(o, input, index, run, rule, numeric, tolerance, verdict) {

@@ -29,7 +29,7 @@ const EXPLANATIONS = {
     ),
   ],
   none: (v, flat, u) => [
-    el("p", {}, `${u.step.s}: the page does not unfold this step element by element. Open its operands in the rule.`),
+    el("p", {}, `${u.step.i} = ${u.step.w}: the page does not unfold this step element by element. Open its operands in the rule.`),
   ],
   moved: (v, flat, u) => [
     el("p", {}, "This is an element of another array, in another place: "),
@@ -46,7 +46,7 @@ const EXPLANATIONS = {
       " = ",
       expression(u),
     ),
-    el("p", { class: "source" }, u.step.s),
+    el("p", { class: "source" }, `${u.step.i} = ${u.step.w}`),
     sumVerdict(v, flat, u),
   ],
   sum: (v, flat, u) => [...termsWords(u), sumVerdict(v, flat, u)],
@@ -152,7 +152,7 @@ function chip(cell) {
   const array = contentOf(cell.v),
     index = unravel(cell.flat, array.shape),
     step = stepOf(cell.v);
-  const name = cell.name || (step ? step.s : nameOf(cell.v)) || "it";
+  const name = cell.name || (step ? step.i : nameOf(cell.v)) || "it";
   return el(
     "button",
     {
