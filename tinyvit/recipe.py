@@ -246,6 +246,15 @@ _SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fie
 _SECTION_OF = {key.name: section for section, cls in _SECTIONS.items() for key in dataclasses.fields(cls)}
 
 
+def key_named(name: str) -> dataclasses.Field[Any] | None:
+    """Return the key of a recipe that a name means, with or without its section, with - for _ or a slip, or None."""
+    section, _, short = name.replace("-", "_").rpartition(".")
+    near = difflib.get_close_matches(short, _SECTION_OF, n=1, cutoff=0.85)
+    if not near or section not in ("", _SECTION_OF[near[0]]):
+        return None
+    return next(key for key in dataclasses.fields(_SECTIONS[_SECTION_OF[near[0]]]) if key.name == near[0])
+
+
 # Reading a recipe ---------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from .data.image_files import (
     warn_of_left_out,
 )
 from .data.images import open_image
+from .data.sounds import SOUND_SUFFIXES, find_sounds
 from .data.texts import question_ids
 from .data.tokenizer import END, MASK, START
 from .errors import DataError
@@ -186,22 +187,32 @@ def _as_input(data: DataSpec, pixels: np.ndarray) -> np.ndarray:
     return normalize(pixels[None], data.mean, data.std)
 
 
-def _images_in(folder: Path, data: DataSpec) -> tuple[list[Path], list[np.ndarray], list[LeftOut]]:
-    """Return the image files in a folder and those below it, their pixels, and the files that cannot be read.
+def files_of(data: DataSpec, path: Path) -> list[Path]:
+    """Return the files to read for a path: of a folder all images in it, or all sounds for a model of sounds.
 
-    Files of other kinds, and pictures that earlier searches drew, are passed over.
+    Files of other kinds, and pictures that this program drew, are passed over. Raises DataError if nothing is left.
     """
+    if not path.is_dir():
+        return [path]
+    found, others = find_sounds(path) if data.sound else find_images(path)
+    files = [file for file in found if data.sound or not is_drawn(file)]
+    named = [entry for entry in others if entry.reason != NOT_AN_IMAGE]
+    if not files:
+        reasons = f": {listed_files(others)}" if others else ""
+        what, suffixes = ("sounds", SOUND_SUFFIXES) if data.sound else ("images", IMAGE_SUFFIXES)
+        raise DataError(f"{path} holds no {what} ({' '.join(suffixes)}) that can be read{reasons}")
+    warn_of_left_out(path, named, len(files))
+    return files
+
+
+def _images_in(folder: Path, data: DataSpec) -> tuple[list[Path], list[np.ndarray], list[LeftOut]]:
+    """Return the image files in a folder and those below it, their pixels, and the files that cannot be read."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
-    images, others = find_images(folder)
-    paths, pixels, broken = read_files(
-        [path for path in images if not is_drawn(path)], lambda path: data.read_image(path)
-    )
+    paths, pixels, broken = read_files(files_of(data, folder), data.read_image)
     if not paths:
-        reasons = f": {listed_files([*broken, *others])}" if broken or others else ""
-        raise DataError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}) that can be searched{reasons}")
-    named = [entry for entry in others if entry.reason != NOT_AN_IMAGE]
-    warn_of_left_out(folder, [*broken, *named], len(paths))
+        raise DataError(f"{folder} holds no images that can be searched: {listed_files(broken)}")
+    warn_of_left_out(folder, broken, len(paths))
     return paths, pixels, broken
 
 

@@ -27,13 +27,15 @@ PAGES_WITH_EXAMPLES = [
 
 
 @pytest.mark.parametrize("name", PAGES_WITH_EXAMPLES)
-def test_python_examples_run(name: str) -> None:
-    """The examples of a page are one program: later ones use the names of earlier ones."""
+def test_python_examples_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The examples of a page are one program: later ones use the names of earlier ones. They print what they say."""
     blocks = [textwrap.dedent(block) for _, block in BLOCK.findall((ROOT / name).read_text("utf-8"))]
     assert blocks
     scope: dict[str, object] = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, name, "exec"), scope)
+    lines = capsys.readouterr().out.splitlines()
+    assert [said for block in blocks for said in re.findall(r"# prints (.*)", block) if said not in lines] == []
 
 
 def test_the_readme_shows_the_two_commands_of_a_new_checkout() -> None:

@@ -240,7 +240,7 @@ RECIPES = ", ".join(recipe_names())
     [
         ("nonsense", "No such command 'nonsense' (see tinyvit --help)"),
         ("--nonsense", "No such option '--nonsense' (see tinyvit --help)"),
-        ("train --epochs 3", "No such option '--epochs' (see tinyvit train --help)"),
+        ("train --epochs 3", "No such option '--epochs'; to change the recipe, write --set epochs=3 (see tinyvit"),
         ("train a b", "Got unexpected extra argument (b) (see tinyvit train --help)"),
         ("train digts", f"there is no recipe 'digts' (did you mean 'digits'?): give {RECIPES} or the path of a"),
         ("train my.toml", "my.toml cannot be read (No such file or directory): check the path"),

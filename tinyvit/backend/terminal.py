@@ -29,6 +29,12 @@ def show(*fields: object) -> None:
     print("\t".join(printable(field, field=len(fields) > 1) for field in fields), flush=True)
 
 
+def head(*names: str) -> None:
+    """Print the names of the fields of the lines that follow, if a person reads them: on a terminal only."""
+    if sys.stdout.isatty():
+        show(*names)
+
+
 def note(text: object) -> None:
     """Print text on standard error."""
     print(printable(text), file=sys.stderr, flush=True)

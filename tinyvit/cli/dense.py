@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..backend.terminal import note, show
+from ..backend.terminal import head, note, show
 from .group import commands, device_option
 
 
@@ -30,6 +30,7 @@ def segment(run: str, image: str, out: Path) -> None:
     found = segment(load_run(run), image)
     write_mask(out, found)
     note(f"tinyvit: mask -> {out}, overlay -> {overlay_of(out)}")
+    head("class", "share of the pixels")
     for name, share in found.shares():
         show(name, f"{share:.4f}")
 
@@ -58,5 +59,6 @@ def detect(run: str, image: str, out: Path, least: float) -> None:
     found = detect(load_run(run), image, least)
     write_boxes(out, found, image)
     note(f"tinyvit: boxes -> {out}, {json_of(out)}")
+    head("class", "probability", "left", "top", "right", "bottom")
     for thing in found.things:
         show(thing.name, f"{thing.score:.4f}", *(f"{edge:.1f}" for edge in thing.box))

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..backend.terminal import show
-from .group import commands
+from .group import WithKeys, commands
 
 
 @commands.command()
@@ -64,16 +64,21 @@ def check(folder: str, out: str | None) -> None:
     that occur twice, in different splits for example; draws some images of each class as a contact sheet. Of a table
     of texts (captions.csv), it prints rows, words, answers, and images that are broken or missing.
 
+    What would stop training, such as a class without images, is listed at the end; the exit status is then 2.
+
     \b
     tinyvit data check pictures
     tinyvit data check captions.csv
     """
-    from ..run.sheets import check_and_draw
+    from ..run.sheets import checked
 
-    show(check_and_draw(folder, out))
+    found = checked(folder, out)
+    show(found.text)
+    if found.faults:
+        click.get_current_context().exit(2)
 
 
-@data.command(name="show")
+@data.command(name="show", cls=WithKeys)
 @click.argument("recipe", default="digits")
 @click.option("--images", metavar="PATH", help="Images of your own: a folder, or a CSV table.")
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Change a key of the recipe.")

@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from ..backend.terminal import show
-from .group import commands, device_option, folder
+from .group import WithKeys, commands, device_option, folder
 
 
-class _WithRecipes(click.Command):
+class _WithRecipes(WithKeys):
     """A command whose help ends with the list of recipes."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..backend.terminal import note, show
+from ..backend.terminal import head, note, show
 from ..errors import DataError
 from .group import commands, device_option
 
@@ -46,7 +46,8 @@ def evaluate(run: str, as_json: bool, data: str | None) -> None:
 def predict(run: str, images: tuple[str, ...]) -> None:
     """Name the class of images.
 
-    Prints the path, the most probable class and its probability, separated by tabs.
+    Prints the path, the most probable class and its probability, separated by tabs; on a terminal under a heading. A
+    folder stands for all images in it and in the folders below it.
 
     RUN is a run folder, or the name of a recipe whose trained weights come with the package. An image of another size
     is cut to a square and resized; colour becomes grey if the model needs grey. Digits must be light on dark.
@@ -55,21 +56,29 @@ def predict(run: str, images: tuple[str, ...]) -> None:
 
     \b
     tinyvit predict runs/digits three.png
+    tinyvit predict runs/digits scans
     tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
     """
     from ..run.folder import load_run
-    from ..use import predict, require_kind
+    from ..use import files_of, predict, require_kind
 
     trained, failed = load_run(run), False
     require_kind(trained, "classify")
-    for path in images:
+    head("image", "class", "probability")
+    for given in images:
         try:
-            name, probability = predict(trained, path)
+            files = files_of(trained.data, Path(given)) if Path(given).is_dir() else [given]
         except DataError as error:
             note(f"tinyvit: error: {error}")
-            failed = True
-        else:
-            show(path, name, f"{probability:.4f}")
+            failed, files = True, []
+        for path in files:
+            try:
+                name, probability = predict(trained, path)
+            except DataError as error:
+                note(f"tinyvit: error: {error}")
+                failed = True
+            else:
+                show(path, name, f"{probability:.4f}")
     if failed:
         click.get_current_context().exit(2)
 
@@ -122,6 +131,7 @@ def ask(run: str, image: str, question: str, out: Path | None) -> None:
 
     answer, probability, maps = ask(load_run(run), image, question)
     _draw(out, maps, f"{question}  {answer}")
+    head("answer", "probability")
     show(answer, f"{probability:.4f}")
 
 
@@ -171,7 +181,8 @@ def translate(run: str, text: str) -> None:
 def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
     """Find the images that a text describes.
 
-    Prints the ten best matches, each with its cosine similarity after a tab. DIR is searched with the folders in it;
+    Prints the ten best matches, each with its cosine similarity to the text after a tab, from -1 to 1: it ranks the
+    images, and says nothing about one alone. DIR is searched with the folders in it;
     files that are no images are passed over. If an image cannot be read, standard error says so, the others are
     searched, and the exit status is 2. The picture of --out shows the part of the best image that each word matches.
 
@@ -186,6 +197,7 @@ def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
 
     found, maps, broken = search(load_run(run), folder, text)
     _draw(out, maps, text)
+    head("image", "cosine similarity to the text, from -1 to 1")
     for path, cosine in found[:10]:
         show(path, f"{cosine:.4f}")
     if broken:

@@ -35,15 +35,27 @@ class Look:
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check_folder` found: a text, and for each class some small images, uint8 (n, 3, 64, 64)."""
+    """What a check found.
+
+    Attributes
+    ----------
+    text : the report, with the faults.
+    examples : for each class some small images, uint8 (n, 3, 64, 64).
+    faults : at which training would stop.
+    """
 
     text: str
     examples: dict[str, list[NDArray[np.uint8]]]
+    faults: tuple[str, ...] = ()
 
 
 def check_folder(path: str | Path, options: FolderOptions | None = None, examples: int = 12) -> Checked:
-    """Read all images of a folder, in any layout of `tinyvit.data.folders`, and describe them. Raises DataError."""
-    folder = ImageFolder(path, options or FolderOptions(validation=HELD_OUT))
+    """Read all images of a folder, in any layout of `tinyvit.data.folders`, and describe them.
+
+    Raises DataError if there is nothing to describe; all other faults are reported together.
+    """
+    faults: list[DataError] = []
+    folder = ImageFolder(path, options or FolderOptions(validation=HELD_OUT), faults.append)
     looks: dict[str, list[Look]] = {}
     labels: dict[str, list[int]] = {}
     broken: list[LeftOut] = []
@@ -77,7 +89,27 @@ def check_folder(path: str | Path, options: FolderOptions | None = None, example
     ]
     missing = {split: [name for i, name in enumerate(folder.classes) if i not in labels[split]] for split in looks}
     lines += [f"without {split} images: {listed(names)}" for split, names in missing.items() if names]
-    return Checked("\n".join(lines), _examples(folder.classes, looks, labels, examples))
+    told = [*map(str, faults), *unreadable(folder, labels)]
+    text = "\n".join([*lines, *fault_lines(told)])
+    return Checked(text, _examples(folder.classes, looks, labels, examples), tuple(told))
+
+
+def unreadable(folder: ImageFolder, labels: dict[str, list[int]]) -> list[str]:
+    """Return the faults of classes that have files, of which none can be read, in splits that were not cut."""
+    return [
+        f"of the files in {folder.parts[split].place / name} none can be read; repair them, or remove the class"
+        for split in labels
+        if split not in folder.cut
+        for i, name in enumerate(folder.classes)
+        if i in folder.parts[split].labels and i not in labels[split]
+    ]
+
+
+def fault_lines(faults: Sequence[str]) -> list[str]:
+    """Return the lines of a report about faults at which training would stop; none if there are no faults."""
+    if not faults:
+        return []
+    return ["", f"training would stop at {counted(len(faults), 'faults')}:", *(f"  {fault}" for fault in faults)]
 
 
 def _look(path: Path) -> Look | LeftOut:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ..backend.words import counted
 from ..errors import DataError
-from .check import ORDER, Checked, class_table, contradictions, files_line
+from .check import ORDER, Checked, class_table, contradictions, fault_lines, files_line, unreadable
+from .datasets import checksum
 from .folders import HELD_OUT
 from .image_files import LeftOut, listed_files
 from .sounds import SoundFolder, SoundOptions
@@ -20,15 +21,17 @@ _FILES = "files"
 
 def check_sounds(path: str | Path, options: SoundOptions | None = None, examples: int = 12) -> Checked:
     """Read all sounds of a folder, in any layout of `tinyvit.data.folders`, and describe them. Raises DataError."""
-    folder = SoundFolder(path, options or SoundOptions(image_size=64, validation=HELD_OUT))
+    faults: list[DataError] = []
+    folder = SoundFolder(path, options or SoundOptions(image_size=64, validation=HELD_OUT), faults.append)
     labels: dict[str, list[int]] = {}
     good: list[tuple[Path, int, Header]] = []
+    keys: dict[Path, str] = {}
     broken: list[LeftOut] = []
     for split in sorted(folder.parts, key=ORDER.index):
         part, labels[split] = folder.parts[split], []
         for file, label in zip(part.files, part.labels, strict=True):
             try:
-                read_wave(file)
+                keys[file] = checksum(read_wave(file)[0])
                 good.append((file, label, read_header(file)))
                 labels[split].append(label)
             except DataError as error:
@@ -45,9 +48,10 @@ def check_sounds(path: str | Path, options: SoundOptions | None = None, examples
         *_described([header for _, _, header in good], folder),
         files_line("broken", broken, _FILES),
         files_line("left out", left_out, _FILES),
-        contradictions((file.resolve(), folder.classes[label], str(file)) for file, label, _ in good),
+        contradictions((keys[file], folder.classes[label], str(file)) for file, label, _ in good),
     ]
-    return Checked("\n".join(lines), _spectrograms(folder, good, examples))
+    told = [*map(str, faults), *unreadable(folder, labels)]
+    return Checked("\n".join([*lines, *fault_lines(told)]), _spectrograms(folder, good, examples), tuple(told))
 
 
 def _described(headers: Sequence[Header], folder: SoundFolder) -> list[str]:

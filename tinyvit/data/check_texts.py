@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ..backend.threads import pool_of_threads
 from ..backend.words import counted
-from .check import ORDER, Checked, contradictions, duplicates, files_line, small_copy
+from ..errors import DataError
+from .check import ORDER, Checked, contradictions, duplicates, fault_lines, files_line, small_copy
 from .disk import digest
 from .folders import FolderOptions
 from .image_files import LeftOut, listed
@@ -22,7 +23,8 @@ def check_texts(
     path: str | Path, columns: Sequence[str], options: FolderOptions | None = None, examples: int = 12
 ) -> Checked:
     """Read all rows and images of a table, see `tinyvit.data.own_texts`, and describe them. Raises DataError."""
-    table = TextTable(path, columns, options or FolderOptions(validation=HELD_OUT_ROWS))
+    faults: list[DataError] = []
+    table = TextTable(path, columns, options or FolderOptions(validation=HELD_OUT_ROWS), faults.append)
     parts = {split: table.parts[split] for split in ORDER if split in table.parts}
     everything = [row for rows in parts.values() for row in rows]
     cut = f"; {' and '.join(table.cut)} rows were cut by a seed" if table.cut else ""
@@ -46,7 +48,8 @@ def check_texts(
         shown = {split: [found[file] for file in _files(rows) if file in found][:examples]
                  for split, rows in parts.items()}  # fmt: skip
     lines += ["", *(f"line {row.line}: {' -> '.join(_shown(row, table))}" for row in parts["train"][:3])]
-    return Checked("\n".join(lines), shown)
+    told = tuple(map(str, faults))
+    return Checked("\n".join([*lines, *fault_lines(told)]), shown, told)
 
 
 def _size(rows: Sequence[Row], table: TextTable) -> str:

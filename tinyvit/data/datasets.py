@@ -223,11 +223,11 @@ def checksum(*arrays: NDArray) -> str:
 
 def equal_images(images: Any, other: Any) -> list[tuple[int, int]]:
     """Return the pairs of indices of equal images in `images` (n, C, H, W) and in `other`, one for each of `other`."""
-    place = {key: i for i, key in enumerate(_digests(images))}
-    return [(place[key], i) for i, key in enumerate(_digests(other)) if key in place]
+    place = {key: i for i, key in enumerate(digests_of(images))}
+    return [(place[key], i) for i, key in enumerate(digests_of(other)) if key in place]
 
 
-def _digests(images: Any) -> list[bytes]:
+def digests_of(images: Any) -> list[bytes]:
     """Return a checksum of each image."""
     if isinstance(images, DiskImages):
         return [row.tobytes() for row in images.digests]

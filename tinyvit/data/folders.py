@@ -26,12 +26,14 @@ from .image_files import (
     IMAGE_SUFFIXES,
     FoundFiles,
     LeftOut,
+    Refuse,
     class_folders,
     files_beside,
     find_images,
     listed,
     listed_files,
     same_form,
+    stop,
     warn_of_left_out,
 )
 from .images import is_grey
@@ -97,17 +99,18 @@ class ImageFolder:
     cut : tuple of str
         The splits that were cut from the training images, because the folder has none.
 
-    Raises DataError if the layout is none of those above.
+    Raises DataError if the layout is none of those above. Faults beside which others can be found, such as a class
+    without images, are passed to `refuse`, which raises them unless it is told otherwise.
     """
 
     what = "images"
 
-    def __init__(self, path: str | Path, options: FolderOptions | None = None) -> None:
-        self.root, self.options = Path(path), options or FolderOptions()
+    def __init__(self, path: str | Path, options: FolderOptions | None = None, refuse: Refuse = stop) -> None:
+        self.root, self.options, self.refuse = Path(path), options or FolderOptions(), refuse
         if is_table(self.root):
-            self.classes, self.parts = _read_table(self.root)
+            self.classes, self.parts = _read_table(self.root, refuse)
         else:
-            self.classes, self.parts = _read_folders(self.root, self.find, self.what)
+            self.classes, self.parts = _read_folders(self.root, self.find, self.what, refuse)
         self.cut = tuple(
             name
             for name, amount in (("test", self.options.test), ("validation", self.options.validation))
@@ -130,22 +133,24 @@ class ImageFolder:
             if amount >= 1 and held.any():
                 require_half(f"{self.root}: {name}", count, len(labels), int(held.sum()), self.what)
             if not held.any():
-                raise DataError(
+                self.refuse(DataError(
                     f"{self.root} has {counted(len(labels), self.what)} to train on, too few to hold some out for the "
                     f"{name} split; a class needs two or more"
-                )
+                ))  # fmt: skip
+                continue
             chosen = {keys[i] for i in np.flatnonzero(held)}
             sides = (
                 [i for i in range(len(keys)) if keys[i] in chosen],
                 [i for i in range(len(keys)) if keys[i] not in chosen],
             )
             parts = [Part(self.root, [train.files[i] for i in side], [train.labels[i] for i in side]) for side in sides]
-            self.parts[name], rest = parts
-            if not rest.files:
-                raise DataError(
+            if not parts[1].files:
+                self.refuse(DataError(
                     f"{self.root} has {counted(len(labels), self.what)} to train on, equal to those that would be held "
                     f"out for the {name} split; add others"
-                )
+                ))  # fmt: skip
+                continue
+            self.parts[name], rest = parts
             rest.place, rest.left_out = train.place, train.left_out
             keys = [keys[i] for i in sides[1]]
             order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -261,7 +266,9 @@ def image_folder(
 # Layouts ------------------------------------------------------------------------------------------------------------
 
 
-def _read_folders(root: Path, find: Callable[[Path], FoundFiles], what: str) -> tuple[tuple[str, ...], dict[str, Part]]:
+def _read_folders(
+    root: Path, find: Callable[[Path], FoundFiles], what: str, refuse: Refuse
+) -> tuple[tuple[str, ...], dict[str, Part]]:
     """Return the classes and the files of the splits that are folders of their own; without such, all is "train"."""
     splits = {name: place for name, names in SPLIT_NAMES.items() if (place := _first_folder(root, names))}
     if "train" not in splits or _is_class(splits["train"], splits):
@@ -269,22 +276,30 @@ def _read_folders(root: Path, find: Callable[[Path], FoundFiles], what: str) -> 
             names = " and ".join(place.name for place in splits.values())
             raise DataError(f"{root} has the folder {names}, but no folder train; the layout is {_LAYOUT}")
         splits = {"train": root}
-    classes = tuple(class_folders(splits["train"]))
-    parts = {}
+    trained = class_folders(splits["train"], refuse)
+    classes, parts = tuple(trained), {}
     for split, place in splits.items():
-        folders = class_folders(place)
+        part = parts[split] = Part(place, left_out=files_beside(place))
+        try:
+            folders = trained if split == "train" else class_folders(place, refuse)
+        except DataError as error:  # it holds no folders
+            refuse(error)
+            continue
         if unknown := [name for name in folders if name not in classes]:
             others = f", as are {listed(unknown[1:])}" if unknown[1:] else ""
-            raise DataError(
+            refuse(DataError(
                 f"{folders[unknown[0]]} is a class that {splits['train']} lacks{others}; it has {listed(classes, 20)}"
-            )
-        part = parts[split] = Part(place, left_out=files_beside(place))
-        for name, folder in folders.items():
-            found = find(folder)
-            if not found.images:
-                raise _no_images(str(folder), found.left_out, what)
-            part.add(found.images, classes.index(name))
-            part.left_out += found.left_out
+            ))  # fmt: skip
+        for name in filter(classes.__contains__, folders):
+            try:
+                found = find(folders[name])
+                if not found.images:
+                    raise _no_images(str(folders[name]), found.left_out, what)
+            except DataError as error:
+                refuse(error)
+            else:
+                part.add(found.images, classes.index(name))
+                part.left_out += found.left_out
     return classes, parts
 
 
@@ -313,7 +328,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _read_table(path: Path) -> tuple[tuple[str, ...], dict[str, Part]]:
+def _read_table(path: Path, refuse: Refuse) -> tuple[tuple[str, ...], dict[str, Part]]:
     """Return the classes and the files of the splits that a table of files and labels names."""
     lines = read_lines(path)
     columns, begin = _columns_of(path, lines)
@@ -321,13 +336,18 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], dict[str, Part]]:
     left_out: list[LeftOut] = []
     for number, row in lines[begin:]:
         cells = {name: row[i].strip() for name, i in columns.items() if i < len(row)}
-        if not cells.get("file") or not cells.get("label"):
-            raise DataError(f"{path}, line {number}: {row!r:.100} does not have a file and a label")
-        file = path.parent / cells["file"]
-        if not file.is_file():
-            left_out.append(LeftOut(file, "it does not exist"))
+        try:
+            if not cells.get("file") or not cells.get("label"):
+                raise DataError(f"{path}, line {number}: {row!r:.100} does not have a file and a label")
+            split = split_of(path, number, cells.get("split", "train"))
+        except DataError as error:
+            refuse(error)
             continue
-        entries.append((split_of(path, number, cells.get("split", "train")), same_form(cells["label"]), file))
+        file = path.parent / cells["file"]
+        if file.is_file():
+            entries.append((split, same_form(cells["label"]), file))
+        else:
+            left_out.append(LeftOut(file, "it does not exist"))
     classes = tuple(sorted({label for _, label, _ in entries}))
     if not entries:
         raise DataError(f"{path} names no file that exists{f': {listed_files(left_out)}' if left_out else ''}")
@@ -336,7 +356,7 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], dict[str, Part]]:
         parts[split].add([file], classes.index(label))
     parts["train"].left_out = left_out
     if unknown := [name for i, name in enumerate(classes) if i not in parts["train"].labels]:
-        raise DataError(f"{path} has no training image of the classes {listed(unknown)}")
+        refuse(DataError(f"{path} has no training image of the classes {listed(unknown)}"))
     return classes, parts
 
 

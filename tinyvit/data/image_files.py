@@ -27,6 +27,15 @@ NOT_AN_IMAGE = "not an image"  # the reason why most files are left out
 _NAMED = 5  # entries that a message lists before it counts the others
 
 
+# What becomes of a fault that training cannot pass over: training stops at it, a check notes it and goes on.
+Refuse = Callable[[DataError], object]
+
+
+def stop(fault: DataError) -> None:
+    """Raise a fault of the user's data."""
+    raise fault
+
+
 class LeftOut(NamedTuple):
     """A file that is not used, and the reason."""
 
@@ -172,11 +181,11 @@ def listed(names: Sequence[str], most: int = _NAMED) -> str:
     return ", ".join(names[:most]) + others
 
 
-def class_folders(folder: Path) -> dict[str, Path]:
+def class_folders(folder: Path, refuse: Refuse = stop) -> dict[str, Path]:
     """Return the folders of classes in `folder` by their names, in alphabetical order.
 
     A name is taken in Unicode's composed form (NFC): systems differ in the form in which they write a letter such as é.
-    Raises DataError if there are none, or if two names are the same text.
+    Raises DataError if there are none, and calls `refuse` if two names are the same text.
     """
     if not folder.is_dir():
         raise DataError(
@@ -186,8 +195,8 @@ def class_folders(folder: Path) -> dict[str, Path]:
     for entry in filter(Path.is_dir, _visible(folder)):
         name = same_form(entry.name)
         if name in folders:
-            raise DataError(f"{folder} has the class {name!r} twice, in two forms of Unicode; merge the two folders")
-        folders[name] = entry
+            refuse(DataError(f"{folder} has the class {name!r} twice, in two forms of Unicode; merge the two folders"))
+        folders.setdefault(name, entry)
     if not folders:
         raise DataError(
             f"{folder} holds no folders; the layout is PATH/<class>/<file>, or PATH/train/<class>/<file>, PATH/test/..."

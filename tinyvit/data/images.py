@@ -77,7 +77,7 @@ def open_image(path: str | Path) -> Iterator["Image.Image"]:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except IsADirectoryError as error:
-        raise DataError(f"{path} is not a file") from error
+        raise DataError(f"{path} is not a file but a folder; name an image in it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(_too_large(path, "far too many")) from error
     except (Image.UnidentifiedImageError, KeyError) as error:  # KeyError: this Pillow does not know one of them

@@ -28,7 +28,7 @@ from ..errors import DataError, log
 from .datasets import CHANNEL_STATISTICS
 from .disk import DiskImages, Reader, read_all
 from .folders import FolderOptions, key_of, require_half
-from .image_files import LeftOut, listed, listed_files, same_form, warn_of_left_out
+from .image_files import LeftOut, Refuse, listed, listed_files, same_form, stop, warn_of_left_out
 from .images import is_grey
 from .tables import Line, columns_of, is_table, named_columns, read_lines, split_of
 from .texts import TextDataset, question_ids, written_ids
@@ -112,10 +112,18 @@ class TextTable:
         Images that the table names, but that do not exist.
 
     Raises DataError if the file cannot be read, lacks a column, has an empty cell, or too few rows to hold some out.
+    The last two are passed to `refuse`, which raises them unless it is told otherwise.
     """
 
-    def __init__(self, path: str | Path, columns: Sequence[str], options: FolderOptions | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        columns: Sequence[str],
+        options: FolderOptions | None = None,
+        refuse: Refuse = stop,
+    ) -> None:
         self.path, self.columns, self.options = Path(path), tuple(columns), options or FolderOptions()
+        self.refuse = refuse
         self.left_out: list[LeftOut] = []
         self.parts = self._read()
         self.cut = tuple(
@@ -148,8 +156,12 @@ class TextTable:
         groups: dict[Path, bytes] = {}
         for line in lines[1:]:
             cells = {name: line.cells[i].strip() if i < len(line.cells) else "" for name, i in columns.items()}
-            split = split_of(self.path, line.number, cells["split"]) if "split" in columns else "train"
-            row = self._row(line, cells, groups)
+            try:
+                split = split_of(self.path, line.number, cells["split"]) if "split" in columns else "train"
+                row = self._row(line, cells, groups)
+            except DataError as error:
+                self.refuse(error)
+                continue
             if row is not None:
                 parts.setdefault(split, []).append(row)
         if not parts["train"]:
@@ -191,10 +203,11 @@ class TextTable:
         count = max(1, round(amount * len(groups) if amount < 1 else amount))
         if count >= len(groups):
             there = counted(len(groups), f"different {what}s")
-            raise DataError(
+            self.refuse(DataError(
                 f"{self.path} has {there} to train on, too few to hold out {count} for the {name} split; add rows, or "
                 f"hold out less with data.{name}"
-            )
+            ))  # fmt: skip
+            return
         if amount >= 1:
             require_half(f"{self.path}: {name}", count, len(groups), len(groups) - 1, f"different {what}s")
         held = set(groups[:count])

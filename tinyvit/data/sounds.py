@@ -13,7 +13,7 @@ from ..backend.files import open_file
 from ..backend.words import counted
 from ..errors import DataError
 from .folders import FolderOptions, ImageFolder
-from .image_files import FoundFiles, find_files, find_images
+from .image_files import FoundFiles, Refuse, find_files, find_images, stop
 from .tables import is_table, read_lines
 from .waves import LONGEST, RATES, Header, WaveReader, read_header
 
@@ -46,8 +46,8 @@ class SoundFolder(ImageFolder):
     options: SoundOptions
     what = "sounds"
 
-    def __init__(self, path: str | Path, options: SoundOptions | None = None) -> None:
-        super().__init__(path, options or SoundOptions(image_size=64))
+    def __init__(self, path: str | Path, options: SoundOptions | None = None, refuse: Refuse = stop) -> None:
+        super().__init__(path, options or SoundOptions(image_size=64), refuse)
         given = self.options
         if given.image_size < 2:
             raise DataError(f"image_size is {given.image_size}; spectrograms have 2 bands and columns or more")

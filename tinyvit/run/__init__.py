@@ -2,5 +2,6 @@
 
 Order: own_images, signals, curves, captured, captured_cpu, groups, optimizer, predict, pretrained, shipped, summary,
 moved, folder, features, export, webpage, continued, transfer, teacher, steps, flat, buckets, sharded, arithmetic,
-position, teamwork, state, agreement, tune, sheets, samples, results, display, loop, sweep, explain.
+position, teamwork, equal_samples, state, agreement, tune, sheets, samples, results, choices, display, loop, sweep,
+explain.
 """

@@ -13,6 +13,7 @@ from ..backend.terminal import printable, show
 from ..backend.threads import can_start_threads
 from ..backend.words import counted
 from ..kernels.cpu import progress
+from .choices import choices
 from .position import Position, best_epoch
 from .state import Training
 from .steps import Steps
@@ -118,7 +119,7 @@ class Lines(_Visible):
         self.recipe, self.measured, self.steps = training.recipe.train, training.measured, training.total_steps
         self.score = training.task.score
         self.teamwork, self._steps = training.teamwork, training.steps
-        self._print(heading(training, folder))
+        self._print("\n".join(opening(training, folder)))
 
     def stepped(self, position: Position) -> None:
         mean = f", train loss {position.loss_sum / position.images:.4f}" if position.images else ""
@@ -209,7 +210,8 @@ class Bar(_Visible):
             self.bar.update(self.task, measured=state)
 
     def started(self, training: Training, folder: Path) -> None:
-        self.bar.console.print(printable(heading(training, folder)), markup=False, highlight=False, soft_wrap=True)
+        text = printable("\n".join(opening(training, folder)))
+        self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self.epochs, self.measured, self.teamwork = training.recipe.train.epochs, training.measured, training.teamwork
         size = training.recipe.data.batch_size
         self._of_epoch, self._of_test = (
@@ -343,6 +345,12 @@ _CONTINUING = {  # schedules that do not begin anew
     "constant": "the same learning rate",
     "cooldown": "the learning rate train.lr, which falls at the end",
 }
+
+
+def opening(training: Training, folder: Path) -> list[str]:
+    """Return the first lines of a run: its heading and, if it begins, what was chosen by data of the user's own."""
+    is_new = not training.position.step and not training.recipe.train.continued_from
+    return [heading(training, folder), *(choices(training.recipe, training.data, folder) if is_new else [])]
 
 
 def heading(training: Training, folder: Path) -> str:

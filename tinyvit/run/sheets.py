@@ -9,6 +9,7 @@ import numpy as np
 
 from ..checkpoint import atomic_write
 from ..data import Dataset, check_folder
+from ..data.check import Checked
 from ..data.check_sounds import check_sounds
 from ..data.check_texts import check_texts
 from ..data.images import open_image
@@ -27,7 +28,12 @@ _SOFTWARE = "tinyvit"  # marks the pictures that are drawn here
 
 
 def check_and_draw(folder: str, out: str | None = None) -> str:
-    """Check images, sounds or texts, draw a contact sheet, and return the report with the path of the sheet.
+    """Check a folder or a table as `checked` does, and return the report."""
+    return checked(folder, out).text
+
+
+def checked(folder: str, out: str | None = None) -> Checked:
+    """Check images, sounds or texts, draw a contact sheet, and return the report, with the path of the sheet.
 
     `folder` is a folder or a table, as for `tinyvit train`. Nothing is drawn of texts without images.
 
@@ -36,17 +42,14 @@ def check_and_draw(folder: str, out: str | None = None) -> str:
     path = Path(out or f"{Path(folder).resolve().name}-check.png")
     _require_own(path)
     columns = columns_in(folder)
-    found = (
-        check_texts(folder, columns)
-        if columns
-        else check_sounds(folder)
-        if has_sounds(folder)
-        else check_folder(folder)
-    )
+    if columns:
+        found = check_texts(folder, columns)
+    else:
+        found = check_sounds(folder) if has_sounds(folder) else check_folder(folder)
     if not found.examples:
-        return found.text
+        return found
     draw_sheet(path, f"{folder}: some images of each {'class' if columns is None else 'split'}", found.examples)
-    return f"{found.text}\n-> {path}"
+    return dataclasses.replace(found, text=f"{found.text}\n-> {path}")
 
 
 def show_augmented(recipe: Recipe, out: str | None, name: str, count: int = 8) -> str:

@@ -21,10 +21,8 @@ import numpy as np
 from ..backend import Group, default_device, default_generator, is_on_gpu, manual_seed, product_threads
 from ..checkpoint import load, require_finite
 from ..data import Loader, Mix
-from ..data.datasets import equal_images
-from ..data.image_files import listed
 from ..dispatch import is_served, products_of_blas
-from ..errors import CheckpointError, DataError, RecipeError, log
+from ..errors import CheckpointError, DataError, RecipeError
 from ..functional.linalg import Linear
 from ..nn import Module
 from ..optim import EMA, SCHEDULES
@@ -35,6 +33,7 @@ from ..tasks.options import augmentation_of
 from ..tasks.spec import AnyDataset
 from .arithmetic import arithmetic_of, warn_of_other_arithmetic
 from .continued import STEADY, is_continuation
+from .equal_samples import warn_of_contradictions, warn_of_equal_images
 from .folder import build_model, changed_keys, load_splits, require_same_recipe, write_progress
 from .groups import set_rates
 from .optimizer import check_optimizer, new_optimizer
@@ -59,7 +58,8 @@ class Training:
         settings, self.group = recipe.train, group or Group()
         self.recipe, self.task, self.legacy = recipe, task_of(recipe), legacy
         self.train_data, self.validation_data, self.test_data = load_splits(recipe, legacy)
-        _warn_of_equal_images(self.train_data, self.test_data)
+        warn_of_equal_images(self.train_data, self.test_data)
+        warn_of_contradictions(recipe.task.kind, (self.train_data, self.validation_data, self.test_data))
         self.task.prepare(self.train_data)
         self.data = DataSpec.of(self.train_data)
         if self.test_data.images.shape[1:] != self.data.shape:
@@ -380,14 +380,3 @@ def _exchanged(model: Module, weights: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(own)
-
-
-def _warn_of_equal_images(train: AnyDataset, test: AnyDataset) -> None:
-    """Warn if files of the test split hold images to learn from: then the accuracy promises too much."""
-    if train.files and test.files:
-        pairs = [f"{test.files[j]} = {train.files[i]}" for i, j in equal_images(train.images, test.images)]
-        if pairs:
-            log.warning(
-                "%s: %s of %s test images are train images too, so the accuracy will be too high: %s",
-                *(train.name, f"{len(pairs):,}", f"{len(test.files):,}", listed(pairs)),
-            )
