@@ -5,7 +5,7 @@ refused if it is empty, has words that the model does not know, or is longer tha
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from .data.images import open_image
 from .data.sounds import SOUND_SUFFIXES, find_sounds
 from .data.texts import question_ids
 from .data.tokenizer import END, MASK, START
-from .errors import DataError
+from .errors import DataError, log
 from .models import beam_search
 from .program.decode import serving_steps
 from .program.serve import served, served_with_attention, serving
@@ -112,6 +112,7 @@ def ask(trained: TrainedModel, path: str | Path, question: str) -> tuple[str, fl
     require_kind(trained, "vqa")
     model, data = trained.model, trained.data
     pixels, ids = data.read_image(path), _read_text(data, question)
+    warn_of_unlike([(path, data.unlike(pixels))])
     logits, weights = served_with_attention(model)(_as_input(data, pixels), ids)
     probabilities = F.softmax(logits).numpy()[0]
     best, words = int(probabilities.argmax()), [data.words[i] for i in ids[0]]
@@ -126,6 +127,7 @@ def caption(trained: TrainedModel, path: str | Path) -> tuple[str, WordMaps]:
     model: Any = trained.model
     data = trained.data
     pixels = data.read_image(path)
+    warn_of_unlike([(path, data.unlike(pixels))])
     ids, context, mask = _written(trained, _as_input(data, pixels))
     _, weights = served_with_attention(model.decoder)(np.array([[START, *ids]]), context, mask)
     words = [data.words[i] for i in [*ids, END]]
@@ -166,6 +168,7 @@ def search(trained: TrainedModel, folder: str | Path, text: str) -> Found:
     data = trained.data
     ids = _read_text(data, text, begin=START, end=END)
     paths, pixels, broken = _images_in(Path(folder), data)
+    warn_of_unlike([(path, data.unlike(image)) for path, image in zip(paths, pixels, strict=True)])
     images = normalize(np.stack(pixels), data.mean, data.std)
     encode_images = served(model, "encode_images")
     rows = [encode_images(images[i : i + _BATCH]).numpy() for i in range(0, len(images), _BATCH)]
@@ -203,6 +206,20 @@ def files_of(data: DataSpec, path: Path) -> list[Path]:
         raise DataError(f"{path} holds no {what} ({' '.join(suffixes)}) that can be read{reasons}")
     warn_of_left_out(path, named, len(files))
     return files
+
+
+def warn_of_unlike(images: Sequence[tuple[str | Path, str]]) -> None:
+    """Warn of those images, with their paths, of which `DataSpec.unlike` says how they are unlike the training images.
+
+    What a model says about such an image may mean nothing: it has learnt from none that looks like it.
+    """
+    found = [(path, how) for path, how in images if how]
+    if not found:
+        return
+    path, how = found[0]
+    which = f"{path} is" if len(images) == 1 else f"{len(found)} of {len(images)} images are"
+    example = how if len(images) == 1 else f"{path}: {how}"
+    log.warning("%s unlike the training images, so the result may mean nothing (%s)", which, example)
 
 
 def _images_in(folder: Path, data: DataSpec) -> tuple[list[Path], list[np.ndarray], list[LeftOut]]:

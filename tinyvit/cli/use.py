@@ -60,25 +60,27 @@ def predict(run: str, images: tuple[str, ...]) -> None:
     tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
     """
     from ..run.folder import load_run
-    from ..use import files_of, predict, require_kind
+    from ..use import files_of, predict, require_kind, warn_of_unlike
 
     trained, failed = load_run(run), False
     require_kind(trained, "classify")
     head("image", "class", "probability")
-    for given in images:
+    looked_at: list[tuple[str | Path, str]] = []
+    waiting: list[str | Path] = list(reversed(images))
+    while waiting:
+        path = waiting.pop()
         try:
-            files = files_of(trained.data, Path(given)) if Path(given).is_dir() else [given]
+            if Path(path).is_dir():
+                waiting += reversed(files_of(trained.data, Path(path)))
+                continue
+            name, probability = predict(trained, path)
+            looked_at.append((path, trained.data.unlike(trained.data.read_image(path))))
         except DataError as error:
             note(f"tinyvit: error: {error}")
-            failed, files = True, []
-        for path in files:
-            try:
-                name, probability = predict(trained, path)
-            except DataError as error:
-                note(f"tinyvit: error: {error}")
-                failed = True
-            else:
-                show(path, name, f"{probability:.4f}")
+            failed = True
+        else:
+            show(path, name, f"{probability:.4f}")
+    warn_of_unlike(looked_at)
     if failed:
         click.get_current_context().exit(2)
 

@@ -1,7 +1,7 @@
 """Data: data sets by name, batches for training, augmentation, and reading single images.
 
 Order: colour, geometry, policy, augment, digits, moving, scenes, tokenizer, image_files, preprocessing, images,
-tables, waves, formats, archives, sources, download, disk, datasets, folders, sounds, check,
+looks, tables, waves, formats, archives, sources, download, disk, datasets, folders, sounds, check,
 check_sounds, by_name, texts, own_texts, check_texts, dense, canvas, masks, coco, things, loader, mix, splits.
 """
 

@@ -21,6 +21,7 @@ import numpy as np
 from ..backend import Group, default_device, default_generator, is_on_gpu, manual_seed, product_threads
 from ..checkpoint import load, require_finite
 from ..data import Loader, Mix
+from ..data.looks import range_of_looks
 from ..dispatch import is_served, products_of_blas
 from ..errors import CheckpointError, DataError, RecipeError
 from ..functional.linalg import Linear
@@ -61,7 +62,8 @@ class Training:
         warn_of_equal_images(self.train_data, self.test_data)
         warn_of_contradictions(recipe.task.kind, (self.train_data, self.validation_data, self.test_data))
         self.task.prepare(self.train_data)
-        self.data = DataSpec.of(self.train_data)
+        known = range_of_looks(self.train_data.images)
+        self.data = dataclasses.replace(DataSpec.of(self.train_data), looks=known)
         if self.test_data.images.shape[1:] != self.data.shape:
             raise DataError(
                 f"{recipe.data.name} has train images of the shape {self.data.shape} (C, H, W) and test images of "

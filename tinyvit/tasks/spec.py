@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from ..backend.words import counted
 from ..data import BoxDataset, Dataset, MaskDataset, Preprocessing, Resize, TextDataset, Tokenizer
 from ..data.image_files import kind_of, listed, same_form
 from ..data.images import pixels_of
+from ..data.looks import NAMES, unlike
 from ..data.waves import LONGEST, RATES, WaveReader
 from ..errors import DataError
 
@@ -32,6 +33,8 @@ class DataSpec:
     lengths : the largest number of tokens of a text that is read, and of one that is written.
     resize : interpolation, crop_pct and crop_mode of `tinyvit.data.Resize`; empty for the rule of `data.images`.
     sound : rate, seconds and converts of `tinyvit.data.waves.WaveReader`; empty without sounds.
+    looks : the range of the training images, see `tinyvit.data.looks`; empty where it is not known. It decides nothing
+        about the form of a model, so it is not compared.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +45,7 @@ class DataSpec:
     lengths: tuple[int, ...] = ()
     resize: tuple[Any, ...] = ()
     sound: tuple[Any, ...] = ()
+    looks: tuple[float, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, dataset: AnyDataset) -> Self:
@@ -65,7 +69,9 @@ class DataSpec:
         for counts in (spec.shape, spec.lengths):
             if not all(type(count) is int and 0 < count <= _LARGEST for count in counts):
                 raise ValueError(f"shape and lengths must be integers from 1 to {_LARGEST}, not {counts!r:.100}")
-        numbers = [float(number) for number in (*spec.mean, *spec.std)]
+        if len(spec.looks) not in (0, 2 * len(NAMES)):
+            raise ValueError(f"looks has {len(spec.looks)} numbers")
+        numbers = [float(number) for number in (*spec.mean, *spec.std, *spec.looks)]
         if not all(map(math.isfinite, numbers)) or min(spec.std, default=1) <= 0:
             raise ValueError(f"mean and std are {spec.mean!r:.100} and {spec.std!r:.100}")
         channels = spec.shape[-3:-2]
@@ -129,6 +135,10 @@ class DataSpec:
             found = f"{pixels.shape[2]} x {pixels.shape[1]}"
             raise DataError(f"{name} has {found} pixels; this model takes {width} x {height}")
         return pixels
+
+    def unlike(self, pixels: np.ndarray) -> str:
+        """Return how an image that `read_image` has read is unlike those of the training, or an empty text."""
+        return unlike(pixels, self.looks) if pixels.ndim == 3 and not self.sound else ""
 
     @property
     def tokenizer(self) -> Tokenizer:
