@@ -262,3 +262,66 @@ def test_images_that_are_all_equal_cannot_be_divided(tmp_path: Path) -> None:
         Image.new("L", (4, 4)).save(tmp_path / "cat" / f"{name}.png")
     with pytest.raises(DataError, match=r"3 images to train on, equal to those that would be held out"):
         ImageFolder(tmp_path)
+
+
+# Everything that a check can report -----------------------------------------------------------------------------------
+
+
+def test_a_check_reports_all_faults_that_stop_training(flat) -> None:
+    (flat / "empty").mkdir()
+    (flat / "text").mkdir()
+    (flat / "text/a.txt").write_text("a text")
+    (flat / "torn").mkdir()
+    (flat / "torn/0.png").write_bytes((flat / "cat/0.png").read_bytes()[:40])
+    found = check_folder(flat)
+    assert [name for fault in found.faults for name in ("empty", "text", "torn") if str(flat / name) in fault] == [
+        *("empty", "text", "torn")
+    ]
+    assert "training would stop at 3 faults:" in found.text
+    assert all(f"  {fault}" in found.text for fault in found.faults)
+    table = found.text.split("\n\n")[1]
+    assert [line.split()[0] for line in table.splitlines()[1:-1]] == sorted(
+        p.name for p in flat.iterdir() if p.is_dir()
+    )
+    assert "broken: 1 file: " in found.text
+    with pytest.raises(DataError, match="empty holds no images"):
+        ImageFolder(flat)  # training stops at the first
+
+
+def test_a_check_of_splits_reports_what_each_lacks(flat, tmp_path) -> None:
+    root = tmp_path / "split"
+    for split in ("train", "val"):
+        shutil.copytree(flat, root / split, ignore=shutil.ignore_patterns("*.csv"))
+    (root / "val/bird").mkdir()
+    (root / "test").mkdir()
+    found = check_folder(root)
+    assert [str(root / name) in fault for name, fault in zip(("val/bird", "test"), found.faults, strict=True)] == [
+        True
+    ] * 2
+    assert "bird" not in found.text.split("\n\n")[1]
+
+
+def test_a_check_of_a_table_reports_every_line(flat) -> None:
+    lines = ["file,label,split", "cat/0.png,cat,train", "cat/1.png,,train", "dog/0.png,dog,tset", "dog/1.png,dog,test"]
+    (flat / "some.csv").write_text("\n".join(lines))
+    found = check_folder(flat / "some.csv")
+    assert [fault.partition(": ")[0].rpartition("/")[2] for fault in found.faults[:2]] == [
+        "some.csv, line 3",
+        "some.csv, line 4",
+    ]
+    assert any("no training image of the classes dog" in fault for fault in found.faults)
+    with pytest.raises(DataError, match="line 3"):
+        ImageFolder(flat / "some.csv")
+
+
+def test_a_folder_without_faults_has_none(flat) -> None:
+    assert check_folder(flat).faults == ()
+    assert "training would stop" not in check_folder(flat).text
+
+
+def test_a_class_of_one_image_is_reported(tmp_path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "a/0.png")
+    found = check_folder(tmp_path)
+    assert len(found.faults) == 2  # neither test nor validation images can be held out
+    assert all("too few to hold some out" in fault for fault in found.faults)

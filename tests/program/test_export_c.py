@@ -1,5 +1,6 @@
 """Exported C computes what the program does, without a warning of the compiler or a finding of its sanitizers."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -79,6 +80,7 @@ def test_every_digit_of_the_test_split_has_the_same_class(digits: Any, int8: boo
     made = program.export_c(tmp_path, x[:1], int8=int8)
     logits, (y,) = program(x), outputs_of(tmp_path, program, [x])
     assert len(y) == 359
+    subprocess.run([compiled(tmp_path, "main.c", "model.c")], check=True, capture_output=True)
     if int8:
         assert (logits.argmax(1) == labels).mean() - (y.argmax(1) == labels).mean() <= 0.001
     else:
@@ -115,13 +117,33 @@ def test_constants_of_8_bits_are_off_by_half_a_step_at_most() -> None:
         assert stored.bytes == array.size + 2 * len(peaks)
 
 
-def test_the_example_prints_the_outputs_of_its_image(digits: Any, tmp_path: Path) -> None:
+ODD = ('a "quote" \\', "caf\u00e9 \U0001f600", "what??/", "%d", *"456789")
+
+
+@pytest.mark.parametrize("classes", [None, ODD], ids=["numbers", "names"])
+def test_the_example_prints_the_outputs_of_its_image(digits: Any, classes: Any, tmp_path: Path) -> None:
     program, x, _ = digits
-    program.export_c(tmp_path, x[5:6], name="digits", metadata={"classes": "*/ a comment /* cannot end */"})
-    printed = subprocess.run([compiled(tmp_path, "main.c", "digits.c")], check=True, capture_output=True, text=True)
-    *rows, last = printed.stdout.splitlines()
+    facts = {"note": "*/ a comment /* cannot end */"} | ({} if classes is None else {"classes": classes})
+    program.export_c(tmp_path, x[5:6], name="digits", metadata=facts)
+    printed = subprocess.run([compiled(tmp_path, "main.c", "digits.c")], check=True, capture_output=True)
+    *rows, largest, verdict = printed.stdout.decode().splitlines()
     np.testing.assert_allclose([float(row.split()[1]) for row in rows], program(x[5:6])[0], rtol=1e-4, atol=1e-4)
-    assert last == f"largest: {program(x[5:6])[0].argmax()}"
+    best = program(x[5:6])[0].argmax()
+    assert (largest, verdict) == (f"largest: {best}" + (f" ({classes[best]})" if classes else ""), "as expected")
+    if classes:
+        assert [row.split(maxsplit=2)[2] for row in rows] == list(classes)
+
+
+def test_the_example_fails_if_an_output_is_not_as_expected(digits: Any, tmp_path: Path) -> None:
+    program, x, _ = digits
+    program.export_c(tmp_path, x[:1])
+    text = (tmp_path / "example.h").read_text()
+    for wrong in ("9.5f", "NAN"):
+        changed = re.sub(r"(expected_output\[10\] = \{)[^,]*", rf"\g<1>{wrong}", text)
+        assert changed != text
+        (tmp_path / "example.h").write_text("#include <math.h>\n" + changed)
+        ended = subprocess.run([compiled(tmp_path, "main.c", "model.c")], capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout.splitlines()[-1]) == (2, "outputs that are not as expected: 1"), wrong
 
 
 def test_c_with_8_bits_computes_with_the_numbers_that_are_stored(tmp_path: Path) -> None:
@@ -155,6 +177,8 @@ def test_c_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
     program.export_c(tmp_path)
     for x, y in zip(arrays(program(*inputs(3))), outputs_of(tmp_path, program, inputs(3)), strict=True):
         assert difference(x, y) <= ALLOWED
+    printed = subprocess.run([compiled(tmp_path, "main.c", "model.c")], capture_output=True, text=True)
+    assert (printed.returncode, printed.stdout.splitlines()[-1]) == (0, "as expected")
 
 
 def test_an_id_out_of_its_range_is_reported(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """`tinyvit export` writes files with the facts about a run, and says what it cannot write."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,13 @@ from tiny_tasks import tiny
 
 import tinyvit as tv
 from tinyvit.cli import commands
+from tinyvit.cli.export import FORMATS
 from tinyvit.data import normalize
 from tinyvit.dense import detect, segment
 from tinyvit.recipe import load_recipe
 from tinyvit.run.export import to_c, to_onnx
-from tinyvit.run.folder import RunError, TrainedModel, build_model, load_data
+from tinyvit.run.features import write_features
+from tinyvit.run.folder import RunError, TrainedModel, build_model, load_data, load_run
 from tinyvit.run.webpage import to_web
 from tinyvit.tasks import DataSpec
 
@@ -31,6 +35,7 @@ def test_the_command_writes_c_with_classes_mean_and_std(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     header = (tmp_path / "c" / "model.h").read_text()
     assert {p.name for p in (tmp_path / "c").iterdir()} == {"model.c", "model.h", "main.c", "example.h"}
+    assert 'names[] = {"0", "1",' in (tmp_path / "c" / "main.c").read_text()
     assert "/* classes: ['0', '1'" in header
     assert "/* mean: [0.305] */" in header
 
@@ -119,6 +124,48 @@ def test_a_page_is_for_runs_that_classify_images(kind: str, what: str, tmp_path:
     with pytest.raises(RunError, match="but this one classifies videos"):
         to_web(TrainedModel(video, tv.models.ViT(8, 4, 2, 8, 1, 2), data), tmp_path / "page")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["onnx", "c", "web", "timm", "hf"])
+def test_nothing_is_replaced(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.setitem(FORMATS, target, lambda trained, out: written.append(out) or "")
+    monkeypatch.chdir(tmp_path)
+    for place in ("file", "link", "full/other"):
+        Path(place).parent.mkdir(exist_ok=True)
+    Path("file").write_text("mine")
+    Path("link").symlink_to("nowhere")
+    Path("full/other").write_text("mine")
+    Path("empty").mkdir()
+    for place, says in (
+        ("file", "file exists already; give a name"),
+        ("link", "link exists already"),
+        ("full", "full is not empty"),
+    ):
+        result = CliRunner().invoke(commands, ["export", "digits", "--to", target, "--out", place])
+        assert isinstance(result.exception, RunError)
+        assert says in str(result.exception)
+    assert written == []
+    for place in ("new", "empty"):
+        assert CliRunner().invoke(commands, ["export", "digits", "--to", target, "--out", place]).exit_code == 0
+    assert written == [Path("new"), Path("empty")]
+
+
+def test_the_command_that_an_export_prints_compiles_and_runs(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("needs cc")
+    said = to_c(load_run("digits"), tmp_path / "a folder")
+    (command,) = [line.removeprefix("next: ") for line in said.splitlines() if line.startswith("next: ")]
+    printed = subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout.splitlines()
+    label = load_data(load_recipe("digits"), "test").labels[0]
+    assert printed[-2:] == [f"largest: {label} ({label})", "as expected"]
+
+
+def test_features_replace_no_file(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    with pytest.raises(RunError, match="exists already"):
+        write_features("digits", [str(tmp_path)], tmp_path / "photo.png")
+    assert (tmp_path / "photo.png").read_bytes() == b"mine"
 
 
 def test_a_masked_run_cannot_be_exported(tmp_path: Path) -> None:

@@ -60,10 +60,12 @@ def export(run: str, target: str, out: Path, int8: bool) -> None:
 
     \b
     onnx  a file for onnxruntime and other runtimes; of models with several parts, a folder with a file for each
-    c     a folder with C99 source, which needs no library but libm, and an example
+    c     a folder with C99 source, which needs no library but libm, and an example that checks itself
     web   a folder with a page on which to draw for the model, offline: for runs that classify images; needs clang
     timm  a folder for timm.create_model("local-dir:PATH", pretrained=True)
     hf    a folder for transformers: ViT, DeiT or DINOv2, by what the model has
+
+    Nothing is replaced: PATH must be new, or an empty folder. What to do next with what was written is printed.
 
     The names of the classes, mean, std, size and crop of images are written too. Adapters are merged into the weights.
     An ONNX file is compared with the model on images of the test split; C is for one image at a time.
@@ -72,9 +74,11 @@ def export(run: str, target: str, out: Path, int8: bool) -> None:
     tinyvit export digits --to onnx --out digits.onnx
     tinyvit export runs/mnist --to timm --out mnist-timm
     """
+    from ..run.export import require_new
     from ..run.folder import load_run
 
     if int8 and target not in WITH_INT8:
         raise click.UsageError(f"--int8 is for --to {' and --to '.join(WITH_INT8)}.")
+    require_new(out)
     trained = load_run(run)
     show(FORMATS[target](trained, out, int8=True) if int8 else FORMATS[target](trained, out))

@@ -77,10 +77,14 @@ def export_folder(model: Module, folder: Path, style: str) -> str:
         raise CannotExport(f"{folder} is not empty; give a folder that does not exist")
     save_pretrained(merged, folder, style)
     size = (folder / WEIGHTS).stat().st_size / 1e6
-    return f"{sum(p.size for p in merged.parameters()):,} parameters, {size:.1f} MB, for {_LOADERS[style]} -> {folder}"
+    written = f"{sum(p.size for p in merged.parameters()):,} parameters, {size:.1f} MB -> {folder}"
+    return f"{written}\nnext, in Python: {_LOADERS[style].format(folder=folder)}"
 
 
-_LOADERS = {"timm": 'timm.create_model("local-dir:...", pretrained=True)', "hf": "transformers"}
+_LOADERS = {
+    "timm": 'timm.create_model("local-dir:{folder}", pretrained=True)',
+    "hf": 'transformers.AutoModel.from_pretrained("{folder}"), or AutoModelForImageClassification for its head',
+}
 
 
 def _write(folder: Path, files: dict[str, dict[str, Any]], tensors: dict[str, np.ndarray]) -> Path:

@@ -12,9 +12,13 @@ from ..checkpoint import atomic_write
 from .c_arrays import FLOAT, C
 from .c_operations import COperations
 from .c_pieces import Weight
-from .c_text import BODIES, HEADER, MAIN, SOURCE
+from .c_text import BEST, BODIES, HEADER, MAIN, SOURCE
+from .graph import leaves
 from .lower import ExportError, lowered
-from .onnx import example_inputs
+from .onnx import INT8_TOLERANCE, example_inputs
+
+_TOLERANCE = 1e-4  # of the largest output, by which main.c may differ; compilers sum and round in other ways
+_SHOWN = 1000  # numbers of an output that main.c prints
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ def export_c(
     statements = xp.finish()
     given = list(example) if example else example_inputs(graph, rows=1)
     facts = _Facts(name, inputs, list(zip(names, outputs, strict=True)), metadata or {})
-    texts = _texts(xp, facts, statements, given)
+    given = [np.asarray(x)[:1] for x in given]
+    expected = [np.asarray(x) for x in leaves(program(*given))]
+    texts = _texts(xp, facts, statements) | _example(facts, given, expected, xp.is_int8)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
@@ -120,8 +126,8 @@ class _Facts:
         return "\n".join(lines)
 
 
-def _texts(xp: C, facts: _Facts, statements: Sequence[str], example: Sequence[np.ndarray]) -> dict[str, str]:
-    """Return the files by name."""
+def _texts(xp: C, facts: _Facts, statements: Sequence[str]) -> dict[str, str]:
+    """Return the files of the model by name."""
     name, macro = facts.name, facts.macro
     weights = "\n".join(_weight_text(w) for w in xp.weights.values())
     size = sum(w.bytes for w in xp.weights.values())
@@ -138,16 +144,54 @@ def _texts(xp: C, facts: _Facts, statements: Sequence[str], example: Sequence[np
     )
     shapes = ", ".join(f"{x.root} {_shape(x)}" for x in facts.inputs)
     header = HEADER.format(**names, facts=facts.defines, inputs=shapes, weights=weights)
-    files = {f"{name}.c": source, f"{name}.h": header}
-    if len(facts.outputs) == 1:
-        arrays = [
-            f"static const {_c_type(x.dtype)} {x.root}[{x.size}] = {{{_numbers(given[:1])}}};\n"
-            for x, given in zip(facts.inputs, example, strict=True)
-        ]
-        files["example.h"] = "/* What main.c runs the model on. */\n" + "".join(arrays)
-        arguments = ", ".join([*(x.root for x in facts.inputs), "output"])
-        files["main.c"] = MAIN.format(**names, arguments=arguments, shown="%d", best="best")
-    return files
+    return {f"{name}.c": source, f"{name}.h": header}
+
+
+def _example(
+    facts: _Facts, given: Sequence[np.ndarray], expected: Sequence[np.ndarray], is_int8: bool
+) -> dict[str, str]:
+    """Return the files that run the model once, and compare its outputs with those of the program."""
+    arrays = [
+        f"static const {_c_type(x.dtype)} {x.root}[{x.size}] = {{{_numbers(row)}}};\n"
+        for x, row in zip(facts.inputs, given, strict=True)
+    ]
+    arrays += [
+        f"static const float expected_{name}[{x.size}] = {{{_numbers(row.astype(np.float32))}}};\n"
+        for (name, x), row in zip(facts.outputs, expected, strict=True)
+    ]
+    names = [name for name, _ in facts.outputs]
+    size, classes = facts.outputs[0][1].size, facts.metadata.get("classes", ())
+    named = len(names) == 1 and isinstance(classes, list | tuple) and len(classes) == size
+    quoted = ", ".join(f'"{_c_string(str(label))}"' for label in classes) if named else ""
+    macro = facts.macro
+    text = MAIN.format(
+        name=facts.name,
+        names=f"/* The classes, in the order of the outputs. */\nstatic const char *const names[] = {{{quoted}}};\n\n"
+        if named
+        else "",
+        tolerance=INT8_TOLERANCE if is_int8 else f"{_TOLERANCE:f}".rstrip("0"),
+        shown=f"{_SHOWN}",
+        line='"%d %.6g %s\\n", i, found[i], names[i]' if named else '"%d %.6g\\n", i, found[i]',
+        outputs="\n    ".join(f"static float {name}[{macro}_{name.upper()}_SIZE];" for name in names),
+        arguments=", ".join([*(x.root for x in facts.inputs), *names]),
+        calls="\n    ".join(
+            f"wrong += compared({name}, expected_{name}, {macro}_{name.upper()}_SIZE);" for name in names
+        ),
+        best=""
+        if len(names) > 1
+        else BEST.format(
+            macro=macro, line='"largest: %d (%s)\\n", best, names[best]' if named else '"largest: %d\\n", best'
+        ),
+    )
+    title = "/* What main.c runs the model on, and the outputs that tinyvit computed for it. */\n"
+    return {"example.h": title + "".join(arrays), "main.c": text}
+
+
+def _c_string(text: str) -> str:
+    """Return a text as it stands between the quotes of a C string, in UTF-8: other bytes than letters as codes."""
+    return "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}" for byte in text.encode("utf-8")
+    )
 
 
 def _weight_text(weight: Weight) -> str:

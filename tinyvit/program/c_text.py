@@ -158,25 +158,43 @@ int {name}_run({parameters});
 #endif
 """
 
-MAIN = """/* An example: it runs the model once on what is in example.h, and prints the outputs.
+MAIN = """/* An example: it runs the model once on what is in example.h, prints the outputs, and compares them with
+   those that tinyvit computed. The exit status is 0 if they agree.
 
    cc -std=c99 -O2 -o example main.c {name}.c -lm
 */
+#include <math.h>
 #include <stdio.h>
 
 #include "{name}.h"
 #include "example.h"
 
+{names}/* Print the first numbers of an output, and return how many of all differ from the expected ones by more than
+   {tolerance} of the largest. */
+static int compared(const float *found, const float *expected, int size)
+{{
+    float largest = 0;
+    int wrong = 0;
+    for (int i = 0; i < size; i++) if (fabsf(expected[i]) > largest) largest = fabsf(expected[i]);
+    for (int i = 0; i < size; i++) {{
+        if (i < {shown}) printf({line});
+        if (!(fabsf(found[i] - expected[i]) <= {tolerance}f * largest)) wrong++;
+    }}
+    return wrong;
+}}
+
 int main(void)
 {{
-    static float output[{macro}_OUTPUT_SIZE];
-    int best = 0;
+    {outputs}
+    int wrong = 0;
     if ({name}_run({arguments}) != 0) return 1;
-    for (int i = 0; i < {macro}_OUTPUT_SIZE; i++) {{
-        if (output[i] > output[best]) best = i;
-        printf("%d %.6g\\n", i, output[i]);
-    }}
-    printf("largest: {shown}\\n", {best});
-    return 0;
+    {calls}
+    {best}printf(wrong ? "outputs that are not as expected: %d\\n" : "as expected\\n", wrong);
+    return wrong ? 2 : 0;
 }}
 """
+# Of one output: its largest number, such as the logit of the most probable class.
+BEST = """int best = 0;
+    for (int i = 1; i < {macro}_OUTPUT_SIZE; i++) if (output[i] > output[best]) best = i;
+    printf({line});
+    """

@@ -1,6 +1,8 @@
 """Displays of a run while it trains: a live bar on a terminal, a line for each epoch elsewhere."""
 
+import errno
 import math
+import os
 import sys
 import threading
 import time
@@ -128,7 +130,7 @@ class Lines(_Visible):
             self._print(news)
         self._report_without_thread()
         if self._closed_pipe:
-            raise BrokenPipeError
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def measuring(self, split: str, done: int, total: int) -> None:
         self._doing = f"measuring {split} batch {done:,} of {total:,}"

@@ -5,6 +5,8 @@ their own: the towers of a retrieval model; the encoder of a captioner, and its 
 of the token after it: one step of writing runs it on the tokens so far, and reads the logits of the last.
 """
 
+import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,15 @@ class Part:
     outputs: tuple[str, ...]
 
 
+def require_new(out: Path) -> None:
+    """Raise RunError if an export to `out` would replace a file, or write beside files in a folder."""
+    if out.is_dir() and not out.is_symlink():
+        if any(out.iterdir()):
+            raise RunError(f"{out} is not empty; give a name that does not exist")
+    elif os.path.lexists(out):
+        raise RunError(f"{out} exists already; give a name that does not")
+
+
 def to_onnx(trained: TrainedModel, out: Path, int8: bool = False) -> str:
     """Write one file, or a folder with a file for each part of the model; return what was written, in words."""
     parts = parts_of(trained)
@@ -58,6 +69,15 @@ def to_onnx(trained: TrainedModel, out: Path, int8: bool = False) -> str:
         lines.append(
             str(program.export_onnx(path, *part.inputs.values(), names=part.outputs, metadata=facts, int8=int8))
         )
+    inputs = "; ".join(
+        f"{name}: {' x '.join(letter or str(n) for letter, n in zip(part.axes[name], x.shape, strict=True))}, {x.dtype}"
+        for part in parts.values()
+        for name, x in part.inputs.items()
+    )
+    file = out if len(parts) == 1 else out / f"{next(iter(parts))}.onnx"
+    run = f'onnxruntime.InferenceSession("{file}").run(None, {{name: array, ...}})'
+    lines.append(f"next, in Python: {run} with {inputs}")
+    lines.append("the metadata of the file says how inputs are prepared, and names the classes or words")
     return "\n".join(lines)
 
 
@@ -75,6 +95,13 @@ def to_c(trained: TrainedModel, out: Path, int8: bool = False) -> str:
                 )
             )
         )
+    for name in parts:
+        folder = shlex.quote(str(out / name if len(parts) > 1 else out))
+        lines.append(
+            f"next: cd {folder} && cc -std=c99 -O2 -o example main.c {name}.c -lm && ./example  "
+            "# prints the outputs for one input, and whether they are as expected"
+        )
+    lines.append(f"to call it: {'_run, '.join(parts)}_run in the headers, which also say how inputs are prepared")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from ..errors import DataError, StudyError
 from ..interop.probe import features_of, fitted_probe, nearest_neighbours
 from ..models import ViT
 from ..tasks import DataSpec
+from .export import require_new
 from .folder import TrainedModel, load_run
 
 
@@ -31,6 +32,7 @@ def write_features(run: str, images: Sequence[str], out: Path, layer: int | None
     StudyError
         If the model is no ViT or has no such layer.
     """
+    require_new(out)
     trained = load_run(run)
     model = _vit_of(trained, run, layer)
     paths = [path for name in images for path in _files_of(Path(name))]

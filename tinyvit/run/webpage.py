@@ -11,7 +11,7 @@ from ..errors import TinyvitError
 from ..models import ViT
 from ..nn import keep_attention
 from ..program.program import freeze_function
-from ..program.web import Contents, export_page
+from ..program.web import PAGE, Contents, export_page
 from ..tasks import DataSpec
 from .folder import RunError, TrainedModel, load_test_data
 from .pretrained import NAME as PRETRAINED
@@ -52,7 +52,7 @@ def to_web(trained: TrainedModel, out: Path, int8: bool = False) -> str:
     checks = [x for x, _, _ in examples] or np.random.default_rng(0).integers(0, 256, (1, *data.shape), np.uint8)
     contents = contents_of(trained, examples)
     written = export_page(program_of(trained), out, contents, np.stack(list(checks)), int8)
-    return str(written)
+    return f"{written}\nnext: open {out / PAGE} in a browser"
 
 
 def program_of(trained: TrainedModel) -> Any:
