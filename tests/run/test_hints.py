@@ -268,10 +268,23 @@ def test_commands_warn_of_images_unlike_those_of_the_training(caplog: pytest.Log
 # Pipes ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pipe_that_closed_between_two_lines_ends_the_run_like_any_other() -> None:
+def test_a_pipe_that_closed_between_two_lines_ends_the_run_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
     lines = Lines(every=1000)
     lines.recipe, lines.steps = load_recipe("digits").train, 1
-    lines._closed_pipe = True
+    monkeypatch.setattr("tinyvit.run.display.show", closed)
+    lines.compiling("compiling kernels")  # the compiler goes on; the next step ends the run
     with pytest.raises(BrokenPipeError) as error:
         lines.stepped(Training(tiny_recipe()).position)
     assert error.value.errno == errno.EPIPE  # by which the command knows that there is nothing to say
+
+
+def test_study_replaces_pages_only(tmp_path: Path) -> None:
+    Path("mine.html").write_text("<!doctype html>\n<p>mine</p>")
+    result = CliRunner().invoke(cli.commands, ["study", "softmax", "--out", "mine.html"])
+    assert "mine.html, a file that this program did not write; name another" in str(result.exception)
+    assert Path("mine.html").read_text().endswith("mine</p>")
+    for _ in range(2):
+        assert CliRunner().invoke(cli.commands, ["study", "softmax", "--out", "page.html"]).exit_code == 0

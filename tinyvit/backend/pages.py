@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from .files import open_file
+
 _ASSETS = Path(__file__).with_name("assets")
 
 
@@ -32,3 +34,10 @@ def page(title: str, body: str, styles: Sequence[str] = (), policy: str = "", he
 def filled(template: str, parts: dict[str, str]) -> str:
     """The template with its @MARKS@ replaced in one pass, because the parts may contain such marks themselves."""
     return re.sub("@([A-Z]+)@", lambda mark: parts[mark[1]], template)
+
+
+def is_page(path: Path) -> bool:
+    """Return whether a file is a page that was written here, by its head: its title and all below may differ."""
+    head = (_ASSETS / "frame.html").read_text("utf-8").partition("@POLICY@")[0].encode()
+    with open_file(path) as file:
+        return file.read(len(head)) == head

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..backend.pages import is_page
 from ..backend.words import counted
 from ..context import no_grad
 from ..data import normalize
@@ -38,8 +39,13 @@ def write_page(run: str, image: str | None, label: str | None, out: str | None, 
 
 
 def written(recorded: Trace, path: str, contents: dict[str, Any]) -> str:
-    """Write the page of a trace; return its path, its size and how to open it. Raises StudyError."""
+    """Write the page of a trace; return its path, its size and how to open it.
+
+    Raises StudyError, also if a file that is no page of this program would be replaced.
+    """
     try:
+        if Path(path).exists() and not is_page(Path(path)):
+            raise StudyError(f"--out is {path}, a file that this program did not write; name another")
         save_page(recorded, path, contents)
     except OSError as error:
         raise StudyError(f"{path} cannot be written: {error.strerror}") from error
