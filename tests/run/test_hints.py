@@ -19,6 +19,7 @@ import tinyvit as tv
 from tinyvit import cli, use
 from tinyvit.data import load_dataset
 from tinyvit.data.looks import looks, range_of_looks, unlike
+from tinyvit.interop.save import export_folder
 from tinyvit.recipe import Recipe, load_recipe
 from tinyvit.run.display import Lines, opening
 from tinyvit.run.folder import load_test_data
@@ -288,3 +289,8 @@ def test_study_replaces_pages_only(tmp_path: Path) -> None:
     assert Path("mine.html").read_text().endswith("mine</p>")
     for _ in range(2):
         assert CliRunner().invoke(cli.commands, ["study", "softmax", "--out", "page.html"]).exit_code == 0
+
+
+def test_an_export_that_needs_another_stem_says_how_to_train_it() -> None:
+    with pytest.raises(ValueError, match=r"train with --set stem=linear, or export to ONNX or C"):
+        export_folder(tv.models.ViT(8, 2, 2, dim=8, depth=1, heads=1, stem="conv"), Path("out"), "timm")

@@ -65,9 +65,9 @@ class WithKeys(click.Command):
             meant = self._as_settings(given)
             if not meant:
                 raise
-            if isinstance(error, click.NoSuchOption):
-                error.possibilities = None  # of other options: none of them is meant
-            message = error.format_message().rstrip(".")
+            # Of an unknown option the message also suggests others, none of which is meant.
+            said = error.message if isinstance(error, click.NoSuchOption) else error.format_message()
+            message = said.rstrip(".")
             raise click.UsageError(f"{message}; to change the recipe, write {' '.join(meant)}", ctx) from None
         return rest
 

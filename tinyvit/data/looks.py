@@ -43,7 +43,7 @@ def unlike(pixels: NDArray[np.uint8], known: Sequence[float]) -> str:
     if not known:
         return ""
     least, most = np.reshape(known, (2, 2)).T
-    return " and ".join(
+    return "; ".join(
         f"its {name} is {value:.2f}, theirs {low:.2f} to {high:.2f}"
         for name, value, low, high in zip(NAMES, looks(pixels[None])[0], least, most, strict=True)
         if not low - _MARGIN <= value <= high + _MARGIN
