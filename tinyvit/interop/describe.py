@@ -103,8 +103,8 @@ def _require_plain(model: ViT) -> None:
         raise CannotExport("the model takes videos; only models of images are exported")
     if model.patch_embed.stem is not None:
         raise CannotExport(
-            f"stem is {model.patch_embed.stem_name!r}; only stem='linear' is exported: train with --set stem=linear, or "
-            "export to ONNX or C"
+            f"stem is {model.patch_embed.stem_name!r}; only stem='linear' is exported: train with --set stem=linear, "
+            "or export to ONNX or C"
         )
     if model.pool in ("first", "seq"):
         raise CannotExport(f"pool is {model.pool!r}; only 'cls', 'mean' and 'cls_mean' are exported")
