@@ -161,6 +161,19 @@ def test_the_command_that_an_export_prints_compiles_and_runs(tmp_path: Path) -> 
     assert printed[-2:] == [f"largest: {label} ({label})", "as expected"]
 
 
+@pytest.mark.parametrize(
+    ("target", "says"), [("timm", 'create_model("local-dir:out"'), ("hf", 'from_pretrained("out")')]
+)
+def test_the_next_step_of_a_folder_is_printed(target: str, says: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tinyvit.interop.save.export_folder", lambda *_: "written -> out")
+    result = CliRunner().invoke(commands, ["export", "digits", "--to", target, "--out", "out"])
+    written, step = result.output.splitlines()
+    assert written == "written -> out"
+    assert step.startswith("next, in Python: ")
+    assert says in step
+
+
 def test_features_replace_no_file(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"mine")
     with pytest.raises(RunError, match="exists already"):

@@ -30,9 +30,9 @@ def _web(trained: Any, out: Path, int8: bool = False) -> str:
 
 def _to_folder(style: str) -> Callable[[Any, Path], str]:
     def write(trained: Any, out: Path) -> str:
-        from ..interop.save import export_folder
+        from ..interop.save import export_folder, next_step
 
-        return export_folder(trained.model, out, style)
+        return f"{export_folder(trained.model, out, style)}\n{next_step(out, style)}"
 
     return write
 

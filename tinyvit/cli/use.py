@@ -60,12 +60,11 @@ def predict(run: str, images: tuple[str, ...]) -> None:
     tinyvit predict runs/digits *.png | sort -t $'\\t' -k 2
     """
     from ..run.folder import load_run
-    from ..use import files_of, predict, require_kind, warn_of_unlike
+    from ..use import files_of, predict, require_kind
 
     trained, failed = load_run(run), False
     require_kind(trained, "classify")
     head("image", "class", "probability")
-    looked_at: list[tuple[str | Path, str]] = []
     waiting: list[str | Path] = list(reversed(images))
     while waiting:
         path = waiting.pop()
@@ -74,13 +73,11 @@ def predict(run: str, images: tuple[str, ...]) -> None:
                 waiting += reversed(files_of(trained.data, Path(path)))
                 continue
             name, probability = predict(trained, path)
-            looked_at.append((path, trained.data.unlike(trained.data.read_image(path))))
         except DataError as error:
             note(f"tinyvit: error: {error}")
             failed = True
         else:
             show(path, name, f"{probability:.4f}")
-    warn_of_unlike(looked_at)
     if failed:
         click.get_current_context().exit(2)
 

@@ -77,8 +77,12 @@ def export_folder(model: Module, folder: Path, style: str) -> str:
         raise CannotExport(f"{folder} is not empty; give a folder that does not exist")
     save_pretrained(merged, folder, style)
     size = (folder / WEIGHTS).stat().st_size / 1e6
-    written = f"{sum(p.size for p in merged.parameters()):,} parameters, {size:.1f} MB -> {folder}"
-    return f"{written}\nnext, in Python: {_LOADERS[style].format(folder=folder)}"
+    return f"{sum(p.size for p in merged.parameters()):,} parameters, {size:.1f} MB, for {style} -> {folder}"
+
+
+def next_step(folder: Path, style: str) -> str:
+    """Return a line that says how the other library loads such a folder."""
+    return f"next, in Python: {_LOADERS[style].format(folder=folder)}"
 
 
 _LOADERS = {
