@@ -3,7 +3,7 @@
 A contender joins in two places: a class in a file of this folder, and a row here.
 
 Order: base, engine, unfused, kernels, handwritten, own_code, user, functional_vit, hips_autograd, jax_jit,
-pytorch_vit, pytorch_text, pytorch, onnx_runtime.
+pytorch_vit, pytorch_text, pytorch_dense, pytorch, onnx_runtime.
 """
 
 import importlib.util
@@ -63,7 +63,7 @@ _JAX = f"{_HERE}.jax_jit:Jax"
 
 OURS = (
     Spec("tinyvit", f"{_HERE}.engine:Engine", "auto"),
-    Spec("tinyvit-bf16", f"{_HERE}.engine:Engine", "bf16", serves=_in("train", "inference", "gemm")),
+    Spec("tinyvit-bf16", f"{_HERE}.engine:Engine", "bf16", serves=_in("train", "dense", "inference", "gemm")),
     Spec("tinyvit-numba", f"{_HERE}.kernels:Kernels", "numba", "numba", _in("attention", "layer_norm")),
     Spec("tinyvit-program", f"{_HERE}.engine:Frozen", "auto", serves=_in("inference")),
 )
@@ -73,9 +73,9 @@ PEERS = (
     Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
     Spec("torch", _TORCH, "", "torch"),
     Spec("torch-compile", _TORCH, "compile", "torch", _not_in("gemm")),
-    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "text", "inference", "gemm")),
+    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "text", "dense", "inference", "gemm")),
     Spec("torch-bf16-compile", _TORCH, "bf16 compile", "torch", _in("train", "inference")),
-    Spec("jax", _JAX, "", "jax", _not_in("gemm", "text")),
+    Spec("jax", _JAX, "", "jax", _not_in("gemm", "text", "dense")),
     Spec("jax-bf16", _JAX, "bf16", "jax", _in("train", "inference")),
     Spec("onnxruntime", f"{_HERE}.onnx_runtime:OnnxRuntime", "", "onnxruntime", _in("inference")),
     Spec("onnxruntime-int8", f"{_HERE}.onnx_runtime:OnnxRuntime", "int8", "onnxruntime", _in("inference")),

@@ -15,6 +15,7 @@ from tinyvit.engine import Tensor
 from ..cases import Case
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
 from ..models import build_model
+from ..steps import loss_of, new_optimizer
 from .base import Contender, Task
 
 OPERATIONS = {
@@ -86,12 +87,11 @@ class Engine(Contender):
     def train(self, case: Case, inputs: Arrays) -> Task:
         keep_freed_memory()  # as `tinyvit train` does
         model = self._model(case, inputs)
-        optimizer = tv.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        arguments, labels = [inputs[name] for name in ("images", "ids") if name in inputs], inputs["labels"]
+        optimizer, compute = new_optimizer(case.shape, model), loss_of(case.shape, model, inputs)
 
         def run() -> float:
             with self._autocast():
-                loss = F.cross_entropy(model(*arguments), labels)
+                loss = compute()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -181,13 +181,14 @@ def loss_of_layer(logits: Tensor, predicted: Tensor, labels: Any, boxes: Any, qu
     query_of, classes : of one block, see `match`.
     """
     labels, boxes, query_of, classes = (on_device_of(x, logits).data for x in (labels, boxes, query_of, classes))
-    weights = Tensor((classes != logits.shape[-1] - 1) * np.float32(1 - NONE_WEIGHT) + np.float32(NONE_WEIGHT))
     surprise = F.cross_entropy(logits, classes, reduction="none")
+    some = surprise.dtype.type(NONE_WEIGHT)
+    weights = Tensor((classes != logits.shape[-1] - 1) * (1 - some) + some)
     class_loss = (surprise * weights).sum() / weights.sum()
-    there = Tensor((labels != NO_BOX).astype(np.float32))  # (B, M)
+    there = Tensor((labels != NO_BOX).astype(surprise.dtype))  # (B, M)
     count = F.maximum(there.sum(), 1.0)
     own = F.take_rows(predicted, query_of)  # (B, M, 4)
-    corners = Tensor(boxes)
+    corners = Tensor(boxes.astype(surprise.dtype, copy=False))
     distance = F.abs(own - centres_of(corners)).sum(axis=-1)
     overlap = 1 - F.generalized_iou(corners_of(own), corners)
     return CLASS * class_loss + ((DISTANCE * distance + OVERLAP * overlap) * there).sum() / count

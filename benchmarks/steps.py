@@ -1,0 +1,33 @@
+"""What a training step of tinyvit computes on a case: the loss of a batch, and the optimizer of its shape."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tinyvit as tv
+import tinyvit.functional as F
+from tinyvit.data import Batch
+from tinyvit.recipe import load_recipe
+from tinyvit.tasks import task_of
+
+from .cases import DenseShape, Shape
+from .inputs import LEARNING_RATE, WEIGHT_DECAY, Arrays
+
+
+def loss_of(shape: Shape, model: Any, inputs: Arrays) -> Callable[[], Any]:
+    """Return the function that computes the mean loss of `model` on the batch in `inputs`."""
+    if not isinstance(shape, DenseShape):
+        arguments, labels = [inputs[name] for name in ("images", "ids") if name in inputs], inputs["labels"]
+        return lambda: F.cross_entropy(model(*arguments), labels)
+    task = task_of(load_recipe("detect" if shape.queries else "segment"))
+    boxes = (inputs["boxes"],) if "boxes" in inputs else ()
+    batch = Batch(inputs["images"], inputs["labels"], 0, drawn=boxes)
+    return lambda: task.loss(model, batch) / np.float32(shape.batch)
+
+
+def new_optimizer(shape: Shape, model: Any) -> Any:
+    """Return the optimizer of a training step: AdamW, or Muon where the shape says so."""
+    if isinstance(shape, DenseShape) and shape.optimizer == "muon":
+        return tv.optim.Muon(tv.optim.muon_groups(model.named_parameters(), WEIGHT_DECAY), LEARNING_RATE)
+    return tv.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
