@@ -23,7 +23,7 @@ from .inputs import make_inputs
 from .machine import describe_machine
 from .models import build_model
 from .stats import LOW, quantile
-from .steps import loss_of, new_optimizer
+from .steps import batch_of, loss_of, new_optimizer
 
 SHAPES = {case.shape.name: case.shape for case in SUITES["train"].cases if isinstance(case.shape, ModelShape)}
 _DENSE = {case.shape.name: case.shape for case in SUITES["dense"].cases if isinstance(case.shape, DenseShape)}
@@ -77,14 +77,14 @@ def clocked() -> Iterator[Clock]:
 def profile(shape: ModelShape | DenseShape, steps: int) -> dict[str, float]:
     """Return the seconds that a step spends in each operation, the largest first, and in `REST`."""
     model, inputs = build_model(shape), make_inputs(Case("train", "train", shape, "step"))
-    optimizer, compute = new_optimizer(shape, model), loss_of(shape, model, inputs)
+    optimizer, loss, batch = new_optimizer(shape, model), loss_of(shape, model), batch_of(inputs)
     found = []
     with clocked() as clock:
         for _ in range(steps + 2):
             clock.calls.clear()
             start = time.perf_counter()
             optimizer.zero_grad()
-            compute().backward()
+            loss(*batch).backward()
             clock.around(optimizer.step, lambda: type(optimizer).__name__.lower())()
             found.append(clock.parts(start, time.perf_counter()))
     return by_name(found[2:])  # the first steps compile

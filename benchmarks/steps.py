@@ -15,15 +15,18 @@ from .cases import DenseShape, Shape
 from .inputs import LEARNING_RATE, WEIGHT_DECAY, Arrays
 
 
-def loss_of(shape: Shape, model: Any, inputs: Arrays) -> Callable[[], Any]:
-    """Return the function that computes the mean loss of `model` on the batch in `inputs`."""
+def batch_of(inputs: Arrays) -> tuple[Any, ...]:
+    """Return the arrays of the batch among the inputs of a model, in the order in which a loss takes them."""
+    return tuple(inputs[name] for name in ("images", "labels", "ids", "boxes") if name in inputs)
+
+
+def loss_of(shape: Shape, model: Any) -> Callable[..., Any]:
+    """Return the function that computes the mean loss of `model` on the arrays of a batch."""
     if not isinstance(shape, DenseShape):
-        arguments, labels = [inputs[name] for name in ("images", "ids") if name in inputs], inputs["labels"]
-        return lambda: F.cross_entropy(model(*arguments), labels)
+        return lambda images, labels, *ids: F.cross_entropy(model(images, *ids), labels)
     task = task_of(load_recipe("detect" if shape.queries else "segment"))
-    boxes = (inputs["boxes"],) if "boxes" in inputs else ()
-    batch = Batch(inputs["images"], inputs["labels"], 0, drawn=boxes)
-    return lambda: task.loss(model, batch) / np.float32(shape.batch)
+    count = np.float32(shape.batch)
+    return lambda images, labels, *boxes: task.loss(model, Batch(images, labels, 0, drawn=boxes)) / count
 
 
 def new_optimizer(shape: Shape, model: Any) -> Any:

@@ -26,6 +26,11 @@ def _not_in(*suites: str) -> Callable[[Case], bool]:
     return lambda case: case.suite not in suites
 
 
+def _records(case: Case) -> bool:
+    """Whether steps can be recorded: things are matched with queries by values that a step computes."""
+    return case.suite == "dense" and not getattr(case.shape, "queries", 0)
+
+
 @dataclass(frozen=True)
 class Spec:
     """One contender.
@@ -64,6 +69,7 @@ _JAX = f"{_HERE}.jax_jit:Jax"
 OURS = (
     Spec("tinyvit", f"{_HERE}.engine:Engine", "auto"),
     Spec("tinyvit-bf16", f"{_HERE}.engine:Engine", "bf16", serves=_in("train", "dense", "inference", "gemm")),
+    Spec("tinyvit-recorded", f"{_HERE}.engine:Recorded", "auto", "numba", _records),
     Spec("tinyvit-numba", f"{_HERE}.kernels:Kernels", "numba", "numba", _in("attention", "layer_norm")),
     Spec("tinyvit-program", f"{_HERE}.engine:Frozen", "auto", serves=_in("inference")),
 )

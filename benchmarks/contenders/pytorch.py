@@ -85,7 +85,7 @@ class PyTorch(Contender):
         return Task(step, lambda _: {name: _array(tensor) for name, tensor in weights.items()})
 
     def train(self, case: Case, inputs: Arrays) -> Task:
-        model, loss_of = self._loss(case, inputs)
+        model, loss_of = self.with_loss(case, inputs)
         optimizers = _optimizers(case, model)
 
         def run() -> float:
@@ -99,7 +99,7 @@ class PyTorch(Contender):
 
         return Task(run, lambda loss: {"loss": np.asarray(loss)})
 
-    def _loss(self, case: Case, inputs: Arrays) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
+    def with_loss(self, case: Case, inputs: Arrays) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
         """A model with the weights that are given, and the function that computes the loss of the batch."""
         given = {name: torch.from_numpy(inputs[name]) for name in ("images", "ids", "labels", "boxes") if name in inputs}
         if isinstance(case.shape, DenseShape):
