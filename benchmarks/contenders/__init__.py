@@ -78,7 +78,7 @@ PEERS = (
     Spec("numpy", f"{_HERE}.engine:Engine", "numpy"),
     Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
     Spec("torch", _TORCH, "", "torch"),
-    Spec("torch-compile", _TORCH, "compile", "torch", _not_in("gemm")),
+    Spec("torch-compile", _TORCH, "compile", "torch", _not_in("gemm", "dense")),
     Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "text", "dense", "inference", "gemm")),
     Spec("torch-bf16-compile", _TORCH, "bf16 compile", "torch", _in("train", "inference")),
     Spec("jax", _JAX, "", "jax", _not_in("gemm", "text", "dense")),

@@ -101,7 +101,8 @@ class PyTorch(Contender):
 
     def with_loss(self, case: Case, inputs: Arrays) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
         """A model with the weights that are given, and the function that computes the loss of the batch."""
-        given = {name: torch.from_numpy(inputs[name]) for name in ("images", "ids", "labels", "boxes") if name in inputs}
+        names = [name for name in ("images", "ids", "labels", "boxes") if name in inputs]
+        given = {name: torch.from_numpy(inputs[name]) for name in names}
         if isinstance(case.shape, DenseShape):
             from .pytorch_dense import dense_loss  # this imports SciPy
 

@@ -1,4 +1,4 @@
-"""The suite of masks and boxes: its shapes are those of the recipes, and PyTorch computes the same losses and gradients."""
+"""The suite of masks and boxes: the shapes are those of the recipes, and PyTorch computes the same gradients."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,8 @@ SEGMENT = DenseShape(
     "tiny", image=16, channels=3, patch=8, dim=24, depth=2, heads=2, mlp_dim=32, classes=3, batch=3, things=3
 )
 DETECT = replace(SEGMENT, queries=5, decoder=2)
-TINY = [replace(shape, **more) for shape in (SEGMENT, DETECT) for more in ({}, {"mlp_layer": "local", "optimizer": "muon"})]
+LOCAL = {"mlp_layer": "local", "optimizer": "muon"}
+TINY = [SEGMENT, replace(SEGMENT, **LOCAL), DETECT, replace(DETECT, **LOCAL)]
 
 
 def case_of(shape: DenseShape) -> Case:
