@@ -36,18 +36,28 @@ def match_pairs(costs: NDArray[np.floating]) -> NDArray[np.int64]:
     cheapest = costs.argmin(axis=1).tolist() if columns else []
     if len(set(cheapest)) == count:
         return np.array(cheapest, np.int64)  # no two rows want the same column
-    # The matrices are so small that lists take a fraction of the time of arrays.
-    table, unreached = costs.astype(np.float64).tolist(), [math.inf] * columns
-    row_potential, column_potential = [0.0] * count, [0.0] * columns
-    row_of = [-1] * columns  # the row that has each column
-    for start in range(count):
-        distance = unreached.copy()  # of the shortest path from `start` to each column
+    result = np.empty(count, np.int64)
+    for j, row in enumerate(_rows_of_columns(costs.astype(np.float64).tolist(), columns)):
+        if row >= 0:
+            result[row] = j
+    return result
+
+
+def _rows_of_columns(costs: list[list[float]], columns: int) -> list[int]:
+    """Return for each column the row that takes it, or -1.
+
+    The matrices are so small that lists take a fraction of the time of arrays.
+    """
+    row_potential, column_potential = [0.0] * len(costs), [0.0] * columns
+    row_of = [-1] * columns
+    for start in range(len(costs)):
+        distance = [math.inf] * columns  # of the shortest path from `start` to each column
         before = [-1] * columns  # the column from whose row that path comes; -1 from `start` itself
         done: list[int] = []
         waiting = list(range(columns))
         row, column, length = start, -1, 0.0
         while row >= 0:
-            own, base, nearest, least = table[row], length - row_potential[row], -1, math.inf
+            own, base, nearest, least = costs[row], length - row_potential[row], -1, math.inf
             for j in waiting:
                 through = base + own[j] - column_potential[j]
                 if through < distance[j]:
@@ -67,8 +77,4 @@ def match_pairs(costs: NDArray[np.floating]) -> NDArray[np.int64]:
         while column >= 0:  # each row on the path takes the column after it
             row_of[column] = start if before[column] < 0 else row_of[before[column]]
             column = before[column]
-    result = np.empty(count, np.int64)
-    for j, row in enumerate(row_of):
-        if row >= 0:
-            result[row] = j
-    return result
+    return row_of
