@@ -2,6 +2,6 @@
 
 Every contender runs in a process of its own, is verified against float64, and is timed in turn with the others.
 
-Order: stats, peers, report, machine, cases, costs, models, inputs, verify, contenders, cpu, gpu, by_operation,
+Order: stats, peers, report, machine, cases, costs, models, inputs, steps, verify, contenders, cpu, gpu, by_operation,
 captured, distributed, versions, cli, __main__.
 """

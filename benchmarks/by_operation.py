@@ -13,20 +13,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-import numpy as np
 from tinyvit.kernels.cpu import processor
 from tinyvit.kernels.cpu.threads import thread_count
 
-import tinyvit as tv
-import tinyvit.functional as F
 from tinyvit import dispatch
 
-from .cases import SUITES, ModelShape
+from .cases import SUITES, Case, DenseShape, ModelShape
+from .inputs import make_inputs
 from .machine import describe_machine
 from .models import build_model
 from .stats import LOW, quantile
+from .steps import batch_of, loss_of, new_optimizer
 
 SHAPES = {case.shape.name: case.shape for case in SUITES["train"].cases if isinstance(case.shape, ModelShape)}
+_DENSE = {case.shape.name: case.shape for case in SUITES["dense"].cases if isinstance(case.shape, DenseShape)}
+_ALL = SHAPES | _DENSE
 REST = "Python"
 
 
@@ -73,20 +74,18 @@ def clocked() -> Iterator[Clock]:
             setattr(owner, name, function)
 
 
-def profile(shape: ModelShape, steps: int) -> dict[str, float]:
+def profile(shape: ModelShape | DenseShape, steps: int) -> dict[str, float]:
     """Return the seconds that a step spends in each operation, the largest first, and in `REST`."""
-    model, random = build_model(shape), np.random.default_rng(0)
-    optimizer = tv.optim.AdamW(model.parameters(), lr=1e-3)
-    images = random.standard_normal((shape.batch, shape.channels, shape.image, shape.image)).astype(np.float32)
-    labels = random.integers(0, shape.classes, shape.batch)
+    model, inputs = build_model(shape), make_inputs(Case("train", "train", shape, "step"))
+    optimizer, loss, batch = new_optimizer(shape, model), loss_of(shape, model), batch_of(inputs)
     found = []
     with clocked() as clock:
         for _ in range(steps + 2):
             clock.calls.clear()
             start = time.perf_counter()
             optimizer.zero_grad()
-            F.cross_entropy(model(tv.tensor(images)), labels).backward()
-            clock.around(optimizer.step, lambda: "adamw")()
+            loss(*batch).backward()
+            clock.around(optimizer.step, lambda: type(optimizer).__name__.lower())()
             found.append(clock.parts(start, time.perf_counter()))
     return by_name(found[2:])  # the first steps compile
 
@@ -105,9 +104,9 @@ def by_name(steps: Sequence[Sequence[tuple[str, float]]]) -> dict[str, float]:
 def main(names: tuple[str, ...], steps: int) -> None:
     """Show what a training step spends in each operation; by default of digits-s and mnist-s."""
     for name in names or ("mnist-s", "digits-s"):
-        if name not in SHAPES:
-            raise click.UsageError(f"SHAPE is {name}; it must be one of {', '.join(SHAPES)}")
-        parts = profile(SHAPES[name], steps)
+        if name not in _ALL:
+            raise click.UsageError(f"SHAPE is {name}; it must be one of {', '.join(_ALL)}")
+        parts = profile(_ALL[name], steps)
         whole = sum(parts.values())
         click.echo(f"{name}, {whole * 1e3:.2f} ms: {describe_machine().device}, {processor.level()}, ", nl=False)
         click.echo(f"{thread_count()} threads, load {os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0:.1f}")

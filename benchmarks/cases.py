@@ -108,7 +108,33 @@ class TextShape(_ImageModelShape):
     channels: int = 3
 
 
-Shape = AttentionShape | RowShape | LinearShape | ModelShape | TextShape
+@dataclass(frozen=True)
+class DenseShape(_ImageModelShape):
+    """A model of masks or boxes, as the recipe of the same name builds it.
+
+    With `queries` it finds that many things in an image, by `decoder` blocks; without, it names the class of every
+    pixel, by a linear map of each patch. `classes` are those of the data, the background of masks included. The ViT
+    has a convolutional stem and no class token. `mlp_layer` and `optimizer` are keys of the recipe.
+    """
+
+    name: str
+    image: int
+    channels: int
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    classes: int
+    batch: int
+    things: int  # the most in an image
+    queries: int = 0
+    decoder: int = 0
+    mlp_layer: str = "mlp"
+    optimizer: str = "adamw"
+
+
+Shape = AttentionShape | RowShape | LinearShape | ModelShape | TextShape | DenseShape
 
 # First the models that this project trains, then published ones. B and H make a call take milliseconds on two cores.
 ATTENTION = (
@@ -157,6 +183,16 @@ LINEAR = tuple(  # the linear maps in a block of the larger two
 TEXTS = (  # easy-VQA questions, and captions of generated scenes
     TextShape("vqa", image=64, patch=8, dim=64, depth=3, heads=4, length=11, vocabulary=33, batch=128, answers=13),
     TextShape("caption", image=48, patch=8, dim=64, depth=2, heads=4, length=20, vocabulary=60, batch=64),
+)
+_SCENES = {"image": 48, "channels": 3, "patch": 8, "dim": 96, "depth": 3, "heads": 4, "mlp_dim": 192, "batch": 64}
+_CANVAS = {"image": 64, "channels": 1, "patch": 8, "depth": 4, "heads": 4, "batch": 64, "things": 4}
+_CANVAS |= {"mlp_layer": "local", "optimizer": "muon"}
+_DETECTS = {"queries": 10, "decoder": 2}
+DENSE = (
+    DenseShape("segment", classes=4, things=4, **_SCENES),
+    DenseShape("segment-canvas", classes=11, dim=128, mlp_dim=256, **_CANVAS),
+    DenseShape("detect", classes=3, things=4, **_SCENES, **_DETECTS),
+    DenseShape("detect-canvas", classes=10, dim=96, mlp_dim=192, **_CANVAS, **_DETECTS),
 )
 SINGLE = tuple(ModelShape(**{**vars(model), "batch": 1}) for model in MODELS)
 
@@ -277,6 +313,14 @@ SUITES = {
             tuple(Case("text", "train", shape, "step", calls=3) for shape in TEXTS),
             budget=20.0,
             quick=("caption",),
+            fresh=True,
+        ),
+        Suite(
+            "dense",
+            "training steps of the recipes of masks and boxes, with the optimizer of each",
+            tuple(Case("dense", "train", shape, "step", calls=3) for shape in DENSE),
+            budget=20.0,
+            quick=("segment",),
             fresh=True,
         ),
         Suite(

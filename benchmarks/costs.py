@@ -8,7 +8,7 @@ in bfloat16 move half as many bytes, and are rated by those of float32 all the s
 
 from typing import NamedTuple
 
-from .cases import AttentionShape, Case, LinearShape, ModelShape, RowShape, TextShape
+from .cases import AttentionShape, Case, DenseShape, LinearShape, ModelShape, RowShape, TextShape
 
 FLOAT = 4  # bytes
 
@@ -37,6 +37,8 @@ def cost(case: Case) -> Cost:
             return Cost(_model(shape, training=case.operation == "train"), None)
         case TextShape() as shape:
             return Cost(_text_model(shape), None)
+        case DenseShape() as shape:
+            return Cost(_dense_model(shape), None)
     raise TypeError(f"no cost is known for the shape {case.shape!r}")
 
 
@@ -113,3 +115,27 @@ def _text_model(s: TextShape) -> int:
         head = s.dim * s.vocabulary * s.length
     patches = s.patches * s.channels * s.patch**2 * s.dim
     return s.batch * (6 * (linear + head) + attention * 7 // 2 + 4 * patches)  # the images need no gradient
+
+
+def _dense_model(s: DenseShape) -> int:
+    """Count the products of a training step with masks or boxes, those of convolutions among them, as in `_model`.
+
+    The matching and the losses are left out.
+    """
+    width, hidden = s.dim, s.mlp_dim
+    block = 4 * width**2 + 2 * width * hidden  # qkv and proj, fc1 and fc2
+    linear = s.patches * s.depth * (block + (9 * hidden if s.mlp_layer == "local" else 0))
+    attention = 4 * width * s.depth * s.patches**2
+    if s.queries:  # queries to queries, then to patches; the hidden layers of the boxes are of the width of the model
+        reads = width * (s.classes + 1) + 2 * width**2 + 4 * width
+        linear += s.decoder * (s.queries * (block + 2 * width**2 + reads) + s.patches * 2 * width**2)
+        attention += 4 * width * s.decoder * (s.queries**2 + s.queries * s.patches)
+    else:
+        linear += s.patches * width * s.patch**2 * s.classes
+    stem, side, channels = [], s.image, s.channels
+    for i in range(halvings := s.patch.bit_length() - 1):
+        side, wider = side // 2, width // 2 ** (halvings - i)
+        stem.append(side**2 * wider * channels * 9)
+        channels = wider
+    linear += sum(stem[1:]) + s.patches * channels * width
+    return s.batch * (6 * linear + attention * 7 // 2 + 4 * stem[0])  # the images need no gradient

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import AttentionShape, Case, LinearShape, ModelShape, RowShape, TextShape
+from .cases import AttentionShape, Case, DenseShape, LinearShape, ModelShape, RowShape, TextShape
 
 Arrays = dict[str, np.ndarray]
 
@@ -18,6 +18,7 @@ LAYER_NORM_EPS = 1e-5
 MODEL_EPS = 1e-6  # of the layer norms in a ViT, as in timm
 DROPOUT_P = 0.1
 PAD, FIRST_TOKEN = 0, 6  # token ids: of padding, and the first that has no special meaning
+NO_BOX = -1  # the label of a place without a box
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
 _WITH_WEIGHT = ("linear", "layer_norm")
@@ -61,6 +62,9 @@ def make_inputs(case: Case) -> Arrays:
                 ids[::2, -3:] = PAD
             images = normal(b, shape.channels, shape.image, shape.image)
             return _weights(shape) | {"images": images, "ids": ids, "labels": labels}
+        case DenseShape() as shape:
+            images = normal(shape.batch, shape.channels, shape.image, shape.image)
+            return _weights(shape) | {"images": images} | _truth(shape, random)
     raise TypeError(f"no inputs are known for the shape {case.shape!r}")
 
 
@@ -78,7 +82,18 @@ def _row_inputs(
     return inputs | {"dout": normal(shape.R, out)}
 
 
-def _weights(shape: ModelShape | TextShape) -> Arrays:
+def _truth(shape: DenseShape, random: np.random.Generator) -> Arrays:
+    """Draw the class of every pixel; or boxes by their corners, and the class of each, `NO_BOX` where there is none."""
+    if not shape.queries:
+        return {"labels": random.integers(0, shape.classes, (shape.batch, shape.image, shape.image))}
+    size = random.uniform(0.1, 0.4, (shape.batch, shape.things, 2))
+    first = random.uniform(0, 1 - size)
+    labels = random.integers(0, shape.classes, (shape.batch, shape.things))
+    labels[np.arange(shape.things) >= random.integers(2, shape.things + 1, (shape.batch, 1))] = NO_BOX
+    return {"labels": labels, "boxes": np.concatenate([first, first + size], axis=-1).astype(np.float32)}
+
+
+def _weights(shape: ModelShape | TextShape | DenseShape) -> Arrays:
     from .models import build_model
 
     return {f"weight.{name}": array for name, array in build_model(shape).state_dict().items()}

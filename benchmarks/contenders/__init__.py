@@ -3,7 +3,7 @@
 A contender joins in two places: a class in a file of this folder, and a row here.
 
 Order: base, engine, unfused, kernels, handwritten, own_code, user, functional_vit, hips_autograd, jax_jit,
-pytorch_vit, pytorch_text, pytorch, onnx_runtime.
+pytorch_vit, pytorch_text, pytorch_dense, pytorch, onnx_runtime.
 """
 
 import importlib.util
@@ -24,6 +24,11 @@ def _in(*suites: str) -> Callable[[Case], bool]:
 
 def _not_in(*suites: str) -> Callable[[Case], bool]:
     return lambda case: case.suite not in suites
+
+
+def _records(case: Case) -> bool:
+    """Whether steps can be recorded: things are matched with queries by values that a step computes."""
+    return case.suite == "dense" and not getattr(case.shape, "queries", 0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ _JAX = f"{_HERE}.jax_jit:Jax"
 
 OURS = (
     Spec("tinyvit", f"{_HERE}.engine:Engine", "auto"),
-    Spec("tinyvit-bf16", f"{_HERE}.engine:Engine", "bf16", serves=_in("train", "inference", "gemm")),
+    Spec("tinyvit-bf16", f"{_HERE}.engine:Engine", "bf16", serves=_in("train", "dense", "inference", "gemm")),
+    Spec("tinyvit-recorded", f"{_HERE}.engine:Recorded", "auto", "numba", _records),
     Spec("tinyvit-numba", f"{_HERE}.kernels:Kernels", "numba", "numba", _in("attention", "layer_norm")),
     Spec("tinyvit-program", f"{_HERE}.engine:Frozen", "auto", serves=_in("inference")),
 )
@@ -72,10 +78,10 @@ PEERS = (
     Spec("numpy", f"{_HERE}.engine:Engine", "numpy"),
     Spec("tinyvit-numpy", f"{_HERE}.kernels:Kernels", "numpy", serves=_in("attention", "layer_norm")),
     Spec("torch", _TORCH, "", "torch"),
-    Spec("torch-compile", _TORCH, "compile", "torch", _not_in("gemm")),
-    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "text", "inference", "gemm")),
+    Spec("torch-compile", _TORCH, "compile", "torch", _not_in("gemm", "dense")),
+    Spec("torch-bf16", _TORCH, "bf16", "torch", _in("attention", "train", "text", "dense", "inference", "gemm")),
     Spec("torch-bf16-compile", _TORCH, "bf16 compile", "torch", _in("train", "inference")),
-    Spec("jax", _JAX, "", "jax", _not_in("gemm", "text")),
+    Spec("jax", _JAX, "", "jax", _not_in("gemm", "text", "dense")),
     Spec("jax-bf16", _JAX, "bf16", "jax", _in("train", "inference")),
     Spec("onnxruntime", f"{_HERE}.onnx_runtime:OnnxRuntime", "", "onnxruntime", _in("inference")),
     Spec("onnxruntime-int8", f"{_HERE}.onnx_runtime:OnnxRuntime", "int8", "onnxruntime", _in("inference")),

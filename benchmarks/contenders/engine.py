@@ -3,6 +3,7 @@
 With "numpy" it is the plain path, which in float64 is also the reference.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.backend import keep_freed_memory
 from tinyvit.engine import Tensor
+from tinyvit.run.captured_cpu import CapturedGradients
 
 from ..cases import Case
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
 from ..models import build_model
+from ..steps import batch_of, loss_of, new_optimizer
 from .base import Contender, Task
 
 OPERATIONS = {
@@ -86,18 +89,27 @@ class Engine(Contender):
     def train(self, case: Case, inputs: Arrays) -> Task:
         keep_freed_memory()  # as `tinyvit train` does
         model = self._model(case, inputs)
-        optimizer = tv.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        arguments, labels = [inputs[name] for name in ("images", "ids") if name in inputs], inputs["labels"]
+        optimizer = new_optimizer(case.shape, model)
+        gradients = self._gradients(loss_of(case.shape, model), batch_of(inputs), list(model.parameters()))
+
+        def run() -> float:
+            optimizer.zero_grad()
+            loss = gradients()
+            optimizer.step()
+            return loss
+
+        return Task(run, lambda loss: {"loss": np.asarray(loss)})
+
+    def _gradients(self, loss_of: Any, batch: tuple[Any, ...], parameters: list[Tensor]) -> Callable[[], float]:
+        """Return the function that gives parameters the gradients of the loss of a batch, and returns the loss."""
 
         def run() -> float:
             with self._autocast():
-                loss = F.cross_entropy(model(*arguments), labels)
-            optimizer.zero_grad()
+                loss = loss_of(*batch)
             loss.backward()
-            optimizer.step()
             return loss.item()
 
-        return Task(run, lambda loss: {"loss": np.asarray(loss)})
+        return run
 
     def inference(self, case: Case, inputs: Arrays) -> Task:
         model, images = self._model(case, inputs).eval(), inputs["images"]
@@ -114,6 +126,28 @@ class Engine(Contender):
         model.to(inputs["images"].dtype.name)
         model.load_state_dict(weights_of(inputs))
         return model
+
+
+class Recorded(Engine):
+    """Training steps whose gradients are computed from a record, as `tinyvit train` does where that is possible."""
+
+    def _gradients(self, loss_of: Any, batch: tuple[Any, ...], parameters: list[Tensor]) -> Callable[[], float]:
+        def losses(*arrays: Any) -> tuple[Tensor, Tensor]:
+            with self._autocast():
+                loss = loss_of(*arrays)
+            return loss, loss
+
+        captured = CapturedGradients(losses, parameters)
+        while not captured.is_captured and captured.reason is None:  # the first steps are counted, then one is recorded
+            captured(batch, len(batch[0]))
+
+        def run() -> float:
+            loss = captured(batch, len(batch[0]))
+            if loss is None:
+                raise RuntimeError(f"steps are not recorded: {captured.reason}")
+            return loss
+
+        return run
 
 
 class Frozen(Engine):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch._functorch import config as functorch
 from torch.nn import functional as F
 
-from ..cases import Case, TextShape
+from ..cases import Case, DenseShape, TextShape
 from ..inputs import DROPOUT_P, LAYER_NORM_EPS, LEARNING_RATE, WEIGHT_DECAY, Arrays, operands, weights_of
 from .base import Contender, Task
 from .pytorch_text import text_model
@@ -84,21 +85,31 @@ class PyTorch(Contender):
         return Task(step, lambda _: {name: _array(tensor) for name, tensor in weights.items()})
 
     def train(self, case: Case, inputs: Arrays) -> Task:
-        model = _model(case, inputs)
-        optimizer = _optimizer(model.parameters())
-        arguments = [torch.from_numpy(inputs[name]) for name in ("images", "ids") if name in inputs]
-        labels = torch.from_numpy(inputs["labels"]).flatten()
-        loss_of = self._compiled(lambda: F.cross_entropy(model(*arguments).flatten(0, -2), labels))
+        model, loss_of = self.with_loss(case, inputs)
+        optimizers = _optimizers(case, model)
 
         def run() -> float:
             with self._autocast():
                 loss = loss_of()
-            optimizer.zero_grad()
+            model.zero_grad()
             loss.backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             return loss.item()
 
         return Task(run, lambda loss: {"loss": np.asarray(loss)})
+
+    def with_loss(self, case: Case, inputs: Arrays) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
+        """A model with the weights that are given, and the function that computes the loss of the batch."""
+        names = [name for name in ("images", "ids", "labels", "boxes") if name in inputs]
+        given = {name: torch.from_numpy(inputs[name]) for name in names}
+        if isinstance(case.shape, DenseShape):
+            from .pytorch_dense import dense_loss  # this imports SciPy
+
+            model, loss_of = dense_loss(case.shape, given, self._compiled)
+            return _with_weights(model, inputs), loss_of
+        model, labels = _model(case, inputs), given.pop("labels").flatten()
+        return model, self._compiled(lambda: F.cross_entropy(model(*given.values()).flatten(0, -2), labels))
 
     def inference(self, case: Case, inputs: Arrays) -> Task:
         model = self._compiled(_model(case, inputs).eval())
@@ -119,7 +130,32 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
 
 
+def _optimizers(case: Case, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """AdamW; or Muon for the matrices of blocks and AdamW for all else, in the groups of tinyvit's `muon_groups`."""
+    if not isinstance(case.shape, DenseShape) or case.shape.optimizer != "muon":
+        return [_optimizer(model.parameters())]
+    from .pytorch_dense import Muon
+
+    named = dict(model.named_parameters())
+    hidden = [name for name, p in named.items() if p.ndim == 2 and ".blocks." in name]
+    parts = {name: 3 if ".qkv." in name else 2 if ".kv." in name else 1 for name in hidden}
+    groups = [
+        {"params": [named[name] for name in hidden if parts[name] == n], "parts": n, "weight_decay": WEIGHT_DECAY}
+        for n in sorted(set(parts.values()))
+    ]
+    others = [
+        {"params": [p for name, p in named.items() if name not in parts and (p.ndim > 1) == decays],
+         "weight_decay": WEIGHT_DECAY if decays else 0.0}
+        for decays in (True, False)
+    ]  # fmt: skip
+    return [Muon(groups, LEARNING_RATE), torch.optim.AdamW(others, LEARNING_RATE, fused=True)]
+
+
 def _model(case: Case, inputs: Arrays) -> torch.nn.Module:
     model = text_model(case.shape) if isinstance(case.shape, TextShape) else ViT(case.model)
+    return _with_weights(model, inputs)
+
+
+def _with_weights(model: torch.nn.Module, inputs: Arrays) -> torch.nn.Module:
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights_of(inputs).items()})
     return model

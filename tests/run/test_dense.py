@@ -181,6 +181,20 @@ def test_matching_before_the_loss_gives_the_same_loss():
     assert task.loss(training.model, before).item() == task.loss(training.model, batch).item()
 
 
+def test_the_loss_of_all_blocks_is_the_mean_of_their_losses():
+    training = Training(tiny("detect", "dropout=0", "text_depth=3"))
+    batch, model = next(iter(training.loader.batches(0))), training.model
+    layers, boxes = model.layers(batch.images), batch.drawn[0]
+    query_of, classes = match(layers, batch.labels, boxes)
+    each = [
+        loss_of_layer(*layer, batch.labels, boxes, query_of[i], classes[i]).item() for i, layer in enumerate(layers)
+    ]
+    assert len(set(each)) == 3
+    assert training.task.loss(model, batch).item() / len(batch.labels) == pytest.approx(sum(each) / 3, rel=1e-5)
+    for last, own in zip(layers[-1], model(batch.images), strict=True):
+        np.testing.assert_allclose(last.numpy(), own.numpy(), rtol=1e-5, atol=1e-6)
+
+
 # Evaluation ---------------------------------------------------------------------------------------------------------
 
 

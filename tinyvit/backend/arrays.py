@@ -94,8 +94,31 @@ class _Add:
         return np.add(x, y)
 
 
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """Return `numpy.where(condition, x, y)`, with the same bits.
+
+    Where y is the number 0, the bits of x are masked. NumPy branches for every element, which takes ten times as long
+    if the condition is as irregular as the signs of activations.
+    """
+    if (
+        type(y) is float
+        and y == 0.0
+        and math.copysign(1.0, y) > 0
+        and type(x) is type(condition) is np.ndarray
+        and x.dtype.char in "fd"
+        and condition.dtype.char == "?"
+        and x.shape == condition.shape
+        and x.flags.c_contiguous
+    ):
+        mask = condition.astype(np.int32 if x.itemsize == 4 else np.int64, order="C")
+        np.negative(mask, out=mask)  # all bits, or none
+        np.bitwise_and(mask, x.view(mask.dtype), out=mask)
+        return mask.view(x.dtype)
+    return np.where(condition, x, y)
+
+
 NUMPY = Namespace(np)
-vars(NUMPY)["add"] = _Add()
+vars(NUMPY).update(add=_Add(), where=where)
 
 
 @functools.cache

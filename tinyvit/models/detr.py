@@ -54,21 +54,41 @@ class Detr(Module):
         self.to_class = Linear(dim, num_classes + 1)
         self.to_box = BoxHead(dim)
 
+    def stacked_layers(self, images: Any) -> Outputs:
+        """Return the classes and boxes after each of the L decoder blocks, one block after the other: (L B, Q, ...).
+
+        The same heads read all blocks, at once; all of them are trained.
+        """
+        return self._read(F.concatenate(self._decoded(images), axis=0))
+
     def layers(self, images: Any) -> list[Outputs]:
-        """Return the classes and boxes after each decoder block, by the same heads; all of them are trained."""
-        features = patch_features(self.vision, images)
-        context = features + self.positions.to(features.dtype)
-        x = self.queries.broadcast_to(context.shape[0], *self.queries.shape)
-        outputs = []
-        for block in self.decoder.blocks:
-            x = block(x, context)
-            read = self.decoder.norm(x)
-            outputs.append((self.to_class(read), self.to_box(read, self.points)))
-        return outputs
+        """Return the same as a list, of each decoder block."""
+        return by_layer(*self.stacked_layers(images), len(self.decoder.blocks))
 
     def forward(self, images: Any) -> Outputs:
         """Return the classes and boxes after the last block."""
-        return self.layers(images)[-1]
+        return self._read(self._decoded(images)[-1])
+
+    def _decoded(self, images: Any) -> list[Tensor]:
+        """Return the queries after each decoder block."""
+        features = patch_features(self.vision, images)
+        context = features + self.positions.to(features.dtype)
+        x = self.queries.broadcast_to(context.shape[0], *self.queries.shape)
+        decoded = []
+        for block in self.decoder.blocks:
+            x = block(x, context)
+            decoded.append(x)
+        return decoded
+
+    def _read(self, x: Tensor) -> Outputs:
+        read = self.decoder.norm(x)
+        return self.to_class(read), self.to_box(read, self.points)
+
+
+def by_layer(logits: Tensor, boxes: Tensor, count: int) -> list[Outputs]:
+    """Divide the stacked classes and boxes of `count` decoder blocks."""
+    size = logits.shape[0] // count
+    return [(logits[i : i + size], boxes[i : i + size]) for i in range(0, count * size, size)]
 
 
 class BoxHead(Module):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..backend import is_on_gpu, to_host
+from ..backend import is_on_gpu, namespace_of, to_host
 from ..context import no_grad
 from ..data import Batch, BoxDataset, load_boxes
 from ..data.dense import NO_BOX
@@ -15,6 +15,7 @@ from ..engine import Tensor
 from ..errors import RecipeError
 from ..functional.tensors import on_device_of
 from ..models import Detr, corners_of
+from ..models.detr import by_layer
 from .base import FIXED, HIDING, Task, eval_mode
 from .metrics import THRESHOLDS, Boxes, average_precisions, match_pairs
 from .options import augmentation_of
@@ -77,14 +78,14 @@ class Detect(Task):
         return replace(batch, drawn=(*batch.drawn, *match(layers, batch.labels, batch.drawn[0])))
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
-        layers = model.layers(batch.images)
+        logits, predicted = model.stacked_layers(batch.images)
         boxes, *matched = batch.drawn
-        query_of, classes = matched or match(layers, batch.labels, boxes)
-        parts = [
-            loss_of_layer(logits, predicted, batch.labels, boxes, query_of[i], classes[i])
-            for i, (logits, predicted) in enumerate(layers)
-        ]
-        return sum(parts[1:], parts[0]) * (len(batch.labels) / len(parts))
+        count = logits.shape[0] // len(batch.labels)
+        query_of, classes = matched or match(_constants(logits, predicted, count), batch.labels, boxes)
+        # As many queries are for things after every block, so the mean over all blocks is the mean of their losses.
+        repeated = [namespace_of(x).concatenate([x] * count) for x in (batch.labels, boxes)]
+        pairs = [x.reshape(-1, x.shape[-1]) for x in (query_of, classes)]
+        return loss_of_layer(logits, predicted, *repeated, *pairs) * len(batch.labels)
 
     # Evaluation
 
@@ -115,6 +116,10 @@ class Detect(Task):
             if not np.isnan(row).any():
                 shares |= {f"AP50 of {name}": float(row[0]), f"AP50:95 of {name}": float(row.mean())}
         return Report(loss, _mean(table[:, 0]), shares)
+
+
+def _constants(logits: Tensor, boxes: Tensor, count: int) -> Layers:
+    return by_layer(Tensor(logits.data), Tensor(boxes.data), count)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -174,6 +179,8 @@ def matching_costs(logits: Tensor, predicted: Tensor, labels: np.ndarray, boxes:
 def loss_of_layer(logits: Tensor, predicted: Tensor, labels: Any, boxes: Any, query_of: Any, classes: Any) -> Tensor:
     """Return the loss of the queries after one block, averaged over the queries and over the things of the batch.
 
+    If the batch is repeated for several blocks, see `Detr.stacked_layers`, this is the mean of their losses.
+
     Parameters
     ----------
     logits, predicted : (B, Q, K + 1), and boxes (B, Q, 4) by centre and size.
@@ -181,13 +188,14 @@ def loss_of_layer(logits: Tensor, predicted: Tensor, labels: Any, boxes: Any, qu
     query_of, classes : of one block, see `match`.
     """
     labels, boxes, query_of, classes = (on_device_of(x, logits).data for x in (labels, boxes, query_of, classes))
-    weights = Tensor((classes != logits.shape[-1] - 1) * np.float32(1 - NONE_WEIGHT) + np.float32(NONE_WEIGHT))
     surprise = F.cross_entropy(logits, classes, reduction="none")
+    some = surprise.dtype.type(NONE_WEIGHT)
+    weights = Tensor((classes != logits.shape[-1] - 1) * (1 - some) + some)
     class_loss = (surprise * weights).sum() / weights.sum()
-    there = Tensor((labels != NO_BOX).astype(np.float32))  # (B, M)
+    there = Tensor((labels != NO_BOX).astype(surprise.dtype))  # (B, M)
     count = F.maximum(there.sum(), 1.0)
     own = F.take_rows(predicted, query_of)  # (B, M, 4)
-    corners = Tensor(boxes)
+    corners = Tensor(boxes.astype(surprise.dtype, copy=False))
     distance = F.abs(own - centres_of(corners)).sum(axis=-1)
     overlap = 1 - F.generalized_iou(corners_of(own), corners)
     return CLASS * class_loss + ((DISTANCE * distance + OVERLAP * overlap) * there).sum() / count

@@ -1,5 +1,7 @@
 """The assignment problem: which of several predictions is for which of the things that are there."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,30 +33,48 @@ def match_pairs(costs: NDArray[np.floating]) -> NDArray[np.int64]:
         raise ValueError(f"costs have {count} rows and {columns} columns; each row needs a column of its own")
     if not np.isfinite(costs).all():
         raise ValueError("costs must be finite")
-    costs = costs.astype(np.float64)
-    row_potential, column_potential = np.zeros(count), np.zeros(columns)
-    row_of = np.full(columns, -1)  # the row that has each column
-    for start in range(count):
-        distance = np.full(columns, np.inf)  # of the shortest path from `start` to each column
-        before = np.full(columns, -1)  # the column from whose row that path comes; -1 from `start` itself
-        done = np.zeros(columns, bool)
+    cheapest = costs.argmin(axis=1).tolist() if columns else []
+    if len(set(cheapest)) == count:
+        return np.array(cheapest, np.int64)  # no two rows want the same column
+    result = np.empty(count, np.int64)
+    for j, row in enumerate(_rows_of_columns(costs.astype(np.float64).tolist(), columns)):
+        if row >= 0:
+            result[row] = j
+    return result
+
+
+def _rows_of_columns(costs: list[list[float]], columns: int) -> list[int]:
+    """Return for each column the row that takes it, or -1.
+
+    The matrices are so small that lists take a fraction of the time of arrays.
+    """
+    row_potential, column_potential = [0.0] * len(costs), [0.0] * columns
+    row_of = [-1] * columns
+    for start in range(len(costs)):
+        distance = [math.inf] * columns  # of the shortest path from `start` to each column
+        before = [-1] * columns  # the column from whose row that path comes; -1 from `start` itself
+        done: list[int] = []
+        waiting = list(range(columns))
         row, column, length = start, -1, 0.0
         while row >= 0:
-            through = length + costs[row] - row_potential[row] - column_potential
-            shorter = ~done & (through < distance)
-            distance[shorter], before[shorter] = through[shorter], column
-            column = int(np.where(done, np.inf, distance).argmin())
-            length, done[column] = float(distance[column]), True
-            row = int(row_of[column])
+            own, base, nearest, least = costs[row], length - row_potential[row], -1, math.inf
+            for j in waiting:
+                through = base + own[j] - column_potential[j]
+                if through < distance[j]:
+                    distance[j], before[j] = through, column
+                if distance[j] < least:
+                    nearest, least = j, distance[j]
+            column, length = nearest, least
+            waiting.remove(column)
+            done.append(column)
+            row = row_of[column]
         # The potentials make the costs on the new path zero again, and no cost negative.
-        closed = done & (row_of >= 0)
-        row_potential[row_of[closed]] += length - distance[closed]
         row_potential[start] += length
-        column_potential[done] -= length - distance[done]
+        for j in done:
+            column_potential[j] -= length - distance[j]
+            if row_of[j] >= 0:
+                row_potential[row_of[j]] += length - distance[j]
         while column >= 0:  # each row on the path takes the column after it
             row_of[column] = start if before[column] < 0 else row_of[before[column]]
-            column = int(before[column])
-    taken = np.flatnonzero(row_of >= 0)
-    result = np.empty(count, np.int64)
-    result[row_of[taken]] = taken
-    return result
+            column = before[column]
+    return row_of
