@@ -10,9 +10,11 @@ import pytest
 from pretended_mpi import PretendedMPI, in_threads
 from tiny_run import ENVIRONMENT
 
-from tinyvit.backend import BFLOAT16, Group, Stopped
+from tinyvit import cli
+from tinyvit.backend import BFLOAT16, Group, Stopped, launched
 from tinyvit.distributed import watch
 from tinyvit.distributed.mpi import MPIGroup, packed, slices, starts
+from tinyvit.distributed.start import DistributedError, join_group, require_all
 from tinyvit.distributed.watch import claim
 from tinyvit.optim.tree import add_up, nodes_within, shards_of
 
@@ -192,8 +194,49 @@ def test_nothing_of_it_is_loaded_without_being_asked_for():
 
 
 def test_without_mpi4py_one_error_says_what_to_install(monkeypatch):
-    from tinyvit.distributed.start import DistributedError, join_group
-
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(DistributedError, match=r"pip install 'tinyvit\[mpi\]'"):
         join_group()
+
+
+# Launchers ------------------------------------------------------------------------------------------------------------
+
+
+def started_by(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
+    for name in ("PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_launcher_tells_rank_and_size(monkeypatch):
+    started_by(monkeypatch)
+    assert launched() == (0, 1)
+    started_by(monkeypatch, PMI_RANK="2", PMI_SIZE="4")
+    assert launched() == (2, 4)
+    started_by(monkeypatch, OMPI_COMM_WORLD_RANK="1", OMPI_COMM_WORLD_SIZE="3")
+    assert launched() == (1, 3)
+    started_by(monkeypatch, PMI_RANK="1", PMI_SIZE="none")
+    assert launched() == (0, 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_mpiexec_of_another_mpi_is_refused_with_one_message(rank, monkeypatch):
+    started_by(monkeypatch, PMI_RANK=str(rank), PMI_SIZE="4")
+    before = sys.stderr
+    says = r"mpiexec has started 4 processes, but the MPI library of mpi4py \(Open MPI v5\) knows 1 of them; use"
+    with pytest.raises(DistributedError, match=says):
+        in_threads(1, lambda mpi: require_all(MPIGroup(mpi)))
+    assert (sys.stderr is before) == (rank == 0)  # the others print nothing
+    started_by(monkeypatch, PMI_RANK="0", PMI_SIZE="2")
+    in_threads(2, lambda mpi: require_all(MPIGroup(mpi)))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_of_mpiexec_that_train_apart_say_so_once(rank, monkeypatch, capsys):
+    started_by(monkeypatch, PMI_RANK=str(rank), PMI_SIZE="2")
+    monkeypatch.setattr(sys, "argv", ["tinyvit", "train", "nothing"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    warned = "warning: mpiexec has started 2 processes, and each of them trains a run of its own"
+    assert (warned in capsys.readouterr().err) == (rank == 0)

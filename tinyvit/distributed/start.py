@@ -1,10 +1,12 @@
 """Join the group of processes that mpiexec has started."""
 
 import atexit
+import io
 import os
+import sys
 from typing import Any
 
-from ..backend import check_device, default_device, limit_threads, set_current_group, set_default_device
+from ..backend import check_device, default_device, launched, limit_threads, set_current_group, set_default_device
 from ..errors import TinyvitError
 from .mpi import MPIGroup
 from .watch import Watcher
@@ -23,6 +25,7 @@ def join_group() -> MPIGroup:
     watcher = Watcher()
     try:
         group = MPIGroup(_load_mpi(), watcher)
+        require_all(group)
         if default_device().startswith("cuda"):
             group = _on_gpus(group, watcher)
     except DistributedError:
@@ -45,6 +48,22 @@ def _load_mpi() -> Any:
             "beside the MPI of this machine"
         ) from error
     return MPI
+
+
+def require_all(group: MPIGroup) -> None:
+    """Raise DistributedError if the MPI library does not know all the processes that were started together.
+
+    Each of them would train a run of its own. The first one says so.
+    """
+    rank, size = launched()
+    if group.size < size:
+        if rank:
+            sys.stderr = io.StringIO()
+        library = group.mpi.Get_library_version().partition("\n")[0].strip()
+        raise DistributedError(
+            f"mpiexec has started {size} processes, but the MPI library of mpi4py ({library}) knows {group.size} of "
+            "them; use the mpiexec of that library"
+        )
 
 
 def _share_processors(group: MPIGroup) -> None:
