@@ -176,8 +176,8 @@ def test_a_watcher_says_that_its_process_was_killed_unless_another_was_first(tmp
 
 
 def test_the_first_claim_counts_and_without_a_folder_every_one(tmp_path):
-    assert [claim(tmp_path / "claims") for _ in range(3)] == [True, False, False]
-    assert [claim(tmp_path / "missing" / "claims") for _ in range(2)] == [True, True]
+    assert [claim(tmp_path / "claims", 7) for _ in range(3)] == [True, False, False]
+    assert [claim(tmp_path / "missing" / "claims", 7) for _ in range(2)] == [True, True]
 
 
 # Loading --------------------------------------------------------------------------------------------------------------

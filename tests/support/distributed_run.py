@@ -29,9 +29,12 @@ def needs_mpi() -> str:
     return found
 
 
-def start(ranks: int, *arguments: object, death: dict[str, Any] | None = None, rank: int = -1) -> subprocess.Popen[str]:
+def start(
+    ranks: int, *arguments: object, death: dict[str, Any] | None = None, rank: int = -1, kernels: str = "auto"
+) -> subprocess.Popen[str]:
     """Start `tinyvit` with these arguments in `ranks` processes, of which `rank` dies as `death` says."""
-    work = {"arguments": [*map(str, arguments), "--distributed"], "death": death or {"how": "none"}, "rank": rank}
+    death = death or {"how": "none"}
+    work = {"arguments": [*map(str, arguments), "--distributed"], "kernels": kernels, "death": death, "rank": rank}
     command = [needs_mpi(), "-n", str(ranks), sys.executable, "-W", "error", __file__, json.dumps(work)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True, **pipes)
@@ -95,4 +98,4 @@ if __name__ == "__main__":
     if mine["how"] in ("exception", "nan") or mine["how"].startswith("killed"):
         fail_at(mine["step"], mine["how"])
         mine = {"how": "none"}
-    main(work["arguments"], "auto", mine)
+    main(work["arguments"], work["kernels"], mine)

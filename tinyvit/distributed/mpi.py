@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..backend import BFLOAT16, Array, Group, Stopped, Sum, namespace_of, to_device_of, to_host
 from ..backend.terminal import note, printable
 from ..optim.tree import Node, add_up, nodes_within, shards_of
-from .watch import Watcher, claim
+from .watch import Watcher, claim, claims_without_folder
 
 CLAIMS = ".ended"  # the file in a run folder that the process creates which is the reason for the end of the job
 LOGS = "logs"  # the folder in it with what all processes but the first print
@@ -52,7 +52,10 @@ class MPIGroup(Group):
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # MPI waits by asking again and again, which takes processors from those processes that still compute.
         self._sleeps = self.local.size > processors
-        self._folder: Path | None = None
+        self._claims = claims_without_folder()
+        if self.local.rank == 0:
+            with suppress(OSError):
+                self._claims.unlink(missing_ok=True)  # of a job whose launcher had the same number
         self._streams = sys.stdout, sys.stderr
         self._log: Any = None
         self._add_narrow: Any = None  # the operation of MPI that adds numbers in bfloat16, for which it has no datatype
@@ -155,16 +158,14 @@ class MPIGroup(Group):
     # The beginning and the end
 
     def began(self, folder: Path, resume: str) -> None:
-        self._folder = folder
+        self._claims = folder / CLAIMS
         if self.is_first:
             with suppress(OSError):  # a finished run may lie on a read-only disk
-                (folder / CLAIMS).unlink(missing_ok=True)
+                self._claims.unlink(missing_ok=True)
                 (folder / LOGS).mkdir(exist_ok=True)
         self.barrier()
         if self._watcher:
-            who = f"rank {self.rank} (process {os.getpid()} on {platform.node()})"
-            message = f"tinyvit: error: {who} was killed; continue with: {resume}"
-            self._watcher.tell(folder / CLAIMS, printable(message, field=True))
+            self._watcher.tell(self._claims, killed(self.rank, f"; continue with: {resume}"))
         if not self.is_first:
             self._print_into(folder / LOGS / f"rank-{self.rank}.log")
 
@@ -199,7 +200,7 @@ class MPIGroup(Group):
                 note(message)
             self.ended()
             return
-        if self._folder is None or claim(self._folder / CLAIMS):
+        if claim(self._claims, os.getpid()):
             sys.stderr = self._streams[1]  # this message is for everybody
             note(f"{message} (on rank {self.rank})")
         else:
@@ -214,6 +215,12 @@ class MPIGroup(Group):
                 return False
             time.sleep(0.01)
         return True
+
+
+def killed(rank: int, and_now: str) -> str:
+    """Return the line that says that this process was killed, for its watcher to print."""
+    who = f"rank {rank} (process {os.getpid()} on {platform.node()})"
+    return printable(f"tinyvit: error: {who} was killed{and_now}", field=True)
 
 
 class MPISum(Sum):

@@ -3,13 +3,14 @@
 import atexit
 import io
 import os
+import shlex
 import sys
 from typing import Any
 
 from ..backend import check_device, default_device, launched, limit_threads, set_current_group, set_default_device
 from ..errors import TinyvitError
-from .mpi import MPIGroup
-from .watch import Watcher
+from .mpi import MPIGroup, killed
+from .watch import Watcher, claims_without_folder
 
 
 class DistributedError(TinyvitError):
@@ -23,6 +24,10 @@ def join_group() -> MPIGroup:
     otherwise. If they train on GPUs, each takes one of its own, and gradients are added by NCCL.
     """
     watcher = Watcher()
+    rank, size = launched()
+    if size > 1:
+        again = f"mpiexec -n {size} tinyvit {shlex.join(sys.argv[1:])}"
+        watcher.tell(claims_without_folder(), killed(rank, f" before the run began; start it again: {again}"))
     try:
         group = MPIGroup(_load_mpi(), watcher)
         require_all(group)
