@@ -1,9 +1,9 @@
 """Kill a process of many jobs at a random moment, and resume them: `python tests/distributed/killed_jobs.py`.
 
-Each job trains a tiny model on the digits in twelve steps, with a checkpoint after each, by 2, 3 or 4 processes. SIGKILL
-comes from outside, to a random process, at a moment drawn uniformly from the time between the start of this process's
-watcher and the end of an undisturbed job. Then the run is resumed, or started again if it had not begun, by another
-number of processes.
+Each job trains a tiny model on the digits in twelve steps, with a checkpoint after each, by 2, 3 or 4 processes.
+SIGKILL comes from outside, to a random process, at a moment drawn uniformly from the time between the start of this
+process's watcher and the end of an undisturbed job. Then the run is resumed, or started again if it had not begun, by
+another number of processes.
 
 A row for each job says how long mpiexec took to end after the signal, whether the one message named the process and the
 command to go on, whether the weights have the bits of a run that was never stopped, and which files were left behind.
@@ -112,7 +112,7 @@ def wrong_message(error: str, size: int, death: Death, out: Path) -> str:
     if not lines[0].startswith(f"tinyvit: error: rank {death.rank} (process {death.process} on "):
         return f"another process is named: {lines[0]}"
     resumes = f"continue with: mpiexec -n {size} tinyvit train --resume {out} --distributed"
-    again = f"before the run began; start it again: mpiexec -n {size} tinyvit train {out.with_name('recipe.toml')} --out {out}"
+    again = f"before the run began; start it again: mpiexec -n {size} tinyvit {' '.join(map(str, new(out)))}"
     return "" if lines[0].endswith(resumes) or again in lines[0] else f"no command: {lines[0]}"
 
 

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tinyvit import cli
 from tinyvit.backend import BFLOAT16, Group, Stopped, launched
 from tinyvit.distributed import watch
 from tinyvit.distributed.mpi import MPIGroup, packed, slices, starts
-from tinyvit.distributed.start import DistributedError, join_group, require_all
+from tinyvit.distributed.start import DistributedError, join_group, require_all, require_equal
 from tinyvit.distributed.watch import claim
 from tinyvit.optim.tree import add_up, nodes_within, shards_of
 
@@ -152,8 +154,9 @@ WATCHED = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])  # the file alone, without the package around it
-from watch import Watcher
-watcher = Watcher()
+import watch
+watch.ALL_ENDED = float(sys.argv[4])
+watcher = watch.Watcher()
 watcher.tell(Path(sys.argv[1]), "rank 1 was killed")
 if sys.argv[2] == "ends":
     watcher.ended()
@@ -162,9 +165,9 @@ else:
 """
 
 
-def watched(claims: Path, how: str) -> str:
-    """Return what the watcher of a process prints that is killed or ends by itself."""
-    command = [sys.executable, "-c", WATCHED, str(claims), how, str(Path(watch.__file__).parent)]
+def watched(claims: Path, how: str, seconds: float = 60.0) -> str:
+    """Return what the watcher of a process prints that is killed or ends by itself; its claim is removed after that."""
+    command = [sys.executable, "-c", WATCHED, str(claims), how, str(Path(watch.__file__).parent), str(seconds)]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True).stderr  # waits for the watcher too
 
 
@@ -240,3 +243,36 @@ def test_processes_of_mpiexec_that_train_apart_say_so_once(rank, monkeypatch, ca
         cli.main()
     warned = "warning: mpiexec has started 2 processes, and each of them trains a run of its own"
     assert (warned in capsys.readouterr().err) == (rank == 0)
+
+
+def test_processes_with_other_arguments_are_refused():
+    in_threads(2, lambda mpi: require_equal(MPIGroup(mpi), ["train", "digits"]))
+    says = r"rank 2 was started by tinyvit train --resume 'a run', and rank 0 by tinyvit train digits; all processes"
+    for rank in range(3):
+
+        def work(mpi: PretendedMPI, rank: int = rank) -> None:
+            group = MPIGroup(mpi)
+            arguments = ["train", "digits"] if group.rank < 2 else ["train", "--resume", "a run"]
+            if group.rank == rank:
+                with pytest.raises(DistributedError, match=says):
+                    require_equal(group, arguments)
+            else:
+                with suppress(DistributedError):
+                    require_equal(group, arguments)
+
+        in_threads(3, work)
+
+
+def test_a_claim_is_removed_by_its_process_alone(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl", reason="this system has no SIGKILL")
+    claims = tmp_path / "claims"
+    assert watched(claims, "killed", seconds=0.0) == "rank 1 was killed\n"
+    for _ in range(200):
+        if not claims.exists():
+            break
+        time.sleep(0.05)
+    assert not claims.exists()
+    claim(claims, 7)
+    assert watched(claims, "killed", seconds=0.0) == ""
+    time.sleep(0.2)
+    assert claims.read_text() == "7"

@@ -31,6 +31,7 @@ def join_group() -> MPIGroup:
     try:
         group = MPIGroup(_load_mpi(), watcher)
         require_all(group)
+        require_equal(group, sys.argv[1:])
         if default_device().startswith("cuda"):
             group = _on_gpus(group, watcher)
     except DistributedError:
@@ -69,6 +70,20 @@ def require_all(group: MPIGroup) -> None:
             f"mpiexec has started {size} processes, but the MPI library of mpi4py ({library}) knows {group.size} of "
             "them; use the mpiexec of that library"
         )
+
+
+def require_equal(group: MPIGroup, arguments: list[str]) -> None:
+    """Raise DistributedError in all processes if one of them was started with other arguments than the first one.
+
+    Then they would not even wait for each other in the same places.
+    """
+    every = group.gather(arguments)
+    for rank, theirs in enumerate(every):
+        if theirs != every[0]:
+            raise DistributedError(
+                f"rank {rank} was started by tinyvit {shlex.join(theirs)}, and rank 0 by tinyvit "
+                f"{shlex.join(every[0])}; all processes need the same arguments"
+            )
 
 
 def _share_processors(group: MPIGroup) -> None:

@@ -19,14 +19,14 @@ from contextlib import suppress
 from pathlib import Path
 
 ENDED = "ended"
-_ALL_ENDED = 10.0  # seconds after which all processes of a job have ended, if one has
+ALL_ENDED = 10.0  # seconds after which all processes of a job have ended, if one has
 
 
 class Watcher:
     """The watcher of this process. It must be started before MPI is."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", "-I", "-S", __file__, str(os.getpid())]
+        command = [sys.executable, "-P", "-I", "-S", __file__, str(os.getpid()), str(ALL_ENDED)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def tell(self, claims: Path, message: str) -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     """Wait for the end of the process whose pipe is standard input."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    process = int(sys.argv[1])
+    process, seconds = int(sys.argv[1]), float(sys.argv[2])
     lines = sys.stdin.buffer.read().decode(errors="surrogateescape").splitlines()
     if len(lines) < 2:
         return
@@ -76,16 +76,17 @@ def main() -> None:
     claims, message = lines[-2:] if is_killed else lines[-3:-1]
     if is_killed and claim(Path(claims), process):
         print(message, file=sys.stderr, flush=True)
-    _remove_claim(Path(claims), process)
+    _remove_claim(Path(claims), process, seconds)
 
 
-def _remove_claim(path: Path, process: int) -> None:
-    """Remove the file of claims, if it is of this process, when all others have ended; nobody waits for that."""
+def _remove_claim(path: Path, process: int, seconds: float) -> None:
+    """Remove the file of claims after some seconds, if it is of this process; nobody waits for that."""
+    own = str(process), ""  # nothing could be written into it if the disk is full
     with suppress(OSError):
-        if path.read_text() == str(process) and os.fork() == 0:
+        if path.read_text() in own and os.fork() == 0:
             os.closerange(0, 3)  # mpiexec waits for the end of what its processes print
-            time.sleep(_ALL_ENDED)
-            if path.read_text() == str(process):
+            time.sleep(seconds)
+            if path.read_text() in own:
                 path.unlink()
 
 
