@@ -183,6 +183,36 @@ def test_the_first_claim_counts_and_without_a_folder_every_one(tmp_path):
     assert [claim(tmp_path / "missing" / "claims", 7) for _ in range(2)] == [True, True]
 
 
+class Told:
+    """A watcher that notes when its process has ended."""
+
+    def __init__(self, events: list[str], name: str) -> None:
+        self.events, self.name = events, name
+
+    def ended(self) -> None:
+        self.events.append(self.name)
+
+
+def test_a_process_counts_as_ended_when_all_have_or_when_all_have_failed():
+    events: list[str] = []
+
+    def work(mpi: PretendedMPI, fails: bool) -> None:
+        rank = mpi.COMM_WORLD.rank
+        group = MPIGroup(mpi, Told(events, "ended"))  # type: ignore[arg-type]
+        if rank == 0:
+            time.sleep(0.1)
+            events.append("late")
+        if fails:
+            group.failed(1, "the reason")
+        group.finish()  # which waits no more for processes that have failed
+
+    in_threads(2, lambda mpi: work(mpi, False))
+    assert events == ["late", "ended", "ended"]
+    events.clear()
+    in_threads(2, lambda mpi: work(mpi, True))
+    assert events[0] == "late"
+
+
 # Loading --------------------------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,7 @@ class MPIGroup(Group):
                 self._claims.unlink(missing_ok=True)  # of a job whose launcher had the same number
         self._streams = sys.stdout, sys.stderr
         self._log: Any = None
+        self._has_failed = False
         self._add_narrow: Any = None  # the operation of MPI that adds numbers in bfloat16, for which it has no datatype
         if not self.is_first:
             sys.stdout = sys.stderr = io.StringIO()  # until there is a folder for it
@@ -181,6 +182,15 @@ class MPIGroup(Group):
             log.write(before.getvalue())
         self._log = sys.stdout = sys.stderr = log
 
+    def finish(self) -> None:
+        """Wait until all processes end by themselves; then take note of it.
+
+        Until then the watcher of a process that is killed says so, also if that process only waits for the others.
+        """
+        if not self._has_failed:
+            self.wait(self._ends.Ibarrier())
+        self.ended()
+
     def ended(self) -> None:
         """Take note that this process ends by itself."""
         if self._log is not None:
@@ -195,6 +205,7 @@ class MPIGroup(Group):
         If all of them fail, for the same reason, the first one prints it, and each ends by itself. Otherwise the others
         would wait for this process for ever: it prints its reason, and MPI ends all processes.
         """
+        self._has_failed = True
         if self._all_fail():
             if self.is_first:
                 note(message)
@@ -206,6 +217,8 @@ class MPIGroup(Group):
         else:
             time.sleep(2 * _TOGETHER)  # the other process is about to end the job
         self.ended()
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPICH prints a line of its own, which says nothing more
         self.comm.Abort(status)
 
     def _all_fail(self) -> bool:

@@ -34,11 +34,13 @@ def join_group() -> MPIGroup:
         require_equal(group, sys.argv[1:])
         if default_device().startswith("cuda"):
             group = _on_gpus(group, watcher)
-    except DistributedError:
+    except BaseException as error:
         watcher.ended()
+        if rank and isinstance(error, KeyboardInterrupt):
+            sys.stderr = io.StringIO()  # the first process says that all of them were stopped
         raise
     _share_processors(group)
-    atexit.register(group.ended)
+    atexit.register(group.finish)
     set_current_group(group)
     return group
 

@@ -75,7 +75,8 @@ def main() -> None:
     is_killed = lines[-1] != ENDED
     claims, message = lines[-2:] if is_killed else lines[-3:-1]
     if is_killed and claim(Path(claims), process):
-        print(message, file=sys.stderr, flush=True)
+        with suppress(OSError):  # mpiexec, which would show it, was killed too
+            print(message, file=sys.stderr, flush=True)
     _remove_claim(Path(claims), process, seconds)
 
 
