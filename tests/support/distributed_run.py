@@ -65,9 +65,13 @@ def fail_at(step: int, how: str) -> None:
     """Prepare a failure at a step of this process.
 
     `how` is "exception"; "nan" for a loss that is NaN; "killed" before the step; "killed-within" while gradients are
-    computed; "killed-after" when they have been added up.
+    computed; "killed-after" when they have been added up; "killed-early" before the run folder is made.
     """
+    import tinyvit.run.loop
     from tinyvit.run.sharded import ShardedSteps
+
+    if how == "killed-early":
+        tinyvit.run.loop.require_agreement = lambda training: die()
 
     differentiate, add_gradient, now = ShardedSteps.differentiate, ShardedSteps.add_gradient, [False]
 

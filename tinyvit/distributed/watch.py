@@ -55,12 +55,14 @@ def claims_without_folder() -> Path:
 def claim(path: Path, process: int) -> bool:
     """Return whether `process`, this one by its number, is the first that is the reason for the end of the job."""
     try:
-        with open(path, "x") as file:
-            file.write(str(process))
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
     except OSError:  # the disk is full or the folder is gone: rather two messages than none
         return True
+    with suppress(OSError):  # a full disk takes the file, but nothing into it
+        os.write(file, str(process).encode())
+    os.close(file)
     return True
 
 
