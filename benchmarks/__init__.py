@@ -3,5 +3,5 @@
 Every contender runs in a process of its own, is verified against float64, and is timed in turn with the others.
 
 Order: stats, peers, report, machine, cases, costs, models, inputs, steps, verify, contenders, cpu, gpu, by_operation,
-captured, distributed, versions, cli, __main__.
+captured, distributed, processes, versions, cli, __main__.
 """

@@ -13,6 +13,7 @@ from .contenders.unfused import FUSIONS
 from .contenders.user import SIGNATURES
 from .gpu.budget import MINUTES as GPU_MINUTES
 from .machine import ROOT
+from .processes import main as processes
 
 RESULTS, PAGES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "pages"
 FIRST_LOOK = "gpu-first-look.jsonl"
@@ -28,6 +29,7 @@ def main(context: click.Context) -> None:
         for suite in SUITES.values():
             click.echo(f"  {suite.name:12}{suite.about}")
         click.echo(f"  {'gpu':12}the kernels on an NVIDIA GPU, their peers and its limits")
+        click.echo(f"  {'processes':12}training by several processes against one")
         click.echo(f"  {'compare':12}two runs side by side")
         click.echo(f"  {'report':12}pages and pictures of runs")
 
@@ -154,6 +156,9 @@ def _run_suite(
     wrong = failures(run, [spec.name for spec in own])
     if wrong:
         raise click.ClickException("\n".join(wrong))
+
+
+main.add_command(processes)
 
 
 # The GPU --------------------------------------------------------------------------------------------------------------

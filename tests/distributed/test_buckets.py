@@ -1,6 +1,8 @@
 """Fast sums in buckets, by processes that are threads: what is sent, when, how often, and what comes out."""
 
+import itertools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,9 @@ class Late(Group):
 
     def start_sum(self, array: Array, wire: str) -> Sum:
         return self.joined.start_sum(array, wire)
+
+    def sum_exact(self, partials: Mapping[Any, Array], shards: int) -> Array:
+        return self.joined.sum_exact(partials, shards)
 
 
 def first_step(training: Training) -> tuple[list[np.ndarray | None], float]:
@@ -263,3 +268,61 @@ def test_bfloat16_on_the_wire_needs_fast_sums():
     begun = tiny_recipe("wire=bfloat16")
     assert sharded(begun, Group(), of_run=Path("run")) == begun  # such runs, which exist, are resumed
     assert sharded(tiny_recipe("wire=bfloat16", "reduce=fast"), Noted(0, 2)).train.wire == "bfloat16"
+
+
+# Keys without an effect -----------------------------------------------------------------------------------------------
+
+
+def bits_of(assignments: Mapping[str, str], size: int) -> list[bytes]:
+    """The gradients of the first step of all processes; 0 processes are one without --distributed."""
+    recipe = tiny_recipe("batch_size=12", "limit=24", *(f"{key}={value}" for key, value in assignments.items()))
+    if size == 0:
+        found = [step_of(sharded(recipe, Group()), Group())[1:]]
+    else:
+        found = by_processes(sharded(recipe, Late(0, size)), size)
+    return [b"".join(g.tobytes() for g in gradients if g is not None) for gradients, _ in found]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_a_warning_names_a_key_if_and_only_if_it_has_no_effect(size, caplog):
+    defaults = {"shards": "0", "reduce": "exact", "wire": "float32"}
+    found = {}
+    for values in itertools.product(("0", "3"), ("exact", "fast"), ("float32", "bfloat16")):
+        assignments = dict(zip(defaults, values, strict=True))
+        if values[1:] == ("exact", "bfloat16"):
+            with pytest.raises(RecipeError, match=r"train\.wire is 'bfloat16'"):
+                bits_of(assignments, size)
+            continue
+        caplog.clear()
+        found[values] = bits_of(assignments, size)
+        without = {key: tuple((assignments | {key: defaults[key]}).values()) for key in defaults}
+        without["reduce"] = (values[0], "exact", "float32")  # exact sums do not take another dtype
+        same = {key for key in defaults if assignments[key] != defaults[key] and found[without[key]] == found[values]}
+        warned = {key for key in defaults if f"train.{key}={assignments[key]} has no effect" in caplog.text}
+        assert warned == same, assignments
+    assert len(found) == 6
+
+
+def test_a_key_of_a_resumed_run_that_has_no_effect_is_named_too(caplog):
+    sharded(tiny_recipe("wire=bfloat16"), Group(), of_run=Path("run"))
+    assert "train.wire=bfloat16 has no effect: a process without --distributed sends no gradients" in caplog.text
+    caplog.clear()
+    sharded(tiny_recipe("reduce=fast", "shards=8"), Noted(0, 2), of_run=Path("run"))  # the number that all runs get
+    sharded(tiny_recipe("reduce=fast", "wire=bfloat16"), Noted(1, 2))
+    sharded(tiny_recipe("reduce=fast", "wire=bfloat16"), Noted(0, 2))
+    sharded(tiny_recipe("batch_size=4", "shards=8"), Noted(0, 4))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "idle"), [(8, ("shards=8",), 4), (4, ("shards=16",), 0), (6, ("reduce=fast",), 2)]
+)
+def test_processes_that_have_nothing_to_compute_are_named(size, options, idle, caplog):
+    recipe = sharded(tiny_recipe("batch_size=4", "limit=20", *options), Noted(0, size))
+    expected = f"{idle} of {size} processes have nothing to compute, because data.batch_size is 4"
+    assert (expected in caplog.text) == (idle > 0), caplog.text
+    empty = 0
+    for rank in range(size):
+        batches = next(Training(recipe, group=Noted(rank, size)).groups())
+        empty += not any(len(part.labels) for batch in batches for part in batch.parts.values())
+    assert empty == idle

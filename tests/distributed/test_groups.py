@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 from pretended_mpi import PretendedMPI, in_threads
 from tiny_run import ENVIRONMENT
 
-from tinyvit.backend import BFLOAT16, Group, Stopped
+from tinyvit import cli
+from tinyvit.backend import BFLOAT16, Group, Stopped, launched
 from tinyvit.distributed import watch
 from tinyvit.distributed.mpi import MPIGroup, packed, slices, starts
+from tinyvit.distributed.start import DistributedError, join_group, require_all, require_equal
 from tinyvit.distributed.watch import claim
 from tinyvit.optim.tree import add_up, nodes_within, shards_of
 
@@ -150,8 +154,9 @@ WATCHED = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])  # the file alone, without the package around it
-from watch import Watcher
-watcher = Watcher()
+import watch
+watch.ALL_ENDED = float(sys.argv[4])
+watcher = watch.Watcher()
 watcher.tell(Path(sys.argv[1]), "rank 1 was killed")
 if sys.argv[2] == "ends":
     watcher.ended()
@@ -160,9 +165,9 @@ else:
 """
 
 
-def watched(claims: Path, how: str) -> str:
-    """Return what the watcher of a process prints that is killed or ends by itself."""
-    command = [sys.executable, "-c", WATCHED, str(claims), how, str(Path(watch.__file__).parent)]
+def watched(claims: Path, how: str, seconds: float = 60.0) -> str:
+    """Return what the watcher of a process prints that is killed or ends by itself; its claim is removed after that."""
+    command = [sys.executable, "-c", WATCHED, str(claims), how, str(Path(watch.__file__).parent), str(seconds)]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True).stderr  # waits for the watcher too
 
 
@@ -174,8 +179,38 @@ def test_a_watcher_says_that_its_process_was_killed_unless_another_was_first(tmp
 
 
 def test_the_first_claim_counts_and_without_a_folder_every_one(tmp_path):
-    assert [claim(tmp_path / "claims") for _ in range(3)] == [True, False, False]
-    assert [claim(tmp_path / "missing" / "claims") for _ in range(2)] == [True, True]
+    assert [claim(tmp_path / "claims", 7) for _ in range(3)] == [True, False, False]
+    assert [claim(tmp_path / "missing" / "claims", 7) for _ in range(2)] == [True, True]
+
+
+class Told:
+    """A watcher that notes when its process has ended."""
+
+    def __init__(self, events: list[str], name: str) -> None:
+        self.events, self.name = events, name
+
+    def ended(self) -> None:
+        self.events.append(self.name)
+
+
+def test_a_process_counts_as_ended_when_all_have_or_when_all_have_failed():
+    events: list[str] = []
+
+    def work(mpi: PretendedMPI, fails: bool) -> None:
+        rank = mpi.COMM_WORLD.rank
+        group = MPIGroup(mpi, Told(events, "ended"))  # type: ignore[arg-type]
+        if rank == 0:
+            time.sleep(0.1)
+            events.append("late")
+        if fails:
+            group.failed(1, "the reason")
+        group.finish()  # which waits no more for processes that have failed
+
+    in_threads(2, lambda mpi: work(mpi, False))
+    assert events == ["late", "ended", "ended"]
+    events.clear()
+    in_threads(2, lambda mpi: work(mpi, True))
+    assert events[0] == "late"
 
 
 # Loading --------------------------------------------------------------------------------------------------------------
@@ -192,8 +227,82 @@ def test_nothing_of_it_is_loaded_without_being_asked_for():
 
 
 def test_without_mpi4py_one_error_says_what_to_install(monkeypatch):
-    from tinyvit.distributed.start import DistributedError, join_group
-
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(DistributedError, match=r"pip install 'tinyvit\[mpi\]'"):
         join_group()
+
+
+# Launchers ------------------------------------------------------------------------------------------------------------
+
+
+def started_by(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
+    for name in ("PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_launcher_tells_rank_and_size(monkeypatch):
+    started_by(monkeypatch)
+    assert launched() == (0, 1)
+    started_by(monkeypatch, PMI_RANK="2", PMI_SIZE="4")
+    assert launched() == (2, 4)
+    started_by(monkeypatch, OMPI_COMM_WORLD_RANK="1", OMPI_COMM_WORLD_SIZE="3")
+    assert launched() == (1, 3)
+    started_by(monkeypatch, PMI_RANK="1", PMI_SIZE="none")
+    assert launched() == (0, 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_mpiexec_of_another_mpi_is_refused_with_one_message(rank, monkeypatch):
+    started_by(monkeypatch, PMI_RANK=str(rank), PMI_SIZE="4")
+    before = sys.stderr
+    says = r"mpiexec has started 4 processes, but the MPI library of mpi4py \(Open MPI v5\) knows 1 of them; use"
+    with pytest.raises(DistributedError, match=says):
+        in_threads(1, lambda mpi: require_all(MPIGroup(mpi)))
+    assert (sys.stderr is before) == (rank == 0)  # the others print nothing
+    started_by(monkeypatch, PMI_RANK="0", PMI_SIZE="2")
+    in_threads(2, lambda mpi: require_all(MPIGroup(mpi)))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_of_mpiexec_that_train_apart_say_so_once(rank, monkeypatch, capsys):
+    started_by(monkeypatch, PMI_RANK=str(rank), PMI_SIZE="2")
+    monkeypatch.setattr(sys, "argv", ["tinyvit", "train", "nothing"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    warned = "warning: mpiexec has started 2 processes, and each of them trains a run of its own"
+    assert (warned in capsys.readouterr().err) == (rank == 0)
+
+
+def test_processes_with_other_arguments_are_refused():
+    in_threads(2, lambda mpi: require_equal(MPIGroup(mpi), ["train", "digits"]))
+    says = r"rank 2 was started by tinyvit --resume 'a run', and rank 0 by tinyvit train digits; all processes"
+    for rank in range(3):
+
+        def work(mpi: PretendedMPI, rank: int = rank) -> None:
+            group = MPIGroup(mpi)
+            arguments = ["train", "digits"] if group.rank < 2 else ["--resume", "a run"]
+            if group.rank == rank:
+                with pytest.raises(DistributedError, match=says):
+                    require_equal(group, arguments)
+            else:
+                with suppress(DistributedError):
+                    require_equal(group, arguments)
+
+        in_threads(3, work)
+
+
+def test_a_claim_is_removed_by_its_process_alone(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl", reason="this system has no SIGKILL")
+    claims = tmp_path / "claims"
+    assert watched(claims, "killed", seconds=0.0) == "rank 1 was killed\n"
+    for _ in range(200):
+        if not claims.exists():
+            break
+        time.sleep(0.05)
+    assert not claims.exists()
+    claim(claims, 7)
+    assert watched(claims, "killed", seconds=0.0) == ""
+    time.sleep(0.2)
+    assert claims.read_text() == "7"

@@ -53,10 +53,16 @@ def result(folder: Path) -> tuple[Any, ...]:
     return sha256(folder), timeless(folder), test
 
 
-def ends(process: Any) -> tuple[int, str]:
-    """Wait for a job that ends before its time; return its exit status and the lines of standard error from tinyvit."""
+def ends(process: Any, of_launcher: bool = True) -> tuple[int, str]:
+    """Wait for a job that ends before its time; return its exit status and the lines of standard error from tinyvit.
+
+    The launcher may print others, about processes that were killed, only if `of_launcher` says so.
+    """
     status, _, err = distributed_run.finish(process)
-    return status, "\n".join(line for line in err.splitlines() if line.startswith("tinyvit"))
+    lines = err.splitlines()
+    said = [line for line in lines if line.startswith("tinyvit")]
+    assert of_launcher or said == lines
+    return status, "\n".join(said)
 
 
 # The same bits --------------------------------------------------------------------------------------------------------
@@ -99,6 +105,7 @@ def resumed(folder: str, size: int) -> tuple[Any, ...]:
     """Resume the run in `folder` by `size` processes, to its end, and return its result."""
     status, _, err = distributed_run.run(size, "train", "--resume", folder)
     assert (status, err) == (0, "")
+    assert not list(Path(folder).glob(".*"))  # of what the process that failed was writing
     return result(Path(folder))
 
 
@@ -120,6 +127,31 @@ def test_a_killed_process_ends_the_job_which_another_number_resumes_to_the_same_
     assert resumed("killed", rng.choice([n for n in (1, 2, 4) if n != size])) == result(Path("alone"))
 
 
+def test_a_process_that_is_killed_before_the_run_begins_is_named_and_leaves_no_folder():
+    death = {"how": "killed-early", "step": 0}
+    status, err = ends(distributed_run.start(2, "train", written(LONG), "--out", "run", death=death, rank=1))
+    assert status != 0
+    assert err.startswith("tinyvit: error: rank 1 (process ")
+    again = f"mpiexec -n 2 tinyvit train {written(LONG)} --out run --distributed"
+    assert err.endswith(f" was killed before the run began; start it again: {again}")
+    assert not Path("run").exists()
+
+
+def test_a_process_that_is_stopped_for_a_while_is_waited_for():
+    alone(LONG)
+    process = distributed_run.start(2, "train", written(LONG), "--out", "waited")
+    assert process.stdout.readline().startswith("digits: ")  # training is about to begin
+    log = Path("waited", "logs", "rank-1.log")
+    while not (log.exists() and log.read_text().startswith("rank 1 of 2, process ")):
+        time.sleep(0.01)
+    number = int(log.read_text().split()[5])
+    os.kill(number, signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(number, signal.SIGCONT)
+    assert ends(process, of_launcher=False) == (0, "")
+    assert result(Path("waited")) == result(Path("alone"))
+
+
 @pytest.mark.parametrize(
     ("death", "rank", "says"),
     [
@@ -130,7 +162,7 @@ def test_a_killed_process_ends_the_job_which_another_number_resumes_to_the_same_
 )
 def test_a_process_that_fails_ends_the_job_with_one_message(death, rank, says):
     process = distributed_run.start(2, "train", written(LONG), "--out", "failed", death=death, rank=rank)
-    status, err = ends(process)
+    status, err = ends(process, of_launcher=False)
     assert status == 1
     assert says in err
     assert err.count("tinyvit") == err.count("tinyvit: error") + err.count("tinyvit train")

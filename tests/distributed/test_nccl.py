@@ -126,6 +126,7 @@ def joined(cupy, monkeypatch) -> Iterator[Callable[[World, int], Any]]:
     """A function that lets process `rank` of a world join its group, with a GPU."""
     monkeypatch.setenv("TINYVIT_THREADS", "1")
     monkeypatch.setattr(start.atexit, "register", lambda function: None)
+    monkeypatch.setattr(start, "require_equal", lambda *_: None)  # the other processes are not there
     before, device = current_group(), default_device()
 
     def join(world: World, rank: int) -> Any:

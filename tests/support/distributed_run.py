@@ -29,9 +29,12 @@ def needs_mpi() -> str:
     return found
 
 
-def start(ranks: int, *arguments: object, death: dict[str, Any] | None = None, rank: int = -1) -> subprocess.Popen[str]:
+def start(
+    ranks: int, *arguments: object, death: dict[str, Any] | None = None, rank: int = -1, kernels: str = "auto"
+) -> subprocess.Popen[str]:
     """Start `tinyvit` with these arguments in `ranks` processes, of which `rank` dies as `death` says."""
-    work = {"arguments": [*map(str, arguments), "--distributed"], "death": death or {"how": "none"}, "rank": rank}
+    death = death or {"how": "none"}
+    work = {"arguments": [*map(str, arguments), "--distributed"], "kernels": kernels, "death": death, "rank": rank}
     command = [needs_mpi(), "-n", str(ranks), sys.executable, "-W", "error", __file__, json.dumps(work)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True, **pipes)
@@ -62,9 +65,13 @@ def fail_at(step: int, how: str) -> None:
     """Prepare a failure at a step of this process.
 
     `how` is "exception"; "nan" for a loss that is NaN; "killed" before the step; "killed-within" while gradients are
-    computed; "killed-after" when they have been added up.
+    computed; "killed-after" when they have been added up; "killed-early" before the run folder is made.
     """
+    import tinyvit.run.loop
     from tinyvit.run.sharded import ShardedSteps
+
+    if how == "killed-early":
+        tinyvit.run.loop.require_agreement = lambda training: die()
 
     differentiate, add_gradient, now = ShardedSteps.differentiate, ShardedSteps.add_gradient, [False]
 
@@ -95,4 +102,4 @@ if __name__ == "__main__":
     if mine["how"] in ("exception", "nan") or mine["how"].startswith("killed"):
         fail_at(mine["step"], mine["how"])
         mine = {"how": "none"}
-    main(work["arguments"], "auto", mine)
+    main(work["arguments"], work["kernels"], mine)

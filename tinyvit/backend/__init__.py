@@ -39,7 +39,7 @@ from .devices import (
     to_device_of,
     to_host,
 )
-from .group import Group, Stopped, Sum, current_group, set_current_group
+from .group import Group, Stopped, Sum, current_group, launched, set_current_group
 from .process import keep_freed_memory, limit_threads, product_libraries, product_threads, products_in_one_thread
 from .random import Generator, default_generator, manual_seed
 
@@ -70,6 +70,7 @@ __all__ = [
     "is_on_gpu",
     "is_stand_in",
     "keep_freed_memory",
+    "launched",
     "limit_threads",
     "manual_seed",
     "namespace_of",

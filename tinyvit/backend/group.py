@@ -4,6 +4,7 @@ All processes of a group run the same program on different parts of the data, an
 them must be called by all processes, in the same order.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -94,6 +95,20 @@ class Group:
     def failed(self, status: int, message: str) -> None:
         """Print why this process ends with an error; a group of several sees to it that all processes end."""
         note(message)
+
+
+# The environment in which launchers tell a process its rank and the number of processes; slurm sets the first two for
+# programs of MPICH, and Open MPI its own.
+_LAUNCHED = (("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
+
+
+def launched() -> tuple[int, int]:
+    """Return the rank of this process and the number of those that mpiexec has started; (0, 1) without mpiexec."""
+    for rank, size in _LAUNCHED:
+        values = os.environ.get(rank, ""), os.environ.get(size, "")
+        if all(value.isdecimal() for value in values):
+            return int(values[0]), int(values[1])
+    return 0, 1
 
 
 _current = Group()

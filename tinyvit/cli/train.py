@@ -97,9 +97,16 @@ def train(
 
 
 def _group(distributed: bool) -> Any:
-    from ..backend import Group
+    from ..backend import Group, launched
+    from ..errors import log
 
     if not distributed:
+        rank, size = launched()
+        if size > 1 and rank == 0:
+            log.warning(
+                f"mpiexec has started {size} processes, and each of them trains a run of its own; with --distributed "
+                "they train one together"
+            )
         return Group()
     from ..distributed.start import join_group
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..backend import BFLOAT16, Array, Group, Stopped, Sum, namespace_of, to_device_of, to_host
 from ..backend.terminal import note, printable
 from ..optim.tree import Node, add_up, nodes_within, shards_of
-from .watch import Watcher, claim
+from .watch import Watcher, claim, claims_without_folder
 
 CLAIMS = ".ended"  # the file in a run folder that the process creates which is the reason for the end of the job
 LOGS = "logs"  # the folder in it with what all processes but the first print
@@ -52,9 +52,13 @@ class MPIGroup(Group):
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # MPI waits by asking again and again, which takes processors from those processes that still compute.
         self._sleeps = self.local.size > processors
-        self._folder: Path | None = None
+        self._claims = claims_without_folder()
+        if self.local.rank == 0:
+            with suppress(OSError):
+                self._claims.unlink(missing_ok=True)  # of a job whose launcher had the same number
         self._streams = sys.stdout, sys.stderr
         self._log: Any = None
+        self._has_failed = False
         self._add_narrow: Any = None  # the operation of MPI that adds numbers in bfloat16, for which it has no datatype
         if not self.is_first:
             sys.stdout = sys.stderr = io.StringIO()  # until there is a folder for it
@@ -155,16 +159,14 @@ class MPIGroup(Group):
     # The beginning and the end
 
     def began(self, folder: Path, resume: str) -> None:
-        self._folder = folder
+        self._claims = folder / CLAIMS
         if self.is_first:
             with suppress(OSError):  # a finished run may lie on a read-only disk
-                (folder / CLAIMS).unlink(missing_ok=True)
+                self._claims.unlink(missing_ok=True)
                 (folder / LOGS).mkdir(exist_ok=True)
         self.barrier()
         if self._watcher:
-            who = f"rank {self.rank} (process {os.getpid()} on {platform.node()})"
-            message = f"tinyvit: error: {who} was killed; continue with: {resume}"
-            self._watcher.tell(folder / CLAIMS, printable(message, field=True))
+            self._watcher.tell(self._claims, killed(self.rank, f"; continue with: {resume}"))
         if not self.is_first:
             self._print_into(folder / LOGS / f"rank-{self.rank}.log")
 
@@ -180,6 +182,15 @@ class MPIGroup(Group):
             log.write(before.getvalue())
         self._log = sys.stdout = sys.stderr = log
 
+    def finish(self) -> None:
+        """Wait until all processes end by themselves; then take note of it.
+
+        Until then the watcher of a process that is killed says so, also if that process only waits for the others.
+        """
+        if not self._has_failed:
+            self.wait(self._ends.Ibarrier())
+        self.ended()
+
     def ended(self) -> None:
         """Take note that this process ends by itself."""
         if self._log is not None:
@@ -194,17 +205,20 @@ class MPIGroup(Group):
         If all of them fail, for the same reason, the first one prints it, and each ends by itself. Otherwise the others
         would wait for this process for ever: it prints its reason, and MPI ends all processes.
         """
+        self._has_failed = True
         if self._all_fail():
             if self.is_first:
                 note(message)
             self.ended()
             return
-        if self._folder is None or claim(self._folder / CLAIMS):
+        if claim(self._claims, os.getpid()):
             sys.stderr = self._streams[1]  # this message is for everybody
             note(f"{message} (on rank {self.rank})")
         else:
             time.sleep(2 * _TOGETHER)  # the other process is about to end the job
         self.ended()
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPICH prints a line of its own, which says nothing more
         self.comm.Abort(status)
 
     def _all_fail(self) -> bool:
@@ -214,6 +228,12 @@ class MPIGroup(Group):
                 return False
             time.sleep(0.01)
         return True
+
+
+def killed(rank: int, and_now: str) -> str:
+    """Return the line that says that this process was killed, for its watcher to print."""
+    who = f"rank {rank} (process {os.getpid()} on {platform.node()})"
+    return printable(f"tinyvit: error: {who} was killed{and_now}", field=True)
 
 
 class MPISum(Sum):

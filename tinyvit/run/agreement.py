@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..backend import Group
-from ..errors import RecipeError, TinyvitError
+from ..errors import RecipeError, TinyvitError, log
+from ..optim.tree import shards_of
 from ..recipe import Recipe
 from .folder import RunError
 from .state import Training
@@ -22,6 +24,8 @@ class DisagreementError(TinyvitError):
 def sharded(recipe: Recipe, group: Group, of_run: Path | None = None) -> Recipe:
     """Return the recipe by which `group` trains: several processes need shards, of which each computes some.
 
+    A warning names keys that have no effect, and processes that have nothing to compute.
+
     Raises RecipeError if there are fewer shards than processes or, in a new run, exact sums in bfloat16, and RunError
     if the run in the folder `of_run` has none, because shards would change its bits.
     """
@@ -31,6 +35,9 @@ def sharded(recipe: Recipe, group: Group, of_run: Path | None = None) -> Recipe:
             f"train.wire is {settings.wire!r}, but train.reduce='exact' adds up gradients in float32; set "
             "train.reduce=fast, or train.wire=float32"
         )
+    if group.is_first:
+        for reason in without_effect(recipe, group, of_run is None):
+            log.warning(reason)
     if not group.divides:
         return recipe
     if not settings.shards and of_run is not None:
@@ -43,6 +50,37 @@ def sharded(recipe: Recipe, group: Group, of_run: Path | None = None) -> Recipe:
             "or more, or start fewer processes"
         )
     return dataclasses.replace(recipe, train=settings)
+
+
+def without_effect(recipe: Recipe, group: Group, is_new: bool = True) -> Iterator[str]:
+    """Yield a sentence for each key about several processes that changes nothing when `group` trains by `recipe`.
+
+    A resumed run has a number of shards also if nobody asked for it, so that number is not named there.
+    """
+    settings, size, is_alone = recipe.train, group.size, not group.divides
+    is_fast = settings.reduce == "fast"
+    if settings.wire != "float32" and (is_alone or not is_fast):
+        why = "a process without --distributed sends no gradients" if is_alone else "exact sums are sent in float32"
+        yield f"train.wire={settings.wire} has no effect: {why}"
+    if is_fast and is_alone and not settings.shards:
+        yield "train.reduce=fast has no effect: a process without --distributed adds its gradients to those of no other"
+    if is_fast and is_new and settings.shards not in (0, size):
+        by = "the only process computes" if size == 1 else f"each of {size} processes computes"
+        yield f"train.shards={settings.shards} has no effect: with train.reduce=fast {by} one part of a batch"
+    shards = size if is_fast else settings.shards or max(SHARDS, size)
+    batch = recipe.data.batch_size
+    idle = [rank for rank in range(size) if not _samples_of(rank, size, shards, batch)]
+    if idle and size <= shards:
+        yield (
+            f"{len(idle)} of {size} processes have nothing to compute, because data.batch_size is {batch} and "
+            f"train.shards {shards}; fewer processes are as fast"
+        )
+
+
+def _samples_of(rank: int, size: int, shards: int, batch: int) -> int:
+    """Return how many samples of a batch the process `rank` computes, see `tinyvit.data.Loader.sharded_batches`."""
+    own = shards_of(rank, size, shards)
+    return batch * own.stop // shards - batch * own.start // shards
 
 
 def require_agreement(training: Training) -> None:
