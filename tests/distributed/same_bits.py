@@ -49,6 +49,7 @@ def main() -> None:
     """Train and compare."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(RECIPES)}; all by default")
+    parser.add_argument("--precision", choices=PRECISIONS, help="only this one")
     parser.add_argument("--processes", default="1,2,4,8", help="numbers of processes")
     options = parser.parse_args()
     sizes, differ = [int(text) for text in options.processes.split(",")], False
@@ -56,7 +57,7 @@ def main() -> None:
     print("|---|---|" + "---|" * len(sizes) + "---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for recipe in options.recipes or RECIPES:
-            for precision in PRECISIONS:
+            for precision in [options.precision] if options.precision else PRECISIONS:
                 settings = (*RECIPES[recipe], f"precision={precision}")
                 found = [trained(recipe, settings, size, Path(folder, "run")) for size in sizes]
                 is_equal = len(set(found)) == 1
