@@ -292,5 +292,5 @@ def test_study_replaces_pages_only(tmp_path: Path) -> None:
 
 
 def test_an_export_that_needs_another_stem_says_how_to_train_it() -> None:
-    with pytest.raises(ValueError, match=r"train with --set stem=linear, or export to ONNX or C"):
+    with pytest.raises(ValueError, match=r"train with --set stem=linear --set mlp_layer=mlp, or export to ONNX or C"):
         export_folder(tv.models.ViT(8, 2, 2, dim=8, depth=1, heads=1, stem="conv"), Path("out"), "timm")

@@ -72,7 +72,7 @@ def export(run: str, target: str, out: Path, int8: bool) -> None:
 
     \b
     tinyvit export digits --to onnx --out digits.onnx
-    tinyvit export runs/mnist --to timm --out mnist-timm
+    tinyvit export runs/pictures --to timm --out pictures-timm
     """
     from ..run.export import require_new
     from ..run.folder import load_run

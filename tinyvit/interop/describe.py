@@ -102,10 +102,7 @@ def _require_plain(model: ViT) -> None:
     if len(model.patch_embed.grid) != 2:
         raise CannotExport("the model takes videos; only models of images are exported")
     if model.patch_embed.stem is not None:
-        raise CannotExport(
-            f"stem is {model.patch_embed.stem_name!r}; only stem='linear' is exported: train with --set stem=linear, "
-            "or export to ONNX or C"
-        )
+        raise CannotExport(f"stem is {model.patch_embed.stem_name!r}; only stem='linear' is exported: {_WAYS_OUT}")
     if model.pool in ("first", "seq"):
         raise CannotExport(f"pool is {model.pool!r}; only 'cls', 'mean' and 'cls_mean' are exported")
     if not len(model.blocks):
@@ -113,7 +110,8 @@ def _require_plain(model: ViT) -> None:
     block: Any
     for number, block in enumerate(model.blocks):
         if type(block.mlp) in _OTHER_MLPS:
-            raise CannotExport(f"mlp_layer is {_OTHER_MLPS[type(block.mlp)]!r}; only mlp_layer='mlp' is exported")
+            name = _OTHER_MLPS[type(block.mlp)]
+            raise CannotExport(f"mlp_layer is {name!r}; only mlp_layer='mlp' is exported: {_WAYS_OUT}")
         if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
             raise CannotExport(f"blocks.{number} is of another kind than `nn.Block`; it is not exported")
         if block.post:
@@ -134,6 +132,7 @@ def _require_plain(model: ViT) -> None:
         raise CannotExport(f"patch_embed.proj is a {type(model.patch_embed.proj).__name__}; it is not exported")
 
 
+_WAYS_OUT = "train with --set stem=linear --set mlp_layer=mlp, or export to ONNX or C"
 _OTHER_MLPS: dict[type[Module], str] = {LocalMlp: "local", SwiGLU: "swiglu"}
 _ACTS: dict[type[Module], str] = {QuickGELU: "quick_gelu", ReLU: "relu", SiLU: "silu"}
 
