@@ -65,8 +65,9 @@ _OPTIONS = [
         "--threads",
         type=click.IntRange(1),
         metavar="N",
+        envvar="TINYVIT_THREADS",
         default=usable_processors,
-        help="Threads of every contender.  [default: all processors]",
+        help="Threads of every contender.  [default: TINYVIT_THREADS, else all processors]",
     ),
     click.option(
         "--baseline", metavar="NAME", help="The contender that speed is relative to.  [default: torch, else numpy]"

@@ -356,7 +356,8 @@ def _find(key: str) -> tuple[str, str]:
     if name in _SECTION_OF and section in ("", _SECTION_OF[name]):
         return _SECTION_OF[name], name
     near = difflib.get_close_matches(name, _SECTION_OF, n=1)
-    hint = f"did you mean {_SECTION_OF[near[0]]}.{near[0]}?" if near else f"keys are {', '.join(_SECTION_OF)}"
+    meant = f"did you mean {_SECTION_OF[near[0]]}.{near[0]}?" if near else None
+    hint = meant or "`tinyvit recipe digits` prints all keys and what they do"
     raise RecipeError(f"there is no key {key!r}: {hint}")
 
 

@@ -81,6 +81,14 @@ def test_a_run_is_measured_appended_compared_and_shown(tmp_path: Path, monkeypat
     assert f"wrote {page}" in shown
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_number_of_threads_is_that_of_the_environment(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYVIT_THREADS", "0")
+    result = CliRunner().invoke(main, [suite, "--peers", "none"])
+    assert result.exit_code == 2
+    assert "'--threads'" in result.output
+
+
 def test_a_noisy_machine_is_warned_of() -> None:
     quiet, noisy = [100.0, 101.0, 99.0, 100.5, 99.5], [100.0, 50.0, 99.0, 100.5, 60.0, 98.0]
     assert noise_warning(quiet) == ""

@@ -163,7 +163,7 @@ def test_the_last_of_two_overrides_of_a_key_is_used():
         ("model.lr=1", "there is no key 'model.lr': did you mean train.lr?"),
         ("train.dim=8", "there is no key 'train.dim': did you mean model.dim?"),
         ("a.train.lr=1", "there is no key 'a.train.lr': did you mean train.lr?"),
-        ("xyzzy=1", "there is no key 'xyzzy': keys are title, "),
+        ("xyzzy=1", "there is no key 'xyzzy': `tinyvit recipe digits` prints all keys"),
         ("epochs=2.5", "train.epochs is 2.5; it must be an integer, at least 1"),
         ("epochs=true", "train.epochs is True; it must be an integer, at least 1"),
         ("epochs=0", "train.epochs is 0; it must be an integer, at least 1"),
