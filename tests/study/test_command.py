@@ -100,7 +100,7 @@ def test_wrong_arguments_are_explained(words: list[str], message: str) -> None:
 
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "not a regular file" in str(run("softmax", "--out", str(tmp_path / "pipe")).exception)
+    assert "it is a device or a pipe, not a file" in str(run("softmax", "--out", str(tmp_path / "pipe")).exception)
     assert (tmp_path / "pipe").is_fifo()
 
 
