@@ -1,5 +1,6 @@
 """The tables of planted faults match the sources, and the record of what noticed them knows what has changed."""
 
+import re
 from pathlib import Path
 
 import mutants
@@ -123,3 +124,16 @@ def test_a_named_test_runs_though_it_is_slow_and_is_known_to_be_skipped(
     assert trials.tried(family, fault, "", found.test).found == trials.SKIPPED
     (tmp_path / "tests/test_step.py").write_text(test.replace("== 1", "> 0"), "utf-8")
     assert trials.tried(family, fault, "", found.test).found == trials.NOT_NOTICED
+
+
+@pytest.mark.parametrize(
+    "table", [table for table in TABLES if mutants.read(table).kind == "package"], ids=lambda t: t.stem
+)
+def test_the_tests_of_the_package_read_no_documents(table: Path) -> None:
+    """These faults are planted in a copy of the package and its tests: tests that read documents are in tests/house."""
+    places = [ROOT / "tests" / argument.partition("::")[0] for argument in mutants.read(table).arguments]
+    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("test_*.py"))]
+    assert files
+    for file in files:
+        found = re.search(r"parents\[\d\][^\n]*(docs|README|CHANGELOG|notebooks)", file.read_text("utf-8"))
+        assert not found, f"{file.relative_to(ROOT)} reads {found[0]}, which the copy lacks"
