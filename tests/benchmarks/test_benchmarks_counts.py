@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from counted import operations_of_products
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,14 +20,11 @@ from benchmarks.cases import (
     find_case,
     select_cases,
 )
-from benchmarks.contenders.engine import Engine
 from benchmarks.contenders.functional_vit import vit_logits
 from benchmarks.costs import cost, parameter_count
-from benchmarks.inputs import make_inputs
 from benchmarks.models import build_model
 from benchmarks.stats import differ, is_quiet, noise, quantile, ratios, summarize
 from tinyvit import tensor, use_kernels
-from tinyvit.backend import NUMPY
 
 SECONDS = st.floats(1e-7, 1e3)
 SERIES = st.lists(SECONDS, min_size=1, max_size=20)
@@ -291,22 +289,11 @@ def test_operations_of_a_model_are_those_of_its_matrix_products() -> None:
 
 @pytest.mark.parametrize("answers", [0, 5])
 def test_operations_of_a_step_with_texts_are_those_of_its_matrix_products(answers: int, monkeypatch) -> None:
-    matmul, count = NUMPY.matmul, 0
-
-    def counting(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        nonlocal count
-        out = matmul(x, y)
-        count += 2 * out.size * x.shape[-1]
-        return out
-
     shape = TextShape(
         "tiny", image=8, patch=4, dim=12, depth=2, heads=3, length=5, vocabulary=9, batch=2, answers=answers
     )
     case = Case("text", "train", shape, "step")
-    with use_kernels("numpy"):
-        step = Engine("numpy").prepare(case, make_inputs(case))
-        monkeypatch.setattr(NUMPY, "matmul", counting, raising=False)
-        step.run()
+    count = operations_of_products(case, monkeypatch)
     # The cost is that of the published model. Ours applies proj and MLP of the last block to the token it reads alone.
     unread = shape.patches + shape.length - 1 if answers else 0
     assert cost(case).flops == count + 6 * shape.batch * unread * 9 * shape.dim**2

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counted import operations_of_products
 from peers import peer
 
 from benchmarks.cases import DENSE, Case, DenseShape
@@ -15,7 +16,6 @@ from benchmarks.models import build_model
 from benchmarks.steps import batch_of, loss_of
 from benchmarks.verify import allowed, deviation
 from tinyvit import use_kernels
-from tinyvit.backend import NUMPY
 from tinyvit.data import dense
 from tinyvit.data.augment import IGNORED
 from tinyvit.recipe import load_recipe
@@ -104,20 +104,8 @@ def tinyvit_step(case: Case, inputs: Arrays) -> tuple[Arrays, list[float]]:
 
 @pytest.mark.parametrize("shape", TINY[::2], ids=["masks", "boxes"])
 def test_operations_of_a_step_are_those_of_its_matrix_products(shape: DenseShape, monkeypatch: Any) -> None:
-    matmul, count = NUMPY.matmul, 0
-
-    def counting(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        nonlocal count
-        out = matmul(x, y)
-        count += 2 * out.size * x.shape[-1]
-        return out
-
     case = case_of(shape)
-    with use_kernels("numpy"):
-        step = Engine("numpy").prepare(case, make_inputs(case))
-        monkeypatch.setattr(NUMPY, "matmul", counting, raising=False)
-        step.run()
-    assert cost(case).flops == count
+    assert cost(case).flops == operations_of_products(case, monkeypatch)
 
 
 def test_steps_from_a_record_give_the_same_losses() -> None:
