@@ -22,7 +22,7 @@ _FEATURES = (
     *("asimd", "sve", "bf16"),
 )
 # Variables by which tinyvit, PyTorch, oneDNN and OpenBLAS use fewer instruction sets than the processor has.
-_LIMITS = ("TINYVIT_CPU", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
+LIMITS = ("TINYVIT_CPU", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 
 
 def describe_machine() -> Machine:
@@ -33,7 +33,7 @@ def describe_machine() -> Machine:
     information = _cpu_information()
     flags = re.search(r"^(?:flags|Features)\s*: (.*)$", information, re.MULTILINE)
     present = set(flags[1].split()) if flags else set()
-    limits = [f"{name}={value}" for name in _LIMITS if (value := os.environ.get(name))]
+    limits = [f"{name}={value}" for name in LIMITS if (value := os.environ.get(name))]
     return Machine(
         device=_cpu_name(information),
         processors=usable_processors(),

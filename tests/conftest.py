@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,20 @@ hypothesis.settings.register_profile(  # for planted faults, where the first fai
 hypothesis.settings.load_profile("tinyvit")
 # The output of a command must not depend on which kernels were compiled before.
 os.environ |= {"TINYVIT_ANNOUNCE": "0", "TINYVIT_COMPILE_AHEAD": "0"}
+# A test that needs real data asks for it by `data_dir`, which skips where there is none. Any other test must pass on a
+# machine without data and without a network, so it sees neither.
+if "TINYVIT_DATA" in os.environ:
+    os.environ["TINYVIT_DATA_OF_TESTS"] = os.environ.pop("TINYVIT_DATA")  # the processes of pytest -n read it too
+address_of = socket.getaddrinfo
+
+
+def address_on_this_machine(host: Any, *arguments: Any, **options: Any) -> Any:
+    if host in ("localhost", "127.0.0.1", "::1", "", None):
+        return address_of(host, *arguments, **options)
+    raise OSError(f"a test asked for the address of {host}, but tests use no network")
+
+
+socket.getaddrinfo = address_on_this_machine
 
 
 WHOLE_RUNS = (
@@ -54,15 +69,16 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def data_dir() -> Callable[[str], Path]:
+def data_dir(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """A function from the name of a real data set to its folder; the test skips if it is not there."""
 
     def find(name: str) -> Path:
-        root = os.environ.get("TINYVIT_DATA")
+        root = os.environ.get("TINYVIT_DATA_OF_TESTS")
         if not root:
             pytest.skip(f"needs the data set {name}: TINYVIT_DATA is not set")
         if not (Path(root) / name).is_dir():
             pytest.skip(f"needs the data set {name}: TINYVIT_DATA has no folder of that name")
+        monkeypatch.setenv("TINYVIT_DATA", root)
         return Path(root) / name
 
     return find

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_run import Watch, isolate, sha256, tiny_recipe
 
 import tinyvit as tv
@@ -106,12 +107,16 @@ def test_a_teacher_with_other_weights_is_noticed(teacher: tv.models.ViT) -> None
             r"task.distill_temperature is 2.0, .* with task.distill = 'hard'",
         ),
         ((*KEYS, "normalize=0 / 1"), RecipeError, "task.teacher .* other data: the images were normalized"),
-        ((*KEYS, "name=mnist"), RecipeError, "task.teacher .* other data: .*28 x 28"),
+        ((*KEYS, "name=folder:pictures"), RecipeError, "task.teacher .* other data: .*28 x 28"),
     ],
 )
 def test_what_cannot_teach_is_refused(
     keys: tuple[str, ...], kind: type[Exception], message: str, teacher: tv.models.ViT
 ) -> None:
+    for i in range(60):
+        path = Path("pictures", str(i % 10), f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), i).save(path)
     with pytest.raises(kind, match=message):
         train(tiny_recipe(*keys), "student")
     assert not Path("runs/student").exists()

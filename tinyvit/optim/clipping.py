@@ -11,7 +11,7 @@ from ..engine import Tensor
 from .bundle import SameArrays
 from .parameters import tensors_of
 
-_PART = 16384  # elements whose squares are summed in their own dtype
+_PART = 16384  # elements that are widened to float64 at once: they stay in the cache until they are summed
 
 
 def clip_grad_norm(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> float:
@@ -83,15 +83,14 @@ def _norm(a: Array) -> float:
         wide = a.astype(np.float64)
         return math.sqrt(float((wide * wide).sum()))  # CuPy's `vdot` needs cuBLAS
     flat = widened(a).ravel(order="K")
-    if flat.size <= _PART:
-        squares = float(np.vdot(flat, flat))
-    else:
-        parts = (flat[start : start + _PART] for start in range(0, flat.size, _PART))
-        squares = sum(float(np.vdot(part, part)) for part in parts)
-    if 1e-20 < squares < math.inf:
+    squares = 0.0
+    for start in range(0, flat.size, _PART):
+        part = flat[start : start + _PART].astype(np.float64, copy=False)
+        squares += float(np.vdot(part, part))
+    if 1e-290 < squares < math.inf:
         return math.sqrt(squares)
     largest = float(np.abs(flat).max(initial=0))
     if largest == 0 or not math.isfinite(largest):
         return largest
-    scaled = flat.astype(np.float64) / largest
+    scaled = flat / largest  # float64: squares of narrower dtypes neither overflow nor vanish in it
     return largest * math.sqrt(float(np.vdot(scaled, scaled)))
