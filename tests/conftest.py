@@ -1,5 +1,6 @@
 """Shared by all tests: which implementation computes, how skips are counted, and how hypothesis draws."""
 
+import gc
 import os
 import shutil
 import socket
@@ -27,6 +28,8 @@ hypothesis.settings.register_profile(  # for planted faults, where the first fai
 hypothesis.settings.load_profile("tinyvit")
 # The output of a command must not depend on which kernels were compiled before.
 os.environ |= {"TINYVIT_ANNOUNCE": "0", "TINYVIT_COMPILE_AHEAD": "0"}
+# No test pulls the plug, so none waits for the disk. Tests of what is written when put a function of their own here.
+os.fsync = lambda descriptor: None
 # A test that needs real data asks for it by `data_dir`, which skips where there is none. Any other test must pass on a
 # machine without data and without a network, so it sees neither.
 if "TINYVIT_DATA" in os.environ:
@@ -82,6 +85,27 @@ def data_dir(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
         return Path(root) / name
 
     return find
+
+
+def pytest_collection() -> None:
+    gc.disable()  # what is made while tests are collected stays
+
+
+def pytest_collection_finish() -> None:
+    """Hide the tests themselves from the garbage collector: they stay, and each collection would visit them all."""
+    gc.enable()
+    freeze_objects()
+
+
+def freeze_objects() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def few_objects() -> None:
+    """Let `gc.collect()` visit only what the test makes: what thousands of tests before it left takes a second."""
+    freeze_objects()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

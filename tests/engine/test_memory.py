@@ -160,6 +160,7 @@ def test_retain_grad_makes_no_cycle(use: Callable[[Tensor, Tensor], None]) -> No
     assert tensor() is array() is None
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_training_step_leaves_no_garbage() -> None:
     model = tv.models.ViT(8, 4, 3, 8, 2, 2, in_channels=1, dropout=0.1)
     optimizer = tv.optim.AdamW(model.parameters())

@@ -36,9 +36,13 @@ def source_files() -> list[Path]:
 def functions_in(path: Path) -> Iterator[tuple[str, int]]:
     """The functions of a file and the number of lines each takes; of CUDA and JavaScript the outermost ones."""
     if path.suffix == ".py":
-        for node in ast.walk(parsed(path)):
+        nodes: list[ast.AST] = [parsed(path)]  # statements only: there is no function in an expression
+        while nodes:
+            node = nodes.pop()
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+            for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+                nodes += getattr(node, block, ())
     else:
         yield from outermost_functions(path.read_text("utf-8"))
 

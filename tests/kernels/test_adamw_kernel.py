@@ -210,6 +210,7 @@ def test_gradients_at_the_same_places_are_read_again_and_others_are_noticed() ->
         np.testing.assert_allclose(y, p, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("others", [0, 1, 3])
 def test_a_parameter_whose_gradient_is_gone_stays_as_it_is(others: int) -> None:
     params = [Tensor(np.ones(50_000, np.float32), requires_grad=True) for _ in range(1 + others)]
@@ -226,6 +227,7 @@ def test_a_parameter_whose_gradient_is_gone_stays_as_it_is(others: int) -> None:
     np.testing.assert_array_equal(params[0].numpy(), before[0])
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_the_gradients_of_the_last_step_are_not_kept_alive() -> None:
     p = Tensor(np.ones(5, np.float32), requires_grad=True)
     optimizer, clip = tv.optim.AdamW([p], lr=0.1), Clipping([p])

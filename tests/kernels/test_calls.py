@@ -62,6 +62,7 @@ def test_calls_read_what_their_arrays_hold_when_they_are_made():
     assert (z == 4).all()
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_arrays_live_as_long_as_the_calls_that_read_them():
     x = np.ones(10, np.float32)
     lives = weakref.ref(x)

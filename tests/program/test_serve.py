@@ -122,6 +122,7 @@ def test_several_choices_of_kernels_and_precision_have_programs_of_their_own(cal
     assert len(calls) == 4
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_model_that_nobody_needs_is_let_go() -> None:
     vit = model()
     with tv.no_grad():

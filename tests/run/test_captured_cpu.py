@@ -330,6 +330,7 @@ def test_ids_that_are_not_allowed_are_refused_by_a_recorded_step_too():
         captured((x, np.full_like(labels, 7)), 5)
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_record_keeps_nothing_but_its_own_memory():
     model = Small()
     captured, losses = captured_of(model)

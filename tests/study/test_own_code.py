@@ -115,6 +115,7 @@ def test_names_are_those_of_the_innermost_function_and_layers_have_their_own() -
     assert result.shape == (1, 3)
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_trace_keeps_no_array_alive(inside: bool) -> None:
     def body() -> None:

@@ -3,6 +3,7 @@
 They are 1,797 images of 8 x 8 pixels. ``DIGITS_LICENSE.txt`` beside this file names their source and licence.
 """
 
+import functools
 import gzip
 from pathlib import Path
 
@@ -28,9 +29,15 @@ def read_digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     images : uint8 (n, 1, 8, 8)
     labels : int64 (n,)
     """
-    with gzip.open(DIGITS_FILE, "rt", encoding="ascii") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    table = _table()
     is_test = np.arange(len(table)) % 5 == 4
     table = table[is_test if split == "test" else ~is_test]
     images = (table[:, :-1] * 255 // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
     return images, table[:, -1].copy()
+
+
+@functools.cache
+def _table() -> NDArray[np.int64]:
+    """Return the values and the label of each digit, int64 (1797, 65). Parsing takes 20 ms."""
+    with gzip.open(DIGITS_FILE, "rt", encoding="ascii") as file:
+        return np.loadtxt(file, delimiter=",", dtype=np.int64)
