@@ -347,8 +347,8 @@ def test_a_check_counts_rows_words_answers_and_images(questions, captions, tmp_p
     found = check_texts(questions, QUESTIONS, CUT)
     assert found.text.startswith(f"{questions}: 22 rows of image, question, answer; test and validation rows were cut")
     assert "answers: 5; most often: no 8, green 4, blue 4, red 3, yes 3" in found.text
-    assert "broken: 1 image: " in found.text
-    assert "missing: 1 image: " in found.text
+    assert "4.png (cannot be read as an image" in found.text
+    assert "3.png (it does not exist)" in found.text
     assert "contradictory labels: 0" in found.text
     assert "words of the longest text: question 4" in found.text
     assert sum(map(len, found.examples.values())) == 10

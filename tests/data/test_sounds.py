@@ -293,5 +293,6 @@ def test_a_check_counts_rates_lengths_and_broken_files(sounds) -> None:
     assert "channels: 1 (20 files), 2 (1 file)" in found.text
     assert "bits: 16 (20 files), 24 (1 file)" in found.text
     assert "seconds: 0.1 to 0.4, the median is 0.15" in found.text
-    assert "broken: 1 file: " in found.text
+    assert "1 file is left out of the " in found.text
+    assert re.search(r"left out of the \w+ split, beside \d+ sounds: .*bad.wav", found.text)
     assert {name: len(images) for name, images in found.examples.items()} == {"high": 10, "low": 11}

@@ -209,7 +209,7 @@ class ImageFolder:
                 gone = [entry for entry in broken if part.labels[part.files.index(entry.path)] == label]
                 raise _no_images(f"{part.place / name}", gone, self.what)
         missing = [name for label, name in enumerate(self.classes) if not good[label]]
-        warn_of_left_out(part.place, [*broken, *part.left_out], len(found.indices))
+        warn_of_left_out(part.place, [*broken, *part.left_out], len(found.indices), self.what, split)
         if missing and split != "train":
             log.warning(
                 "%s has no %s images of the classes %s, so they are not measured",

@@ -160,14 +160,27 @@ def read_files(
     return [file for file, _ in good], [pixels for _, pixels in good], left_out
 
 
-def warn_of_left_out(folder: Path, left_out: Sequence[LeftOut], count: int) -> None:
+def warn_of_left_out(
+    folder: Path, left_out: Sequence[LeftOut], count: int, what: str = "images", split: str = ""
+) -> None:
     """Log a warning that counts and names the files of `folder` that are not among the `count` images in use."""
     if left_out:
-        verb = "is" if len(left_out) == 1 else "are"
-        log.warning(
-            "%s: %s %s left out, beside %s: %s",
-            *(folder, counted(len(left_out), "files"), verb, counted(count, "images"), listed_files(left_out)),
-        )
+        log.warning("%s: %s", folder, about_left_out(left_out, count, what, split))
+
+
+def about_left_out(
+    left_out: Sequence[LeftOut], count: int, what: str = "images", split: str = "", most: int = _NAMED
+) -> str:
+    """Return a sentence that counts the files that are not among the `count` images in use, and names `most` of them.
+
+    Training and `tinyvit data check` both say it, so that their words and numbers are the same.
+    """
+    verb = "is" if len(left_out) == 1 else "are"
+    of_split = f" of the {split} split" if split else ""
+    return (
+        f"{counted(len(left_out), 'files')} {verb} left out{of_split}, beside {counted(count, what)}: "
+        f"{listed_files(left_out, most)}"
+    )
 
 
 def listed_files(left_out: Sequence[LeftOut], most: int = _NAMED) -> str:

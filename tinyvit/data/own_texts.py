@@ -306,7 +306,7 @@ class TextTable:
         gone = [*found.left_out, *(self.left_out if split == "train" else ())]
         if not found.indices:
             raise DataError(f"{self.path} has no {split} image that can be read: {listed_files(gone)}")
-        warn_of_left_out(self.path, gone, len(found.indices))
+        warn_of_left_out(self.path, gone, len(found.indices), split=split)
         place = {files[number]: i for i, number in enumerate(found.indices)}
         kept = [row for row in rows if row.file in place]
         channels = reader.channels
