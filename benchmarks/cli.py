@@ -130,7 +130,7 @@ def _run_suite(
 ) -> None:
     from .cpu.measure import Settings
     from .cpu.run import measure_suite
-    from .cpu.user_kernels import checked, failures
+    from .cpu.user_kernels import OwnKernelError, checked, failed_later
     from .report.csv_files import append_run, check_file
 
     try:
@@ -151,12 +151,14 @@ def _run_suite(
         budget or (_QUICK_BUDGET if quick else suite.budget),
         baseline,
     )
-    run = measure_suite(suite, cases, specs, settings)
+    try:
+        run = measure_suite(suite, cases, specs, settings, own)
+    except OwnKernelError as error:
+        raise click.ClickException(str(error)) from error
     if out is not None:
         click.echo(f"appended to {append_run(run, out)}")
-    wrong = failures(run, [spec.name for spec in own])
-    if wrong:
-        raise click.ClickException("\n".join(wrong))
+    if failed := failed_later(run, [spec.name for spec in own]):
+        raise click.ClickException(failed)
 
 
 main.add_command(processes)
