@@ -7,7 +7,7 @@ from typing import Any
 import click
 from tinyvit.kernels.cpu.quota import usable_processors
 
-from .cases import SUITES, Suite, select_cases
+from .cases import SUITES, Suite, meant, select_cases
 from .contenders import PEERS, select_contenders
 from .contenders.unfused import FUSIONS
 from .contenders.user import SIGNATURES
@@ -143,8 +143,9 @@ def _run_suite(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if baseline is not None and baseline not in [spec.name for spec in specs]:
-        names = ", ".join(spec.name for spec in specs)
-        raise click.UsageError(f"--baseline {baseline} does not take part; available: {names}")
+        names = [spec.name for spec in specs]
+        near = meant(baseline, names)
+        raise click.UsageError(f"--baseline {baseline} does not take part{near}; available: {', '.join(names)}")
     settings = Settings(
         threads,
         rounds or (_QUICK_ROUNDS if quick else _ROUNDS),

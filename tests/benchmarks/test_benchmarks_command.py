@@ -148,9 +148,10 @@ def measured(*kernels: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("{}:nothing", "has no function nothing"),
+        ("{}:nothing", "has no function 'nothing'; available: right, wrong"),
         ("{}", "is not of the form module:function"),
-        ("no_such_file.py:right", "No such file"),
+        ("{}:wright", "has no function 'wright' (did you mean 'right'?); available: right, wrong"),
+        ("no_such_file.py:right", "there is no file 'no_such_file.py'"),
         ("no_such_module:right", "No module named 'no_such_module'"),
     ],
 )

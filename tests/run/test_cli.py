@@ -248,7 +248,7 @@ RECIPES = ", ".join(recipe_names())
         ("train --set epochs", "'epochs' is not of the form key=value, such as train.lr=1e-3"),
         ("train --set epochs=many", "train.epochs is 'many'; it must be an integer, at least 1"),
         ("train --set patch_size=3", "model.patch_size: patch_size (3, 3) does not divide image_size (8, 8)"),
-        ("train --set name=digit", "there is no data set 'digit': did you mean digits? available: "),
+        ("train --set name=digit", "there is no data set 'digit' (did you mean 'digits'?); available: "),
         ("train --set name=folder:no", "no is not a folder; the layout is PATH/<class>/<file>, or"),
         ("train --set image_size=9", "image_size is 9; the images of digits have the size 8"),
         ("train --out .", ". is not empty; give a folder that does not exist, or --resume to continue a run"),
@@ -270,7 +270,7 @@ RECIPES = ", ".join(recipe_names())
         ("predict run", "Missing argument 'IMAGE...' (see tinyvit predict --help)"),
         ("predict nope a.png", "there is no run 'nope'"),
         ("data", "Missing command (see tinyvit data --help)"),
-        ("data fetch mnits", "there is no data set 'mnits': did you mean mnist? available: "),
+        ("data fetch mnits", "there is no data set 'mnits' (did you mean 'mnist'?); available: "),
     ],
 )
 def test_a_mistake_is_one_line_with_status_2(run, arguments, says):

@@ -83,8 +83,8 @@ def test_the_command_prints_text() -> None:
     ("words", "message"),
     [
         (["nothing"], "there is no run 'nothing'"),
-        (["softmaxx"], "did you mean the operation softmax"),
-        (["--label", "ten"], "there is no class 'ten'; the classes are 0, 1, 2"),
+        (["softmaxx"], "(did you mean 'softmax'?)"),
+        (["--label", "ten"], "there is no class 'ten'; available: 0, 1, 2"),
         (["softmax", "--plant", "attention"], "would not show here"),
         (["--plant", "nothing"], "no fault is known for 'nothing'"),
         (["--operation", "nothing"], "no operation of this trace has 'nothing'"),

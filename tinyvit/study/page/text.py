@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ...backend.words import did_you_mean
 from ..check.differences import check
 from ..record.records import Backward, Entry, Recording
 from ..record.values import Value
@@ -52,8 +53,9 @@ def text_of(recording: Recording, operation: str) -> str:
     """
     found = [entry for entry in recording.entries if operation in entry.key]
     if not found:
-        names = ", ".join(dict.fromkeys(entry.op.name for entry in recording.entries))
-        raise KeyError(f"no operation of this trace has {operation!r} in its name; available: {names}")
+        names = dict.fromkeys(entry.op.name for entry in recording.entries)
+        near = did_you_mean(operation, names)
+        raise KeyError(f"no operation of this trace has {operation!r} in its name{near}; available: {', '.join(names)}")
     is_exercise = recording.mistake is not None
     texts = [_entry_text(entry, is_exercise) for entry in found]
     return "\n\n".join([_LEGEND, *texts, *([_EXERCISE] if is_exercise else [])])
