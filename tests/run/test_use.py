@@ -172,6 +172,17 @@ def test_a_search_goes_on_past_a_file_that_cannot_be_read(picture, monkeypatch, 
     assert (found, out, "holds no images" in error) == (2, "", True)
 
 
+@pytest.mark.parametrize("count", [1, 9, 10, 11, 12, 1200])
+def test_a_search_says_how_many_images_it_does_not_print(monkeypatch, capsys, count):
+    found = [(Path(f"{i}.png"), 1 - i / count) for i in range(count)]
+    monkeypatch.setattr("tinyvit.run.folder.load_run", lambda run: None)
+    monkeypatch.setattr(use, "search", lambda trained, folder, text: use.Found(found, None, []))
+    status, out, error = call(monkeypatch, capsys, "retrieve", "retrieve", "--images", "scenes", "a circle")
+    shown = len(out.splitlines())
+    assert (status, shown) == (0, min(count, 10))
+    assert error == ("" if shown == count else f"tinyvit: the {shown} best of {count:,} images\n")
+
+
 def test_the_map_of_a_word_shows_the_patches_that_match_less_without_it(picture, monkeypatch):
     trained = load_run(train(tiny("retrieve", "epochs=1"), "run").folder)
     model, text = trained.model, "a big red circle and a small blue square"
