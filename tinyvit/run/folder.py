@@ -328,8 +328,8 @@ def load_run(run: str | Path) -> TrainedModel:
         recipe = load_recipe(name)
         path, weights, data = read_shipped(name)
     else:
-        there = [*_run_folders(), *shipped_names()]
-        raise RunError(f"there is no run {name!r}{did_you_mean(name, there)}{_available(there)}")
+        known = [*_run_folders(), *shipped_names()]
+        raise RunError(f"there is no run {name!r}{did_you_mean(name, known)}{_available(known)}")
     model = build_model(recipe, data)
     try:
         with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
@@ -391,10 +391,9 @@ def changed_keys(state: Mapping[str, Any], recipe: Recipe, decisive: tuple[str, 
 
 
 def _run_folders() -> list[str]:
-    """Return the run folders that lie where runs are written by default."""
     return sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}"))
 
 
 def _available(names: Sequence[str]) -> str:
-    """Return the end of an error message, which lists these run folders and weights of recipes, if there are any."""
+    """Return the end of an error message, which lists the names of runs, if there are any."""
     return f"; available: {', '.join(names)}" if names else "; `tinyvit train` makes one"
