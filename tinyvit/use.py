@@ -35,14 +35,11 @@ from .program.decode import serving_steps
 from .program.serve import served, served_with_attention, serving
 from .run.curves import own_style
 from .run.folder import RunError, TrainedModel, load_test_data
+from .run.results import USES
 from .tasks import DataSpec, Report, task_of
 
 __all__ = ["Found", "WordMaps", "ask", "caption", "evaluate", "evaluated", "predict", "retrieve", "search", "translate"]
 
-COMMANDS = {
-    **{"classify": "predict", "vqa": "ask", "caption": "caption", "retrieve": "retrieve"},
-    **{"segment": "segment", "detect": "detect", "translate": "translate"},
-}
 BEAMS = 4
 _BATCH = 64  # images that are encoded at a time
 SOFTWARE = "tinyvit"  # marks the pictures that are drawn here
@@ -69,7 +66,7 @@ def require_kind(trained: TrainedModel, kind: str) -> None:
     """Raise RunError, with the right command, if the run is of another kind than `kind`."""
     own = trained.recipe.task.kind
     if own != kind:
-        way = f"use `tinyvit {COMMANDS[own]}`" if own in COMMANDS else "use `tinyvit evaluate`, the only one for it"
+        way = f"use `tinyvit {USES[own][0]}`" if own in USES else "use `tinyvit evaluate`, the only one for it"
         raise RunError(f"this is a {own!r} run, but the command needs a {kind!r} run: {way}")
 
 

@@ -57,20 +57,19 @@ def test_train_makes_a_folder_named_after_the_recipe_and_prints_the_accuracy(run
     status, out, err = run("train", "tiny.toml", "--set", "epochs=3", "--set", "model.dim=4")
     assert (status, err) == (0, "")
     accuracy = metrics_of(Path("runs/tiny"))[-1]["val_accuracy"]
-    assert re.fullmatch(
-        rf"test accuracy {100 * accuracy:.2f} % after 3 epochs in \d+ (s|min) -> runs/tiny", out.splitlines()[-1]
-    )
+    wanted = rf"test accuracy {100 * accuracy:.2f} % after 3 epochs in \d+ (s|min) -> runs/tiny"
+    assert re.fullmatch(wanted, out.splitlines()[-2])
     recipe = load_recipe("runs/tiny/recipe.toml")
     assert (recipe.train.epochs, recipe.model.dim) == (3, 4)
-    assert run("train", "tiny.toml")[1].endswith("-> runs/tiny-2\n")
+    *_, done, following = run("train", "tiny.toml")[1].splitlines()
+    assert done.endswith("-> runs/tiny-2")
+    assert following == "next: tinyvit evaluate runs/tiny-2; tinyvit predict runs/tiny-2 IMAGE"
 
 
 def test_train_without_a_recipe_takes_digits(run):
     status, out, _ = run("train", *settings("epochs=1", "batch_size=1438", "dim=4", "depth=1", "heads=1"))
     assert status == 0
-    assert out.splitlines()[-1].endswith(
-        "s -> runs/digits"
-    )  # another run than the one whose accuracy the recipe states
+    assert out.splitlines()[-2].endswith("s -> runs/digits")  # another run than the one that the recipe describes
 
 
 def test_train_writes_to_the_given_folder(run):
@@ -83,7 +82,7 @@ def test_resume_says_that_a_run_is_finished(run):
     first = run("train", "tiny.toml", "--out", "here")
     status, out, err = run("train", "--resume", "here")
     assert (status, err) == (0, "")
-    assert out.splitlines() == ["here is finished: all 2 epochs are trained", first[1].splitlines()[-1]]
+    assert out.splitlines() == ["here is finished: all 2 epochs are trained", *first[1].splitlines()[-2:]]
 
 
 def test_ctrl_c_ends_with_the_command_to_resume_and_status_130():
@@ -377,7 +376,7 @@ def test_file_names_that_are_not_valid_text_are_shown():
     with start("train", "tiny.toml", "--out", folder) as process:
         out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
-    assert out.splitlines()[-1].endswith(r" -> r\udcffn")
+    assert out.splitlines()[-2].endswith(r" -> r\udcffn")
     Image.new("L", (8, 8)).save(picture)
     with start("predict", folder, picture) as process:
         out, err = process.communicate()
