@@ -87,8 +87,7 @@ def _name(names: Sequence[str], i: int) -> str:
     return names[i] if i < len(names) - 1 or len(names) == i + 1 else f"{names[-1]}_{i}"
 
 
-@functools.cache
-def output_names(op: type[Op], count: int) -> tuple[str, ...]:
+def output_names(op: type[Op], count: int) -> list[str]:
     """The names of the outputs: those of their gradients in the rule without the d, if the docstring has them too.
 
     So the formula, the forward pass and the gradient rule give one name to one array, where the class only says "out".
@@ -98,7 +97,7 @@ def output_names(op: type[Op], count: int) -> tuple[str, ...]:
         own, word = gradient[1:], re.sub(r"_\d+$", "", gradient[1:])
         is_known = gradient[:1] == "d" and word and re.search(rf"(?<![A-Za-z]){word}(?![A-Za-z])", op.__doc__ or "")
         names.append(own if is_known else declared)
-    return tuple(names)
+    return names
 
 
 def _declared_names(op: type[Op], count: int) -> list[str]:
