@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .backend.files import read_text
+from .backend.files import missing, read_text
 from .backend.html import box_html, details_html, table_html
 from .backend.words import did_you_mean
 from .errors import RecipeError
@@ -281,6 +281,8 @@ def load_recipe(name: str | os.PathLike[str], of_run: bool = False) -> Recipe:
     try:
         tables = _with_base(path, tomllib.loads(read_text(path)))
         return _recipe(_completed(tables) if of_run else tables)
+    except FileNotFoundError as error:
+        raise RecipeError(missing(path, "recipe")) from error
     except OSError as error:
         raise RecipeError(f"{path} cannot be read ({error.strerror}): check the path") from error
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor TOML, or nested without end
@@ -308,7 +310,8 @@ def _with_base(path: Path, tables: dict[str, Any], depth: int = 0) -> dict[str, 
     try:
         below = _with_base(place, tomllib.loads(read_text(place)), depth + 1)
     except OSError as error:
-        raise RecipeError(f"base is {base!r}, and {place} cannot be read ({error.strerror})") from error
+        why = f"{place} cannot be read ({error.strerror})" if place.exists() else missing(place, "recipe")
+        raise RecipeError(f"base is {base!r}, and {why}") from error
     merged = {name: table for name, table in below.items() if name != "about"}
     for name, table in tables.items():
         if name != "base":

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import functional as F
+from .backend.files import missing
 from .checkpoint import atomic_write
 from .context import no_grad
 from .data import normalize
@@ -222,7 +223,7 @@ def warn_of_unlike(images: Sequence[tuple[str | Path, str]]) -> None:
 def _images_in(folder: Path, data: DataSpec) -> tuple[list[Path], list[np.ndarray], list[LeftOut]]:
     """Return the image files in a folder and those below it, their pixels, and the files that cannot be read."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder")
+        raise DataError(f"{folder} is not a folder" if folder.exists() else missing(folder, "folder"))
     paths, pixels, broken = read_files(files_of(data, folder), data.read_image)
     if not paths:
         raise DataError(f"{folder} holds no images that can be searched: {listed_files(broken)}")

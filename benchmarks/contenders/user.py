@@ -141,8 +141,9 @@ def _load(place: str) -> ModuleType:
     if not place.endswith(".py"):
         return importlib.import_module(place)
     if not Path(place).is_file():
-        beside = [str(file) for file in Path(place).parent.glob("*.py")]
-        raise FileNotFoundError(f"there is no file {place!r}{meant(place, beside)}")
+        from tinyvit.backend.files import missing  # as for `meant`: other contenders do without tinyvit
+
+        raise FileNotFoundError(missing(place))
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
     if spec is None or spec.loader is None:
         raise ImportError(f"{place} is not a Python file")

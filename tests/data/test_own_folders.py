@@ -93,7 +93,7 @@ def test_a_table_names_files_labels_and_splits(flat, head) -> None:
     [
         ("", "is not a table of files and labels"),
         ("a,b\nx,y\n", "must have 'file' and 'label'"),
-        ("image,captions\nx.png,y\n", "has the columns image, captions; .* must have 'image' and 'caption', or"),
+        ("image,captions\nx.png,y\n", "has the columns image, captions .* must have 'image' and 'caption', or"),
         ("file,label\ncat/0.png,a cat, asleep\n", "line 2 has 3 cells, but the first line has 2"),
         ("cat/0.png,cat\ncat/1.png,cat, asleep\n", "line 2 has 3 cells, but the first line has 2"),
         ("file,label,class\ncat/0.png,cat,pet\n", "has 2 columns for the label: 'label' and 'class'"),

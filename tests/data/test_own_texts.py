@@ -317,7 +317,7 @@ def test_empty_cells_at_the_end_and_columns_that_are_not_used_do_no_harm(caption
 
 
 def test_a_file_that_is_missing_or_a_folder_is_an_error(tmp_path) -> None:
-    for path, message in ((tmp_path / "no.csv", "No such file"), (tmp_path, "Is a directory")):
+    for path, message in ((tmp_path / "no.csv", "there is no table"), (tmp_path, "Is a directory")):
         with pytest.raises(DataError, match=message):
             TextTable(path, CAPTIONS, CUT)
 

@@ -242,13 +242,13 @@ RECIPES = ", ".join(recipe_names())
         ("train --epochs 3", "No such option '--epochs'; to change the recipe, write --set epochs=3 (see tinyvit"),
         ("train a b", "Got unexpected extra argument (b) (see tinyvit train --help)"),
         ("train digts", f"there is no recipe 'digts' (did you mean 'digits'?): give {RECIPES} or the path of a"),
-        ("train my.toml", "my.toml cannot be read (No such file or directory): check the path"),
+        ("train my.toml", "there is no recipe 'my.toml'"),
         ("train --set epoch=3", "there is no key 'epoch': did you mean train.epochs?"),
         ("train --set epochs", "'epochs' is not of the form key=value, such as train.lr=1e-3"),
         ("train --set epochs=many", "train.epochs is 'many'; it must be an integer, at least 1"),
         ("train --set patch_size=3", "model.patch_size: patch_size (3, 3) does not divide image_size (8, 8)"),
         ("train --set name=digit", "there is no data set 'digit' (did you mean 'digits'?); available: "),
-        ("train --set name=folder:no", "no is not a folder; the layout is PATH/<class>/<file>, or"),
+        ("train --set name=folder:no", "there is no folder 'no'"),
         ("train --set image_size=9", "image_size is 9; the images of digits have the size 8"),
         ("train --out .", ". is not empty; give a folder that does not exist, or --resume to continue a run"),
         ("train --out tiny.toml", "tiny.toml exists already"),
@@ -281,7 +281,7 @@ def test_a_mistake_is_one_line_with_status_2(run, arguments, says):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(None, "bad.png does not exist"), (b"x", "bad.png cannot be read as an image")]
+    ("content", "says"), [(None, "there is no file 'bad.png'"), (b"x", "bad.png cannot be read as an image")]
 )
 def test_an_error_about_an_unreadable_image_names_its_path(run, content, says):
     train(tiny_recipe("epochs=1"), "tiny")
@@ -300,7 +300,7 @@ def test_predict_continues_after_an_unreadable_image(run):
     status, out, err = run("predict", "runs/tiny", "missing.png", "good.png", "bad.png", "good.png")
     assert status == 2
     assert [line.split("\t")[0] for line in out.splitlines()] == ["good.png", "good.png"]
-    assert [line.split()[2] for line in err.splitlines()] == ["missing.png", "bad.png"]
+    assert [line[: line.index(".png")].split()[-1] for line in err.splitlines()] == ["'missing", "bad"]
 
 
 def test_an_empty_recipe_name_is_an_error(run):

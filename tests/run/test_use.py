@@ -57,7 +57,7 @@ def test_ask(name, picture, monkeypatch, capsys):
     longest = load_run("runs/run").data.lengths[0] - 1
     for words, status in ((longest, 0), (longest + 1, 2)):
         assert call(monkeypatch, capsys, "ask", "runs/run", picture, "red " * words)[0] == status
-    assert "does not exist" in call(monkeypatch, capsys, "ask", "runs/run", "none.png", "is it red?")[2]
+    assert "there is no file 'none.png'" in call(monkeypatch, capsys, "ask", "runs/run", "none.png", "is it red?")[2]
     for mine in (picture, "runs/run/model.safetensors"):
         before = Path(mine).read_bytes()
         status, _, error = call(monkeypatch, capsys, "ask", "runs/run", picture, "is the circle red?", "--out", mine)
@@ -150,7 +150,7 @@ def test_retrieve(picture, monkeypatch, capsys):
             picture.with_name("looks.png"),
         )
         assert len(out.splitlines()) == 2
-    assert "is not a folder" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "none", text)[2]
+    assert "there is no folder 'none'" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "none", text)[2]
     assert "holds no images" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "runs", text)[2]
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.files import open_file
+from ..backend.files import missing, open_file
 from ..backend.threads import pool_of_threads
 from ..backend.words import counted
 from ..errors import DataError, log
@@ -200,6 +200,8 @@ def class_folders(folder: Path, refuse: Refuse = stop) -> dict[str, Path]:
     A name is taken in Unicode's composed form (NFC): systems differ in the form in which they write a letter such as é.
     Raises DataError if there are none, and calls `refuse` if two names are the same text.
     """
+    if not folder.exists():
+        raise DataError(missing(folder, "folder"))
     if not folder.is_dir():
         raise DataError(
             f"{folder} is not a folder; the layout is PATH/<class>/<file>, or PATH/train/<class>/<file>, PATH/test/..."
@@ -210,6 +212,11 @@ def class_folders(folder: Path, refuse: Refuse = stop) -> dict[str, Path]:
         if name in folders:
             refuse(DataError(f"{folder} has the class {name!r} twice, in two forms of Unicode; merge the two folders"))
         folders.setdefault(name, entry)
+    if not folders and files_beside(folder):
+        raise DataError(
+            f"{folder} holds images, but no folders of classes; if it is one of the classes, give the folder that "
+            f"holds it and the others: {folder.parent}"
+        )
     if not folders:
         raise DataError(
             f"{folder} holds no folders; the layout is PATH/<class>/<file>, or PATH/train/<class>/<file>, PATH/test/..."

@@ -30,7 +30,7 @@ from .disk import DiskImages, Reader, read_all
 from .folders import FolderOptions, key_of, require_half
 from .image_files import LeftOut, Refuse, listed, listed_files, same_form, stop, warn_of_left_out
 from .images import is_grey
-from .tables import Line, columns_of, is_table, named_columns, read_lines, split_of
+from .tables import Line, columns_of, is_table, named_columns, read_lines, shown_columns, split_of
 from .texts import TextDataset, question_ids, written_ids
 from .tokenizer import UNK, Tokenizer, words_of
 
@@ -147,7 +147,7 @@ class TextTable:
         columns = columns_of(self.path, lines[0], known)
         if missing := [name for name in self.columns if name not in columns]:
             also = "; ".join(f"{name} may also be {', '.join(known[name][1:])}" for name in missing if known[name][1:])
-            there = ", ".join(cell.strip() for cell in lines[0].cells)
+            there = shown_columns(lines[0], known.values(), [known[name] for name in missing])
             raise DataError(
                 f"{self.path} has the columns {there}, but not {' and '.join(missing)}: its first line must be "
                 f"{','.join(self.columns)}{f' ({also})' if also else ''}"
@@ -165,7 +165,8 @@ class TextTable:
             if row is not None:
                 parts.setdefault(split, []).append(row)
         if not parts["train"]:
-            gone = f"; images that do not exist: {listed_files(self.left_out)}" if self.left_out else ""
+            where = f"paths in a table begin at its folder, {self.path.parent}"
+            gone = f"; images that do not exist: {listed_files(self.left_out)}; {where}" if self.left_out else ""
             raise DataError(f"{self.path} has no rows to train on{gone}")
         if self.left_out and self.options.broken == "refuse":
             raise self._refused(self.left_out)

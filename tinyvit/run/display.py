@@ -368,9 +368,9 @@ def heading(training: Training, folder: Path) -> str:
     """Return the first line of a run: what is trained on which data, and its folder."""
     position, epochs = training.position, training.recipe.train.epochs
     if training.is_finished:
-        trained = f"{position.epoch} of {epochs} epochs are trained"
+        trained = f"{position.epoch} of {counted(epochs, 'epochs')} are trained"
         if position.epoch == epochs:
-            trained = f"all {epochs} epochs are trained"
+            trained = f"all {epochs} epochs are trained" if epochs > 1 else "its epoch is trained"
         early = f", because the last {training.recipe.train.patience} were no better" if position.epoch < epochs else ""
         return f"{folder} is finished: {trained}{early}"
     held = f"{len(training.validation_data):,} for validation, " if training.validation_data is not None else ""

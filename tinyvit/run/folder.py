@@ -328,8 +328,7 @@ def load_run(run: str | Path) -> TrainedModel:
         recipe = load_recipe(name)
         path, weights, data = read_shipped(name)
     else:
-        known = [*_run_folders(), *shipped_names()]
-        raise RunError(f"there is no run {name!r}{did_you_mean(name, known)}{_available(known)}")
+        raise RunError(f"there is no run {name!r}{_available(name, [*_run_folders(), *shipped_names()])}")
     model = build_model(recipe, data)
     try:
         with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
@@ -346,7 +345,7 @@ def load_run(run: str | Path) -> TrainedModel:
 def read_recipe(folder: Path) -> Recipe:
     """Read the recipe of a run folder."""
     if not (folder / RECIPE).is_file():
-        raise RunError(f"{folder} is not a run folder: it has no {RECIPE}{_available(_run_folders())}")
+        raise RunError(f"{folder} is not a run folder: it has no {RECIPE}{_available(str(folder), _run_folders())}")
     return load_recipe(folder / RECIPE, of_run=True)
 
 
@@ -394,6 +393,6 @@ def _run_folders() -> list[str]:
     return sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}"))
 
 
-def _available(names: Sequence[str]) -> str:
-    """Return the end of an error message, which lists the names of runs, if there are any."""
-    return f"; available: {', '.join(names)}" if names else "; `tinyvit train` makes one"
+def _available(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error message: the known run that is like `name`, and all that are known."""
+    return did_you_mean(name, known) + (f"; available: {', '.join(known)}" if known else "; `tinyvit train` makes one")
