@@ -364,7 +364,11 @@ def _read_table(path: Path, refuse: Refuse) -> tuple[tuple[str, ...], dict[str, 
 
 
 def _not_there(table: Path, left_out: list[LeftOut]) -> str:
-    return f": {listed_files(left_out)}; paths in a table begin at its folder, {table.parent}" if left_out else ""
+    return (
+        f": {listed_files(left_out)}; paths in a table begin at its folder, {table.parent.resolve()}"
+        if left_out
+        else ""
+    )
 
 
 def _columns_of(path: Path, lines: list[Line]) -> tuple[dict[str, int], int]:

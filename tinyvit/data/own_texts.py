@@ -165,7 +165,7 @@ class TextTable:
             if row is not None:
                 parts.setdefault(split, []).append(row)
         if not parts["train"]:
-            where = f"paths in a table begin at its folder, {self.path.parent}"
+            where = f"paths in a table begin at its folder, {self.path.parent.resolve()}"
             gone = f"; images that do not exist: {listed_files(self.left_out)}; {where}" if self.left_out else ""
             raise DataError(f"{self.path} has no rows to train on{gone}")
         if self.left_out and self.options.broken == "refuse":
