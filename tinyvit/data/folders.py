@@ -38,7 +38,7 @@ from .image_files import (
 )
 from .images import is_grey
 from .preprocessing import Resize
-from .tables import SPLIT_NAMES, Line, columns_of, is_table, read_lines, shown_columns, split_of
+from .tables import SPLIT_NAMES, Line, columns_of, is_table, read_lines, shown_columns, split_of, where_paths_begin
 from .waves import WaveReader
 
 HELD_OUT = 0.15  # the share of images and sounds that is held out for validation, as the recipe "folder" states it too
@@ -353,7 +353,8 @@ def _read_table(path: Path, refuse: Refuse) -> tuple[tuple[str, ...], dict[str, 
             left_out.append(LeftOut(file, "it does not exist"))
     classes = tuple(sorted({label for _, label, _ in entries}))
     if not entries:
-        raise DataError(f"{path} names no file that exists{_not_there(path, left_out)}")
+        gone = f": {listed_files(left_out)}; {where_paths_begin(path)}" if left_out else ""
+        raise DataError(f"{path} names no file that exists{gone}")
     parts = {split: Part(path) for split in dict.fromkeys(["train", *(split for split, _, _ in entries)])}
     for split, label, file in entries:
         parts[split].add([file], classes.index(label))
@@ -361,14 +362,6 @@ def _read_table(path: Path, refuse: Refuse) -> tuple[tuple[str, ...], dict[str, 
     if unknown := [name for i, name in enumerate(classes) if i not in parts["train"].labels]:
         refuse(DataError(f"{path} has no training image of the classes {listed(unknown)}"))
     return classes, parts
-
-
-def _not_there(table: Path, left_out: list[LeftOut]) -> str:
-    return (
-        f": {listed_files(left_out)}; paths in a table begin at its folder, {table.parent.resolve()}"
-        if left_out
-        else ""
-    )
 
 
 def _columns_of(path: Path, lines: list[Line]) -> tuple[dict[str, int], int]:

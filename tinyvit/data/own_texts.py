@@ -30,7 +30,7 @@ from .disk import DiskImages, Reader, read_all
 from .folders import FolderOptions, key_of, require_half
 from .image_files import LeftOut, Refuse, listed, listed_files, same_form, stop, warn_of_left_out
 from .images import is_grey
-from .tables import Line, columns_of, is_table, named_columns, read_lines, shown_columns, split_of
+from .tables import Line, columns_of, is_table, named_columns, read_lines, shown_columns, split_of, where_paths_begin
 from .texts import TextDataset, question_ids, written_ids
 from .tokenizer import UNK, Tokenizer, words_of
 
@@ -165,7 +165,7 @@ class TextTable:
             if row is not None:
                 parts.setdefault(split, []).append(row)
         if not parts["train"]:
-            where = f"paths in a table begin at its folder, {self.path.parent.resolve()}"
+            where = where_paths_begin(self.path)
             gone = f"; images that do not exist: {listed_files(self.left_out)}; {where}" if self.left_out else ""
             raise DataError(f"{self.path} has no rows to train on{gone}")
         if self.left_out and self.options.broken == "refuse":

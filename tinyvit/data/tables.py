@@ -120,6 +120,11 @@ def shown_columns(line: Line, known: Iterable[Sequence[str]], lacking: Iterable[
     return ", ".join(cell if cell.lower() in names else f"{cell}{did_you_mean(cell, wanted)}" for cell in cells)
 
 
+def where_paths_begin(table: Path) -> str:
+    """Say where the paths in a table begin, beside files that do not exist."""
+    return f"paths in a table begin at its folder, {table.parent.resolve()}"
+
+
 def split_of(path: Path, number: int, name: str) -> str:
     """Return the split that a cell on line `number` names. Raises DataError."""
     for split, names in SPLIT_NAMES.items():
