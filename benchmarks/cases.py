@@ -4,6 +4,7 @@ B batch, N tokens, H heads, D head size, C channels of the model, R rows (all le
 K inputs and N outputs.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Shapes -------------------------------------------------------------------------------------------------------------
@@ -347,5 +348,13 @@ def select_cases(suite: Suite, names: tuple[str, ...]) -> tuple[Case, ...]:
     unknown = [name for name in names if name not in known]
     if unknown:
         short = dict.fromkeys(case.shape.name for case in suite.cases)
-        raise ValueError(f"{suite.name} has no shape {', '.join(unknown)}; available: {', '.join(short)}")
+        named = ", ".join(f"{name}{meant(name, short)}" for name in unknown)
+        raise ValueError(f"{suite.name} has no shape {named}; available: {', '.join(short)}")
     return tuple(case for case in suite.cases if not names or {case.shape.name, case.shape.label} & set(names))
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return a question about the known name that an unknown one may stand for, for an error message."""
+    from tinyvit.backend.words import did_you_mean  # the processes of other contenders do without tinyvit
+
+    return did_you_mean(name, known)

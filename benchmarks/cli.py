@@ -7,7 +7,7 @@ from typing import Any
 import click
 from tinyvit.kernels.cpu.quota import usable_processors
 
-from .cases import SUITES, Suite, select_cases
+from .cases import SUITES, Suite, meant, select_cases
 from .contenders import PEERS, select_contenders
 from .contenders.unfused import FUSIONS
 from .contenders.user import SIGNATURES
@@ -130,7 +130,7 @@ def _run_suite(
 ) -> None:
     from .cpu.measure import Settings
     from .cpu.run import measure_suite
-    from .cpu.user_kernels import checked, failures
+    from .cpu.user_kernels import OwnKernelError, checked, failed_later
     from .report.csv_files import append_run, check_file
 
     try:
@@ -143,20 +143,23 @@ def _run_suite(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if baseline is not None and baseline not in [spec.name for spec in specs]:
-        names = ", ".join(spec.name for spec in specs)
-        raise click.UsageError(f"--baseline {baseline} does not take part; available: {names}")
+        names = [spec.name for spec in specs]
+        near = meant(baseline, names)
+        raise click.UsageError(f"--baseline {baseline} does not take part{near}; available: {', '.join(names)}")
     settings = Settings(
         threads,
         rounds or (_QUICK_ROUNDS if quick else _ROUNDS),
         budget or (_QUICK_BUDGET if quick else suite.budget),
         baseline,
     )
-    run = measure_suite(suite, cases, specs, settings)
+    try:
+        run = measure_suite(suite, cases, specs, settings, own)
+    except OwnKernelError as error:
+        raise click.ClickException(str(error)) from error
     if out is not None:
         click.echo(f"appended to {append_run(run, out)}")
-    wrong = failures(run, [spec.name for spec in own])
-    if wrong:
-        raise click.ClickException("\n".join(wrong))
+    if failed := failed_later(run, [spec.name for spec in own]):
+        raise click.ClickException(failed)
 
 
 main.add_command(processes)

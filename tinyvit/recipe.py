@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .backend.files import read_text
+from .backend.files import missing, read_text
 from .backend.html import box_html, details_html, table_html
+from .backend.words import did_you_mean
 from .errors import RecipeError
 from .recipe_keys import Range, Section
 from .recipe_keys import key as _key
@@ -274,12 +275,14 @@ def load_recipe(name: str | os.PathLike[str], of_run: bool = False) -> Recipe:
         path = _FOLDER / f"{name}.toml"
     elif path.suffix != ".toml":
         raise RecipeError(
-            f"there is no recipe {str(name)!r}{_did_you_mean(str(name), recipe_names())}: "
+            f"there is no recipe {str(name)!r}{did_you_mean(str(name), recipe_names())}: "
             f"give {', '.join(recipe_names())} or the path of a .toml file"
         )
     try:
         tables = _with_base(path, tomllib.loads(read_text(path)))
         return _recipe(_completed(tables) if of_run else tables)
+    except FileNotFoundError as error:
+        raise RecipeError(missing(path, "recipe")) from error
     except OSError as error:
         raise RecipeError(f"{path} cannot be read ({error.strerror}): check the path") from error
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor TOML, or nested without end
@@ -302,12 +305,13 @@ def _with_base(path: Path, tables: dict[str, Any], depth: int = 0) -> dict[str, 
         raise RecipeError(f"base is {base!r}; recipes may build on each other {_BASES} times, but not in a circle")
     place = _FOLDER / f"{base}.toml" if base in recipe_names() else path.parent / base
     if place.suffix != ".toml":
-        near, known = _did_you_mean(base, recipe_names()), ", ".join(recipe_names())
+        near, known = did_you_mean(base, recipe_names()), ", ".join(recipe_names())
         raise RecipeError(f"base is {base!r}{near}; give {known} or the path of a .toml file")
     try:
         below = _with_base(place, tomllib.loads(read_text(place)), depth + 1)
     except OSError as error:
-        raise RecipeError(f"base is {base!r}, and {place} cannot be read ({error.strerror})") from error
+        why = f"{place} cannot be read ({error.strerror})" if place.exists() else missing(place, "recipe")
+        raise RecipeError(f"base is {base!r}, and {why}") from error
     merged = {name: table for name, table in below.items() if name != "about"}
     for name, table in tables.items():
         if name != "base":
@@ -329,7 +333,7 @@ def _recipe(tables: dict[str, Any]) -> Recipe:
     """Make a recipe from the tables of a TOML document."""
     for section, table in tables.items():
         if section not in _SECTIONS:
-            near = _did_you_mean(section, _SECTIONS)
+            near = did_you_mean(section, _SECTIONS)
             raise RecipeError(f"there is no section [{section}]{near}: a recipe has {', '.join(_SECTIONS)}")
         if not isinstance(table, dict):
             raise RecipeError(f"{section} is {table!r}; it must be a section, headed [{section}]")
@@ -359,11 +363,6 @@ def _find(key: str) -> tuple[str, str]:
     meant = f"did you mean {_SECTION_OF[near[0]]}.{near[0]}?" if near else None
     hint = meant or "`tinyvit recipe digits` prints all keys and what they do"
     raise RecipeError(f"there is no key {key!r}: {hint}")
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _value(text: str, kind: type) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import functional as F
+from .backend.files import missing
 from .checkpoint import atomic_write
 from .context import no_grad
 from .data import normalize
@@ -35,14 +36,11 @@ from .program.decode import serving_steps
 from .program.serve import served, served_with_attention, serving
 from .run.curves import own_style
 from .run.folder import RunError, TrainedModel, load_test_data
+from .run.results import USES
 from .tasks import DataSpec, Report, task_of
 
 __all__ = ["Found", "WordMaps", "ask", "caption", "evaluate", "evaluated", "predict", "retrieve", "search", "translate"]
 
-COMMANDS = {
-    **{"classify": "predict", "vqa": "ask", "caption": "caption", "retrieve": "retrieve"},
-    **{"segment": "segment", "detect": "detect", "translate": "translate"},
-}
 BEAMS = 4
 _BATCH = 64  # images that are encoded at a time
 SOFTWARE = "tinyvit"  # marks the pictures that are drawn here
@@ -69,7 +67,7 @@ def require_kind(trained: TrainedModel, kind: str) -> None:
     """Raise RunError, with the right command, if the run is of another kind than `kind`."""
     own = trained.recipe.task.kind
     if own != kind:
-        way = f"use `tinyvit {COMMANDS[own]}`" if own in COMMANDS else "use `tinyvit evaluate`, the only one for it"
+        way = f"use `tinyvit {USES[own][0]}`" if own in USES else "use `tinyvit evaluate`, the only one for it"
         raise RunError(f"this is a {own!r} run, but the command needs a {kind!r} run: {way}")
 
 
@@ -225,7 +223,7 @@ def warn_of_unlike(images: Sequence[tuple[str | Path, str]]) -> None:
 def _images_in(folder: Path, data: DataSpec) -> tuple[list[Path], list[np.ndarray], list[LeftOut]]:
     """Return the image files in a folder and those below it, their pixels, and the files that cannot be read."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder")
+        raise DataError(f"{folder} is not a folder" if folder.exists() else missing(folder, "folder"))
     paths, pixels, broken = read_files(files_of(data, folder), data.read_image)
     if not paths:
         raise DataError(f"{folder} holds no images that can be searched: {listed_files(broken)}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..cases import Case
+from ..cases import Case, meant
 
 
 def _always(case: Case) -> bool:
@@ -111,7 +111,10 @@ def select_contenders(
             implementation = name.removeprefix("tinyvit-")
             chosen.append(Spec(name, f"{_HERE}.kernels:Kernels", implementation, serves=_in("attention", "layer_norm")))
         else:
-            raise ValueError(f"there is no peer {name!r}; available: {', '.join(known)}, and tinyvit-IMPLEMENTATION")
+            raise ValueError(
+                f"there is no peer {name!r}{meant(name, known)}; available: {', '.join(known)}, and "
+                "tinyvit-IMPLEMENTATION"
+            )
     for place in kernels:
         file, _, function = place.rpartition(":")
         chosen.append(Spec(f"{Path(file).stem}:{function}", f"{_HERE}.user:UserKernel", place))
@@ -126,6 +129,7 @@ def _without(fusion: str, engine: Spec) -> Spec:
     from .unfused import FUSIONS  # this imports tinyvit, which the processes of other contenders do without
 
     if fusion not in FUSIONS:
-        raise ValueError(f"there is no fusion {fusion!r}; available: {', '.join(FUSIONS)}")
+        near = meant(fusion, FUSIONS)
+        raise ValueError(f"there is no fusion {fusion!r}{near}; available: {', '.join(FUSIONS)}")
     name, option = f"{engine.name} without {fusion}", f"{engine.option} {fusion}"
     return replace(engine, name=name, factory=f"{_HERE}.unfused:Unfused", option=option)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cases import Case
+from ..cases import Case, meant
 from ..inputs import LAYER_NORM_EPS, Arrays
 from ..verify import WrongOutputError
 from .base import Contender, Task
@@ -50,10 +50,19 @@ class UserKernel(Contender):
         try:
             function = getattr(self.module, name)
         except AttributeError:
-            raise AttributeError(f"{self.module.__name__} has no function {name}") from None
+            raise AttributeError(f"{self.module.__name__} has no function {name!r}{self._others(name)}") from None
         if not callable(function):
             raise TypeError(f"{self.module.__name__}.{name} is {type(function).__name__}, not a function")
         return function
+
+    def _others(self, name: str) -> str:
+        """Say which functions the module has, and which of them may be meant by `name`."""
+        own = [
+            other
+            for other, value in vars(self.module).items()
+            if callable(value) and getattr(value, "__module__", "") == self.module.__name__
+        ]
+        return f"{meant(name, own)}; available: {', '.join(own)}" if own else ", nor any other"
 
     def forward(self, case: Case, inputs: Arrays) -> Task:
         arguments: dict[str, Any] = {name: array for name, array in inputs.items() if name != "dout"}
@@ -131,6 +140,10 @@ def _check(name: str, array: np.ndarray, like: np.ndarray, place: str) -> None:
 def _load(place: str) -> ModuleType:
     if not place.endswith(".py"):
         return importlib.import_module(place)
+    if not Path(place).is_file():
+        from tinyvit.backend.files import missing  # as for `meant`: other contenders do without tinyvit
+
+        raise FileNotFoundError(missing(place))
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
     if spec is None or spec.loader is None:
         raise ImportError(f"{place} is not a Python file")

@@ -90,43 +90,59 @@ def measure_case(case: Case, specs: Sequence[Spec], processes: Processes, notify
     result = CaseResult(case.name, case.direction, sizes, flops, size)
     taking_part = [spec for spec in specs if spec.serves(case)]
     result.rows = [Row(spec.name) for spec in taking_part]
-    notify("reference")
-    try:
-        processes.reference().ask("refer", processes.settings.timeout, case=case.id, folder=str(processes.folder))
-    except LostError as error:
-        processes.drop("reference")
+    if reason := refer(case, processes, notify):
         for row in result.rows:
-            row.give_up(f"no reference to compare with: {error}")
+            row.give_up(reason)
         return result
     runners = []
     for spec, row in zip(taking_part, result.rows, strict=True):
-        notify(f"verifying {spec.name}")
-        runner = _prepare(case, spec, row, processes)
-        if runner is not None:
+        if verify(case, spec, row, processes, notify) and (runner := _runner(spec, row, processes)):
             runners.append(runner)
     _time_rounds(result, runners, processes, notify)
     _finish(runners, processes)
     return result
 
 
-def _prepare(case: Case, spec: Spec, row: Row, processes: Processes) -> Runner | None:
-    """Start the contender and have it verified; None, with the reason in `row`, if it must not be timed."""
+def refer(case: Case, processes: Processes, notify: Notify) -> str:
+    """Write the inputs of a case and the outputs to expect into the folder of the run; return the reason of failure."""
+    notify("reference")
+    try:
+        processes.reference().ask("refer", processes.settings.timeout, case=case.id, folder=str(processes.folder))
+    except LostError as error:
+        processes.drop("reference")
+        return f"no reference to compare with: {error}"
+    return ""
+
+
+def verify(case: Case, spec: Spec, row: Row, processes: Processes, notify: Notify) -> bool:
+    """Have a contender verified, after `refer`; return false, with the reason in `row`, if it must not be timed."""
     if spec.missing:
         row.give_up(spec.missing, absent=True)
-        return None
+        return False
+    notify(f"verifying {spec.name}")
     settings = processes.settings
     try:
         process = processes.contender(spec)
         answer = process.ask("prepare", settings.timeout, case=case.id, folder=str(processes.folder))
-        if "skip" in answer:
-            row.give_up(answer["skip"], absent=True)
-            processes.drop(spec.name)
-            return None
-        if "wrong" in answer:
-            row.give_up(f"WRONG: {answer['wrong']}")
-            return None
+    except LostError as error:
+        row.give_up(str(error))
+        processes.drop(spec.name)
+        return False
+    if "skip" in answer:
+        row.give_up(answer["skip"], absent=True)
+        processes.drop(spec.name)
+    elif "wrong" in answer:
+        row.give_up(f"WRONG: {answer['wrong']}")
+    else:
         row.error = answer["error"]
-        runner = Runner(spec, row, process)
+    return not row.reason
+
+
+def _runner(spec: Spec, row: Row, processes: Processes) -> Runner | None:
+    """Warm up a verified contender, and choose the number of calls in a round; None, with the reason, if it fails."""
+    settings = processes.settings
+    try:
+        runner = Runner(spec, row, processes.contender(spec))
         slot = settings.budget / settings.rounds
         for _ in range(2):  # the first estimate includes warming up
             runner.calls = max(1, min(_MOST_CALLS, int(slot / max(runner.time(settings.timeout), 1e-7))))

@@ -14,10 +14,16 @@ from ..report.records import Run
 from ..report.table import case_table, reasons
 from ..stats import MIN_ROUNDS, NOISY, spread
 from .measure import Processes, Settings, measure_case
+from .user_kernels import require_right
 
 
-def measure_suite(suite: Suite, cases: Sequence[Case], specs: Sequence[Spec], settings: Settings) -> Run:
-    """Measure these cases of a suite, and print the table of each."""
+def measure_suite(
+    suite: Suite, cases: Sequence[Case], specs: Sequence[Spec], settings: Settings, own: Sequence[Spec] = ()
+) -> Run:
+    """Measure these cases of a suite, and print the table of each.
+
+    Those of `specs` that are kernels of a user, `own`, are verified in all cases first. Raises OwnKernelError.
+    """
     run = Run(
         suite.name,
         datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -34,6 +40,7 @@ def measure_suite(suite: Suite, cases: Sequence[Case], specs: Sequence[Spec], se
     with tempfile.TemporaryDirectory() as folder, console.status("") as status:
         processes = Processes(settings, Path(folder))
         try:
+            require_right(cases, own, processes, lambda step: status.update(f"your kernels first: {step}"))
             for number, case in enumerate(cases, 1):
 
                 def notify(step: str, title: str = f"{number}/{len(cases)}  {case.label}") -> None:

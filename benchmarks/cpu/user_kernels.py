@@ -1,13 +1,15 @@
-"""Kernels of users: whether they can be called, before anything is timed, and whether they were right, afterwards."""
+"""Kernels of users: whether they can be called and are right, before anything is timed; and whether they stayed so."""
 
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..cases import Case
 from ..contenders import Spec
-from ..report.records import Run
+from ..report.records import Row, Run
 from .channel import environment
+from .measure import Notify, Processes, refer, verify
 
 _TIMEOUT = 300  # seconds; importing a kernel may compile it
 _FIND = """
@@ -19,6 +21,10 @@ try:
 except Exception as error:
     sys.exit(describe_error(error))
 """
+
+
+class OwnKernelError(Exception):
+    """A kernel of a user is wrong or fails; the message says in which case, and why."""
 
 
 def checked(spec: Spec, threads: int) -> Spec:
@@ -41,12 +47,26 @@ def checked(spec: Spec, threads: int) -> Spec:
     return replace(spec, serves=lambda case: case.direction != "backward")
 
 
-def failures(run: Run, names: Sequence[str]) -> list[str]:
-    """Return a line for each of these contenders that was wrong or failed in a case."""
-    lines = []
-    for name in names:
-        rows = [(case.label, row) for case in run.cases if (row := case.row(name))]
-        failed = [(label, row.reason) for label, row in rows if row.reason]
-        if failed:
-            lines.append(f"{name} failed in {len(failed)} of {len(rows)} cases; {failed[0][0]}: {failed[0][1]}")
-    return lines
+def require_right(cases: Sequence[Case], own: Sequence[Spec], processes: Processes, notify: Notify) -> None:
+    """Verify the kernels of a user in one case after another, before anything is timed.
+
+    Raises OwnKernelError in the first case in which some of them are wrong or fail, with the reason of each.
+    """
+    for case in cases:
+        taking_part = [spec for spec in own if spec.serves(case)]
+        if not taking_part or refer(case, processes, notify):  # without a reference, the table of the case says so
+            continue
+        rows = [Row(spec.name) for spec in taking_part]
+        for spec, row in zip(taking_part, rows, strict=True):
+            verify(case, spec, row, processes, notify)
+        reasons = [f"{row.contender}: {row.reason}" for row in rows if row.reason]
+        if reasons:
+            raise OwnKernelError(
+                "\n".join([f"nothing was timed, because a kernel failed the check of {case.label}:", *reasons])
+            )
+
+
+def failed_later(run: Run, names: Sequence[str]) -> str:
+    """Return a sentence about the contenders that were right at first and failed as they were timed; else nothing."""
+    failed = {name for case in run.cases for name in names if (row := case.row(name)) and row.reason}
+    return f"{', '.join(sorted(failed))} failed; the reason is below the table" if failed else ""

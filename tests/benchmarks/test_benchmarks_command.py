@@ -2,7 +2,9 @@
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -11,11 +13,13 @@ import benchmarks.contenders as contenders
 from benchmarks.cases import SUITES
 from benchmarks.cli import main
 from benchmarks.cpu import measure
+from benchmarks.cpu.channel import LostError
 from benchmarks.cpu.run import noise_warning
 from benchmarks.machine import LIMITS, describe_machine
 from benchmarks.report.csv_files import read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
+Answer = dict[str, str] | str  # of a process: a string is the reason why there is none
 
 
 def test_the_command_lists_the_suites() -> None:
@@ -61,7 +65,7 @@ def test_a_run_is_measured_appended_compared_and_shown(tmp_path: Path, monkeypat
     assert describe_machine().device.split()[0] in table
     file = tmp_path / "train.csv"
     (run,) = read_runs(file)
-    assert run.machine.features[-1] == "ONEDNN_MAX_CPU_ISA=AVX2"
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in run.machine.features
     (row,) = run.cases[0].rows
     assert (row.contender, len(row.seconds), row.reason) == ("numpy", 2, "")
     assert (run.threads, run.most_rounds, run.budget) == (1, 2, 0.01)
@@ -144,9 +148,10 @@ def measured(*kernels: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("{}:nothing", "has no function nothing"),
+        ("{}:nothing", "has no function 'nothing'; available: right, wrong"),
         ("{}", "is not of the form module:function"),
-        ("no_such_file.py:right", "No such file"),
+        ("{}:wright", "has no function 'wright' (did you mean 'right'?); available: right, wrong"),
+        ("no_such_file.py:right", "there is no file 'no_such_file.py'"),
         ("no_such_module:right", "No module named 'no_such_module'"),
     ],
 )
@@ -166,5 +171,65 @@ def test_a_wrong_kernel_ends_with_a_status_and_a_right_one_without(own_kernels: 
     assert "has no function" not in output  # the backward function is optional
     status, output = measured(f"{own_kernels}:right", f"{own_kernels}:wrong")
     assert status == 1
-    assert re.search(r"mine:wrong failed in (\d+) of \1 cases; .*: WRONG: error of out", output)
-    assert "mine:right failed" not in output
+    assert output.count("mine:wrong: WRONG: error of out") == 1
+    assert "mine:right" not in output
+    assert "numpy" not in output, "nothing else was timed"
+
+
+class Canned:
+    """The processes of a run; `answers` has what is answered to "CONTENDER QUESTION" or "CONTENDER CASE"."""
+
+    def __init__(self, answers: dict[str, Answer]) -> None:
+        self.answers, self.asked, self.equal_runs, self.folder = answers, [], [], ""
+
+    def __call__(self, settings: measure.Settings, folder: Path) -> "Canned":
+        self.settings = settings
+        return self
+
+    def contender(self, spec: contenders.Spec) -> SimpleNamespace:
+        return SimpleNamespace(ask=partial(self.answer, spec.name))
+
+    def reference(self) -> SimpleNamespace:
+        return SimpleNamespace(ask=partial(self.answer, "reference"))
+
+    def answer(self, name: str, question: str, timeout: float, case: str = "", **given: object) -> object:
+        self.asked.append((name, question))
+        answer = self.answers.get(f"{name} {question}") or self.answers.get(f"{name} {case}")
+        if isinstance(answer, str):
+            raise LostError(answer)
+        return answer or {"error": 0.0, "peak_memory": 1, "seconds": [1e-3]}
+
+    def drop(self, name: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("case", ["mnist-s 1088x64/forward", "vit-s 8320x192/forward"], ids=["first", "second"])
+@pytest.mark.parametrize(
+    "answer", [{"wrong": "it is wrong"}, "ValueError: it is wrong, at mine.py:3", "died (SIGKILL)"]
+)
+def test_kernels_that_fail_the_check_are_named_once_before_anything_is_timed(
+    case: str, answer: Answer, own_kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.cpu.user_kernels.checked", lambda spec, threads: spec)
+    reason = answer if isinstance(answer, str) else f"WRONG: {answer['wrong']}"
+    canned = Canned({f"mine:wrong layer_norm/layer_norm/{case}": answer})
+    monkeypatch.setattr("benchmarks.cpu.run.Processes", canned)
+    status, output = measured(f"{own_kernels}:right", f"{own_kernels}:wrong")
+    assert status == 1
+    assert output.count(f"mine:wrong: {reason}") == output.count(reason) == 1
+    assert canned.asked
+    assert not [asked for asked in canned.asked if asked[0] == "numpy" or asked[1] == "time"]
+
+
+def test_a_kernel_that_fails_as_it_is_timed_ends_with_a_status_and_one_reason(
+    own_kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.cpu.user_kernels.checked", lambda spec, threads: spec)
+    monkeypatch.setattr("benchmarks.cpu.run.Processes", Canned({"mine:right finish": "died (SIGKILL)"}))
+    status, output = measured(f"{own_kernels}:right")
+    assert status == 1
+    assert output.count("died (SIGKILL)") == 1
+    assert output.endswith("Error: mine:right failed; the reason is below the table\n")

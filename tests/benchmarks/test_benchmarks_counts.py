@@ -106,7 +106,7 @@ def test_a_quick_run_takes_some_shapes_of_the_suite(suite) -> None:
 def test_cases_are_selected_by_name_or_label() -> None:
     attention = SUITES["attention"]
     assert select_cases(attention, ("vit-s",)) == select_cases(attention, ("vit-s n65 d64",))
-    with pytest.raises(ValueError, match="no shape vit-xxl; available: digits-s"):
+    with pytest.raises(ValueError, match=r"no shape vit-xxl \(did you mean 'vit-s'\?\); available: digits-s"):
         select_cases(attention, ("vit-s", "vit-xxl"))
 
 

@@ -102,7 +102,7 @@ BAD = {
     "image": (lambda t: t["annotations"][1].update(image_id=9), "has the image_id 9, which is no image"),
     "size": (lambda t: t["images"][1].update(width=31), r"images\[1\] has width 31 .*b.png has 30 x 20"),
     "away": (lambda t: t["images"][1].update(file_name="../a.png"), "it must be the name of a file in"),
-    "missing": (lambda t: t["images"][1].update(file_name="c.png"), "c.png does not exist"),
+    "missing": (lambda t: t["images"][1].update(file_name="c.png"), "there is no file .*c.png'"),
     "no table": (lambda t: t.pop("categories"), "has no list of objects 'categories'"),
     "a list": (lambda t: t["images"].append([]), "has no list of objects 'images'"),
     "ids": (lambda t: t["images"][0].update(id=[1]), r"images\[0\] has the ids \[\[1\]\]"),

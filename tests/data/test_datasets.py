@@ -152,7 +152,7 @@ def test_cifar_100_has_fine_labels_from_either_form(tmp_path: Path, monkeypatch:
 
 
 def test_names_and_splits_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(DataError, match="did you mean mnist"):
+    with pytest.raises(DataError, match="did you mean 'mnist'"):
         load_dataset("MNIST", "train")
     with pytest.raises(ValueError, match="split is 'val'"):
         load_dataset("digits", "val")

@@ -285,7 +285,7 @@ def test_a_spoilt_folder_of_masks_is_refused_by_one_clear_error(masked, what):
 def test_names_without_masks_or_boxes_are_refused(masked, tmp_path):
     with pytest.raises(DataError, match="digits has no masks or boxes"):
         load_masks("digits", "train")
-    with pytest.raises(DataError, match="did you mean canvas"):
+    with pytest.raises(DataError, match="did you mean 'canvas'"):
         load_boxes("canvass", "train")
     with pytest.raises(DataError, match="the images of canvas have a fixed size"):
         load_masks("canvas", "train", 32)

@@ -74,7 +74,7 @@ def test_a_file_that_is_left_out_is_named_and_stops_nothing(root, caplog, name, 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"torn" if name == "torn.png" else b"")
     assert len(image_folder(root, split)) == (6 if split == "train" else 2)
-    assert f"{root / split}: 1 file is left out, beside" in told(caplog)
+    assert f"{root / split}: 1 file is left out of the {split} split, beside" in told(caplog)
     assert str(path) in told(caplog)
     assert reason in told(caplog)
 

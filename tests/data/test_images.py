@@ -175,7 +175,7 @@ def test_the_orientation_of_the_camera_is_obeyed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nowhere.png", None, "does not exist"),
+        ("nowhere.png", None, "there is no file"),
         ("empty.png", b"", "cannot be read as an image"),
         ("text.png", b"not an image at all", "cannot be read as an image"),
         ("page.png", b"<html></html>", "cannot be read as an image"),

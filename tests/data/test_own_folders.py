@@ -93,7 +93,7 @@ def test_a_table_names_files_labels_and_splits(flat, head) -> None:
     [
         ("", "is not a table of files and labels"),
         ("a,b\nx,y\n", "must have 'file' and 'label'"),
-        ("image,captions\nx.png,y\n", "has the columns image, captions; .* must have 'image' and 'caption', or"),
+        ("image,captions\nx.png,y\n", "has the columns image, captions .* must have 'image' and 'caption', or"),
         ("file,label\ncat/0.png,a cat, asleep\n", "line 2 has 3 cells, but the first line has 2"),
         ("cat/0.png,cat\ncat/1.png,cat, asleep\n", "line 2 has 3 cells, but the first line has 2"),
         ("file,label,class\ncat/0.png,cat,pet\n", "has 2 columns for the label: 'label' and 'class'"),
@@ -234,8 +234,8 @@ def test_a_check_counts_and_names(flat) -> None:
     assert "21 images of 2 classes; test and validation images were cut by a seed" in text
     assert "sizes: all 8 x 8 pixels" in text
     assert "formats: PNG 20, BMP 1" in text
-    assert "broken: 1 file: " in text
-    assert "left out: 1 file: " in text
+    assert "torn.png (cannot be read as an image" in text
+    assert "notes.txt (not an image)" in text
     assert "contradictory labels: 0" in text
     assert text.count("same.bmp") == 1
     assert test.exists()
@@ -283,7 +283,7 @@ def test_a_check_reports_all_faults_that_stop_training(flat) -> None:
     assert [line.split()[0] for line in table.splitlines()[1:-1]] == sorted(
         p.name for p in flat.iterdir() if p.is_dir()
     )
-    assert "broken: 1 file: " in found.text
+    assert "1 file is left out of the " in found.text
     with pytest.raises(DataError, match="empty holds no images"):
         ImageFolder(flat)  # training stops at the first
 

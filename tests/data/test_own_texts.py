@@ -317,7 +317,7 @@ def test_empty_cells_at_the_end_and_columns_that_are_not_used_do_no_harm(caption
 
 
 def test_a_file_that_is_missing_or_a_folder_is_an_error(tmp_path) -> None:
-    for path, message in ((tmp_path / "no.csv", "No such file"), (tmp_path, "Is a directory")):
+    for path, message in ((tmp_path / "no.csv", "there is no table"), (tmp_path, "Is a directory")):
         with pytest.raises(DataError, match=message):
             TextTable(path, CAPTIONS, CUT)
 
@@ -347,8 +347,8 @@ def test_a_check_counts_rows_words_answers_and_images(questions, captions, tmp_p
     found = check_texts(questions, QUESTIONS, CUT)
     assert found.text.startswith(f"{questions}: 22 rows of image, question, answer; test and validation rows were cut")
     assert "answers: 5; most often: no 8, green 4, blue 4, red 3, yes 3" in found.text
-    assert "broken: 1 image: " in found.text
-    assert "missing: 1 image: " in found.text
+    assert "4.png (cannot be read as an image" in found.text
+    assert "3.png (it does not exist)" in found.text
     assert "contradictory labels: 0" in found.text
     assert "words of the longest text: question 4" in found.text
     assert sum(map(len, found.examples.values())) == 10

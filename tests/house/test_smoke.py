@@ -23,8 +23,10 @@ def test_train_then_evaluate_then_predict(tmp_path):
     accuracy = json.loads((run / "test.json").read_text())["accuracy"]
     assert metrics_of(run)[-1]["val_accuracy"] > 0.5  # on validation images
     assert accuracy > 0.6  # chance is 0.1
-    assert out.splitlines()[-1].startswith(f"test accuracy {100 * accuracy:.2f} % after 2 epochs in ")
-    assert out.endswith(" -> runs/digits\n")
+    *_, done, following = out.splitlines()
+    assert done.startswith(f"test accuracy {100 * accuracy:.2f} % after 2 epochs in ")
+    assert done.endswith(" -> runs/digits")
+    assert following == "next: tinyvit evaluate runs/digits; tinyvit predict runs/digits IMAGE"
     assert {path.name for path in run.iterdir()} == {
         *("recipe.toml", "metrics.jsonl", "model.safetensors", "checkpoint.safetensors", "curves.png"),
         *("test.json", "classes.csv", "confusion.csv", "confusion.png"),

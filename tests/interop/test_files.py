@@ -189,7 +189,7 @@ def test_names_of_hugging_face_without_a_configuration_are_refused(tmp_path: Pat
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    assert "does not exist" in refused(tmp_path / "nothing")
+    assert "there is no file" in refused(tmp_path / "nothing")
     assert "holds no weights: there is no model.safetensors" in refused(tmp_path)
     for name in "ab":
         save_file({"x": np.zeros(1, np.float32)}, tmp_path / f"{name}.safetensors")

@@ -126,10 +126,16 @@ def test_the_example_prints_the_outputs_of_its_image(digits: Any, classes: Any, 
     facts = {"note": "*/ a comment /* cannot end */"} | ({} if classes is None else {"classes": classes})
     program.export_c(tmp_path, x[5:6], name="digits", metadata=facts)
     printed = subprocess.run([compiled(tmp_path, "main.c", "digits.c")], check=True, capture_output=True)
-    *rows, largest, verdict = printed.stdout.decode().splitlines()
+    head, *rows, largest, verdict = printed.stdout.decode().splitlines()
     np.testing.assert_allclose([float(row.split()[1]) for row in rows], program(x[5:6])[0], rtol=1e-4, atol=1e-4)
     best = program(x[5:6])[0].argmax()
-    assert (largest, verdict) == (f"largest: {best}" + (f" ({classes[best]})" if classes else ""), "as expected")
+    assert (largest, verdict) == (
+        f"largest: number {best}" + (f", class {classes[best]}" if classes else ""),
+        "as expected",
+    )
+    assert head.split() == ["number", "output", *(["class"] if classes else [])]
+    if not classes or classes[0].isascii():  # each column begins below its head
+        assert all(row.index(row.split()[1]) == head.index("output") for row in rows)
     if classes:
         assert [row.split(maxsplit=2)[2] for row in rows] == list(classes)
 
@@ -178,7 +184,14 @@ def test_c_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
     for x, y in zip(arrays(program(*inputs(3))), outputs_of(tmp_path, program, inputs(3)), strict=True):
         assert difference(x, y) <= ALLOWED
     printed = subprocess.run([compiled(tmp_path, "main.c", "model.c")], capture_output=True, text=True)
-    assert (printed.returncode, printed.stdout.splitlines()[-1]) == (0, "as expected")
+    lines = printed.stdout.splitlines()
+    assert (printed.returncode, lines[-1]) == (0, "as expected")
+    results = arrays(program(*inputs(3)))
+    heads = [line.split()[1:] for line in lines if line.startswith("number")]
+    assert heads == ([["output"]] if len(results) == 1 else [[f"output_{i}"] for i in range(len(results))])
+    more = [int(line.split()[1]) for line in lines if line.startswith("and ")]
+    sizes = [x[0].size if x.ndim else 1 for x in results]
+    assert more == [size - 1000 for size in sizes if size > 1000]
 
 
 def test_an_id_out_of_its_range_is_reported(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_the_command_that_an_export_prints_compiles_and_runs(tmp_path: Path) -> 
     (command,) = [line.removeprefix("next: ") for line in said.splitlines() if line.startswith("next: ")]
     printed = subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout.splitlines()
     label = load_data(load_recipe("digits"), "test").labels[0]
-    assert printed[-2:] == [f"largest: {label} ({label})", "as expected"]
+    assert printed[-2:] == [f"largest: number {label}, class {label}", "as expected"]
 
 
 @pytest.mark.parametrize(

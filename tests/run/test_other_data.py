@@ -156,7 +156,10 @@ def test_a_broken_and_a_hidden_file_stop_no_command(run, data, monkeypatch, caps
     for arguments in (("evaluate", run), ("train", "--resume", run)):
         status, _, error = call(monkeypatch, capsys, *arguments)
         assert status == 0, error
-        assert "tinyvit: warning: data/test: 1 file is left out, beside 12 images: data/test/a/torn.png" in error
+        assert (
+            "tinyvit: warning: data/test: 1 file is left out of the test split, beside 12 images: data/test/a/torn.png"
+            in error
+        )
         assert "._0.png" not in error
     status, out, error = call(monkeypatch, capsys, "predict", run, data / "test/a/torn.png", data / "test/a/0.png")
     assert (status, len(out.splitlines()), "torn.png cannot be read" in error) == (2, 1, True)

@@ -64,7 +64,7 @@ def test_a_folder_of_sounds_is_trained_on_by_its_name_alone(sounds) -> None:
     assert [line.split("\t")[1] for line in spoken.output.splitlines()] == ["low", "high"]
     with pytest.raises(DataError, match="16,000 samples per second, not 8,000"):
         trained.predict(str(write(Path("new.wav"), 210, 16000)))
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="there is no file"):
         trained.predict("none.wav")
     picture = Image.fromarray(np.zeros((16, 16), np.uint8))
     picture.save("picture.png")

@@ -57,7 +57,7 @@ def test_ask(name, picture, monkeypatch, capsys):
     longest = load_run("runs/run").data.lengths[0] - 1
     for words, status in ((longest, 0), (longest + 1, 2)):
         assert call(monkeypatch, capsys, "ask", "runs/run", picture, "red " * words)[0] == status
-    assert "does not exist" in call(monkeypatch, capsys, "ask", "runs/run", "none.png", "is it red?")[2]
+    assert "there is no file 'none.png'" in call(monkeypatch, capsys, "ask", "runs/run", "none.png", "is it red?")[2]
     for mine in (picture, "runs/run/model.safetensors"):
         before = Path(mine).read_bytes()
         status, _, error = call(monkeypatch, capsys, "ask", "runs/run", picture, "is the circle red?", "--out", mine)
@@ -150,7 +150,7 @@ def test_retrieve(picture, monkeypatch, capsys):
             picture.with_name("looks.png"),
         )
         assert len(out.splitlines()) == 2
-    assert "is not a folder" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "none", text)[2]
+    assert "there is no folder 'none'" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "none", text)[2]
     assert "holds no images" in call(monkeypatch, capsys, "retrieve", "runs/run", "--images", "runs", text)[2]
 
 
@@ -170,6 +170,17 @@ def test_a_search_goes_on_past_a_file_that_cannot_be_read(picture, monkeypatch, 
         picture.with_name(f"{name}.png").unlink()
     found, out, error = call(monkeypatch, capsys, *arguments)
     assert (found, out, "holds no images" in error) == (2, "", True)
+
+
+@pytest.mark.parametrize("count", [1, 9, 10, 11, 12, 1200])
+def test_a_search_says_how_many_images_it_does_not_print(monkeypatch, capsys, count):
+    found = [(Path(f"{i}.png"), 1 - i / count) for i in range(count)]
+    monkeypatch.setattr("tinyvit.run.folder.load_run", lambda run: None)
+    monkeypatch.setattr(use, "search", lambda trained, folder, text: use.Found(found, None, []))
+    status, out, error = call(monkeypatch, capsys, "retrieve", "retrieve", "--images", "scenes", "a circle")
+    shown = len(out.splitlines())
+    assert (status, shown) == (0, min(count, 10))
+    assert error == ("" if shown == count else f"tinyvit: the {shown} best of {count:,} images\n")
 
 
 def test_the_map_of_a_word_shows_the_patches_that_match_less_without_it(picture, monkeypatch):

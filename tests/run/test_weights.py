@@ -113,7 +113,10 @@ def test_a_run_goes_before_a_recipe_of_its_name_and_any_other_folder_does_not(
     shutil.rmtree("digits")
     train(tiny_recipe("epochs=1"), "unused", Path("digits"))
     assert load_run("digits").recipe == tiny_recipe("epochs=1")
-    with pytest.raises(TinyvitError, match=r"there is no run 'vqa2'; available: caption, digits, retrieve, vqa$"):
+    with pytest.raises(
+        TinyvitError,
+        match=r"there is no run 'vqa2' \(did you mean 'vqa'\?\); available: caption, digits, retrieve, vqa$",
+    ):
         load_run("vqa2")
     Path("vqa2").mkdir()
     with pytest.raises(TinyvitError, match=r"vqa2 is not a run folder: it has no recipe\.toml"):

@@ -229,7 +229,7 @@ def test_an_exercise_takes_claims_before_it_shows_verdicts(browser: Any, tmp_pat
         assert not view.tab.is_visible("#card .summary")
         view.tab.evaluate("key => (location.hash = `op=${key}&dir=backward`)", key)
         view.tab.wait_for_timeout(200)
-        assert "Compare rule and difference" in view.text("#card .exercise")
+        assert "Compare rule and finite difference" in view.text("#card .exercise")
         view.tab.click("text=this rule is wrong")
         assert view.text("#card .exercise").startswith("Found with 2 claims. The mistake: ")
         assert "the gradient of" in view.text("#card .summary.wrong")

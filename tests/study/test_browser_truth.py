@@ -48,7 +48,7 @@ def test_terms_that_do_not_give_the_recorded_number_are_reported(browser: Any, t
     x = tv.tensor(np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32), requires_grad=True)
     with tv.use_kernels("numpy"), trace() as recorded:
         ((x @ np.ones((4, 2), np.float32)).sum() + (x - 2.0 * x).mean() + F.softmax(x)[0, 0]).backward()
-    places = [("matmul", "out", "0,1"), ("subtract", "out", "1,1"), ("mean", "out", ""), ("sum", "out", "")]
+    places = [("matmul", "z", "0,1"), ("subtract", "z", "1,1"), ("mean", "y", ""), ("sum", "y", "")]
 
     def change(document: dict[str, Any]) -> None:
         for op in document["ops"]:
@@ -97,7 +97,7 @@ def test_terms_in_16_bits_may_differ_by_their_own_rounding(browser: Any, tmp_pat
         x @ x.T
     with opened(browser, tmp_path, recorded) as view:
         for i in range(5):
-            view.go("matmul", False, "out", (i, 4 - i))
+            view.go("matmul", False, "z", (i, 4 - i))
             assert view.tab.locator("#why .verdict.wrong").count() == 0, view.text("#why")
 
 
@@ -129,7 +129,7 @@ def test_a_gather_whose_operand_did_not_fit_causes_no_error(
     with opened(browser, tmp_path, recorded) as view:
         for _ in range(8):
             view.press("ArrowRight")
-        view.go("advanced_index", False, "out")
+        view.go("advanced_index", False, "y")
         assert view.complaints == []
 
 

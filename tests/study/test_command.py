@@ -83,8 +83,8 @@ def test_the_command_prints_text() -> None:
     ("words", "message"),
     [
         (["nothing"], "there is no run 'nothing'"),
-        (["softmaxx"], "did you mean the operation softmax"),
-        (["--label", "ten"], "there is no class 'ten'; the classes are 0, 1, 2"),
+        (["softmaxx"], "(did you mean 'softmax'?)"),
+        (["--label", "ten"], "there is no class 'ten'; available: 0, 1, 2"),
         (["softmax", "--plant", "attention"], "would not show here"),
         (["--plant", "nothing"], "no fault is known for 'nothing'"),
         (["--operation", "nothing"], "no operation of this trace has 'nothing'"),
@@ -168,7 +168,7 @@ def test_the_text_has_saved_bytes_and_unclear_verdicts() -> None:
     lines = recorded.text().splitlines()
     assert [line.split("check: ")[1] for line in lines if " relu " in line and "check" in line] == ["unclear"]
     assert any(" multiply " in line and "saves 32 B" in line for line in lines)
-    assert "given dy = dx float64[2]" in recorded.text("relu")  # the name that the rule uses, and the recorded one
+    assert "given dy float64[2]" in recorded.text("relu")  # the name that the rule uses
     with np.errstate(all="ignore"), trace() as recorded:
         F.log(F.sqrt(x)).sum().backward()
     assert recorded.text().endswith("first NaN or infinity: log")
@@ -180,4 +180,4 @@ def test_the_text_names_parameters_and_gradients() -> None:
     text = recorded.text("cross_entropy")
     assert "ids = [1]" in text
     assert "target: None" not in text
-    assert "given dloss = " in text
+    assert "given dloss float" in text

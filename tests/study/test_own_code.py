@@ -58,7 +58,7 @@ def test_arrays_and_gradients_have_the_names_of_variables(regression: Trace) -> 
     text = regression.text()
     assert "scores 3x4" in text
     assert "dweight 2x4" in text
-    assert "x: points float32[3, 2]" in regression.text("matmul")
+    assert "x = points float32[3, 2]" in regression.text("matmul")
 
 
 def test_operations_have_the_expressions_that_ran_them(regression: Trace) -> None:

@@ -211,7 +211,7 @@ def test_statistics_show_nan_and_infinity() -> None:
         F.log(tv.tensor([0.0, 1.0]))
     broken, infinite = (entry.outputs[0] for entry in recorded)
     assert np.isnan([broken.statistics.norm, broken.statistics.mean]).all()
-    assert repr(broken) == "out float32[3] norm nan, 1 NaN, 1 infinite"
+    assert repr(broken) == "y float32[3] norm nan, 1 NaN, 1 infinite"
     assert (infinite.statistics.norm, infinite.statistics.largest) == (np.inf, 0)
 
 
@@ -353,6 +353,6 @@ def test_a_small_matrix_is_printed_as_rows() -> None:
     with trace() as recorded, tv.use_kernels("numpy"):
         F.exp(tv.tensor([[0.0, 1.0], [-2.0, 0.5]], requires_grad=True)).sum().backward()
     lines = recorded.text("exp").splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("   x: x float32[2, 2]"))
+    at = next(i for i, line in enumerate(lines) if line.startswith("   x float32[2, 2]"))
     assert [line.split() for line in lines[at + 1 : at + 3]] == [["0", "1"], ["-2", "0.5"]]
     assert "in all" not in recorded.text("exp")

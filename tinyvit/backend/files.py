@@ -14,6 +14,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from .words import did_you_mean
+
 MAX_TEXT_BYTES = 64 << 20  # of a recipe, a vocabulary, a list of questions
 MAX_IMAGE_BYTES = 512 << 20  # of an image file
 MAX_PIXELS = 50_000_000  # of an image; a larger one is a mistake or an attack (a "decompression bomb")
@@ -101,3 +103,17 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.is_dir():
             target.rmdir()
         ready.rename(target)
+
+
+def missing(path: str | os.PathLike[str], what: str = "file") -> str:
+    """Say that there is no `what` at a path, and which name beside it is like it; or which folder above is missing."""
+    place, said = Path(path), f"there is no {what} {os.fspath(path)!r}"
+    if not os.path.lexists(place.parent):
+        above = next(p for p in reversed(place.parents) if not os.path.lexists(p))
+        return f"{said}, because {missing(above, 'folder')}"
+    try:
+        beside = sorted(name for name in os.listdir(place.parent) if not name.startswith("."))
+    except OSError:
+        beside = []
+    like = [name for name in beside if did_you_mean(place.stem, [Path(name).stem])]  # not by the suffix alone
+    return said + did_you_mean(place.name, like)

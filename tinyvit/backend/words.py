@@ -1,6 +1,8 @@
-"""Counts in messages: "1 image", "1,294 images"."""
+"""Words of messages: counts ("1 image", "1,294 images"), and the name that was meant by one that is unknown."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 # Plurals that end in more than an s, with what stands for it in the singular: classes, boxes, batches; entries.
 _ENDINGS = ((re.compile(r"(ss|x|ch|sh)es$"), r"\1"), (re.compile(r"ies$"), "y"), (re.compile(r"s$"), ""))
@@ -21,3 +23,16 @@ def singular(nouns: str) -> str:
         if ending.search(nouns):
             return ending.sub(instead, nouns)
     return nouns
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return a question about the known name that is most like an unknown one; nothing if none is like it.
+
+    Capital letters count as small ones. `cutoff` is the least similarity, from 0 to 1.
+
+    >>> did_you_mean("atention", ["attention", "layer_norm"])
+    " (did you mean 'attention'?)"
+    """
+    spelled = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=cutoff)
+    return f" (did you mean {spelled[near[0]]!r}?)" if near else ""

@@ -60,7 +60,7 @@ def names() -> None:
 def check(folder: str, out: str | None) -> None:
     """Check a folder of your own images, or a table of texts.
 
-    Prints the number of images of each class and split, sizes, modes, files that are broken or left out, and images
+    Prints the number of images of each class and split, sizes, modes, the files that are left out, and images
     that occur twice, in different splits for example; draws some images of each class as a contact sheet. Of a table
     of texts (captions.csv), it prints rows, words, answers, and images that are broken or missing.
 

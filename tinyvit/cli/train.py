@@ -89,11 +89,17 @@ def train(
         from ..run import loop as training
 
         group = _group(distributed)
-        show(training.resume(resumed, _display(study, group), assignments, group))
+        _show_result(training.resume(resumed, _display(study, group), assignments, group))
     else:
         raise click.UsageError(
             "--resume uses the recipe in DIR: leave out RECIPE, --images, --precision, --seeds and --out"
         )
+
+
+def _show_result(result: Any) -> None:
+    from ..run.results import next_steps
+
+    show(f"{result}\n{next_steps(result)}")
 
 
 def _group(distributed: bool) -> Any:
@@ -145,7 +151,7 @@ def _train(
     group = _group(distributed)
     chosen, name = chosen_recipe(recipe, images, assignments)
     if seeds is None:
-        show(training.train(chosen, name, out, _display(study, group), group))
+        _show_result(training.train(chosen, name, out, _display(study, group), group))
     else:
         from ..run.sweep import parsed_seeds, sweep
 

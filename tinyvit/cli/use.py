@@ -82,6 +82,9 @@ def predict(run: str, images: tuple[str, ...]) -> None:
         click.get_current_context().exit(2)
 
 
+_BEST = 10  # images that `retrieve` prints
+
+
 # Images and texts ---------------------------------------------------------------------------------------------------
 
 
@@ -181,9 +184,10 @@ def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
     """Find the images that a text describes.
 
     Prints the ten best matches, each with its cosine similarity to the text after a tab, from -1 to 1: it ranks the
-    images, and says nothing about one alone. DIR is searched with the folders in it;
-    files that are no images are passed over. If an image cannot be read, standard error says so, the others are
-    searched, and the exit status is 2. The picture of --out shows the part of the best image that each word matches.
+    images, and says nothing about one alone. If there are more, standard error says of how many images they are the
+    best. DIR is searched with the folders in it; files that are no images are passed over. If an image cannot be read,
+    standard error says so, the others are searched, and the exit status is 2. The picture of --out shows the part of
+    the best image that each word matches.
 
     RUN is a run folder, or the name of a recipe whose trained weights come with the package. `tinyvit data sample
     retrieve` writes images to search.
@@ -197,7 +201,9 @@ def retrieve(run: str, folder: str, text: str, out: Path | None) -> None:
     found, maps, broken = search(load_run(run), folder, text)
     _draw(out, maps, text)
     head("image", "cosine similarity to the text, from -1 to 1")
-    for path, cosine in found[:10]:
+    for path, cosine in found[:_BEST]:
         show(path, f"{cosine:.4f}")
+    if len(found) > _BEST:
+        note(f"tinyvit: the {_BEST} best of {len(found):,} images")
     if broken:
         click.get_current_context().exit(2)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..backend.words import counted
 from ..errors import DataError
 from .disk import digest
 from .folders import HELD_OUT, FolderOptions, ImageFolder
-from .image_files import LeftOut, kind_of, listed, listed_files
+from .image_files import LeftOut, about_left_out, kind_of, listed, listed_files
 from .images import open_image, read_image
 
 ORDER = ("train", "validation", "test")
@@ -58,17 +59,16 @@ def check_folder(path: str | Path, options: FolderOptions | None = None, example
     folder = ImageFolder(path, options or FolderOptions(validation=HELD_OUT), faults.append)
     looks: dict[str, list[Look]] = {}
     labels: dict[str, list[int]] = {}
-    broken: list[LeftOut] = []
+    left_out: dict[str, list[LeftOut]] = {}
     with pool_of_threads() as pool:
         for split, part in sorted(folder.parts.items(), key=lambda item: ORDER.index(item[0])):
             found = list(pool.map(_look, part.files))
             looks[split] = [look for look in found if isinstance(look, Look)]
             labels[split] = [label for look, label in zip(found, part.labels, strict=True) if isinstance(look, Look)]
-            broken += [entry for entry in found if isinstance(entry, LeftOut)]
-    left_out = [entry for part in folder.parts.values() for entry in part.left_out]
+            left_out[split] = [*(entry for entry in found if isinstance(entry, LeftOut)), *part.left_out]
     everything = [look for found in looks.values() for look in found]
     if not everything:
-        raise DataError(f"{path} holds no image that can be read: {listed_files([*broken, *left_out])}")
+        raise DataError(f"{path} holds no image that can be read: {listed_files(list(chain(*left_out.values())))}")
     cut = f"; {' and '.join(folder.cut)} images were cut by a seed" if folder.cut else ""
     lines = [
         f"{path}: {counted(len(everything), 'images')} of {counted(len(folder.classes), 'classes')}{cut}",
@@ -78,8 +78,7 @@ def check_folder(path: str | Path, options: FolderOptions | None = None, example
         *_sizes(everything),
         f"modes: {_frequencies(Counter(look.mode for look in everything))}",
         f"formats: {_frequencies(Counter(look.kind for look in everything))}",
-        files_line("broken", broken),
-        files_line("left out", left_out),
+        *left_out_lines(left_out, {split: len(found) for split, found in looks.items()}),
         *duplicates({split: [(look.path, look.key) for look in found] for split, found in looks.items()}),
         contradictions(
             (look.key, folder.classes[label], str(look.path))
@@ -147,9 +146,10 @@ def _sizes(looks: Sequence[Look]) -> list[str]:
     ]
 
 
-def files_line(what: str, files: Sequence[LeftOut], nouns: str = "files") -> str:
-    """Return a line that counts files, and names the first of them with the reasons why they are not used."""
-    return f"{what}: {counted(len(files), nouns)}{': ' if files else ''}{listed_files(files, 20)}"
+def left_out_lines(left_out: dict[str, list[LeftOut]], used: dict[str, int], what: str = "images") -> list[str]:
+    """Return a line for each split that counts and names the files that training leaves out, beside those in use."""
+    lines = [about_left_out(files, used[split], what, split, 20) for split, files in left_out.items() if files]
+    return lines or ["no files are left out"]
 
 
 def contradictions(samples: Iterable[tuple[Hashable, str, str]], what: str = "contradictory labels") -> str:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..backend.words import counted
 from ..errors import DataError
-from .check import ORDER, Checked, class_table, contradictions, fault_lines, files_line, unreadable
+from .check import ORDER, Checked, class_table, contradictions, fault_lines, left_out_lines, unreadable
 from .datasets import checksum
 from .folders import HELD_OUT
 from .image_files import LeftOut, listed_files
@@ -26,9 +27,9 @@ def check_sounds(path: str | Path, options: SoundOptions | None = None, examples
     labels: dict[str, list[int]] = {}
     good: list[tuple[Path, int, Header]] = []
     keys: dict[Path, str] = {}
-    broken: list[LeftOut] = []
+    left_out: dict[str, list[LeftOut]] = {}
     for split in sorted(folder.parts, key=ORDER.index):
-        part, labels[split] = folder.parts[split], []
+        part, labels[split], broken = folder.parts[split], [], []
         for file, label in zip(part.files, part.labels, strict=True):
             try:
                 keys[file] = checksum(read_wave(file)[0])
@@ -36,18 +37,17 @@ def check_sounds(path: str | Path, options: SoundOptions | None = None, examples
                 labels[split].append(label)
             except DataError as error:
                 broken.append(LeftOut(file, str(error).removeprefix(f"{file} ")))
+        left_out[split] = [*broken, *part.left_out]
     if not good:
-        raise DataError(f"{path} holds no sound that can be read: {listed_files(broken)}")
+        raise DataError(f"{path} holds no sound that can be read: {listed_files(list(chain(*left_out.values())))}")
     cut = f"; {' and '.join(folder.cut)} sounds were cut by a seed" if folder.cut else ""
-    left_out = [entry for part in folder.parts.values() for entry in part.left_out]
     lines = [
         f"{path}: {counted(len(good), 'sounds')} of {counted(len(folder.classes), 'classes')}{cut}",
         "",
         *class_table(folder.classes, labels),
         "",
         *_described([header for _, _, header in good], folder),
-        files_line("broken", broken, _FILES),
-        files_line("left out", left_out, _FILES),
+        *left_out_lines(left_out, {split: len(found) for split, found in labels.items()}, folder.what),
         contradictions((keys[file], folder.classes[label], str(file)) for file, label, _ in good),
     ]
     told = [*map(str, faults), *unreadable(folder, labels)]

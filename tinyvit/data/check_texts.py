@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..backend.threads import pool_of_threads
 from ..backend.words import counted
 from ..errors import DataError
-from .check import ORDER, Checked, contradictions, duplicates, fault_lines, files_line, small_copy
+from .check import ORDER, Checked, contradictions, duplicates, fault_lines, left_out_lines, small_copy
 from .disk import digest
 from .folders import FolderOptions
 from .image_files import LeftOut, listed
@@ -38,7 +38,10 @@ def check_texts(
     shown: dict[str, list[NDArray[np.uint8]]] = {}
     if "image" in table.columns:
         found, broken = _read(parts)
-        lines += [files_line("broken", broken, "images"), files_line("missing", table.left_out, "images")]
+        left_out = {split: [broken[file] for file in _files(rows) if file in broken] for split, rows in parts.items()}
+        used = {split: len(_files(rows)) - len(left_out[split]) for split, rows in parts.items()}
+        left_out["train"] += table.left_out
+        lines += left_out_lines(left_out, used)
         keys = {file: digest(pixels).tobytes() for file, pixels in found.items()}
         lines += duplicates({split: [(file, keys[file]) for file in _files(rows) if file in keys]
                              for split, rows in parts.items()})  # fmt: skip
@@ -86,10 +89,10 @@ def _words(table: TextTable, parts: dict[str, list[Row]]) -> list[str]:
     return lines
 
 
-def _read(parts: dict[str, list[Row]]) -> tuple[dict[Path, Any], list[LeftOut]]:
-    """Read every image once: return small copies of those that can be read, and the others."""
+def _read(parts: dict[str, list[Row]]) -> tuple[dict[Path, Any], dict[Path, LeftOut]]:
+    """Read every image once: return small copies of those that can be read, and why the others cannot."""
     files = list(dict.fromkeys(file for rows in parts.values() for file in _files(rows)))
     with pool_of_threads() as pool:
         results = dict(zip(files, pool.map(small_copy, files), strict=True))
-    broken = [result for result in results.values() if isinstance(result, LeftOut)]
-    return {file: pixels for file, pixels in results.items() if not isinstance(pixels, LeftOut)}, broken
+    broken = {file: result for file, result in results.items() if isinstance(result, LeftOut)}
+    return {file: pixels for file, pixels in results.items() if file not in broken}, broken

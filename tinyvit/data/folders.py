@@ -38,7 +38,7 @@ from .image_files import (
 )
 from .images import is_grey
 from .preprocessing import Resize
-from .tables import SPLIT_NAMES, Line, columns_of, is_table, read_lines, split_of
+from .tables import SPLIT_NAMES, Line, columns_of, is_table, read_lines, shown_columns, split_of, where_paths_begin
 from .waves import WaveReader
 
 HELD_OUT = 0.15  # the share of images and sounds that is held out for validation, as the recipe "folder" states it too
@@ -209,7 +209,7 @@ class ImageFolder:
                 gone = [entry for entry in broken if part.labels[part.files.index(entry.path)] == label]
                 raise _no_images(f"{part.place / name}", gone, self.what)
         missing = [name for label, name in enumerate(self.classes) if not good[label]]
-        warn_of_left_out(part.place, [*broken, *part.left_out], len(found.indices))
+        warn_of_left_out(part.place, [*broken, *part.left_out], len(found.indices), self.what, split)
         if missing and split != "train":
             log.warning(
                 "%s has no %s images of the classes %s, so they are not measured",
@@ -328,6 +328,9 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
+_OF_TEXTS = ("image", "caption", "question", "answer", "source", "target")  # columns of other tables, for messages
+
+
 def _read_table(path: Path, refuse: Refuse) -> tuple[tuple[str, ...], dict[str, Part]]:
     """Return the classes and the files of the splits that a table of files and labels names."""
     lines = read_lines(path)
@@ -350,7 +353,8 @@ def _read_table(path: Path, refuse: Refuse) -> tuple[tuple[str, ...], dict[str, 
             left_out.append(LeftOut(file, "it does not exist"))
     classes = tuple(sorted({label for _, label, _ in entries}))
     if not entries:
-        raise DataError(f"{path} names no file that exists{f': {listed_files(left_out)}' if left_out else ''}")
+        gone = f": {listed_files(left_out)}; {where_paths_begin(path)}" if left_out else ""
+        raise DataError(f"{path} names no file that exists{gone}")
     parts = {split: Part(path) for split in dict.fromkeys(["train", *(split for split, _, _ in entries)])}
     for split, label, file in entries:
         parts[split].add([file], classes.index(label))
@@ -369,8 +373,10 @@ def _columns_of(path: Path, lines: list[Line]) -> tuple[dict[str, int], int]:
         return columns, 1
     if (path.parent / names[0].strip()).is_file():  # without names of columns
         return dict(zip(_COLUMNS, range(len(names)), strict=False)), 0
+    lacking = [usual for meaning, usual in _COLUMNS.items() if meaning not in columns]
+    there = shown_columns(lines[0], _COLUMNS.values(), [*lacking, _OF_TEXTS])
     raise DataError(
-        f"{path} has the columns {', '.join(names)}; a table of images or sounds must have 'file' and 'label', and may "
+        f"{path} has the columns {there}; a table of images or sounds must have 'file' and 'label', and may "
         "have 'split'; a table of texts must have 'image' and 'caption', or 'image', 'question' and 'answer', or "
         "'source' and 'target'"
     )

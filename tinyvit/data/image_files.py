@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.files import open_file
+from ..backend.files import missing, open_file
 from ..backend.threads import pool_of_threads
 from ..backend.words import counted
 from ..errors import DataError, log
@@ -160,14 +160,27 @@ def read_files(
     return [file for file, _ in good], [pixels for _, pixels in good], left_out
 
 
-def warn_of_left_out(folder: Path, left_out: Sequence[LeftOut], count: int) -> None:
+def warn_of_left_out(
+    folder: Path, left_out: Sequence[LeftOut], count: int, what: str = "images", split: str = ""
+) -> None:
     """Log a warning that counts and names the files of `folder` that are not among the `count` images in use."""
     if left_out:
-        verb = "is" if len(left_out) == 1 else "are"
-        log.warning(
-            "%s: %s %s left out, beside %s: %s",
-            *(folder, counted(len(left_out), "files"), verb, counted(count, "images"), listed_files(left_out)),
-        )
+        log.warning("%s: %s", folder, about_left_out(left_out, count, what, split))
+
+
+def about_left_out(
+    left_out: Sequence[LeftOut], count: int, what: str = "images", split: str = "", most: int = _NAMED
+) -> str:
+    """Return a sentence that counts the files that are not among the `count` images in use, and names `most` of them.
+
+    Training and `tinyvit data check` both say it, so that their words and numbers are the same.
+    """
+    verb = "is" if len(left_out) == 1 else "are"
+    of_split = f" of the {split} split" if split else ""
+    return (
+        f"{counted(len(left_out), 'files')} {verb} left out{of_split}, beside {counted(count, what)}: "
+        f"{listed_files(left_out, most)}"
+    )
 
 
 def listed_files(left_out: Sequence[LeftOut], most: int = _NAMED) -> str:
@@ -187,6 +200,8 @@ def class_folders(folder: Path, refuse: Refuse = stop) -> dict[str, Path]:
     A name is taken in Unicode's composed form (NFC): systems differ in the form in which they write a letter such as é.
     Raises DataError if there are none, and calls `refuse` if two names are the same text.
     """
+    if not folder.exists():
+        raise DataError(missing(folder, "folder"))
     if not folder.is_dir():
         raise DataError(
             f"{folder} is not a folder; the layout is PATH/<class>/<file>, or PATH/train/<class>/<file>, PATH/test/..."
@@ -197,6 +212,11 @@ def class_folders(folder: Path, refuse: Refuse = stop) -> dict[str, Path]:
         if name in folders:
             refuse(DataError(f"{folder} has the class {name!r} twice, in two forms of Unicode; merge the two folders"))
         folders.setdefault(name, entry)
+    if not folders and files_beside(folder):
+        raise DataError(
+            f"{folder} holds images, but no folders of classes; if it is one of the classes, give the folder that "
+            f"holds it and the others: {folder.parent}"
+        )
     if not folders:
         raise DataError(
             f"{folder} holds no folders; the layout is PATH/<class>/<file>, or PATH/train/<class>/<file>, PATH/test/..."

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.files import MAX_IMAGE_BYTES, MAX_PIXELS, open_file
+from ..backend.files import MAX_IMAGE_BYTES, MAX_PIXELS, missing, open_file
 from ..errors import DataError
 from .preprocessing import Resize
 
@@ -75,7 +75,7 @@ def open_image(path: str | Path) -> Iterator["Image.Image"]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        raise DataError(missing(path)) from error
     except IsADirectoryError as error:
         raise DataError(f"{path} is not a file but a folder; name an image in it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -47,7 +47,7 @@ def mask_folder(path: str | Path, split: str, image_size: int | None = None) -> 
     files, images, broken = read_files(found.images, lambda file: read_image(file, 3, image_size))
     if not files:
         raise DataError(f"{folder} holds no images that can be read")
-    warn_of_left_out(folder, [*broken, *found.left_out], len(files))
+    warn_of_left_out(folder, [*broken, *found.left_out], len(files), split=split)
     masks = []
     for file in files:
         mask_path = (root / split / "masks" / file.relative_to(folder)).with_suffix(".png")

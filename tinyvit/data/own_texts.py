@@ -30,7 +30,7 @@ from .disk import DiskImages, Reader, read_all
 from .folders import FolderOptions, key_of, require_half
 from .image_files import LeftOut, Refuse, listed, listed_files, same_form, stop, warn_of_left_out
 from .images import is_grey
-from .tables import Line, columns_of, is_table, named_columns, read_lines, split_of
+from .tables import Line, columns_of, is_table, named_columns, read_lines, shown_columns, split_of, where_paths_begin
 from .texts import TextDataset, question_ids, written_ids
 from .tokenizer import UNK, Tokenizer, words_of
 
@@ -147,7 +147,7 @@ class TextTable:
         columns = columns_of(self.path, lines[0], known)
         if missing := [name for name in self.columns if name not in columns]:
             also = "; ".join(f"{name} may also be {', '.join(known[name][1:])}" for name in missing if known[name][1:])
-            there = ", ".join(cell.strip() for cell in lines[0].cells)
+            there = shown_columns(lines[0], known.values(), [known[name] for name in missing])
             raise DataError(
                 f"{self.path} has the columns {there}, but not {' and '.join(missing)}: its first line must be "
                 f"{','.join(self.columns)}{f' ({also})' if also else ''}"
@@ -165,7 +165,8 @@ class TextTable:
             if row is not None:
                 parts.setdefault(split, []).append(row)
         if not parts["train"]:
-            gone = f"; images that do not exist: {listed_files(self.left_out)}" if self.left_out else ""
+            where = where_paths_begin(self.path)
+            gone = f"; images that do not exist: {listed_files(self.left_out)}; {where}" if self.left_out else ""
             raise DataError(f"{self.path} has no rows to train on{gone}")
         if self.left_out and self.options.broken == "refuse":
             raise self._refused(self.left_out)
@@ -306,7 +307,7 @@ class TextTable:
         gone = [*found.left_out, *(self.left_out if split == "train" else ())]
         if not found.indices:
             raise DataError(f"{self.path} has no {split} image that can be read: {listed_files(gone)}")
-        warn_of_left_out(self.path, gone, len(found.indices))
+        warn_of_left_out(self.path, gone, len(found.indices), split=split)
         place = {files[number]: i for i, number in enumerate(found.indices)}
         kept = [row for row in rows if row.file in place]
         channels = reader.channels

@@ -5,12 +5,12 @@ in `SOURCES`. If the environment variable ``TINYVIT_MIRROR`` names a base URL, `
 those mirrors: a web server over a ``TINYVIT_DATA`` folder will do.
 """
 
-import difflib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..backend.words import did_you_mean
 from ..errors import DataError
 from .formats import SUFFIXES
 
@@ -113,12 +113,10 @@ DATASET_NAMES = ("digits", *SOURCES, *GENERATED)
 def check_name(name: str) -> None:
     """Raise DataError, with the most similar valid name, for a data set that does not exist."""
     if name not in DATASET_NAMES:
-        nearest = difflib.get_close_matches(name.lower(), DATASET_NAMES, n=1, cutoff=0.4)
-        if Path(name).is_dir():
-            nearest = [f"folder:{name}"]
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        known = [f"folder:{name}"] if Path(name).is_dir() else DATASET_NAMES
+        near = did_you_mean(name, known, cutoff=0.4)
         raise DataError(
-            f"there is no data set {name!r}: {hint}available: {', '.join(DATASET_NAMES)}, "
+            f"there is no data set {name!r}{near}; available: {', '.join(DATASET_NAMES)}, "
             "and for your own data folder:PATH (images), sounds:PATH (.wav), csv:PATH (texts) or coco:PATH (boxes)"
         )
 

@@ -7,11 +7,12 @@ with more cells than the first is refused: most often a comma in a text that is 
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..backend.files import read_text
+from ..backend.files import missing, read_text
+from ..backend.words import did_you_mean
 from ..errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -44,6 +45,8 @@ def read_lines(path: Path) -> list[Line]:
             f"{path}, line {number}: the byte {error.object[error.start]:#04x} is not UTF-8; save the table as UTF-8 "
             "(a spreadsheet program calls it 'CSV UTF-8')"
         ) from error
+    except FileNotFoundError as error:
+        raise DataError(missing(path, "table")) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read as a table: {error.strerror}") from error
     if "\0" in text:
@@ -107,6 +110,19 @@ def columns_of(path: Path, line: Line, known: Mapping[str, Sequence[str]]) -> di
                 "the others"
             )
     return {meaning: columns[0] for meaning, columns in found.items()}
+
+
+def shown_columns(line: Line, known: Iterable[Sequence[str]], lacking: Iterable[Sequence[str]]) -> str:
+    """Return the names of the columns, each that is not among the `known` with the one of those `lacking` like it."""
+    names = {name for usual in known for name in usual}
+    wanted = [name for usual in lacking for name in usual]
+    cells = [cell.strip() for cell in line.cells]
+    return ", ".join(cell if cell.lower() in names else f"{cell}{did_you_mean(cell, wanted)}" for cell in cells)
+
+
+def where_paths_begin(table: Path) -> str:
+    """Say where the paths in a table begin, beside files that do not exist."""
+    return f"paths in a table begin at its folder, {table.parent.resolve()}"
 
 
 def split_of(path: Path, number: int, name: str) -> str:

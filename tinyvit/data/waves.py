@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.files import MAX_IMAGE_BYTES, open_file
+from ..backend.files import MAX_IMAGE_BYTES, missing, open_file
 from ..errors import DataError
 
 LOWEST, DECIBELS, WINDOW = 60, 80, 0.032  # hertz; from black to white; seconds of the shortest window
@@ -75,7 +75,7 @@ def _read(path: str | Path, with_samples: bool) -> tuple[Header, bytes]:
             header = _parsed(file)
             data = file.read(min(header.wanted, header.there)) if with_samples else b""
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        raise DataError(missing(path)) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, struct.error) as error:

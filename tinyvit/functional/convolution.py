@@ -71,9 +71,9 @@ class Col2im(Op):
 
 
 class Conv2d(Op):
-    """Y = W columns + b        dcolumns = W^T dY,  dW = sum over the batch of dY columns^T,  db = sum dY
+    """y = W columns + b        dcolumns = W^T dy,  dW = sum over the batch of dy columns^T,  db = sum dy
 
-    with columns = im2col(x), and W (O, C KH KW) and Y (B, O, OH OW) in matrix form.
+    with columns = im2col(x), and W (O, C KH KW) and y (B, O, OH OW) in matrix form.
     """
 
     autocast = "narrow"

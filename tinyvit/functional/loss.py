@@ -100,7 +100,7 @@ def _reduced(xp, loss, count, reduction):
 
 
 class MseLoss(Op):
-    """l = (x - t)^2, averaged        dx = dl 2 (x - t) / n,  dt = -dx"""
+    """loss = (x - t)^2, averaged        dx = dloss 2 (x - t) / n,  dt = -dx"""
 
     autocast = "wide"
     saves = ("x", "target")
@@ -122,7 +122,10 @@ class MseLoss(Op):
 
 
 class BinaryCrossEntropyWithLogits(Op):
-    """l = max(x, 0) - x t + log(1 + exp(-|x|)), averaged        dx = dl (sigmoid(x) - t) / n,  dt = -dl x / n"""
+    """loss = max(x, 0) - x t + log(1 + exp(-|x|)), averaged
+
+    dx = dloss (sigmoid(x) - t) / n,  dt = -dloss x / n
+    """
 
     autocast = "wide"
     saves = ("logits", "target for logits")

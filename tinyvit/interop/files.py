@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend.files import MAX_UNPACKED, open_file, parse_json, read_text
+from ..backend.files import MAX_UNPACKED, missing, open_file, parse_json, read_text
 from ..checkpoint import describe_foreign
 from ..errors import CheckpointError
 
@@ -62,7 +62,7 @@ def open_weights(path: Path) -> Weights:
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+        raise CheckpointError(missing(path))
     if path.suffix in _PICKLES:
         raise CheckpointError(f"{path} is not read: {CONVERT}")
     if path.name.endswith(".index.json"):

@@ -171,16 +171,19 @@ def _example(
         else "",
         tolerance=INT8_TOLERANCE if is_int8 else f"{_TOLERANCE:f}".rstrip("0"),
         shown=f"{_SHOWN}",
-        line='"%d %.6g %s\\n", i, found[i], names[i]' if named else '"%d %.6g\\n", i, found[i]',
+        head='"%-6s %-12s %s\\n"' if named else '"%-6s %s\\n"',
+        head_of_names=', "class"' if named else "",
+        line='"%-6d %-12.6g %s\\n", i, found[i], names[i]' if named else '"%-6d %.6g\\n", i, found[i]',
         outputs="\n    ".join(f"static float {name}[{macro}_{name.upper()}_SIZE];" for name in names),
         arguments=", ".join([*(x.root for x in facts.inputs), *names]),
         calls="\n    ".join(
-            f"wrong += compared({name}, expected_{name}, {macro}_{name.upper()}_SIZE);" for name in names
+            f'wrong += compared("{name}", {name}, expected_{name}, {macro}_{name.upper()}_SIZE);' for name in names
         ),
         best=""
         if len(names) > 1
         else BEST.format(
-            macro=macro, line='"largest: %d (%s)\\n", best, names[best]' if named else '"largest: %d\\n", best'
+            macro=macro,
+            line='"largest: number %d, class %s\\n", best, names[best]' if named else '"largest: number %d\\n", best',
         ),
     )
     title = "/* What main.c runs the model on, and the outputs that tinyvit computed for it. */\n"

@@ -169,17 +169,19 @@ MAIN = """/* An example: it runs the model once on what is in example.h, prints 
 #include "{name}.h"
 #include "example.h"
 
-{names}/* Print the first numbers of an output, and return how many of all differ from the expected ones by more than
-   {tolerance} of the largest. */
-static int compared(const float *found, const float *expected, int size)
+{names}/* Print the first numbers of an output in columns, and return how many of all differ from the expected ones
+   by more than {tolerance} of the largest. */
+static int compared(const char *output, const float *found, const float *expected, int size)
 {{
     float largest = 0;
     int wrong = 0;
+    printf({head}, "number", output{head_of_names});
     for (int i = 0; i < size; i++) if (fabsf(expected[i]) > largest) largest = fabsf(expected[i]);
     for (int i = 0; i < size; i++) {{
         if (i < {shown}) printf({line});
         if (!(fabsf(found[i] - expected[i]) <= {tolerance}f * largest)) wrong++;
     }}
+    if (size > {shown}) printf("and %d more\\n", size - {shown});
     return wrong;
 }}
 

@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _EPOCHS_SHOWN = 8  # in a notebook
+_AGAIN = 6  # times as long as another line, one waits that says nothing new
 
 
 class Display:
@@ -84,13 +86,15 @@ class _Visible(Display):
 class Lines(_Visible):
     """A line on standard output for each epoch, and one whenever nothing was printed for `every` seconds.
 
-    If a line cannot be written, training continues.
+    A line that would say the same as the last one waits `_AGAIN` times as long: on a busy machine the compilation of a
+    kernel, or one step, can take minutes. If a line cannot be written, training continues.
     """
 
     def __init__(self, every: float = 10.0) -> None:
         self.every = every
         self._began = self._printed = time.monotonic()
         self._doing, self._compiles = "", False  # until the first step is made
+        self._said = ""  # what the last line was about
         self._closed_pipe = False
         self._lock = threading.Lock()
         self._watch: threading.Thread | None = None
@@ -111,7 +115,7 @@ class Lines(_Visible):
     def compiling(self, state: str) -> None:
         """Show that kernels are compiled, if that begins; the line that is printed after a while says how far."""
         if not self._doing and not self._compiles:
-            self._compiles = True
+            self._compiles, self._said = True, _without_time(state)
             try:
                 self._print(f"  {state}; this is done once on a machine")
             except BrokenPipeError:  # the next step raises it; here the compiler would
@@ -150,22 +154,22 @@ class Lines(_Visible):
     def _report(self) -> None:
         """Print what the run is doing whenever it has printed nothing for a while."""
         while not self._ended.wait(min(1.0, self.every / 4)):
-            self._report_if_silent()
+            self.report_if_silent()
 
     def _report_without_thread(self) -> None:
         if self._watch is None:
-            self._report_if_silent()
+            self.report_if_silent()
 
-    def _report_if_silent(self) -> None:
-        if time.monotonic() - self._printed >= self.every:
+    def report_if_silent(self) -> None:
+        """Print what the run is doing if nothing was printed for a while."""
+        text = self._doing or progress.state() or f"the first step: {time.monotonic() - self._began:.0f} s so far"
+        about = self._doing or _without_time(text)
+        if time.monotonic() - self._printed >= self.every * (_AGAIN if about == self._said else 1):
+            self._said = about
             try:
-                self._print(f"  {self._doing or self._first_step()}")
+                self._print(f"  {text}")
             except BrokenPipeError:
                 self._closed_pipe = True
-
-    def _first_step(self) -> str:
-        seconds = time.monotonic() - self._began
-        return progress.state() or f"the first step: {seconds:.0f} s so far"
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -176,6 +180,11 @@ class Lines(_Visible):
                 raise
             except OSError:  # the disk is full, for example; metrics.jsonl has the same line
                 pass
+
+
+def _without_time(state: str) -> str:
+    """Return what a line before the first step is about: the number of kernels, without the estimates after it."""
+    return re.split(r" of about | so far|: \d+ s so far", state)[0]
 
 
 class Bar(_Visible):
@@ -359,9 +368,9 @@ def heading(training: Training, folder: Path) -> str:
     """Return the first line of a run: what is trained on which data, and its folder."""
     position, epochs = training.position, training.recipe.train.epochs
     if training.is_finished:
-        trained = f"{position.epoch} of {epochs} epochs are trained"
+        trained = f"{position.epoch} of {counted(epochs, 'epochs')} are trained"
         if position.epoch == epochs:
-            trained = f"all {epochs} epochs are trained"
+            trained = f"all {epochs} epochs are trained" if epochs > 1 else "its epoch is trained"
         early = f", because the last {training.recipe.train.patience} were no better" if position.epoch < epochs else ""
         return f"{folder} is finished: {trained}{early}"
     held = f"{len(training.validation_data):,} for validation, " if training.validation_data is not None else ""

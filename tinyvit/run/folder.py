@@ -8,7 +8,7 @@ import dataclasses
 import os
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import current_group, default_device
+from ..backend.words import did_you_mean
 from ..checkpoint import atomic_write, leftovers, load, require_finite, save
 from ..data import Dataset, hold_out
 from ..data.image_files import listed, same_form
@@ -327,7 +328,7 @@ def load_run(run: str | Path) -> TrainedModel:
         recipe = load_recipe(name)
         path, weights, data = read_shipped(name)
     else:
-        raise RunError(f"there is no run {name!r}{_available(shipped_names())}")
+        raise RunError(f"there is no run {name!r}{_available(name, [*_run_folders(), *shipped_names()])}")
     model = build_model(recipe, data)
     try:
         with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
@@ -344,7 +345,7 @@ def load_run(run: str | Path) -> TrainedModel:
 def read_recipe(folder: Path) -> Recipe:
     """Read the recipe of a run folder."""
     if not (folder / RECIPE).is_file():
-        raise RunError(f"{folder} is not a run folder: it has no {RECIPE}{_available()}")
+        raise RunError(f"{folder} is not a run folder: it has no {RECIPE}{_available(str(folder), _run_folders())}")
     return load_recipe(folder / RECIPE, of_run=True)
 
 
@@ -388,9 +389,10 @@ def changed_keys(state: Mapping[str, Any], recipe: Recipe, decisive: tuple[str, 
     return [f"{s}.{key}" for s, key in keys if now[s].get(key) != before[s][key]]
 
 
-def _available(shipped: Iterable[str] = ()) -> str:
-    """Return the end of an error message, which lists the run folders and the `shipped` weights, if there are any."""
-    names = [*sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}")), *shipped]
-    if names:
-        return f"; available: {', '.join(names)}"
-    return "; `tinyvit train` makes one"
+def _run_folders() -> list[str]:
+    return sorted(str(path.parent) for path in Path("runs").glob(f"*/{RECIPE}"))
+
+
+def _available(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error message: the known run that is like `name`, and all that are known."""
+    return did_you_mean(name, known) + (f"; available: {', '.join(known)}" if known else "; `tinyvit train` makes one")

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import recipe as recipes
+from ..backend.files import missing
+from ..backend.words import did_you_mean
 from ..data import ImageFolder, TextTable
 from ..data.folders import HELD_OUT
 from ..data.images import open_image
@@ -54,7 +56,7 @@ def chosen_recipe(name: str | None, images: str | None, assignments: Sequence[st
     if images is None:
         if name == FOLDER:
             raise RecipeError("the recipe 'folder' is for images of your own: tinyvit train PATH, or --images PATH")
-        if name and not is_recipe and (Path(name).suffix or Path(name).name != name):
+        if name and not is_recipe and _means_path(name):
             raise RecipeError(_no_path(name))
         recipe = recipes.load_recipe("digits" if name is None else name)
         changed = _with_a_share(recipe, recipe.override(assignments), assignments)
@@ -174,9 +176,15 @@ def _on_other_data(recipe: Recipe, name: str) -> tuple[Recipe, str]:
     return dataclasses.replace(recipe, about=about), f"{name}-{plain.strip('-') or 'data'}"
 
 
+def _means_path(name: str) -> bool:
+    """Return whether an unknown name is that of a path: by its form, or because it is like one and like no recipe."""
+    is_like_one = "did you mean" in missing(name) and not did_you_mean(name, recipe_names())
+    return bool(Path(name).suffix) or Path(name).name != name or is_like_one
+
+
 def _no_path(name: str) -> str:
     """Return what is wrong with a path that is given instead of a recipe."""
-    wrong = f"{name} is a file of another kind" if Path(name).exists() else f"there is no file or folder {name!r}"
+    wrong = f"{name} is a file of another kind" if Path(name).exists() else missing(name, "file or folder")
     return (
         f"{wrong}: give a folder of images or sounds, a table ({' or '.join(TABLE_SUFFIXES)}), the path of a .toml "
         "file, or the name of a recipe, which tinyvit train --help lists"

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,6 +28,17 @@ from .state import Training
 from .summary import result_html
 
 TEST, CLASSES, CONFUSION, MATRIX = "test.json", "classes.csv", "confusion.csv", "confusion.png"
+# The commands that use a run, by the kind of its task, with their arguments after the run.
+USES = {
+    "classify": ("predict", "IMAGE"),
+    "vqa": ("ask", "IMAGE QUESTION"),
+    "caption": ("caption", "IMAGE"),
+    "retrieve": ("retrieve", "--images FOLDER TEXT"),
+    "segment": ("segment", "IMAGE"),
+    "detect": ("detect", "IMAGE"),
+    "translate": ("translate", "TEXT"),
+}
+_IN_MEMORY = ("motion", "chirps")  # generated videos and spectrograms, which are in no files that `predict` reads
 _DRAWN = 100  # classes of the largest confusion matrix that is drawn
 
 
@@ -57,6 +69,16 @@ class Result:
             f"test {score} {100 * self.accuracy:.2f} %{kept} after {epochs} in {_time(last['seconds'])}{beside}"
             f" -> {self.folder}"
         )
+
+
+def next_steps(result: Result) -> str:
+    """Return a line with the commands that use a finished run, which name its folder."""
+    run, data = shlex.quote(str(result.folder)), result.recipe.data.name
+    command, arguments = USES.get(result.recipe.task.kind, ("", "")) if data not in _IN_MEMORY else ("", "")
+    if data.startswith("sounds:"):
+        arguments = "SOUND"
+    use = f"; tinyvit {command} {run} {arguments}" if command else ""
+    return f"next: tinyvit evaluate {run}{use}"
 
 
 def _time(seconds: float) -> str:

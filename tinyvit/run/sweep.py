@@ -11,7 +11,7 @@ from ..recipe import Recipe
 from .display import Display
 from .folder import RECIPE, RunError, new_folder, write_file
 from .loop import resume, train
-from .results import Result, csv_of
+from .results import Result, csv_of, next_steps
 
 TABLE = "seeds.csv"
 
@@ -74,4 +74,4 @@ def _table(seeds: Sequence[int], results: Sequence[Result], folder: Path) -> str
         rows.append(("deviation", spread))
     for name, (a, b, loss, seconds) in rows:
         lines.append(f"{name:>9}  {100 * a:15.2f} %  {100 * b:7.2f} %  {loss:9.4f}  {seconds:5.0f} s")
-    return "\n".join([*lines, f"-> {folder}"])
+    return "\n".join([*lines, f"-> {folder}", next_steps(results[0])])

@@ -1,6 +1,5 @@
 """The study command: the page or the text of a trained model on an image that it is unsure of, or of one operation."""
 
-import difflib
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from .. import functional as F
 from ..backend.pages import is_page
-from ..backend.words import counted
+from ..backend.words import counted, did_you_mean
 from ..context import no_grad
 from ..data import normalize
 from ..data.image_files import same_form
@@ -85,9 +84,8 @@ def _studied(run: str, image: str | None, label: str | None, plant: str | None) 
     except RunError as error:
         if Path(run).exists():
             raise
-        near = difflib.get_close_matches(run, Op.registry)
-        meant = f"; did you mean the operation {' or '.join(near)}?" if near else ""
-        raise StudyError(f"{error}; {run!r} is not the name of an operation either{meant}") from error
+        near = did_you_mean(run, Op.registry)
+        raise StudyError(f"{error}; {run!r} is not the name of an operation either{near}") from error
     return subject.trace, about(subject)
 
 
@@ -204,7 +202,7 @@ def study_run(
 def _class_of(label: str, classes: tuple[str, ...]) -> int:
     names = [same_form(name) for name in classes]
     if same_form(label) not in names:
-        raise StudyError(f"there is no class {label!r}; the classes are {', '.join(classes)}")
+        raise StudyError(f"there is no class {label!r}{did_you_mean(label, classes)}; available: {', '.join(classes)}")
     return names.index(same_form(label))
 
 

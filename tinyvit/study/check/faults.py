@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
+from ...backend.words import did_you_mean
 from ...engine import Op
 from ...errors import TinyvitError
 from ..record.records import Recording
@@ -40,7 +41,8 @@ def place_for(operation: str, recorded: Recording, chance: random.Random | None 
     """
     names = plantable()
     if operation not in (*names, "any"):
-        raise PlantError(f"no fault is known for {operation!r}; available: {', '.join(names)}, or any")
+        near = did_you_mean(operation, names)
+        raise PlantError(f"no fault is known for {operation!r}{near}; available: {', '.join(names)}, or any")
     chance = chance or random.Random()
     tried = chance.sample(names, len(names)) if operation == "any" else [operation]
     place = next(filter(None, (_place(name, recorded, chance) for name in tried)), None)

@@ -16,7 +16,7 @@ from ..rules.links import Link
 from ..rules.narrate import gradient_names
 from ..rules.statements import statements_of
 from ..rules.steps import Narration, Operand, Step
-from ..rules.written import constants_of, equation_of, legend_of
+from ..rules.written import NUMBERED, constants_of, equation_of, legend_of
 from .pack import Packer, json_number
 
 FORWARD, BACKWARD = 0, 1
@@ -99,6 +99,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "op": entry.op.name,
         "module": entry.module,
         "kernel": entry.kernel,
+        "by": entry.computed_by,
         "line": entry.line,
         "code": entry.expression,
         "ms": [1e3 * entry.seconds, 1e3 * entry.backward.seconds if entry.backward else None],
@@ -223,7 +224,9 @@ def _add_steps(
                 "t": line_of[k],
             }
         )
-    op["says"][direction] = legend_of(narration, [line.source for line in lines])
+    named = (entry.key, *(v.title or "" for v in (*entry.inputs, *entry.outputs) if isinstance(v, Value)))
+    numbered = [NUMBERED] if any("#" in name for name in named) else []
+    op["says"][direction] = [*legend_of(narration, [line.source for line in lines]), *numbered]
     op["lines"][direction] = [{"m": s.mathml, "s": s.source, "c": s.comment, "p": s.place} for s in lines]
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ...backend.words import did_you_mean
 from ..check.differences import check
 from ..record.records import Backward, Entry, Recording
 from ..record.values import Value
@@ -10,15 +11,18 @@ from ..rules.docstrings import docstring_parts
 from ..rules.narrate import gradient_names
 from ..rules.statements import statements_of
 from ..rules.steps import Narration, Operand, Step
-from ..rules.written import constants_of, equation_of, explanations_of
+from ..rules.written import NUMBERED, constants_of, equation_of, explanations_of
 
 _WHOLE, _ACROSS = 60, 10  # numbers, and columns, of the largest matrix that is printed whole
 _MARKS = {"agrees": "ok", "wrong": "WRONG", "unclear": "unclear"}
-_LEGEND = """\
+_LEGEND = f"""\
 Lines with a place, such as activation.py:12, are the rule's own source, and the equations below each are its steps, one
 operation at a time. t1, t2 ... are intermediate results without a name of their own. In the source, xp is the library
-of arrays, here NumPy, and ctx holds what the forward pass saved. * is elementwise, @ a product of matrices."""
-_EXERCISE = "One gradient rule is wrong. Compare rules and differences; the page, without --text, takes your claim."
+of arrays, here NumPy, and ctx holds what the forward pass saved. * is elementwise, @ a product of matrices.
+{NUMBERED}"""
+_EXERCISE = (
+    "One gradient rule is wrong. Compare rules and finite differences; the page, without --text, takes your claim."
+)
 
 
 def overview_of(recording: Recording) -> str:
@@ -52,8 +56,9 @@ def text_of(recording: Recording, operation: str) -> str:
     """
     found = [entry for entry in recording.entries if operation in entry.key]
     if not found:
-        names = ", ".join(dict.fromkeys(entry.op.name for entry in recording.entries))
-        raise KeyError(f"no operation of this trace has {operation!r} in its name; available: {names}")
+        names = dict.fromkeys(entry.op.name for entry in recording.entries)
+        near = did_you_mean(operation, names)
+        raise KeyError(f"no operation of this trace has {operation!r} in its name{near}; available: {', '.join(names)}")
     is_exercise = recording.mistake is not None
     texts = [_entry_text(entry, is_exercise) for entry in found]
     return "\n\n".join([_LEGEND, *texts, *([_EXERCISE] if is_exercise else [])])
@@ -61,11 +66,12 @@ def text_of(recording: Recording, operation: str) -> str:
 
 def _entry_text(entry: Entry, is_exercise: bool) -> str:
     forward, backward, rest = docstring_parts(entry.op.__doc__)
-    lines = [f"== {entry.key}, forward ({entry.kernel})", "", f"   {forward}"]
+    steps = "" if entry.kernel == "plain" else "; these are the steps of the plain rule, which computes the same"
+    lines = [f"== {entry.key}, forward", "", f"   {forward}", f"   {entry.computed_by}{steps}"]
     if entry.expression:
         results = ", ".join(v.title or v.name for v in entry.outputs)
         lines.append(f"   {entry.line}: {results} = {entry.expression}")
-    lines += [f"   {entry.input_name(i)}: {_value(x)}" for i, x in enumerate(entry.inputs) if x is not None]
+    lines += [f"   {_value(entry.input_name(i), x)}" for i, x in enumerate(entry.inputs) if x is not None]
     lines += [f"   {name} = {value}" for name, value in entry.params.items() if value is not None] + [""]
     try:
         lines += _steps(entry, entry.narration(), [v.name for v in entry.outputs])
@@ -85,7 +91,7 @@ def _entry_text(entry: Entry, is_exercise: bool) -> str:
 def _backward_text(backward: Backward, is_exercise: bool) -> list[str]:
     names = gradient_names(backward.entry.op, len(backward.incoming))
     given = [(name, v) for name, v in zip(names, backward.incoming, strict=True) if v is not None]
-    lines = [f"   given {_value(v, name)}" for name, v in given]
+    lines = [f"   given {_value(name, v)}" for name, v in given]
     try:
         narration = backward.narration()
     except LookupError as error:
@@ -100,17 +106,21 @@ def _backward_text(backward: Backward, is_exercise: bool) -> list[str]:
         return lines
     verdict = _MARKS[found.verdict] + (f": {found.reason}" if found.reason else "")
     lines += ["", "   numeric check:" + ("" if is_exercise else f" {verdict}")]
+    width = max(len(row.input) for row in found.rows) + 28 if found.rows else 0
+    head = f"     {'gradient':{width}}" + "".join(f"{name:20}" for name in ("rule, float64", "finite difference"))
+    lines += [head.rstrip()] if found.rows else []
     for row in found.rows:
         place = "along a random direction" if row.index is None else str(list(row.index))
-        mark = "" if is_exercise else f"  {_MARKS[row.verdict]}"
-        lines.append(f"     d{row.input} {place:26} rule {row.rule:+.7e}  difference {row.numeric:+.7e}{mark}")
+        mark = "" if is_exercise else _MARKS[row.verdict]
+        line = f"     {f'd{row.input} {place}':{width}}{row.rule:<+20.7e}{row.numeric:<+20.7e}{mark}"
+        lines.append(line.rstrip())
     return lines
 
 
 def _saved(operand: Operand) -> str:
     """The name that the rule gives to a saved array, and its name in the forward pass if that is another."""
     own = operand.local or operand.name or ""
-    return own if own == operand.name else f"{own} (there: {operand.name})"
+    return own if own == operand.name else f"{own} (its name there is {operand.name})"
 
 
 def _steps(entry: Entry, narration: Narration, results: list[str]) -> list[str]:
@@ -154,11 +164,19 @@ def _numbers(array: object) -> str:
 
 
 def _brief(values: tuple[Value, ...]) -> str:
-    return ", ".join(f"{v.title or v.name} {'x'.join(map(str, v.shape)) or 'scalar'}" for v in values)
+    """The names and shapes of values; where two have one name, those of gradients say of which output they are."""
+    names = [v.title or v.name for v in values]
+    for i, v in enumerate(values):
+        if names.count(names[i]) > 1 and v.title is None and v.of is not None:
+            names[i] = f"d{v.of.place}"
+    shapes = ("x".join(map(str, v.shape)) or "scalar" for v in values)
+    return ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
 
 
-def _value(x: object, name: str | None = None) -> str:
+def _value(name: str, x: object) -> str:
+    """What a rule calls `name`: a number, or the user's name and the origin of an array, its facts and numbers."""
     if not isinstance(x, Value):
-        return repr(x)
-    text = f"{name} = {x!r}" if name not in (None, x.title or x.name) else repr(x)
+        return f"{name} = {x!r}"
+    is_gradient = x.of is not None and x.title is None  # its name there is that of an input of another operation
+    text = f"{name} {x.facts}" if is_gradient or x.place == name else f"{name} = {x.place} {x.facts}"
     return text if x.array is None else f"{text}:{_numbers(x.array)}"

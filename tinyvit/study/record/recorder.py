@@ -20,6 +20,7 @@ from ... import context, dispatch
 from ...backend import to_host
 from ...engine import Node, Op, Tensor, dtypes
 from ...nn import Module
+from ..rules.narrate import output_names
 from .names import caller_outside, local_variables, variable_of
 from .records import Backward, Entry, Recording
 from .values import Archive, Origin, Value
@@ -191,8 +192,7 @@ class Recorder:
         return changed
 
     def _output_value(self, entry: Entry, i: int, out: Tensor) -> Value:
-        names = entry.op.outputs
-        name = names[i] if i < len(names) and len(names) > 1 else f"{names[0]}[{i}]" if i else names[0]
+        name = output_names(entry.op, max(i + 1, len(entry.op.outputs)))[i]
         value = self._archive.store(name, Origin("output", entry, i), _host(out))
         if out.node is not None:
             self._outputs[out.node.sequence, out.output_index] = value
@@ -277,10 +277,13 @@ class _TapeMemory:
     def hold(self, node: Node) -> dict[str, int]:
         """Add a node; the bytes it holds, by name. A parameter counts as 0: it exists anyway."""
         arrays: dict[str, Any] = {}
+        outputs = output_names(node.op, len(node.op.outputs))
         for (source, _), array in zip(node.implementation.sources, node.saved, strict=True):
-            arrays[node.op.input_name(source) if source >= 0 else node.op.outputs[~source]] = array
+            arrays[node.op.input_name(source) if source >= 0 else outputs[~source]] = array
         if node.kept:
-            arrays.update(zip(node.implementation.spec.keeps, node.kept, strict=True))
+            own = dict(zip(node.op.outputs, outputs, strict=True))
+            keeps = (own.get(name, name) for name in node.implementation.spec.keeps)
+            arrays.update(zip(keeps, node.kept, strict=True))
         blocks, sizes = {}, {}
         for name, array in arrays.items():
             if isinstance(array, np.ndarray):

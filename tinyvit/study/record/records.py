@@ -65,6 +65,11 @@ class Entry:
         return " ".join((self.op.__doc__ or "").strip().partition("\n\n")[0].split("\n"))
 
     @property
+    def computed_by(self) -> str:
+        """What computed the outputs, in words for the reader of a page or a text."""
+        return "computed by the plain rule" if self.kernel == "plain" else f"computed by the kernel {self.kernel}"
+
+    @property
     def expression(self) -> str:
         """The user's expression that ran it, such as "x @ weight"; empty if it is not known, or if a layer ran it."""
         is_direct = self.module is None or not self.is_usual

@@ -101,10 +101,20 @@ class Value:
     def shape(self) -> tuple[int, ...]:
         return self.statistics.shape
 
-    def __repr__(self) -> str:
+    @property
+    def place(self) -> str:
+        """The user's name for it, or else which operation's output it is, or the name of a leaf or gradient."""
+        is_output = self.title is None and self.origin.kind == "output"
+        return f"{self.name} of {self.origin.source.key}" if is_output else self.title or self.name
+
+    @property
+    def facts(self) -> str:
+        """Its dtype, shape and norm, and whether numbers are not finite."""
         s = self.statistics
-        trouble = f", {s.trouble}" if s.trouble else ""
-        return f"{self.title or self.name} {s.dtype}{list(s.shape)} norm {s.norm:.4g}{trouble}"
+        return f"{s.dtype}{list(s.shape)} norm {s.norm:.4g}{f', {s.trouble}' if s.trouble else ''}"
+
+    def __repr__(self) -> str:
+        return f"{self.title or self.name} {self.facts}"
 
 
 class Archive:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import linecache
 import operator
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FrameType
@@ -36,7 +37,7 @@ def narrate_forward(op: type[Op], inputs: Sequence[Any], params: dict[str, Any],
     narrator = _Narrator(is_usual)
     given = narrator.inputs(op, inputs, [_name(op.inputs, i) for i in range(len(inputs))])
     narration = narrator.run(op.forward, *given, **params)
-    name_steps(narration, _output_names(op, len(narration.results)), narrator.returned)
+    name_steps(narration, output_names(op, len(narration.results)), narrator.returned)
     return narration
 
 
@@ -65,8 +66,10 @@ def narrate_backward(
     narrator = _Narrator(is_usual)
     sources = {s for s, reader in op.sources if reader is None or needs[reader]}
     given = narrator.inputs(op, inputs, [_name(op.inputs, i) for i in range(len(inputs))], sources)
-    names = _output_names(op, len(outputs))
-    made = [Operand(y, name, axes_of(op, name, y, is_usual)) for y, name in zip(outputs, names, strict=True)]
+    names = zip(output_names(op, len(outputs)), _declared_names(op, len(outputs)), strict=True)
+    made = [
+        Operand(y, name, axes_of(op, declared, y, is_usual)) for y, (name, declared) in zip(outputs, names, strict=True)
+    ]
     narrator.given += [y for i, y in enumerate(made) if ~i in sources]
     application = op.application(given, [narrator.narrated(y) for y in made], params, needs)
     gradients = [
@@ -84,7 +87,20 @@ def _name(names: Sequence[str], i: int) -> str:
     return names[i] if i < len(names) - 1 or len(names) == i + 1 else f"{names[-1]}_{i}"
 
 
-def _output_names(op: type[Op], count: int) -> list[str]:
+def output_names(op: type[Op], count: int) -> list[str]:
+    """The names of the outputs: those of their gradients in the rule without the d, if the docstring has them too.
+
+    So the formula, the forward pass and the gradient rule give one name to one array, where the class only says "out".
+    """
+    names = []
+    for gradient, declared in zip(gradient_names(op, count), _declared_names(op, count), strict=True):
+        own, word = gradient[1:], re.sub(r"_\d+$", "", gradient[1:])
+        is_known = gradient[:1] == "d" and word and re.search(rf"(?<![A-Za-z]){word}(?![A-Za-z])", op.__doc__ or "")
+        names.append(own if is_known else declared)
+    return names
+
+
+def _declared_names(op: type[Op], count: int) -> list[str]:
     return list(op.outputs) if len(op.outputs) == count else [f"{op.outputs[0]}_{i}" for i in range(count)]
 
 

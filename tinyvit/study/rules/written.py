@@ -13,6 +13,9 @@ import numpy as np
 from .functions import function_of
 from .steps import Narration, Operand, Step
 
+NUMBERED = (
+    "x#2 is the second array that is called x, and softmax#2 the second softmax, in the order of the forward pass."
+)
 _FEW = 4  # elements of the largest constant array that is written out
 
 

@@ -101,7 +101,7 @@ function buildCard() {
   const chips = el(
     "p",
     { class: "chips" },
-    el("span", { class: "chip" }, o.kernel === "plain" ? "plain rule" : o.kernel),
+    el("span", { class: "chip" }, o.by),
     el("span", { class: "chip" }, `${(o.ms[dir] ?? 0).toFixed(3)} ms`),
     o.line ? el("span", { class: "chip" }, o.line) : null,
     o.code ? el("code", { class: "chip code" }, ownStatement(o)) : null,
@@ -289,7 +289,7 @@ function checkTable(o) {
     el("p", { class: `summary ${c.verdict}` }, c.why || checkWords(c)),
     table(
       {},
-      ["", "as run", "rule, float64", "difference", "error", ""],
+      ["gradient", "as run", "rule, float64", "finite difference", "relative error", ""],
       c.rows.map((r) => checkRow(o, ...r)),
     ),
     curve(c.curve),
@@ -303,7 +303,7 @@ function exercise() {
     return el(
       "p",
       { class: "exercise" },
-      "Compare rule and difference, and decide. If this rule is wrong, the answer is ",
+      "Compare rule and finite difference, and decide. If this rule is wrong, the answer is ",
       el("code", {}, `tinyvit study --answer ${T.about.homework} ${T.ops[S.op].key}`),
     );
   if (S.revealed)
@@ -311,7 +311,7 @@ function exercise() {
   return el(
     "p",
     { class: "exercise" },
-    S.claims && S.claimed === S.op ? `No, this rule is right (${claims} so far). ` : "Compare rule and difference, and decide. ",
+    S.claims && S.claimed === S.op ? `No, this rule is right (${claims} so far). ` : "Compare rule and finite difference, and decide. ",
     el("button", { class: "tool", onclick: claim }, "this rule is wrong"),
     S.claims ? el("button", { class: "tool", onclick: reveal }, "give up: show the verdicts") : null,
   );
