@@ -1,6 +1,5 @@
-"""Lines in a pipe: one for all that is new, at most one in ten seconds, and rarely one that says the same again."""
+"""Lines in a pipe: one after ten silent seconds, which says for how long it would have said the same."""
 
-import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -39,7 +38,9 @@ def printed(lines: Lines, capsys: pytest.CaptureFixture[str], seconds: int) -> l
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_kernels_are_counted_by_a_line_only_where_the_count_is_new(lines, capsys, monkeypatch, seed) -> None:
+def test_a_line_comes_after_ten_seconds_and_says_for_how_long_the_count_is_the_same(
+    lines, capsys, monkeypatch, seed
+) -> None:
     chance, count = random.Random(seed), 1
 
     def state() -> str:
@@ -48,29 +49,38 @@ def test_kernels_are_counted_by_a_line_only_where_the_count_is_new(lines, capsys
 
     monkeypatch.setattr(progress, "state", state)
     lines.compiling(state())
-    found = [(0.0, capsys.readouterr().out.strip())]
+    capsys.readouterr()
+    found = [(0.0, "compiling kernels: 1 ")]
     for _ in range(12):
         count += chance.randint(0, 2)
         found += printed(lines, capsys, chance.randint(1, 25))
-    numbers = [int(re.search(r"\d+", line)[0]) for _, line in found]
-    gaps = [(after - before) for (before, _), (after, _) in itertools.pairwise(found)]
-    assert len(numbers) > 3
-    for gap, (number, following) in zip(gaps, itertools.pairwise(numbers), strict=True):
-        assert gap >= (60 if number == following else 10)
+    assert [now for now, _ in found] == [10 * i for i in range(len(found))]
+    assert len(found) > 3
+    since, before = 0.0, 1
+    for now, line in found[1:]:
+        number = int(re.search(r"\d+", line)[0])
+        since, before = (since if number == before else now), number
+        assert line.endswith(f", unchanged for {now - since:.0f} s") == (now > since)
 
 
 @pytest.mark.parametrize("measuring", [False, True])
-def test_what_stands_still_is_said_again_after_a_minute(lines, capsys, monkeypatch, measuring) -> None:
+def test_what_stands_still_is_said_to_do_so(lines, capsys, monkeypatch, measuring) -> None:
     monkeypatch.setattr(progress, "state", lambda: "")
     if measuring:
         lines.measuring("validation", 3, 7)
-    times = [now for now, _ in printed(lines, capsys, 200)]
-    assert times == [10, 70, 130, 190]
+    found = printed(lines, capsys, 30)
+    assert [now for now, _ in found] == [10, 20, 30]
+    ends = (
+        ["", ", unchanged for 10 s", ", unchanged for 20 s"] if measuring else [f": {n} s so far" for n in (10, 20, 30)]
+    )
+    assert all(line.endswith(end) for (_, line), end in zip(found, ends, strict=True))
+    assert len({line for _, line in found}) == 3
 
 
-def test_what_goes_on_is_said_every_ten_seconds(lines, capsys) -> None:
+def test_what_is_new_is_not_called_unchanged(lines, capsys) -> None:
     found = []
     for batch in range(6):
         lines.measuring("validation", batch, 7)
-        found += [now for now, _ in printed(lines, capsys, 10)]
-    assert found == [10, 20, 30, 40, 50, 60]
+        found += printed(lines, capsys, 10)
+    assert [now for now, _ in found] == [10, 20, 30, 40, 50, 60]
+    assert not any("unchanged" in line for _, line in found)

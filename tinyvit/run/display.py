@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 
 _EPOCHS_SHOWN = 8  # in a notebook
-_AGAIN = 6  # times as long as another line, one waits that says nothing new
 
 
 class Display:
@@ -86,15 +85,15 @@ class _Visible(Display):
 class Lines(_Visible):
     """A line on standard output for each epoch, and one whenever nothing was printed for `every` seconds.
 
-    A line that would say the same as the last one waits `_AGAIN` times as long: on a busy machine the compilation of a
-    kernel, or one step, can take minutes. If a line cannot be written, training continues.
+    A line that would say the same as the last one says for how long: on a busy machine the compilation of a kernel, or
+    one step, can take minutes. If a line cannot be written, training continues.
     """
 
     def __init__(self, every: float = 10.0) -> None:
         self.every = every
         self._began = self._printed = time.monotonic()
         self._doing, self._compiles = "", False  # until the first step is made
-        self._said = ""  # what the last line was about
+        self._said, self._since = "", self._began  # what the last line was about, and when it was first said
         self._closed_pipe = False
         self._lock = threading.Lock()
         self._watch: threading.Thread | None = None
@@ -115,7 +114,7 @@ class Lines(_Visible):
     def compiling(self, state: str) -> None:
         """Show that kernels are compiled, if that begins; the line that is printed after a while says how far."""
         if not self._doing and not self._compiles:
-            self._compiles, self._said = True, _without_time(state)
+            self._compiles, self._said, self._since = True, _without_time(state), time.monotonic()
             try:
                 self._print(f"  {state}; this is done once on a machine")
             except BrokenPipeError:  # the next step raises it; here the compiler would
@@ -162,10 +161,14 @@ class Lines(_Visible):
 
     def report_if_silent(self) -> None:
         """Print what the run is doing if nothing was printed for a while."""
-        text = self._doing or progress.state() or f"the first step: {time.monotonic() - self._began:.0f} s so far"
-        about = self._doing or _without_time(text)
-        if time.monotonic() - self._printed >= self.every * (_AGAIN if about == self._said else 1):
-            self._said = about
+        if (now := time.monotonic()) - self._printed >= self.every:
+            text = self._doing or progress.state()
+            about = self._doing or _without_time(text)
+            if about != self._said:
+                self._said, self._since = about, now
+            elif text:
+                text += f", unchanged for {now - self._since:.0f} s"
+            text = text or f"the first step: {now - self._began:.0f} s so far"
             try:
                 self._print(f"  {text}")
             except BrokenPipeError:
@@ -184,7 +187,7 @@ class Lines(_Visible):
 
 def _without_time(state: str) -> str:
     """Return what a line before the first step is about: the number of kernels, without the estimates after it."""
-    return re.split(r" of about | so far|: \d+ s so far", state)[0]
+    return re.split(r" of about | so far", state)[0]
 
 
 class Bar(_Visible):
