@@ -5,6 +5,7 @@ sent must be those of what is received.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -32,11 +33,27 @@ class Reduction:
         return self._questions >= 3
 
 
+class Message:
+    """A message that one thread waits for."""
+
+    def __init__(self, sent: deque[np.ndarray], array: np.ndarray) -> None:
+        self._sent, self._array = sent, array
+
+    def Test(self) -> bool:
+        if not self._sent:
+            return False
+        found = self._sent.popleft()
+        assert found.shape == self._array.shape
+        self._array[...] = found
+        return True
+
+
 class World:
-    """What the threads share: a place for what each of them brings to a call."""
+    """What the threads share: a place for what each of them brings to a call, and the messages between two of them."""
 
     def __init__(self, size: int) -> None:
         self.size, self.brought = size, [None] * size
+        self.sent = {(source, to): deque() for source in range(size) for to in range(size)}
         self.barrier = threading.Barrier(size, timeout=60)
 
 
@@ -87,17 +104,20 @@ class Communicator:
                 operation(memoryview(theirs), memoryview(result), datatype)
         return Reduction(array, result)
 
-    def Ialltoallv(self, outgoing: list[Any], incoming: list[Any]) -> Done:
-        sent, (counts, places), _ = outgoing
-        assert len(counts) == len(places) == self.size
-        parts = [sent[place : place + count].copy() for count, place in zip(counts, places, strict=True)]
-        received, (expected, at), _ = incoming
-        for part, count, place in zip(
-            [theirs[self.rank] for theirs in self._meet("alltoallv", parts)], expected, at, strict=True
-        ):
-            assert part.size == count
-            received[place : place + count] = part
+    def Isend(self, given: list[Any], to: int) -> Done:
+        array, datatype = given
+        assert datatype == array.dtype.name
+        assert array.flags.c_contiguous
+        assert to != self.rank
+        self._world.sent[self.rank, to].append(array.copy())
         return Done()
+
+    def Irecv(self, given: list[Any], source: int) -> "Message":
+        array, datatype = given
+        assert datatype == array.dtype.name
+        assert array.flags.c_contiguous
+        array[...] = np.nan  # until the message is there
+        return Message(self._world.sent[source, self.rank], array)
 
     def Iallgatherv(self, outgoing: list[Any], incoming: list[Any]) -> Done:
         part, size, _ = outgoing

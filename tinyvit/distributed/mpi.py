@@ -125,9 +125,14 @@ class MPIGroup(Group):
     def exchange(self, sent: Array, counts: NDArray, received_counts: NDArray) -> Array:
         """Send a part of an array, float32, to each process, by rank; return the parts that came from them."""
         received = np.empty(received_counts.sum(), np.float32)
-        outgoing = [to_host(sent), (counts, starts(counts)), self.mpi.FLOAT]
-        incoming = [received, (received_counts, starts(received_counts)), self.mpi.FLOAT]
-        self.wait(self.comm.Ialltoallv(outgoing, incoming))
+        outgoing, incoming = parts_of(to_host(sent), counts), parts_of(received, received_counts)
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        # One message to each process: MPICH's Ialltoallv took 50 ms for 11 MB within one machine, these take 1 ms.
+        requests = [self.comm.Irecv([incoming[rank], self.mpi.FLOAT], rank) for rank in others]
+        requests += [self.comm.Isend([outgoing[rank], self.mpi.FLOAT], rank) for rank in others]
+        incoming[self.rank][...] = outgoing[self.rank]
+        for request in requests:
+            self.wait(request)
         return received
 
     def spread(self, part: Array, lengths: NDArray) -> Array:
@@ -273,6 +278,11 @@ def slices(length: int, size: int) -> NDArray[np.int64]:
 def starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where each of several parts begins, from their lengths (n,)."""
     return np.cumsum(counts) - counts
+
+
+def parts_of(array: Array, counts: NDArray[np.int64]) -> list[Array]:
+    """Return consecutive parts of an array, from their lengths (n,)."""
+    return [array[begin : begin + count] for begin, count in zip(starts(counts), counts, strict=True)]
 
 
 def packed(arrays: list[Array], bounds: NDArray[np.int64]) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import BFLOAT16, Array, Sum, gpu
-from .mpi import MPIGroup, starts
+from .mpi import MPIGroup, parts_of
 from .watch import Watcher
 
 _BFLOAT16 = 9  # ncclBfloat16 of nccl.h, which CuPy does not name
@@ -70,8 +70,3 @@ class NcclSum(Sum):
         self._stream.wait_event(self._complete)
         if self._sent is not self._array:
             self._array[...] = self._sent  # which becomes float32
-
-
-def parts_of(array: Array, counts: NDArray) -> list[Array]:
-    """Return consecutive parts of an array, from their lengths."""
-    return [array[begin : begin + count] for begin, count in zip(starts(counts), counts, strict=True)]

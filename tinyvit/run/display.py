@@ -163,14 +163,12 @@ class Lines(_Visible):
         """Print what the run is doing if nothing was printed for a while."""
         if (now := time.monotonic()) - self._printed >= self.every:
             text = self._doing or progress.state()
-            about = self._doing or _without_time(text)
-            if about != self._said:
+            if (about := self._doing or _without_time(text)) != self._said:
                 self._said, self._since = about, now
             elif text:
                 text += f", unchanged for {now - self._since:.0f} s"
-            text = text or f"the first step: {now - self._began:.0f} s so far"
             try:
-                self._print(f"  {text}")
+                self._print(f"  {text or f'the first step: {now - self._began:.0f} s so far'}")
             except BrokenPipeError:
                 self._closed_pipe = True
 
