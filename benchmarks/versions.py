@@ -19,6 +19,7 @@ from tinyvit.kernels.cpu.threads import thread_count
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.backend import BFLOAT16
+from tinyvit.backend.words import counted
 from tinyvit.engine import Tensor
 from tinyvit.functional.elementwise import AddNarrow
 from tinyvit.optim.clipping import Clipping
@@ -182,7 +183,7 @@ def gains(operation: str, seconds: float) -> Iterator[str]:
 @click.argument("operations", nargs=-1, type=click.Choice(MEASURED))
 @click.option("--seconds", default=3.0, show_default=True, help="Time for one operation in one direction.")
 def main(operations: tuple[str, ...], seconds: float) -> None:
-    click.echo(f"{describe_machine().device}, {thread_count()} threads")
+    click.echo(f"{describe_machine().device}, {counted(thread_count(), 'threads')}")
     for operation in operations or MEASURED:
         for line in gains(operation, seconds):
             click.echo(line)

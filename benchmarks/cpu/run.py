@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tinyvit.backend.words import counted
+
 from ..cases import Case, Suite
 from ..contenders import Spec
 from ..machine import describe_commit, describe_machine, describe_versions
@@ -35,7 +37,8 @@ def measure_suite(
         settings.budget,
     )
     console = Console()
-    console.print(f"{run.machine.device}, {settings.threads} threads, commit {run.commit}\n", highlight=False)
+    threads = counted(settings.threads, "threads")
+    console.print(f"{run.machine.device}, {threads}, commit {run.commit}\n", highlight=False)
     shown: set[str] = set()
     with tempfile.TemporaryDirectory() as folder, console.status("") as status:
         processes = Processes(settings, Path(folder))
@@ -48,7 +51,7 @@ def measure_suite(
 
                 result = measure_case(case, specs, processes, notify)
                 run.cases.append(result)
-                about = f"{run.machine.device}, {settings.threads} threads"
+                about = f"{run.machine.device}, {threads}"
                 console.print(case_table(result, memory=suite.fresh, about=about), highlight=False)
                 new = [line for line in reasons(result) if line not in shown]
                 console.print(*(f"  {line}\n" for line in new), sep="", highlight=False, soft_wrap=True)

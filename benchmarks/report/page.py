@@ -5,6 +5,8 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from tinyvit.backend.words import counted
+
 from ..stats import MIN_ROUNDS, NOISE
 from .plots import look, panels, to_png, to_svg
 from .records import CaseResult, Row, Run
@@ -106,7 +108,7 @@ def to_html(run: Run) -> str:
     )
     return _PAGE.format(
         title=f"tinyvit benchmarks: {escape(run.suite)}",
-        subtitle=f"{escape(run.machine.device)}, {run.threads} threads, {escape(run.date[:10])}",
+        subtitle=f"{escape(run.machine.device)}, {counted(run.threads, 'threads')}, {escape(run.date[:10])}",
         style=_STYLE,
         facts=_facts(run),
         pictures=pictures,
@@ -126,7 +128,7 @@ def _facts(run: Run) -> str:
         "Versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
         "Commit": commit,
         "Started": run.date + ("" if machine.load is None else f", load {machine.load:.1f}"),
-        "Settings": f"{run.threads} threads, at most {run.most_rounds} rounds, "
+        "Settings": f"{counted(run.threads, 'threads')}, at most {run.most_rounds} rounds, "
         f"{run.budget:g} s for each contender and case",
     }
     if run.ceilings:
