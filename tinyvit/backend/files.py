@@ -111,9 +111,15 @@ def missing(path: str | os.PathLike[str], what: str = "file") -> str:
     if not os.path.lexists(place.parent):
         above = next(p for p in reversed(place.parents) if not os.path.lexists(p))
         return f"{said}, because {missing(above, 'folder')}"
+    return said + name_beside(place)
+
+
+def name_beside(path: str | os.PathLike[str]) -> str:
+    """Return a question about the name beside a missing path that is like it; nothing if there is none."""
+    place = Path(path)
     try:
         beside = sorted(name for name in os.listdir(place.parent) if not name.startswith("."))
     except OSError:
-        beside = []
+        return ""
     like = [name for name in beside if did_you_mean(place.stem, [Path(name).stem])]  # not by the suffix alone
-    return said + did_you_mean(place.name, like)
+    return did_you_mean(place.name, like)

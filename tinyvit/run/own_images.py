@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import recipe as recipes
-from ..backend.files import missing
+from ..backend.files import missing, name_beside
 from ..backend.words import did_you_mean
 from ..data import ImageFolder, TextTable
 from ..data.folders import HELD_OUT
@@ -178,7 +178,7 @@ def _on_other_data(recipe: Recipe, name: str) -> tuple[Recipe, str]:
 
 def _means_path(name: str) -> bool:
     """Return whether an unknown name is that of a path: by its form, or because it is like one and like no recipe."""
-    is_like_one = "did you mean" in missing(name) and not did_you_mean(name, recipe_names())
+    is_like_one = bool(name_beside(name)) and not did_you_mean(name, recipe_names())
     return bool(Path(name).suffix) or Path(name).name != name or is_like_one
 
 
