@@ -110,9 +110,8 @@ def main(names: tuple[str, ...], steps: int) -> None:
         parts = profile(_ALL[name], steps)
         whole = sum(parts.values())
         click.echo(f"{name}, {whole * 1e3:.2f} ms: {describe_machine().device}, {processor.level()}, ", nl=False)
-        click.echo(
-            f"{counted(thread_count(), 'threads')}, load {os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0:.1f}"
-        )
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+        click.echo(f"{counted(thread_count(), 'threads')}, load {load:.1f}")
         for part, seconds in parts.items():
             if seconds > 0.002 * whole:
                 click.echo(f"  {part:28}{seconds * 1e6:9.0f} us {seconds / whole:6.1%}")

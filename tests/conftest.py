@@ -28,7 +28,7 @@ hypothesis.settings.register_profile(  # for planted faults, where the first fai
 hypothesis.settings.load_profile("tinyvit")
 # The output of a command must not depend on which kernels were compiled before.
 os.environ |= {"TINYVIT_ANNOUNCE": "0", "TINYVIT_COMPILE_AHEAD": "0"}
-# No test pulls the plug, so none waits for the disk. Tests of what is written when put a function of their own here.
+# No test cuts the power, so none waits for the disk. Tests that count calls of fsync, or let one fail, replace this.
 os.fsync = lambda descriptor: None
 # A test that needs real data asks for it by `data_dir`, which skips where there is none. Any other test must pass on a
 # machine without data and without a network, so it sees neither.
