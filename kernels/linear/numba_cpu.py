@@ -32,6 +32,7 @@ BLOCK = 8 * ROWS[0]  # rows that are multiplied with all panels together: their 
 DEPTH = 192  # rows of operands that are multiplied at once in dW = dy^T x
 WIDTH, TILE_BYTES = 1536, 320 * 1024  # the most bytes of a row of a tile of dW, and of the whole tile
 TASKS = 8  # the least number of tasks for threads to share
+FEW_BLOCKS = 64  # so few that two threads would not have equally much to do if their number is odd
 ROWS_AT_LEAST, PRODUCTS_AT_LEAST = 64, 3_000_000  # rows and multiply-adds of a part of the rows
 
 
@@ -71,10 +72,11 @@ def _backward_1(dy, x, weight, panels, dx, dweight, dbias, wants_dx, wants_dweig
                 for i in range(x.shape[0]):
                     total += widened(dy[i, j]) * widened(x[i, k])
                 dweight[j, k] = rounded(total, dweight)
-            all_rows = np.float64(0)
-            for i in range(x.shape[0]):
-                all_rows += widened(dy[i, j])
-            dbias[j] = all_rows
+    for j in range(dbias.size):
+        all_rows = np.float64(0)
+        for i in range(x.shape[0]):
+            all_rows += widened(dy[i, j])
+        dbias[j] = all_rows
 
 
 # v2 -----------------------------------------------------------------------------------------------------------------
@@ -97,9 +99,22 @@ def _pack_chunk(chunk, chunks, weight, transposed, panels):
                 panel[k, j] = zero
 
 
+def groups_of(rows, size, panels):
+    """Return into how many groups the panels of a weight with `size` elements are cut.
+
+    A thread multiplies one block of rows with one group at a time.
+    """
+    blocks = max(1, -(-rows // BLOCK))
+    is_uneven = blocks % 2 == 1 and blocks < FEW_BLOCKS and BLOCK * size > 2 * PRODUCTS
+    return max(1, min(panels, max(TASKS // blocks, 2 if is_uneven else 1)))
+
+
+_groups_of = body(groups_of)  # compiled
+
+
 @body
-def _forward_chunk_2(chunk, chunks, x, panels, bias, y, groups):
-    """Multiply one block of rows with one group of panels."""
+def _product_chunk(chunk, chunks, x, panels, bias, y, groups):
+    """Multiply one block of rows with one group of panels, and add the bias, if there is one."""
     n, width = y.shape[1], panels.shape[2]
     block, group = chunk // groups, chunk % groups
     start, stop = block * BLOCK, min(block * BLOCK + BLOCK, x.shape[0])
@@ -107,16 +122,6 @@ def _forward_chunk_2(chunk, chunks, x, panels, bias, y, groups):
     for p in range(*bounds(panels.shape[0], group, groups)):
         j = p * width
         multiply_add(rows, panels[p], bias[j : j + width], y[start:stop, j : min(j + width, n)])
-
-
-@body
-def _product_chunk(chunk, chunks, dy, panels, dx):
-    """Compute one block of rows of dx = dy W."""
-    start, stop = chunk * BLOCK, min(chunk * BLOCK + BLOCK, dy.shape[0])
-    k, width = dx.shape[1], panels.shape[2]
-    rows = operand(dy[start:stop])
-    for p in range(panels.shape[0]):
-        multiply(rows, panels[p], dx[start:stop, p * width : min(p * width + width, k)], False)
 
 
 @body
@@ -144,7 +149,7 @@ def _weight_chunk(chunk, chunks, dy, x, dweights, dbiases, panels, height, width
         for p in range(right.shape[0]):
             first, last = p * strip, min(p * strip + strip, columns)
             multiply(block.T, right[p, :depth], target[:, first:last], True)
-        if j == 0:
+        if j == 0 and dbias.size:
             _add_columns(upstream, sums, dbias)
 
 
@@ -185,7 +190,8 @@ def _sum_chunk(chunk, chunks, dweights, dbiases, dweight, dbias):
                 total[j] += more[j]
         for j in range(total.size):
             out[j] = rounded(total[j], out)
-        dbias[i] = np.sum(dbiases[:, i])
+        if dbias.size:
+            dbias[i] = np.sum(dbiases[:, i])
 
 
 @body
@@ -212,10 +218,15 @@ def _cut(rows, n, k, itemsize):
 
 @entry
 def _forward_2(x, weight, panels, bias, y, team):
-    blocks = -(-x.shape[0] // BLOCK)
-    groups = max(1, min(panels.shape[0], TASKS // max(blocks, 1)))
-    parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > PACKED else 0, (weight, True, panels))
-    parallel(_forward_chunk_2, blocks * groups, team, (x, panels, bias, y, groups))
+    _multiply_all(x, weight, True, panels, bias, y, team)
+
+
+@body
+def _multiply_all(x, weight, transposed, panels, bias, y, team):
+    """Set y = x W^T + b, or x W + b if not transposed, by all threads of the team."""
+    parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > PACKED else 0, (weight, transposed, panels))
+    groups = _groups_of(x.shape[0], weight.size, panels.shape[0])
+    parallel(_product_chunk, -(-x.shape[0] // BLOCK) * groups, team, (x, panels, bias, y, groups))
 
 
 @entry
@@ -226,12 +237,11 @@ def _pack(weight, panels):
 @entry
 def _backward_2(dy, x, weight, panels, dx, dweight, dbias, wants_dx, wants_dweight, team):
     if wants_dx:
-        parallel(_pack_chunk, min(panels.shape[0], 8), team if panels.size > PACKED else 0, (weight, False, panels))
-        parallel(_product_chunk, -(-dy.shape[0] // BLOCK), team, (dy, panels, dx))
+        _multiply_all(dy, weight, False, panels, dbias[:0], dx, team)
     if wants_dweight:
         n, k = dweight.shape
         height, width, parts = _cut(x.shape[0], n, k, dbias.itemsize)
-        dweights, dbiases = np.empty((parts, n, k), dbias.dtype), np.empty((parts, n), np.float64)
+        dweights, dbiases = np.empty((parts, n, k), dbias.dtype), np.empty((parts, dbias.size), np.float64)
         tiles = -(-n // height) * max(1, -(-k // width))  # db is also needed if there are no columns
         parallel(_weight_chunk, tiles * parts, team, (dy, x, dweights, dbiases, panels, height, width))
         parallel(_sum_chunk, min(n, 8), team, (dweights, dbiases, dweight, dbias))
@@ -295,7 +305,7 @@ def backward(dy, x, weight, *, needs, version):
     dx = np.empty(rows.shape if needs[0] else (1, 1), x.dtype)
     wants_dweight, sums = needs[1] or needs[2], sum_dtype(x.dtype)
     dweight = np.empty(weight.shape if wants_dweight else (0, 0), master)
-    dbias = np.empty(weight.shape[0] if wants_dweight else 0, sums)
+    dbias = np.empty(weight.shape[0] if needs[2] else 0, sums)
     panels = _new_panels(x.shape[-1] if needs[0] else 0, weight.shape[0], x.dtype)
     team = team_for(rows.shape[0] * weight.size, PRODUCTS)
     arrays = (upstream, rows, weight, panels, bits(dx), bits(dweight), dbias)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..attention.by_block import QUERIES
 from ..cpu.chunks import COPIES, ELEMENTS, PRODUCTS, SCORES
-from ..linear.numba_cpu import BLOCK, TASKS, pack
+from ..linear.numba_cpu import BLOCK, groups_of, pack
 from . import numba_cpu as table
 
 FLOAT = np.dtype(np.float32)
@@ -122,7 +122,7 @@ def _linear(inputs: Any, params: Any, outputs: Any, packed: Any, gelu: int = 0) 
     count, depth, width = panels.shape
     is_shared = rows.shape[0] * weight.size > PRODUCTS
     blocks = -(-rows.shape[0] // BLOCK)
-    groups = max(1, min(count, TASKS // max(blocks, 1))) if is_shared else 1
+    groups = groups_of(rows.shape[0], weight.size, count) if is_shared else 1
     constant = np.zeros(0, FLOAT) if bias is None else np.ascontiguousarray(bias.array)
     places = (rows, of_array(panels), of_array(constant), y)
     steps = (rows.strides[0], y.strides[0], constant.size)
