@@ -3,6 +3,7 @@
 Its backward pass, if it has one, is a function in the same module whose name ends in `_backward`.
 """
 
+import ast
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class UserKernel(Contender):
         super().__init__(option)
         place, colon, self.name = option.rpartition(":")
         if not colon or not place or not self.name:
-            raise ValueError(f"{option!r} is not of the form module:function or file.py:function")
+            raise ValueError(f"{option!r} is not of the form module:function or file.py:function{_choices(option)}")
         try:
             self.module = _load(place)
         except Exception as error:
@@ -135,6 +136,20 @@ def _check(name: str, array: np.ndarray, like: np.ndarray, place: str) -> None:
     if array.shape != like.shape:
         hint = ": its axes are in another order" if sorted(array.shape) == sorted(like.shape) else ""
         raise WrongOutputError(f"{name} has shape {array.shape}, not {like.shape}{hint} ({place})")
+
+
+def _choices(option: str) -> str:
+    """Say which functions a file has, if `option` is the path of one, without running it."""
+    file = Path(option.rstrip(":"))
+    if not file.is_file():
+        return ""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    names = [part.name for part in tree.body if isinstance(part, ast.FunctionDef)]
+    names = [name for name in names if not name.startswith("_") and not name.endswith("_backward")]
+    return f"; functions in the file: {', '.join(names)}" if names else ""
 
 
 def _load(place: str) -> ModuleType:

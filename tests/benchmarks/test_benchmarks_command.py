@@ -149,7 +149,9 @@ def measured(*kernels: str) -> tuple[int, str]:
     ("place", "message"),
     [
         ("{}:nothing", "has no function 'nothing'; available: right, wrong"),
-        ("{}", "is not of the form module:function"),
+        ("{}", "is not of the form module:function or file.py:function; functions in the file: right, wrong"),
+        ("{}:", "functions in the file: right, wrong"),
+        ("tinyvit", "is not of the form module:function or file.py:function"),
         ("{}:wright", "has no function 'wright' (did you mean 'right'?); available: right, wrong"),
         ("no_such_file.py:right", "there is no file 'no_such_file.py'"),
         ("no_such_module:right", "No module named 'no_such_module'"),
