@@ -105,6 +105,10 @@ class Implementation:
         outputs = len(op.outputs)
         # The place of each kept value: input i as i, output or residual j as ~j.
         returned = op.outputs + self.spec.residuals
+        unknown = [k for k in self.spec.keeps if k not in op.inputs + returned]
+        if unknown:
+            names = ", ".join(op.inputs + returned)
+            raise ValueError(f"the kernel of {op.name} keeps {unknown[0]!r}, which is none of {names}")
         self._kept = tuple(op.inputs.index(k) if k in op.inputs else ~returned.index(k) for k in self.spec.keeps)
         # What an entry of the tape saves: what the plain rule saves, and the tensors that this kernel keeps.
         plain = {source for source, _ in op.sources}
@@ -114,6 +118,9 @@ class Implementation:
     def forward(self, arrays: Sequence[Any], params: dict[str, Any], dtype: Any) -> Sequence[Any]:
         """Return the outputs of the operation and the residuals of the kernel."""
         returned: Sequence[Any] = self._forward(*arrays, **params)
+        if type(returned) is not tuple:
+            kind = type(returned).__name__
+            raise TypeError(f"forward of {self.spec.module} returned {kind}, not a tuple of the outputs")
         return returned
 
     def kept(self, arrays: Sequence[Any], returned: Sequence[Any]) -> list[Any]:

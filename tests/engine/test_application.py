@@ -93,8 +93,11 @@ def test_parameters_and_defaults_are_attributes() -> None:
 
 
 def test_a_class_that_saves_what_it_does_not_have_is_refused() -> None:
-    with pytest.raises(TypeError, match="Wrong: saves names 'e'; it may name x, out"):
-        type("Wrong", (Op,), {"saves": ("e",), "forward": staticmethod(lambda xp, x: x)})
+    rules = {"forward": staticmethod(lambda xp, x: x), "backward": lambda ctx, xp, dy: dy}
+    for entry, name in (("e", "e"), ("e for x", "e"), ("x for e", "e"), ("x for out", "out")):
+        allowed = "it may name x, out, and an input after 'for'"
+        with pytest.raises(TypeError, match=f"Wrong: saves names '{name}'; {allowed}"):
+            type("Wrong", (Op,), {"saves": (entry,), **rules})
 
 
 def test_a_rule_that_gives_another_number_of_gradients_is_named() -> None:
@@ -106,6 +109,11 @@ def test_a_rule_that_gives_another_number_of_gradients_is_named() -> None:
             one_gradient.apply(x, x).sum().backward()
     finally:
         Op.registry.pop("one_gradient", None)
+
+
+def test_an_operation_without_backward_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Doubled defines no backward\(ctx, xp, \*gradients\)"):
+        type("Doubled", (Op,), {"forward": staticmethod(lambda xp, x: 2 * x)})
 
 
 def test_an_operation_without_forward_is_refused() -> None:

@@ -66,8 +66,14 @@ def values_and_gradients(
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_has_samples_and_an_oracle(name: str) -> None:
-    assert any(True for _ in OPERATIONS[name].samples())
+    assert list(OPERATIONS[name].samples()), f"{name}: samples() yields nothing"
     oracle_of(name)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_docstring_of_every_operation_is_its_formula(name: str) -> None:
+    formula = OPERATIONS[name].__dict__.get("__doc__") or ""
+    assert formula.strip(), f"{name} has no docstring: write its formula there, which the study page shows"
 
 
 def test_every_oracle_is_of_an_operation() -> None:

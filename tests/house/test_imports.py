@@ -171,7 +171,9 @@ def test_the_packages_that_state_their_order_are_known() -> None:
 @pytest.mark.parametrize("package", sorted(ORDERED))
 def test_a_package_lists_all_of_its_files_in_its_order(package: str) -> None:
     children = {name.removeprefix(f"{package}.") for name in FILES if name.startswith(f"{package}.")}
-    assert sorted(stated_order(package) or []) == sorted(child for child in children if "." not in child)
+    stated, files = set(stated_order(package) or []), {child for child in children if "." not in child}
+    assert not files - stated, f"add {files - stated} to the line `Order:` in the docstring of {package}"
+    assert not stated - files, f"the line `Order:` in the docstring of {package} names {stated - files}"
 
 
 @pytest.mark.parametrize("package", sorted(ORDERED))

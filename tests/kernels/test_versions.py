@@ -7,6 +7,8 @@ import pytest
 from tinyvit.kernels import registry
 from tinyvit.kernels.registry import KernelSpec
 
+from tinyvit.engine import Op
+
 SPECS = [pytest.param(spec, id=f"{spec.operation}-{spec.technology}") for spec in registry.SPECS]
 
 
@@ -14,8 +16,9 @@ SPECS = [pytest.param(spec, id=f"{spec.operation}-{spec.technology}") for spec i
 def test_the_table_at_the_top_lists_the_versions(spec: KernelSpec) -> None:
     module = importlib.import_module(spec.module)
     versions = list(range(1, spec.versions + 1))
-    assert [int(n) for n in re.findall(r"^\| v(\d+) +\|", module.__doc__ or "", re.MULTILINE)] == versions
-    assert list(module.VERSIONS) == versions
+    table = [int(n) for n in re.findall(r"^\| v(\d+) +\|", module.__doc__ or "", re.MULTILINE)]
+    assert table == versions, f"the docstring of {spec.module} needs a table with rows | v1 | to | v{spec.versions} |"
+    assert list(module.VERSIONS) == versions, f"VERSIONS of {spec.module} needs the numbers 1 to {spec.versions}"
     assert len(versions) <= 5
 
 
@@ -24,6 +27,13 @@ def test_no_two_versions_are_the_same_function(spec: KernelSpec) -> None:
     versions = importlib.import_module(spec.module).VERSIONS.values()
     functions = [f for v in versions for f in (v if isinstance(v, tuple) else (v,))]
     assert len({id(f) for f in functions}) == len(functions)
+
+
+def test_every_row_serves_an_operation_that_names_its_kernel() -> None:
+    """Without the line `kernel = "name"` in its class, an operation would never be served."""
+    steps = {"adamw", "clip", "average", "narrow"}  # kernels of optimizers
+    named = {op.kernel for op in Op.registry.values()}
+    assert not {spec.operation for spec in registry.SPECS} - named - steps, 'add `kernel = "..."` to the class'
 
 
 def test_no_two_rows_serve_the_same_operation_by_the_same_technology() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,8 +76,31 @@ def test_an_equation_of_operators_gives_the_value_of_its_step(op: type[Op], samp
                 tree = None
             numbers = (ast.BinOp, ast.UnaryOp, ast.Compare)
             if isinstance(tree, numbers) and identifiers(equation) <= values.keys():
-                np.testing.assert_allclose(eval(equation, {}, values), step.value, rtol=1e-5)  # constants are rounded
+                found, text = eval(equation, {}, values), f"{op.name}: {step.label} = {equation}"
+                np.testing.assert_allclose(found, step.value, rtol=1e-5, err_msg=text)  # constants are rounded
             values[step.label] = step.value
+
+
+def test_a_function_that_a_rule_calls_gives_no_array_a_name_of_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sigmoid` calls its argument x, as the rule calls its first input."""
+    monkeypatch.setattr(Op, "registry", dict(Op.registry))
+
+    class Softer(Op):
+        """z = x s(x - y)"""
+
+        @staticmethod
+        def forward(xp: Any, x: Any, y: Any) -> Any:
+            z = x * xp.sigmoid(x - y)
+            return z
+
+        def backward(ctx: Any, xp: Any, dz: Any) -> Any:  # type: ignore[override]
+            raise NotImplementedError
+
+    x, y = np.array([1.0, 2.0]), np.array([0.5, -1.0])
+    narration = narrate_forward(Softer, [x, y], {})
+    labels = [step.label for step in narration.steps]
+    assert labels[0] == "t1"
+    assert not {"x", "y"} & set(labels)
 
 
 def test_what_a_function_of_the_module_returns_has_its_name() -> None:

@@ -57,18 +57,18 @@ def unwrapped(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:
 def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:
     """Do what `unwrapped` does where integers, numbers, bare arrays or several dtypes are among the inputs."""
     arrays = [x.data if isinstance(x, Tensor) else x.item() if isinstance(x, np.generic) else x for x in inputs]
-    dtype, integers = None, False
+    dtype = None
     for i, x in enumerate(arrays):
-        if x is None or isinstance(x, (bool, int, float)):
+        if x is None or isinstance(x, (int, float)):
             continue
         if not hasattr(x, "dtype"):
             name = type(x).__name__
             raise TypeError(f"{op.name}: {op.input_name(i)} is a {name}; give a Tensor, an array or a number")
+        if x.dtype.kind in "iub":
+            continue
         if not is_floating(x):
-            if x.dtype.kind not in "iub":
-                raise TypeError(f"{op.name}: {op.input_name(i)} has dtype {x.dtype}; it must hold real numbers")
-            integers = True
-        elif dtype is None:
+            raise TypeError(f"{op.name}: {op.input_name(i)} has dtype {x.dtype}; it must hold real numbers")
+        if dtype is None:
             dtype = x.dtype
         elif dtype != x.dtype and not _may_differ(op, i, x, dtype):
             raise TypeError(
@@ -81,11 +81,10 @@ def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any
             copy_of(array) if array is x and (op.kernel or i in saved) else array
             for i, (array, x) in enumerate(zip(arrays, inputs, strict=True))
         ]
-    if integers and dtype is not None:
+    if dtype is not None:
         arrays = [x.astype(dtype) if hasattr(x, "dtype") and not is_floating(x) else x for x in arrays]
-    if not hasattr(arrays[0], "dtype"):  # a bare number first: an array of what it meets
-        met = next((x.dtype for x in arrays if hasattr(x, "dtype")), None)
-        first = np.asarray(arrays[0], met if dtype is not None else None)
+    if not hasattr(arrays[0], "dtype"):  # a number as first input: an array of the common dtype
+        first = np.asarray(arrays[0], dtype)
         if first.dtype.kind not in "fiubV":
             raise TypeError(f"{op.name}: {op.input_name(0)} is {arrays[0]!r}; give a Tensor, an array or a number")
         arrays[0] = first

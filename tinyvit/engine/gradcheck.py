@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .tensor import Tensor, grad
+from .tensor import Tensor, as_list, grad
 
 DIRECTIONS = 4
 _SEED = 20_170_612
@@ -39,7 +39,7 @@ def gradcheck(
     Returns True, or raises GradcheckError, which names the worst input, element and both values; TypeError or
     ValueError if an input is not float64, or none requires a gradient.
     """
-    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    inputs = as_list(inputs)
     varied = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
     if not varied:
         raise ValueError("gradcheck: no input has requires_grad=True; tv.tensor(x, requires_grad=True) makes one")
@@ -54,23 +54,17 @@ def gradcheck(
     return True
 
 
-def _outputs(fn: Callable[..., Any], inputs: Sequence[Any]) -> list[Tensor]:
-    out = fn(*inputs)
-    return [out] if isinstance(out, Tensor) else list(out)
-
-
 def _gradient_function(
     fn: Callable[..., Any], inputs: list[Tensor], varied: list[int]
 ) -> tuple[Callable[..., Any], list[Tensor], list[int]]:
-    """The gradient of <u, fn(x)> as a function of x and u, to be checked in its turn."""
+    """Return the gradient of <u, fn(x)> as a function of x and u, whose own gradient can then be checked."""
     rng = np.random.default_rng(_SEED + 1)
-    weights = [
-        Tensor(rng.standard_normal(y.shape), requires_grad=True) for y in _outputs(fn, inputs) if y.requires_grad
-    ]
+    live = [y for y in as_list(fn(*inputs)) if y.requires_grad]
+    weights = [Tensor(rng.standard_normal(y.shape), requires_grad=True) for y in live]
 
     def gradient(*arguments: Tensor) -> list[Tensor]:
         x, u = arguments[: len(inputs)], arguments[len(inputs) :]
-        outputs = [y for y in _outputs(fn, x) if y.requires_grad]
+        outputs = [y for y in as_list(fn(*x)) if y.requires_grad]
         found = grad(outputs, [x[i] for i in varied], list(u), create_graph=True, allow_unused=True)
         return [g for g in found if g is not None]
 
@@ -81,7 +75,7 @@ def _check(
     fn: Callable[..., Any], inputs: list[Tensor], varied: list[int], eps: float, atol: float, rtol: float, what: str
 ) -> None:
     rng = np.random.default_rng(_SEED)
-    outputs = _outputs(fn, inputs)
+    outputs = as_list(fn(*inputs))
     weights = [rng.standard_normal(y.shape) for y in outputs]
     live = [(y, u) for y, u in zip(outputs, weights, strict=True) if y.requires_grad]
     analytic = grad([y for y, _ in live], [inputs[i] for i in varied], [u for _, u in live], allow_unused=True)
@@ -94,7 +88,7 @@ def _check(
             moved = list(inputs)
             for i, v in zip(varied, directions, strict=True):
                 moved[i] = Tensor(inputs[i].numpy() + sign * eps * v, requires_grad=True)
-            sides.append([y.numpy() for y in _outputs(fn, moved)])
+            sides.append([y.numpy() for y in as_list(fn(*moved))])
         return sum(float(np.sum(u * (a - b))) for u, a, b in zip(weights, *sides, strict=True)) / (2 * eps)
 
     for _ in range(DIRECTIONS):
@@ -109,14 +103,14 @@ def _check(
 
 
 def _worst(varied: list[int], gradients: list[np.ndarray], difference: Callable[[list[np.ndarray]], float]) -> str:
-    """Where the two disagree most, element by element (the first 1,000 of each input)."""
+    """Return the element where the two differ most (of the first 1,000 of each input), as text."""
     worst = (-1.0, "")
     for k, i in enumerate(varied):
         for flat in range(min(gradients[k].size, 1000)):
             directions = [np.zeros(g.shape) for g in gradients]
             directions[k].reshape(-1)[flat] = 1
             a, n = float(gradients[k].reshape(-1)[flat]), difference(directions)
-            place = tuple(int(j) for j in np.unravel_index(flat, gradients[k].shape))
+            place = [int(j) for j in np.unravel_index(flat, gradients[k].shape)]
             error = abs(a - n) if np.isfinite(a - n) else np.inf
-            worst = max(worst, (error, f"worst at inputs[{i}]{list(place)}: {a:.6g} by the tape, {n:.6g} numerically"))
+            worst = max(worst, (error, f"worst at inputs[{i}]{place}: {a:.6g} by the tape, {n:.6g} numerically"))
     return worst[1]

@@ -1,4 +1,4 @@
-"""Operations: a class states everything about one kind; an instance is one application of it, as a value."""
+"""Operations: a class states everything about one kind; an instance is one application of it."""
 
 import inspect
 import re
@@ -39,7 +39,10 @@ class Op:
 
     Whatever `backward` reads is as it was in forward. A saved tensor that was modified in place since is noticed, and
     `backward` refused; bare arrays that are saved, and the parameters in `copies`, are copied in forward, because
-    nothing tells when NumPy writes to them. (`Tensor(array)` promises that `array` is left alone.)
+    a later write by NumPy cannot be noticed. (`Tensor(array)` promises that `array` is left alone.)
+
+    On the tape an application is a `Node`. On the way back `dispatch.PlainRule` makes an instance of it and runs
+    `backward`; where a kernel served, the kernel's backward runs instead.
     """
 
     saves: ClassVar[tuple[str, ...]] = ()
@@ -52,7 +55,7 @@ class Op:
     autocast: ClassVar[str] = "follow"  # the inputs' dtype: "narrow" that of autocast, "wide" float32, "follow" theirs
     masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16, on the CPU
     narrow: ClassVar[tuple[str, ...]] = ()  # inputs that may be bfloat16 where the first is float32, on the CPU
-    mixes: ClassVar[tuple[str, ...]]  # both
+    mixes: ClassVar[tuple[str, ...]]  # masters and narrow together
     # For the study page: letters of the axes of inputs and outputs, as in "x y: B N C", where "..." stands for leading
     # axes, "|" separates alternatives, and "usually" begins letters that hold in layers of this package only; facts for
     # monitoring; and what students are shown (functional/teaching.py).
@@ -76,8 +79,9 @@ class Op:
 
     def __init_subclass__(cls) -> None:
         cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-        if not hasattr(cls, "forward"):
-            raise TypeError(f"{cls.__name__} defines no forward(xp, *inputs, **params), which every operation needs")
+        for needed in ("forward(xp, *inputs, **params)", "backward(ctx, xp, *gradients)"):
+            if not hasattr(cls, needed.partition("(")[0]):
+                raise TypeError(f"{cls.__name__} defines no {needed}, which every operation needs")
         parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
         cls.inputs = tuple(p.name for p in parameters if p.kind != p.KEYWORD_ONLY)
         for p in parameters:
@@ -85,9 +89,10 @@ class Op:
                 setattr(cls, p.name, p.default)
         places = {name: i for i, name in enumerate(cls.inputs)} | {name: ~j for j, name in enumerate(cls.outputs)}
         names = [entry.partition(" for ") for entry in cls.saves]
-        unknown = [n for name, _, x in names for n in (name, x) if n and n not in places]
+        unknown = [n for n, _, _ in names if n not in places] + [x for _, _, x in names if x and x not in cls.inputs]
         if unknown:
-            raise TypeError(f"{cls.__name__}: saves names {unknown[0]!r}; it may name {', '.join(places)}")
+            allowed = f"{', '.join(places)}, and an input after 'for'"
+            raise TypeError(f"{cls.__name__}: saves names {unknown[0]!r}; it may name {allowed}")
         cls.sources = tuple((places[name], cls.inputs.index(x) if x else None) for name, _, x in names)
         cls.mixes = (*cls.masters, *cls.narrow)
         cls.has_one_output = len(cls.outputs) == 1 and not cls.is_sequence
@@ -131,7 +136,7 @@ class Op:
 
     @classmethod
     def residuals(cls, xp: Any, inputs: Any, outputs: Any, params: dict[str, Any]) -> tuple[Any, ...]:
-        """Return what kernels of this operation return after the outputs, for those who call them directly."""
+        """Return what kernels of this operation return after the outputs, computed by the plain rule."""
         return ()
 
     # An application on the tape ------------------------------------------------------------------------------------
@@ -192,7 +197,7 @@ class Op:
 def _recorded_gradients(node: Node, incoming: Sequence[Any]) -> Sequence[Any]:
     """Run the gradient rule of an entry on tensors that are connected to the tape, for gradients of gradients."""
     op, mixes = node.op, node.op.mixes
-    places = zip(node.saved, op.sources, strict=False)  # a kernel saves more, at the end
+    places = zip(node.saved, op.sources, strict=False)  # longer where a kernel served: what it keeps comes last
     saved = [None if array is None else _connected(node, array, source) for array, (source, _) in places]
     saved = [_cast(x, node.dtype) for x in saved] if mixes else saved
     grads = op(saved, node.shapes, node.needs, node.params).gradients(tensor_namespace, incoming)
@@ -227,6 +232,6 @@ def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: S
         owner = inputs[s] if s >= 0 else outputs[~s]
         array = arrays[s] if s >= 0 else owner.data
         saved.append(array)
-        if isinstance(owner, Tensor) and owner.data is array:  # integers were cast, to an array of their own
+        if isinstance(owner, Tensor) and owner.data is array:  # else integers were cast to a new array
             memory = owner.memory
             guards.append((s, memory, memory.version))

@@ -1,4 +1,4 @@
-"""Errors of NumPy inside an operation, told in terms of the operation and of what it was given."""
+"""Errors of NumPy inside an operation, raised again with the operation's name and its inputs."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn

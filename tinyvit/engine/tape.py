@@ -27,14 +27,14 @@ class Memory:
         self.sharers: list[weakref.ref[Any]] = []
 
     def join(self, first: Any, other: Any) -> None:
-        """Add `other` to the tensors that view the array; `first` is the one that this state was made for."""
+        """Add `other` to the tensors that view the array, and `first` too if it is the only one so far."""
         for tensor in (other,) if self.sharers else (first, other):
             self.sharers.append(weakref.ref(tensor))
         if len(self.sharers) % 64 == 0:  # drop the dead ones now and then, so that the list stays short
             self.sharers = [ref for ref in self.sharers if ref() is not None]
 
     def is_seen_by_others(self, tensor: Any) -> bool:
-        """Return whether a tensor other than `tensor` is alive that would show its modifications."""
+        """Return whether another tensor is alive whose values would change with those of `tensor`."""
         return any((other := ref()) is not None and other is not tensor for ref in self.sharers)
 
 
@@ -49,8 +49,8 @@ class Node:
     guards : (place, memory, version when it was saved) of each saved array, to notice in-place changes.
     edges : for each input, where its gradient goes.
     dtype, dtypes : the floating dtype of the inputs together, and of each.
-    implementation, kept : what served (see `dispatch`), and what it gets again in backward.
-    hooks : by output, the functions that its complete gradient passes through.
+    implementation, kept : the rule or kernel that computed the outputs (see `dispatch`), and what it has kept.
+    hooks : for each output, the functions that are called with its complete gradient.
     sequence : the number of this entry; an entry that uses another's output has a larger one.
     """
 
@@ -96,12 +96,12 @@ class Node:
 
 
 class Arrivals:
-    """The gradients that have arrived so far, summed by place; and the entries reached, in the order to visit them."""
+    """The sums of the gradients that have arrived so far, by output and leaf; and a queue of the entries to visit."""
 
     def __init__(self) -> None:
         self.leaves: dict[Any, tuple[Any, bool]] = {}  # the gradient, and whether nobody else holds its array
         self.hooked: list[Any] = []  # leaves with hooks that have not been called yet
-        self._last_uses: dict[Any, int] | None = None  # of the leaves with hooks, in the entries yet to be visited
+        self._last_uses: dict[Any, int] | None = None  # by leaf with hooks: the last entry that will add to it
         self._outputs: dict[Node, list[Any]] = {}
         self._queue: list[tuple[int, Node]] = []
 
@@ -109,9 +109,11 @@ class Arrivals:
         """Add a gradient that arrives along `edge`. `is_new` says that nobody else holds its array."""
         if type(edge) is not tuple:
             leaf: Any = edge
-            before = self.leaves.get(leaf)
-            self.leaves[leaf] = (gradient, is_new) if before is None else (before[0] + gradient, True)
-            if before is None and leaf is not None and leaf.hooks:
+            if leaf in self.leaves:
+                self.leaves[leaf] = self.leaves[leaf][0] + gradient, True
+                return
+            self.leaves[leaf] = gradient, is_new
+            if leaf.hooks:
                 self.hooked.append(leaf)
             return
         node, index = edge
@@ -122,21 +124,20 @@ class Arrivals:
         slots[index] = gradient if slots[index] is None else slots[index] + gradient
 
     def call_hooks(self, sequence: int) -> None:
-        """Call the hooks of the leaves whose gradients no entry before number `sequence` adds to."""
+        """Call the hooks of leaves with complete gradients: all entries from number `sequence` on have been visited."""
         if self._last_uses is None:
             self._last_uses = {}
             for node in _reached_from([(node, 0) for _, node in self._queue]):
-                leaves: list[Any] = [edge for edge in node.edges if edge is not None and type(edge) is not tuple]
-                for leaf in leaves:
-                    if leaf.hooks:
+                for edge in node.edges:
+                    leaf: Any = None if type(edge) is tuple else edge
+                    if leaf is not None and leaf.hooks:
                         self._last_uses[leaf] = min(node.sequence, self._last_uses.get(leaf, node.sequence))
-        waiting = []
-        for leaf in self.hooked:
+        hooked, self.hooked = self.hooked, []
+        for leaf in hooked:
             if self._last_uses.get(leaf, sequence) < sequence:
-                waiting.append(leaf)
+                self.hooked.append(leaf)
             else:
-                self.leaves[leaf] = (_through(leaf.hooks, self.leaves[leaf][0]), False)
-        self.hooked = waiting
+                self.leaves[leaf] = _through(leaf.hooks, self.leaves[leaf][0]), False
 
     def visit(self) -> Iterator[tuple[Node, list[Any]]]:
         """Yield each entry with the gradients of its outputs, latest first, so that no more of them can arrive."""
@@ -152,7 +153,7 @@ class Targets:
         self.found: dict[Edge, Any] = dict.fromkeys(edges)
         self.leading: set[Node] = set()
         for node in sorted(_reached_from(starts), key=lambda node: node.sequence):
-            if any(edge is not None and self.lie_behind(edge) for edge in node.edges):
+            if any(map(self.lie_behind, node.edges)):
                 self.leading.add(node)
 
     def lie_behind(self, edge: Edge) -> bool:
@@ -209,7 +210,7 @@ def walk_back(
                     arrivals.add(edge, gradient, may_be_taken and _is_new(gradient, incoming, outgoing))
             if not (retain_graph or create_graph):
                 node.free()
-            if arrivals.hooked and targets is None:  # else entries may be left out, so that less is known
+            if arrivals.hooked and targets is None:  # with targets, entries are left out
                 arrivals.call_hooks(node.sequence)
         arrivals.call_hooks(0)
         leaves = arrivals.leaves

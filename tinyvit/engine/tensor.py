@@ -1,4 +1,4 @@
-"""Tensors: arrays that remember how they were computed, and the gradients that are asked of them."""
+"""Tensors: arrays that remember how they were computed, and the functions that compute their gradients."""
 
 import functools
 import weakref
@@ -51,7 +51,7 @@ class Tensor:
         self.requires_grad = requires_grad
         self.node: Node | None = None
         self.output_index = 0
-        self.hooks: list[Callable[[Any], Any]] | None = None  # of a leaf; a Node has those of its outputs
+        self.hooks: list[Callable[[Any], Any]] | None = None  # of a leaf; those of other tensors are in their Node
         self._memory: Memory | None = None
 
     # Its values
@@ -97,7 +97,7 @@ class Tensor:
         return self._memory
 
     def share_memory(self, views: Sequence["Tensor"]) -> None:
-        """Count the modifications of those `views` that lie in this tensor's memory together with its own."""
+        """Give each of `views` that uses the memory of this tensor its version counter."""
         owner = self.data if self.data.base is None else self.data.base
         for view in views:
             if view.data.base is owner or view.data is self.data:
@@ -176,6 +176,11 @@ def as_tensor(x: Any) -> Tensor:
     return x if isinstance(x, Tensor) else Tensor(x)
 
 
+def as_list(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Return one tensor, or a sequence of tensors, as a list."""
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
 def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """Copy `data` into a new leaf tensor. Python floats become float32, integers int64; arrays keep their dtype."""
     return Tensor(backend.as_array(data.data if isinstance(data, Tensor) else data, dtype, device), requires_grad)
@@ -197,13 +202,12 @@ def grad(
     grad_outputs : one gradient for each output, as in `Tensor.backward`.  create_graph, retain_graph : as there.
     allow_unused : return None for an input that no output depends on, instead of raising RuntimeError.
     """
-    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    outputs, inputs = as_list(outputs), as_list(inputs)
     if not inputs:
         raise ValueError("grad: inputs is empty; a generator can be used only once")
     if grad_outputs is None:
         grad_outputs = [None] * len(outputs)
-    elif isinstance(grad_outputs, Tensor) or hasattr(grad_outputs, "dtype"):
+    elif hasattr(grad_outputs, "dtype"):  # one tensor or array
         grad_outputs = [grad_outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")

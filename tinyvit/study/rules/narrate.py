@@ -114,7 +114,8 @@ def gradient_names(op: type[Op], count: int) -> list[str]:
 class _Narrator:
     """The namespace `xp` of a narrated rule; it collects the rule's inputs in `given` and its steps in `steps`.
 
-    `returned` has the results of functions that the rule calls, with the names of these functions.
+    `returned` has the results of functions that the rule calls, with the names of these functions. `scopes` has the
+    code that each name belongs to: a function that the rule calls may use the same name for another array.
     """
 
     def __init__(self, is_usual: bool) -> None:
@@ -122,6 +123,7 @@ class _Narrator:
         self.steps: list[Step] = []
         self.given: list[Operand] = []
         self.returned: list[tuple[Operand, str]] = []
+        self.scopes: dict[str, CodeType] = {}
 
     def narrated(self, operand: Operand) -> "_Array":
         return _Array(self, operand)
@@ -139,6 +141,8 @@ class _Narrator:
 
     def run(self, rule: Callable[..., Any], *arguments: Any, **params: Any) -> Narration:
         """Run `rule(xp, *arguments, **params)`; the results get the names of the variables they are bound to."""
+        code = getattr(rule, "__func__", rule).__code__
+        self.scopes = dict.fromkeys([*code.co_varnames, *(x.name for x in self.given if x.name)], code)
         before = sys.gettrace()
         sys.settrace(_name_bound_results)
         try:
@@ -335,7 +339,8 @@ def _name_bound_results(frame: FrameType, event: str, argument: Any) -> Any:
         if isinstance(value, _Array) and name != "_" and not name.startswith("."):
             operand = value.operand
             if operand.name is None:
-                operand.name = name
+                if value.narrator.scopes.setdefault(name, frame.f_code) is frame.f_code:
+                    operand.name = name
             elif operand.local is None and not isinstance(operand, Step):
                 operand.local = name
     function = frame.f_code.co_name
