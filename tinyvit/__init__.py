@@ -3,6 +3,7 @@
 import tinyvit as tv, tinyvit.functional as F
 """
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from .checkpoint import load, save
 from .context import autocast, no_grad
 from .dispatch import use_kernels
 from .engine import GradcheckError, Tensor, grad, gradcheck, tensor
-from .kernels.cpu.quota import usable_processors
+from .kernels.cpu import quota as _quota
 from .optim import LossScaler
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from .program import freeze
     from .run.folder import load_run
 
-limit_threads(usable_processors())
+with contextlib.suppress(ValueError):  # of TINYVIT_THREADS: the first kernel raises it again, where commands show it
+    limit_threads(_quota.usable_processors(), _quota.wanted_threads())
 
 __version__ = "0.1.0"
 

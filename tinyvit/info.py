@@ -84,17 +84,22 @@ def _kernels() -> Iterator[tuple[str, str]]:
     """Yield what our own kernels on the CPU use: vectors, products, threads, and the folder of compiled code."""
     try:
         from .kernels import cache
-        from .kernels.cpu import processor, threads
+        from .kernels.cpu import compiler, processor, threads
     except ImportError as error:
         yield "kernels", f"none, since Numba cannot be imported ({error}); every operation runs its plain NumPy rule"
         return
+    if not compiler.is_compiling():
+        yield "kernels", "run as Python, very slowly, because NUMBA_DISABLE_JIT is set"
+        return
     set_by = "set by TINYVIT_THREADS" if os.environ.get("TINYVIT_THREADS") else "set TINYVIT_THREADS to change it"
-    chosen_by = "set by TINYVIT_CPU" if "TINYVIT_CPU" in os.environ else "the best level of this processor"
+    chosen_by = "set by TINYVIT_CPU" if os.environ.get("TINYVIT_CPU") else "the best level of this processor"
     yield "vectors", f"{processor.level()} ({chosen_by})"
     yield "products", _PRODUCTS[processor.level()]
     yield from _tuned()
     yield "kernels", f"{threads.thread_count()} threads ({set_by})"
-    yield "compiled", f"kept in {cache.cache_folder()}"
+    folder = cache.cache_folder()
+    lost = f"anew in each process: {folder} cannot be written; NUMBA_CACHE_DIR can name another folder"
+    yield "compiled", f"kept in {folder}" if cache.can_keep() else lost
 
 
 def _tuned() -> Iterator[tuple[str, str]]:

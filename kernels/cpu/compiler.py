@@ -43,6 +43,11 @@ def body(function: Callable[..., Any]) -> Any:
     return numba.njit(fastmath=_REORDERED, **_INLINED, **_FLAGS)(function)
 
 
+def is_compiling() -> bool:
+    """Return whether kernels are compiled at all, which NUMBA_DISABLE_JIT prevents."""
+    return not config.DISABLE_JIT
+
+
 def exact(function: Callable[..., Any]) -> Any:
     """Compile a `body` whose operations are done in the order in which they are written.
 
@@ -242,7 +247,7 @@ class _Announcer(event.Listener):
         if self._depth == 0 and _is_ours(function):
             folder, name = _names(function)
             if os.environ.get(_ANNOUNCING) != "0" and not progress.begin(f"{folder}: {name}"):
-                line = f"tinyvit: compiling the kernel {folder}: {name}, once on this machine"
+                line = f"tinyvit: compiling the kernel {folder}: {name}, {progress.how_often()}"
                 print(line, file=sys.stderr, flush=True)
             if folder in _TELLING:
                 met = {str(getattr(argument, "dtype", None)) for argument in event.data["args"]}

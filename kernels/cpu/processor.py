@@ -33,7 +33,7 @@ _TARGETS = {"avx2": "x86-64-v3", "generic": "x86-64"}  # what LLVM calls a proce
 
 def usable() -> list[str]:
     """Return the levels that this processor has, the best first."""
-    features = binding.get_host_cpu_features() if "TINYVIT_CPU" in os.environ else _features()
+    features = binding.get_host_cpu_features() if os.environ.get("TINYVIT_CPU") else _features()
     missing = {name for name, needed in _NEEDED.items() if not all(features.get(f) for f in needed)}
     if not is_arm(binding.get_process_triple()):
         missing.add("neon")
@@ -46,7 +46,7 @@ def level() -> str:
 
     Raises ValueError if TINYVIT_CPU is not a level, or is one that this processor does not have.
     """
-    wanted = os.environ.get("TINYVIT_CPU", usable()[0])
+    wanted = os.environ.get("TINYVIT_CPU") or usable()[0]
     if wanted not in usable():
         names, has = ", ".join(_NEEDED), ", ".join(usable())
         raise ValueError(f"TINYVIT_CPU is {wanted!r}; it must be one of {names}, and this processor has {has}")
@@ -63,10 +63,10 @@ def _features() -> dict[str, bool]:
 @cache
 def target() -> tuple[str, str]:
     """Return the name and features of the processor to compile for, as LLVM writes them, and set them in Numba."""
-    if "TINYVIT_CPU" in os.environ and level() in _TARGETS and _is_x86():
+    if os.environ.get("TINYVIT_CPU") and level() in _TARGETS and _is_x86():
         os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = _TARGETS[level()], ""
         config.reload_config()
-    elif level() == "avx512" and "TINYVIT_CPU" in os.environ:
+    elif level() == "avx512" and os.environ.get("TINYVIT_CPU"):
         fewer = {**binding.get_host_cpu_features(), _BFLOAT16: False}
         os.environ["NUMBA_CPU_FEATURES"] = ",".join(f"{'-+'[has]}{feature}" for feature, has in fewer.items())
         config.reload_config()

@@ -52,6 +52,12 @@ def followed(show: Callable[[str], None]) -> Iterator[None]:
         _show = before
 
 
+def how_often() -> str:
+    """Return how often a kernel is compiled, as the end of a sentence."""
+    lost = f"in each process, because {cache.cache_folder()} cannot be written"
+    return "once on this machine" if cache.can_keep() else lost
+
+
 def begin(kernel: str) -> bool:
     """Note that this process begins to compile a kernel; return whether somebody follows, and has been shown it."""
     global _began, _known

@@ -11,6 +11,16 @@ from functools import cache
 from pathlib import Path
 
 
+def wanted_threads() -> int | None:
+    """Return the number in TINYVIT_THREADS, None if it is not set; ValueError if it is no number from 1 to 1024."""
+    text = os.environ.get("TINYVIT_THREADS", "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= 1024):
+        raise ValueError(f"TINYVIT_THREADS is {text!r}; it must be a whole number from 1 to 1024")
+    return int(text)
+
+
 @cache
 def usable_processors() -> int:
     """Return the number of processors that this process may run on, or as many of them as its quota keeps busy."""

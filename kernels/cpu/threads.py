@@ -30,7 +30,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .compiler import entry
-from .quota import usable_processors
+from .quota import usable_processors, wanted_threads
 
 _POINTER = ir.IntType(8).as_pointer()
 _WORD = ir.IntType(64)
@@ -49,12 +49,7 @@ _SPINS = 4_000  # how often a worker reads _OPEN before it goes to sleep: giving
 @cache
 def thread_count() -> int:
     """Return how many threads compute: TINYVIT_THREADS, else one for each processor that this process may keep busy."""
-    wanted = os.environ.get("TINYVIT_THREADS", "")
-    if not wanted:
-        return usable_processors()
-    if not (wanted.isascii() and wanted.isdecimal()) or not 1 <= int(wanted) <= 1024:
-        raise ValueError(f"TINYVIT_THREADS is {wanted!r}; it must be a whole number from 1 to 1024")
-    return int(wanted)
+    return wanted_threads() or usable_processors()
 
 
 class _Team:

@@ -110,16 +110,25 @@ def kept() -> tuple[Timing, ...]:
     try:
         found = json.loads(content)
         return tuple(Timing((int(r), int(k), int(n)), *map(float, times)) for (r, k, n), *times in found)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return ()
+
+
+def check_folder() -> None:
+    """Raise OSError if nothing can be kept."""
+    if not can_keep():
+        raise OSError(f"{str(_folder())!r} cannot be written; NUMBA_CACHE_DIR can name another folder")
 
 
 def keep(timings: Iterable[Timing]) -> Path:
     """Write timings to the file, beside those of other shapes; raises OSError if that fails."""
-    if not can_keep():
-        raise OSError(f"{str(_folder())!r} cannot be written; NUMBA_CACHE_DIR can name another folder")
+    check_folder()
+    kept.cache_clear()  # another process may have written since
     every = {timing.shape: timing for timing in (*kept(), *timings)}
-    write(_file(), json.dumps([every[shape] for shape in sorted(every)]).encode())
+    try:
+        write(_file(), json.dumps([every[shape] for shape in sorted(every)]).encode())
+    except OSError as error:
+        raise OSError(f"{str(_file())!r} cannot be written ({error.strerror or error})") from error
     kept.cache_clear()
     chosen_in_file.cache_clear()
     return _file()

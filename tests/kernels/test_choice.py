@@ -1,5 +1,6 @@
 """The file that says which linear maps are left to OpenBLAS: what it holds for, and what is not believed."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from tinyvit.kernels.cpu import threads
 from tinyvit.kernels.linear import choice
 from tinyvit.kernels.linear.choice import MARGIN, Timing
+
+from tinyvit.backend import BFLOAT16
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,26 @@ def test_what_was_kept_is_read_back_in_another_process() -> None:
     assert set(choice.chosen()) == {(6, 3, 4)}
 
 
+def test_what_another_process_has_kept_meanwhile_stays() -> None:
+    path = choice.keep([timing((7, 3, 4), 3)])
+    content = choice.read(path)
+    path.unlink()
+    forget()
+    assert choice.kept() == ()
+    choice.write(path, content or b"")
+    choice.keep([timing((6, 3, 4), 2)])
+    assert set(choice.chosen()) == {(6, 3, 4), (7, 3, 4)}
+
+
+def test_a_disk_without_room_is_named_with_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(choice, "write", full)
+    with pytest.raises(OSError, match=r"products-.*\.json' cannot be written \(No space left on device\)"):
+        choice.keep([timing((6, 3, 4), 2)])
+
+
 def test_a_replacement_counts_instead_of_the_file_until_it_is_taken_back() -> None:
     choice.keep([timing((6, 3, 4), 2)])
     before = choice.replace([(1, 2, 3)])
@@ -58,6 +81,7 @@ def test_a_map_is_known_by_its_rows_and_its_weight() -> None:
     assert loses((6, 3), (4, 3))
     assert loses((2, 1, 3, 3), (4, 3))
     assert not loses((6, 4), (3, 4))
+    assert not any(loses((6, 3), (4, 3), dtype) for dtype in (np.float64, BFLOAT16))
     assert not loses((7, 3), (4, 3))
     assert not loses((6, 3), (4, 3), np.float64)
     assert not loses((0, 0), (4, 0))

@@ -137,7 +137,7 @@ def test_a_training_run_counts_the_kernels_that_it_compiles(optimizer: str, tmp_
     }
     expected = {name for name in progress.SECONDS if optimizer == "adamw" or not name.startswith("adamw")}
     assert expected <= kept
-    first = r"^  compiling kernels: 1 of about (\d+), about \d+ s left; this is done once on a machine$"
+    first = r"^  compiling kernels: 1 of about (\d+), about \d+ s left; this is done once on this machine$"
     counted = re.search(first, run.stdout, re.MULTILINE)
     assert counted
     assert int(counted[1]) <= len(expected) <= len(kept) <= 1.3 * len(expected)

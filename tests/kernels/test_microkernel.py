@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from draws import Array, around, few_or_all, on_drawn
+from hypothesis import given
 from hypothesis import strategies as st
 from tinyvit.kernels.cpu.compiler import entries
 from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
+from tinyvit.kernels.linear.numba_cpu import BLOCK, FEW_BLOCKS, TASKS, groups_of
 
 
 @entries("void({0}[:,:], {0}[:,:], {0}[:,:], boolean)")
@@ -59,3 +61,17 @@ def test_a_product_of_any_shape_is_correct(dtype: str, data: st.DataObject) -> N
     assert (np.abs(c - exact) <= bound).all()
     c[...] = 7
     assert (around_c == 7).all()
+
+
+LARGE = 10_000_000  # elements of a weight
+
+
+@given(rows=st.integers(0, 100 * BLOCK), panels=st.integers(1, 99), size=st.sampled_from([1, LARGE]))
+def test_threads_get_enough_tasks_and_an_even_number_of_them(rows: int, panels: int, size: int) -> None:
+    """Bits do not depend on how panels are grouped, so only this test sees it."""
+    groups, blocks = groups_of(rows, size, panels), max(1, -(-rows // BLOCK))
+    assert 1 <= groups <= panels
+    assert groups * blocks >= min(TASKS // 2, panels * blocks)
+    if blocks >= TASKS:
+        is_uneven = blocks % 2 == 1 and blocks < FEW_BLOCKS and size == LARGE
+        assert groups == min(panels, 2 if is_uneven else 1)

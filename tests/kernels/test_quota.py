@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tinyvit.kernels.cpu.quota import quota
 
-GROUPS = {1: "5:memory:/elsewhere\n4:cpu,cpuacct:{group}\n", 2: "0::{group}\n"}
+GROUPS = {1: "6:cpuset:/elsewhere\n5:memory:/elsewhere\n4:cpu,cpuacct:{group}\n", 2: "0::{group}\n"}
 MOUNTS = {
     1: "33 31 0:29 {root} {mount} rw,relatime - cgroup cgroup rw,cpu,cpuacct\n",
     2: "31 23 0:28 {root} {mount} rw,relatime - cgroup2 cgroup rw\n",
@@ -75,7 +75,7 @@ quota.usable_processors.cache_clear()
 from tinyvit.backend import limit_threads, product_threads
 from tinyvit.kernels.cpu.threads import thread_count
 before = product_threads()
-limit_threads(quota.usable_processors())
+limit_threads(quota.usable_processors(), quota.wanted_threads())
 print(thread_count(), product_threads() if thread_count() < 4 else before == product_threads())
 """
 

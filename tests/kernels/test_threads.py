@@ -210,12 +210,18 @@ def test_too_little_work_wakes_no_worker() -> None:
     assert threads.team(False) == 0
 
 
-@pytest.mark.parametrize("value", ["0", "abc", "-1", "1.5", "1025", " 2"])
+@pytest.mark.parametrize("value", ["0", "abc", "-1", "1.5", "1025", " 2", "٢", "9" * 30, "9" * 5000])
 def test_a_wrong_number_of_threads_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("TINYVIT_THREADS", value)
     threads.thread_count.cache_clear()
     with pytest.raises(ValueError, match=rf"TINYVIT_THREADS is '{value}'; it must be a whole number from 1 to 1024"):
         threads.thread_count()
+
+
+@pytest.mark.parametrize("value", ["0", "٢", "9" * 30])
+def test_tinyvit_can_be_imported_with_a_wrong_number_of_threads(value: str) -> None:
+    """The command that needs threads then says what is wrong."""
+    subprocess.run([sys.executable, "-c", "import tinyvit"], env=os.environ | {"TINYVIT_THREADS": value}, check=True)
 
 
 @pytest.mark.parametrize(("value", "count"), [("1", 1), ("3", 3), ("", None)])
@@ -235,7 +241,7 @@ def forget_the_count() -> Iterator[None]:
 
 
 FORK = """
-import os, sys
+import os, sys, threading
 import numpy as np
 import tinyvit as tv, tinyvit.functional as F
 x, one = tv.tensor(np.random.default_rng(0).standard_normal((900, 64)).astype("f")), tv.tensor(np.ones(64, "f"))
@@ -245,7 +251,9 @@ with tv.use_kernels("numba"):
     before = result()
     child = os.fork()
     if child == 0:
-        os._exit(0 if [result() for _ in range(50)] == [before] * 50 else 3)
+        is_same = [result() for _ in range(50)] == [before] * 50
+        workers = [thread for thread in threading.enumerate() if thread.name.startswith("tinyvit-")]
+        os._exit(0 if is_same and workers and all(worker.is_alive() for worker in workers) else 3)
     here = [result() for _ in range(50)] == [before] * 50
     _, status = os.waitpid(child, 0)
 sys.exit(status or (0 if here else 4))

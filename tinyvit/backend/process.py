@@ -24,18 +24,16 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def limit_threads(processors: int) -> None:
-    """Limit the libraries under NumPy to as many threads as the kernels have: TINYVIT_THREADS, else `processors`.
+def limit_threads(processors: int, wanted: int | None = None) -> None:
+    """Limit the libraries under NumPy to as many threads as the kernels have: those wanted, else `processors`.
 
     The libraries themselves know which processors this process may run on, but not how many it may keep busy.
     """
-    wanted = os.environ.get("TINYVIT_THREADS", "")
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else processors
-    most = int(wanted) if wanted.isdecimal() else processors if processors < allowed else 0
-    if most > 0:
+    if wanted or processors < allowed:
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-        threadpool_limits(most)
+        threadpool_limits(wanted or processors)
 
 
 def product_threads() -> int:

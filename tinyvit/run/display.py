@@ -116,7 +116,7 @@ class Lines(_Visible):
         if not self._doing and not self._compiles:
             self._compiles, self._said, self._since = True, _without_time(state), time.monotonic()
             try:
-                self._print(f"  {state}; this is done once on a machine")
+                self._print(f"  {state}; this is done {progress.how_often()}")
             except BrokenPipeError:  # the next step raises it; here the compiler would
                 self._closed_pipe = True
 

@@ -30,6 +30,7 @@ def tune(recipe: Recipe) -> list[Timing]:
 
     Raises RecipeError or DataError if the recipe or its data cannot be used, OSError if nothing can be kept.
     """
+    choice.check_folder()  # before minutes are spent
     timings = [measure(shape) for shape in shapes_of(recipe)]
     with products_as(()):  # what this process has found out about shapes ends with this block
         choice.keep(timings)
