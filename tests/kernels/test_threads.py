@@ -256,7 +256,7 @@ with tv.use_kernels("numba"):
         os._exit(0 if is_same and workers and all(worker.is_alive() for worker in workers) else 3)
     here = [result() for _ in range(50)] == [before] * 50
     _, status = os.waitpid(child, 0)
-sys.exit(status or (0 if here else 4))
+sys.exit(os.waitstatus_to_exitcode(status) or (0 if here else 4))
 """
 
 
