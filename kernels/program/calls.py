@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import typeof, types
-from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
@@ -21,11 +20,6 @@ from ..cpu.compiler import entry
 
 _WORD = ir.IntType(64)
 _callers: dict[int, tuple[int, Any, Any]] = {}  # by id of the compiled code: its caller's address, and what must live
-
-
-def is_possible() -> bool:
-    """Return whether functions are compiled at all, which NUMBA_DISABLE_JIT prevents."""
-    return not config.DISABLE_JIT
 
 
 def overload(compiled: Any, arguments: Sequence[Any]) -> Any:

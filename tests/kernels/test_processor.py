@@ -37,6 +37,11 @@ def test_code_uses_no_wider_registers_than_the_level_has(level: str, tmp_path: P
     assert run.stdout.split() == [level, "6", "False", str(level == "avx2")]
 
 
+def test_an_empty_variable_names_no_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYVIT_CPU", "")
+    assert processor.level.__wrapped__() == processor.usable()[0]
+
+
 def test_an_unknown_level_is_refused(tmp_path: Path) -> None:
     run = linear_at("sse9", tmp_path)
     assert run.returncode == 1

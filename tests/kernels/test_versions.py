@@ -2,11 +2,14 @@
 
 import importlib
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tinyvit.kernels import registry
 from tinyvit.kernels.registry import KernelSpec
 
+from tinyvit.dispatch import Implementation
 from tinyvit.engine import Op
 
 SPECS = [pytest.param(spec, id=f"{spec.operation}-{spec.technology}") for spec in registry.SPECS]
@@ -39,3 +42,20 @@ def test_every_row_serves_an_operation_that_names_its_kernel() -> None:
 def test_no_two_rows_serve_the_same_operation_by_the_same_technology() -> None:
     names = [(spec.operation, spec.technology) for spec in registry.SPECS]
     assert len(set(names)) == len(names)
+
+
+def implementation(keeps: tuple[str, ...] = ()) -> Implementation:
+    """A kernel of F.exp whose forward forgets the tuple around its output."""
+    spec = KernelSpec("exp", "numba", "mine", frozenset({np.dtype(float)}), keeps=keeps)
+    kernel = SimpleNamespace(spec=spec, version=1, forward=lambda x: x, backward=lambda dy, **_: dy)
+    return Implementation(kernel, Op.registry["exp"])  # type: ignore[arg-type]
+
+
+def test_a_kernel_that_keeps_what_there_is_not_is_named() -> None:
+    with pytest.raises(ValueError, match="the kernel of exp keeps 'z', which is none of x, "):
+        implementation(keeps=("x", "z"))
+
+
+def test_a_kernel_that_returns_no_tuple_is_named() -> None:
+    with pytest.raises(TypeError, match="forward of mine returned ndarray, not a tuple of the outputs"):
+        implementation().forward([np.ones(3)], {}, np.dtype(float))

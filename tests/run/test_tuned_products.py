@@ -162,3 +162,10 @@ def test_info_measures_keeps_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "960 x 8 to 24, forward and backward: 2 ms by tiles, 1 ms by OpenBLAS; OpenBLAS makes them" in result.output
     assert "240 x 8 to 10, forward and backward: 0.5 ms by tiles, 1 ms by OpenBLAS; tiles make them" in result.output
     assert products_of_blas() == set(SHAPES)
+
+
+def test_nothing_is_measured_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "can_keep", lambda: False)
+    monkeypatch.setattr(tune, "measure", lambda shape: pytest.fail("a shape was measured"))
+    with pytest.raises(OSError, match="cannot be written; NUMBA_CACHE_DIR can name another folder"):
+        tune.tune(RECIPE)

@@ -145,9 +145,9 @@ class CapturedGradients:
 
 
 def _are_compiled() -> bool:
-    from ..kernels.program.calls import is_possible
+    from ..kernels.cpu.compiler import is_compiling
 
-    return is_possible()
+    return is_compiling()
 
 
 class _Capture:
