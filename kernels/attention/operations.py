@@ -1,7 +1,7 @@
 """Attention as the registry calls it, made from the two functions that each technology has for it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
     def forward(q, k, v, bias, *, version, **params):
         """Map q (..., N, D), k (..., S, D), v (..., S, E) and bias, or None, to out (..., N, E) and lse (..., N)."""
         xp = library(q)
-        q_, k_, v_ = (_with_columns(xp, heads(x)) for x in (q, k, v))
+        q_, k_, v_ = _with_columns(xp, heads(q), heads(k), heads(v))
         (b, h, n, _), e = q_.shape, v_.shape[3]
         out = xp.empty((b, n, h, e), q.dtype).transpose(0, 2, 1, 3)
         lse = xp.empty((b, h, n), _sum_dtype(q.dtype))
@@ -58,7 +58,7 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
         elif q_.size:
             options = _options(xp, q, k, params)
             run_forward(q_, k_, v_, _scores_view(xp, bias, q, k), out, lse, options, version)
-        shape, out = q.shape[:-1], out[..., : v.shape[-1]]
+        shape, out = q.shape[:-1], _columns_of(out, v)
         return (out, lse) if q.ndim == 4 else (out.reshape(*shape, out.shape[-1]), lse.reshape(shape))
 
     def backward(dout, q, k, v, bias, out, lse, *, needs, version, **params):
@@ -68,7 +68,7 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
         projection.
         """
         xp = library(q)
-        q_, k_, v_, out_, dout_ = (_with_columns(xp, heads(x)) for x in (q, k, v, out, dout))
+        q_, k_, v_, out_, dout_ = _with_columns(xp, heads(q), heads(k), heads(v), heads(out), heads(dout))
         dq, dk, dv = _empty_gradients(xp, q_, k_, v_, q.dtype)
         # Zeros, because kernels skip blocks of keys that is_causal hides.
         ds = xp.zeros((*q_.shape[:3], k_.shape[2]) if needs[3] else (0, 0, 0, 0), _sum_dtype(q.dtype))
@@ -81,7 +81,7 @@ def operations(library: Function, heads: Function, run_forward: Function, run_ba
         dbias = None
         if needs[3]:
             dbias = sum_to_shape(ds.reshape(*q.shape[:-1], k.shape[-2]), bias.shape).astype(bias.dtype, copy=False)
-        dq, dk, dv = (dx[..., : x.shape[-1]] for dx, x in ((dq, q), (dk, k), (dv, v)))
+        dq, dk, dv = _columns_of(dq, q), _columns_of(dk, k), _columns_of(dv, v)
         if q.ndim != 4:
             dq, dk, dv = dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
         return dq, dk, dv, dbias
@@ -97,9 +97,16 @@ def as_heads(array: Any) -> Any:
     return array.reshape(math.prod(lead[:-1]), lead[-1], *array.shape[-2:])
 
 
-def _with_columns(xp: Any, array: Any) -> Any:
-    """Return (B, H, N, D) as it is, or with a column of zeros if D is 0, which changes no score."""
-    return array if array.shape[-1] else xp.zeros((*array.shape[:-1], 1), array.dtype)
+def _with_columns(xp: Any, *arrays: Any) -> Sequence[Any]:
+    """Return arrays (B, H, N, D) as they are, or with a column of zeros where D is 0, which changes no score."""
+    if 0 not in [array.shape[3] for array in arrays]:
+        return arrays
+    return [x if x.shape[3] else xp.zeros((*x.shape[:3], 1), x.dtype) for x in arrays]
+
+
+def _columns_of(result: Any, array: Any) -> Any:
+    """Return the columns of a result (..., D) that `array` has, too."""
+    return result if result.shape[-1] == array.shape[-1] else result[..., : array.shape[-1]]
 
 
 def _options(xp: Any, q: Any, k: Any, params: dict[str, Any]) -> Options:

@@ -164,8 +164,9 @@ class Op:
         if now.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
             if True in needs:
-                if cls.copies:
-                    params = {k: backend.copy_of(v) if k in cls.copies else v for k, v in params.items()}
+                for name in cls.copies:
+                    if params.get(name) is not None:
+                        params = params | {name: backend.copy_of(params[name])}
                 node = Node(cls, params, needs, dtype, len(outputs))
                 node.implementation, node.kept = implementation, implementation.kept(arrays, returned)
                 _record(node, inputs, arrays, outputs)
@@ -219,12 +220,14 @@ def _cast(x: Any, dtype: Any) -> Any:
 
 def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     """Put an entry on the tape, between `inputs` and `outputs`, and save there what its gradient rule needs."""
-    node.edges = [x.edge if need else None for x, need in zip(inputs, node.needs, strict=True)]
-    node.shapes = [getattr(array, "shape", ()) for array in arrays]
-    node.dtypes = [getattr(a, "dtype", None) for a in arrays] if node.op.mixes else [node.dtype] * len(arrays)
+    needs, edges, shapes = node.needs, node.edges, node.shapes
+    for x, array, need in zip(inputs, arrays, needs):  # noqa: B905 - one of each for every input
+        edges.append(x.edge if need else None)
+        shapes.append(getattr(array, "shape", ()))
+    node.dtypes = [getattr(a, "dtype", None) for a in arrays] if node.op.mixes else [node.dtype] * len(needs)
     for i, out in enumerate(outputs):
         out.node, out.output_index, out.requires_grad = node, i, True
-    saved, guards, needs = node.saved, node.guards, node.needs
+    saved, guards = node.saved, node.guards
     for s, reader in node.implementation.sources:
         if reader is not None and not needs[reader]:
             saved.append(None)

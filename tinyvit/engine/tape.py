@@ -57,7 +57,6 @@ class Node:
     __slots__ = ("__weakref__", "arity", "dtype", "dtypes", "edges", "guards", "hooks", "implementation", "is_freed",
                  "kept", "needs", "op", "params", "saved", "sequence", "shapes")  # fmt: skip
 
-    shapes: list[tuple[int, ...]]
     dtypes: list[Any]
     implementation: Any
     kept: list[Any] | None
@@ -67,6 +66,7 @@ class Node:
         self.sequence = next(_sequence)
         self.is_freed = False
         self.edges: list[Edge] = []
+        self.shapes: list[tuple[int, ...]] = []
         self.saved: list[Any] = []
         self.guards: list[tuple[int, Memory, int]] = []
         self.hooks: dict[int, list[Callable[[Any], Any]]] | None = None
@@ -195,8 +195,9 @@ def walk_back(
     with context.changed(recording=create_graph):
         recorder = context.now().recorder
         for node, incoming in arrivals.visit():
-            for i, hooks in (node.hooks or {}).items():
-                incoming[i] = _through(hooks, incoming[i])
+            if node.hooks:
+                for i, hooks in node.hooks.items():
+                    incoming[i] = _through(hooks, incoming[i])
             if targets is not None:
                 for i, gradient in enumerate(incoming):
                     targets.note((node, i), gradient)

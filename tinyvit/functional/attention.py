@@ -317,13 +317,11 @@ def attention_weights(
 
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if (
-        q.ndim < 2
-        or k.shape != v.shape[:-1] + k.shape[-1:]
-        or q.shape[:-2] + q.shape[-1:] != k.shape[:-2] + k.shape[-1:]
-    ):
+    of_q, of_k, of_v = q.shape, k.shape, v.shape
+    fits = of_q == of_k == of_v or (of_k[:-1] == of_v[:-1] and of_q[:-2] == of_k[:-2] and of_q[-1:] == of_k[-1:])
+    if not fits or min(len(of_q), len(of_k)) < 2:
         raise ValueError(
-            f"attention: q has shape {q.shape}, k {k.shape} and v {v.shape}; "
+            f"attention: q has shape {of_q}, k {of_k} and v {of_v}; "
             "they must be (B, H, N, D), (B, H, S, D) and (B, H, S, D)"
         )
 

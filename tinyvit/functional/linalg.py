@@ -118,12 +118,11 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _check_linear(x: Any, weight: Tensor, bias: Tensor | None) -> None:
-    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"linear: x has shape {x.shape} and weight {weight.shape}; they must be (..., in) and (out, in)"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"linear: bias has shape {bias.shape}; it must be {weight.shape[:1]}")
+    shape = weight.shape
+    if len(shape) != 2 or x.shape[-1:] != shape[1:]:
+        raise ValueError(f"linear: x has shape {x.shape} and weight {shape}; they must be (..., in) and (out, in)")
+    if bias is not None and bias.shape != shape[:1]:
+        raise ValueError(f"linear: bias has shape {bias.shape}; it must be {shape[:1]}")
 
 
 def einsum(spec: str, *operands: Any) -> Tensor:

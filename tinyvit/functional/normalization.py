@@ -236,7 +236,7 @@ def _narrowed(name: str, x: Tensor, narrow: bool) -> dict[str, Any]:
 
 
 def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    if x.ndim == 0 or weight.shape != x.shape[-1:] or bias.shape != weight.shape:
+    if not weight.shape == bias.shape == x.shape[-1:] != ():
         raise ValueError(
             f"{name}: x has shape {x.shape}, weight {weight.shape} and bias {bias.shape}; "
             "they must be (..., C), (C,) and (C,)"

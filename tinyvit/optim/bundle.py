@@ -20,18 +20,23 @@ _MOST_GROUPS = 2**24
 
 
 class SameArrays:
-    """Tells whether arrays are the very ones of an earlier call, which it does not keep alive.
+    """Tells whether arrays are the very ones of the two calls before, which it does not keep alive.
 
     Steps that are made from a record have their gradients where the step before had them. Their addresses need not be
-    looked up again then, which would take longer than a small update itself.
+    looked up again then, which would take longer than a small update itself. Usual steps have new gradients each time:
+    only the first one is noted, until it comes a second time.
     """
 
     def __init__(self) -> None:
+        self._first: Callable[[], Any] = _absent
         self._found: list[Callable[[], Any]] = []
 
     def note(self, arrays: Sequence[Array | None]) -> None:
-        """Note arrays, to compare others with them."""
-        self._found = [_absent if a is None else weakref.ref(a) for a in arrays]
+        """Note arrays, to compare others with them. The first one should be new if any of them is."""
+        first = arrays[0] if arrays else None
+        is_repeated = first is not None and self._first() is first
+        self._first = _reference(first)
+        self._found = list(map(_reference, arrays)) if is_repeated else []
 
     def are(self, arrays: Sequence[Array | None]) -> bool:
         """Return whether these are the arrays that were noted last, all of them and in the same order."""
@@ -40,6 +45,10 @@ class SameArrays:
         # A reference to an array that is gone gives None, as does one to an absent array.
         pairs = zip(arrays, self._found, strict=True)
         return all(find is _absent if a is None else find() is a for a, find in pairs)
+
+
+def _reference(array: Array | None) -> Callable[[], Any]:
+    return _absent if array is None else weakref.ref(array)
 
 
 def _absent() -> None:
@@ -83,7 +92,8 @@ class HostBundle(Bundle):
         super().__init__(dtype, members)
         self._placed: list[Array | None] = [None] * len(members)  # the parameters whose addresses the table holds
         self._tensors = [tensor for tensor, _, _ in members]
-        self._last = SameArrays()  # parameters and gradients of the last step, if the kernel reached all of them
+        self._shapes = [kept["m"].shape for _, kept, _ in members]
+        self._last = SameArrays()  # gradients and parameters of the last step, if the kernel reached all of them
         self._updated = np.zeros(len(members), bool)  # which parameters the last step updated
         self._groups = self.table[:, 4].copy()
         self._last_group = int(self._groups.max())
@@ -94,35 +104,36 @@ class HostBundle(Bundle):
         `settings_of(group, updates)` returns the settings of the kernel for the parameters of a group that are updated
         for this number of times.
         """
-        now = [t.data for t in self._tensors] + [None if (g := t.grad) is None else g.data for t in self._tensors]
-        if self._last.are(now):
-            for tensor, g in zip(self._tensors, now[len(self.members) :], strict=True):
+        parameters = [t.data for t in self._tensors]
+        gradients = [None if (g := t.grad) is None else g.data for t in self._tensors]
+        if self._last.are(gradients + parameters):
+            for tensor, g in zip(self._tensors, gradients, strict=True):
                 if g is not None:
                     tensor.mark_modified()
             self.updates += self._updated
             kernel.forward(None, None, self.table, self._settings(settings_of), *self.moments)
             return []
-        moved: list[Array | None] = []  # the parameters whose addresses the table does not hold yet
-        gradients: list[Array | None] = []
+        moved: list[Array | None] = [None] * len(parameters)  # whose addresses the table does not hold yet
+        reached: list[Array | None] = [None] * len(parameters)
         rest = []
-        for i, member in enumerate(self.members):
-            tensor, kept, _ = member
-            p, gradient = tensor.data, tensor.grad
-            g = None if gradient is None else gradient.data
-            fits = g is not None and p.shape == g.shape == kept["m"].shape and p.dtype == g.dtype == self.dtype
-            reached = g is not None and fits and p.flags.carray and g.flags.carray
-            moved.append(p if reached and p is not self._placed[i] else None)
-            gradients.append(g if reached else None)
-            if reached:
-                self._placed[i] = p
-                tensor.mark_modified()
+        for i, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
+            is_placed = p is self._placed[i]
+            if g is not None and self._fits(i, g) and (is_placed or self._fits(i, p)):
+                reached[i] = g
+                self._tensors[i].mark_modified()
+                if not is_placed:
+                    moved[i] = self._placed[i] = p
             elif g is not None:
-                rest.append(member)
-        self._updated = np.array([g is not None for g in gradients])
+                rest.append(self.members[i])
+        self._updated = np.array([g is not None for g in reached])
         self.updates += self._updated
-        self._last.note([] if rest else now)
-        kernel.forward(moved, gradients, self.table, self._settings(settings_of), *self.moments)
+        self._last.note([] if rest else gradients + parameters)
+        kernel.forward(moved, reached, self.table, self._settings(settings_of), *self.moments)
         return rest
+
+    def _fits(self, i: int, array: Array) -> bool:
+        """Return whether the kernel can reach an array, parameter number `i` or its gradient."""
+        return array.shape == self._shapes[i] and array.dtype == self.dtype and array.flags.carray
 
     def _settings(self, settings_of: Callable[[int, int], Sequence[float]]) -> Array:
         """Return a row of settings for each group and number of updates, and enter the numbers of rows in the table."""
