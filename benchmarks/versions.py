@@ -29,7 +29,7 @@ from .machine import describe_machine
 
 MEASURED = (
     *("attention", "linear", "bias_gelu", "layer_norm", "softmax", "cross_entropy", "dropout", "patches", "embedding"),
-    *("conv2d", "depthwise_conv", "max_pool2d", "cast", "gelu", "add_narrow", "adamw", "clip"),
+    *("conv2d", "depthwise_conv", "max_pool2d", "cast", "gelu", "add", "add_narrow", "adamw", "clip"),
 )
 UPDATES = ("adamw", "clip")  # of weights and gradients, which are no operations on the tape
 VERSIONS = {spec.operation: spec.versions for spec in registry.SPECS if spec.technology == "numba"}
@@ -94,6 +94,8 @@ def _work(operation: str) -> Work:
             return Work(shape, (normal(batch, 24, 32, 32),), lambda x: F.max_pool2d(x, 2))
         case "gelu":
             return Work("(8320, 768)", (normal(batch, tokens, 4 * dim),), F.gelu)
+        case "add":
+            return Work("(8320, 192)", (normal(batch, tokens, dim), normal(batch, tokens, dim)), F.add)
         case "add_narrow":
             stream, branch = normal(batch, tokens, dim), normal(batch, tokens, dim).astype(BFLOAT16)
             return Work("(8320, 192)", (stream, branch), AddNarrow.apply)

@@ -75,10 +75,12 @@ def find(
     Raises
     ------
     RuntimeError
-        A technology was chosen by name that has a kernel for this operation, but it cannot serve this call.
+        A technology was chosen by name that has a kernel for this operation, which cannot serve this call, and is not
+        optional.
     """
     technology, version = split_choice(choice)
     refusals = []
+    is_required = technology != "auto"
     for spec in candidates(operation, device, choice):
         reason = refusal(spec, device, dtype, inputs, params)
         if reason is None and technology == "auto" and spec.loses:
@@ -86,7 +88,8 @@ def find(
         if reason is None:
             return _load(spec, min(version or spec.versions, spec.versions))
         refusals.append(reason)
-    if refusals and technology != "auto":
+        is_required = is_required and not spec.is_optional
+    if refusals and is_required:
         reasons = "; ".join(refusals)
         raise RuntimeError(f"{chosen_by}({choice!r}): {operation} cannot be served: {reasons}; use 'auto' or 'numpy'")
     return None

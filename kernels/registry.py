@@ -50,6 +50,9 @@ class _Row:
         takes that then.
     is_compiled : bool
         Whether it is CUDA C++, which must be compiled for the GPU on this machine.
+    is_optional : bool
+        Whether the plain rule serves what it cannot, also where its technology was chosen by name: for operations that
+        nobody chooses a technology for, such as sums.
     """
 
     operation: str
@@ -62,6 +65,7 @@ class _Row:
     is_slower: Callable[[], str | None] | None = None
     loses: Callable[[Mapping[str, Any]], str | None] | None = None
     is_compiled: bool = False
+    is_optional: bool = False
 
     @property
     def device(self) -> str:
@@ -203,6 +207,7 @@ SPECS: tuple[Spec, ...] = (
     _numba("max_pool2d", "max_pool2d", _CPU | {_BFLOAT16}, keeps=("x", "out"), versions=2),
     _numba("embedding", "embedding", _CPU | {_BFLOAT16}, residuals=("shape",), keeps=("shape",), versions=2),
     _numba("cast", "cast", _CPU | _GPU),
+    _numba("add", "add", residuals=("shapes",), keeps=("shapes",), is_optional=True),
     _numba("add_narrow", "add_narrow", residuals=("y_dtype",), keeps=("y_dtype",)),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     UpdateSpec("adamw", "numba", f"{_HERE}.adamw.numba_cpu", _CPU, versions=2),

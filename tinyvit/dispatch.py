@@ -157,10 +157,11 @@ class _Served:
 
     def __init__(self, specs: Sequence[Any]) -> None:
         self.specs = specs  # the registry that this was found in
-        self.by_op: dict[Any, dict[Any, Implementation]] = {}
+        self.by_op: dict[Any, dict[Any, Implementation | PlainRule]] = {}
 
 
 _served: dict[tuple[str, str], _Served] = {}
+_LARGE_SUM = 50_000  # elements of arrays that are worth looking for a kernel
 _CHOICE = "tinyvit.kernels.linear.choice"
 
 
@@ -184,14 +185,16 @@ def _find(
 ) -> Implementation | PlainRule:
     """Ask the registry, and remember the answer where it does not depend on the inputs."""
     kernel = lookup.find(op.kernel, device, choice, dtype, dict(zip(op.inputs, arrays, strict=False)), params)
-    if kernel is None:
-        return _plain_rule(op)
-    implementation = _implementation(kernel, op)
     rows = lookup.candidates(op.kernel, device, choice)
-    if kernel.spec.refuses is None and kernel.spec is rows[0] and not (kernel.spec.loses and products_of_blas()):
-        known = _served.get((choice, device))
-        if known is not None:
-            known.by_op.setdefault(op, {})[dtype] = implementation
+    implementation = _plain_rule(op) if kernel is None else _implementation(kernel, op)
+    if kernel is None:
+        is_certain = all(dtype not in spec.dtypes for spec in rows)
+    else:
+        spec = kernel.spec
+        is_certain = spec.refuses is None and spec is rows[0] and not (spec.loses and products_of_blas())
+    known = _served.get((choice, device))
+    if is_certain and known is not None:
+        known.by_op.setdefault(op, {})[dtype] = implementation
     return implementation
 
 
@@ -206,6 +209,15 @@ def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
     if kernel is not None:
         keep_freed_memory()
     return kernel
+
+
+def sum_of(x: Any, y: Any) -> Any:
+    """Return x + y of two gradients of one tensor, both arrays or both tensors: of large arrays by a kernel."""
+    if type(x) is np.ndarray and x.size >= _LARGE_SUM:
+        kernel = select_update("add", x.dtype, "cpu")
+        if kernel is not None:
+            return kernel.forward(x, y)[0]
+    return x + y
 
 
 def products_of_blas() -> Collection[tuple[int, int, int]]:

@@ -22,6 +22,7 @@ from blocks import (
     HEIGHT,
     IMAGES,
     KEYS,
+    LARGE,
     PANEL_BYTES,
     PART,
     PARTS,
@@ -101,6 +102,14 @@ def layer_norm(draw: Any, dtype: Any, summands: int = 1) -> Case:
 def gelu(draw: Any, dtype: Any) -> Case:
     shape = draw(rows_and_columns() | st.sampled_from([(n,) for n in around(1, GELU, 2 * GELU)]))
     return Case((draw(arrays(shape, dtype)),), {"approximate": draw(st.sampled_from(["none", "tanh"]))})
+
+
+@st.composite
+def add(draw: Any, dtype: Any) -> Case:
+    shape = draw(rows_and_columns() | st.sampled_from([(n,) for n in around(LARGE, ADD, 2 * ADD)]))
+    others = st.sampled_from([shape, shape, shape[-1:], (1, *shape)])
+    x, y = draw(arrays(shape, dtype)), draw(arrays(draw(others), dtype))
+    return Case(draw(st.permutations((x, y))), {})
 
 
 @st.composite
@@ -321,6 +330,7 @@ STRATEGIES: dict[str, Callable[[Any], st.SearchStrategy[Case]]] = {
     "depthwise_conv": depthwise_conv,
     "max_pool2d": max_pool2d,
     "cast": cast,
+    "add": add,
     "add_narrow": add_narrow,
     "attention": attention,
 }

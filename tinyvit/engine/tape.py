@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from .. import context
+from .. import context, dispatch
 
 _sequence = itertools.count()
 
@@ -110,7 +110,7 @@ class Arrivals:
         if type(edge) is not tuple:
             leaf: Any = edge
             if leaf in self.leaves:
-                self.leaves[leaf] = self.leaves[leaf][0] + gradient, True
+                self.leaves[leaf] = dispatch.sum_of(self.leaves[leaf][0], gradient), True
                 return
             self.leaves[leaf] = gradient, is_new
             if leaf.hooks:
@@ -121,7 +121,7 @@ class Arrivals:
         if slots is None:
             slots = self._outputs[node] = [None] * node.arity
             heapq.heappush(self._queue, (-node.sequence, node))
-        slots[index] = gradient if slots[index] is None else slots[index] + gradient
+        slots[index] = gradient if slots[index] is None else dispatch.sum_of(slots[index], gradient)
 
     def call_hooks(self, sequence: int) -> None:
         """Call the hooks of leaves with complete gradients: all entries from number `sequence` on have been visited."""

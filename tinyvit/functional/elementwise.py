@@ -18,6 +18,7 @@ _IMAGES = ("x y out: usually B C y x",)
 class Add(Op):
     """z = x + y        dx = dz,  dy = dz"""
 
+    kernel = "add"
     letters = _IMAGES
 
     @staticmethod

@@ -99,9 +99,7 @@ class StepTrace:
             node.params = named  # not copies of arrays among them
             implementation, kept = node.implementation, node.kept
         targets, has_kept = [y.data for y in outputs] + list(kept or ()), bool(kept)
-        done = (
-            self._special_forward(op, arrays, named, [y.data for y in outputs]) if implementation.spec is None else rows
-        )
+        done = self._special_forward(op, arrays, named, [y.data for y in outputs]) or rows
 
         def again(arrays: Any, params: Any) -> list[Any]:
             returned = implementation.forward(arrays, params, dtype)
@@ -157,7 +155,7 @@ class StepTrace:
         with context.changed(recorder=None), self._watched() as rows:
             outgoing = op.gradients_of(node, arriving, False)  # arrays in the place of NumPy's numbers
         targets = [None if g is None else self._as_array(g) for g in outgoing]
-        done = self._special_backward(node, arriving, targets) if implementation.spec is None else rows
+        done = self._special_backward(node, arriving, targets) or rows
 
         def again(saved: Any, kept: Any, params: Any, incoming: Any) -> Any:
             return implementation.backward(SimpleNamespace(saved=saved, kept=kept, params=params, **entry), incoming)
@@ -280,7 +278,7 @@ class StepTrace:
         return is_equal
 
     def _special_forward(self, op: Any, arrays: Any, params: Any, outputs: Sequence[Any]) -> list[Row] | None:
-        """Return rows for plain rules that only move or add elements; None for others."""
+        """Return rows for operations that only move or add elements; None for others."""
         if not all(isinstance(a, np.ndarray) and a.dtype == np.float32 for a in arrays):
             return None
         (y,) = outputs if len(outputs) == 1 else (None,)
