@@ -32,7 +32,7 @@ class _Row:
     Parameters
     ----------
     operation : str
-        The name that an operation gives as its `kernel`, or an optimizer as its `update`; or "clip".
+        The name that an operation gives as its `kernel`, or an optimizer as its `update`; "clip" or "sum_of_gradients".
     technology : str
         One of `TECHNOLOGIES`.
     module : str
@@ -105,7 +105,7 @@ class KernelSpec(_Row):
 
 @dataclass(frozen=True)
 class UpdateSpec(_Row):
-    """An implementation of an optimizer's step, or of a part of it, which is not on the tape.
+    """An implementation of an optimizer's step, or of a part of it, or of a sum of gradients: not on the tape.
 
     Parameters
     ----------
@@ -211,6 +211,7 @@ SPECS: tuple[Spec, ...] = (
     _numba("add_narrow", "add_narrow", residuals=("y_dtype",), keeps=("y_dtype",)),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     UpdateSpec("adamw", "numba", f"{_HERE}.adamw.numba_cpu", _CPU, versions=2),
+    UpdateSpec("sum_of_gradients", "numba", f"{_HERE}.add.numba_cpu", _CPU, step="add_in_place"),
     UpdateSpec("clip", "numba", f"{_HERE}.clip.numba_cpu", _SINGLE, step="clip"),
     _cupy(
         *("attention", "attention"),

@@ -153,11 +153,19 @@ _implementation = functools.cache(Implementation)
 
 
 class _Served:
-    """What serves whatever the inputs, by operation and dtype, for one choice on one kind of device."""
+    """What serves whatever the inputs, for one choice on one kind of device.
+
+    Attributes
+    ----------
+    specs : the registry that this was found in.
+    by_op : what serves an operation, by operation and dtype.
+    updates : what `select_update` found, by name and dtype.
+    """
 
     def __init__(self, specs: Sequence[Any]) -> None:
-        self.specs = specs  # the registry that this was found in
+        self.specs = specs
         self.by_op: dict[Any, dict[Any, Implementation | PlainRule]] = {}
+        self.updates: dict[tuple[str, Any], Kernel | None] = {}
 
 
 _served: dict[tuple[str, str], _Served] = {}
@@ -172,12 +180,16 @@ def select(
     if choice == "numpy" or not op.kernel:
         return _plain_rule(op)
     device = "cpu" if not arrays or type(arrays[0]) is np.ndarray else device_of(arrays[0]).partition(":")[0]
+    found = _served_on(device, choice).by_op.get(op)
+    implementation = None if found is None else found.get(dtype)
+    return implementation or _find(op, device, choice, dtype, arrays, params)
+
+
+def _served_on(device: str, choice: str) -> _Served:
     known = _served.get((choice, device))
     if known is None or known.specs is not registry.SPECS:
         known = _served[choice, device] = _Served(registry.SPECS)
-    found = known.by_op.get(op)
-    implementation = None if found is None else found.get(dtype)
-    return implementation or _find(op, device, choice, dtype, arrays, params)
+    return known
 
 
 def _find(
@@ -192,9 +204,8 @@ def _find(
     else:
         spec = kernel.spec
         is_certain = spec.refuses is None and spec is rows[0] and not (spec.loses and products_of_blas())
-    known = _served.get((choice, device))
-    if is_certain and known is not None:
-        known.by_op.setdefault(op, {})[dtype] = implementation
+    if is_certain:
+        _served_on(device, choice).by_op.setdefault(op, {})[dtype] = implementation
     return implementation
 
 
@@ -205,19 +216,31 @@ def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
     ----------
     name : the name under which kernels for the step are registered.  device : "cpu" or "cuda".
     """
-    kernel = lookup.find(name, device, context.now().kernels, dtype, {}, {})
+    choice = context.now().kernels
+    known = _served_on(device, choice).updates
+    if (name, dtype) in known:
+        return known[name, dtype]
+    kernel = lookup.find(name, device, choice, dtype, {}, {})
     if kernel is not None:
         keep_freed_memory()
+    if device == "cpu":  # on a GPU it also depends on which one is current
+        known[name, dtype] = kernel
     return kernel
 
 
-def sum_of(x: Any, y: Any) -> Any:
-    """Return x + y of two gradients of one tensor, both arrays or both tensors: of large arrays by a kernel."""
-    if type(x) is np.ndarray and x.size >= _LARGE_SUM:
-        kernel = select_update("add", x.dtype, "cpu")
+def sum_of(x: Any, y: Any, may_change: bool) -> Any:
+    """Return x + y of two gradients of one tensor, both arrays or both tensors.
+
+    `may_change` says that nobody else holds y, an array; then the sum takes its place, and a kernel adds large arrays.
+    """
+    if not may_change or type(x) is not np.ndarray or not y.flags.carray:
+        return x + y
+    if x.size >= _LARGE_SUM and x.flags.carray:
+        kernel = select_update("sum_of_gradients", x.dtype, "cpu")
         if kernel is not None:
-            return kernel.forward(x, y)[0]
-    return x + y
+            kernel.forward(x, y)
+            return y
+    return np.add(x, y, out=y)
 
 
 def products_of_blas() -> Collection[tuple[int, int, int]]:

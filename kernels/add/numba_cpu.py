@@ -35,21 +35,35 @@ def _add_1(x, y, z, team):
     parallel(_chunk, -(-x.size // CHUNK), team, (x, y, z))
 
 
-VERSIONS = {1: _add_1}
+@body
+def _chunk_in_place(chunk, chunks, x, z):
+    start = chunk * CHUNK
+    right, out = x[start : start + CHUNK], z[start : start + CHUNK]
+    for i in range(out.size):
+        out[i] += right[i]
 
 
-def add(x, y, *, version):
-    """Return x + y."""
-    if type(y) is not np.ndarray or x.shape != y.shape or x.size < LARGE:
-        return np.asarray(x + y)
-    z = np.empty(x.shape, x.dtype)
-    VERSIONS[version](dense(x).reshape(-1), dense(y).reshape(-1), z.reshape(-1), team_for(x.size))
-    return z
+@entry
+def _add_in_place_1(x, z, team):
+    parallel(_chunk_in_place, -(-x.size // CHUNK), team, (x, z))
+
+
+VERSIONS = {1: (_add_1, _add_in_place_1)}
 
 
 def forward(x, y, *, version):
     """Map x and y, an array or a number, to z and the shapes of both."""
-    return add(x, y, version=version), (x.shape, getattr(y, "shape", ()))
+    shapes = x.shape, getattr(y, "shape", ())
+    if shapes[0] != shapes[1] or x.size < LARGE:
+        return np.asarray(x + y), shapes
+    z = np.empty(x.shape, x.dtype)
+    VERSIONS[version][0](dense(x).reshape(-1), dense(y).reshape(-1), z.reshape(-1), team_for(x.size))
+    return z, shapes
+
+
+def add_in_place(x, z, *, version):
+    """Add x to z, of one shape, both dense."""
+    VERSIONS[version][1](x.reshape(-1), z.reshape(-1), team_for(x.size))
 
 
 def backward(dz, shapes, *, needs, version):

@@ -209,13 +209,12 @@ def normalize_backward(dy, dsum, x, weight, mean, rstd, version, branch_dtype=No
     """
     rows, upstream, weight = rows_of(x), rows_of(dy), dense(weight)
     add, narrows = dsum is not None, branch_dtype not in (None, rows.dtype)
-    dx, dweight, dbias = np.empty_like(rows), np.empty_like(weight), np.empty_like(weight)
+    dx, dweight, dbias = np.empty(x.shape, x.dtype), np.empty_like(weight), np.empty_like(weight)
     dbranch = np.empty((rows.shape[0], rows.shape[1] if narrows else 0), branch_dtype or upstream.dtype)
     before = rows_of(dsum) if add else rows
     statistics = dense(mean.reshape(-1)), dense(rstd.reshape(-1))
-    arrays = (bits(upstream), before, rows, weight, *statistics, dx, bits(dbranch), dweight, dbias)
+    arrays = (bits(upstream), before, rows, weight, *statistics, dx.reshape(rows.shape), bits(dbranch), dweight, dbias)
     VERSIONS[version][1](*arrays, add, team_for(rows.size))
-    dx = dx.reshape(x.shape)
     branch = () if branch_dtype is None else (dbranch.reshape(x.shape) if narrows else dx,)
     return dx, dweight, dbias, *branch
 

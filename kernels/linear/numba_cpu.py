@@ -302,12 +302,12 @@ def backward(dy, x, weight, *, needs, version):
     _tiles_ready(x.dtype)
     master, weight = weight.dtype, _as_dtype(weight, x.dtype)
     upstream, rows, weight = left_rows(as_matrix(dy)), bits(rows_of(x)), bits(dense(weight))
-    dx = np.empty(rows.shape if needs[0] else (1, 1), x.dtype)
+    dx = np.empty(x.shape if needs[0] else (1, 1), x.dtype)
     wants_dweight, sums = needs[1] or needs[2], sum_dtype(x.dtype)
     dweight = np.empty(weight.shape if wants_dweight else (0, 0), master)
     dbias = np.empty(weight.shape[0] if needs[2] else 0, sums)
     panels = _new_panels(x.shape[-1] if needs[0] else 0, weight.shape[0], x.dtype)
     team = team_for(rows.shape[0] * weight.size, PRODUCTS)
-    arrays = (upstream, rows, weight, panels, bits(dx), bits(dweight), dbias)
+    arrays = (upstream, rows, weight, panels, bits(as_matrix(dx)), bits(dweight), dbias)
     VERSIONS[version][1](*arrays, needs[0], wants_dweight, team)
-    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
+    return dx if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None

@@ -98,21 +98,26 @@ class Node:
 class Arrivals:
     """The sums of the gradients that have arrived so far, by output and leaf; and a queue of the entries to visit."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_change: bool) -> None:
+        self._may_change = may_change  # whether a sum may take the place of a gradient that nobody else holds
         self.leaves: dict[Any, tuple[Any, bool]] = {}  # the gradient, and whether nobody else holds its array
         self.hooked: list[Any] = []  # leaves with hooks that have not been called yet
         self._last_uses: dict[Any, int] | None = None  # by leaf with hooks: the last entry that will add to it
         self._outputs: dict[Node, list[Any]] = {}
         self._queue: list[tuple[int, Node]] = []
 
-    def add(self, edge: Edge, gradient: Any, is_new: bool) -> None:
-        """Add a gradient that arrives along `edge`. `is_new` says that nobody else holds its array."""
+    def add(self, edge: Edge, gradient: Any, near: Sequence[Any] | None) -> None:
+        """Add a gradient that arrives along `edge`.
+
+        `near` are the gradients that its entry got and gave, where others than the walk may hold the same array; None
+        if the gradient is a tensor, or given by the caller.
+        """
         if type(edge) is not tuple:
             leaf: Any = edge
             if leaf in self.leaves:
-                self.leaves[leaf] = dispatch.sum_of(self.leaves[leaf][0], gradient), True
+                self.leaves[leaf] = dispatch.sum_of(self.leaves[leaf][0], gradient, False), True
                 return
-            self.leaves[leaf] = gradient, is_new
+            self.leaves[leaf] = gradient, _is_new(gradient, near)
             if leaf.hooks:
                 self.hooked.append(leaf)
             return
@@ -121,7 +126,10 @@ class Arrivals:
         if slots is None:
             slots = self._outputs[node] = [None] * node.arity
             heapq.heappush(self._queue, (-node.sequence, node))
-        slots[index] = gradient if slots[index] is None else dispatch.sum_of(slots[index], gradient)
+        if slots[index] is None:
+            slots[index] = gradient
+        else:
+            slots[index] = dispatch.sum_of(slots[index], gradient, self._may_change and _is_new(gradient, near))
 
     def call_hooks(self, sequence: int) -> None:
         """Call the hooks of leaves with complete gradients: all entries from number `sequence` on have been visited."""
@@ -188,10 +196,10 @@ def walk_back(
     noted there, and only what leads to one of them is visited. The hooks of a leaf are called as soon as its gradient
     is complete, so that something can be done with it while the walk continues.
     """
-    arrivals = Arrivals()
+    arrivals = Arrivals(may_change=context.now().recorder is None)
     for edge, gradient in starts:
         if targets is None or targets.lie_behind(edge):
-            arrivals.add(edge, gradient, False)
+            arrivals.add(edge, gradient, None)
     with context.changed(recording=create_graph):
         recorder = context.now().recorder
         for node, incoming in arrivals.visit():
@@ -205,10 +213,10 @@ def walk_back(
                     continue
             run = node.op.gradients_of if recorder is None else recorder.gradients
             outgoing = run(node, incoming, create_graph)
+            near = None if create_graph else (*incoming, *outgoing)
             for edge, gradient in zip(node.edges, outgoing):  # noqa: B905 - `gradients_of` checked their number
                 if edge is not None and (targets is None or targets.lie_behind(edge)):
-                    may_be_taken = type(edge) is not tuple and not create_graph  # by a leaf, as its `.grad`
-                    arrivals.add(edge, gradient, may_be_taken and _is_new(gradient, incoming, outgoing))
+                    arrivals.add(edge, gradient, near)
             if not (retain_graph or create_graph):
                 node.free()
             if arrivals.hooked and targets is None:  # with targets, entries are left out
@@ -231,11 +239,11 @@ def _through(hooks: Iterable[Callable[[Any], Any]], gradient: Any) -> Any:
     return gradient
 
 
-def _is_new(gradient: Any, incoming: Sequence[Any], outgoing: Sequence[Any]) -> bool:
+def _is_new(gradient: Any, near: Sequence[Any] | None) -> bool:
     """Return whether nobody else can hold this array: it is no view, was not handed in, nor handed out twice."""
-    if gradient.base is not None:
+    if near is None or gradient.base is not None:
         return False
     holders = 0
-    for other in (*incoming, *outgoing):
+    for other in near:
         holders += other is gradient
     return holders == 1
