@@ -211,7 +211,7 @@ SPECS: tuple[Spec, ...] = (
     _numba("add_narrow", "add_narrow", residuals=("y_dtype",), keeps=("y_dtype",)),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     UpdateSpec("adamw", "numba", f"{_HERE}.adamw.numba_cpu", _CPU, versions=2),
-    UpdateSpec("sum_of_gradients", "numba", f"{_HERE}.add.numba_cpu", _CPU, step="add_in_place"),
+    UpdateSpec("sum_of_gradients", "numba", f"{_HERE}.add.numba_cpu", _CPU, step="add_in_place", is_optional=True),
     UpdateSpec("clip", "numba", f"{_HERE}.clip.numba_cpu", _SINGLE, step="clip"),
     _cupy(
         *("attention", "attention"),

@@ -26,7 +26,7 @@ def total(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
         in_turn = math.prod(1 if _is_summed_in_pairs(x, a) else x.shape[a] for a in axes)
         if in_turn <= TOGETHER:
             return x.sum(axis=axis, keepdims=keepdims)
-        axes = sorted(axes, key=lambda a: abs(x.strides[a]))
+        axes = tuple(sorted(axes, key=lambda a: abs(x.strides[a])))
     shape = x.shape
     for a in axes:
         x = _total_along(x, a).reshape(*x.shape[:a], 1, *x.shape[a + 1 :])
@@ -71,7 +71,7 @@ def _total_along(x: np.ndarray, a: int) -> np.ndarray:
     while (n := x.shape[a]) > TOGETHER:
         blocks = n // TOGETHER
         whole = x[(*before, slice(blocks * TOGETHER))]
-        sums = _sum_in_turn(whole.reshape(*x.shape[:a], blocks, TOGETHER, *x.shape[a + 1 :]), a + 1)
+        sums: Any = _sum_in_turn(whole.reshape(*x.shape[:a], blocks, TOGETHER, *x.shape[a + 1 :]), a + 1)
         if blocks * TOGETHER < n:
             sums[(*before, -1)] += x[(*before, slice(blocks * TOGETHER, None))].sum(axis=a)
         x = sums

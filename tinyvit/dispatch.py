@@ -26,7 +26,8 @@ class use_kernels(context.changed):
     name : {"auto", "numpy", "numba", "cupy", "numba-cuda"}
         "auto" takes the first kernel of the table that can serve and falls back to the plain rule; "numpy" is the plain
         rule on any device; the others raise RuntimeError, with the reason, where an operation has a kernel of that
-        technology but it cannot serve. Operations without a kernel run plain. Backward uses what forward used.
+        technology but it cannot serve. Operations without a kernel run plain, and so do sums that the kernel `add`
+        cannot serve. Backward uses what forward used.
         A technology may be followed by a version, as in "numba:v1": the kernels of that version, or of their last one
         where they have fewer.
     """

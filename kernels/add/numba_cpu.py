@@ -5,10 +5,12 @@
 | v1      | threads share chunks of `CHUNK` elements of large arrays of one shape, which memory limits; NumPy adds |
 |         | all others                                                                                             |
 
-Measured with two threads on an Emerald Rapids, for (8320, 192): v1 is TODO
-(`python -m benchmarks.versions add`).
+Measured with two threads on an Emerald Rapids, for (8320, 192): v1 is 2.1 and 1.0 times as fast as the plain rule
+forward and backward (`python -m benchmarks.versions add`).
 
-The bits are those of NumPy. Backward only hands dz on, summed over the axes along which x or y was repeated.
+The bits are those of NumPy. Backward hands dz on, summed over the axes along which x or y was repeated.
+`add_in_place` is for the tape, where a gradient arrives that nobody else holds: the sum with the one before takes its
+place in memory.
 """
 
 import numpy as np

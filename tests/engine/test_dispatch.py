@@ -192,6 +192,37 @@ def test_a_choice_may_name_a_version(fake_kernels: Callable[..., None], name: st
     np.testing.assert_array_equal(tv.grad(y.sum(), x)[0].numpy(), KERNEL)  # the version that computed the forward pass
 
 
+def test_the_plain_rule_serves_what_an_optional_kernel_of_the_chosen_technology_cannot(
+    fake_kernels: Callable[..., None],
+) -> None:
+    fake_kernels(row(is_optional=True))
+    with tv.use_kernels("numba"):
+        assert [served(leaf(dtype)) for dtype in (np.float32, np.float64, np.float32)] == ["plain", "kernel", "plain"]
+    fake_kernels(row(is_optional=False))
+    with tv.use_kernels("numba"), pytest.raises(RuntimeError, match="softmax cannot be served: the inputs are float32"):
+        served(leaf(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("choice", ["numpy", "auto", "numba"])
+@pytest.mark.parametrize("size", [7, 60_000])
+@pytest.mark.parametrize("may_change", [False, True])
+def test_a_sum_of_gradients_takes_the_place_of_the_second_if_it_may(
+    dtype: str, choice: str, size: int, may_change: bool
+) -> None:
+    x, y = (np.random.default_rng(seed).standard_normal(size).astype(dtype) for seed in (0, 1))
+    expected, before = x + y, (x.copy(), y.copy())
+    with tv.use_kernels(choice):
+        z = dispatch.sum_of(x, y, may_change)
+        has_kernel = dispatch.select_update("sum_of_gradients", np.dtype(dtype), "cpu") is not None
+    assert has_kernel == (choice != "numpy" and dtype != "float16")
+    np.testing.assert_array_equal(z, expected)
+    np.testing.assert_array_equal(x, before[0])
+    assert (z is y) == may_change
+    if not may_change:
+        np.testing.assert_array_equal(y, before[1])
+
+
 def test_numpy_is_the_plain_rule(fake_kernels: Callable[..., None]) -> None:
     fake_kernels(row())
     with tv.use_kernels("numpy"):

@@ -98,8 +98,7 @@ class Node:
 class Arrivals:
     """The sums of the gradients that have arrived so far, by output and leaf; and a queue of the entries to visit."""
 
-    def __init__(self, may_change: bool) -> None:
-        self._may_change = may_change  # whether a sum may take the place of a gradient that nobody else holds
+    def __init__(self) -> None:
         self.leaves: dict[Any, tuple[Any, bool]] = {}  # the gradient, and whether nobody else holds its array
         self.hooked: list[Any] = []  # leaves with hooks that have not been called yet
         self._last_uses: dict[Any, int] | None = None  # by leaf with hooks: the last entry that will add to it
@@ -109,8 +108,8 @@ class Arrivals:
     def add(self, edge: Edge, gradient: Any, near: Sequence[Any] | None) -> None:
         """Add a gradient that arrives along `edge`.
 
-        `near` are the gradients that its entry got and gave, where others than the walk may hold the same array; None
-        if the gradient is a tensor, or given by the caller.
+        `near` are the arrays that its entry got, gave and saved, which others may hold; None if it is not an array of
+        the walk's own.
         """
         if type(edge) is not tuple:
             leaf: Any = edge
@@ -129,7 +128,7 @@ class Arrivals:
         if slots[index] is None:
             slots[index] = gradient
         else:
-            slots[index] = dispatch.sum_of(slots[index], gradient, self._may_change and _is_new(gradient, near))
+            slots[index] = dispatch.sum_of(slots[index], gradient, _is_new(gradient, near))
 
     def call_hooks(self, sequence: int) -> None:
         """Call the hooks of leaves with complete gradients: all entries from number `sequence` on have been visited."""
@@ -196,7 +195,7 @@ def walk_back(
     noted there, and only what leads to one of them is visited. The hooks of a leaf are called as soon as its gradient
     is complete, so that something can be done with it while the walk continues.
     """
-    arrivals = Arrivals(may_change=context.now().recorder is None)
+    arrivals = Arrivals()
     for edge, gradient in starts:
         if targets is None or targets.lie_behind(edge):
             arrivals.add(edge, gradient, None)
@@ -213,10 +212,11 @@ def walk_back(
                     continue
             run = node.op.gradients_of if recorder is None else recorder.gradients
             outgoing = run(node, incoming, create_graph)
-            near = None if create_graph else (*incoming, *outgoing)
+            near = None if create_graph else (*incoming, *outgoing, *node.saved, *(node.kept or ()))
             for edge, gradient in zip(node.edges, outgoing):  # noqa: B905 - `gradients_of` checked their number
                 if edge is not None and (targets is None or targets.lie_behind(edge)):
                     arrivals.add(edge, gradient, near)
+            del near  # what was saved is freed now
             if not (retain_graph or create_graph):
                 node.free()
             if arrivals.hooked and targets is None:  # with targets, entries are left out
@@ -240,7 +240,7 @@ def _through(hooks: Iterable[Callable[[Any], Any]], gradient: Any) -> Any:
 
 
 def _is_new(gradient: Any, near: Sequence[Any] | None) -> bool:
-    """Return whether nobody else can hold this array: it is no view, was not handed in, nor handed out twice."""
+    """Return whether nobody else can hold this array: it is no view, was not saved or handed in, nor given twice."""
     if near is None or gradient.base is not None:
         return False
     holders = 0

@@ -55,7 +55,6 @@ class Tensor:
         self._memory: Memory | None = None
 
     # Its values
-
     shape = property(lambda self: self.data.shape, doc="The length of each axis.")
     ndim = property(lambda self: self.data.ndim, doc="The number of axes.")
     size = property(lambda self: self.data.size, doc="The number of elements.")
@@ -73,7 +72,6 @@ class Tensor:
         return self.numpy().item()
 
     # Its place on the tape
-
     @property
     def edge(self) -> Edge:
         """Where a gradient of this tensor goes: to the entry of the tape that made it, or to this leaf itself."""
@@ -114,7 +112,6 @@ class Tensor:
         self.mark_modified()
 
     # Gradients
-
     def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Add the gradient of this tensor, weighted by `gradient`, to `.grad` of every leaf that requires it.
 

@@ -1,0 +1,67 @@
+"""Sums of gradients of one tensor: they take the place of a gradient in memory only if nobody else holds it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tinyvit as tv
+from tinyvit.engine import Op, Tensor
+
+
+def leaf(*values: float) -> Tensor:
+    return tv.tensor(np.array(values, np.float64), requires_grad=True)
+
+
+def equal(tensor: Tensor, values: Any) -> None:
+    np.testing.assert_array_equal(tensor.numpy(), values)
+
+
+class _Halved(Op):
+    """y = x / 2 of x = 1, with a gradient that is a saved array"""
+
+    saves = ("out",)
+
+    @staticmethod
+    def forward(xp, x):
+        return x / 2
+
+    def backward(ctx, xp, dy):
+        return ctx.saved[0]
+
+    @staticmethod
+    def samples():
+        return ()
+
+
+del Op.registry[_Halved.name]  # it is no operation of the package
+
+
+@pytest.mark.parametrize("is_leaf", [False, True])
+def test_sums_do_not_change_a_gradient_that_is_a_saved_array(is_leaf: bool) -> None:
+    w = leaf(1.0, 1.0)
+    x = w if is_leaf else w * 1.0
+    y = _Halved.apply(x)
+    z = (x + y).sum()
+    z.backward(retain_graph=True)
+    z.backward()
+    equal(w.grad, [3.0, 3.0])
+    equal(y, [0.5, 0.5])
+
+
+def test_sums_do_not_change_gradients_that_somebody_else_holds() -> None:
+    w, held = leaf(1.0, 2.0), []
+    x = w * 2.0
+    parts = [x + 1.0, x * 3.0, x + x, -x]
+    for part in parts:
+        part.register_hook(lambda g: held.append((g, g.numpy().copy())))
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    upstream = leaf(1.0, 10.0).detach()
+    x_gradient, *gradients = tv.grad(total, [x, *parts], upstream)
+    for g, before in held:
+        equal(g, before)
+    equal(x_gradient, [5.0, 50.0])
+    for g in (*gradients, upstream):
+        equal(g, [1.0, 10.0])
