@@ -51,8 +51,8 @@ class _Row:
     is_compiled : bool
         Whether it is CUDA C++, which must be compiled for the GPU on this machine.
     is_optional : bool
-        Whether the plain rule serves what it cannot, also where its technology was chosen by name: for operations that
-        nobody chooses a technology for, such as sums.
+        Whether the plain rule serves the calls that this kernel cannot serve even where its technology was chosen by
+        name. Sums are such: a choice of technology is about operations that take long.
     """
 
     operation: str

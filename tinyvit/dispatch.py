@@ -234,7 +234,7 @@ def sum_of(x: Any, y: Any, may_change: bool) -> Any:
 
     `may_change` says that nobody else holds y, an array; then the sum takes its place, and a kernel adds large arrays.
     """
-    if not may_change or type(x) is not np.ndarray or not y.flags.carray:
+    if not may_change or type(x) is not np.ndarray or not y.flags.carray:  # it is False of NumPy's numbers, too
         return x + y
     if x.size >= _LARGE_SUM and x.flags.carray:
         kernel = select_update("sum_of_gradients", x.dtype, "cpu")

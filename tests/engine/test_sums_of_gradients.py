@@ -1,5 +1,6 @@
 """Sums of gradients of one tensor: they take the place of a gradient in memory only if nobody else holds it."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,20 @@ def test_sums_do_not_change_a_gradient_that_is_a_saved_array(is_leaf: bool) -> N
     z.backward()
     equal(w.grad, [3.0, 3.0])
     equal(y, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_one_number_are_added(dtype: Any) -> None:
+    """NumPy returns some of them as numbers and others as arrays without axes."""
+    x = tv.tensor(np.array(2.0, dtype), requires_grad=True)
+    for uses in itertools.permutations(
+        [lambda y: y.reshape(1).sum(), lambda y: y * y, lambda y: y + np.ones(3, y.dtype), tv.Tensor.exp]
+    ):
+        y = x * 1.0
+        total = sum((use(y).sum() for use in uses[1:]), uses[0](y).sum())
+        (dx,) = tv.grad(total, x)
+        np.testing.assert_allclose(dx.numpy(), 1 + 4 + 3 + np.exp(2.0), rtol=1e-6)
+        assert dx.dtype == dtype
 
 
 def test_sums_do_not_change_gradients_that_somebody_else_holds() -> None:
