@@ -75,8 +75,8 @@ def find(
     Raises
     ------
     RuntimeError
-        A technology was chosen by name that has a kernel for this operation, which cannot serve this call, and is not
-        optional.
+        The technology that was chosen by name has a kernel for this operation, but the kernel cannot serve this call
+        and is not optional.
     """
     technology, version = split_choice(choice)
     refusals = []

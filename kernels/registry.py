@@ -32,7 +32,7 @@ class _Row:
     Parameters
     ----------
     operation : str
-        The name that an operation gives as its `kernel`, or an optimizer as its `update`; "clip" or "sum_of_gradients".
+        The name that an operation gives as its `kernel`, or an optimizer as its `update`; or "clip".
     technology : str
         One of `TECHNOLOGIES`.
     module : str
@@ -52,7 +52,7 @@ class _Row:
         Whether it is CUDA C++, which must be compiled for the GPU on this machine.
     is_optional : bool
         Whether the plain rule serves the calls that this kernel cannot serve even where its technology was chosen by
-        name. Sums are such: a choice of technology is about operations that take long.
+        name. This is set for sums, which are too cheap for a user to choose a technology for.
     """
 
     operation: str
@@ -105,7 +105,7 @@ class KernelSpec(_Row):
 
 @dataclass(frozen=True)
 class UpdateSpec(_Row):
-    """An implementation of an optimizer's step, or of a part of it, or of a sum of gradients: not on the tape.
+    """An implementation of an optimizer's step, or of a part of it, which is not on the tape.
 
     Parameters
     ----------
@@ -211,7 +211,6 @@ SPECS: tuple[Spec, ...] = (
     _numba("add_narrow", "add_narrow", residuals=("y_dtype",), keeps=("y_dtype",)),
     _numba("patches", "patches", residuals=("shape",), keeps=("shape",), versions=2),
     UpdateSpec("adamw", "numba", f"{_HERE}.adamw.numba_cpu", _CPU, versions=2),
-    UpdateSpec("sum_of_gradients", "numba", f"{_HERE}.add.numba_cpu", _CPU, step="add_in_place", is_optional=True),
     UpdateSpec("clip", "numba", f"{_HERE}.clip.numba_cpu", _SINGLE, step="clip"),
     _cupy(
         *("attention", "attention"),

@@ -26,7 +26,7 @@ class use_kernels(context.changed):
     name : {"auto", "numpy", "numba", "cupy", "numba-cuda"}
         "auto" takes the first kernel of the table that can serve and falls back to the plain rule; "numpy" is the plain
         rule on any device; the others raise RuntimeError, with the reason, where an operation has a kernel of that
-        technology but it cannot serve. Operations without a kernel run plain, and so do sums that the kernel `add`
+        technology but it cannot serve. Operations without a kernel run the plain rule; so does `add` where its kernel
         cannot serve. Backward uses what forward used.
         A technology may be followed by a version, as in "numba:v1": the kernels of that version, or of their last one
         where they have fewer.
@@ -158,7 +158,7 @@ class _Served:
 
     Attributes
     ----------
-    specs : the registry that this was found in.
+    specs : the registry in which the answers were found.
     by_op : what serves an operation, by operation and dtype.
     updates : what `select_update` found, by name and dtype.
     """
@@ -170,7 +170,7 @@ class _Served:
 
 
 _served: dict[tuple[str, str], _Served] = {}
-_LARGE_SUM = 50_000  # elements of arrays that are worth looking for a kernel
+LARGE_SUM = 50_000  # from this number of elements on, a kernel adds two arrays faster than NumPy
 _CHOICE = "tinyvit.kernels.linear.choice"
 
 
@@ -178,7 +178,7 @@ def select(
     op: Any, dtype: Any, arrays: Sequence[Any], params: Mapping[str, Any], choice: str
 ) -> Implementation | PlainRule:
     """Return what serves this application of operation `op` under a choice of kernels."""
-    if choice == "numpy" or not op.kernel:
+    if choice == "numpy" or not op.kernel or (op.kernel_from and arrays[0].size < op.kernel_from):
         return _plain_rule(op)
     device = "cpu" if not arrays or type(arrays[0]) is np.ndarray else device_of(arrays[0]).partition(":")[0]
     found = _served_on(device, choice).by_op.get(op)
@@ -197,16 +197,18 @@ def _find(
     op: Any, device: str, choice: str, dtype: Any, arrays: Sequence[Any], params: Mapping[str, Any]
 ) -> Implementation | PlainRule:
     """Ask the registry, and remember the answer where it does not depend on the inputs."""
+    known = _served_on(device, choice)
     kernel = lookup.find(op.kernel, device, choice, dtype, dict(zip(op.inputs, arrays, strict=False)), params)
-    rows = lookup.candidates(op.kernel, device, choice)
-    implementation = _plain_rule(op) if kernel is None else _implementation(kernel, op)
     if kernel is None:
+        implementation: Any = _plain_rule(op)
+        rows = [spec for spec in registry.SPECS if spec.operation == op.kernel and spec.device == device]
         is_certain = all(dtype not in spec.dtypes for spec in rows)
     else:
-        spec = kernel.spec
-        is_certain = spec.refuses is None and spec is rows[0] and not (spec.loses and products_of_blas())
+        implementation, spec = _implementation(kernel, op), kernel.spec
+        is_first = spec is lookup.candidates(op.kernel, device, choice)[0]
+        is_certain = spec.refuses is None and is_first and not (spec.loses and products_of_blas())
     if is_certain:
-        _served_on(device, choice).by_op.setdefault(op, {})[dtype] = implementation
+        known.by_op.setdefault(op, {})[dtype] = implementation
     return implementation
 
 
@@ -224,24 +226,17 @@ def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
     kernel = lookup.find(name, device, choice, dtype, {}, {})
     if kernel is not None:
         keep_freed_memory()
-    if device == "cpu":  # on a GPU it also depends on which one is current
+    if device == "cpu":  # on a GPU the answer also depends on which GPU is current
         known[name, dtype] = kernel
     return kernel
 
 
-def sum_of(x: Any, y: Any, may_change: bool) -> Any:
-    """Return x + y of two gradients of one tensor, both arrays or both tensors.
-
-    `may_change` says that nobody else holds y, an array; then the sum takes its place, and a kernel adds large arrays.
-    """
-    if not may_change or type(x) is not np.ndarray or not y.flags.carray:  # it is False of NumPy's numbers, too
-        return x + y
-    if x.size >= _LARGE_SUM and x.flags.carray:
-        kernel = select_update("sum_of_gradients", x.dtype, "cpu")
-        if kernel is not None:
-            kernel.forward(x, y)
-            return y
-    return np.add(x, y, out=y)
+def sum_of(x: Any, y: Any) -> Any:
+    """Return x + y of two gradients of one tensor, both arrays or both tensors; a kernel adds large arrays."""
+    if type(x) is type(y) is np.ndarray and x.size >= LARGE_SUM and x.dtype == y.dtype:
+        kernel = select_update("add", x.dtype, "cpu")
+        return x + y if kernel is None else kernel.forward(x, y)[0]
+    return x + y
 
 
 def products_of_blas() -> Collection[tuple[int, int, int]]:

@@ -105,7 +105,7 @@ def _with_columns(xp: Any, *arrays: Any) -> Sequence[Any]:
 
 
 def _columns_of(result: Any, array: Any) -> Any:
-    """Return the columns of a result (..., D) that `array` has, too."""
+    """Return the first columns of `result`, as many as `array` has."""
     return result if result.shape[-1] == array.shape[-1] else result[..., : array.shape[-1]]
 
 

@@ -5,8 +5,8 @@ from tinyvit.kernels import registry
 
 from benchmarks.versions import MEASURED, main
 
-# Kernels that run the code of another one, which is measured, or a loop like that of `add`.
-FUSED = {"add_layer_norm", "sum_of_gradients"}
+# Kernels that run the code of another one, which is measured.
+FUSED = {"add_layer_norm"}
 
 
 def test_every_cpu_kernel_is_measured() -> None:

@@ -13,7 +13,7 @@ from tinyvit.kernels.registry import KernelSpec
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit import dispatch
-from tinyvit.engine import Tensor
+from tinyvit.engine import Op, Tensor
 
 Arrays = dict[str, Any]
 FLOAT64 = frozenset({np.dtype(np.float64)})
@@ -203,24 +203,28 @@ def test_the_plain_rule_serves_what_an_optional_kernel_of_the_chosen_technology_
         served(leaf(np.float32))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize(
+    "kinds", [("float32", "float32"), ("float64", "float64"), ("float16",) * 2, ("float32", "int64")]
+)
 @pytest.mark.parametrize("choice", ["numpy", "auto", "numba"])
 @pytest.mark.parametrize("size", [7, 60_000])
-@pytest.mark.parametrize("may_change", [False, True])
-def test_a_sum_of_gradients_takes_the_place_of_the_second_if_it_may(
-    dtype: str, choice: str, size: int, may_change: bool
-) -> None:
-    x, y = (np.random.default_rng(seed).standard_normal(size).astype(dtype) for seed in (0, 1))
+def test_a_sum_of_gradients_has_the_bits_of_numpy(kinds: tuple[str, str], choice: str, size: int) -> None:
+    x, y = ((10 * np.random.default_rng(i).standard_normal(size)).astype(kind) for i, kind in enumerate(kinds))
     expected, before = x + y, (x.copy(), y.copy())
     with tv.use_kernels(choice):
-        z = dispatch.sum_of(x, y, may_change)
-        has_kernel = dispatch.select_update("sum_of_gradients", np.dtype(dtype), "cpu") is not None
-    assert has_kernel == (choice != "numpy" and dtype != "float16")
-    np.testing.assert_array_equal(z, expected)
-    np.testing.assert_array_equal(x, before[0])
-    assert (z is y) == may_change
-    if not may_change:
-        np.testing.assert_array_equal(y, before[1])
+        z = dispatch.sum_of(x, y)
+    assert z.dtype == expected.dtype
+    for found, wanted in zip((z, x, y), (expected, *before), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_kernel_for_large_inputs_is_not_asked_about_small_ones(
+    fake_kernels: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_kernels(row())
+    for least, by in ((3, "kernel"), (4, "plain")):
+        monkeypatch.setattr(Op.registry["softmax"], "kernel_from", least)
+        assert served(leaf()) == by
 
 
 def test_numpy_is_the_plain_rule(fake_kernels: Callable[..., None]) -> None:

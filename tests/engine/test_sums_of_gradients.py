@@ -1,4 +1,4 @@
-"""Sums of gradients of one tensor: they take the place of a gradient in memory only if nobody else holds it."""
+"""Sums of the gradients of one tensor: their values, and arrays of others that they must not change."""
 
 import itertools
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 
 import tinyvit as tv
 from tinyvit.engine import Op, Tensor
+from tinyvit.optim import clip_grad_norm
 
 
 def leaf(*values: float) -> Tensor:
@@ -18,17 +19,22 @@ def equal(tensor: Tensor, values: Any) -> None:
     np.testing.assert_array_equal(tensor.numpy(), values)
 
 
+KEPT = np.full(2, 0.5)
+
+
 class _Halved(Op):
-    """y = x / 2 of x = 1, with a gradient that is a saved array"""
+    """y = x / 2 of x = 1, with a gradient that is an array which others hold"""
 
     saves = ("out",)
 
     @staticmethod
-    def forward(xp, x):
+    def forward(xp, x, *, given):
         return x / 2
 
     def backward(ctx, xp, dy):
-        return ctx.saved[0]
+        return {"saved": ctx.saved[0], "given": ctx.given, "constant": KEPT}[ctx.held]
+
+    held = "saved"
 
     @staticmethod
     def samples():
@@ -38,16 +44,25 @@ class _Halved(Op):
 del Op.registry[_Halved.name]  # it is no operation of the package
 
 
+@pytest.mark.parametrize("held", ["saved", "given", "constant"])
+@pytest.mark.parametrize("uses", [0, 1, 2])
 @pytest.mark.parametrize("is_leaf", [False, True])
-def test_sums_do_not_change_a_gradient_that_is_a_saved_array(is_leaf: bool) -> None:
-    w = leaf(1.0, 1.0)
+def test_a_gradient_that_somebody_else_holds_is_not_changed(
+    held: str, uses: int, is_leaf: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Halved, "held", held)
+    w, given = leaf(1.0, 1.0), np.full(2, 0.5)
     x = w if is_leaf else w * 1.0
-    y = _Halved.apply(x)
-    z = (x + y).sum()
+    y = _Halved.apply(x, given=given)
+    z = y.sum()
+    for _ in range(uses):
+        z = z + x.sum()
     z.backward(retain_graph=True)
     z.backward()
-    equal(w.grad, [3.0, 3.0])
-    equal(y, [0.5, 0.5])
+    equal(w.grad, [1.0 + 2 * uses] * 2)
+    clip_grad_norm([w], 1e-3)
+    for array in (y.numpy(), given, KEPT):
+        np.testing.assert_array_equal(array, [0.5, 0.5])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -80,3 +95,12 @@ def test_sums_do_not_change_gradients_that_somebody_else_holds() -> None:
     equal(x_gradient, [5.0, 50.0])
     for g in (*gradients, upstream):
         equal(g, [1.0, 10.0])
+
+
+def test_a_gradient_that_a_kernel_hands_on_is_copied() -> None:
+    x, other = (tv.tensor(np.ones(60_000, np.float32), requires_grad=i == 0) for i in range(2))
+    given = tv.tensor(np.ones(60_000, np.float32))
+    with tv.use_kernels("auto"):
+        (x + other).backward(given)
+    assert x.grad is not None
+    assert not np.shares_memory(x.grad.numpy(), given.numpy())

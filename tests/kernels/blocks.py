@@ -26,7 +26,6 @@ from tinyvit.kernels.max_pool2d import numba_cpu as max_pool2d
 if config.DISABLE_JIT:
     adamw.CHUNK, clip.CHUNK, dropout.TILE = 64, 64, 64
     cast.CHUNK = add.CHUNK = add_narrow.CHUNK = gelu.CHUNK = 16
-    add.LARGE = 10
     attention.KEYS, attention.QUERIES = 16, 2 * microkernel.ROWS[0]
     conv2d.PIXELS, conv2d.PARTS = 8, 2
     max_pool2d.PARTS, max_pool2d.WINDOWS, embedding.COLUMNS = 2, 20, 4
@@ -35,7 +34,6 @@ if config.DISABLE_JIT:
     linear.WIDTH, linear.TILE_BYTES = 2 * microkernel.PANEL_BYTES, 4 * microkernel.ROWS[0] * microkernel.PANEL_BYTES
 
 CHUNK, TILE, CAST, ADD, GELU = adamw.CHUNK, dropout.TILE, cast.CHUNK, add_narrow.CHUNK, gelu.CHUNK
-LARGE = add.LARGE
 KEYS, QUERIES = attention.KEYS, attention.QUERIES
 PIXELS, PARTS, IMAGES = conv2d.PIXELS, conv2d.PARTS, max_pool2d.PARTS
 COLUMNS = embedding.COLUMNS

@@ -51,6 +51,7 @@ class Op:
     is_sequence: ClassVar[bool] = False  # whether forward returns a tuple whose length the inputs decide
     has_one_output: ClassVar[bool]
     kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
+    kernel_from: ClassVar[int] = 0  # the elements of the first input from which on its kernel is used
     view: ClassVar[bool] = False  # whether the output may share the input's memory
     autocast: ClassVar[str] = "follow"  # the inputs' dtype: "narrow" that of autocast, "wide" float32, "follow" theirs
     masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16, on the CPU

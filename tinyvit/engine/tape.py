@@ -105,18 +105,14 @@ class Arrivals:
         self._outputs: dict[Node, list[Any]] = {}
         self._queue: list[tuple[int, Node]] = []
 
-    def add(self, edge: Edge, gradient: Any, near: Sequence[Any] | None) -> None:
-        """Add a gradient that arrives along `edge`.
-
-        `near` are the arrays that its entry got, gave and saved, which others may hold; None if it is not an array of
-        the walk's own.
-        """
+    def add(self, edge: Edge, gradient: Any, is_new: bool) -> None:
+        """Add a gradient that arrives along `edge`. `is_new` says that nobody else holds its array."""
         if type(edge) is not tuple:
             leaf: Any = edge
             if leaf in self.leaves:
-                self.leaves[leaf] = dispatch.sum_of(self.leaves[leaf][0], gradient, False), True
+                self.leaves[leaf] = dispatch.sum_of(self.leaves[leaf][0], gradient), True
                 return
-            self.leaves[leaf] = gradient, _is_new(gradient, near)
+            self.leaves[leaf] = gradient, is_new
             if leaf.hooks:
                 self.hooked.append(leaf)
             return
@@ -125,10 +121,7 @@ class Arrivals:
         if slots is None:
             slots = self._outputs[node] = [None] * node.arity
             heapq.heappush(self._queue, (-node.sequence, node))
-        if slots[index] is None:
-            slots[index] = gradient
-        else:
-            slots[index] = dispatch.sum_of(slots[index], gradient, _is_new(gradient, near))
+        slots[index] = gradient if slots[index] is None else dispatch.sum_of(slots[index], gradient)
 
     def call_hooks(self, sequence: int) -> None:
         """Call the hooks of leaves with complete gradients: all entries from number `sequence` on have been visited."""
@@ -198,7 +191,7 @@ def walk_back(
     arrivals = Arrivals()
     for edge, gradient in starts:
         if targets is None or targets.lie_behind(edge):
-            arrivals.add(edge, gradient, None)
+            arrivals.add(edge, gradient, False)
     with context.changed(recording=create_graph):
         recorder = context.now().recorder
         for node, incoming in arrivals.visit():
@@ -212,11 +205,12 @@ def walk_back(
                     continue
             run = node.op.gradients_of if recorder is None else recorder.gradients
             outgoing = run(node, incoming, create_graph)
-            near = None if create_graph else (*incoming, *outgoing, *node.saved, *(node.kept or ()))
+            # A rule may return an array that somebody else holds; a kernel returns new ones.
+            may_take = not create_graph and node.implementation.spec is not None
             for edge, gradient in zip(node.edges, outgoing):  # noqa: B905 - `gradients_of` checked their number
                 if edge is not None and (targets is None or targets.lie_behind(edge)):
-                    arrivals.add(edge, gradient, near)
-            del near  # what was saved is freed now
+                    is_taken = may_take and type(edge) is not tuple  # by a leaf, as its `.grad`
+                    arrivals.add(edge, gradient, is_taken and _is_new(gradient, incoming, outgoing))
             if not (retain_graph or create_graph):
                 node.free()
             if arrivals.hooked and targets is None:  # with targets, entries are left out
@@ -239,11 +233,11 @@ def _through(hooks: Iterable[Callable[[Any], Any]], gradient: Any) -> Any:
     return gradient
 
 
-def _is_new(gradient: Any, near: Sequence[Any] | None) -> bool:
-    """Return whether nobody else can hold this array: it is no view, was not saved or handed in, nor given twice."""
-    if near is None or gradient.base is not None:
+def _is_new(gradient: Any, incoming: Sequence[Any], outgoing: Sequence[Any]) -> bool:
+    """Return whether nobody else can hold this array: it is no view, was not handed in, nor handed out twice."""
+    if gradient.base is not None:
         return False
     holders = 0
-    for other in near:
+    for other in (*incoming, *outgoing):
         holders += other is gradient
     return holders == 1

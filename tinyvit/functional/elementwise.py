@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import context
 from ..backend import BFLOAT16
+from ..dispatch import LARGE_SUM
 from ..engine import Op, Tensor
 from .arguments import as_operand
 from .constants import constant
@@ -19,6 +20,7 @@ class Add(Op):
     """z = x + y        dx = dz,  dy = dz"""
 
     kernel = "add"
+    kernel_from = LARGE_SUM
     letters = _IMAGES
 
     @staticmethod

@@ -20,11 +20,11 @@ _MOST_GROUPS = 2**24
 
 
 class SameArrays:
-    """Tells whether arrays are the very ones of the two calls before, which it does not keep alive.
+    """Tell whether arrays are the same objects as in the last two calls of `note`; they are not kept alive.
 
     Steps that are made from a record have their gradients where the step before had them. Their addresses need not be
-    looked up again then, which would take longer than a small update itself. Usual steps have new gradients each time:
-    only the first one is noted, until it comes a second time.
+    looked up again then, which would take longer than a small update itself. Usual steps have new gradients each time.
+    So only the first array is remembered until the same one comes again; then all are.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class SameArrays:
         self._found: list[Callable[[], Any]] = []
 
     def note(self, arrays: Sequence[Array | None]) -> None:
-        """Note arrays, to compare others with them. The first one should be new if any of them is."""
-        first = arrays[0] if arrays else None
+        """Note arrays, to compare others with them. An array that each usual step replaces should come first."""
+        first = next((a for a in arrays if a is not None), None)
         is_repeated = first is not None and self._first() is first
         self._first = _reference(first)
         self._found = list(map(_reference, arrays)) if is_repeated else []
 
     def are(self, arrays: Sequence[Array | None]) -> bool:
-        """Return whether these are the arrays that were noted last, all of them and in the same order."""
+        """Return whether these are the arrays of the last two calls of `note`, all of them and in the same order."""
         if not len(arrays) == len(self._found) > 0:
             return False
         # A reference to an array that is gone gives None, as does one to an absent array.
@@ -113,7 +113,7 @@ class HostBundle(Bundle):
             self.updates += self._updated
             kernel.forward(None, None, self.table, self._settings(settings_of), *self.moments)
             return []
-        moved: list[Array | None] = [None] * len(parameters)  # whose addresses the table does not hold yet
+        moved: list[Array | None] = [None] * len(parameters)  # parameters whose addresses are not in the table yet
         reached: list[Array | None] = [None] * len(parameters)
         rest = []
         for i, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
