@@ -93,7 +93,8 @@ class KernelSpec(_Row):
     keeps : tuple of str
         Names of the inputs, outputs and residuals that backward is given.
     forward, backward : str
-        Names of the module's functions.
+        Names of the module's functions. A parameter takes an array that backward returns as its `.grad`, without a
+        copy. So nothing else may hold that array, except that backward may return a gradient that it was given.
     """
 
     residuals: tuple[str, ...] = ()
