@@ -4,7 +4,7 @@ Their argument `implementation` is "auto" (the first kernel in the registry that
 rule), "numpy" (the plain rule), or a technology, perhaps with a version: "numba", "numba:v1". If a technology cannot
 serve the call, RuntimeError gives the reason.
 
-Order: interrupts, cache, sums, cpu, cuda, adamw, clip, average, bias_gelu, gelu, cast, add, add_narrow, cross_entropy,
+Order: interrupts, cache, sums, cpu, cuda, adamw, clip, average, bias_gelu, gelu, cast, add_narrow, cross_entropy,
 depthwise_conv, dropout, embedding, layer_norm, max_pool2d, narrow, patches, softmax, linear, attention, conv2d,
 program, registry, lookup, direct, precompile.
 """

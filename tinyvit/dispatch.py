@@ -213,11 +213,12 @@ def _find(
 
 
 def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
-    """Return the kernel that makes an optimizer's steps on parameters of this dtype, or None for the plain rule.
+    """Return the kernel for work off the tape, or None for the plain rule: an optimizer's step, a sum of gradients.
 
     Parameters
     ----------
-    name : the name under which kernels for the step are registered.  device : "cpu" or "cuda".
+    name : the name under which kernels for the work are registered.  device : "cpu" or "cuda".
+    dtype : of the parameters or gradients.
     """
     choice = context.now().kernels
     known = _served_on(device, choice).updates
@@ -233,10 +234,9 @@ def select_update(name: str, dtype: Any, device: str) -> Kernel | None:
 
 def sum_of(x: Any, y: Any) -> Any:
     """Return x + y of two gradients of one tensor, both arrays or both tensors; a kernel adds large arrays."""
-    if type(x) is type(y) is np.ndarray and x.size >= LARGE_SUM and x.dtype == y.dtype:
-        kernel = select_update("add", x.dtype, "cpu")
-        return x + y if kernel is None else kernel.forward(x, y)[0]
-    return x + y
+    is_large = type(x) is type(y) is np.ndarray and x.size >= LARGE_SUM and x.dtype == y.dtype
+    kernel = select_update("add", x.dtype, "cpu") if is_large else None
+    return x + y if kernel is None else kernel.forward(x, y)[0]
 
 
 def products_of_blas() -> Collection[tuple[int, int, int]]:

@@ -1,1 +1,1 @@
-"""The sum of a float32 array and a bfloat16 one."""
+"""The sum of two arrays, the second of which may be bfloat16 beside float32."""

@@ -10,7 +10,6 @@ if config.DISABLE_JIT:
     config.CPU_FEATURES = ""
 
 from tinyvit.kernels.adamw import numba_cpu as adamw
-from tinyvit.kernels.add import numba_cpu as add
 from tinyvit.kernels.add_narrow import numba_cpu as add_narrow
 from tinyvit.kernels.attention import by_block as attention
 from tinyvit.kernels.cast import numba_cpu as cast
@@ -25,7 +24,7 @@ from tinyvit.kernels.max_pool2d import numba_cpu as max_pool2d
 
 if config.DISABLE_JIT:
     adamw.CHUNK, clip.CHUNK, dropout.TILE = 64, 64, 64
-    cast.CHUNK = add.CHUNK = add_narrow.CHUNK = gelu.CHUNK = 16
+    cast.CHUNK = add_narrow.CHUNK = gelu.CHUNK = 16
     attention.KEYS, attention.QUERIES = 16, 2 * microkernel.ROWS[0]
     conv2d.PIXELS, conv2d.PARTS = 8, 2
     max_pool2d.PARTS, max_pool2d.WINDOWS, embedding.COLUMNS = 2, 20, 4

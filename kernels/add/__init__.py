@@ -1,1 +1,0 @@
-"""The sum of two arrays of one shape."""
