@@ -6,6 +6,8 @@ interrupted, part of them is missing from then on, and every kernel fails until 
 
 import functools
 import importlib
+import os
+import re
 import signal
 import sys
 import threading
@@ -41,8 +43,16 @@ def uninterrupted(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def import_whole(name: str) -> ModuleType:
-    """Import a module; a Ctrl-C in the meantime takes effect when it has been imported."""
+    """Import a module; a Ctrl-C in the meantime takes effect when it has been imported.
+
+    Raises ValueError if NUMBA_NUM_THREADS is less than 1: Numba cannot be imported then.
+    """
     return (importlib.import_module if name in sys.modules else _import)(name)
 
 
-_import = uninterrupted(importlib.import_module)
+@uninterrupted
+def _import(name: str) -> ModuleType:
+    threads = os.environ.get("NUMBA_NUM_THREADS", "")
+    if re.fullmatch(r"\s*(-\d+|\+?0+)\s*", threads):
+        raise ValueError(f"NUMBA_NUM_THREADS is {threads!r}; Numba needs a number of at least 1, or none")
+    return importlib.import_module(name)

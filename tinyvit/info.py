@@ -16,6 +16,7 @@ from .distributed.report import describe_mpi
 from .engine import Op
 from .errors import DataError
 from .kernels import lookup, registry
+from .kernels.interrupts import import_whole
 from .kernels.linear import choice
 from .optim import Adam
 
@@ -83,6 +84,7 @@ def _threads() -> Iterator[tuple[str, str]]:
 def _kernels() -> Iterator[tuple[str, str]]:
     """Yield what our own kernels on the CPU use: vectors, products, threads, and the folder of compiled code."""
     try:
+        import_whole(f"{registry.__package__}.cpu.compiler")  # refuses wrong settings of Numba
         from .kernels import cache
         from .kernels.cpu import compiler, processor, threads
     except ImportError as error:

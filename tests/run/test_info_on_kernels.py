@@ -1,8 +1,13 @@
 """What `tinyvit info` says of kernels that cannot be kept, or are not compiled at all."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from tinyvit.kernels import cache
 from tinyvit.kernels.cpu import compiler
+from tinyvit.kernels.interrupts import import_whole
 
 from tinyvit.info import report
 
@@ -24,3 +29,32 @@ def test_kernels_that_run_as_python_are_called_slow(monkeypatch: pytest.MonkeyPa
     (line,) = lines_of("kernels")
     assert line.endswith("run as Python, very slowly, because NUMBA_DISABLE_JIT is set")
     assert not lines_of("vectors")
+
+
+@pytest.mark.parametrize("value", ["0", "-2", " 00 ", "-" + "9" * 6000])
+def test_a_number_of_threads_that_numba_refuses_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("NUMBA_NUM_THREADS", value)
+    with pytest.raises(ValueError, match=f"NUMBA_NUM_THREADS is {value!r}; Numba needs a number of at least 1"):
+        import_whole("tinyvit.kernels.not_imported_yet")
+
+
+@pytest.mark.parametrize("value", ["", "1", "02", "10"])
+def test_other_numbers_of_threads_are_not_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("NUMBA_NUM_THREADS", value)
+    with pytest.raises(ModuleNotFoundError):
+        import_whole("tinyvit.kernels.not_imported_yet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["info"], ["train", "--set", "limit=50", "--out", "run"]])
+def test_commands_name_it_too(tmp_path, command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tinyvit", *command],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"NUMBA_NUM_THREADS": "0"},
+    )
+    said = "tinyvit: error: NUMBA_NUM_THREADS is '0'; Numba needs a number of at least 1, or none\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert not list(tmp_path.iterdir())

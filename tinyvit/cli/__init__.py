@@ -56,7 +56,7 @@ def _status_and_message(error: Exception) -> tuple[int, str]:
     if isinstance(error, click.UsageError):
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         return 2, f"error: {error.format_message().rstrip('.')}{where}"
-    wrong_environment = isinstance(error, ValueError) and str(error).startswith("TINYVIT_")
+    wrong_environment = isinstance(error, ValueError) and str(error).startswith(("TINYVIT_", "NUMBA_"))
     if wrong_environment or isinstance(error, click.ClickException | TinyvitError):
         return 2, f"error: {error}"
     if isinstance(error, TrainingFailed):
