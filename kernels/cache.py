@@ -113,9 +113,19 @@ def can_keep() -> bool:
     try:
         _make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
-            return _unsafe(folder) is None and os.path.realpath(folder) == str(folder)
+            return _is_safe(folder)
     except OSError:
         return False
+
+
+@functools.cache
+def can_read() -> bool:
+    """Whether there is a cache folder, and a safe one. It may lie on a disk that cannot be written."""
+    return can_keep() or (cache_folder().is_dir() and _is_safe(cache_folder()))
+
+
+def _is_safe(folder: Path) -> bool:
+    return _unsafe(folder) is None and os.path.realpath(folder) == str(folder)
 
 
 def _make_private(folder: Path) -> None:
@@ -171,11 +181,10 @@ def _digest(file: Path, content: bytes) -> bytes:
 def kept_object(name: str, target: str, compile_it: Callable[[], bytes]) -> bytes:
     """Return the object code that `compile_it()` makes for `target`, from the cache if it is there."""
     file = cache_folder() / f"{name}-{hashlib.sha256(target.encode()).hexdigest()[:16]}.o"
-    if not can_keep():
-        return compile_it()
-    code = read(file)
+    code = read(file) if can_read() else None
     if code is None:  # a truncated file would crash the process that runs it
         code = compile_it()
-        with contextlib.suppress(OSError):
-            write(file, code)
+        if can_keep():
+            with contextlib.suppress(OSError):
+                write(file, code)
     return code

@@ -100,8 +100,11 @@ def _kernels() -> Iterator[tuple[str, str]]:
     yield from _tuned()
     yield "kernels", f"{threads.thread_count()} threads ({set_by})"
     folder = cache.cache_folder()
-    lost = f"anew in each process: {folder} cannot be written; NUMBA_CACHE_DIR can name another folder"
-    yield "compiled", f"kept in {folder}" if cache.can_keep() else lost
+    if cache.can_keep():
+        yield "compiled", f"kept in {folder}"
+        return
+    rest = "read" if cache.can_read() else "anew in each process"
+    yield "compiled", f"{rest}: {folder} cannot be written; NUMBA_CACHE_DIR can name another folder"
 
 
 def _tuned() -> Iterator[tuple[str, str]]:

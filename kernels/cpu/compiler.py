@@ -18,7 +18,7 @@ from typing import Any
 
 import numba
 from numba.core import config, event
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
 
 from .. import cache
 from ..interrupts import uninterrupted
@@ -71,7 +71,7 @@ def _compiled(function: Callable[..., Any], signature: str | None) -> Any:
         return function
     compiled = numba.njit(fastmath=_REORDERED, no_cfunc_wrapper=True, **_FLAGS)(function)
     compiled.compile = uninterrupted(compiled.compile)
-    if _is_ours(function) and cache.can_keep():
+    if _is_ours(function) and cache.can_read():
         with _folder_of_numba(str(cache.cache_folder())):
             compiled._cache = _Cache(function)
     if signature is not None:
@@ -141,8 +141,21 @@ def _folder_of_numba(folder: str) -> Iterator[None]:
             setattr(config, name, value)
 
 
+class _Locator(UserProvidedCacheLocator):
+    """Finds the place of a function's compiled code in a folder that perhaps can only be read."""
+
+    def ensure_cache_path(self) -> None:
+        """Leave the folder as it is: it is made when the first file is written."""
+
+
+class _Places(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
 class _Cache(FunctionCache):
     """Numba's cache of compiled code with verified files, which also survives a full disk."""
+
+    _impl_class = _Places
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)

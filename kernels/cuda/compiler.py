@@ -76,7 +76,7 @@ def compile_cubin(source: str, expressions: Sequence[str], arch: int) -> Cubin:
     digest = hashlib.sha256(inputs + text + headers).hexdigest()[:32]
     folder = cache.cache_folder().parent / "cubins"
     kept = folder / f"{digest}.cubin", folder / f"{digest}.json"
-    code, facts = map(cache.read, kept) if cache.can_keep() else (None, None)
+    code, facts = map(cache.read, kept) if cache.can_read() else (None, None)
     if code is not None and facts is not None:
         return Cubin(code, **json.loads(facts))
     cubin = _compiled(source, text.decode(), expressions, arch)

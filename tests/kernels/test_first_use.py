@@ -27,11 +27,19 @@ LINES = "".join(
 )
 
 
-def first_use(cache: Path) -> str:
+READ_ONLY = """
+import tempfile
+def refused(*arguments, **options):
+    raise OSError(30, "Read-only file system")
+tempfile.TemporaryFile = tempfile.NamedTemporaryFile = refused
+"""
+
+
+def first_use(cache: Path, code: str = CODE) -> str:
     """Return what a fresh process that uses kernels prints on stderr."""
     settings = {"NUMBA_CACHE_DIR": str(cache), "TINYVIT_THREADS": "1", "NUMBA_DISABLE_JIT": "0"}
     settings |= {"TINYVIT_COMPILE_AHEAD": "0", "TINYVIT_ANNOUNCE": "1"}
-    command = [sys.executable, "-W", "error", "-c", CODE]
+    command = [sys.executable, "-W", "error", "-c", code]
     run = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
     assert run.stdout == ""
     return run.stderr
@@ -62,6 +70,19 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path, unusa
     for expected in ((LINES, each), ("", each)) if folder.is_dir() else ((each,), (each,)):  # root can write everywhere
         assert re.sub(r"/\S+/tinyvit-\w+", "FOLDER", first_use(folder)) in expected
     assert not list(Path(cache.__file__).parent.rglob("*.nbi"))
+
+
+@pytest.mark.slow
+def test_a_cache_that_can_only_be_read_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    assert first_use(folder) == LINES
+    kept = sorted(folder.rglob("*.*"))
+    one_more = "with tv.use_kernels('auto'): F.gelu(x)"
+    lines = first_use(folder, READ_ONLY + CODE + one_more)
+    assert re.sub(r"/\S+/tinyvit-\w+", "FOLDER", lines) == (
+        "tinyvit: compiling the kernel gelu: _forward_1, in each process, because FOLDER cannot be written\n"
+    )
+    assert sorted(folder.rglob("*.*")) == kept
 
 
 def test_the_cache_folder_depends_on_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

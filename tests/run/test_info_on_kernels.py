@@ -18,8 +18,10 @@ def lines_of(title: str) -> list[str]:
 
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "can_keep", lambda: False)
-    (line,) = lines_of("compiled")
-    assert f"anew in each process: {cache.cache_folder()} cannot be written" in line
+    for is_there, said in (False, "anew in each process"), (True, "read"):
+        monkeypatch.setattr(cache, "can_read", lambda is_there=is_there: is_there)
+        (line,) = lines_of("compiled")
+        assert f"  {said}: {cache.cache_folder()} cannot be written" in line
     monkeypatch.setattr(cache, "can_keep", lambda: True)
     assert f"kept in {cache.cache_folder()}" in lines_of("compiled")[0]
 
