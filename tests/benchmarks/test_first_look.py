@@ -24,6 +24,7 @@ def lines_of(folder: Path, *planned: Step) -> tuple[list[dict[str, Any]], list[s
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()], said, failed
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_or_never_ends_does_not_stop_the_rest(tmp_path: Path) -> None:
     lines, said, failed = lines_of(
         tmp_path,

@@ -109,6 +109,7 @@ def test_on_a_gpu_only_our_own_warnings_fail_a_test(warned: str, status: int, tm
 # The sanitizer ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_sanitizer_runs_our_kernels_and_none_of_cublas() -> None:
     """It runs every version of every kernel but those of `linear`, whose work is done in NVIDIA's library."""
     found = run("-k", SANITIZED, "--collect-only", TINYVIT_SANITIZE="1")
@@ -145,6 +146,7 @@ def test_the_default_stream_has_a_number_that_is_not_0(pointer: int, named: int)
         assert simt.stream_of(None) == ("stream", named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "warns"), [(None, 0), ("1", 1), ("0", 0)])
 def test_small_grids_are_no_reason_to_warn_unless_somebody_asks_for_it(asked: str | None, warns: int) -> None:
     peer("tinyvit.kernels.cuda.simt", "numba-cuda")

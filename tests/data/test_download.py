@@ -172,6 +172,7 @@ def test_bytes_beyond_the_end_are_refused_without_filling_the_disk(target: Path,
     assert not part_of(target).exists()
 
 
+@pytest.mark.slow
 def test_a_silent_server_times_out_and_its_bytes_are_kept(cache: Path, offer, mirror: MirrorServer) -> None:
     mirror.answers["/slow/file.bin"] = stalled_after(100, BODY)
     mirror.answers["/good/file.bin"] = whole(BODY)
@@ -254,6 +255,7 @@ def _fetch_from(url: str, root: str) -> None:
     fetch("mnist", root)
 
 
+@pytest.mark.slow
 def test_a_second_process_waits_for_the_first(tmp_path: Path, cache: Path, mirror: MirrorServer) -> None:
     reached, go_on = threading.Event(), threading.Event()
 

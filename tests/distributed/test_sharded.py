@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiers import quick_first
 from tiny_run import ALL_STREAMS, isolate, tiny_recipe
 from tiny_tasks import tiny
 
@@ -191,7 +192,10 @@ def test_a_gradient_that_is_added_has_the_bits_of_one_that_is_packed_first():
     assert flat.unpack(first).tolist() == [1.5, 2.0]
 
 
-@pytest.mark.parametrize("options", [("shards=3",), ("shards=2", "accumulate=2", "precision=bfloat16")])
+OPTIONS = [["shards=3"], ["shards=2", "accumulate=2", "precision=bfloat16"]]
+
+
+@pytest.mark.parametrize("options", quick_first(OPTIONS))
 def test_recorded_shards_compute_the_same_bits(options, monkeypatch):
     monkeypatch.setattr("tinyvit.run.captured_cpu.WARM_UP", 2)
     recipe = tiny_recipe("batch_size=200", "clip_norm=0.5", *options)

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from tiers import quick_first
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -79,7 +80,7 @@ def test_gradients_by_the_bfloat16_kernels_point_in_the_same_direction() -> None
     assert not np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+@pytest.mark.parametrize("kernels", quick_first(["numpy", "auto"]))
 def test_parameters_stay_float32_beside_bfloat16(kernels: str) -> None:
     x, w, b = normal(9, 8, requires_grad=True), normal(5, 8, requires_grad=True), normal(5, requires_grad=True)
     narrow = [Tensor(t.to("bfloat16").numpy(), True) for t in (x, w, b)]
@@ -122,7 +123,7 @@ def test_only_bfloat16_may_be_combined_with_float32_parameters() -> None:
         F.matmul(normal(3, 4).to("bfloat16"), normal(4, 2))
 
 
-@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+@pytest.mark.parametrize("kernels", quick_first(["numpy", "auto"]))
 def test_a_narrow_layer_norm_gives_bfloat16_and_keeps_the_residual_sum_in_float32(kernels: str) -> None:
     x, branch, w, b = (normal(*shape, requires_grad=True) for shape in ((5, 8), (5, 8), (8,), (8,)))
     upstream = normal(5, 8).to("bfloat16")
@@ -141,7 +142,7 @@ def test_a_narrow_layer_norm_gives_bfloat16_and_keeps_the_residual_sum_in_float3
         np.testing.assert_array_equal(found.numpy().astype(np.float32), expected.numpy().astype(np.float32))
 
 
-@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+@pytest.mark.parametrize("kernels", quick_first(["numpy", "auto"]))
 def test_adding_a_bfloat16_branch_to_a_float32_residual_equals_widening_it_first(kernels: str) -> None:
     x, branch, w, b = (normal(*shape, requires_grad=True) for shape in ((5, 8), (5, 8), (8,), (8,)))
     branch = Tensor(branch.numpy().astype(NARROW["bfloat16"]), True)
@@ -158,7 +159,7 @@ def test_adding_a_bfloat16_branch_to_a_float32_residual_equals_widening_it_first
         np.testing.assert_array_equal(one.numpy().astype(np.float32), expected.numpy().astype(np.float32))
 
 
-@pytest.mark.parametrize("kernels", ["numpy", pytest.param("auto", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kernels", quick_first(["numpy", "auto"]))
 def test_a_sum_of_float32_and_bfloat16_is_that_of_the_widened(kernels: str) -> None:
     x, wide = normal(5, 8, requires_grad=True), normal(5, 8)
     y = Tensor(wide.numpy().astype(NARROW["bfloat16"]), True)
@@ -175,7 +176,7 @@ def test_a_sum_of_float32_and_bfloat16_is_that_of_the_widened(kernels: str) -> N
         x + y
 
 
-@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+@pytest.mark.parametrize("kernels", quick_first(["numpy", "auto"]))
 def test_a_model_in_bfloat16_runs_under_autocast(kernels: str) -> None:
     model = tv.models.ViT(8, 4, 5, dim=16, depth=2, heads=2, in_channels=1).to("bfloat16")
     images = RNG.standard_normal((2, 1, 8, 8)).astype(np.float32)
@@ -185,7 +186,7 @@ def test_a_model_in_bfloat16_runs_under_autocast(kernels: str) -> None:
     assert all(p.grad is not None and p.grad.dtype == NARROW["bfloat16"] for p in model.parameters())
 
 
-@pytest.mark.parametrize("kernels", ["numpy", "auto"])
+@pytest.mark.parametrize("kernels", quick_first(["numpy", "auto"]))
 def test_the_gradient_of_a_bias_has_its_dtype(kernels: str) -> None:
     x, weight = (Tensor(normal(4, 3).numpy().astype(NARROW["bfloat16"]), True) for _ in range(2))
     bias = normal(4, requires_grad=True)

@@ -118,6 +118,7 @@ def test_the_first_lessons_run(lesson: str, run: Callable[[str, str], Path]) -> 
     assert "numeric check: ok" in printed
 
 
+@pytest.mark.slow
 def test_a_run_has_the_bits_of_one_with_threads_and_is_resumed(run: Callable[[str, str], Path]) -> None:
     there, here = run("browser", TRAINED), run("here", TRAINED)
     found = json.loads((there / "found.json").read_text())
@@ -130,12 +131,14 @@ def test_a_run_has_the_bits_of_one_with_threads_and_is_resumed(run: Callable[[st
     assert "measuring test batch 2 of 2" in printed
 
 
+@pytest.mark.slow
 def test_a_trace_is_checked_and_saved(run: Callable[[str, str], Path]) -> None:
     there, here = run("browser", STUDIED), run("here", STUDIED)
     assert (there / "gradient.npy").read_bytes() == (here / "gradient.npy").read_bytes()
     assert "<html" in (there / "page.html").read_text("utf-8")[:200].lower()
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_read(run: Callable[[str, str], Path]) -> None:
     there, here = run("browser", READ), run("here", READ)
     assert (there / "found.txt").read_text() == (here / "found.txt").read_text()

@@ -229,6 +229,7 @@ def interrupted(event: str, count: int, **settings: str) -> str:
     return run.stdout + run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100, 300])
 def test_ctrl_c_while_the_compiler_is_imported_breaks_no_kernel(count: int) -> None:
     assert interrupted("import", count) == "interrupted\n(4, 8) (4, 4)\n"

@@ -32,6 +32,7 @@ def test_thirty_runs_of_every_version_give_the_same_bits() -> None:
         assert hashes_of_versions() == first
 
 
+@pytest.mark.slow
 def test_one_and_three_threads_give_the_same_bits() -> None:
     assert hashes_in_a_process("newest", 1) == hashes_in_a_process("newest", 3) == hashes_of_newest()
 
@@ -42,6 +43,7 @@ def test_any_number_of_threads_gives_the_same_bits_in_every_version(threads: int
     assert hashes_in_a_process("all", threads) == hashes_of_versions()
 
 
+@pytest.mark.slow
 def test_several_python_threads_can_call_kernels_at_once() -> None:
     expected = hashes_of_newest()
     with ThreadPoolExecutor(4) as pool:

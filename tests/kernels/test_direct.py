@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from draws import Array
+from tiers import quick_first
 from tinyvit.kernels import (
     attention_backward,
     attention_forward,
@@ -16,9 +17,7 @@ from tinyvit.kernels import (
 import tinyvit as tv
 from tinyvit.functional.attention import Attention
 
-every_implementation = pytest.mark.parametrize(
-    "implementation", ["auto", "numpy", "numba", pytest.param("numba:v1", marks=pytest.mark.slow)]
-)
+every_implementation = pytest.mark.parametrize("implementation", quick_first(["numpy", "auto", "numba", "numba:v1"]))
 B, H, N, S, D, E = 2, 3, 5, 7, 4, 6
 LENGTHS = np.array([3, 7])
 
@@ -104,6 +103,7 @@ def test_gradients_of_attention_are_written_to_out_grads(implementation: str) ->
     np.testing.assert_array_equal(target.transpose(2, 0, 3, 1, 4), expected)
 
 
+@pytest.mark.slow
 def test_dropout_of_attention_is_drawn_from_its_stream() -> None:
     streams = [{"dropout_p": 0.5, "seed": seed, "offset": offset} for seed, offset in ((1, 0), (2, 0), (1, 1))]
     by_kernel = [attention_forward(*heads(), **stream, implementation="numba") for stream in streams]
@@ -207,6 +207,7 @@ def test_probabilities_are_exact_where_all_scores_are_large(far: float, keys: in
         np.testing.assert_allclose(dv, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_saved_arrays_that_do_not_fit_are_refused() -> None:
     q, k, v = heads()
     out, lse = attention_forward(q, k, v)
@@ -220,6 +221,7 @@ def test_saved_arrays_that_do_not_fit_are_refused() -> None:
         attention_forward(q[..., :0], k[..., :0], v)
 
 
+@pytest.mark.slow
 def test_the_saved_logarithm_may_have_any_layout() -> None:
     q, k, v = heads()
     out, lse = attention_forward(q, k, v)
@@ -231,6 +233,7 @@ def test_the_saved_logarithm_may_have_any_layout() -> None:
     np.testing.assert_array_equal(attention_weights(q, k, other), attention_weights(q, k, lse))
 
 
+@pytest.mark.slow
 def test_the_bias_of_a_linear_map_without_inputs_has_a_gradient() -> None:
     x, w, b = (tv.Tensor(a, requires_grad=True) for a in (np.zeros((5, 0)), np.zeros((40, 0)), np.zeros(40)))
     with tv.use_kernels("numba"):
@@ -238,6 +241,7 @@ def test_the_bias_of_a_linear_map_without_inputs_has_a_gradient() -> None:
     np.testing.assert_array_equal(b.grad.numpy(), np.full(40, 5.0))
 
 
+@pytest.mark.slow
 def test_out_grads_must_be_like_the_inputs() -> None:
     q, k, v = heads()
     out, lse = attention_forward(q, k, v)

@@ -45,6 +45,7 @@ def first_use(cache: Path, code: str = CODE) -> str:
     return run.stderr
 
 
+@pytest.mark.slow
 def test_a_compilation_is_announced_only_once(tmp_path: Path) -> None:
     assert first_use(tmp_path / "cache") == LINES
     assert first_use(tmp_path / "cache") == ""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -56,6 +57,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 """
 
 
+@pytest.mark.slow
 def test_later_training_steps_need_no_fresh_pages() -> None:
     run = subprocess.run([sys.executable, "-c", STEPS], env=os.environ, capture_output=True, text=True, check=True)
     assert float(run.stdout) < 10

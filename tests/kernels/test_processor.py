@@ -28,7 +28,8 @@ def linear_at(level: str, cache: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("level", ["avx2", pytest.param("generic", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["avx2", "generic"])
 def test_code_uses_no_wider_registers_than_the_level_has(level: str, tmp_path: Path) -> None:
     if level not in processor.usable():
         pytest.skip(f"this processor has no {level}")

@@ -9,6 +9,7 @@ import oracles
 import pytest
 from oracles import Weights, part
 from threadpoolctl import threadpool_limits
+from tiers import quick_first
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -255,10 +256,12 @@ def test_gradcheck_of_every_parameter(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [
-        {"qkv_bias": False}, {"norm": "post", "pool": "first", "pos_embed": "sincos1d"},
-        {"norm": "post", "pool": "mean"}, {"dropout": 0.1, "emb_dropout": 0.1},
-    ],
+    quick_first(
+        [
+            {"norm": "post", "pool": "first", "pos_embed": "sincos1d"}, {"qkv_bias": False},
+            {"norm": "post", "pool": "mean"}, {"dropout": 0.1, "emb_dropout": 0.1},
+        ]
+    ),
     ids=str,
 )  # fmt: skip
 def test_published_forms_learn_a_batch_of_real_digits(form: dict[str, Any]) -> None:

@@ -140,6 +140,7 @@ def test_the_example_prints_the_outputs_of_its_image(digits: Any, classes: Any, 
         assert [row.split(maxsplit=2)[2] for row in rows] == list(classes)
 
 
+@pytest.mark.slow
 def test_the_example_fails_if_an_output_is_not_as_expected(digits: Any, tmp_path: Path) -> None:
     program, x, _ = digits
     program.export_c(tmp_path, x[:1])

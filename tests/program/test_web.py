@@ -35,6 +35,7 @@ def digits() -> Any:
     return trained, program_of(trained), normalize(data.images, data.mean, data.std), data
 
 
+@pytest.mark.slow
 def test_logits_and_maps_of_every_digit_are_those_of_the_program(digits: Any, tmp_path: Path) -> None:
     clang()
     trained, program, x, _ = digits

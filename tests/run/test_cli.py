@@ -85,6 +85,7 @@ def test_resume_says_that_a_run_is_finished(run):
     assert out.splitlines() == ["here is finished: all 2 epochs are trained", *first[1].splitlines()[-2:]]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_the_command_to_resume_and_status_130():
     with start("train", "tiny.toml", "--set", "epochs=1000", "--out", "a run") as process:
         while not process.stdout.readline().startswith("epoch    2/1000"):
@@ -347,6 +348,7 @@ def test_ctrl_c_before_the_run_began_is_status_130_without_a_traceback(run, monk
     assert (status, out, err.strip()) == (130, "", "tinyvit: stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "lines"), [(["info"], 0), (["train", "tiny.toml", "--set", "epochs=1000"], 1)])
 def test_a_closed_pipe_ends_the_command_without_an_error(arguments, lines):
     with start(*arguments) as process:
@@ -357,6 +359,7 @@ def test_a_closed_pipe_ends_the_command_without_an_error(arguments, lines):
         assert process.wait(60) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
 @pytest.mark.parametrize("arguments", ["info", "train tiny.toml"])
 def test_a_full_output_is_an_error_but_training_runs_to_the_end(arguments):
@@ -370,6 +373,7 @@ def test_a_full_output_is_an_error_but_training_runs_to_the_end(arguments):
         assert Path("runs/tiny/curves.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text there")
 def test_file_names_that_are_not_valid_text_are_shown():
     folder, picture = os.fsdecode(b"r\xffn"), os.fsdecode(b"\xfe.png")
@@ -388,11 +392,3 @@ def test_a_process_prints_the_same_errors_as_the_function():
     with start("evaluate", "nope") as process:
         _, err = process.communicate()
     assert (process.returncode, err.partition(";")[0]) == (2, "tinyvit: error: there is no run 'nope'")
-
-
-@pytest.mark.parametrize("name", ["TINYVIT_THREADS", "TINYVIT_CPU"])
-def test_an_error_about_an_environment_variable_names_it(name):
-    command = [sys.executable, "-m", "tinyvit", "info"]
-    ended = subprocess.run(command, env=ENVIRONMENT | {name: "many"}, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(f"tinyvit: error: {name} is 'many'; it must be ")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiers import quick_first
 from tiny_tasks import KINDS, tiny
 
 import tinyvit as tv
@@ -28,7 +29,7 @@ def train_a_step(training: Training) -> None:
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", quick_first(KINDS, 3))
 def test_a_copy_of_a_run_in_progress_trains_to_the_same_bits(name: str, how: Callable[[Any], Any]) -> None:
     training = Training(tiny(name))
     for _ in range(2):  # before its first step, and after it
@@ -64,6 +65,7 @@ def outputs_of(model: tv.nn.Module, images: np.ndarray) -> np.ndarray:
         return model(images).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_a_model_that_was_used_is_sent_to_another_process(method: str) -> None:
     model = tv.models.ViT(8, 2, 10, 32, 1, 2, in_channels=1).eval()

@@ -1,10 +1,12 @@
 """What `tinyvit info` says of kernels that cannot be kept, or are not compiled at all."""
 
-import os
+import re
 import subprocess
 import sys
 
 import pytest
+from tiers import quick_first
+from tiny_run import ENVIRONMENT
 from tinyvit.kernels import cache
 from tinyvit.kernels.cpu import compiler
 from tinyvit.kernels.interrupts import import_whole
@@ -47,16 +49,15 @@ def test_other_numbers_of_threads_are_not_refused(monkeypatch: pytest.MonkeyPatc
         import_whole("tinyvit.kernels.not_imported_yet")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [["info"], ["train", "--set", "limit=50", "--out", "run"]])
-def test_commands_name_it_too(tmp_path, command: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tinyvit", *command],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"NUMBA_NUM_THREADS": "0"},
-    )
-    said = "tinyvit: error: NUMBA_NUM_THREADS is '0'; Numba needs a number of at least 1, or none\n"
-    assert (done.returncode, done.stderr) == (2, said)
+COMMANDS = [["info"], ["train", "--set", "limit=50", "--out", "run"]]
+WRONG = [("NUMBA_NUM_THREADS", "0"), ("TINYVIT_THREADS", "many"), ("TINYVIT_CPU", "many")]
+
+
+@pytest.mark.parametrize("command", quick_first(COMMANDS), ids=" ".join)
+@pytest.mark.parametrize(("name", "value"), quick_first(WRONG))
+def test_an_error_about_an_environment_variable_names_it(tmp_path, command: list[str], name: str, value: str) -> None:
+    whole = [sys.executable, "-m", "tinyvit", *command]
+    done = subprocess.run(whole, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT | {name: value})
+    assert done.returncode == 2
+    assert re.fullmatch(rf"tinyvit: error: {name} is '{value}'; .*\n", done.stderr)
     assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from threadpoolctl import threadpool_limits
+from tiers import quick_first
 from tiny_run import ENVIRONMENT, Watch, isolate, tiny_recipe
 
 import tinyvit as tv
@@ -29,8 +30,10 @@ def folder(tmp_path, monkeypatch):
     isolate(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "numpy"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+HOW = [(kernels, precision) for precision in ("float32", "float16", "bfloat16") for kernels in ("numpy", "auto")]
+
+
+@pytest.mark.parametrize(("kernels", "precision"), quick_first(HOW, 5))
 def test_products_use_one_thread_where_that_costs_little(kernels, precision) -> None:
     found = []
     with tv.use_kernels(kernels), threadpool_limits(2, "blas"):

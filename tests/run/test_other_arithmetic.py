@@ -132,6 +132,7 @@ Training(read_recipe(Path("runs/run"))).read_checkpoint(Path("runs/run/checkpoin
 """
 
 
+@pytest.mark.slow
 def test_another_level_set_from_outside_is_named(run: Path) -> None:
     best, lower = processor.usable()[:2]
     for level in (best, lower):

@@ -193,6 +193,7 @@ def test_pairs_are_found(images) -> None:
     assert {colours[str(path)] for path, _ in found[:10]} == {"blue"}
 
 
+@pytest.mark.slow
 def test_texts_are_translated_and_a_run_resumes_with_the_same_bits() -> None:
     recipe, name = chosen_recipe(translations(), None, (*TINY, "epochs=30"))
     assert (recipe.task.kind, recipe.data.image_size) == ("translate", 0)

@@ -135,6 +135,7 @@ def test_products_of_openblas_use_all_threads_and_are_resumed_with_as_many() -> 
     assert set(found) == {(2, 2)}
 
 
+@pytest.mark.slow
 def test_the_shapes_of_a_recipe_are_those_of_its_first_step() -> None:
     found = tune.shapes_of(RECIPE)
     assert set(SHAPES) < set(found)

@@ -35,6 +35,7 @@ def test_the_command_writes_a_page(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp*"))
 
 
+@pytest.mark.slow
 def test_the_command_takes_an_image(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -104,6 +105,7 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -142,6 +144,7 @@ def test_text_page_and_trace_agree(tmp_path: Path) -> None:
         recorded.text("attention")
 
 
+@pytest.mark.slow
 def test_the_graph_has_every_operation_and_edge() -> None:
     recording, page = digits()
     dot = recording.graph("dot")

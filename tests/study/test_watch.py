@@ -51,6 +51,7 @@ def test_a_monitored_run_has_the_same_weights_and_a_page(tmp_path: Path, monkeyp
     ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
 
 
+@pytest.mark.slow
 def test_updates_are_those_of_the_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of plain gradient descent: the update is lr times the gradient."""
     isolate(tmp_path, monkeypatch)
@@ -137,6 +138,7 @@ def test_alarms_are_raised_only_where_something_is_wrong() -> None:
     assert "diverging" not in alarms(line(losses=[1.4] * 10), [line()])
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_not_called_healthy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +154,7 @@ def test_a_run_that_diverges_is_not_called_healthy(
     assert f"{len(monitor.lines)} of {last} steps were measured" in page
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolate(tmp_path, monkeypatch)
     monitor, folder = monitored(tmp_path / "run", "epochs=2")
