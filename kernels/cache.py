@@ -121,7 +121,7 @@ def can_keep() -> bool:
 @functools.cache
 def can_read() -> bool:
     """Whether there is a cache folder, and a safe one. It may lie on a disk that cannot be written."""
-    return can_keep() or (cache_folder().is_dir() and _is_safe(cache_folder()))
+    return can_keep() or (os.path.isdir(cache_folder()) and _is_safe(cache_folder()))
 
 
 def _is_safe(folder: Path) -> bool:

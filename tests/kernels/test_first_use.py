@@ -57,6 +57,10 @@ def blocked(path: Path) -> Path:
     return path
 
 
+def too_long(path: Path) -> Path:
+    return path / ("x" * 300)
+
+
 def read_only(path: Path) -> Path:
     path.mkdir()
     path.chmod(0o555)
@@ -64,7 +68,7 @@ def read_only(path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unusable", [blocked, read_only])
+@pytest.mark.parametrize("unusable", [blocked, too_long, read_only])
 def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path, unusable: object) -> None:
     folder = unusable(tmp_path / "cache")  # type: ignore[operator]
     each = LINES.replace("once on this machine", "in each process, because FOLDER cannot be written")
