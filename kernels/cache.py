@@ -120,8 +120,8 @@ def can_keep() -> bool:
 
 @functools.cache
 def can_read() -> bool:
-    """Whether there is a cache folder, and a safe one. It may lie on a disk that cannot be written."""
-    return can_keep() or (os.path.isdir(cache_folder()) and _is_safe(cache_folder()))
+    """Whether this user may read the cache folder, and it is safe. It may be on a read-only disk."""
+    return can_keep() or (os.access(cache_folder(), os.R_OK | os.X_OK) and _is_safe(cache_folder()))
 
 
 def _is_safe(folder: Path) -> bool:

@@ -7,7 +7,6 @@ interrupted, part of them is missing from then on, and every kernel fails until 
 import functools
 import importlib
 import os
-import re
 import signal
 import sys
 import threading
@@ -53,6 +52,10 @@ def import_whole(name: str) -> ModuleType:
 @uninterrupted
 def _import(name: str) -> ModuleType:
     threads = os.environ.get("NUMBA_NUM_THREADS", "")
-    if re.fullmatch(r"\s*(-\d+|\+?0+)\s*", threads):
-        raise ValueError(f"NUMBA_NUM_THREADS is {threads!r}; Numba needs a number of at least 1, or none")
+    try:
+        is_refused = int(threads) < 1
+    except ValueError:  # Numba warns, and uses the number of processors
+        is_refused = False
+    if is_refused:
+        raise ValueError(f"NUMBA_NUM_THREADS is {threads!r}; set it to 1 or more, or unset it")
     return importlib.import_module(name)

@@ -103,8 +103,8 @@ def _kernels() -> Iterator[tuple[str, str]]:
     if cache.can_keep():
         yield "compiled", f"kept in {folder}"
         return
-    rest = "read" if cache.can_read() else "anew in each process"
-    yield "compiled", f"{rest}: {folder} cannot be written; NUMBA_CACHE_DIR can name another folder"
+    rest = f"what is not yet in {folder}" if cache.can_read() else "anew"
+    yield "compiled", f"{rest}, in each process, because {folder} cannot be written; NUMBA_CACHE_DIR can name another"
 
 
 def _tuned() -> Iterator[tuple[str, str]]:

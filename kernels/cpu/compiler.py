@@ -1,8 +1,9 @@
 """Compile the Numba kernels: the flags, the cache, and the line that says which kernel is being compiled.
 
 Sums may be reordered and products fused into them, because vector units gain from that; but NaN, infinities and signs
-keep their meaning. Compiled code is kept in `cache_folder()`. Where that folder cannot be written, each process
-compiles anew. The first kernel of a training step that has to be compiled starts a helper process (`claims`).
+keep their meaning. Compiled code is kept in `cache_folder()`. If that folder cannot be written, the code that it holds
+is still read, and each process compiles the rest anew. The first kernel of a training step that has to be compiled
+starts a helper process (`claims`).
 """
 
 import contextlib
@@ -71,7 +72,8 @@ def _compiled(function: Callable[..., Any], signature: str | None) -> Any:
         return function
     compiled = numba.njit(fastmath=_REORDERED, no_cfunc_wrapper=True, **_FLAGS)(function)
     compiled.compile = uninterrupted(compiled.compile)
-    if _is_ours(function) and cache.can_read():
+    is_file = os.path.exists(function.__code__.co_filename)  # and not part of an archive
+    if _is_ours(function) and is_file and cache.can_read():
         with _folder_of_numba(str(cache.cache_folder())):
             compiled._cache = _Cache(function)
     if signature is not None:
@@ -142,10 +144,10 @@ def _folder_of_numba(folder: str) -> Iterator[None]:
 
 
 class _Locator(UserProvidedCacheLocator):
-    """Finds the place of a function's compiled code in a folder that perhaps can only be read."""
+    """Locates compiled code in the cache folder, which may be read-only."""
 
     def ensure_cache_path(self) -> None:
-        """Leave the folder as it is: it is made when the first file is written."""
+        """Do nothing: `cache.write` makes the folder."""
 
 
 class _Places(CompileResultCacheImpl):

@@ -104,7 +104,7 @@ def _is_needed(name: str, met: dict[str, bool]) -> bool:
 def _is_kept(kernel: str) -> bool:
     """Return whether the cache has code of a kernel, which this process or its helper has compiled."""
     folder, _, entry = kernel.partition(": ")
-    return any(cache.cache_folder().glob(f"{folder}_*/*.{entry}-*.nbc"))
+    return cache.can_read() and any(cache.cache_folder().glob(f"{folder}_*/*.{entry}-*.nbc"))
 
 
 def _rounded(seconds: float) -> int:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_first_use import LINES, first_use
 from tinyvit.kernels import cache
+from tinyvit.kernels.cpu import compiler
 
 posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="other systems keep the folders of users apart otherwise")
 
@@ -126,6 +128,26 @@ def test_folders_are_made_for_this_user_alone(fresh, monkeypatch, tmp_path: Path
         os.umask(before)
     assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "user", *fresh().parents[:2], fresh())} == {0o700}
     assert stat.S_IMODE((fresh() / "file").stat().st_mode) == 0o600
+
+
+@posix
+def test_a_folder_that_this_user_may_not_read_is_not_read(fresh, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cache, "cache_folder", fresh)
+    monkeypatch.setattr(cache, "can_keep", lambda: False)
+    assert not cache.can_read.__wrapped__()
+    made(fresh(), 0o755)
+    assert cache.can_read.__wrapped__()
+    made(fresh(), 0o777)  # others may write there: it is not safe, whatever was found before
+    assert not cache.can_read.__wrapped__()
+    made(fresh(), 0o755)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK | os.X_OK)
+    assert not cache.can_read.__wrapped__()
+
+
+def test_code_of_an_archive_is_compiled_without_a_cache() -> None:
+    names: dict[str, Any] = {"__name__": "tinyvit.kernels.double"}
+    exec(compile("def double(x): return x + x", "/archive.zip/tinyvit/kernels/double.py", "exec"), names)
+    assert compiler.entry(names["double"])(2) == 4
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
