@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 from draws import Array
-from tiers import quick_first
 from tinyvit.kernels import (
     attention_backward,
     attention_forward,
@@ -17,7 +16,9 @@ from tinyvit.kernels import (
 import tinyvit as tv
 from tinyvit.functional.attention import Attention
 
-every_implementation = pytest.mark.parametrize("implementation", quick_first(["numpy", "auto", "numba", "numba:v1"]))
+every_implementation = pytest.mark.parametrize(
+    "implementation", ["numpy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("auto", "numba", "numba:v1"))]
+)
 B, H, N, S, D, E = 2, 3, 5, 7, 4, 6
 LENGTHS = np.array([3, 7])
 
