@@ -132,6 +132,7 @@ def attention(tmp_path_factory: pytest.TempPathFactory, broken_library: str) -> 
         processes.close()
 
 
+@pytest.mark.slow
 def test_right_kernels_are_verified_and_timed(attention: CaseResult) -> None:
     assert attention.baseline == "numpy"
     assert attention.gemm is not None
@@ -150,6 +151,7 @@ def test_right_kernels_are_verified_and_timed(attention: CaseResult) -> None:
         assert row.peak_memory > 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -22,7 +22,7 @@ from tinyvit.run.captured import CapturedStep
 from tinyvit.run.loop import train
 
 SAME = ("step", "train_loss", "val_loss", "val_accuracy")
-BATCHES = ("data.limit=40", "data.batch_size=12")  # the last batch of an epoch is smaller
+BATCHES = ("data.limit=20", "data.batch_size=6")  # the last batch of an epoch is smaller
 
 
 @pytest.fixture(autouse=True)

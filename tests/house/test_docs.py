@@ -27,14 +27,12 @@ PAGES_WITH_EXAMPLES = [
 ]
 
 
-# The examples of this page use attention in float64, whose kernels would have to be compiled.
-SLOW = "docs/guides/gradients.md"
-assert SLOW in PAGES_WITH_EXAMPLES
+# Kernels would have to be compiled for the examples of these pages: for float64, and for programs.
+SLOW = ("docs/guides/gradients.md", "docs/guides/programs.md")
+QUICK = [name for name in PAGES_WITH_EXAMPLES if name not in SLOW]
 
 
-@pytest.mark.parametrize(
-    "name", quick_first(sorted(PAGES_WITH_EXAMPLES, key=lambda name: name == SLOW), len(PAGES_WITH_EXAMPLES) - 1)
-)
+@pytest.mark.parametrize("name", quick_first([*QUICK, *SLOW], len(QUICK)))
 def test_python_examples_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The examples of a page are one program: later ones use the names of earlier ones. They print what they say."""
     blocks = [textwrap.dedent(block) for _, block in BLOCK.findall((ROOT / name).read_text("utf-8"))]
