@@ -72,7 +72,7 @@ def _compiled(function: Callable[..., Any], signature: str | None) -> Any:
         return function
     compiled = numba.njit(fastmath=_REORDERED, no_cfunc_wrapper=True, **_FLAGS)(function)
     compiled.compile = uninterrupted(compiled.compile)
-    is_file = os.path.exists(function.__code__.co_filename)  # and not part of an archive
+    is_file = os.path.exists(function.__code__.co_filename)  # Numba cannot find the source of code in an archive
     if _is_ours(function) and is_file and cache.can_read():
         with _folder_of_numba(str(cache.cache_folder())):
             compiled._cache = _Cache(function)

@@ -144,6 +144,21 @@ def test_a_folder_that_this_user_may_not_read_is_not_read(fresh, monkeypatch, tm
     assert not cache.can_read.__wrapped__()
 
 
+def test_object_code_is_read_from_a_folder_that_cannot_be_written(fresh, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "cache_folder", fresh)
+
+    def found(name: str, code: bytes, can_read: bool, can_keep: bool) -> bytes:
+        monkeypatch.setattr(cache, "can_read", lambda: can_read)
+        monkeypatch.setattr(cache, "can_keep", lambda: can_keep)
+        return cache.kept_object(name, "processor", lambda: code)
+
+    assert found("tiles", b"first", True, True) == b"first"
+    assert found("tiles", b"second", True, False) == b"first"
+    assert found("others", b"third", True, False) == b"third"
+    assert [path.name.partition("-")[0] for path in fresh().iterdir()] == ["tiles"]
+    assert found("tiles", b"fourth", False, False) == b"fourth"
+
+
 def test_code_of_an_archive_is_compiled_without_a_cache() -> None:
     names: dict[str, Any] = {"__name__": "tinyvit.kernels.double"}
     exec(compile("def double(x): return x + x", "/archive.zip/tinyvit/kernels/double.py", "exec"), names)
