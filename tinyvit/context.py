@@ -1,4 +1,4 @@
-"""What is on now, for the thread that asks: recording, precision, kernels, device and recorder, in one frozen value.
+"""The settings of the current thread (recording, precision, kernels, device, recorder) in one frozen value.
 
 Every `with` of the library (`no_grad`, `autocast`, `use_kernels`, `study.trace`) replaces fields of this value on entry
 and puts them back on exit. A new thread starts from the defaults, which `set_default` changes.

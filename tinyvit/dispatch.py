@@ -84,7 +84,7 @@ class PlainRule:
         return [_in_dtype(y if type(y) is np.ndarray or is_on_gpu(y) else np.asarray(y), dtype) for y in outputs]
 
     def kept(self, arrays: Sequence[Any], returned: Sequence[Any]) -> None:
-        """Return what `backward` is given again beside what was saved: nothing."""
+        """Return None: `backward` needs only what the tape saves for it."""
 
     def backward(self, node: Any, incoming: Sequence[Any]) -> Sequence[Any]:
         """Return the gradient of each input of an entry of the tape."""
@@ -125,7 +125,7 @@ class Implementation:
         return returned
 
     def kept(self, arrays: Sequence[Any], returned: Sequence[Any]) -> list[Any]:
-        """Return what `backward` is given again, of the inputs and of what forward returned."""
+        """Return the values that the kernel's backward takes, out of the inputs and of what forward returned."""
         return [arrays[place] if place >= 0 else returned[~place] for place in self._kept]
 
     def backward(self, node: Any, incoming: Sequence[Any]) -> Sequence[Any]:
@@ -154,7 +154,7 @@ _implementation = functools.cache(Implementation)
 
 
 class _Served:
-    """What serves whatever the inputs, for one choice on one kind of device.
+    """The answers that hold for any inputs, for one choice of kernels on one kind of device.
 
     Attributes
     ----------

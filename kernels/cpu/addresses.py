@@ -1,4 +1,4 @@
-"""Arrays by their addresses: what a kernel takes that reads and writes arrays which lie anywhere in memory."""
+"""Arrays by their addresses, for kernels whose arrays may lie anywhere in memory, in any number."""
 
 import ctypes
 

@@ -15,7 +15,7 @@ def dense(array: Any) -> Any:
 
 
 def copied(array: Any, dtype: Any = None) -> Any:
-    """Return a contiguous copy of `array`, perhaps in another dtype; whoever watches the calls of kernels notes it."""
+    """Return a contiguous copy of `array`, perhaps in another dtype, and report it to the thread's watcher, if any."""
     made = np.array(array, dtype, order="C")
     note(np.copyto, (made, array))
     return made

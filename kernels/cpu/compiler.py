@@ -83,7 +83,7 @@ def _compiled(function: Callable[..., Any], signature: str | None) -> Any:
 
 
 class Entry:
-    """A compiled function as Python calls it: it can be watched which arguments it is called with.
+    """A compiled function as Python calls it, whose calls can be watched.
 
     `compiled` is Numba's own object, which keeps the code for each combination of types.
     """
@@ -247,12 +247,12 @@ _ANNOUNCING = "TINYVIT_ANNOUNCE"  # the environment variable; 0: no lines
 
 # The kernels whose dtype is that of the matrix products of a training step. Under autocast the first product comes
 # after a cast to its dtype; what is compiled before it (patches, embeddings, dropout) computes in float32 either way.
-_TELLING = ("linear", "attention", "conv2d", "cast")
+_SETTING_DTYPE = ("linear", "attention", "conv2d", "cast")
 _DTYPES = {"uint16": "bfloat16", "float64": "float64", "float32": "float32"}  # by element type, the first that occurs
 
 
 class _Announcer(event.Listener):
-    """Says which kernel is being compiled, on stderr if nobody follows `progress`, and starts the helper process."""
+    """Says which kernel is being compiled, on stderr unless a display follows, and starts the helper process."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -264,7 +264,7 @@ class _Announcer(event.Listener):
             if os.environ.get(_ANNOUNCING) != "0" and not progress.begin(f"{folder}: {name}"):
                 line = f"tinyvit: compiling the kernel {folder}: {name}, {progress.how_often()}"
                 print(line, file=sys.stderr, flush=True)
-            if folder in _TELLING:
+            if folder in _SETTING_DTYPE:
                 met = {str(getattr(argument, "dtype", None)) for argument in event.data["args"]}
                 claims.start_helper(next(_DTYPES[kind] for kind in _DTYPES if kind in met), f"{folder}.{name}")
         self._depth += 1

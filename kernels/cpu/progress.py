@@ -59,7 +59,7 @@ def how_often() -> str:
 
 
 def begin(kernel: str) -> bool:
-    """Note that this process begins to compile a kernel; return whether somebody follows, and has been shown it."""
+    """Note that this process begins to compile a kernel; return whether a display follows and was shown it."""
     global _began, _known
     if _show is None:
         return False

@@ -10,9 +10,9 @@ The workers are Python threads that run compiled code without the interpreter's 
 a kernel comes every few microseconds; after a millisecond or two without one they sleep until their bell is rung. No
 other thread pool takes part, neither OpenMP's nor OpenBLAS's. After a fork the child starts workers of its own.
 
-A thread that has spun for some microseconds gives way between its looks. Where more threads want to run than there are
-processors, what it waits for may be done by a thread that waits for a processor itself. With such neighbours, a step of
-`mnist-s` or `digits-s` on two cores takes two thirds of the time that it takes with spinning alone.
+A thread that has spun for some microseconds yields the processor between its reads. Where more threads want to run
+than there are processors, the thread that it waits for may be waiting for a processor itself. With such neighbours, a
+step of `mnist-s` or `digits-s` on two cores takes two thirds of the time that it takes with spinning alone.
 """
 
 import atexit

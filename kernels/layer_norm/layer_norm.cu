@@ -14,7 +14,7 @@ template <typename T, typename B, typename Y> struct Forward {
 };
 template <typename T, typename B, typename Y> struct Backward {
   const Y* dy;
-  const T *dtotal, *x, *weight;  // dtotal (R, C) or null: the gradient that reaches the sum on another way
+  const T *dtotal, *x, *weight;  // dtotal (R, C) or null: the gradient of the sum from its other use
   const float *mean, *rstd;
   T* dx;
   B* dbranch;  // (R, C) or null: dx, rounded

@@ -27,13 +27,14 @@ BATCHES = ("data.limit=20", "data.batch_size=6")  # the last batch of an epoch i
 
 @pytest.fixture(autouse=True)
 def few_samples(few_scenes: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = texts.load_texts
+    full, sizes = texts.load_texts, {"train": 40, "test": 6}
 
     def load(name: str, split: str) -> texts.TextDataset:
-        return full(name, split).first(50) if name == "reverse" else full(name, split)
+        return full(name, split).first(sizes[split]) if name == "reverse" else full(name, split)
 
     monkeypatch.setattr("tinyvit.tasks.base.load_texts", load)
-    monkeypatch.setattr("tinyvit.data.moving.COUNTS", {"train": 40, "test": 12})
+    monkeypatch.setattr("tinyvit.data.moving.COUNTS", sizes)
+    monkeypatch.setattr("tinyvit.data.scenes.TEST_SCENES", 3)  # texts are written for each of them, word by word
 
 
 def run_of(name: str, device: str, *assignments: str) -> tuple[Seen, list[dict[str, Any]], dict[str, np.ndarray]]:

@@ -112,7 +112,7 @@ def test_what_a_gpu_lacks_is_said(
 
 def test_missing_devices_are_refused() -> None:
     with installed():
-        with pytest.raises(RuntimeError, match="device 'cuda:3' is not usable: there are 2, numbered from 0"):
+        with pytest.raises(RuntimeError, match="device 'cuda:3' is not usable: the GPUs here have the numbers 0 to 1"):
             tv.set_default_device("cuda:3")
         for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", 7):
             with pytest.raises(ValueError, match="it must be 'cpu', 'cuda', or a GPU by its number"):

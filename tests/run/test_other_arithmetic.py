@@ -138,5 +138,5 @@ def test_another_level_set_from_outside_is_named(run: Path) -> None:
     for level in (best, lower):
         environment = ENVIRONMENT | {"TINYVIT_CPU": level}
         done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, env=environment, check=True)
-        expected = f"kernels for {best} before, for {lower} now. To go on as before: TINYVIT_CPU={best}"
+        expected = f"kernels for {best} before, for {lower} now. To continue as before: TINYVIT_CPU={best}"
         assert (expected in done.stderr) == (level == lower)

@@ -45,7 +45,7 @@ def shortcomings(precision: str = "float32") -> list[str]:
 
     install, device, found = "install tinyvit with its extra cuda12 or cuda13", current_device(), []
     if reason := lt.why_not():
-        found.append(f"products in float32 only and steps that are no CUDA graphs, because {reason}; {install}")
+        found.append(f"matrix products in float32 only, and no CUDA graphs of steps, because {reason}; {install}")
     if reason := device.why_not():
         found.append(f"none of the CUDA kernels, because {reason}")
         found[-1] += f"; {install}" if device.arch >= ARCHITECTURES[0] else ""
@@ -67,7 +67,7 @@ def check_device(name: str) -> str:
         raise RuntimeError(f"device {name!r} is not usable: {reason}")
     count = cupy.cuda.runtime.getDeviceCount()
     if int(number or 0) >= count:
-        raise RuntimeError(f"device {name!r} is not usable: there are {count}, numbered from 0")
+        raise RuntimeError(f"device {name!r} is not usable: the GPUs here have the numbers 0 to {count - 1}")
     return name
 
 

@@ -88,7 +88,7 @@ def _check_depth(value: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder to write to, which gets its name `path` at the end: it is complete, or it is not there.
+    """Yield an empty folder to fill. At the end it is renamed to `path`, which is therefore complete or absent.
 
     Raises OSError, also if `path` exists and is not an empty folder.
     """
@@ -106,7 +106,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def missing(path: str | os.PathLike[str], what: str = "file") -> str:
-    """Say that there is no `what` at a path, and which name beside it is like it; or which folder above is missing."""
+    """Return a message that there is no `what` at a path, with a similar name, or the missing folder above it."""
     place, said = Path(path), f"there is no {what} {os.fspath(path)!r}"
     if not os.path.lexists(place.parent):
         above = next(p for p in reversed(place.parents) if not os.path.lexists(p))
@@ -115,7 +115,7 @@ def missing(path: str | os.PathLike[str], what: str = "file") -> str:
 
 
 def name_beside(path: str | os.PathLike[str]) -> str:
-    """Return a question about the name beside a missing path that is like it; nothing if there is none."""
+    """Return a suggestion, as `did_you_mean` does, among the names beside a missing path."""
     place = Path(path)
     try:
         beside = sorted(name for name in os.listdir(place.parent) if not name.startswith("."))

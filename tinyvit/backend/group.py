@@ -17,17 +17,17 @@ Value = TypeVar("Value")
 
 
 class Stopped(Exception):
-    """Raised by what a measurement calls after each batch, once a signal to stop has come."""
+    """Raised by the callback that runs after each batch of a measurement, once a signal to stop has come."""
 
 
 class Sum:
-    """A sum over all processes that goes on while they compute; this one is complete.
+    """A sum over all processes that is made in the background; with one process it is complete at once.
 
     Until `wait` has returned, the array that is summed must be neither read nor written.
     """
 
     def advance(self) -> None:
-        """Let the communication go on, without waiting for it."""
+        """Advance the communication, without waiting for it."""
 
     def wait(self) -> None:
         """Wait until the array holds the sum."""

@@ -7,7 +7,7 @@ shows: they could rewrite its screen, its title or, on some, its keys.
 import re
 import sys
 
-# C0 and C1 controls, separators of lines, directions of writing (which can reverse a name), and what is no character.
+# C0 and C1 controls, line separators, bidirectional controls (which can reverse a name), and lone surrogates.
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _IN_A_FIELD, _IN_TEXT = re.compile(f"[{_CONTROLS}]"), re.compile(rf"(?![\n\t])[{_CONTROLS}]")
 

@@ -44,6 +44,6 @@ class _CallingThread(Executor):
         future: Future[Result] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # Ctrl-C is for the caller, not for who asks for the result
+        except Exception as error:  # KeyboardInterrupt is raised here, in the thread that called `submit`
             future.set_exception(error)
         return future

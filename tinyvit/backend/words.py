@@ -1,4 +1,4 @@
-"""Words of messages: counts ("1 image", "1,294 images"), and the name that was meant by one that is unknown."""
+"""Words of messages: counts ("1 image", "1,294 images"), and suggestions for mistyped names."""
 
 import difflib
 import re
@@ -26,7 +26,7 @@ def singular(nouns: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return a question about the known name that is most like an unknown one; nothing if none is like it.
+    """Return a question about the known name most similar to an unknown one; an empty text if none is similar.
 
     Capital letters count as small ones. `cutoff` is the least similarity, from 0 to 1.
 

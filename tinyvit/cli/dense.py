@@ -46,7 +46,7 @@ def detect(run: str, image: str, out: Path, least: float) -> None:
     """Find the things in an image.
 
     Prints for each its class, its probability and its box (left, top, right and bottom edge in pixels), separated by
-    tabs. The picture shows the boxes, and for each thing where the query that found it looked; the same boxes are
+    tabs. The picture shows the boxes, and where the query that found each thing attended; the same boxes are
     listed beside it as JSON.
 
     \b

@@ -65,7 +65,7 @@ def export(run: str, target: str, out: Path, int8: bool) -> None:
     timm  a folder for timm.create_model("local-dir:PATH", pretrained=True)
     hf    a folder for transformers: ViT, DeiT or DINOv2, by what the model has
 
-    Nothing is replaced: PATH must be new, or an empty folder. What to do next with what was written is printed.
+    Nothing is replaced: PATH must be new, or an empty folder. The command prints how to use what it wrote.
 
     The names of the classes, mean, std, size and crop of images are written too. Adapters are merged into the weights.
     An ONNX file is compared with the model on images of the test split; C is for one image at a time.

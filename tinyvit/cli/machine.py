@@ -22,7 +22,7 @@ def info(tune: str | None) -> None:
     Prints versions, devices, threads, the folders of data sets, and the implementation of each operation.
 
     With --tune, the matrix products of a recipe's training step are made by OpenBLAS and by tinyvit's kernels in turn,
-    a fifth of a second for each shape. Later runs leave the shapes to OpenBLAS in which it was at least 5 % faster.
+    a fifth of a second for each shape. Later runs leave to OpenBLAS the shapes for which it was at least 5 % faster.
     The choice is kept beside the compiled kernels, for this processor, these versions and this number of threads; a run
     that was begun before keeps its own. Without --tune nothing is measured, and the kernels make all products.
     """

@@ -37,9 +37,9 @@ class Op:
     Attributes of an instance, as `backward` finds them in `ctx`: `saved` (in the order of `saves`), `shapes` and
     `needs` (of each input: its shape, whether its gradient is wanted), and the parameters.
 
-    Whatever `backward` reads is as it was in forward. A saved tensor that was modified in place since is noticed, and
-    `backward` refused; bare arrays that are saved, and the parameters in `copies`, are copied in forward, because
-    a later write by NumPy cannot be noticed. (`Tensor(array)` promises that `array` is left alone.)
+    `backward` sees the values that forward saw. If a saved tensor was modified in place since, RuntimeError is raised.
+    Bare arrays that are saved, and the parameters in `copies`, are copied in forward, because a later write by NumPy
+    cannot be noticed. (`Tensor(array)` promises that `array` is left alone.)
 
     On the tape an application is a `Node`. On the way back `dispatch.PlainRule` makes an instance of it and runs
     `backward`; where a kernel served, the kernel's backward runs instead.
@@ -51,7 +51,7 @@ class Op:
     is_sequence: ClassVar[bool] = False  # whether forward returns a tuple whose length the inputs decide
     has_one_output: ClassVar[bool]
     kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
-    kernel_from: ClassVar[int] = 0  # the elements of the first input from which on its kernel is used
+    kernel_from: ClassVar[int] = 0  # the least number of elements of the first input for which its kernel is used
     view: ClassVar[bool] = False  # whether the output may share the input's memory
     autocast: ClassVar[str] = "follow"  # the inputs' dtype: "narrow" that of autocast, "wide" float32, "follow" theirs
     masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16, on the CPU
@@ -137,7 +137,7 @@ class Op:
 
     @classmethod
     def residuals(cls, xp: Any, inputs: Any, outputs: Any, params: dict[str, Any]) -> tuple[Any, ...]:
-        """Return what kernels of this operation return after the outputs, computed by the plain rule."""
+        """Compute, by the plain rule, the residuals that kernels of this operation return after the outputs."""
         return ()
 
     # An application on the tape ------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def _start(argument: str, root: Tensor, gradient: Any, create_graph: bool) -> tu
     if not root.requires_grad:
         raise RuntimeError("backward: this tensor does not depend on any tensor with requires_grad=True")
     if gradient is None and root.size != 1:
-        raise RuntimeError(f"{argument} is missing: backward of a tensor of shape {root.shape} needs a gradient of it")
+        raise RuntimeError(f"{argument} is missing: backward of a tensor of shape {root.shape} needs a gradient")
     gradient = Tensor(np.ones_like(root.data)) if gradient is None else gradient
     start = gradient if isinstance(gradient, Tensor) else tensor(gradient, root.dtype, root.device)
     if start.shape != root.shape or start.dtype != root.dtype:

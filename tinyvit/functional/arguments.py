@@ -1,7 +1,7 @@
-"""Arguments of functions: integers, axes, numbers, flags, dtypes; and the errors that name those that are none.
+"""Checks of arguments (integers, axes, numbers, flags, dtypes), whose errors name the argument and its value.
 
-NumPy's integers and arrays of them are taken wherever Python's are. What a function does first with its tensors, such
-as reading their shapes, it does under `try`, which costs nothing until it fails; `refuse_arguments` then says why.
+NumPy's integers and arrays of them are taken wherever Python's are. Functions read the shapes of their tensors under
+`try`, which costs nothing unless it fails; `refuse_arguments` then raises the error that names the wrong argument.
 """
 
 import math
@@ -128,7 +128,7 @@ def reduced_axes(name: str, x: Any, axis: Any) -> Axis:
 def refuse_arguments(
     name: str, error: Exception, tensors: Mapping[str, Any], optional: Mapping[str, Any] | None = None
 ) -> NoReturn:
-    """Raise TypeError that names the first of `tensors` that is none; `error` again if all are.
+    """Raise TypeError for the first of `tensors` that is not a tensor; raise `error` again if all of them are.
 
     Parameters
     ----------

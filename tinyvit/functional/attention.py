@@ -24,7 +24,7 @@ class Attention(Op):
     dv = kept^T dout,  dp = (dout v^T) * m,  r = sum(dp p) over the keys,
     ds = p (dp - r),  dq = scale ds k,  dk = scale ds^T q,  dbias = ds
 
-    m is the mask of dropout (1 without it). A query that may look at no key has p = 0, and gradients of 0.
+    m is the mask of dropout (1 without it). A query that may attend to no key has p = 0, and gradients of 0.
     r is computed as sum(dout out) over the head, which is the same and shorter.
     (Vaswani et al., Attention is all you need, 2017, equation 1.)
     """
@@ -49,7 +49,7 @@ class Attention(Op):
             options=("1", "the sum of that row of dp", "0"),
             answer=2,
         ),
-        Question("which shape has dv?", "A gradient has the shape of what it is the gradient of.", "dv", options=SHAPE),
+        Question("which shape does dv have?", "A gradient has the shape of its variable.", "dv", options=SHAPE),
     )
 
     @staticmethod
@@ -96,7 +96,7 @@ class SplitHeads(Op):
 
     dx = their gradients, side by side
 
-    If they lie so in memory already, as a fused attention leaves them, dx is that.
+    If they already lie side by side in memory, as fused attention leaves them, dx is that memory and not a copy.
     """
 
     view = True

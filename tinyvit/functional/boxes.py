@@ -7,7 +7,7 @@ from .arguments import as_operand
 from .elementwise import maximum, minimum
 from .indexing import index
 
-_TINY = 1e-12  # stands for the area of what has none, so that two boxes without area have IoU 0
+_TINY = 1e-12  # the least divisor, so that two boxes without area have IoU 0
 
 
 def generalized_iou(x: Any, y: Any) -> Tensor:

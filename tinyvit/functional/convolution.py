@@ -171,7 +171,7 @@ def _as_matrix(xp, weight):
 
 
 def _lowest(dtype: Any) -> Any:
-    """What pads an image so that it is never the largest, unless nothing is larger."""
+    """Return the value that pads an image for a maximum: the lowest one of the dtype."""
     return -np.inf if dtype.kind in "fV" else np.iinfo(dtype).min if dtype.kind in "iu" else False
 
 

@@ -31,7 +31,7 @@ class DepthwiseConv(Op):
     fault = Fault(
         right="dx = xp.depthwise_conv(dy, xp.flip(weight, axis=(2, 3)), None)",
         wrong="dx = xp.depthwise_conv(dy, weight, None)",
-        mistake="the filter is not turned around: what a pixel was added to lies on its other side",
+        mistake="the filter is not flipped: each weight meets the gradient from the opposite side",
     )
 
     @staticmethod

@@ -12,7 +12,7 @@ from .constants import constant
 from .samples import sample
 from .shape import reshape
 
-_LARGEST = 2**26  # elements of a matrix that says which row goes where
+_LARGEST = 2**26  # elements of the largest one-hot matrix that `_add_rows` may make
 
 
 class BasicIndex(Op):
@@ -81,29 +81,29 @@ class IndexAdd(Op):
 
 
 def _add_rows(xp: Namespace, x: Array, rows: Array, count: int) -> Array:
-    """x (..., R, C) added to zeros (..., count, C) at `rows` (..., R), as a product: its sums have an order.
+    """Add x (..., R, C) to zeros (..., count, C) at `rows` (..., R), as a matrix product.
 
-    Those of `add.at` on a GPU have none.
+    Its order of summation is fixed. That of `add.at` on a GPU is not.
     """
     picked = (rows[..., None] % count == xp.arange(count)).astype(x.dtype)
     return xp.matmul(xp.swapaxes(picked, -1, -2), x)
 
 
 def _add_sorted(xp: Namespace, x: Array, index: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
-    """The same for any index: what goes to one place is brought side by side, and added up in pairs."""
+    """Do the same for any index: sort the rows by destination, then add up each destination's rows in pairs."""
     axes = len(index) if _are_integers(index) else len(shape)
     count = math.prod(shape[:axes])
     places = xp.arange(count).reshape(shape[:axes])[index].reshape(-1)
     order = xp.argsort(places, kind="stable")
     places, rows = places[order], x.reshape(places.size, -1)[order]
     step = 1
-    while step < places.size:  # then each row is the sum of up to 2 step rows of its place that end there
+    while step < places.size:  # makes each row the sum of up to 2 step rows of its destination, itself the last
         same = (places[step:] == places[:-step])[:, None]
         rows[step:] += xp.where(same, rows[:-step], 0.0)
         step *= 2
     is_last = xp.concatenate([places[1:] != places[:-1], xp.ones(1, bool)])
     out = xp.zeros((count + 1, rows.shape[1]), x.dtype)
-    out[xp.where(is_last, places, count)] = rows  # the others go where nobody looks
+    out[xp.where(is_last, places, count)] = rows  # the rest go to a dummy row
     return out[:-1].reshape(shape)
 
 

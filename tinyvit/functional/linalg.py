@@ -36,7 +36,7 @@ class Matmul(Op):
 
 
 _BIAS_SIGN = Question(
-    "db[{index[0]}] is the sum of column {index[0]} of {incoming} over all rows. Which sign has it?",
+    "db[{index[0]}] is the sum of column {index[0]} of {incoming} over all rows. Which sign does it have?",
     "db[{index[0]}] = {value:.4g}: the bias is added to every row, so every row's gradient comes back to it.",
     "dbias",
     options=SIGN,
@@ -173,7 +173,7 @@ def _parse(spec: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
 
 
 def _sum_away(x: Tensor, labels: str, wanted: set[str]) -> tuple[Tensor, str]:
-    """Sum over the axes that nobody needs any more."""
+    """Sum over the axes whose labels are not in `wanted`."""
     axes = tuple(i for i, c in enumerate(labels) if c not in wanted)
     return (x.sum(axis=axes), "".join(c for c in labels if c in wanted)) if axes else (x, labels)
 

@@ -36,7 +36,7 @@ class CrossEntropy(Op):
     )
     questions = (
         Question(
-            "the target is class {index[1]}. Which sign has the gradient of that class's logit?",
+            "the target is class {index[1]}. Which sign does the gradient of that class's logit have?",
             "dlogits is p - t: the probability minus 1 at the right class, so the loss falls if that logit grows.",
             "dlogits",
             options=SIGN,

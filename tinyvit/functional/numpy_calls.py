@@ -168,7 +168,7 @@ _NAMES_IN_F = {
     "amax": "max", "amin": "min", "dot": "matmul", "expand_dims": "reshape", "matrix_transpose": "swapaxes",
     "moveaxis": "transpose", "ravel": "reshape", "squeeze": "reshape", "std": "sqrt(F.var(x))", "unstack": "unbind",
 }  # fmt: skip
-# Those whose results are no real numbers: numbers of elements, comparisons, texts, and what only has the same shape.
+# Functions whose results carry no gradient: counts, comparisons, texts, and arrays that only have the same shape.
 _OF_VALUES = frozenset({
     "all", "allclose", "any", "argmax", "argmin", "argpartition", "argsort", "argwhere", "array2string",
     "array_equal", "array_equiv", "array_repr", "array_str", "bincount", "can_cast", "count_nonzero", "digitize",

@@ -114,7 +114,7 @@ def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, dtype
     stream = integer("dropout_mask: seed", seed), integer("dropout_mask: offset", offset)
     if not all(0 <= word < 2**64 for word in stream) or math.prod(shape) > 2**48:
         raise ValueError(
-            f"dropout_mask: seed and offset are {stream} and shape is {shape}; those must be in [0, 2**64), and there "
-            "may be 2**48 elements"
+            f"dropout_mask: seed and offset are {stream} and shape is {shape}; seed and offset must be in [0, 2**64), "
+            "and shape may have at most 2**48 elements"
         )
     return Tensor(NUMPY.dropout_mask(shape, p, *stream, dtype))

@@ -25,7 +25,7 @@ def _count(shape: tuple[int, ...], axis: Axis) -> int:
 
 
 def _freedom(shape: tuple[int, ...], axis: Axis, correction: float) -> float:
-    """What a sum of squares is divided by for the variance; 0, as in NumPy, where nothing is left."""
+    """Return the divisor of a variance, n - correction; 0, as in NumPy, where that is negative."""
     left = _count(shape, axis) - correction
     return left if left > 0 else 0
 

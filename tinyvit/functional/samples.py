@@ -1,4 +1,4 @@
-"""What an operation is tried on: its `samples()` yield these, and tests, gradient checks and pages run them."""
+"""Sample inputs of operations: `Op.samples` yields them; tests, gradient checks and study pages run them."""
 
 import zlib
 from dataclasses import dataclass, field

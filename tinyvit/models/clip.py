@@ -1,4 +1,4 @@
-"""Images and texts in one space, each beside what belongs to it (Radford et al., CLIP, 2021)."""
+"""Images and texts in one space, in which matching pairs are close to each other (Radford et al., CLIP, 2021)."""
 
 from typing import Any
 

@@ -62,7 +62,7 @@ class Detr(Module):
         return self._read(F.concatenate(self._decoded(images), axis=0))
 
     def layers(self, images: Any) -> list[Outputs]:
-        """Return the same as a list, of each decoder block."""
+        """Return the same as a list, with one entry for each decoder block."""
         return by_layer(*self.stacked_layers(images), len(self.decoder.blocks))
 
     def forward(self, images: Any) -> Outputs:

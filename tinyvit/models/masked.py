@@ -1,4 +1,4 @@
-"""Pre-training without labels: hidden patches of images and hidden words of texts are to be told from the rest."""
+"""Pre-training without labels: hidden patches of images and hidden words of texts are predicted from the rest."""
 
 from typing import Any
 
@@ -32,11 +32,11 @@ def visible_patches(patches: int, share: float) -> int:
 def hide_tokens(
     ids: np.ndarray, vocabulary: int, share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hide tokens of texts (B, N): return the ids to read instead, and the labels, `IGNORED` where none is asked for.
+    """Hide tokens of texts (B, N): return the ids to read, and the labels, `IGNORED` where none is predicted.
 
-    Each token is asked for with probability `share`; it is read as `<mask>` in 80 % of these cases, as a random one in
-    10 %, and as itself in 10 % (Devlin et al., BERT, 2019). Special tokens stay. At least one token is asked for if
-    there is another one, so that a small share does not leave a batch without a loss.
+    Each token is selected with probability `share`; it is read as `<mask>` in 80 % of these cases, as a random one in
+    10 %, and as itself in 10 % (Devlin et al., BERT, 2019). Special tokens stay. At least one token is selected if
+    there is one that is not special, so that a small share does not leave a batch without a loss.
     """
     drawn = np.where(np.isin(ids, [PAD, START, CLS]), np.inf, rng.random(ids.shape))
     asked = (drawn < share) | ((drawn == drawn.min(initial=np.inf)) & np.isfinite(drawn))

@@ -14,9 +14,9 @@ from .vit import ViT
 def attention_rollout(model: ViT, images: Any, residual: float = 0.5) -> NDArray[np.float64]:
     """Multiply the attention of all blocks, each averaged over its heads: (B, C, H, W) -> (B, N, N).
 
-    Row n says from which tokens token n of the last block has its content; it sums to 1. A share `residual` of each
-    token passes a block unchanged. For a class token, row 0 behind the first `model.prefix` columns is a map of the
-    patches. (Abnar and Zuidema, Quantifying attention flow in transformers, 2020, equation 1.)
+    Row n has the share of each input token in token n of the last block; it sums to 1. A share `residual` of each token
+    passes a block unchanged. With a class token, `result[:, 0, model.prefix :]` is a map of the patches. (Abnar and
+    Zuidema, Quantifying attention flow in transformers, 2020, equation 1.)
     """
     if not 0 <= residual <= 1:
         raise ValueError(f"residual is {residual}; it must be from 0 to 1")

@@ -24,7 +24,7 @@ class Segmenter(Module):
 
 
 def patch_features(vision: ViT, images: Any) -> Tensor:
-    """Return what a ViT without a head says of each patch, after its last norm of any form: (B, N, dim)."""
+    """Return the features of the patches of a ViT without a head, after its last norm, if any: (B, N, dim)."""
     features = vision.fc_norm(vision.features(images))
     return features[:, vision.prefix :] if vision.prefix else features
 

@@ -58,8 +58,8 @@ class TextEmbedding(Module):
         ids = constant(ids)
         if ids.ndim != 2 or start + ids.shape[1] > self.max_length:
             raise ValueError(
-                f"ids have shape {ids.shape} after {start} words; they must be (B, N), of at most {self.max_length} "
-                "words in all"
+                f"ids have shape {ids.shape} after {start} tokens; they must be (B, N), of at most {self.max_length} "
+                "tokens in all"
             )
         x = self.words(ids)
         return self.drop(x * self.scale + self.pos_embed[start : start + ids.shape[1]].to(x.dtype))
@@ -93,7 +93,7 @@ class TextEncoder(Module):
 
 
 class DecoderCache:
-    """What a `TextDecoder` keeps of the tokens so far, so that the next one costs one token."""
+    """The keys and values of the tokens so far, with which a `TextDecoder` computes only the next token."""
 
     def __init__(self, blocks: Sequence[tuple[KeyValueCache, KeyValueCache]]) -> None:
         self.blocks, self.length = blocks, 0

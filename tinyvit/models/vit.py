@@ -71,7 +71,7 @@ class ViT(Module):
         with pool="mean", else `norm` if norm="pre".
     pre_norm : a layer norm `norm_pre` of the embedded tokens, whose patches then have no bias, as in CLIP.
     qk_norm, proj_bias, act, norm_layer, mlp_layer, lsa : see `Block`; `norm_layer` is that of all norms of tokens.
-    rope : turn queries and keys by the places of their patches, see `RotaryPositions`; `pos_embed` adds what it adds.
+    rope : turn queries and keys by the places of their patches, see `RotaryPositions`, beside what `pos_embed` adds.
     eps : of every layer norm.
     head_dropout : on the pooled features.
 

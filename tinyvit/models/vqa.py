@@ -34,7 +34,7 @@ from .text import padding_mask
 
 
 class Vision(Protocol):
-    """What looks at images."""
+    """A module that computes features of images."""
 
     def features(self, images: Any) -> Tensor: ...
 

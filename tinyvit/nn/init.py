@@ -42,7 +42,7 @@ def uniform_fan_in(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
 
 
 def he_normal(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
-    """Normal with variance 2 / fan_in, float32: ReLUs keep the size of what passes through (He et al., 2015)."""
+    """Normal with variance 2 / fan_in, float32: activations keep their size through ReLUs (He et al., 2015)."""
     return trunc_normal(shape, math.sqrt(2 / fan_in))
 
 

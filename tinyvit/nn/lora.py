@@ -71,7 +71,7 @@ def add_lora(
     chosen = [name for name in linear if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in linear):
-            raise ValueError(f"targets has {pattern!r}, which no linear map matches; there are {', '.join(linear)}")
+            raise ValueError(f"targets has {pattern!r}, which no linear map matches; available: {', '.join(linear)}")
     model.requires_grad_(False)
     for name in chosen:
         _replace(model, name, LoRALinear(linear[name], rank, alpha))

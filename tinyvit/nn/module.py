@@ -28,10 +28,9 @@ class LoadResult(NamedTuple):
 class Module:
     """A part of a model. A subclass sets parameters and modules as attributes and defines `forward`.
 
-    Only attributes of their own are found, not what lies in lists or dicts: there are `ModuleList`, `ModuleDict`,
-    `ParameterList` and `ParameterDict` for that, and a plain container with modules or parameters in it is refused,
-    when it is set or as soon as parameters or modules are looked for. The name of a parameter or a module can be set to
-    another one or to None.
+    Modules and parameters are found if they are attributes themselves. For lists and dicts of them there are
+    `ModuleList`, `ModuleDict`, `ParameterList` and `ParameterDict`; a plain container that holds any is refused when it
+    is set, or when modules or parameters are next listed. A module or parameter can be replaced by another or by None.
     """
 
     training = True

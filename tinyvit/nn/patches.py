@@ -132,7 +132,7 @@ class DiagonalShifts(Module):
 def _stem_and_projection(
     name: str, patch: Sizes, in_channels: int, dim: int, bias: bool
 ) -> tuple[Module | None, Module]:
-    """Return what comes before the patches are cut, and what makes tokens of them."""
+    """Return the stem, which runs before the patches are cut, or None; and the module that makes tokens of patches."""
     if name == "conv":
         return _conv_stem(patch, in_channels, dim), PatchProjection(dim // 2, dim, (1, 1), bias)
     if name == "cct":

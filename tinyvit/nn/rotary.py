@@ -17,7 +17,7 @@ class RotaryPositions(Module):
     Rotary position embedding for vision transformer, 2024, equation 11 with one axis for each half.) The first
     `prefix` tokens have no place and are not turned.
 
-    Raises ValueError if `grid` has not two axes, or D is no multiple of 4.
+    Raises ValueError if `grid` does not have two axes, or D is not a multiple of 4.
     """
 
     def __init__(self, grid: tuple[int, ...], head_dim: int, prefix: int = 0) -> None:

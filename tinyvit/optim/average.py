@@ -93,7 +93,7 @@ class _OnDevice:
             view = self._flat[start : start + average.size].reshape(average.shape)
             view[...] = average
             ema.averages[i] = view
-        self._rows = np.zeros((len(sizes), 3), np.int64)  # the table, once it is on the device
+        self._rows = np.zeros((len(sizes), 3), np.int64)  # the table, as it was last copied to the device
         self._rows[:, 1], self._rows[:, 2] = starts, sizes
         self._table = to_device_of(self._rows, self._flat)
         self._state = to_device_of(np.array([ema.steps - 1, ema.decay, 0.0]), self._flat)

@@ -101,8 +101,8 @@ class HostBundle(Bundle):
     def step(self, kernel: Kernel, settings_of: Callable[[int, int], Sequence[float]]) -> list[Member]:
         """Update all parameters that the kernel can reach, and return the others that have a gradient.
 
-        `settings_of(group, updates)` returns the settings of the kernel for the parameters of a group that are updated
-        for this number of times.
+        `settings_of(group, updates)` returns the kernel's settings for the parameters of a group that have had so many
+        updates.
         """
         parameters = [t.data for t in self._tensors]
         gradients = [None if (g := t.grad) is None else g.data for t in self._tensors]

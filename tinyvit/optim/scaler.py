@@ -91,7 +91,10 @@ class LossScaler:
         """Restore `state`. Raises ValueError if it holds no scale and no count."""
         require_keys("LossScaler", state, ("scale", "good_steps"))
         if not 0 < float(state["scale"]) < float("inf") or int(state["good_steps"]) < 0:
-            raise ValueError(f"state of a scaler: scale is {state['scale']}, good_steps is {state['good_steps']}")
+            raise ValueError(
+                f"LossScaler: scale is {state['scale']} and good_steps {state['good_steps']}; scale must be finite and "
+                "above 0, good_steps at least 0"
+            )
         self._scale, self._good_steps = float(state["scale"]), int(state["good_steps"])
         if self._bundle is not None:
             self._bundle["scale"], self._bundle["good"] = self._scale, self._good_steps

@@ -1,4 +1,4 @@
-"""What computes a run: device, kernels and versions, on which the last bits of its results depend.
+"""The arithmetic of a run: its device, kernels and versions, on which the last bits of its results depend.
 
 A run that is resumed with something else still becomes a good model, and a run may have to move to another machine.
 So a difference is not an error: a warning names it.
@@ -18,7 +18,7 @@ from ..functional.normalization import LayerNorm
 
 
 def arithmetic_of(parameter: Any) -> dict[str, str]:
-    """Return what computes a model with this parameter, an array, each thing by its name."""
+    """Return the device, kernels and versions that compute a model with this parameter, an array, by their names."""
     device = device_of(parameter).partition(":")[0]
     found = {"device": device, "kernels": "none", "tinyvit": _own_version(), "numpy": np.__version__}
     has_kernels = is_served(LayerNorm.kernel, np.dtype(np.float32), device)
@@ -64,5 +64,5 @@ def _way_back(before: Mapping[str, Any], now: Mapping[str, str]) -> str:
     from ..kernels.cpu.processor import usable
 
     if wanted in usable():
-        return f". To go on as before: TINYVIT_CPU={wanted}"
+        return f". To continue as before: TINYVIT_CPU={wanted}"
     return f". This processor cannot run kernels for {wanted:.40}"

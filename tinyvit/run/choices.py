@@ -1,4 +1,4 @@
-"""What a run on data of the user's own has chosen by that data, in two lines: in words, and as keys to change it."""
+"""The settings that a run chose by the user's own data, in two lines: in words, and as keys to change them."""
 
 import shlex
 from pathlib import Path

@@ -20,7 +20,7 @@ from ..recipe import Recipe
 from .folder import RECIPE, RunError, resume_command, write_file
 
 CHANGEABLE = ("epochs", "lr", "min_lr", "schedule", "cooldown", "warmup_epochs", "patience", "checkpoint_minutes")
-STEADY = ("constant", "cooldown")  # schedules that go on at train.lr without another warm-up
+STEADY = ("constant", "cooldown")  # schedules that stay at train.lr without another warm-up
 
 
 def continued(recipe: Recipe, folder: Path, assignments: Sequence[str], is_finished: bool, epoch: int) -> Recipe:

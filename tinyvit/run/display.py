@@ -85,8 +85,8 @@ class _Visible(Display):
 class Lines(_Visible):
     """A line on standard output for each epoch, and one whenever nothing was printed for `every` seconds.
 
-    A line that would say the same as the last one says for how long: on a busy machine the compilation of a kernel, or
-    one step, can take minutes. If a line cannot be written, training continues.
+    A line that would repeat the one before says for how long nothing has changed: on a busy machine the compilation of
+    a kernel, or one step, can take minutes. If a line cannot be written, training continues.
     """
 
     def __init__(self, every: float = 10.0) -> None:

@@ -304,10 +304,10 @@ class TrainedModel(NamedTuple):
 
 
 def load_run(run: str | Path) -> TrainedModel:
-    """Read the model of a run folder, of a recipe whose trained weights come with the package ("digits"), or of others.
+    """Load a trained model: of a run folder, of a recipe whose weights come with the package ("digits"), or pretrained.
 
-    Those of others are all that `models.from_pretrained` loads: folders and files of timm, Hugging Face and Google.
-    A folder of the current one that holds a run, or weights of others, goes before a recipe of the same name.
+    Pretrained weights are all that `models.from_pretrained` loads: folders and files of timm, Hugging Face and Google.
+    A run or pretrained weights in the current folder take precedence over a recipe of the same name.
 
     Raises
     ------

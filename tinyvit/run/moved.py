@@ -16,7 +16,7 @@ _ABOVE = 3  # folders above that of the run in which its data is looked for
 
 
 def with_data(recipe: Recipe, path: str | Path) -> Recipe:
-    """Return a recipe whose data, which is the user's own, lies at another path. Raises DataError if it is none."""
+    """Return a recipe whose data lies at another path. Raises DataError if its data is not the user's own."""
     if _path_of(recipe) is None:
         raise DataError(f"--data is {path}, but the run learned from {recipe.data.name}, not from data of your own")
     kind = recipe.data.name.partition(":")[0]

@@ -24,8 +24,8 @@ from ..tasks.options import OWN, SPECTROGRAM, TABLE, folder_options, sound_folde
 FOLDER, SOUNDS = "folder", "audio"  # the recipes that are the bases for folders of images, of sounds
 _LARGEST = 64  # the longest side in pixels that a recipe for a folder begins with
 _TOKENS = 8  # the patches along it
-_IMAGES = 60_000  # training images, over all epochs, that such a run sees, if that is neither few nor many epochs
-_ROWS = 120_000  # the same of rows of texts
+_IMAGES = 60_000  # training images that such a run sees over all its epochs, of which there are 10 to 100
+_ROWS = 120_000  # rows of texts, likewise
 _STEPS = 12  # in an epoch, at least, if batches can be as small as _SMALLEST
 _SMALLEST = 16  # rows
 _OF_TEXTS = {QUESTIONS: "vqa", CAPTIONS: "caption", TRANSLATIONS: "translate"}  # the recipes for tables of texts
@@ -64,7 +64,7 @@ def chosen_recipe(name: str | None, images: str | None, assignments: Sequence[st
         if changed.data.name != recipe.data.name and changed.about == recipe.about and recipe.data.name:
             return _on_other_data(changed, own)
         if not changed.is_like(recipe) and changed.about.accuracy == recipe.about.accuracy:
-            about = dataclasses.replace(changed.about, accuracy=0.0)  # another run than the one it tells of
+            about = dataclasses.replace(changed.about, accuracy=0.0)  # the stated one is that of another run
             changed = dataclasses.replace(changed, about=about)
         return changed, own
     if (Path(images) / "recipe.toml").is_file():
@@ -110,7 +110,7 @@ def _epochs(total: int, count: int) -> int:
 
 
 def _of_sounds(base: Recipe, path: Path, assignments: Sequence[str]) -> Recipe:
-    """Return a recipe for a folder of sounds; what is not given is chosen by them."""
+    """Return a recipe for a folder of sounds; keys that are not given are chosen by its files."""
     recipe, given = base.override([f"data.name=sounds:{path}", *assignments]), _given(assignments)
     if "image_size" not in given:
         recipe = recipe.override([f"data.image_size={SPECTROGRAM}"])
