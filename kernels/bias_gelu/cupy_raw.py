@@ -13,7 +13,7 @@ import ctypes
 from collections.abc import Iterator
 from typing import Any
 
-from ..cuda.device import CTYPES, Kernel, dense, device_of, is_aligned, library_of, pointer
+from ..cuda.device import CTYPES, Kernel, dense, device_of, is_aligned, library_of, pointer, rows_of
 from ..cuda.rows import LANES, RUN_BYTES, add_parts, itemsize_of, parts_of
 
 _SOURCE = "bias_gelu/bias_gelu.cu"
@@ -85,7 +85,7 @@ VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}
 
 def forward(x, bias, *, approximate="none", version):
     """Map x (..., C) and bias (C,) to y (..., C)."""
-    rows = dense(x.reshape(-1, x.shape[-1]))
+    rows = rows_of(x)
     y = library_of(x).empty_like(rows)
     if rows.size:
         VERSIONS[version][0](rows, dense(bias), y, approximate == "tanh")
@@ -94,7 +94,7 @@ def forward(x, bias, *, approximate="none", version):
 
 def backward(dy, x, bias, *, approximate="none", needs, version):
     """Map dy (..., C) to dx (..., C) and dbias (C,)."""
-    rows, bias = dense(x.reshape(-1, x.shape[-1])), dense(bias)
+    rows, bias = rows_of(x), dense(bias)
     dx, dbias = library_of(x).empty_like(rows), library_of(x).zeros_like(bias)
     if rows.size:
         VERSIONS[version][1](dense(dy.reshape(rows.shape)), rows, bias, dx, dbias, approximate == "tanh")

@@ -13,7 +13,7 @@ import ctypes
 from collections.abc import Iterator
 from typing import Any
 
-from ..cuda.device import CTYPES, Kernel, address, dense, device_of, library_of
+from ..cuda.device import CTYPES, Kernel, address, dense, device_of, library_of, rows_of
 
 _SOURCE = "cross_entropy/cross_entropy.cu"
 _WARPS, _THREADS, _SCRATCH = 4, 128, 4 * 32
@@ -72,15 +72,11 @@ def _given(x: Any, target: Any, classes: Any, ignore_index: int, label_smoothing
     return given
 
 
-def _rows(array: Any) -> Any:
-    return dense(array.reshape(-1, array.shape[-1]))
-
-
 def forward(logits, target, *, ids=None, ignore_index=-100, label_smoothing=0.0, reduction="mean", version):
     """logits (..., K), target (..., K) or ids (...) -> the loss, peak and total (R,), the ids (R,), divisor (1,)."""
-    xp, x = library_of(logits), _rows(logits)
+    xp, x = library_of(logits), rows_of(logits)
     classes = None if ids is None else dense(xp.asarray(ids).reshape(-1).astype("int64"))
-    t = None if target is None else _rows(target)
+    t = None if target is None else rows_of(target)
     loss, peak, total = xp.empty((3, x.shape[0]), "float32")
     divisor = xp.ones(1, "float32")
     out = xp.empty(x.shape[0] if reduction == "none" else 1, x.dtype)
@@ -110,8 +106,8 @@ def backward(
     version,
 ):
     """dloss, of the shape of the loss -> dlogits, dtarget (..., K)."""
-    xp, x, upstream = library_of(logits), _rows(logits), dense(dloss.reshape(-1))
-    t = None if target is None else _rows(target)
+    xp, x, upstream = library_of(logits), rows_of(logits), dense(dloss.reshape(-1))
+    t = None if target is None else rows_of(target)
     dx, dtarget = xp.empty_like(x), xp.empty_like(x) if needs[1] else None
     given = _given(x, t, classes, ignore_index, label_smoothing, reduction)
     given.peak, given.total, given.divisor = map(address, (peak, total, divisor))

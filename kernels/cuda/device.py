@@ -6,6 +6,7 @@ their own into `DEVICES`.
 
 import ctypes
 import functools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,16 @@ def pointer(array: Any) -> ctypes.c_void_p:
 def dense(array: Any) -> Any:
     """Return `array` itself if it is contiguous, else a copy."""
     return array if array.flags.c_contiguous else library_of(array).ascontiguousarray(array)
+
+
+def as_matrix(array: Any) -> Any:
+    """Reshape `array` (..., C) to a matrix (R, C), if possible without a copy; R and C may be 0."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
+def rows_of(array: Any) -> Any:
+    """Reshape `array` (..., C) to a dense matrix (R, C)."""
+    return dense(as_matrix(array))
 
 
 def is_aligned(*arrays: Any, to: int = 16) -> bool:

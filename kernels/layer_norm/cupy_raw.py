@@ -16,7 +16,7 @@ import ctypes
 from collections.abc import Iterator
 from typing import Any
 
-from ..cuda.device import CTYPES, Kernel, address, dense, device_of, is_aligned, library_of
+from ..cuda.device import CTYPES, Kernel, address, dense, device_of, is_aligned, library_of, rows_of
 from ..cuda.rows import RUN_BYTES, add_parts, itemsize_of, parts_of, spread, spreads
 from .operations import operations
 
@@ -88,10 +88,6 @@ VERSIONS = {1: (forward_1, backward_1), 2: (forward_2, backward_2)}
 # Launchers -----------------------------------------------------------------------------------------------------------
 
 
-def _rows(array: Any) -> Any:
-    return dense(array.reshape(-1, array.shape[-1]))
-
-
 def _types(*arrays: Any) -> list[str]:
     """Return the types of x, of the branch and of y in CUDA C++; None has that of x."""
     return [CTYPES[(arrays[0] if array is None else array).dtype.name] for array in arrays]
@@ -112,8 +108,8 @@ def normalize(
 
     y is in the dtype of x, or in `y_dtype`.
     """
-    xp, rows, weight, bias = library_of(x), _rows(x), dense(weight), dense(bias)
-    other = None if residual is None else _rows(residual)
+    xp, rows, weight, bias = library_of(x), rows_of(x), dense(weight), dense(bias)
+    other = None if residual is None else rows_of(residual)
     total = rows if other is None else xp.empty_like(rows)
     y, (mean, rstd) = xp.empty(rows.shape, y_dtype or rows.dtype), xp.empty((2, rows.shape[0]), "float32")
     arrays = (rows, other, weight, bias, total, y, mean, rstd)
@@ -135,8 +131,8 @@ def normalize_backward(
 
     The last is left out if `branch_dtype` is None.
     """
-    xp, rows, upstream, weight = library_of(x), _rows(x), _rows(dy), dense(weight)
-    before = None if dtotal is None else _rows(dtotal)
+    xp, rows, upstream, weight = library_of(x), rows_of(x), rows_of(dy), dense(weight)
+    before = None if dtotal is None else rows_of(dtotal)
     dx, dweight, dbias = xp.empty_like(rows), xp.empty_like(weight), xp.empty_like(weight)
     dbranch = None if branch_dtype in (None, rows.dtype) else xp.empty(rows.shape, branch_dtype)
     parts = xp.empty((parts_of(rows.shape[0], _WARPS), 2, rows.shape[1]), "float32")

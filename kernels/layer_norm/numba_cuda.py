@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from ..cuda.device import dense, library_of
+from ..cuda.device import dense, library_of, rows_of
 from ..cuda.rows import parts_of
 from ..cuda.simt import group_sum, stream_of
 from .operations import operations
@@ -218,10 +218,6 @@ def _backward_of_2(arrays, columns, add):
 VERSIONS = {1: (_forward_of_1, _backward_of_1), 2: (_forward_of_2, _backward_of_2)}
 
 
-def _rows(array: Any) -> Any:
-    return dense(array.reshape(-1, array.shape[-1]))
-
-
 def normalize(
     x: Any, residual: Any, weight: Any, bias: Any, eps: float, version: int, y_dtype: Any = None
 ) -> tuple[Any, ...]:
@@ -229,11 +225,11 @@ def normalize(
 
     These kernels compute in float32; a residual and a `y_dtype` of 16 bits are converted.
     """
-    xp, rows, add = library_of(x), _rows(x), residual is not None
+    xp, rows, add = library_of(x), rows_of(x), residual is not None
     total = xp.empty_like(rows) if add else rows
     y, (mean, rstd) = xp.empty_like(rows), xp.empty((2, rows.shape[0]), "float32")
     if rows.size:
-        other = _rows(residual).astype(x.dtype, copy=False) if add else rows
+        other = rows_of(residual).astype(x.dtype, copy=False) if add else rows
         arrays = (rows, other, dense(weight), dense(bias), total, y, mean, rstd)
         VERSIONS[version][0](arrays, np.float32(eps), add)
     y = y.astype(y_dtype or y.dtype, copy=False)
@@ -245,11 +241,11 @@ def normalize_backward(
     dy: Any, dtotal: Any, x: Any, weight: Any, mean: Any, rstd: Any, version: int
 ) -> tuple[Any, ...]:
     """Map dy (..., C) and dtotal (..., C), or None, to dx (..., C), dweight and dbias (C,)."""
-    xp, rows, upstream, add = library_of(x), _rows(x), _rows(dy).astype(x.dtype, copy=False), dtotal is not None
+    xp, rows, upstream, add = library_of(x), rows_of(x), rows_of(dy).astype(x.dtype, copy=False), dtotal is not None
     dx = xp.empty_like(rows)
     parts = xp.zeros((_GROUPS * parts_of(rows.shape[0], _GROUPS), 2, rows.shape[1]), "float32")
     if rows.size:
-        before = _rows(dtotal) if add else upstream
+        before = rows_of(dtotal) if add else upstream
         statistics = dense(mean.reshape(-1)), dense(rstd.reshape(-1))
         arrays = (upstream, before, rows, dense(weight), *statistics, dx, parts)
         VERSIONS[version][1](arrays, rows.shape[1], add)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cuda.device import address, dense, device_of, library_of
+from ..cuda.device import address, as_matrix, dense, device_of, library_of
 from . import lt
 from .narrow import narrowed
 
@@ -190,7 +190,7 @@ def _run_in_parts(product: Product, a: Any, b: Any, d: Any, bias: Any) -> None:
         if product.epilogue == "bias":
             d += bias
         else:
-            bias[...] = a.astype("float32").sum(axis=1)
+            bias[...] = _row_sums(a)
     elif product.out != product.dtype and product.epilogue == "none":
         narrow = library_of(d).empty(d.shape, a.dtype)
         multiply(a, b, narrow)
@@ -249,7 +249,7 @@ def matmul(x: Any, y: Any, tf32: bool | None = None) -> Any:
 
 def _matrix(x: Any) -> Any:
     """Reshape x (..., C) to a matrix (R, C), if possible without a copy."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = as_matrix(x)
     return rows if operand_of(rows) is not None else library_of(x).ascontiguousarray(rows)
 
 
@@ -264,12 +264,17 @@ def multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, a
     if a.size == 0 or b.size == 0:  # the sums are empty
         d[...] = bias if epilogue == "bias" else 0
         if epilogue == "bias_gradient":
-            bias[...] = a.sum(axis=1)
+            bias[...] = _row_sums(a)
         return d
     product = product_of(a, b, d, epilogue, aux=aux)
     assert product is not None
     run(product, a, b, d, bias, aux)
     return d
+
+
+def _row_sums(a: Any) -> Any:
+    """Return the sums of the rows of a matrix, in float32 where it is narrower."""
+    return a.sum(axis=1, dtype="float32" if a.dtype.itemsize == 2 else a.dtype)
 
 
 # Launchers -----------------------------------------------------------------------------------------------------------
@@ -286,7 +291,7 @@ def refuses(inputs: Any, params: Any) -> str | None:
 
 def _forward_1(x, weight, bias):
     y = library_of(x).empty((*x.shape[:-1], weight.shape[0]), x.dtype)
-    rows, narrow = y.reshape(-1, y.shape[-1]), narrowed(weight, x.dtype)
+    rows, narrow = as_matrix(y), narrowed(weight, x.dtype)
     added = None if bias is None else dense(narrowed(bias, x.dtype))
     multiply(_matrix(x), _matrix(narrow).T, rows, "none" if bias is None else "bias", added)
     return y, narrow
@@ -298,13 +303,13 @@ def _backward_1(dy, x, weight, narrow, needs):
     # y = x @ weight.T + bias
     if needs[0]:
         dx = xp.empty(x.shape, x.dtype)
-        multiply(upstream, _matrix(narrow), dx.reshape(-1, x.shape[-1]))
+        multiply(upstream, _matrix(narrow), as_matrix(dx))
     if needs[1]:
         dweight = xp.empty(weight.shape, weight.dtype)
         db = xp.empty(weight.shape[0], weight.dtype) if needs[2] else None
         multiply(upstream.T, rows, dweight, "bias_gradient" if needs[2] else "none", db)
     elif needs[2]:
-        db = upstream.sum(axis=0, dtype=weight.dtype)
+        db = _row_sums(upstream.T).astype(weight.dtype)
     return dx, dweight, db
 
 

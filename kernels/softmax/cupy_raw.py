@@ -13,7 +13,7 @@ import ctypes
 from collections.abc import Iterator
 from typing import Any
 
-from ..cuda.device import CTYPES, Kernel, dense, device_of, is_aligned, library_of, pointer
+from ..cuda.device import CTYPES, Kernel, device_of, is_aligned, library_of, pointer, rows_of
 from ..cuda.rows import itemsize_of, spread, spreads
 
 _SOURCE = "softmax/softmax.cu"
@@ -59,14 +59,10 @@ VERSIONS = {1: _launch_1, 2: _launch_2}
 # Launchers -----------------------------------------------------------------------------------------------------------
 
 
-def _rows(array: Any) -> Any:
-    return dense(dense(array).reshape(-1, array.shape[-1]))
-
-
 def forward(x, *, axis=-1, version):
     """Map x of any shape to y."""
     swapped = x.swapaxes(axis, -1)
-    rows = _rows(swapped)
+    rows = rows_of(swapped)
     y = library_of(x).empty_like(rows)
     if rows.size:
         VERSIONS[version]("softmax_forward", rows, y)
@@ -76,8 +72,8 @@ def forward(x, *, axis=-1, version):
 def backward(dy, out, *, axis=-1, needs, version):
     """Map dy and out, both in the shape of x, to dx."""
     swapped = out.swapaxes(axis, -1)
-    rows = _rows(swapped)
+    rows = rows_of(swapped)
     dx = library_of(out).empty_like(rows)
     if rows.size:
-        VERSIONS[version]("softmax_backward", _rows(dy.swapaxes(axis, -1)), rows, dx)
+        VERSIONS[version]("softmax_backward", rows_of(dy.swapaxes(axis, -1)), rows, dx)
     return (dx.reshape(swapped.shape).swapaxes(axis, -1),)

@@ -53,8 +53,9 @@ inline void run_block(int threads, int schedule) {
   for (int w = 0; w < warps; w++) order[w] = schedule == 1 ? warps - 1 - w : w;
   for (int i = 0; i < threads; i++) {
     Fiber& f = fibers[i];
-    f.state = RUNNING, f.started = false, f.number = i, f.parity = f.copy_count = f.commits = 0, f.warp_time = 0;
+    f.state = RUNNING, f.number = i, f.parity = f.copy_count = f.commits = 0, f.warp_time = 0;
     f.thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
+    if (f.started) continue;
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = stacks + i * STACK;
     f.context.uc_stack.ss_size = STACK;
@@ -91,8 +92,12 @@ void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, s
   grid_size = {grid[0], grid[1], grid[2]}, block_size = {block[0], block[1], block[2]};
   int threads = block[0] * block[1] * block[2];
   is_reverse = schedule == 1;
-  fibers = new Fiber[threads];
-  stacks = new char[threads * STACK];
+  if (!fibers) {  // all that there can be, kept for later launches; pages that are not touched take no memory
+    fibers = static_cast<Fiber*>(calloc(MAX_THREADS, sizeof(Fiber)));
+    stacks = static_cast<char*>(malloc(MAX_THREADS * STACK));
+    if (!fibers || !stacks) fail("no memory");
+  }
+  if (threads > MAX_THREADS) fail("more threads than a block may have");
 #ifdef __SANITIZE_THREAD__
   cells = new Cell[shared_bytes / CELL + 1]();
 #endif
@@ -107,8 +112,6 @@ void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, s
     current = nullptr;
     free(memory);
   }
-  delete[] fibers;
-  delete[] stacks;
   delete[] cells;
   cells = nullptr;
 }
@@ -139,7 +142,8 @@ inline void require_full(unsigned mask) {
 }  // namespace cpu
 
 #define EXPORT(symbol, ...)                                                                                            \
-  extern "C" void symbol(const unsigned* grid, const unsigned* block, size_t shared, void** arguments, int schedule) { \
+  extern "C" __attribute__((visibility("default")))                                                                    \
+  void symbol(const unsigned* grid, const unsigned* block, size_t shared, void** arguments, int schedule) {            \
     cpu::launch(__VA_ARGS__, grid, block, shared, arguments, schedule); \
   }
 #define DYNAMIC_SHARED(name) unsigned char* name = cpu::shared

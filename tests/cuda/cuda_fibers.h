@@ -15,6 +15,7 @@
 #include <cstring>
 
 #define UNOBSERVED __attribute__((noinline, no_sanitize("thread")))
+#define UNOBSERVED_INLINE __attribute__((always_inline, no_sanitize("thread"))) inline
 
 struct uint3 { unsigned x, y, z; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
@@ -44,8 +45,8 @@ struct Fiber {
   uint3 thread;
   int number, parity;
   unsigned warp_time;  // how many __syncwarp it has passed
-  Copy copies[MAX_COPIES];  // unfinished
   int copy_count, commits;
+  Copy copies[MAX_COPIES];  // unfinished
 };
 
 struct alignas(16) Slot { unsigned char bytes[64]; };  // the value that a lane shows to the others of its warp
@@ -71,11 +72,12 @@ inline void yield(State state, int collective = 0) {
   current->collective = collective;
   if (!_setjmp(current->jump)) _longjmp(scheduler, 1);
 }
-inline void run_fiber() {
-  entry();
-  if (current->copy_count) fail("an asynchronous copy was never waited for");
-  current->state = DONE;
-  _longjmp(scheduler, 1);
+inline void run_fiber() {  // once for each block: making a context takes longer than most threads do
+  for (;;) {
+    entry();
+    if (current->copy_count) fail("an asynchronous copy was never waited for");
+    yield(DONE);
+  }
 }
 inline void resume(Fiber* fiber) {
   current = fiber;
@@ -101,7 +103,7 @@ struct Cell {
 inline Cell* cells;
 inline unsigned block_time;
 
-UNOBSERVED inline bool is_ordered(unsigned time, unsigned warp_time, int thread) {
+UNOBSERVED_INLINE bool is_ordered(unsigned time, unsigned warp_time, int thread) {
   if (time < block_time || thread == current->number) return true;
   return thread / LANES == current->number / LANES && warp_time < current->warp_time;
 }
@@ -110,17 +112,17 @@ UNOBSERVED inline bool is_ordered(unsigned time, unsigned warp_time, int thread)
   snprintf(text, sizeof text, "a race on shared memory: %s byte %zu, after thread %d", what, at, other);
   fail(text);
 }
-UNOBSERVED inline void check_write(Cell& c, size_t at) {
+UNOBSERVED_INLINE void check_write(Cell& c, size_t at) {
   if (c.pending) report("a write while a copy may still land on", at, c.writer);
   if (!is_ordered(c.write_time, c.write_warp_time, c.writer)) report("two writes without a barrier to", at, c.writer);
   bool same = c.readers == ONE_LANE && c.reader == current->number, mine = c.reader / LANES == current->number / LANES;
   bool separate = c.read_time < block_time || (c.readers != MANY && mine && c.read_warp_time < current->warp_time);
   if (c.readers != NOBODY && !same && !separate) report("a write without a barrier after a read of", at, c.reader);
 }
-UNOBSERVED inline void set_written(Cell& c, bool pending) {
+UNOBSERVED_INLINE void set_written(Cell& c, bool pending) {
   c = {block_time, current->warp_time, 0, 0, (unsigned short)current->number, 0, pending, NOBODY};
 }
-UNOBSERVED inline void check_read(Cell& c, size_t at) {
+UNOBSERVED_INLINE void check_read(Cell& c, size_t at) {
   if (c.pending) report("a read while a copy may still land on", at, c.writer);
   if (!is_ordered(c.write_time, c.write_warp_time, c.writer)) report("a read without a barrier of", at, c.writer);
   bool fresh = c.readers == NOBODY || c.read_time < block_time;
@@ -132,7 +134,7 @@ UNOBSERVED inline void check_read(Cell& c, size_t at) {
     c.readers = ONE_WARP;
   c.reader = (unsigned short)current->number, c.read_time = block_time, c.read_warp_time = current->warp_time;
 }
-UNOBSERVED inline void touch(const void* place, size_t size, bool writes) {
+UNOBSERVED_INLINE void touch(const void* place, size_t size, bool writes) {
   size_t first = static_cast<const unsigned char*>(place) - shared;
   if (first >= shared_size || !cells || !current) return;
   for (size_t i = first / CELL; i <= (first + size - 1) / CELL; i++) {

@@ -17,8 +17,8 @@ from tinyvit.kernels.cuda.device import Device, Kernel
 
 HERE = Path(__file__).resolve().parent
 SANITIZERS = ("-fsanitize=address,alignment", "-fno-sanitize-recover=all", "--param=asan-stack=0")
-_FLAGS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas")
-_FLAGS += ("-Wno-attributes", "-U_FORTIFY_SOURCE", f"-I{HERE}")
+_FLAGS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
+_FLAGS += ("-Wno-unknown-pragmas", "-Wno-attributes", "-U_FORTIFY_SOURCE", f"-I{HERE}")
 # g++ then calls a function of cuda_cpu.h before each access to memory, and does not link ThreadSanitizer's own.
 _OBSERVED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-nodefaultlibs")
 _LIBRARIES = ("-lstdc++", "-lm", "-lc", "-lgcc")

@@ -177,6 +177,15 @@ def test_any_order_of_warps_gives_the_same_bits(op: type[Op], choice: str, data:
     assert all(found == results[0] for found in results)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("columns", "weight_needs"), [(3, True), (3, False), (0, True)])
+def test_a_gradient_of_a_bias_is_summed_in_float32(dtype: str, columns: int, weight_needs: bool) -> None:
+    arrays = [np.ones(shape, DTYPES[dtype]) for shape in ((4096, columns), (2, columns), (2,), (4096, 2))]
+    case = cases.Case(tuple(arrays[:3]), {})
+    trial = DeviceTrial(OPERATIONS["linear"], case, (False, weight_needs, True), arrays[3:])
+    assert trial.run("cupy:v1")[-1].tolist() == [4096, 4096]  # 257 is no number of bfloat16, and 2049 none of float16
+
+
 def test_long_sequences_run_through_both_halves_of_the_double_buffer() -> None:
     rng, op = np.random.default_rng(0), OPERATIONS["attention"]
     q = rng.standard_normal((1, 1, 70, 16)).astype(np.float16)

@@ -54,6 +54,11 @@ def test_the_kernels_agree_with_the_plain_rules(part: str) -> None:
 
 
 @pytest.mark.slow
+def test_corners_of_shape_have_the_values_and_gradients_of_the_host() -> None:
+    assert_passed(run(file="corner_trials.py"))
+
+
+@pytest.mark.slow
 def test_no_kernel_touches_memory_outside_its_arrays() -> None:
     library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(library).exists():

@@ -45,7 +45,7 @@ from tinyvit.engine import Tensor
 MINUTES = 4
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
 SANITIZER = shutil.which("compute-sanitizer", path=PATH)
-TRIALS = ("kernel_trials.py", "primitive_trials.py", "task_trials.py", "training_trials.py", "update_trials.py")
+TRIALS = tuple(f"{what}_trials.py" for what in ("corner", "kernel", "primitive", "task", "training", "update"))
 SANITIZED = "exact and not linear"  # what the tools would find in the kernels of cuBLAS is not ours to mend
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
