@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from corners import functions_of
 from oracles import ORACLES, dropout_mask
 
 Array = np.ndarray
@@ -161,13 +162,10 @@ def _pad(x: Array, width: Any, value: float = 0.0) -> Array:
 
 
 SAME = (
-    "abs", "add", "add_layer_norm", "add_rows", "bias_gelu", "broadcast_to", "divide", "erf", "exp", "gelu",
-    "index_add", "layer_norm", "linear", "log", "maximum", "minimum", "multiply", "negative",
-    "power", "relu", "sigmoid", "silu", "split_heads", "sqrt", "subtract", "sum_to_shape", "take_rows",
-    "tanh"
+    *functions_of(1), *functions_of(2), "add_layer_norm", "add_rows", "bias_gelu", "broadcast_to", "gelu", "index_add",
+    "layer_norm", "linear", "split_heads", "sum_to_shape", "take_rows"
 )  # fmt: skip
-IN_NUMPY = SimpleNamespace(
-    **{name: ORACLES[name] for name in SAME},
+_OTHERS: dict[str, Any] = dict(
     **{name: _reduction(getattr(np, name)) for name in ("sum", "max", "min")},
     mean=_mean,
     **{name: _along(name) for name in ("softmax", "log_softmax")},
@@ -219,3 +217,4 @@ IN_NUMPY = SimpleNamespace(
     zeros=lambda shape, dtype: np.zeros(shape),
     zeros_like=np.zeros_like,
 )
+IN_NUMPY = SimpleNamespace(**{name: ORACLES[name] for name in SAME if name in ORACLES} | _OTHERS)

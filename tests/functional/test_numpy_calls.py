@@ -85,6 +85,14 @@ def test_a_function_that_f_has_is_recorded(name: str) -> None:
         assert x.grad.numpy()[place] == pytest.approx((up - down) / (2 * step), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in F.__all__ if isinstance(getattr(np, name, None), np.ufunc)])
+def test_a_ufunc_whose_name_f_has_is_recorded(name: str) -> None:
+    x = leaf(2, 2)
+    y = getattr(np, name)(*[x] * getattr(np, name).nin)  # if it is refused: add it to _UFUNCS in numpy_calls.py
+    assert type(y) is Tensor
+    np.testing.assert_array_equal(y.numpy(), getattr(F, name)(*[x] * getattr(np, name).nin).numpy())
+
+
 def arguments(function: Any) -> list[tuple[Any, ...]]:
     """Return arguments with a tensor among them that many functions of NumPy take."""
     x = leaf(3, 3)

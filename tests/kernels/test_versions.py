@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cases import STRATEGIES
 from tinyvit.kernels import registry
 from tinyvit.kernels.registry import KernelSpec
 
@@ -23,6 +24,13 @@ def test_the_table_at_the_top_lists_the_versions(spec: KernelSpec) -> None:
     assert table == versions, f"the docstring of {spec.module} needs a table with rows | v1 | to | v{spec.versions} |"
     assert list(module.VERSIONS) == versions, f"VERSIONS of {spec.module} needs the numbers 1 to {spec.versions}"
     assert len(versions) <= 5
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_kernel_is_tried_at_the_edges_of_its_chunks(spec: KernelSpec) -> None:
+    if any(op.kernel == spec.operation for op in Op.registry.values()):
+        advice = "with sizes around the kernel's CHUNK, which blocks.py makes small where kernels are not compiled"
+        assert spec.operation in STRATEGIES, f"add {spec.operation} to STRATEGIES in tests/kernels/cases.py, {advice}"
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -160,7 +160,7 @@ class Op:
         try:
             returned = implementation.forward(arrays, params, dtype)
             outputs = [Tensor(array) for array in (returned if cls.is_sequence else returned[: len(cls.outputs)])]
-        except (ValueError, TypeError, IndexError, OverflowError) as error:
+        except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
             refuse(cls, arrays, params, error)
         if now.recording:
             needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
