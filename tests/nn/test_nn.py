@@ -164,6 +164,47 @@ def test_to_converts_parameters_and_drops_gradients() -> None:
     assert module.first(np.ones((1, 2))).dtype == np.float64
 
 
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+DTYPES = (*FLOATING, "bool", "int8", "uint8", "int16", "int32", "int64", "uint64")
+
+
+@pytest.mark.parametrize("target", [*DTYPES, "cpu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_to_casts_floating_constants_only(dtype: str, target: str) -> None:
+    module = nn.Sequential(nn.Identity())
+    module[0].constant = constant = tv.tensor(np.array([0, 1, 1]), dtype=dtype)
+    module[0].scale = nn.Parameter(np.ones(2, np.float32))
+    if target not in (*FLOATING, "cpu"):
+        with pytest.raises(TypeError, match=rf"to: the dtype is {target}; a module takes a floating one"):
+            module.to(target)
+        assert (module[0].constant, module[0].scale.dtype) == (constant, np.float32)
+        return
+    module.to(target)
+    kept = target == "cpu" or dtype not in FLOATING
+    assert module[0].constant.dtype.name == (dtype if kept else target)
+    assert module[0].scale.dtype.name == ("float32" if target == "cpu" else target)
+    np.testing.assert_array_equal(module[0].constant.numpy().astype(np.float64), [0, 1, 1])
+
+
+def test_a_boolean_mask_stays_one() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            self.mask, self.attn = tv.tensor(np.tri(3, dtype=bool)), nn.Attention(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attn(x, self.mask)
+
+    module, x = Masked().to("float64"), normal(1, 3, 4)
+    close(module(x), module.attn(x, is_causal=True).numpy())
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "gpu", "float31", ()])
+@pytest.mark.parametrize("thing", [nn.Linear(1, 1), tv.tensor([1.0])])
+def test_to_names_what_is_neither_a_device_nor_a_dtype(thing: Any, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"to: {wrong!r} is neither a device")):
+        thing.to(wrong)
+
+
 def test_frozen_parameters_get_no_gradient() -> None:
     module = Pair()
     module.first.requires_grad_(False)

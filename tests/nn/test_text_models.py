@@ -231,7 +231,7 @@ def test_only_the_likeliest_words_are_kept():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, c: m.decoder(np.full((1, 8), 6), c), r"ids have shape \(1, 8\) after 0 words"),
+        (lambda m, c: m.decoder(np.full((1, 8), 6), c), r"ids have shape \(1, 8\) after 0 tokens"),
         (lambda m, c: greedy(m.decoder, c, None, 8), "max_length is 8; it must be from 1 to 7"),
         (lambda m, c: beam_search(m.decoder, c, None, 3, beams=0), "beams is 0"),
         (lambda m, c: sample(m.decoder, c, None, 3, temperature=0.0), "temperature is 0.0"),

@@ -75,6 +75,18 @@ def real_dtype(name: str, dtype: Any) -> np.dtype:
     return found
 
 
+def dtype_or_device(value: Any) -> np.dtype | None:
+    """Return the dtype that an argument of `to` means, or None if it means a device."""
+    if isinstance(value, str) and value.split(":")[0] in ("cpu", "cuda"):
+        return None
+    try:
+        if value is not None:  # which NumPy takes for float64
+            return np.dtype(value)
+    except TypeError:
+        pass
+    raise TypeError(f"to: {value!r} is neither a device, such as 'cpu', nor a dtype, such as 'float32'")
+
+
 def is_sequence(value: Any) -> bool:
     """Whether `value` holds several integers: a sequence, a range, or an array or tensor with an axis."""
     if type(value) is tuple or (isinstance(value, Sequence) and not isinstance(value, bytes)):

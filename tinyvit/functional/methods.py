@@ -11,7 +11,7 @@ from .. import context
 from ..backend import as_array
 from ..engine import Tensor
 from . import activation, elementwise, indexing, linalg, numpy_calls, reduction, shape, smooth
-from .arguments import is_sequence
+from .arguments import dtype_or_device, is_sequence
 
 # In-place changes -----------------------------------------------------------------------------------------------------
 
@@ -85,14 +85,9 @@ def _transposed(self: Tensor, *axes: Any) -> Tensor:
 
 def _to(self: Tensor, device_or_dtype: Any) -> Tensor:
     """Return this tensor on another device ("cpu", "cuda:0") or in another dtype ("float64", numpy.float32)."""
-    if isinstance(device_or_dtype, str) and device_or_dtype.split(":")[0] in ("cpu", "cuda"):
+    dtype = dtype_or_device(device_or_dtype)
+    if dtype is None:
         return shape.to_device(self, device_or_dtype)
-    try:
-        dtype = np.dtype(device_or_dtype)
-    except TypeError as error:
-        raise TypeError(
-            f"to: {device_or_dtype!r} is neither a device, such as 'cpu', nor a dtype, such as 'float32'"
-        ) from error
     return self if dtype == self.dtype else shape.cast(self, dtype)
 
 

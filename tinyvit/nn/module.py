@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from ..functional.arguments import dtype_or_device
 from ..functional.tensors import Tensor, constant, is_floating, on_device_of, tensor
 
 
@@ -30,7 +31,8 @@ class Module:
 
     Modules and parameters are found if they are attributes themselves. For lists and dicts of them there are
     `ModuleList`, `ModuleDict`, `ParameterList` and `ParameterDict`; a plain container that holds any is refused when it
-    is set, or when modules or parameters are next listed. A module or parameter can be replaced by another or by None.
+    is set, or when modules or parameters are next listed. A module or parameter can be replaced by another or by None,
+    an entry of those containers by another only.
     """
 
     training = True
@@ -179,12 +181,20 @@ class Module:
         return self
 
     def to(self, device_or_dtype: Any) -> Self:
-        """Move every parameter and constant to a device, or convert it to a dtype, in place; gradients are dropped."""
+        """Move every parameter and constant to a device, or convert them to a dtype, in place; gradients are dropped.
+
+        Constants that are integers or booleans, such as ids and masks, keep their dtype. Raises TypeError if the dtype
+        is not a floating one.
+        """
+        dtype = dtype_or_device(device_or_dtype)
+        if dtype is not None and not is_floating(np.empty(0, dtype)):
+            raise TypeError(f"to: the dtype is {dtype}; a module takes a floating one, such as 'float32'")
         for parameter in self.parameters():
             parameter.data, parameter.grad = parameter.detach().to(device_or_dtype).data, None
         for module in self.modules():
             for name, value in list(vars(module).items()):
-                if isinstance(value, Tensor) and not isinstance(value, Parameter):
+                is_constant = isinstance(value, Tensor) and not isinstance(value, Parameter)
+                if is_constant and (dtype is None or is_floating(value.data)):
                     setattr(module, name, value.to(device_or_dtype))
         return self
 
