@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import functional as F
 from ..functional.tensors import Tensor
-from ..nn import Linear, Module, Parameter
+from ..nn import Linear, Module, Parameter, init
 from .text import TextEncoder
 from .vit import ViT
 
@@ -21,6 +21,8 @@ class TwoTowers(Module):
     """
 
     def __init__(self, vision: ViT, text: TextEncoder, dim: int, embedding_dim: int | None = None) -> None:
+        init.check_sizes("TwoTowers", dim=dim)
+        init.check_optional_sizes("TwoTowers", embedding_dim=embedding_dim)
         self.vision, self.text = vision, text
         self.image_proj = Linear(dim, embedding_dim or dim, bias=False)
         self.text_proj = Linear(dim, embedding_dim or dim, bias=False)

@@ -45,7 +45,7 @@ class Detr(Module):
         norm: str = "pre",
         dropout: float = 0.0,
     ) -> None:
-        init.check_sizes("Detr", num_classes=num_classes, queries=queries, depth=depth)
+        init.check_sizes("Detr", num_classes=num_classes, queries=queries, dim=dim, depth=depth)
         self.vision = vision
         self.positions = Tensor(sincos2d(vision.patch_embed.grid, dim)[None])
         self.queries = Parameter(init.trunc_normal((queries, dim), 1.0))
@@ -95,6 +95,7 @@ class BoxHead(Module):
     """Features of queries (B, Q, dim) and their points (Q, 2), in logits -> boxes (B, Q, 4), by two hidden layers."""
 
     def __init__(self, dim: int) -> None:
+        init.check_sizes("BoxHead", dim=dim)
         self.fc1, self.fc2, self.fc3 = Linear(dim, dim), Linear(dim, dim), Linear(dim, 4)
 
     def forward(self, x: Tensor, points: Tensor) -> Tensor:

@@ -85,6 +85,9 @@ class MaskedModel(Module):
                     "vision needs all tokens of an image, but sees the visible patches only; leave mlp_layer at 'mlp' "
                     "and rope at False"
                 )
+            initial.check_sizes("MaskedModel", dim=dim)
+            initial.check_optional_sizes("MaskedModel", decoder_dim=decoder_dim)
+            initial.check_sizes("MaskedModel", 0, decoder_depth=decoder_depth)
             width, patch = decoder_dim or dim // 2, vision.patch_embed.patch_size
             tokens = int(np.prod(vision.patch_embed.grid))
             self.to_decoder = Linear(dim, width)
@@ -93,6 +96,7 @@ class MaskedModel(Module):
             self.decoder = TransformerEncoder(width, decoder_depth, heads)
             self.to_pixels = Linear(width, vision.patch_embed.in_channels * int(np.prod(patch)))
         if text is not None:
+            initial.check_sizes("MaskedModel", dim=dim, vocabulary=vocabulary)
             self.look = TransformerDecoder(dim, 1, heads, causal=False) if vision is not None else None
             self.norm, self.to_words = LayerNorm(dim), Linear(dim, vocabulary)
 

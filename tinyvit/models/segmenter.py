@@ -36,6 +36,7 @@ class ToPixels(Module):
     """
 
     def __init__(self, patches: PatchEmbed, dim: int, channels: int) -> None:
+        init.check_sizes("ToPixels", dim=dim)
         self.grid, self.patch, self.channels = patches.grid, patches.patch_size, channels
         self.proj = Linear(dim, math.prod(self.patch) * channels)
 
@@ -49,6 +50,7 @@ class LinearHead(Module):
     """Logits by a linear map of each patch: (B, N, dim) -> (B, H, W, num_classes)."""
 
     def __init__(self, patches: PatchEmbed, dim: int, num_classes: int) -> None:
+        init.check_sizes("LinearHead", num_classes=num_classes)
         self.to_pixels = ToPixels(patches, dim, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -75,6 +77,7 @@ class QueryHead(Module):
         dropout: float = 0.0,
         width: int = 16,
     ) -> None:
+        init.check_sizes("QueryHead", num_classes=num_classes, dim=dim, width=width)
         self.queries = Parameter(init.trunc_normal((num_classes, dim)))
         self.decoder = TransformerDecoder(dim, depth, heads, mlp_dim, norm=norm, dropout=dropout, causal=False)
         self.to_mask = Linear(dim, width)

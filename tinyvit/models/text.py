@@ -44,6 +44,7 @@ class TextEmbedding(Module):
     ) -> None:
         if positions not in POSITIONS:
             raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(POSITIONS)}")
+        initial.check_sizes("TextEmbedding", vocabulary=vocabulary, dim=dim, max_length=max_length)
         self.max_length, self.scale = max_length, dim**0.5
         self.words = Embedding(vocabulary, dim)
         self.words.weight.assign(initial.trunc_normal((vocabulary, dim), dim**-0.5))

@@ -122,6 +122,7 @@ class ViT(Module):
     ) -> None:
         _check_choices(distilled, register_tokens, pool=pool, pos_embed=pos_embed, last_norm=last_norm, act=act)
         init.check_sizes("ViT", dim=dim, heads=heads, in_channels=in_channels)
+        init.check_optional_sizes("ViT", mlp_dim=mlp_dim)
         init.check_sizes("ViT", 0, num_classes=num_classes, depth=depth, register_tokens=register_tokens)
         self.pool, self.positions, self.no_embed_class, self.mlp_layer = pool, pos_embed, no_embed_class, mlp_layer
         self.head_dim = 2 * dim if pool == "cls_mean" else dim
@@ -287,10 +288,10 @@ class ViT(Module):
         Raises ValueError if the patches do not tile the images, or the model takes videos.
         """
         old = self.patch_embed
-        sizes = old.image_size if image_size is None else as_sizes("image_size", image_size)
-        patch = old.patch_size if patch_size is None else as_sizes("patch_size", patch_size)
         if len(old.grid) != 2:
             raise ValueError("this model takes videos; only models of images take another size")
+        sizes = old.image_size if image_size is None else as_sizes("image_size", image_size)
+        patch = old.patch_size if patch_size is None else as_sizes("patch_size", patch_size)
         if patch != old.patch_size and old.stem is not None:
             raise ValueError(f"this model has stem={old.stem_name!r}, whose patches have a fixed size")
         if any(n % p for n, p in zip(sizes, patch, strict=True)):

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import functional as F
+from ..functional.arguments import as_pair, is_sequence
 from ..functional.tensors import Tensor, on_device_of
 from ..nn import (
     Conv2d,
@@ -47,6 +48,7 @@ class VQA(Module):
     """
 
     def __init__(self, vision: Vision, text: Module, fusion: Module, dim: int, num_answers: int) -> None:
+        init.check_sizes("VQA", dim=dim, num_answers=num_answers)
         self.vision, self.text, self.fusion = vision, text, fusion
         self.head = Linear(dim, num_answers)
 
@@ -63,8 +65,11 @@ class ConvEncoder(Module):
     """
 
     def __init__(self, image_size: tuple[int, int], in_channels: int, dim: int, channels: int = 16) -> None:
-        if any(n % 16 for n in image_size):
-            raise ValueError(f"image_size is {image_size}; both sides must be multiples of 16")
+        init.check_sizes("ConvEncoder", in_channels=in_channels, dim=dim, channels=channels)
+        if not is_sequence(image_size) or any(n % 16 for n in as_pair("ConvEncoder", "image_size", image_size, 1)):
+            raise ValueError(
+                f"image_size is {image_size}; it must be (height, width), and both sides must be multiples of 16"
+            )
         self.layers = Sequential(
             *(Conv2d(in_channels, channels, 7, stride=2, padding=3), ReLU(), MaxPool2d(3, stride=2, padding=1)),
             *(Conv2d(channels, 2 * channels, 3, padding=1), ReLU(), MaxPool2d(2)),
@@ -83,6 +88,7 @@ class ProductFusion(Module):
     """The means v and t of image and text, side by side with their product: an MLP of [v, t, v * t]."""
 
     def __init__(self, dim: int) -> None:
+        init.check_sizes("ProductFusion", dim=dim)
         self.fc, self.mlp = Linear(3 * dim, dim), Mlp(dim, 2 * dim)
 
     def forward(self, features: Tensor, text: Tensor, mask: Any, image_of: Any = None) -> Tensor:

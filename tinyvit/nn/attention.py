@@ -14,6 +14,7 @@ import numpy as np
 from .. import functional as F
 from ..functional.attention import attention_weights, other_keys
 from ..functional.tensors import Tensor, constant
+from . import init
 from .layers import Dropout, Identity, Linear, normalization
 from .module import Module, Parameter
 
@@ -49,7 +50,8 @@ class _MultiHead(Module):
     proj_drop: Module
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        if heads < 1 or dim % heads:
+        init.check_sizes(type(self).__name__, dim=dim, heads=heads)
+        if dim % heads:
             raise ValueError(f"dim is {dim} and heads {heads}; dim must be a multiple of heads")
         self.heads, self.dropout = heads, dropout
 
@@ -143,6 +145,7 @@ class CrossAttention(_MultiHead):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(dim, heads, dropout)
+        init.check_optional_sizes("CrossAttention", context_dim=context_dim)
         self.q = Linear(dim, dim, bias=qkv_bias)
         self.kv = Linear(context_dim or dim, 2 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)

@@ -8,7 +8,7 @@ import numpy as np
 from ..functional.tensors import default_generator, is_drawing
 from .module import Parameter
 
-__all__ = ["check_sizes", "he_normal", "ones", "trunc_normal", "uniform_fan_in", "zeros"]
+__all__ = ["check_optional_sizes", "check_sizes", "he_normal", "ones", "trunc_normal", "uniform_fan_in", "zeros"]
 
 
 def check_sizes(what: str, least: int = 1, **sizes: int) -> None:
@@ -20,6 +20,11 @@ def check_sizes(what: str, least: int = 1, **sizes: int) -> None:
             fits = False
         if not fits:
             raise ValueError(f"{what}: {name} is {value!r}; it must be an integer, at least {least}")
+
+
+def check_optional_sizes(what: str, **sizes: int | None) -> None:
+    """Raise ValueError, naming the argument, unless each of `sizes` is None or an integer, at least 1."""
+    check_sizes(what, **{name: value for name, value in sizes.items() if value is not None})
 
 
 def trunc_normal(shape: tuple[int, ...], std: float = 0.02) -> np.ndarray:

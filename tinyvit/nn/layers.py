@@ -143,6 +143,7 @@ class LayerScale(Module):
     """y = x * gamma: a learned factor for each channel of a residual branch (Touvron et al., 2021)."""
 
     def __init__(self, dim: int, value: float) -> None:
+        init.check_sizes("LayerScale", dim=dim)
         self.gamma = Parameter(np.full(dim, value, np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,6 +167,8 @@ class Conv2d(Module):
         fan_in = in_channels * kernel[0] * kernel[1]
         self.weight = Parameter(init.uniform_fan_in((out_channels, in_channels, *kernel), fan_in))
         self.bias = Parameter(init.uniform_fan_in((out_channels,), fan_in)) if bias else None
+        as_pair("Conv2d", "stride", stride, 1)
+        as_pair("Conv2d", "padding", padding, 0)
         self.stride, self.padding = stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,6 +186,10 @@ class DepthwiseConv(Module):
 
     def __init__(self, channels: int, kernel_size: int = 3) -> None:
         init.check_sizes("DepthwiseConv", channels=channels, kernel_size=kernel_size)
+        if kernel_size % 2 == 0:
+            raise ValueError(
+                f"DepthwiseConv: kernel_size is {kernel_size}; it must be odd, so that each window has a centre"
+            )
         self.weight = Parameter(init.he_normal((channels, 1, kernel_size, kernel_size), kernel_size**2))
         self.bias = init.zeros(channels)
 
@@ -194,6 +201,11 @@ class MaxPool2d(Module):
     """The largest value of each window: (B, C, H, W) -> (B, C, OH, OW)."""
 
     def __init__(self, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> None:
+        window = as_pair("MaxPool2d", "kernel_size", kernel_size, 1)
+        as_pair("MaxPool2d", "stride", window if stride is None else stride, 1)
+        zeros = as_pair("MaxPool2d", "padding", padding, 0)
+        if any(2 * n > size for n, size in zip(zeros, window, strict=True)):
+            raise ValueError(f"MaxPool2d: padding is {padding}; it must be at most half of kernel_size, {kernel_size}")
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, x: Tensor) -> Tensor:

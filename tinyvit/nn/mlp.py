@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable
 
 from .. import functional as F
+from ..functional.arguments import as_pair, integers, is_sequence
 from ..functional.tensors import Tensor
+from . import init
 from .layers import GELU, DepthwiseConv, Dropout, Linear, ReLU
 from .module import Module
 
@@ -52,6 +54,8 @@ class Mlp(Module):
         bias: bool = True,
         act: Module | None = None,
     ) -> None:
+        init.check_sizes("Mlp", dim=dim)
+        init.check_optional_sizes("Mlp", hidden_dim=hidden_dim)
         self.fc1 = Linear(dim, hidden_dim or 4 * dim, bias)
         self.act = GELU(approximate) if act is None else act
         self.fc2 = Linear(hidden_dim or 4 * dim, dim, bias)
@@ -80,6 +84,10 @@ class LocalMlp(Mlp):
         act: Module | None = None,
     ) -> None:
         super().__init__(dim, hidden_dim, dropout, bias=bias, act=act)
+        init.check_sizes("LocalMlp", 0, prefix=prefix)
+        if not is_sequence(grid):
+            raise ValueError(f"LocalMlp: grid is {grid!r}; it must be (rows, columns)")
+        as_pair("LocalMlp", "grid", grid, 1)
         self.dwconv = DepthwiseConv(hidden_dim or 4 * dim)
         self.grid, self.prefix = grid, prefix
 
@@ -110,6 +118,8 @@ class SwiGLU(Module):
     """
 
     def __init__(self, dim: int, hidden_dim: int | None = None, dropout: float = 0.0, bias: bool = True) -> None:
+        init.check_sizes("SwiGLU", dim=dim)
+        init.check_optional_sizes("SwiGLU", hidden_dim=hidden_dim)
         hidden = hidden_dim or -(-8 * dim // 24) * 8
         self.fc1 = Linear(dim, 2 * hidden, bias)
         self.fc2 = Linear(hidden, dim, bias)
@@ -142,6 +152,6 @@ def new_mlp(
         return SwiGLU(dim, hidden_dim, dropout, bias)
     if name == "mlp":
         return Mlp(dim, hidden_dim, dropout, bias=bias, act=activation(act))
-    if len(grid) != 2:
+    if len(integers("grid", grid)) != 2:
         raise ValueError(f"mlp_layer is 'local', which needs images, not patches in a grid of {grid}")
     return LocalMlp(dim, hidden_dim, (grid[0], grid[1]), prefix, dropout, bias, activation(act))

@@ -56,7 +56,10 @@ class PatchEmbed(Module):
         stem: str = "linear",
         bias: bool = True,
     ) -> None:
+        init.check_sizes("PatchEmbed", in_channels=in_channels, dim=dim)
         axes = max(2, len(integers("image_size", image_size)))
+        if axes > 3:
+            raise ValueError(f"image_size is {image_size!r}; it must be one integer, two of images, or three of videos")
         self.image_size, self.patch_size = (
             as_sizes("image_size", image_size, axes),
             as_sizes("patch_size", patch_size, axes),
@@ -92,6 +95,11 @@ class PatchProjection(Module):
     def __init__(
         self, in_channels: int, dim: int, patch_size: Sizes, bias: bool = True, norm: bool = False, eps: float = 1e-5
     ) -> None:
+        init.check_sizes("PatchProjection", in_channels=in_channels, dim=dim)
+        if not is_sequence(patch_size) or min(integers("PatchProjection: patch_size", patch_size), default=0) < 1:
+            raise ValueError(
+                f"PatchProjection: patch_size is {patch_size!r}; it must be positive integers, one for each axis"
+            )
         fan_in = in_channels * math.prod(patch_size)
         self.norm = LayerNorm(fan_in, eps) if norm else Identity()
         self.weight = Parameter(init.uniform_fan_in((dim, in_channels, *patch_size), fan_in))

@@ -3,7 +3,9 @@
 import numpy as np
 
 from .. import functional as F
+from ..functional.arguments import integers, is_sequence
 from ..functional.tensors import Tensor
+from . import init
 from .module import Module
 
 _THETA = 100.0  # the longest wave, in patches, over 2 pi; 10,000 in texts
@@ -21,7 +23,9 @@ class RotaryPositions(Module):
     """
 
     def __init__(self, grid: tuple[int, ...], head_dim: int, prefix: int = 0) -> None:
-        if len(grid) != 2:
+        init.check_sizes("RotaryPositions", head_dim=head_dim)
+        init.check_sizes("RotaryPositions", 0, prefix=prefix)
+        if len(sizes := integers("grid", grid)) != 2 or min(sizes) < 1 or not is_sequence(grid):
             raise ValueError(f"rope is True, which needs images, not patches in a grid of {grid}")
         if head_dim % 4:
             raise ValueError(f"rope is True, so dim / heads must be a multiple of 4, not {head_dim}")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..functional.tensors import Tensor
+from . import init
 from .attention import Attention, CrossAttention, KeyValueCache, of_token
 from .containers import ModuleList
 from .layers import DropPath, Identity, LayerNorm, LayerScale, normalization
@@ -28,7 +29,7 @@ class Block(Module):
     """Self-attention and MLP, each with a residual sum: (B, N, C) -> (B, N, C), or (B, C) of the token `read`.
 
     norm="pre": x + f(norm(x)) (Dosovitskiy et al., 2021); norm="post": norm(x + f(x)) (Vaswani et al., 2017).
-    `proj_bias` is the bias of all linear maps but `qkv`; `act` is the activation, see `tinyvit.nn.layers.activation`.
+    `proj_bias` is the bias of all linear maps but `qkv`; `act` names the activation, see `tinyvit.nn.mlp.activation`.
 
     Parameters
     ----------
@@ -61,6 +62,7 @@ class Block(Module):
         prefix: int = 0,
     ) -> None:
         check_norm(norm)
+        init.check_optional_sizes("Block", mlp_dim=mlp_dim)
         self.post = norm == "post"
         narrow = not self.post  # then only linear maps read what a layer norm gives
         self.norm1 = normalization(norm_layer, dim, eps, narrow)
@@ -104,6 +106,7 @@ class DecoderBlock(Module):
         causal: bool = True,
     ) -> None:
         check_norm(norm)
+        init.check_optional_sizes("DecoderBlock", mlp_dim=mlp_dim)
         self.post, self.causal = norm == "post", causal
         narrow = not self.post
         self.norm1 = LayerNorm(dim, eps, narrow)
@@ -175,6 +178,7 @@ class TransformerEncoder(Module):
         dropout: float = 0.0,
         eps: float = 1e-5,
     ) -> None:
+        init.check_sizes("TransformerEncoder", 0, depth=depth)
         self.blocks = ModuleList(Block(dim, heads, mlp_dim, norm, dropout=dropout, eps=eps) for _ in range(depth))
         self.norm = LayerNorm(dim, eps) if norm == "pre" else Identity()
 
@@ -201,6 +205,7 @@ class TransformerDecoder(Module):
         eps: float = 1e-5,
         causal: bool = True,
     ) -> None:
+        init.check_sizes("TransformerDecoder", 0, depth=depth)
         self.blocks = ModuleList(
             DecoderBlock(dim, heads, mlp_dim, context_dim, norm, dropout, eps, causal) for _ in range(depth)
         )
