@@ -122,7 +122,6 @@ class ViT(Module):
     ) -> None:
         _check_choices(distilled, register_tokens, pool=pool, pos_embed=pos_embed, last_norm=last_norm, act=act)
         init.check_sizes("ViT", dim=dim, heads=heads, in_channels=in_channels)
-        init.check_optional_sizes("ViT", mlp_dim=mlp_dim)
         init.check_sizes("ViT", 0, num_classes=num_classes, depth=depth, register_tokens=register_tokens)
         self.pool, self.positions, self.no_embed_class, self.mlp_layer = pool, pos_embed, no_embed_class, mlp_layer
         self.head_dim = 2 * dim if pool == "cls_mean" else dim

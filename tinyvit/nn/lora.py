@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..functional.tensors import Tensor
+from ..functional.tensors import Tensor, no_draws
 from . import init
 from .layers import Linear
 from .module import Module, Parameter
 
 
 class LoRALinear(Linear):
-    """y = x W^T + b + (alpha / rank) (x A^T) B^T: a linear map whose W is frozen and whose change has a low rank.
+    """y = x W^T + b + (alpha / rank) (x A^T) B^T: a linear map W and a learned change of it of low rank.
 
-    lora_a (rank, in_features) is drawn, lora_b (out_features, rank) is zero, so that nothing changes at first. (Hu et
-    al., LoRA, 2021, equation 3.)
+    W and b are those of `layer`, and are trained too unless they are frozen, as by `add_lora`. lora_a (rank,
+    in_features) is drawn, lora_b (out_features, rank) is zero, so that nothing changes at first. (Hu et al., LoRA,
+    2021, equation 3.)
     """
 
     def __init__(self, layer: Linear, rank: int, alpha: float | None = None) -> None:
@@ -36,7 +37,8 @@ class LoRALinear(Linear):
     def merged(self) -> Linear:
         """Return a linear map with the same result, W + (alpha / rank) B A."""
         out_features, in_features = self.weight.shape
-        layer = Linear(in_features, out_features, bias=False)
+        with no_draws():
+            layer = Linear(in_features, out_features, bias=False)
         change = self.lora_b.numpy().astype(np.float64) @ self.lora_a.numpy()
         layer.weight = Parameter((self.weight.numpy() + self.scale * change).astype(self.weight.dtype))
         layer.weight.data = layer.weight.to(self.weight.device).data

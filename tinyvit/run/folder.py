@@ -22,6 +22,7 @@ from ..checkpoint import atomic_write, leftovers, load, require_finite, save
 from ..data import Dataset, hold_out
 from ..data.image_files import listed, same_form
 from ..errors import CheckpointError, DataError, RecipeError, TinyvitError, TrainingFailed, log
+from ..functional.tensors import no_draws
 from ..interop.describe import default_preprocessing
 from ..models import ViT
 from ..nn import Module
@@ -322,14 +323,14 @@ def load_run(run: str | Path) -> TrainedModel:
     name, folder = str(run), Path(run)
     if (folder / RECIPE).exists() or (folder.exists() and name not in shipped_names()):
         recipe, path = read_recipe(folder), folder / MODEL
-        data, weights = _data_of(folder, recipe), load(path)
-        recipe = found_again(recipe, folder)
+        data, weights, recipe = _data_of(folder, recipe), load(path), found_again(recipe, folder)
     elif name in shipped_names():
         recipe = load_recipe(name)
         path, weights, data = read_shipped(name)
     else:
         raise RunError(f"there is no run {name!r}{_available(name, [*_run_folders(), *shipped_names()])}")
-    model = build_model(recipe, data)
+    with no_draws():  # all parameters are loaded
+        model = build_model(recipe, data)
     try:
         with np.errstate(over="ignore"):  # values that float32 lacks become infinite, and are found below
             model.load_state_dict(weights)
