@@ -11,6 +11,7 @@ from PIL import Image
 from tinyvit.cli import commands
 from tinyvit.data import load_boxes, load_dataset, load_texts
 from tinyvit.errors import DataError
+from tinyvit.run import samples
 from tinyvit.run.own_images import chosen_recipe
 from tinyvit.run.samples import write_samples
 
@@ -61,6 +62,54 @@ def test_scenes_with_boxes(tmp_path: Path) -> None:
     write_samples("scenes-pairs", tmp_path / "some", 2)
     _, images = read(tmp_path / "some")
     assert (images["001.png"] == load_boxes("scenes-pairs", "test").images[1].transpose(1, 2, 0)).all()
+
+
+class Few:
+    """Three images of a data set of any kind, instead of its whole split."""
+
+    def __init__(self, name: str) -> None:
+        self.images = np.zeros((3, 1, 2, 2), np.uint8)
+        self.image_of = np.array([0, 0, 1, 2])
+        self.labels = self.texts = np.arange(4)
+        self.classes = () if name.endswith("captions") else ("a", "b", "c", "d")
+        self.tokenizer = self
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def decode(self, text: int) -> str:
+        return f"text {text}"
+
+
+KINDS = {"digits": "label", "scenes-captions": "caption", "scenes-questions": "answer", "scenes-pairs": None}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5000])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_count_beyond_the_split_writes_all_of_it(name: str, count: int, tmp_path: Path, monkeypatch) -> None:
+    for load in ("load_dataset", "load_texts", "load_boxes"):
+        monkeypatch.setattr(samples, load, lambda name, split: Few(name))
+    monkeypatch.setattr(samples, "Dataset", Few)
+    said = write_samples(name, tmp_path / "some", count)
+    rows, images = read(tmp_path / "some")
+    written = min(count, 3)
+    assert sorted(images) == [f"{i:03}.png" for i in range(written)]
+    assert {row["file"] for row in rows} == images.keys()
+    assert said.startswith(f"{written} image")
+    if KINDS[name] is None:
+        assert rows[0].keys() == {"file"}
+        assert said.endswith("samples.csv lists them; the boxes on them are not written")
+    else:
+        assert rows[0][KINDS[name]]
+        assert said.endswith("samples.csv says what is on them")
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, None])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_count_that_is_none_is_refused(name: str, count, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"count is {count}; it must be an integer, at least 1"):
+        write_samples(name, tmp_path / "some", count)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,9 @@ def fetch(name: str) -> None:
 def sample(name: str, out: str | None, count: int) -> None:
     """Write some test images of a data set as files, to try a model on.
 
-    A table, samples.csv, says what is on them: a label, a caption, or questions with their answers. NAME is a data set
-    (`tinyvit data list`), or a recipe, whose data set is meant.
+    A table, samples.csv, says what is on them: a label, a caption, or questions with their answers. Boxes are not
+    written; the table then lists the files alone. NAME is a data set (`tinyvit data list`), or a recipe, whose data
+    set is meant.
 
     \b
     tinyvit data sample caption --out scenes

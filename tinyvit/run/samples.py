@@ -23,9 +23,12 @@ _Samples = tuple[list[str], np.ndarray, list[tuple[int, list[str]]]]
 def write_samples(name: str, out: str | Path, count: int = 12) -> str:
     """Write images of the test split as PNG files, and a table of what is known about them; return what was written.
 
-    `name` is a data set, or a recipe, whose data set is meant. The table has the columns file and label, file, question
-    and answer, or file and caption. With file and label it is a data set for `tinyvit train`. Raises DataError.
+    `name` is a data set, or a recipe, whose data set is meant. `count` is the number of images; all are written if the
+    split has fewer. The table has the columns file and label, file, question and answer, or file and caption; of data
+    with boxes it has the column file alone. With file and label it is a data set for `tinyvit train`. Raises DataError.
     """
+    if not isinstance(count, int) or count < 1:
+        raise DataError(f"count is {count!r}; it must be an integer, at least 1")
     if name not in dataset_names() and name in recipe_names():
         own = load_recipe(name).data.name
         name = own if own in dataset_names() else name
@@ -43,7 +46,8 @@ def write_samples(name: str, out: str | Path, count: int = 12) -> str:
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}") from error
     those = counted(len(images), "images")
-    return f"{those} of the test split of {name} -> {out}; {Path(out) / _TABLE} says what is on them"
+    what = "says what is on them" if len(header) > 1 else "lists them; the boxes on them are not written"
+    return f"{those} of the test split of {name} -> {out}; {Path(out) / _TABLE} {what}"
 
 
 def _samples(name: str, count: int) -> _Samples:
@@ -51,7 +55,8 @@ def _samples(name: str, count: int) -> _Samples:
     if name in TEXT_DATASETS:
         return _with_texts(load_texts(name, "test"), count)
     if name in THINGS:
-        return ["file"], load_boxes(name, "test").images[:count], [(i, []) for i in range(count)]
+        images = load_boxes(name, "test").images[:count]
+        return ["file"], images, [(i, []) for i in range(len(images))]
     check_name(name)
     if name not in CLASSES:
         raise DataError(f"samples of {name} cannot be written: it has neither classes nor texts")
