@@ -18,10 +18,13 @@ from exercise_solutions import MISTAKES, SOLUTIONS
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.cli import commands
+from tinyvit.engine import Op
+from tinyvit.errors import StudyError
+from tinyvit.study import exercises
 from tinyvit.study.check.faults import place_for
 from tinyvit.study.exercises import exercise_page, judged, write_exercises
 from tinyvit.study.page.write import page_of
-from tinyvit.study.subject import study_run
+from tinyvit.study.subject import printed, study_run
 from tinyvit.study.trace import trace
 
 ALL = sorted(SOLUTIONS)
@@ -197,6 +200,31 @@ def test_answers_are_judged(recorded: Any) -> None:
     is_right, said = judged(5, other)
     assert not is_right
     assert key not in said
+
+
+def test_an_answer_is_the_name_of_an_operation_as_far_as_it_is_needed(monkeypatch) -> None:
+    subject = study_run("digits")
+    entries, place = list(subject.trace), place_for("any", subject.trace, random.Random(1))
+    monkeypatch.setattr(exercises, "study_run", lambda run: subject)
+    monkeypatch.setattr(exercises, "place_for", lambda *arguments: place)
+    for name in sorted(Op.registry):
+        keys = [entry.key for entry in entries if entry.op.name == name]
+        if len(keys) == 1:
+            assert judged(1, name) == judged(1, keys[0])
+        elif name in keys:  # one of several has no other name
+            assert judged(1, name) == (name == place.key, f"no: the gradient rule of {name} is right")
+        elif keys:
+            with pytest.raises(StudyError, match=f"there are {len(keys)} operations '{name}' .* such as {keys[0]}$"):
+                judged(1, name)
+        else:
+            with pytest.raises(StudyError, match=f"there is no operation '{name}' on the page; names are written as "):
+                judged(1, name)
+
+
+def test_a_run_that_cannot_be_studied_names_the_kinds_that_can() -> None:
+    for run in ("caption", "vqa", "retrieve"):
+        with pytest.raises(StudyError, match=f"{run} is not a classifier of images; .* 'segment' and 'detect' runs"):
+            printed(run, None, None, None)
 
 
 @pytest.mark.parametrize(

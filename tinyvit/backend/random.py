@@ -1,4 +1,4 @@
-"""Random streams: counter-based, so that a draw depends on its seed and its number alone."""
+"""Random streams: counter-based, so that a draw depends on the seed and on the count of draws before it alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ class Generator:
 
     @contextmanager
     def starting_at(self, offset: int) -> Iterator[None]:
-        """Within this block, draw the numbers from `offset` on; after it, go on as if they had not been drawn."""
+        """Within this block, make the draws from number `offset` on; after it, continue as if there had been none."""
         before, self.offset = self.offset, offset
         try:
             yield
@@ -58,11 +58,11 @@ class Generator:
         return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, offset]))
 
     def state_dict(self) -> dict[str, int]:
-        """Return the seed, and how many numbers have been drawn."""
+        """Return the seed, and how many draws have been made."""
         return {"seed": self.seed, "offset": self.offset}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a state that `state_dict` returned. Raises ValueError if it is none."""
+        """Continue from a state that `state_dict` returned. Raises ValueError if a number is out of range."""
         if not (0 <= state["seed"] < 2**63 and 0 <= state["offset"] < 2**63):
             raise ValueError(f"seed is {state['seed']} and offset {state['offset']}; both must be in [0, 2**63)")
         self.seed, self.offset = int(state["seed"]), int(state["offset"])

@@ -56,7 +56,8 @@ def patches(x: Tensor, size: int | tuple[int, ...]) -> Tensor:
     sizes = numbers if is_sequence(size) else numbers * axes
     if axes < 1 or len(sizes) != axes or min(sizes) < 1 or any(n % p for n, p in zip(x.shape[2:], sizes, strict=True)):
         raise ValueError(
-            f"patches: x has shape {x.shape} and size is {size}; x must be (B, C, H, W), tiled by the patches"
+            f"patches: x has shape {x.shape} and size is {size}; x must be (B, C, *sizes), such as "
+            "(B, C, H, W), and size must divide its sizes"
         )
     if axes == 2:
         return Patches.apply(x, size=sizes)

@@ -19,7 +19,7 @@ class Captioner(Module):
         self.vision, self.decoder = vision, decoder
 
     def encode(self, images: Any, image_of: Any = None) -> tuple[Tensor, None]:
-        """Return what the decoder attends to: features of patches (B, S, dim), all of them visible.
+        """Return what the decoder attends to: the features of all tokens of the images (B, S, dim).
 
         Where several captions are about one image, `image_of` (B,) says which of the images each is about.
         """

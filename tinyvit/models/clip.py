@@ -16,8 +16,8 @@ LARGEST_SCALE = 100.0  # of the cosines, as published
 class TwoTowers(Module):
     """A tower for images and one for texts: each to rows of unit length, (B, embedding_dim).
 
-    The features of all patches are averaged; a text is read at its first token. `logit_scale` is the logarithm of the
-    learned factor of the cosines, 1 / 0.07 at first.
+    The features of all tokens of an image, a class token and registers among them, are averaged; a text is read at its
+    first token. `logit_scale` is the logarithm of the learned factor of the cosines, 1 / 0.07 at first.
     """
 
     def __init__(self, vision: ViT, text: TextEncoder, dim: int, embedding_dim: int | None = None) -> None:

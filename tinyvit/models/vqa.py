@@ -85,7 +85,7 @@ class ConvEncoder(Module):
 
 
 class ProductFusion(Module):
-    """The means v and t of image and text, side by side with their product: an MLP of [v, t, v * t]."""
+    """The means v and t of all tokens of image and text, side by side with their product: an MLP of [v, t, v * t]."""
 
     def __init__(self, dim: int) -> None:
         init.check_sizes("ProductFusion", dim=dim)
@@ -108,7 +108,7 @@ class CrossFusion(Module):
 
 
 class JointFusion(Module):
-    """Patches and tokens of the text go through one Transformer; the result is that of `<cls>`, the text's first token.
+    """Tokens of image and text go through one Transformer; the result is that of `<cls>`, the text's first token.
 
     Each kind of token has a learned vector added, after a layer norm of its own.
     """

@@ -88,7 +88,7 @@ class LossScaler:
         return {"scale": self.scale, "good_steps": self.good_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state`. Raises ValueError if it holds no scale and no count."""
+        """Restore `state`. Raises ValueError if scale or count is missing or out of range."""
         require_keys("LossScaler", state, ("scale", "good_steps"))
         if not 0 < float(state["scale"]) < float("inf") or int(state["good_steps"]) < 0:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Learning-rate schedules: functions that return the learning rate of a step.
 
 They reach `min_lr` at `total_steps`. So that the last step learns too, count the steps 1 ... n and set `total_steps` to
-n + 1, as training runs do; so that the first one does, let `warmup_steps` be at least 1.
+n + 1, as training runs do. Step 1 then has the full rate if `warmup_steps` is 1, and a little less if it is 0.
 """
 
 import math

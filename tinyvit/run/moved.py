@@ -56,7 +56,10 @@ def _path_of(recipe: Recipe) -> Path | None:
 
 
 def _begin_of(recipe: Recipe, folder: Path) -> Path | None:
-    """Return the folder above the run's at which the path of its data begins; None if it leads to data as it is."""
+    """Return the folder above the run's at which the path of its data begins.
+
+    It is None if the path leads to data as it is, and if no folder has any there.
+    """
     path = _path_of(recipe)
     if path is None or path.is_absolute() or path.exists():
         return None

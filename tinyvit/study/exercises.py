@@ -48,19 +48,19 @@ def exercise_page(number: int, out: str | None = None) -> str:
 def judged(number: int, claim: str) -> tuple[bool, str]:
     """Return whether the wrong rule on the page of this number is that of `claim`, and what to say about it.
 
-    `claim` is the name of an operation on the page, such as "blocks.0.norm1/layer_norm". Raises StudyError if there is
-    no such operation.
+    `claim` is the name of an operation on the page, such as "blocks.0.norm1/layer_norm"; its last part is enough if
+    only one name ends with it. Raises StudyError if there is no such operation, or if there are several.
     """
     recorded = study_run(_RUN).trace
     place = place_for("any", recorded, _chance(number))
     keys = [entry.key for entry in recorded if entry.backward]
-    if claim == place.key:
+    meant = [claim] if claim in keys else [entry.key for entry in recorded if entry.backward and entry.op.name == claim]
+    if len(meant) > 1:
+        raise StudyError(f"there are {len(meant)} operations {claim!r} on the page; name one, such as {meant[0]}")
+    if meant == [place.key]:
         return True, f"right: {place.mistake}"
-    if claim in keys:
-        return False, f"no: the gradient rule of {claim} is right"
-    if claim in {entry.op.name for entry in recorded}:
-        some = [key for key in keys if key.endswith(f"/{claim}") or key == claim]
-        raise StudyError(f"there are several operations {claim!r} on the page; name one, such as {some[0]}")
+    if meant:
+        return False, f"no: the gradient rule of {meant[0]} is right"
     near = difflib.get_close_matches(claim, keys) or keys[:3]
     raise StudyError(f"there is no operation {claim!r} on the page; names are written as {', '.join(near)}")
 

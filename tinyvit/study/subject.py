@@ -165,9 +165,9 @@ def study_run(
     ------
     RunError, RecipeError, CheckpointError, DataError, PlantError
     """
-    trained = load_run(run)
+    trained, kinds = load_run(run), " and ".join(map(repr, KINDS))
     if not isinstance(trained.model, ViT) or len(trained.data.shape) != 3 or not trained.data.classes:
-        raise StudyError(f"{run} is not a classifier of images; tinyvit study works with those only")
+        raise StudyError(f"{run} is not a classifier of images; tinyvit study works with those and with {kinds} runs")
     if image is None:
         pixels, target, name = _least_sure(trained)
         source = "label"

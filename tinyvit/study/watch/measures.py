@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 
 from ...backend import NUMPY, to_host
+from ...backend.words import counted
 from ...functional.attention import attention_probabilities
 from ..record.records import Backward, Entry, arrays_of
 
-IMAGES = 4  # test images of the forward pass in which activations are measured
+# Images of the forward pass in which activations are measured: of the validation split, or of the test split if a run
+# has no other.
+IMAGES = 4
 _SILENT = 1e-6  # the largest magnitude of a silent unit
 _VANISHED, _EXPLODED = 1e-6, 1e3  # gradient norms, relative to the largest one and to the usual largest one
 _RECENT = 10  # steps over which the median loss is taken
@@ -56,7 +59,7 @@ def alarms(line: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, str]
     gradients = line["gradients"]
     broken = [name for name, size in gradients.items() if not np.isfinite(size)]
     if broken:
-        others = f", nor are those of {len(broken) - 1} other parameters" if len(broken) > 1 else ""
+        others = f", nor are those of {counted(len(broken) - 1, 'other parameters')}" if len(broken) > 1 else ""
         return found | {"finite": f"the gradient of {broken[0]} is not finite{others}"}
     weights = {name: size for name, size in gradients.items() if name.endswith("weight")}
     if weights:
@@ -71,7 +74,7 @@ def alarms(line: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, str]
         found["exploding"] = f"the gradient of {name} explodes: it is {largest:.1e}, while {usual:.1e} is usual"
     for key, share in line["silent"].items():
         if share > 0.5:
-            found[f"dead {key}"] = f"{100 * share:.0f} % of the units of {key} are silent on {IMAGES} test images"
+            found[f"dead {key}"] = f"{100 * share:.0f} % of the units of {key} are silent on {IMAGES} images"
     for key, heads in line["entropy"].items():
         if min(heads) < 1e-3:
             found[f"collapsed {key}"] = f"head {int(np.argmin(heads))} of {key} attends to a single key"

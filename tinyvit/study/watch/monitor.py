@@ -143,7 +143,7 @@ class Monitor(Display):
 
     @no_grad()
     def _activations(self) -> dict[str, Any]:
-        """Spread, silent units and entropy of attention in a forward pass of a few validation images."""
+        """Spread, silent units and entropy of attention in a forward pass of a few images that no step learns from."""
         model, data = self._training.model, self._data
         was_training = model.training
         model.eval()
