@@ -161,9 +161,20 @@ def test_images_of_a_batch_are_changed_independently() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rotate": -1}, {"rotate": 181}, {"scale": 1.0}, {"scale": -0.1}, {"shift": -1}, {"cutout": -1}]
+    ("wrong", "allowed"),
+    [
+        ({"rotate": -1}, "from 0 to 180 degrees"),
+        ({"rotate": 181}, "from 0 to 180 degrees"),
+        ({"scale": 1.0}, "0 or more and less than 1"),
+        ({"scale": -0.1}, "0 or more and less than 1"),
+        *[({name: 1.1}, "0 or more and at most 1") for name in ("crop", "colour", "policy_strength", "erasing")],
+        ({"shift": -1}, "0 pixels or more"),
+        ({"cutout": -1}, "0 pixels or more"),
+    ],
 )
-def test_values_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> None:
+def test_values_out_of_range_are_refused_by_name(wrong: dict[str, float], allowed: str) -> None:
     (name,) = wrong
-    with pytest.raises(ValueError, match=f"{name} is {wrong[name]}"):
+    with pytest.raises(ValueError, match=f"{name} is {wrong[name]}; it must be {allowed}"):
         Augment(**wrong)
+    if allowed.endswith("at most 1"):
+        Augment(**{name: 1.0})

@@ -215,6 +215,7 @@ LEARNT = DataSpec(("a", "b", "c"), (3, 8, 8), (0.5,) * 3, (0.5,) * 3, ("<pad>", 
         ({"classes": ("a", "c", "z")}, "the classes were a, b, c and are now a, c, z (b is gone, z is new)"),
         ({"classes": ("a", "aa", "b", "c")}, "(aa is new)"),
         ({"classes": ("a", "b")}, "(c is gone)"),
+        ({"classes": ("a", "x", "y")}, "(b, c are gone, x, y are new)"),
         ({"classes": ("b", "a", "c")}, "(in another order)"),
         ({"shape": (3, 8, 9)}, "the images were 8 x 8 pixels with 3 channels and are now 9 x 8 pixels with 3 channels"),
         ({"shape": (1, 8, 8)}, "are now 8 x 8 pixels with 1 channel"),
@@ -231,3 +232,8 @@ def test_other_data_differs_in_words(change, words) -> None:
     changes = LEARNT.differences(found)
     assert words in "; ".join(changes)
     assert bool(changes) == bool(words)
+
+
+def test_a_model_of_texts_refuses_images() -> None:
+    with pytest.raises(DataError, match=r"photo\.png is an image; this model takes texts only"):
+        DataSpec((), (), (), (), ("<pad>",), (7, 5)).read_image("photo.png")

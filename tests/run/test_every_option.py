@@ -133,6 +133,9 @@ REFUSED = [
     *[(task, f"train.{key}=0.5 train.optimizer=sgd") for task in TASKS for key in ("beta1", "beta2")],
     *[(task, f"train.{key}=0.5") for task in TASKS for key in ("lion_beta2", "muon_momentum", "cooldown")],
     *[(task, "train.beta2=0.5 train.optimizer=lion") for task in TASKS],
+    *[(task, f"data.{key}=0.5/0.2") for task in KINDS for key in ("normalize", "resize")],
+    *[(task, f"data.{key}") for task in TASKS for key in ("test=0.3", "channels=1", "statistics=half", "cache_mb=9")],
+    *[(task, f"data.{key}=0.3") for task in KINDS for key in ("mixup", "cutmix")],
 ]
 
 

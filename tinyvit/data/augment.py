@@ -70,7 +70,8 @@ class Augment:
             raise ValueError(f"rotate is {self.rotate}; it must be from 0 to 180 degrees")
         for name in ("scale", "crop", "colour", "policy_strength", "erasing"):
             if not 0 <= getattr(self, name) <= 1 or (name == "scale" and self.scale == 1):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more and less than 1")
+                most = "less than 1" if name == "scale" else "at most 1"
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more and {most}")
         for name in ("shift", "cutout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 pixels or more")

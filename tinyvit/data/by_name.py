@@ -48,9 +48,12 @@ def load_dataset(name: str, split: str, *, image_size: int | None = None) -> Dat
     ------
     DataError
         If the name is unknown, or the data is damaged, missing or cannot be downloaded.
+    ValueError
+        If there is no such split.
     """
-    if split not in (*SPLITS, *(("validation",) if name.startswith("folder:") else ())):
-        raise ValueError(f"split is {split!r}; a data set has the splits 'train' and 'test'")
+    splits = (*SPLITS, *(("validation",) if name.startswith("folder:") else ()))
+    if split not in splits:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(splits)}")
     if name.startswith("folder:"):
         return image_folder(name.removeprefix("folder:"), split, image_size=image_size)
     check_name(name)

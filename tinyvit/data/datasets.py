@@ -70,7 +70,8 @@ class Batch:
     image_of : int64 (B,), optional
         The index into `images` of each sample's image, if samples share images; None if each has its own, in order.
     drawn : tuple of arrays
-        The random numbers that the loss of a task needs, see `tinyvit.tasks.Task.with_draws`.
+        What else the loss of a task needs: random numbers, boxes, or what a teacher says; see
+        `tinyvit.tasks.Task.with_draws`.
     """
 
     images: NDArray[np.float32] | None

@@ -77,7 +77,9 @@ def read_classes(path: Path) -> tuple[str, ...]:
             f"{path} cannot be read ({reason}); write the name of a class on each line, first that of the background"
         ) from error
     if not 2 <= len(names) <= IGNORED or len(set(names)) < len(names):
-        raise DataError(f"{path} has {len(names)} names, {len(set(names))} of them different; give 2 to 255 of them")
+        raise DataError(
+            f"{path} has {len(names)} names, {len(set(names))} of them different; give 2 to 255, all different"
+        )
     return names
 
 

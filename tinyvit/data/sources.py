@@ -117,7 +117,8 @@ def check_name(name: str) -> None:
         near = did_you_mean(name, known, cutoff=0.4)
         raise DataError(
             f"there is no data set {name!r}{near}; available: {', '.join(DATASET_NAMES)}, "
-            "and for your own data folder:PATH (images), sounds:PATH (.wav), csv:PATH (texts) or coco:PATH (boxes)"
+            "and for your own data folder:PATH (images), sounds:PATH (.wav), csv:PATH (texts) or coco:PATH (masks and "
+            "boxes)"
         )
 
 

@@ -27,6 +27,8 @@ from .spec import AnyDataset, DataSpec
 
 HIDING = ("task.hide", "task.hide_patches", "task.hide_words")
 FIXED = tuple(f"data.{key}" for key in NOT_WITH_TARGETS)  # changes of images that masks and boxes cannot follow
+# How images are read; those with masks or boxes are read in one way only.
+READING = tuple(f"data.{key}" for key in ("normalize", "resize", *OF_FOLDERS))
 DENSE = ("task.mask_head", "task.dice", "task.queries")  # of segmentation and detection
 OF_IMAGES = tuple(f"model.{key}" for key in (  # keys of the ViT that no model of texts has
     "pool", "pos_embed", "qkv_bias", "emb_dropout", "drop_path", "layer_scale", "register_tokens", "stem",
@@ -62,7 +64,9 @@ class Task:
         self.recipe = recipe
 
     def load(self, split: str, like: Any = None) -> AnyDataset | None:
-        """Load one split of the data that the recipe names: "train", "test", or None if it has no "validation" itself.
+        """Load a split of the data that the recipe names: "train", "test" or "validation".
+
+        The result is None if the data has no validation split of its own: it is then cut from the train split.
 
         Images of a folder get the form and the statistics of the training images `like`, a data set or a `DataSpec`.
         """
@@ -88,7 +92,8 @@ class Task:
             self.refuse_other_than_default(key)
         for key in OF_FOLDERS if not name.startswith(OWN) else ():
             if (value := getattr(self.recipe.data, key)) != DEFAULTS[f"data.{key}"]:
-                raise RecipeError(f"data.{key} is {value!r}, which is for data of your own only; leave it out")
+                own = ", ".join(f"{kind}PATH" for kind in OWN)
+                raise RecipeError(f"data.{key} is {value!r}, which is for {own} only; leave it out")
         for key in OF_SOUNDS if not name.startswith(OWN_IMAGES[1]) else ():
             if value := getattr(self.recipe.data, key):
                 raise RecipeError(f"data.{key} is {value}, which is for sounds of your own only; leave it out")
@@ -123,7 +128,9 @@ class Task:
         keys, kind, name = self.recipe.data, self.recipe.task.kind, self.recipe.data.name
         for key in ("mixup", "cutmix"):
             if getattr(keys, key) and kind != "classify":
-                raise RecipeError(f"data.{key} is {getattr(keys, key)}, which mixes classes; a {kind!r} run has none")
+                raise RecipeError(
+                    f"data.{key} is {getattr(keys, key)}, which is for 'classify' runs only; leave it at 0"
+                )
         for key in ("repeats", "flip_alternating"):
             if getattr(keys, key) != DEFAULTS[f"data.{key}"] and (kind not in ("classify", "masked") or data.words):
                 raise RecipeError(f"data.{key} is {getattr(keys, key)}, which is for runs on images without texts")
@@ -149,7 +156,7 @@ class Task:
         raise NotImplementedError
 
     def with_draws(self, model: Module, batch: Batch) -> Batch:
-        """Return `batch` with the random numbers that its loss needs, `Batch.drawn`; most tasks need none."""
+        """Return `batch` with what else its loss needs in `Batch.drawn`, such as random numbers; most need nothing."""
         return batch
 
     def loss(self, model: Module, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from ..errors import RecipeError
 from ..functional.tensors import on_device_of
 from ..models import Detr, corners_of
 from ..models.detr import by_layer
-from .base import FIXED, HIDING, Task, eval_mode
+from .base import FIXED, HIDING, READING, Task, eval_mode
 from .metrics import THRESHOLDS, Boxes, average_precisions, match_pairs
 from .options import augmentation_of
 from .report import Report
@@ -39,7 +39,10 @@ class Detect(Task):
     """
 
     score = "AP50"
-    unused = ("task.fusion", "task.word_prior", "task.mask_head", "task.dice", *HIDING, "train.label_smoothing", *FIXED)
+    unused = (
+        *("task.fusion", "task.word_prior", "task.mask_head", "task.dice", *HIDING, "train.label_smoothing"),
+        *(*FIXED, *READING),
+    )
 
     def load(self, split: str, like: Any = None) -> Any:
         if split == "validation":
@@ -52,7 +55,7 @@ class Detect(Task):
         augment = augmentation_of(self.recipe)
         for key in ("rotate", "cutout"):
             if getattr(augment, key):
-                raise RecipeError(f"data.{key} is {getattr(augment, key)}; boxes allow data.shift, data.scale and flip")
+                raise RecipeError(f"data.{key} is {getattr(augment, key)}; boxes allow shift, scale, flip and colour")
 
     def prepare(self, train: Any) -> None:
         most = int((train.labels != NO_BOX).sum(axis=1).max(initial=0))

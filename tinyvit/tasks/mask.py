@@ -51,7 +51,9 @@ class Mask(Task):
     def unused(self) -> tuple[str, ...]:  # type: ignore[override]
         shares = [f"task.hide_{kind}" for kind in ("patches", "words") if not self._hides(kind)]
         texts = () if self._hides("words") else ("task.text_depth",)
-        return ("task.fusion", "task.word_prior", "train.label_smoothing", *shares, *texts, *DENSE)
+        own = self.recipe.data.name.startswith(OWN_IMAGES)
+        reading = ("data.normalize",) if own else ("data.normalize", "data.resize")
+        return ("task.fusion", "task.word_prior", "train.label_smoothing", *shares, *texts, *DENSE, *reading)
 
     @property
     def sees_images(self) -> bool:

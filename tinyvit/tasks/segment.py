@@ -13,7 +13,7 @@ from ..engine import Tensor
 from ..functional.tensors import on_device_of
 from ..models import LinearHead, QueryHead, Segmenter
 from ..nn import Module
-from .base import FIXED, HIDING, DataSpec, Report, Task
+from .base import FIXED, HIDING, READING, DataSpec, Report, Task
 from .metrics import PixelCounts, count_each
 
 
@@ -25,7 +25,7 @@ class Segment(Task):
     """
 
     score = "mean IoU"
-    unused = ("task.fusion", "task.word_prior", "task.queries", *HIDING, "train.label_smoothing", *FIXED)
+    unused = ("task.fusion", "task.word_prior", "task.queries", *HIDING, "train.label_smoothing", *FIXED, *READING)
 
     def load(self, split: str, like: Any = None) -> Any:
         if split == "validation":

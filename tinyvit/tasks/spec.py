@@ -121,6 +121,8 @@ class DataSpec:
         sounds takes the paths of .wav files only; spectrograms are arrays or Pillow images. Raises DataError.
         """
         name = image if isinstance(image, str | Path) else "the image"
+        if not self.shape:
+            raise DataError(f"{name} is an image; this model takes texts only")
         if len(self.shape) != 3:
             raise DataError(f"{name} is one image; this model takes videos of {self.shape[0]} frames, from Python only")
         channels, height, width = self.shape
@@ -151,7 +153,11 @@ def _names_that_differ(what: str, before: tuple[str, ...], now: tuple[str, ...])
     missing, new = [n for n in before if n not in now], [n for n in now if n not in before]
     if before == now:
         return ""
-    changes = [f"{listed(names)} {verb}" for names, verb in ((missing, "is gone"), (new, "is new")) if names]
+    changes = [
+        f"{listed(names)} {'is' if len(names) == 1 else 'are'} {how}"
+        for names, how in ((missing, "gone"), (new, "new"))
+        if names
+    ]
     how = ", ".join(changes) or "in another order"
     return f"the {what} were {listed(before, 10)} and are now {listed(now, 10)} ({how})"
 
