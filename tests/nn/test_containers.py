@@ -80,7 +80,7 @@ def attempt_on_list(data, kind: str, listed: Any, plain: list) -> None:
 
 @pytest.mark.parametrize("kind", LISTS)
 @given(st.data())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_a_list_of_entries_behaves_as_a_list(kind, data) -> None:
     plain = [new(kind) for _ in range(data.draw(st.integers(0, 3)))]
     listed = LISTS[kind](*plain) if kind == "Sequential" else LISTS[kind](plain)
@@ -97,7 +97,7 @@ def test_a_list_of_entries_behaves_as_a_list(kind, data) -> None:
 
 @pytest.mark.parametrize("kind", DICTS)
 @given(st.data())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_a_dictionary_of_entries_behaves_as_a_dictionary(kind, data) -> None:
     plain: dict[str, Any] = {name: new(kind) for name in data.draw(st.sets(st.sampled_from("abc")))}
     named = DICTS[kind](plain)
