@@ -106,6 +106,7 @@ def averaged(captured: bool) -> tuple[list[bytes], list[str], int]:
     step = CapturedStep(loss_of, optimizer, average=ema)
     step.reason = None if captured else "the test switches it off"
     plain = [p.numpy().astype(float) for p in model.parameters()]
+    versions = [p.memory.version for p in model.parameters()]
     for i in range(7):
         if i == 6:  # a state may be restored at any time
             ema.load_state_dict(ema.state_dict())
@@ -114,6 +115,8 @@ def averaged(captured: bool) -> tuple[list[bytes], list[str], int]:
         d = min(0.3, (4 + i) / (13 + i))
         plain = [d * a + (1 - d) * p.numpy() for a, p in zip(plain, model.parameters(), strict=True)]
     assert step.is_captured == captured
+    for p, version in zip(model.parameters(), versions, strict=True):
+        assert p.memory.version >= version + 7, "a step did not say that it changed a parameter"
     for found, expected in zip(ema.averages, plain, strict=True):
         np.testing.assert_allclose(found.get(), expected, rtol=1e-5, atol=1e-7)
     return [a.get().tobytes() for a in ema.averages], re.findall(r'label="([^"]*)', step.described()), ema.steps

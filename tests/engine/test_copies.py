@@ -1,5 +1,6 @@
 """Copying and sending tensors: what `copy`, `deepcopy` and `pickle` keep, and what they refuse."""
 
+import contextlib
 import copy
 import pickle
 from collections.abc import Callable
@@ -95,3 +96,66 @@ def test_copies_keep_what_is_shared_within_them() -> None:
     for how in (copy.deepcopy, pickled):
         a, b = how((w, w))
         assert a is b is not w
+
+
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "__getitem__": (0,), "broadcast_to": ((4, 2, 3),), "clip": (-1.0, 1.0), "reshape": (6,), "split": (2, 0),
+    "swapaxes": (0, 1), "take": ([0],), "to": ("float64",), "__copy__": (),
+}  # fmt: skip
+BINARY = ("add", "sub", "mul", "truediv", "pow", "matmul")
+ARGUMENTS |= {
+    f"__{r}{name}__": (np.ones((3, 3) if name == "matmul" else (1, 1)),) for name in BINARY for r in ("", "r")
+}
+ARGUMENTS["__rmatmul__"] = (np.ones((2, 2)),)
+WITHOUT_HISTORY = {"detach", "argmax", "__invert__"}  # and comparisons, which return booleans
+METHODS = [
+    name
+    for name, method in vars(Tensor).items()
+    if callable(method) and (not name.startswith("_") or name in ARGUMENTS or name in ("__abs__", "__neg__"))
+    if name not in {"backward", "register_hook", "retain_grad", "assign", "mark_modified", "share_memory", "item"}
+]
+
+
+@pytest.mark.parametrize("origin", ["a leaf", "a result"])
+@pytest.mark.parametrize("name", METHODS)
+def test_only_detach_ends_a_gradient(name: str, origin: str) -> None:
+    leaf = tv.tensor(np.full((2, 3), 0.5), requires_grad=True)
+    x = leaf if origin == "a leaf" else leaf * 1.0
+    returned = getattr(x, name)(*ARGUMENTS.get(name, ()))
+    for y in returned if isinstance(returned, tuple) else (returned,):
+        if isinstance(y, Tensor):
+            assert y.requires_grad == (name not in WITHOUT_HISTORY), name
+
+
+@pytest.mark.parametrize("origin", ["a leaf", "a result", "a parameter", "bfloat16"])
+def test_a_copy_has_memory_and_a_gradient_of_its_own(origin: str) -> None:
+    if origin == "a parameter":
+        x = tv.nn.Parameter(np.array([1.0, 2.0], np.float32))
+    else:
+        dtype = "bfloat16" if origin == "bfloat16" else "float32"
+        x = tv.tensor([1.0, 2.0], dtype, requires_grad=True)
+        x = x * 1.0 if origin == "a result" else x
+    y = x.copy()
+    assert not np.shares_memory(x.data, y.data)
+    assert (y.dtype, y.requires_grad) == (x.dtype, True)
+    dx, dy = tv.grad((3 * x + 5 * y).sum(), [x, y])
+    np.testing.assert_array_equal(dx.numpy().astype(np.float32), [8, 8])
+    np.testing.assert_array_equal(dy.numpy().astype(np.float32), [5, 5])
+    with tv.no_grad():
+        assert not x.copy().requires_grad
+        y += 1  # a result, which may be changed
+    np.testing.assert_array_equal(x.numpy().astype(np.float32), [1, 2])
+    assert not tv.tensor([1, 2]).copy().requires_grad
+
+
+@pytest.mark.parametrize("ambient", [tv.no_grad, contextlib.nullcontext])
+def test_a_gradient_that_is_on_the_tape_stays_there_when_it_is_added_up(ambient: Callable[[], Any]) -> None:
+    x, weight = tv.tensor([2.0], requires_grad=True), tv.tensor([3.0], requires_grad=True)
+    y = x + 0.0
+    z = x * x
+    with ambient():
+        y.backward(weight, create_graph=True)  # x.grad = weight
+        assert x.grad is not weight
+        z.backward(create_graph=True)  # x.grad = weight + 2 x
+    dx, dweight = tv.grad(x.grad, [x, weight])
+    assert (dx.item(), dweight.item()) == (2.0, 1.0)

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tinyvit as tv
 from tinyvit.engine import Tensor
@@ -118,6 +120,42 @@ def test_retain_grad_keeps_the_gradient_of_an_inner_tensor() -> None:
     equal(y.grad, z.numpy())
     assert z.grad is None
     assert not np.shares_memory(y.grad.data, x.grad.data)
+
+
+CALLS = st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from([0.5, 1.0, 2.0])), min_size=1, max_size=4)
+
+
+@settings(max_examples=25)
+@given(calls=CALLS, times=st.integers(1, 3))
+def test_retain_grad_adds_up_as_leaves_do(calls: list[tuple[bool, bool, float]], times: int) -> None:
+    leaf_y, x = leaf(1.0, 2.0), leaf(1.0, 2.0)
+    inner_y = x * 1.0
+    for _ in range(times):
+        inner_y.retain_grad()
+    found = []
+    for y in (leaf_y, inner_y):
+        loss = (y * y * y).sum()
+        for create_graph, clears, weight in calls:
+            y.grad = None if clears else y.grad
+            loss.backward(weight, create_graph=create_graph, retain_graph=True)
+        found.append((y.grad.numpy().copy(), y.grad.requires_grad))
+        if y.grad.requires_grad:
+            (second,) = tv.grad(y.grad.sum(), [y])
+            found[-1] += (second.numpy(),)
+    for expected, got in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_retain_grad_follows_changes_in_place() -> None:
+    x = leaf(1.0, 2.0)
+    y = x * 1.0
+    y.retain_grad()
+    y *= 3
+    (y * y).sum().backward(retain_graph=True)
+    equal(y.grad, [6, 12])
+    y.retain_grad()  # it was called before
+    (y * y).sum().backward()
+    equal(y.grad, [12, 24])
 
 
 def test_hooks_of_a_leaf_are_called_while_the_walk_continues() -> None:

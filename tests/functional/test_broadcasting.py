@@ -1,5 +1,6 @@
 """Broadcasting, axes, indices and einsum on shapes drawn by hypothesis, against NumPy and finite differences."""
 
+import contextlib
 import string
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -121,6 +122,32 @@ def test_einsum_agrees_with_numpy(call: tuple[str, list[Shape]]) -> None:
     spec, operands = call
     inputs = [drawn(shape, i) for i, shape in enumerate(operands)]
     agrees(lambda *xs: F.einsum(spec, *xs), lambda *xs: np.einsum(spec, *xs), *inputs)
+
+
+LETTERS = st.sampled_from(["i", "j", "k", "...", ".", "-", ">", "->", " ", ",", "1", "\u00e9"])
+
+
+@examples
+@given(call=einsum_calls(), place=st.integers(0, 20), cut=st.integers(0, 3), text=st.lists(LETTERS, max_size=2))
+@example(call=("ij->ij", [(2, 3)]), place=1, cut=0, text=["."])
+@example(call=("i...->i...", [(2, 3)]), place=6, cut=3, text=[])
+@example(call=("ij->ij", [(2, 3)]), place=6, cut=0, text=["->", "i"])
+@example(call=("ij->ij", [(2, 3)]), place=3, cut=0, text=[" "])
+def test_einsum_refuses_the_specs_that_numpy_refuses(
+    call: tuple[str, list[Shape]], place: int, cut: int, text: list[str]
+) -> None:
+    spec, shapes = call
+    spec = spec[:place] + "".join(text) + spec[place + cut :]
+    inputs = [drawn(shape, i).numpy() for i, shape in enumerate(shapes)]
+    try:
+        expected = np.einsum(spec, *inputs)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"^einsum: "):
+            F.einsum(spec, *inputs)
+        return
+    # Two things that NumPy takes are refused: an index within one operand twice, and a length of 1 that is repeated.
+    with contextlib.suppress(ValueError):
+        np.testing.assert_allclose(F.einsum(spec, *inputs).numpy(), expected, atol=1e-12)
 
 
 # One operand and axes -------------------------------------------------------------------------------------------------

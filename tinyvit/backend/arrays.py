@@ -22,15 +22,24 @@ def is_floating(array: Array) -> bool:
     return kind == "f" or (kind == "V" and array.dtype.name == "bfloat16")
 
 
-def as_array(data: Any, dtype: Any = None, device: str | None = None) -> Array:
-    """Copy `data` into a new array on `device`; Python floats become float32, arrays keep their dtype."""
+def as_array(data: Any, dtype: Any = None, device: str | None = None, what: str = "data") -> Array:
+    """Copy `data` into a new array on `device`; Python floats become float32, arrays keep their dtype.
+
+    Raises TypeError, which calls the data `what`, unless they are real numbers, integers or booleans.
+    """
     device = check_device(device or default_device())
-    array = np.array(to_host(data), dtype=dtype)
+    try:
+        array = np.array(to_host(data))
+    except ValueError as error:
+        raise TypeError(f"{what} is {data!r}, whose rows differ in length; give an array of numbers") from error
     if dtype is None and array.dtype == np.float64 and not hasattr(data, "dtype"):
-        array = array.astype(np.float32)
-    if array.dtype.kind not in "fiub" and array.dtype.name not in FLOATING:
-        raise TypeError(f"data has dtype {array.dtype}; a tensor holds real numbers, integers or booleans")
-    return to_device(array, device)
+        dtype = np.float32
+    wanted = array.dtype if dtype is None else np.dtype(dtype)
+    for each in (array.dtype, wanted):
+        if each.kind not in "fiub" and each.name not in FLOATING:
+            given = "" if hasattr(data, "dtype") else f", not {repr(data)[:60]}"
+            raise TypeError(f"{what} has dtype {each}; a tensor holds real numbers, integers or booleans{given}")
+    return to_device(array.astype(wanted, copy=False), device)
 
 
 def narrowed(array: Array, dtype: Any) -> Array:

@@ -2,12 +2,13 @@
 
 It knows no operation by name but `cast`: `tinyvit.functional` defines them, one class each.
 
-Order: tape, tensor, dtypes, refusal, op, gradcheck.
+Order: tape, tensor, refusal, gradient, dtypes, op, gradcheck.
 """
 
 from .gradcheck import GradcheckError, gradcheck
+from .gradient import grad
 from .op import Op
 from .tape import Node
-from .tensor import Tensor, as_tensor, grad, tensor
+from .tensor import Tensor, as_tensor, tensor
 
 __all__ = ["GradcheckError", "Node", "Op", "Tensor", "as_tensor", "grad", "gradcheck", "tensor"]

@@ -202,7 +202,9 @@ def _recorded_gradients(node: Node, incoming: Sequence[Any]) -> Sequence[Any]:
     places = zip(node.saved, op.sources, strict=False)  # longer where a kernel served: what it keeps comes last
     saved = [None if array is None else _connected(node, array, source) for array, (source, _) in places]
     saved = [_cast(x, node.dtype) for x in saved] if mixes else saved
-    grads = op(saved, node.shapes, node.needs, node.params).gradients(tensor_namespace, incoming)
+    device = next(dy.device for dy in incoming if dy is not None)
+    with context.changed(device=device):  # of the constants that the rule makes
+        grads = op(saved, node.shapes, node.needs, node.params).gradients(tensor_namespace, incoming)
     return [_cast(g, dtype) for g, dtype in zip(grads, node.dtypes, strict=True)] if mixes else grads
 
 

@@ -1,4 +1,4 @@
-"""Tensors: arrays that remember how they were computed, and the functions that compute their gradients."""
+"""Tensors: arrays that remember how they were computed, and compute their gradients."""
 
 import functools
 import weakref
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .. import backend
+from .. import backend, context
 from ..backend import Array
-from .tape import Edge, Memory, Node, Targets, walk_back
+from .tape import Edge, Memory, Node, walk_back
 
 
 class Tensor:
@@ -21,9 +21,10 @@ class Tensor:
     requires_grad : whether `backward` computes the gradient with respect to this tensor; floating dtypes only.
     grad : Tensor or None, filled in by `backward`.
     node, output_index : the entry of the tape that made this tensor, None for a leaf; and which of its outputs this is.
+    retained : the place on the tape, as two numbers, for which `retain_grad` was called; None before.
     """
 
-    __slots__ = ("__weakref__", "_memory", "data", "grad", "hooks", "node", "output_index", "requires_grad")
+    __slots__ = ("__weakref__", "_memory", "data", "grad", "hooks", "node", "output_index", "requires_grad", "retained")
 
     if TYPE_CHECKING:  # operators and methods come from a table in tinyvit.functional
         T: "Tensor"
@@ -32,7 +33,7 @@ class Tensor:
         __truediv__ = __rtruediv__ = __itruediv__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = _method
         __lt__ = __le__ = __gt__ = __ge__ = __and__ = __or__ = __invert__ = __abs__ = __getitem__ = _method
         sum = mean = var = max = min = cumsum = logsumexp = argmax = reshape = transpose = swapaxes = _method
-        broadcast_to = take = clip = flip = exp = log = sqrt = tanh = sigmoid = abs = relu = _method
+        copy = broadcast_to = take = clip = flip = exp = log = sqrt = tanh = sigmoid = abs = relu = _method
         softmax = log_softmax = to = _method
         unbind = split = cast("Callable[..., tuple[Tensor, ...]]", None)
         __setitem__ = cast("Callable[..., None]", None)
@@ -52,6 +53,7 @@ class Tensor:
         self.node: Node | None = None
         self.output_index = 0
         self.hooks: list[Callable[[Any], Any]] | None = None  # of a leaf; those of other tensors are in their Node
+        self.retained: tuple[int, int] | None = None
         self._memory: Memory | None = None
 
     # Its values
@@ -83,10 +85,6 @@ class Tensor:
         out._memory = self.memory
         return out
 
-    def copy(self) -> "Tensor":
-        """Return a tensor at the same place of the tape, with memory of its own."""
-        return on_tape(self.data.copy(), self.node, self.output_index) if self.node else Tensor(self.data.copy())
-
     @property
     def memory(self) -> Memory:
         """The state shared with the tensors that view the same array, made when it is first asked for."""
@@ -104,7 +102,8 @@ class Tensor:
 
     def mark_modified(self) -> None:
         """Record that `data` was written to: a backward that needs the old values raises instead of using the new."""
-        self.memory.version += 1
+        if self._memory is not None:  # else nothing has asked for the version yet
+            self._memory.version += 1
 
     def assign(self, array: Any) -> None:
         """Copy values of the same shape into this tensor's memory, off the tape, as when weights are loaded."""
@@ -123,15 +122,9 @@ class Tensor:
 
         Raises RuntimeError if no gradient flows here, `gradient` is missing, or the tape was freed or modified.
         """
-        start = _start("gradient", self, gradient, create_graph)
+        start = start_of("gradient", self, gradient, create_graph)
         for leaf, (found, is_new) in walk_back([start], None, retain_graph, create_graph).items():
-            if leaf.grad is None:
-                leaf.grad = as_tensor(found) if is_new else as_tensor(found).copy()
-            elif create_graph or leaf.grad.node is not None:
-                leaf.grad = leaf.grad + found
-            else:
-                leaf.grad.data += found
-                leaf.grad.mark_modified()
+            _add_to_grad(leaf, as_tensor(found), is_new, create_graph)
 
     def register_hook(self, hook: "Callable[[Tensor], Tensor | None]") -> Callable[[], None]:
         """Call `hook(gradient)` when the gradient of this tensor is complete; return a function that removes the hook.
@@ -150,15 +143,28 @@ class Tensor:
         return lambda: hooks.remove(on_gradient) if on_gradient in hooks else None
 
     def retain_grad(self) -> None:
-        """Make `backward` fill in `.grad` of this tensor although it is not a leaf."""
-        reference = weakref.ref(self)  # a hook that held the tensor would keep it alive with the tape
+        """Make the way back add the gradient of this tensor to its `.grad` too, although it is not a leaf."""
+        place = None if self.node is None else (self.node.sequence, self.output_index)
+        if place == self.retained:  # of a leaf, or called before
+            return
+        self.retained, reference = place, weakref.ref(self)  # a hook that held the tensor would keep it alive
 
         def keep(gradient: Tensor) -> None:
-            if (tensor := reference()) is not None:
-                tensor.grad = gradient.copy()
+            tensor = reference()
+            if tensor is not None and tensor.retained == place:  # not after it was modified in place
+                _add_to_grad(tensor, gradient, False, context.now().recording)
 
-        if self.node is not None:
-            self.register_hook(keep)
+        self.register_hook(keep)
+
+
+def _add_to_grad(x: Tensor, found: Tensor, is_new: bool, create_graph: bool) -> None:
+    """Add a gradient to `x.grad`. `is_new` says that nobody else holds its array."""
+    if x.grad is not None and not (create_graph or x.grad.requires_grad):
+        x.grad.data += found.data
+        x.grad.mark_modified()
+        return
+    with context.changed(recording=True):  # whatever is on the tape stays there
+        x.grad = x.grad + found if x.grad is not None else found if is_new else found.copy()
 
 
 def on_tape(array: Array, node: Node, output_index: int) -> Tensor:
@@ -173,63 +179,20 @@ def as_tensor(x: Any) -> Tensor:
     return x if isinstance(x, Tensor) else Tensor(x)
 
 
-def as_list(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Return one tensor, or a sequence of tensors, as a list."""
-    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
-
-
 def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """Copy `data` into a new leaf tensor. Python floats become float32, integers int64; arrays keep their dtype."""
     return Tensor(backend.as_array(data.data if isinstance(data, Tensor) else data, dtype, device), requires_grad)
 
 
-def grad(
-    outputs: Tensor | Sequence[Tensor],
-    inputs: Tensor | Sequence[Tensor],
-    grad_outputs: Any = None,
-    create_graph: bool = False,
-    allow_unused: bool = False,
-    retain_graph: bool = False,
-) -> tuple[Tensor | None, ...]:
-    """Return the gradient of `outputs` with respect to each of `inputs`, without touching any `.grad`.
-
-    Parameters
-    ----------
-    outputs, inputs : tensor or sequence of tensors; inputs may be leaves or lie within the graph.
-    grad_outputs : one gradient for each output, as in `Tensor.backward`.  create_graph, retain_graph : as there.
-    allow_unused : return None for an input that no output depends on, instead of raising RuntimeError.
-    """
-    outputs, inputs = as_list(outputs), as_list(inputs)
-    if not inputs:
-        raise ValueError("grad: inputs is empty; a generator can be used only once")
-    if grad_outputs is None:
-        grad_outputs = [None] * len(outputs)
-    elif hasattr(grad_outputs, "dtype"):  # one tensor or array
-        grad_outputs = [grad_outputs]
-    if len(grad_outputs) != len(outputs):
-        raise ValueError(f"grad_outputs has {len(grad_outputs)} entries for {len(outputs)} outputs")
-    for i, x in enumerate(inputs):
-        if not x.requires_grad:
-            raise RuntimeError(f"inputs[{i}] does not require a gradient; create it with requires_grad=True")
-    pairs = enumerate(zip(outputs, grad_outputs, strict=True))
-    starts = [_start(f"grad_outputs[{i}]", y, gradient, create_graph) for i, (y, gradient) in pairs]
-    targets = Targets([x.edge for x in inputs], [edge for edge, _ in starts])
-    walk_back(starts, targets, retain_graph, create_graph)
-    found = [targets.found[x.edge] for x in inputs]
-    unused = [i for i, gradient in enumerate(found) if gradient is None]
-    if unused and not allow_unused:
-        raise RuntimeError(f"no output depends on inputs[{unused[0]}]; pass allow_unused=True to get None for it")
-    return tuple([None if gradient is None else as_tensor(gradient) for gradient in found])
-
-
-def _start(argument: str, root: Tensor, gradient: Any, create_graph: bool) -> tuple[Edge, Any]:
+def start_of(argument: str, root: Tensor, gradient: Any, create_graph: bool) -> tuple[Edge, Any]:
     """Return where the walk back from `root` starts, and with which gradient, given as `argument`."""
     if not root.requires_grad:
         raise RuntimeError("backward: this tensor does not depend on any tensor with requires_grad=True")
     if gradient is None and root.size != 1:
         raise RuntimeError(f"{argument} is missing: backward of a tensor of shape {root.shape} needs a gradient")
     gradient = Tensor(np.ones_like(root.data)) if gradient is None else gradient
-    start = gradient if isinstance(gradient, Tensor) else tensor(gradient, root.dtype, root.device)
+    is_tensor = isinstance(gradient, Tensor)
+    start = gradient if is_tensor else Tensor(backend.as_array(gradient, root.dtype, root.device, argument))
     if start.shape != root.shape or start.dtype != root.dtype:
         needed = f"its tensor has {root.shape} and {root.dtype}"
         raise ValueError(f"{argument} has shape {start.shape} and dtype {start.dtype}; {needed}")

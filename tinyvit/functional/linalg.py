@@ -144,11 +144,15 @@ def einsum(spec: str, *operands: Any) -> Tensor:
 
 def _parse(spec: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     """The index letters of each operand and of the result, the ellipsis written out as letters."""
-    left, arrow, result = spec.replace(" ", "").partition("->")
+    left, arrow, result = spec.partition("->")
+    for term in (*left.split(","), result):
+        if strange := set(term.replace("...", "", 1)) - set(string.ascii_letters + " "):
+            raise ValueError(
+                f"einsum: term {term!r} of {spec!r} holds {sorted(strange)}; a term consists of letters and at most "
+                "one '...', terms are separated by ',', and '->' comes once, before the result"
+            )
+    left, result = left.replace(" ", ""), result.replace(" ", "")
     terms = left.split(",")
-    strange = set(spec) - set(string.ascii_letters + " ,.->")
-    if strange:
-        raise ValueError(f"einsum: {spec!r} names indices by {sorted(strange)}; they must be letters")
     if len(terms) != len(operands):
         raise ValueError(f"einsum: {spec!r} has {len(terms)} terms for {len(operands)} operands")
     if not arrow:
@@ -156,6 +160,8 @@ def _parse(spec: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
         result = ("..." if "..." in left else "") + "".join(letters)
     free = [c for c in string.ascii_letters if c not in spec]
     depth = max((x.ndim - len(t) + 3 for t, x in zip(terms, operands, strict=True) if "..." in t), default=0)
+    if depth > 0 and arrow and "..." not in result:
+        raise ValueError(f"einsum: the result of {spec!r} lacks the '...' of its terms, which stands for {depth} axes")
     spelled = []
     for term, x in zip(terms, operands, strict=True):
         rest = x.ndim - len(term.replace("...", ""))

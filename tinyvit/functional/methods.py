@@ -10,6 +10,7 @@ import numpy as np
 from .. import context
 from ..backend import as_array
 from ..engine import Tensor
+from ..engine.tensor import on_tape
 from . import activation, elementwise, indexing, linalg, numpy_calls, reduction, shape, smooth
 from .arguments import dtype_or_device, is_sequence
 
@@ -29,7 +30,9 @@ def update_in_place(x: Tensor, function: Callable[[Tensor, Any], Tensor], other:
             "this tensor shares its memory with a view of it, so it cannot be modified in place on the tape; "
             "write x = x + y instead of x += y"
         )
-    result = function(x.copy() if recording else x, other)
+    # Where `function` saves x, it must not save the memory that is about to be written.
+    before = x if not recording else _with_own_memory(x)
+    result = function(before, other)
     if result.shape != x.shape or result.dtype != x.dtype:
         raise ValueError(
             f"in-place result has shape {result.shape} and dtype {result.dtype}, the tensor {x.shape} and {x.dtype}"
@@ -38,7 +41,14 @@ def update_in_place(x: Tensor, function: Callable[[Tensor, Any], Tensor], other:
     x.mark_modified()
     if recording:
         x.node, x.output_index, x.requires_grad = result.node, result.output_index, result.requires_grad
+        if x.retained:
+            x.retain_grad()
     return x
+
+
+def _with_own_memory(x: Tensor) -> Tensor:
+    """Return a copy of a tensor that no leaf is, at the same place of the tape."""
+    return on_tape(x.data.copy(), x.node, x.output_index) if x.node else Tensor(x.data.copy())
 
 
 def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -134,6 +144,12 @@ def _represented(self: Tensor) -> str:
 # Copies ---------------------------------------------------------------------------------------------------------------
 
 
+def _copy(self: Tensor) -> Tensor:
+    """Return the same values in memory of their own; on the tape, so that a gradient comes back to this tensor."""
+    is_on_tape = self.requires_grad and context.now().recording
+    return shape.cast(self, self.dtype) if is_on_tape else Tensor(self.data.copy())
+
+
 def _copied(self: Tensor) -> Tensor:
     """Return a tensor at the same place of the tape that shares this one's memory (`copy.copy`)."""
     out = _with_data(type(self), self.data, self.requires_grad)
@@ -227,6 +243,7 @@ _METHODS: dict[str, Any] = {
     "argmax": _argmax,
     "broadcast_to": _shaped(reduction.broadcast_to),
     "clip": elementwise.clip,
+    "copy": _copy,
     "cumsum": reduction.cumsum,
     "exp": smooth.exp,
     "flip": shape.flip,

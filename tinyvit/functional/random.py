@@ -5,7 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import NUMPY, Array, Generator, Namespace, default_generator, is_floating, namespace_of
+from ..backend import (
+    NUMPY,
+    Array,
+    Generator,
+    Namespace,
+    default_device,
+    default_generator,
+    is_floating,
+    namespace_of,
+    to_device,
+)
 from ..engine import Op, Tensor
 from .arguments import flag, integer, integers, number, real_dtype
 from .constants import constant
@@ -108,7 +118,7 @@ def check_probability(name: str, p: float) -> None:
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, dtype: Any) -> Tensor:
-    """The factors of dropout; a constant."""
+    """The factors of dropout, on the default device; a constant."""
     check_probability("dropout_mask: p", p)
     shape, dtype = integers("dropout_mask: shape", shape), real_dtype("dropout_mask", dtype)
     stream = integer("dropout_mask: seed", seed), integer("dropout_mask: offset", offset)
@@ -117,4 +127,4 @@ def dropout_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, dtype
             f"dropout_mask: seed and offset are {stream} and shape is {shape}; seed and offset must be in [0, 2**64), "
             "and shape may have at most 2**48 elements"
         )
-    return Tensor(NUMPY.dropout_mask(shape, p, *stream, dtype))
+    return Tensor(to_device(NUMPY.dropout_mask(shape, p, *stream, dtype), default_device()))

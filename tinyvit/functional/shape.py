@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Namespace, check_device, device_of, is_floating
+from ..backend import Namespace, check_device, default_device, device_of, is_floating
 from ..backend import to_device as moved
 from ..engine import Op, Tensor
 from .arguments import (
@@ -339,9 +339,9 @@ def to_device(x: Tensor, device: str) -> Tensor:
 
 
 def zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> Tensor:
-    """Zeros; a constant."""
+    """Zeros on the default device; a constant."""
     lengths, dtype = integers("zeros: shape", shape), real_dtype("zeros", dtype)
     try:
-        return Tensor(np.zeros(lengths, dtype))
+        return Tensor(moved(np.zeros(lengths, dtype), default_device()))
     except ValueError as error:
         raise ValueError(f"zeros: shape is {lengths}: {error}") from error

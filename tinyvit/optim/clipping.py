@@ -37,7 +37,14 @@ class Clipping:
     def __call__(self, max_norm: float) -> float:
         """Scale the gradients that the parameters have now, and return their norm before."""
         _check_norm(max_norm)
-        gradients = [g.data for p in self._tensors if (g := p.grad) is not None]
+        tensors = [g for p in self._tensors if (g := p.grad) is not None]
+        norm = self._scale([g.data for g in tensors], max_norm)
+        if max_norm < norm and math.isfinite(norm):
+            for g in tensors:
+                g.mark_modified()
+        return norm
+
+    def _scale(self, gradients: list[Array], max_norm: float) -> float:
         kernel = dispatch.select_update("clip", np.dtype(np.float32), "cpu")
         if kernel is not None:
             if self._last.are(gradients):

@@ -61,8 +61,8 @@ class CapturedStep:
         self._bundle, self._average = bundle, average
         self._bundle["max_norm"] = clip_norm
         self.scaler = LossScaler(optimizer) if precision == "float16" else None
-        weights = [p for p, _, _ in bundle.members]
-        self._narrow = NarrowWeights(weights) if precision == "bfloat16" else None
+        self._weights = [p for p, _, _ in bundle.members]
+        self._narrow = NarrowWeights(self._weights) if precision == "bfloat16" else None
         cuda = gpu()[0].cuda
         self._stream, self._pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self._places: list[_Batch] = []  # the arrays from which the graph reads its batches
@@ -159,7 +159,7 @@ class CapturedStep:
             with cupy.cuda.using_allocator(self._pool.malloc), default_generator.on_device(self._random):
                 loss = self._step(self._places)
                 self._draws = default_generator.offset - offset
-            self._held = loss, [p.grad for p, _, _ in self._bundle.members]
+            self._held = loss, [p.grad for p in self._weights]
             graph = self._stream.end_capture()
         except Exception as error:  # any library may refuse what a graph cannot hold
             self.reason = f"the step cannot be captured in a CUDA graph ({type(error).__name__}: {error})"
@@ -197,6 +197,10 @@ class CapturedStep:
             self._bundle.rows = self._rows
             self._bundle.upload_table()
         self._graph.launch(self._stream)
+        for p, gradient in zip(self._weights, self._held[1], strict=True):
+            p.mark_modified()
+            if gradient is not None:
+                gradient.mark_modified()
         self._optimizer.steps += 1
         if self._average and self._averages_in_graph:
             self._average.steps += 1

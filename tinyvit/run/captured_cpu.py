@@ -212,6 +212,8 @@ class _Capture:
             if place is not None:
                 place[...] = x
         self.replay.run()
+        for _, gradient in self._gradients:
+            gradient.mark_modified()
 
     @property
     def loss(self) -> float:

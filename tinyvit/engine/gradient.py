@@ -1,0 +1,56 @@
+"""Gradients that are returned, instead of added to `.grad`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .refusal import shown
+from .tape import Targets, walk_back
+from .tensor import Tensor, as_tensor, start_of
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+    retain_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradient of `outputs` with respect to each of `inputs`, without touching the `.grad` of any leaf.
+
+    Parameters
+    ----------
+    outputs, inputs : tensor or sequence of tensors; inputs may be leaves or lie within the graph.
+    grad_outputs : one gradient for each output, as in `Tensor.backward`.  create_graph, retain_graph : as there.
+    allow_unused : return None for an input that no output depends on, instead of raising RuntimeError.
+    """
+    outputs, inputs = as_list("grad: outputs", outputs), as_list("grad: inputs", inputs)
+    if not inputs:
+        raise ValueError("grad: inputs is empty; a generator can be used only once")
+    given = [None] * len(outputs) if grad_outputs is None else _listed(grad_outputs)
+    if len(given) != len(outputs):
+        raise ValueError(f"grad_outputs has {len(given)} entries for {len(outputs)} outputs")
+    for i, x in enumerate(inputs):
+        if not x.requires_grad:
+            raise RuntimeError(f"inputs[{i}] does not require a gradient; create it with requires_grad=True")
+    pairs = enumerate(zip(outputs, given, strict=True))
+    starts = [start_of(f"grad_outputs[{i}]", y, gradient, create_graph) for i, (y, gradient) in pairs]
+    targets = Targets([x.edge for x in inputs], [edge for edge, _ in starts])
+    walk_back(starts, targets, retain_graph, create_graph)
+    found = [targets.found[x.edge] for x in inputs]
+    unused = [i for i, gradient in enumerate(found) if gradient is None]
+    if unused and not allow_unused:
+        raise RuntimeError(f"no output depends on inputs[{unused[0]}]; pass allow_unused=True to get None for it")
+    return tuple([None if gradient is None else as_tensor(gradient) for gradient in found])
+
+
+def as_list(what: str, given: Any) -> list[Tensor]:
+    """Return one tensor, or a sequence of tensors, as a list. `what` names it in the error about anything else."""
+    for x in (found := _listed(given)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{what} is or holds {shown(x)}; give a tensor or a sequence of tensors")
+    return found
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if hasattr(given, "__iter__") and not hasattr(given, "dtype") else [given]
