@@ -151,7 +151,7 @@ def test_arrays_on_the_left_leave_the_operation_to_the_tensor() -> None:
 
 def test_arguments_that_are_neither_arrays_nor_numbers_are_refused_by_name() -> None:
     x = tv.tensor([1.0])
-    with pytest.raises(TypeError, match="add: y is a list; give a Tensor, an array or a number"):
+    with pytest.raises(TypeError, match="add: y is a list; give a Tensor, an array or a real number"):
         F.add(x, [1.0])
     with pytest.raises(TypeError, match="multiply: y is a str"):
         x * "2"

@@ -63,7 +63,7 @@ def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any
             continue
         if not hasattr(x, "dtype"):
             name = type(x).__name__
-            raise TypeError(f"{op.name}: {op.input_name(i)} is a {name}; give a Tensor, an array or a number")
+            raise TypeError(f"{op.name}: {op.input_name(i)} is a {name}; give a Tensor, an array or a real number")
         if x.dtype.kind in "iub":
             continue
         if not is_floating(x):
@@ -86,7 +86,7 @@ def _unwrapped_with_care(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any
     if not hasattr(arrays[0], "dtype"):  # a number as first input: an array of the common dtype
         first = np.asarray(arrays[0], dtype)
         if first.dtype.kind not in "fiubV":
-            raise TypeError(f"{op.name}: {op.input_name(0)} is {arrays[0]!r}; give a Tensor, an array or a number")
+            raise TypeError(f"{op.name}: {op.input_name(0)} is {arrays[0]!r}; give a Tensor, an array or a real number")
         arrays[0] = first
     return arrays, dtype
 

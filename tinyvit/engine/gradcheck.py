@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .gradient import as_list, grad
+from .gradient import as_list, grad, listed
 from .tensor import Tensor
 
 DIRECTIONS = 4
@@ -40,7 +40,7 @@ def gradcheck(
     Returns True, or raises GradcheckError, which names the worst input, element and both values; TypeError if an input
     that requires a gradient is not float64, ValueError if none requires one or `order` is neither 1 nor 2.
     """
-    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    inputs = listed(inputs)
     varied = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
     if not varied:
         raise ValueError("gradcheck: no input has requires_grad=True; tv.tensor(x, requires_grad=True) makes one")

@@ -25,11 +25,11 @@ def grad(
     allow_unused : return None for an input that no output depends on, instead of raising RuntimeError.
     """
     outputs, inputs = as_list("grad: outputs", outputs), as_list("grad: inputs", inputs)
-    if not inputs:
-        raise ValueError("grad: inputs is empty; a generator can be used only once")
-    given = [None] * len(outputs) if grad_outputs is None else _listed(grad_outputs)
+    given = [None] * len(outputs) if grad_outputs is None else listed(grad_outputs)
     if len(given) != len(outputs):
         raise ValueError(f"grad_outputs has {len(given)} entries for {len(outputs)} outputs")
+    if not inputs:
+        raise ValueError("grad: inputs is empty; a generator can be used only once")
     for i, x in enumerate(inputs):
         if not x.requires_grad:
             raise RuntimeError(f"inputs[{i}] does not require a gradient; create it with requires_grad=True")
@@ -46,11 +46,14 @@ def grad(
 
 def as_list(what: str, given: Any) -> list[Tensor]:
     """Return one tensor, or a sequence of tensors, as a list. `what` names it in the error about anything else."""
-    for x in (found := _listed(given)):
+    found = listed(given)
+    for x in found:
         if not isinstance(x, Tensor):
             raise TypeError(f"{what} is or holds {shown(x)}; give a tensor or a sequence of tensors")
     return found
 
 
-def _listed(given: Any) -> list[Any]:
-    return list(given) if hasattr(given, "__iter__") and not hasattr(given, "dtype") else [given]
+def listed(given: Any) -> list[Any]:
+    """Return one thing, or several in a sequence, as a list."""
+    is_one = hasattr(given, "dtype") or not hasattr(given, "__iter__") or isinstance(given, str | bytes | dict)
+    return [given] if is_one else list(given)

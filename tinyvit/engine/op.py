@@ -53,9 +53,11 @@ class Op:
     kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
     kernel_from: ClassVar[int] = 0  # the least number of elements of the first input for which its kernel is used
     view: ClassVar[bool] = False  # whether the output may share the input's memory
-    autocast: ClassVar[str] = "follow"  # the inputs' dtype: "narrow" that of autocast, "wide" float32, "follow" theirs
-    masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16, on the CPU
-    narrow: ClassVar[tuple[str, ...]] = ()  # inputs that may be bfloat16 where the first is float32, on the CPU
+    autocast: ClassVar[str] = (
+        "follow"  # the inputs' dtype: "narrow" autocast's, "wide" float32, "follow" theirs or float32
+    )
+    masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16
+    narrow: ClassVar[tuple[str, ...]] = ()  # inputs that may be bfloat16 where the first is float32
     mixes: ClassVar[tuple[str, ...]]  # masters and narrow together
     # For the study page: letters of the axes of inputs and outputs, as in "x y: B N C", where "..." stands for leading
     # axes, "|" separates alternatives, and "usually" begins letters that hold in layers of this package only; facts for

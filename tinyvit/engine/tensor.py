@@ -131,6 +131,8 @@ class Tensor:
 
         What the hook returns, if not None, replaces the gradient, which must not be modified in place.
         """
+        if not callable(hook):
+            raise TypeError(f"register_hook: hook is {hook!r}; it must be a function of the gradient")
         if not self.requires_grad:
             raise RuntimeError("register_hook needs a tensor that requires a gradient")
         if self.node is None:
@@ -159,12 +161,14 @@ class Tensor:
 
 def _add_to_grad(x: Tensor, found: Tensor, is_new: bool, create_graph: bool) -> None:
     """Add a gradient to `x.grad`. `is_new` says that nobody else holds its array."""
-    if x.grad is not None and not (create_graph or x.grad.requires_grad):
+    if x.grad is None and not found.requires_grad:
+        x.grad = found if is_new else found.copy()
+    elif x.grad is not None and not (create_graph or x.grad.requires_grad):
         x.grad.data += found.data
         x.grad.mark_modified()
-        return
-    with context.changed(recording=True):  # whatever is on the tape stays there
-        x.grad = x.grad + found if x.grad is not None else found if is_new else found.copy()
+    else:
+        with context.changed(recording=True):  # whatever is on the tape stays there
+            x.grad = found.copy() if x.grad is None else x.grad + found
 
 
 def on_tape(array: Array, node: Node, output_index: int) -> Tensor:

@@ -121,7 +121,10 @@ class Divide(Op):
 
 
 class Power(Op):
-    """z = x^y        dx = dz y x^(y-1),  dy = dz z log x  (0 where x <= 0)"""
+    """z = x^y        dx = dz y x^(y-1),  dy = dz z log x
+
+    log x counts as 0 where x <= 0, except at x = 0 with y < 0, where z is infinite.
+    """
 
     autocast = "wide"
     saves = ("x", "y", "out for y")

@@ -182,7 +182,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, narro
     ----------
     x : (..., C).  weight, bias : (C,).
     eps : added to the variance.
-    narrow : give the result in the dtype of `autocast`, where a matrix product takes it: in one pass over memory.
+    narrow : round the result to bfloat16 if `autocast` would do so before a matrix product; this saves a pass over
+        memory.
     """
     eps = checked_eps("layer_norm: eps", eps)
     try:
@@ -213,7 +214,7 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """The residual sum x + residual and its layer norm, in one operation: (..., C), (..., C) -> (sum, y).
 
-    `narrow` is about y, as in `layer_norm`. On a CPU the residual may be bfloat16 beside x of float32.
+    `narrow` is about y, as in `layer_norm`. The residual may be bfloat16 beside x of float32.
     """
     eps = checked_eps("add_layer_norm: eps", eps)
     try:
@@ -231,7 +232,7 @@ def checked_eps(what: str, eps: Any) -> float:
 
 
 def _narrowed(name: str, x: Tensor, narrow: bool) -> dict[str, Any]:
-    """The parameter that says so; none where it would be the dtype of x. On a GPU a cast follows."""
+    """The parameter that says so; none where it would be the dtype of x."""
     return {"y_dtype": BFLOAT16} if flag(f"{name}: narrow", narrow) and rounds_to_bfloat16(x) else {}
 
 

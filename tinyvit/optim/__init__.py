@@ -1,6 +1,7 @@
 """Optimizers, learning-rate schedules, gradient clipping, the average of the weights, and the scale of float16 losses.
 
-Order: schedules, tree, parameters, average, narrow, bundle, clipping, rules, device, optimizers, lion, muon, scaler.
+Order: settings, schedules, tree, parameters, average, narrow, bundle, clipping, rules, device, optimizers,
+lion, muon, scaler.
 """
 
 from .average import EMA

@@ -11,6 +11,7 @@ from ..backend import address_of, device_of, is_on_gpu, namespace_of, to_device_
 from ..dispatch import Kernel
 from ..engine import Tensor
 from .parameters import require_keys, tensors_of
+from .settings import number
 
 
 class EMA:
@@ -20,7 +21,7 @@ class EMA:
     """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
+        if not 0 <= number("EMA: decay", decay) < 1:
             raise ValueError(f"EMA: decay is {decay}; it must be in [0, 1)")
         self.parameters, self.decay, self.steps = tensors_of("EMA", parameters, "parameters"), decay, 0
         self.averages = [p.data.copy() for p in self.parameters]

@@ -10,6 +10,7 @@ from ..backend import Array, is_on_gpu, widened
 from ..engine import Tensor
 from .bundle import SameArrays
 from .parameters import tensors_of
+from .settings import number
 
 _PART = 16384  # elements that are widened to float64 at once: they stay in the cache until they are summed
 
@@ -62,7 +63,7 @@ class Clipping:
 
 
 def _check_norm(max_norm: float) -> None:
-    if not max_norm > 0:
+    if not number("clip_grad_norm: max_norm", max_norm) > 0:
         raise ValueError(f"clip_grad_norm: max_norm is {max_norm}; it must be above 0")
 
 

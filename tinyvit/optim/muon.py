@@ -11,6 +11,7 @@ from ..backend import Array, namespace_of
 from ..engine import Tensor
 from .bundle import MOMENTS, UPDATES
 from .optimizers import Optimizer, Parameters, decay_groups
+from .parameters import pairs_of
 from .rules import adam_update, orthogonalized
 
 _ADJUSTMENTS = ("match_rms_adamw", "original")  # by the names of torch.optim.Muon
@@ -52,7 +53,7 @@ class Muon(Optimizer):
     ) -> None:
         super().__init__(
             params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, ns_steps=ns_steps,
-            adjust_lr_fn=adjust_lr_fn, betas=tuple(betas), eps=eps, use_muon=use_muon, parts=parts,
+            adjust_lr_fn=adjust_lr_fn, betas=betas, eps=eps, use_muon=use_muon, parts=parts,
         )  # fmt: skip
         self._arrays = []
         for group in self.groups:
@@ -94,7 +95,7 @@ def _check(group: Mapping[str, Any]) -> None:
             raise ValueError(f"Muon: {key} is {group[key]!r}; it must be an integer, at least 1")
     if not group["momentum"] < 1:
         raise ValueError(f"Muon: momentum is {group['momentum']}; it must be below 1")
-    if group["adjust_lr_fn"] not in _ADJUSTMENTS:
+    if not isinstance(group["adjust_lr_fn"], str) or group["adjust_lr_fn"] not in _ADJUSTMENTS:
         raise ValueError(
             f"Muon: adjust_lr_fn is {group['adjust_lr_fn']!r}; it must be one of {', '.join(_ADJUSTMENTS)}"
         )
@@ -109,7 +110,7 @@ def muon_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: fl
     All others, such as embeddings, heads, biases and norms, have `use_muon=False`. The queries, keys and values of an
     attention layer, which are one parameter, are three `parts`. Raises what `decay_groups` raises.
     """
-    named = list(named_parameters.items() if isinstance(named_parameters, Mapping) else named_parameters)
+    named = pairs_of("muon_groups", named_parameters)
     groups = decay_groups(named, weight_decay)
     names = {id(p): name for name, p in named}
     found: dict[tuple[float, bool, int], dict[str, Any]] = {}

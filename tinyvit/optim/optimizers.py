@@ -12,8 +12,9 @@ from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_o
 from ..engine import Tensor
 from .bundle import MOMENTS, UPDATES, HostBundle, Member
 from .device import DeviceBundle
-from .parameters import groups_of, require_keys, tensors_of
+from .parameters import groups_of, pairs_of, require_keys, tensors_of
 from .rules import adam_update
+from .settings import amount, flag
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -45,6 +46,8 @@ class Optimizer:
                 )
             self.groups.append({**defaults, **group})
             _check_settings(type(self).__name__, self.groups[-1])
+            if "betas" in defaults:
+                self.groups[-1]["betas"] = tuple(self.groups[-1]["betas"])
         tensors = [p for group in self.groups for p in group["params"]]
         self.steps = 0
         select_gpu_of(p.data for p in tensors)
@@ -68,7 +71,8 @@ class Optimizer:
                     p.mark_modified()
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every group."""
+        """Set the learning rate of every group. Raises TypeError or ValueError as the constructor does."""
+        _check_settings(type(self).__name__, {"lr": lr})
         for group in self.groups:
             group["lr"] = lr
 
@@ -132,9 +136,13 @@ def _restored(name: str, group: Mapping[str, Any], states: Mapping[str, Any], nu
 
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
-    betas = tuple(settings.get("betas", (0.0, 0.0)))
-    if len(betas) != 2 or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
+    betas = settings.get("betas", (0.0, 0.0))
+    if not isinstance(betas, Sequence | np.ndarray) or isinstance(betas, str | bytes):
+        raise TypeError(f"{name}: betas is {betas!r}; it must be two numbers in [0, 1)")
+    if np.shape(betas) != (2,) or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
         raise ValueError(f"{name}: betas is {betas}; it must be two numbers in [0, 1)")
+    for key in ("nesterov", "use_muon"):
+        flag(f"{name}: {key}", settings.get(key, False))
     for key in ("lr", "eps", "momentum", "weight_decay"):
         value = settings.get(key, 0.0)
         if not isinstance(value, Real):
@@ -158,9 +166,9 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        if nesterov and not momentum:
+        if flag("SGD: nesterov", nesterov) and not amount("SGD: momentum", momentum):
             raise ValueError("SGD: nesterov=True needs a momentum above 0")
-        self.slots = ("velocity",) if momentum else ()
+        self.slots = ("velocity",) if amount("SGD: momentum", momentum) else ()
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
     def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
@@ -194,7 +202,7 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         for kept in self._arrays:
             kept[UPDATES] = np.zeros((), np.int64)
         self._bundle()
@@ -311,10 +319,8 @@ def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: f
     """
     decayed: list[Tensor] = []
     others: list[Tensor] = []
-    if isinstance(named_parameters, Tensor) or hasattr(named_parameters, "parameters"):
-        kind = type(named_parameters).__name__
-        raise TypeError(f"decay_groups: named_parameters is a {kind}; give model.named_parameters()")
-    pairs = list(named_parameters.items() if isinstance(named_parameters, Mapping) else named_parameters)
+    amount("decay_groups: weight_decay", weight_decay)
+    pairs = pairs_of("decay_groups", named_parameters)
     if not pairs:
         raise ValueError("decay_groups: named_parameters is empty; a generator can be used once")
     for i, pair in enumerate(pairs):

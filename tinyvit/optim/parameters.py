@@ -92,6 +92,16 @@ def _groups(caller: str, params: Any) -> Iterator[Mapping[str, Any]]:
         yield group
 
 
+def pairs_of(caller: str, named_parameters: Any) -> list[Any]:
+    """Return what `model.named_parameters()`, or a mapping, holds, as a list. Raises TypeError for anything else."""
+    given = named_parameters.items() if isinstance(named_parameters, Mapping) else named_parameters
+    is_one = isinstance(given, Tensor | str | bytes) or hasattr(given, "parameters") or hasattr(given, "dtype")
+    if is_one or not isinstance(given, Iterable):
+        kind = type(given).__name__
+        raise TypeError(f"{caller}: named_parameters is a {kind}; give model.named_parameters()")
+    return list(given)
+
+
 def require_keys(caller: str, state: Any, keys: tuple[str, ...]) -> None:
     """Raise TypeError or ValueError unless `state` is a mapping with these keys, as `state_dict` returns."""
     if not isinstance(state, Mapping):

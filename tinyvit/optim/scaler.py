@@ -11,6 +11,7 @@ from ..engine import Tensor
 from .clipping import joint_norm, scale_in_place
 from .optimizers import Optimizer
 from .parameters import require_keys
+from .settings import count, number
 
 
 class LossScaler:
@@ -33,7 +34,7 @@ class LossScaler:
     def __init__(self, optimizer: Optimizer, initial: float = 65536.0, growth: int = 2000) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"LossScaler: optimizer is a {type(optimizer).__name__}; give a tinyvit.optim optimizer")
-        if not initial > 0 or growth < 1:
+        if not number("LossScaler: initial", initial) > 0 or count("LossScaler: growth", growth) < 1:
             raise ValueError(f"LossScaler: initial is {initial} and growth {growth}; they must be above 0")
         self._optimizer, self._growth = optimizer, int(growth)
         self._bundle = optimizer.device_bundle()
@@ -60,7 +61,7 @@ class LossScaler:
 
         The norm is a tensor on the device if the step is made there.
         """
-        if not clip_norm >= 0:
+        if not number("LossScaler: clip_norm", clip_norm) >= 0:
             raise ValueError(f"LossScaler: clip_norm is {clip_norm}; it must be above 0, or 0 for no clipping")
         if self._bundle is not None:
             self._bundle["max_norm"] = clip_norm
@@ -90,7 +91,8 @@ class LossScaler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state`. Raises ValueError if scale or count is missing or out of range."""
         require_keys("LossScaler", state, ("scale", "good_steps"))
-        if not 0 < float(state["scale"]) < float("inf") or int(state["good_steps"]) < 0:
+        scale, good_steps = (number(f"LossScaler: {key}", state[key]) for key in ("scale", "good_steps"))
+        if not 0 < scale < float("inf") or not (good_steps >= 0 and good_steps.is_integer()):
             raise ValueError(
                 f"LossScaler: scale is {state['scale']} and good_steps {state['good_steps']}; scale must be finite and "
                 "above 0, good_steps at least 0"

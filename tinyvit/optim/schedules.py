@@ -2,10 +2,15 @@
 
 They reach `min_lr` at `total_steps`. So that the last step learns too, count the steps 1 ... n and set `total_steps` to
 n + 1, as training runs do. Step 1 then has the full rate if `warmup_steps` is 1, and a little less if it is 0.
+
+All of them raise TypeError for an argument that is no number, and ValueError for one that is negative or not finite.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
+
+from .settings import amount
 
 
 def cosine_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
@@ -13,6 +18,7 @@ def cosine_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float
 
     (Loshchilov and Hutter, SGDR, 2017, equation 5, with one cycle.)
     """
+    _check("cosine_with_warmup", step, total_steps, warmup_steps, lr, min_lr)
     if step < warmup_steps:
         return lr * step / warmup_steps
     progress = _progress(step, total_steps, warmup_steps)
@@ -21,6 +27,7 @@ def cosine_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float
 
 def linear_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
     """Increase linearly from 0 to lr in the warm-up, then decrease linearly to min_lr at `total_steps`."""
+    _check("linear_with_warmup", step, total_steps, warmup_steps, lr, min_lr)
     if step < warmup_steps:
         return lr * step / warmup_steps
     return lr + (min_lr - lr) * _progress(step, total_steps, warmup_steps)
@@ -28,6 +35,7 @@ def linear_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float
 
 def constant_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
     """Increase linearly from 0 to lr in the warm-up, then stay at lr."""
+    _check("constant_with_warmup", step, total_steps, warmup_steps, lr, min_lr)
     return lr * step / warmup_steps if step < warmup_steps else lr
 
 
@@ -40,6 +48,8 @@ def constant_with_cooldown(
     number of steps. (Zhai et al., Scaling vision transformers, 2022, section 3.5; Haegele et al., Scaling laws and
     compute-optimal training beyond fixed training durations, 2024.)
     """
+    _check("constant_with_cooldown", step, total_steps, warmup_steps, lr, min_lr)
+    amount("constant_with_cooldown: cooldown", cooldown)
     if step < warmup_steps:
         return lr * step / warmup_steps
     begin = max(warmup_steps, total_steps - cooldown * total_steps)
@@ -53,6 +63,12 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "constant": constant_with_warmup,
     "cooldown": constant_with_cooldown,
 }
+
+
+def _check(name: str, *values: Any) -> None:
+    """Raise TypeError or ValueError, which names the argument, for one that is no number, negative or not finite."""
+    for each, value in zip(("step", "total_steps", "warmup_steps", "lr", "min_lr"), values, strict=True):
+        amount(f"{name}: {each}", value)
 
 
 def _progress(step: int, total_steps: int, warmup_steps: int) -> float:
