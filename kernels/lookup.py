@@ -102,8 +102,9 @@ def refusal(spec: Spec, device: str, dtype: Any, inputs: Mapping[str, Any], para
     if dtype not in spec.dtypes:
         known = ", ".join(sorted(str(d) for d in spec.dtypes))
         return f"the inputs are {dtype or 'not floating'}, and {spec.technology} computes in {known}"
-    reason = spec.refuses(inputs, params) if spec.refuses else None
-    reason = reason or _import_error(spec.module)
+    reason = _import_error(spec.module)  # first, because `refuses` may be a function of that module
+    if reason is None and spec.refuses:
+        reason = spec.refuses(inputs, params)
     if reason is None and spec.is_compiled:
         reason = import_whole(f"{__package__}.cuda.device").current_device().why_not()
     return reason

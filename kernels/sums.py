@@ -39,6 +39,12 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     return summed / x.dtype.type(x.size // summed.size if summed.size else 1)
 
 
+def sum_to_shape(array: Any, shape: tuple[int, ...]) -> Any:
+    """Sum `array` over the axes along which an array of this shape was broadcast to that of `array`."""
+    array = total(array, axis=tuple(range(array.ndim - len(shape))))
+    return total(array, axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
+
+
 def running(x: Any, axis: int) -> Any:
     """Return what `x.cumsum` does; float32 is summed in float64."""
     return x.cumsum(axis=axis, dtype=np.float64).astype(x.dtype) if x.dtype == np.float32 else x.cumsum(axis=axis)

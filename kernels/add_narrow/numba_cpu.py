@@ -16,11 +16,12 @@ fast as by NumPy, with two threads on an Emerald Rapids (`python -m benchmarks.v
 import numpy as np
 
 from ..cast.numba_cpu import forward as cast
-from ..cpu.arrays import dense, sum_to_shape
+from ..cpu.arrays import dense
 from ..cpu.bfloat16 import bits, widened
 from ..cpu.chunks import COPIES, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
+from ..sums import sum_to_shape
 
 CHUNK = 8192
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cpu.arrays import sum_to_shape
+from ..sums import sum_to_shape
 
 Function = Callable[..., Any]
 

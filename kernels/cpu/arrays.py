@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from ..sums import total
 from .compiler import is_watched, note
 
 
@@ -34,9 +33,3 @@ def as_matrix(array: Any) -> Any:
 def rows_of(array: Any) -> Any:
     """Reshape `array` (..., C) to a dense matrix (R, C)."""
     return dense(as_matrix(array))
-
-
-def sum_to_shape(array: Any, shape: tuple[int, ...]) -> Any:
-    """Sum `array` over the axes along which an array of this shape was broadcast to that of `array`."""
-    array = total(array, axis=tuple(range(array.ndim - len(shape))))
-    return total(array, axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)

@@ -125,7 +125,7 @@ def test_create_graph_runs_the_plain_rule(fake_kernels: Callable[..., None]) -> 
 
 
 def test_the_automatic_choice_is_the_first_row_that_can_serve(fake_kernels: Callable[..., None]) -> None:
-    busy = row("cupy", module="not_to_be_imported", refuses=lambda inputs, params: "busy")
+    busy = row("cupy", refuses=lambda inputs, params: "busy")
     fake_kernels(busy, row())
     assert served(leaf()) == "kernel"
     fake_kernels(busy)
@@ -177,7 +177,7 @@ def test_an_explicit_request_that_cannot_be_met_raises_with_the_reason(fake_kern
 
 
 def test_an_explicit_request_tries_every_row_of_its_technology(fake_kernels: Callable[..., None]) -> None:
-    fake_kernels(row(module="not_to_be_imported", refuses=lambda inputs, params: "only short rows"), row())
+    fake_kernels(row(refuses=lambda inputs, params: "only short rows"), row())
     with tv.use_kernels("numba"):
         assert served(leaf()) == "kernel"
 

@@ -54,3 +54,40 @@ def test_commands_work_and_info_gives_the_reason(tmp_path: Path) -> None:
     trained = run(command.format(["train", "--set", "epochs=1", "--set", "limit=64", "--out", "run"]), tmp_path)
     assert "test accuracy" in trained
     assert "test images" in run(command.format(["evaluate", "run"]), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_kernels_for_cupy_need_no_numba(tmp_path: Path) -> None:
+    """Every row of the table can be asked about a call; those for CuPy are loaded, and the plain rules serve as well."""
+    code = """
+sys.path[:0] = [sys.argv[1] + "/tests/cuda"]
+import numpy as np, tinyvit as tv, tinyvit.functional as F
+from fake_cupy import installed
+from tinyvit.engine import Op
+from tinyvit.kernels import lookup, registry
+from tinyvit.kernels.cuda.device import DEVICES
+from emulator import EmulatedDevice
+
+float32 = np.dtype("float32")
+samples = {op.kernel: (op, next(iter(op.samples()))) for op in Op.registry.values() if op.kernel}
+DEVICES[0] = EmulatedDevice()
+with installed() as cupy:
+    for spec in registry.SPECS:
+        inputs, params = {}, {}
+        if spec.operation in samples:
+            op, given = samples[spec.operation]
+            arrays = [cupy.asarray(x.astype("float32")) if isinstance(x, np.ndarray) else x for x in given.inputs]
+            inputs, params = dict(zip(op.inputs, arrays)), given.params
+        reason = lookup.refusal(spec, spec.device, float32, inputs, params)
+        if spec.technology == "cupy":
+            assert reason is None, (spec, reason)
+            lookup.Kernel(spec, spec.versions)
+        else:
+            assert f"{spec.module} cannot be imported" in reason, (spec, reason)
+    too_deep = tv.tensor(np.ones((1, 1, 2, 300), np.float32), device="cuda", requires_grad=True)
+    with tv.use_kernels("auto"):
+        F.scaled_dot_product_attention(too_deep, too_deep, too_deep).sum().backward()
+    assert too_deep.grad.shape == too_deep.shape
+print("loaded")
+"""
+    assert run(code, tmp_path) == "loaded\n"
