@@ -39,7 +39,7 @@ from typing import Any
 from ..cuda.device import CTYPES, Device, address, device_of, is_aligned, library_of
 from ..cuda.dropout import Dropout, dropout_of
 from ..linear import cublaslt, lt
-from .launches import DEPTHS, VERSIONS, Extras, Launch, Shape, kernels, plan  # noqa: F401 (for tests)
+from .launches import DEPTHS, VERSIONS, Extras, Launch, Shape, kernels, plan, why_too_many  # noqa: F401 (for tests)
 from .operations import Options, as_heads, operations
 
 
@@ -72,7 +72,7 @@ def refuses(inputs: Any, params: Any) -> str | None:
         return f"the head sizes are {q.shape[-1]} and {v.shape[-1]}; they must be equal and at most {DEPTHS[-1]}"
     if q.dtype.name == "bfloat16" and device_of(q).arch < 80:
         return f"bfloat16 needs compute capability 8.0, and the device has {device_of(q).arch / 10}; use float16"
-    return None
+    return why_too_many(q, inputs["k"])
 
 
 def _heads(array: Any) -> Any:

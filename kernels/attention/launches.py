@@ -4,15 +4,17 @@ The versions are described in cupy_raw.py.
 """
 
 import enum
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ..cuda.device import CTYPES, Device, Kernel
+from ..cuda.device import CTYPES, GRID, LARGEST, Device, Kernel
 
 _FMA, _MMA = "attention/attention.cu", "attention/attention_mma.cu"
 _FORWARD_5, _BACKWARD_5 = "attention/attention_5.cu", "attention/attention_backward_5.cu"
 WARP, ROWS = 32, 16  # threads of a warp, and its rows on tensor cores
-MOST = 65535  # the most blocks in the second and third dimension of a grid
+MOST = GRID[1]  # blocks in the second dimension of a grid, and in the third
 DEPTHS = (16, 32, 64, 128, 256)
 LONGEST = {16: (80, 272), 32: (80, 272), 64: (80, 272), 128: (80,)}  # keys that v4 holds in registers, by head size
 TILE = {16: 64, 32: 64, 64: 64, 128: 64, 256: 16}  # keys in a tile of v3, forward
@@ -67,10 +69,25 @@ def _padded(n: int) -> int:
     return -(-n // ROWS) * ROWS
 
 
+def grid_of_heads(batch_heads: int) -> tuple[int, int]:
+    """Return the second and third dimension of a grid whose blocks each serve one head; see `why_too_many`."""
+    times = range(max(-(-batch_heads // MOST), 1), MOST + 1)
+    return next(((batch_heads // n, n) for n in times if batch_heads % n == 0), (batch_heads, 1))
+
+
+def why_too_many(q: Any, k: Any) -> str | None:
+    """Return the reason why kernels cannot count the heads, queries or keys of q (..., N, D) and k (..., S, D)."""
+    batch_heads = math.prod(q.shape[:-2])
+    if max(batch_heads, q.shape[-2], k.shape[-2]) > LARGEST:
+        return f"q has shape {q.shape} and k {k.shape}; there may be at most {LARGEST} heads, queries and keys"
+    if max(grid_of_heads(batch_heads)) > MOST:
+        return f"q has {batch_heads} heads in its batch, which is no product of two numbers up to {MOST}"
+    return None
+
+
 def _grid(blocks: int, s: Shape) -> tuple[int, int, int]:
-    """Return a grid with so many blocks for each head; heads take two dimensions, whose sizes are limited."""
-    times = next(n for n in range(1, s.batch_heads + 2) if s.batch_heads % n == 0 and s.batch_heads // n <= MOST)
-    return blocks, s.batch_heads // times, times
+    """Return a grid with so many blocks for each head."""
+    return blocks, *grid_of_heads(s.batch_heads)
 
 
 def _each_row(name: str, s: Shape, rows: int, shared: int = 0) -> Launch:

@@ -24,7 +24,8 @@ import numpy as np
 from numba import cuda, float32
 
 from ..cuda.device import library_of
-from ..cuda.simt import group_max, group_sum, keep_factor, stream_of
+from ..cuda.simt import group_max, group_sum, head_of_block, keep_factor, stream_of
+from .launches import grid_of_heads, why_too_many
 from .operations import as_heads, operations
 
 _THREADS = 32  # of a block of v1
@@ -69,9 +70,9 @@ def _product(x, y, b, h, i, j):
 @cuda.jit
 def _forward_1(q, k, v, bias, mask, out, lse, how):
     p = cuda.shared.array(0, float32)  # (S + 32,)
-    n, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    n, t = cuda.blockIdx.x, cuda.threadIdx.x
     heads, _, keys = sizes = q.shape[1], q.shape[2], k.shape[2]
-    b, h = head // heads, head % heads
+    b, h = head_of_block(heads)
     scratch = p[keys:]
     top = float32(-np.inf)
     for s in range(t, keys, _THREADS):
@@ -113,9 +114,9 @@ def _anchors(q, k, bias, mask, lse, shift, rest, how):
     They are lse and 0 or, where lse is so large that its rounding error would show in p, the largest score and the
     logarithm of the sum of exponentials relative to it.
     """
-    n, head = cuda.grid(1), cuda.blockIdx.y
+    n = cuda.grid(1)
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
-    b, h = head // heads, head % heads
+    b, h = head_of_block(heads)
     if n < queries:
         top = lse[b, h, n]
         log_sum = float32(0)
@@ -138,9 +139,9 @@ def _anchors(q, k, bias, mask, lse, shift, rest, how):
 @cuda.jit
 def _dq_1(q, k, v, bias, mask, shift, rest, r, dout, dq, ds, how):
     slopes = cuda.shared.array(0, float32)  # (S,)
-    n, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    n, t = cuda.blockIdx.x, cuda.threadIdx.x
     heads, _, keys = sizes = q.shape[1], q.shape[2], k.shape[2]
-    b, h = head // heads, head % heads
+    b, h = head_of_block(heads)
     for s in range(t, keys, _THREADS):
         qk, dov = _product(q, k, b, h, n, s), _product(dout, v, b, h, n, s)
         slopes[s] = _slopes(qk, dov, b, h, n, s, bias, mask, shift, rest, r, sizes, how)[1]
@@ -158,9 +159,9 @@ def _dq_1(q, k, v, bias, mask, shift, rest, r, dout, dq, ds, how):
 @cuda.jit
 def _dkv_1(q, k, v, bias, mask, shift, rest, r, dout, dk, dv, how):
     both = cuda.shared.array(0, float32)  # (2 N,): first ds, then p
-    s, head, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    s, t = cuda.blockIdx.x, cuda.threadIdx.x
     heads, queries, _ = sizes = q.shape[1], q.shape[2], k.shape[2]
-    b, h = head // heads, head % heads
+    b, h = head_of_block(heads)
     for n in range(t, queries, _THREADS):
         qk, dov = _product(q, k, b, h, n, s), _product(dout, v, b, h, n, s)
         p, slope = _slopes(qk, dov, b, h, n, s, bias, mask, shift, rest, r, sizes, how)
@@ -212,9 +213,9 @@ def _tiled(depth):
         p = cuda.shared.array((_TILE, _TILE), float32)
         scratch = cuda.shared.array(_SQUARE, float32)
         result = cuda.local.array(per_thread, float32)
-        t, y, head = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
+        t, y = cuda.threadIdx.x, cuda.threadIdx.y
         heads, queries, keys = sizes = q.shape[1], q.shape[2], k.shape[2]
-        b, h = head // heads, head % heads
+        b, h = head_of_block(heads)
         first = cuda.blockIdx.x * _TILE
         n, thread = first + y, y * _TILE + t
         _stage(q_tile, q, b, h, first, y, t)
@@ -266,9 +267,9 @@ def _tiled(depth):
         ds_tile = cuda.shared.array((_TILE, _TILE), float32)
         dleft = cuda.local.array(per_thread, float32)
         dright = cuda.local.array(per_thread, float32)
-        t, y, head = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
+        t, y = cuda.threadIdx.x, cuda.threadIdx.y
         heads, queries, keys = sizes = q.shape[1], q.shape[2], k.shape[2]
-        b, h = head // heads, head % heads
+        b, h = head_of_block(heads)
         first = cuda.blockIdx.x * _TILE
         columns = queries if of_keys else keys
         row = first + y
@@ -320,15 +321,21 @@ def _tiled(depth):
 # Launchers -----------------------------------------------------------------------------------------------------------
 
 
+def _grid(blocks: int, q: Any) -> tuple[int, int, int]:
+    """Return a grid with so many blocks for each head."""
+    return blocks, *grid_of_heads(q.shape[0] * q.shape[1])
+
+
 def forward_1(q, k, v, bias, mask, out, lse, how):
-    grid, shared = (q.shape[2], q.shape[0] * q.shape[1]), 4 * (k.shape[2] + _THREADS)
+    grid, shared = _grid(q.shape[2], q), 4 * (k.shape[2] + _THREADS)
     _forward_1[grid, _THREADS, stream_of(q), shared](q, k, v, bias, mask, out, lse, how)
 
 
 def backward_1(q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, how):
-    heads, queries, keys, stream = q.shape[0] * q.shape[1], q.shape[2], k.shape[2], stream_of(q)
-    _dq_1[(queries, heads), _THREADS, stream, 4 * keys](q, k, v, bias, mask, shift, rest, r, dout, dq, ds, how)
-    _dkv_1[(keys, heads), _THREADS, stream, 8 * queries](q, k, v, bias, mask, shift, rest, r, dout, dk, dv, how)
+    queries, keys, stream = q.shape[2], k.shape[2], stream_of(q)
+    given = q, k, v, bias, mask, shift, rest, r, dout
+    _dq_1[_grid(queries, q), _THREADS, stream, 4 * keys](*given, dq, ds, how)
+    _dkv_1[_grid(keys, q), _THREADS, stream, 8 * queries](*given, dk, dv, how)
 
 
 def _depth(q: Any) -> int:
@@ -336,14 +343,14 @@ def _depth(q: Any) -> int:
 
 
 def forward_2(q, k, v, bias, mask, out, lse, how):
-    grid = (-(-q.shape[2] // _TILE), q.shape[0] * q.shape[1])
+    grid = _grid(-(-q.shape[2] // _TILE), q)
     _tiled(_depth(q))[0][grid, (_TILE, _TILE), stream_of(q)](q, k, v, bias, mask, out, lse, how)
 
 
 def backward_2(q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, how):
-    run, heads = _tiled(_depth(q))[1], q.shape[0] * q.shape[1]
+    run = _tiled(_depth(q))[1]
     for of_keys, count in ((False, q.shape[2]), (True, k.shape[2])):
-        grid = (-(-count // _TILE), heads)
+        grid = _grid(-(-count // _TILE), q)
         run[grid, (_TILE, _TILE), stream_of(q)](q, k, v, bias, mask, shift, rest, r, dout, dq, dk, dv, ds, of_keys, how)
 
 
@@ -357,7 +364,7 @@ def refuses(inputs: Any, params: Any) -> str | None:
         return f"q has shape {q.shape} and v {v.shape}; it must be (B, H, N, D) with one D of at most 128"
     if max(q.shape[2], k.shape[2]) > LONGEST:
         return f"there are {q.shape[2]} queries and {k.shape[2]} keys; it takes at most {LONGEST}"
-    return None
+    return why_too_many(q, k)
 
 
 def _given(view: Any, q: Any, dtype: Any) -> Any:
@@ -382,7 +389,7 @@ def _run_backward(q, k, v, bias, out, lse, dout, dq, dk, dv, ds, options, versio
     how, views = _how(bias, options), (_given(bias, q, q.dtype), _given(options.mask, q, bool))
     r = (dout * out).sum(axis=-1)
     shift, rest = library_of(q).empty((2, *lse.shape), lse.dtype)
-    grid = (-(-q.shape[2] // _THREADS), q.shape[0] * q.shape[1])
+    grid = _grid(-(-q.shape[2] // _THREADS), q)
     _anchors[grid, _THREADS, stream_of(q)](q, k, *views, lse, shift, rest, how)
     VERSIONS[version][1](q, k, v, *views, shift, rest, r, dout, dq, dk, dv, ds, how)
 

@@ -17,6 +17,10 @@ from .compiler import ARCHITECTURES, CompilerMissing, compile_cubin, nvrtc_versi
 
 CTYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bfloat_t"}  # names of the dtypes in our CUDA C++
 FREE_SHARED = 48 * 1024  # bytes a block may have without setting an attribute of the kernel
+GRID = (2**31 - 1, 65535, 65535)  # the most blocks of a grid in each of its dimensions, on every device
+# The most rows, columns or heads: kernels count them by `int`, and a count may go past the end by as many as the warps
+# of a grid that walks down the rows, which are fewer than 4096.
+LARGEST = 2**31 - 4096
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class Device:
         x, y, z = (*grid, 1, 1)[:3]
         if x * y * z == 0:
             return
+        if x > GRID[0] or y > GRID[1] or z > GRID[2]:
+            raise RuntimeError(
+                f"{kernel.expression} needs a grid of {(x, y, z)} blocks, and CUDA allows {GRID} at most; "
+                "split the batch, or use 'numpy'"
+            )
         self._start(kernel, (x, y, z), threads, arguments, shared)
 
     def check(self, kernel: Kernel, shared: int) -> None:
@@ -180,8 +189,14 @@ def as_matrix(array: Any) -> Any:
 
 
 def rows_of(array: Any) -> Any:
-    """Reshape `array` (..., C) to a dense matrix (R, C)."""
-    return dense(as_matrix(array))
+    """Reshape `array` (..., C) to a dense matrix (R, C); raise RuntimeError if kernels cannot count R or C."""
+    matrix = as_matrix(array)
+    if max(matrix.shape) > LARGEST:
+        raise RuntimeError(
+            f"an array of shape {array.shape} has {matrix.shape[0]} rows of {matrix.shape[1]} columns, and kernels on a "
+            f"GPU take at most {LARGEST} of each; split the batch, or use 'numpy'"
+        )
+    return dense(matrix)
 
 
 def is_aligned(*arrays: Any, to: int = 16) -> bool:

@@ -1,4 +1,4 @@
-"""Functions of the kernels in Python: reductions in shared memory, which the simulator can run, and Philox.
+"""Functions of the kernels in Python: reductions in shared memory for the simulator, the head of a block, and Philox.
 
 In the simulator (NUMBA_ENABLE_CUDASIM=1) two calls of `cuda.shared.array` on one source line silently return the same
 array, so each has a line of its own.
@@ -65,6 +65,13 @@ def group_max(value, scratch, thread, first, size):
         cuda.syncthreads()
         step //= 2
     return scratch[first]
+
+
+@cuda.jit(device=True)
+def head_of_block(heads):
+    """Return which image and which of its heads this block serves, if the heads have two dimensions of the grid."""
+    index = cuda.blockIdx.y + cuda.gridDim.y * cuda.blockIdx.z
+    return index // heads, index % heads
 
 
 @cuda.jit(device=True)

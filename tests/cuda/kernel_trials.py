@@ -348,7 +348,7 @@ def test_the_gradients_of_a_sum_have_the_dtypes_of_its_inputs(needs: tuple[bool,
 
 
 def test_heads_may_take_two_dimensions_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches, "MOST", 2)
+    monkeypatch.setattr(launches, "MOST", 3)
     q, dout = np.random.default_rng(0).standard_normal((2, 3, 2, 17, 16)).astype(np.float16)
     case = cases.Case((q, q + 1, q - 1, None), {"scale": 0.25})
     for version in (1, 2, 3, 5):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numba.cuda.simulator.cudadrv import devicearray
 from tinyvit.kernels import registry
+from tinyvit.kernels.attention import launches
 from tinyvit.kernels.attention import numba_cuda as attention
 from tinyvit.kernels.layer_norm import numba_cuda as layer_norm
 
@@ -78,6 +79,12 @@ def test_attention(version: int, shape: tuple[int, ...], extras: dict[str, Any])
     found = attention.forward(q, k, v, bias, **params, version=version)
     assert_near(found, (out, lse))
     assert_near(attention.backward(dout, q, k, v, bias, *found, needs=needs, **params, version=version), gradients)
+
+
+@pytest.mark.parametrize("version", attention.VERSIONS)
+def test_heads_of_attention_may_take_two_dimensions_of_the_grid(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "MOST", 3)
+    test_attention(version, (3, 2, 3, 3, 4), {"bias": True})
 
 
 @pytest.mark.parametrize("version", layer_norm.VERSIONS)

@@ -58,7 +58,7 @@ def test_commands_work_and_info_gives_the_reason(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_kernels_for_cupy_need_no_numba(tmp_path: Path) -> None:
-    """Every row of the table can be asked about a call; those for CuPy are loaded, and the plain rules serve as well."""
+    """Every row of the table can be asked about a call, and those for CuPy are loaded."""
     code = """
 sys.path[:0] = [sys.argv[1] + "/tests/cuda"]
 import numpy as np, tinyvit as tv, tinyvit.functional as F
