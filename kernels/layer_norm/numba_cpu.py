@@ -219,17 +219,4 @@ def normalize_backward(dy, dsum, x, weight, mean, rstd, version, branch_dtype=No
     return dx, dweight, dbias, *branch
 
 
-forward, backward, *_ = operations(normalize, normalize_backward)
-
-
-def add_forward(x, residual, weight, bias, *, eps=1e-5, version, **rest):
-    """Map x and residual (..., C) to sum and y (..., C), mean and rstd (...), and the dtype of residual."""
-    return *normalize(x, residual, weight, bias, eps, version, **rest), residual.dtype
-
-
-def add_backward(dsum, dy, sum, weight, mean, rstd, branch_dtype, *, eps=1e-5, needs, version, **rest):
-    """Map dsum and dy (..., C), one of them perhaps None, to dx and dresidual (..., C), dweight and dbias (C,)."""
-    if dy is None:
-        return dsum, dsum.astype(branch_dtype, copy=False), np.zeros_like(weight), np.zeros_like(weight)
-    dx, dweight, dbias, dbranch = normalize_backward(dy, dsum, sum, weight, mean, rstd, version, branch_dtype)
-    return dx, dbranch, dweight, dbias
+forward, backward, add_forward, add_backward = operations(normalize, normalize_backward)

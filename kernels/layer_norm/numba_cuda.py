@@ -238,9 +238,12 @@ def normalize(
 
 
 def normalize_backward(
-    dy: Any, dtotal: Any, x: Any, weight: Any, mean: Any, rstd: Any, version: int
+    dy: Any, dtotal: Any, x: Any, weight: Any, mean: Any, rstd: Any, version: int, branch_dtype: Any = None
 ) -> tuple[Any, ...]:
-    """Map dy (..., C) and dtotal (..., C), or None, to dx (..., C), dweight and dbias (C,)."""
+    """Map dy (..., C) and dtotal (..., C), or None, to dx (..., C), dweight and dbias (C,), and dx in `branch_dtype`.
+
+    The last is left out if `branch_dtype` is None.
+    """
     xp, rows, upstream, add = library_of(x), rows_of(x), rows_of(dy).astype(x.dtype, copy=False), dtotal is not None
     dx = xp.empty_like(rows)
     parts = xp.zeros((_GROUPS * parts_of(rows.shape[0], _GROUPS), 2, rows.shape[1]), "float32")
@@ -250,7 +253,8 @@ def normalize_backward(
         arrays = (upstream, before, rows, dense(weight), *statistics, dx, parts)
         VERSIONS[version][1](arrays, rows.shape[1], add)
     dweight, dbias = parts.sum(axis=0)
-    return dx.reshape(x.shape), dweight, dbias
+    dx = dx.reshape(x.shape)
+    return dx, dweight, dbias, *(() if branch_dtype is None else (dx.astype(branch_dtype, copy=False),))
 
 
 forward, backward, add_forward, add_backward = operations(normalize, normalize_backward)

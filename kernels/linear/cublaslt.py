@@ -58,7 +58,6 @@ class Product:
     d: Operand
     epilogue: str = "none"
     tf32: bool = False
-    aux_ld: int = 0
     alignment: tuple[int, int, int] = (256, 256, 256)  # bytes, of a, b and d; an algorithm may rely on it
 
 
@@ -88,19 +87,17 @@ def _one_stride(array: Any) -> int | None:
 class _Descriptors:
     """cuBLASLt's descriptors for one kind of product, and the algorithm that it chose.
 
-    `bias` and `aux` are the operands of the epilogue: cuBLASLt reads from their addresses how they are aligned.
+    `bias` is the operand of the epilogue: cuBLASLt reads from its address how it is aligned.
     """
 
-    def __init__(self, handle: int, p: Product, bias: Any, aux: Any) -> None:
+    def __init__(self, handle: int, p: Product, bias: Any) -> None:
         self._lt = lt.library()
         double = p.dtype == "float64"
         compute = lt.COMPUTE_TF32 if p.tf32 else lt.COMPUTE_FLOAT64 if double else lt.COMPUTE_FLOAT32
         # The first operand is b, the second a: d^T = b^T a^T.
         how = {"TRANSA": int(p.b.transposed), "TRANSB": int(p.a.transposed), "EPILOGUE": lt.EPILOGUES[p.epilogue]}
         self.matmul = self._lt.description(compute, lt.FLOAT64 if double else lt.FLOAT32, **how)
-        if p.aux_ld:
-            self._lt.describe(self.matmul, EPILOGUE_AUX_LD=p.aux_ld)
-        self.set_pointers(bias, aux)
+        self.set_bias(bias)
         self.b = self._layout(p.dtype, p.k, p.n, p.b, p.batch)
         self.a = self._layout(p.dtype, p.m, p.k, p.a, p.batch)
         self.d = self._layout(p.out, p.m, p.n, p.d, p.batch)
@@ -114,11 +111,9 @@ class _Descriptors:
         layouts = (self.b, self.a, self.d, self.d)
         self.algorithm = self._lt.algorithm(handle, self.matmul, layouts, **wishes)  # None if there is none
 
-    def set_pointers(self, bias: Any, aux: Any) -> None:
+    def set_bias(self, bias: Any) -> None:
         if bias is not None:
             self._lt.describe(self.matmul, BIAS_POINTER=address(bias))
-        if aux is not None:
-            self._lt.describe(self.matmul, EPILOGUE_AUX_POINTER=address(aux))
 
     def _layout(self, dtype: str, rows: int, columns: int, operand: Operand, batch: int) -> int:
         stored = (columns, rows) if operand.transposed else (rows, columns)  # row-major, in memory
@@ -140,15 +135,15 @@ _made: OrderedDict[tuple[int, Product], _Descriptors] = OrderedDict()  # the las
 _MOST = 1024
 
 
-def _descriptors(device: int, product: Product, bias: Any, aux: Any) -> _Descriptors:
+def _descriptors(device: int, product: Product, bias: Any) -> _Descriptors:
     key = device, product
     found = _made.get(key)
     if found is None:
-        found = _made[key] = _Descriptors(_handle(device), product, bias, aux)
+        found = _made[key] = _Descriptors(_handle(device), product, bias)
         if len(_made) > _MOST:
             _made.popitem(last=False)
     else:
-        found.set_pointers(bias, aux)
+        found.set_bias(bias)
     return found
 
 
@@ -159,20 +154,20 @@ def forget() -> None:
     _made.clear()
 
 
-def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None, aux: Any = None) -> None:
-    """Launch a product. The epilogue adds `bias`, or writes the bias's gradient to it; `aux` is its other operand.
+def run(product: Product, a: Any, b: Any, d: Any, bias: Any = None) -> None:
+    """Launch a product. The epilogue adds `bias`, or writes the bias's gradient to it.
 
     For some sizes and alignments cuBLASLt has no algorithm with a bias. Then it is added, or summed, separately. A bias
     that is not aligned to 16 bytes is copied.
     """
     if bias is not None and address(bias) % _BIAS_ALIGNMENT:
         aligned = bias.copy()
-        run(product, a, b, d, aligned, aux)
-        if "gradient" in product.epilogue:
+        run(product, a, b, d, aligned)
+        if product.epilogue == "bias_gradient":
             bias[...] = aligned
         return
     xp, device = library_of(d), device_of(d)
-    made = _descriptors(device.number, product, bias, aux)
+    made = _descriptors(device.number, product, bias)
     if made.algorithm is None:
         _run_in_parts(product, a, b, d, bias)
         return
@@ -205,9 +200,7 @@ def _run_in_parts(product: Product, a: Any, b: Any, d: Any, bias: Any) -> None:
 tf32_allowed = False  # whether products in float32 may round their operands to TF32
 
 
-def product_of(
-    a: Any, b: Any, d: Any, epilogue: str = "none", tf32: bool | None = None, aux: Any = None
-) -> Product | None:
+def product_of(a: Any, b: Any, d: Any, epilogue: str = "none", tf32: bool | None = None) -> Product | None:
     """Return the kind of the product d = a b; None if an operand has a layout that needs a copy."""
     if a.dtype != b.dtype or d.dtype not in (a.dtype, np.float32) or (d.dtype != a.dtype and a.itemsize != 2):
         raise TypeError(
@@ -219,9 +212,8 @@ def product_of(
     if of_a is None or of_b is None or of_d is None:
         return None
     (m, n), k, batch = d.shape[-2:], a.shape[-1], math.prod(d.shape[:-2])
-    of_aux = 0 if aux is None else aux.shape[-1]
     alignment = (_alignment(a), _alignment(b), _alignment(d))
-    return Product(m, n, k, batch, a.dtype.name, d.dtype.name, of_a, of_b, of_d, epilogue, tf32, of_aux, alignment)
+    return Product(m, n, k, batch, a.dtype.name, d.dtype.name, of_a, of_b, of_d, epilogue, tf32, alignment)
 
 
 def _alignment(array: Any) -> int:
@@ -254,21 +246,24 @@ def _matrix(x: Any) -> Any:
 
 
 def has_algorithm(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None) -> bool:
-    """Whether cuBLASLt has an algorithm for a product with its epilogue; else that is computed separately."""
+    """Whether cuBLASLt has an algorithm for a product with its epilogue. Else the epilogue is computed separately.
+
+    Benchmarks show this beside their times.
+    """
     product = product_of(a, b, d, epilogue)
-    return product is not None and _descriptors(device_of(d).number, product, bias, None).algorithm is not None
+    return product is not None and _descriptors(device_of(d).number, product, bias).algorithm is not None
 
 
-def multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None, aux: Any = None) -> Any:
+def multiply(a: Any, b: Any, d: Any, epilogue: str = "none", bias: Any = None) -> Any:
     """Write the product a (M, K) b (K, N) to d (M, N), with an epilogue as in `run`; return d."""
     if a.size == 0 or b.size == 0:  # the sums are empty
         d[...] = bias if epilogue == "bias" else 0
         if epilogue == "bias_gradient":
             bias[...] = _row_sums(a)
         return d
-    product = product_of(a, b, d, epilogue, aux=aux)
+    product = product_of(a, b, d, epilogue)
     assert product is not None
-    run(product, a, b, d, bias, aux)
+    run(product, a, b, d, bias)
     return d
 
 

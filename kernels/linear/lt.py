@@ -20,8 +20,6 @@ DESCRIPTION = {  # cublasLtMatmulDescAttributes_t
     "TRANSB": (4, "i"),
     "EPILOGUE": (7, "I"),
     "BIAS_POINTER": (8, "Q"),
-    "EPILOGUE_AUX_POINTER": (11, "Q"),
-    "EPILOGUE_AUX_LD": (12, "q"),
 }
 LAYOUT = {"BATCH_COUNT": (5, "i"), "STRIDED_BATCH_OFFSET": (6, "q")}  # cublasLtMatrixLayoutAttribute_t
 PREFERENCE = {  # cublasLtMatmulPreferenceAttributes_t
@@ -33,12 +31,6 @@ REDUCE_IN_COMPUTE_TYPE = 2  # CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
 EPILOGUES = {  # cublasLtEpilogue_t
     "none": 1,
     "bias": 4,
-    "gelu": 32,
-    "gelu_bias": 36,
-    "gelu_aux": 160,
-    "gelu_aux_bias": 164,
-    "dgelu": 192,
-    "dgelu_bias_gradient": 208,
     "bias_gradient": 512,  # of the left operand of a row-major product, summed over the rows
 }
 _IMPOSSIBLE = (7, 15)  # CUBLAS_STATUS_INVALID_VALUE, of parameters in conflict, and CUBLAS_STATUS_NOT_SUPPORTED
@@ -93,14 +85,9 @@ class Library:
             for name, arguments in signatures.items():
                 function = getattr(library, f"cublasLt{name}")
                 function.argtypes, function.restype = arguments, number
-            library.cublasLtGetVersion.argtypes, library.cublasLtGetVersion.restype = (), size
         except AttributeError as error:
             raise Unavailable(f"cuBLASLt lacks a function ({error})") from error
         self._library = library
-
-    def version(self) -> int:
-        """Return the version, like 130100 for 13.1."""
-        return int(self._library.cublasLtGetVersion())
 
     def create(self) -> int:
         """Return a new handle, for the current device."""

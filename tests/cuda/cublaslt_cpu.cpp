@@ -3,7 +3,6 @@
 // has its pointer, operands less aligned than was promised, sums that are added up in 16 bits.
 #include <cstdint>
 #include <cstring>
-#include <cmath>
 #include <map>
 #include <vector>
 
@@ -19,12 +18,12 @@ int refuse(Status status, const char* why) {
 }
 
 // The bytes of each attribute, from cublasLt.h.
-const std::map<int, size_t> DESCRIPTION_BYTES = {{0, 4}, {1, 4}, {2, 4}, {3, 4}, {4, 4}, {7, 4}, {8, 8}, {10, 8}, {11, 8}, {12, 8}, {26, 4}};
+const std::map<int, size_t> DESCRIPTION_BYTES = {{0, 4}, {1, 4}, {2, 4}, {3, 4}, {4, 4}, {7, 4}, {8, 8}, {10, 8}, {26, 4}};
 const std::map<int, size_t> LAYOUT_BYTES = {{0, 4}, {1, 4}, {2, 8}, {3, 8}, {4, 8}, {5, 4}, {6, 8}};
 const std::map<int, size_t> PREFERENCE_BYTES = {{0, 4}, {1, 8}, {3, 4}, {5, 4}, {6, 4}, {7, 4}, {8, 4}};
-enum { TRANSA = 3, TRANSB, EPILOGUE = 7, BIAS_POINTER = 8, AUX_POINTER = 11, AUX_LD = 12, BATCH_COUNT = 5, BATCH_OFFSET = 6 };
+enum { TRANSA = 3, TRANSB, EPILOGUE = 7, BIAS_POINTER = 8, BATCH_COUNT = 5, BATCH_OFFSET = 6 };
 enum { WORKSPACE = 1, REDUCTION = 3, ALIGNMENT = 5 };
-enum { BIAS = 4, GELU = 32, AUX = 128, DGELU = 192, DGELU_BGRAD = 208, BGRADB = 512 };
+enum { BIAS = 4, BGRADB = 512 };
 
 struct Object {
   Kind kind;
@@ -109,18 +108,12 @@ template <typename Wide> std::vector<Wide> matrix(const char* at, const Object& 
   return found;
 }
 
-double gelu(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
-double gelu_slope(double x) {
-  double root = std::sqrt(2 / M_PI), t = std::tanh(root * (x + 0.044715 * x * x * x));
-  return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * root * (1 + 3 * 0.044715 * x * x);
-}
-
 template <typename Wide> void multiply(const Object& how, const char* a, const Object& la, const char* b, const Object& lb, char* d, const Object& ld) {
   bool ta = how.at(TRANSA), tb = how.at(TRANSB);
   int64_t m = ld.rows, n = ld.columns, k = ta ? la.rows : la.columns, epilogue = how.at(EPILOGUE, 1);
-  char *bias = reinterpret_cast<char*>(how.at(BIAS_POINTER)), *aux = reinterpret_cast<char*>(how.at(AUX_POINTER));
-  int64_t size = bytes_of(ld.type), aux_ld = how.at(AUX_LD);
-  std::vector<double> sums(epilogue == BGRADB ? n : m);
+  char* bias = reinterpret_cast<char*>(how.at(BIAS_POINTER));
+  int64_t size = bytes_of(ld.type);
+  std::vector<double> sums(epilogue == BGRADB ? n : 0);
   for (int64_t batch = 0; batch < ld.at(BATCH_COUNT, 1); batch++) {
     auto left = matrix<Wide>(a + batch * la.at(BATCH_OFFSET) * bytes_of(la.type), la, ta);
     auto right = matrix<Wide>(b + batch * lb.at(BATCH_OFFSET) * bytes_of(lb.type), lb, tb);
@@ -134,25 +127,16 @@ template <typename Wide> void multiply(const Object& how, const char* a, const O
       }
       for (int64_t i = 0; i < m; i++) {
         double value = column[i];
-        char* kept = aux + (i + j * aux_ld) * size;
-        if (epilogue == DGELU || epilogue == DGELU_BGRAD) {
-          value *= gelu_slope(read(kept, ld.type));
-          sums[i] += value;
-        } else if (epilogue > 1 && epilogue != BGRADB) {
-          if (epilogue & BIAS) value += read(bias + i * size, ld.type);
-          if (epilogue & AUX) write(kept, ld.type, value);
-          if (epilogue & GELU) value = gelu(value);
-        }
+        if (epilogue == BIAS) value += read(bias + i * size, ld.type);
         write(target + (i + j * ld.ld) * size, ld.type, value);
       }
     }
   }
-  if (epilogue == BGRADB || epilogue == DGELU_BGRAD)
-    for (size_t i = 0; i < sums.size(); i++) write(bias + i * size, ld.type, sums[i]);
+  for (size_t i = 0; i < sums.size(); i++) write(bias + i * size, ld.type, sums[i]);
 }
 
 int64_t alignment_of(int64_t address) { return address & -address; }
-bool needs_bias(int64_t epilogue) { return epilogue == BGRADB || epilogue == DGELU_BGRAD || (epilogue < DGELU && (epilogue & BIAS)); }
+bool needs_bias(int64_t epilogue) { return epilogue == BIAS || epilogue == BGRADB; }
 Object& object(void* pointer) { return *static_cast<Object*>(pointer); }
 
 }  // namespace
@@ -165,7 +149,6 @@ const char* last_complaint() { return complaint; }
 void* copy_of(void* description) { return new Object(object(description)); }
 long long attribute_of(void* any, int number) { return object(any).at(number, -1); }
 
-size_t cublasLtGetVersion() { return 130000; }
 int cublasLtCreate(void** made) { return *made = new Object{HANDLE}, SUCCESS; }
 int cublasLtMatmulDescCreate(void** made, int compute, int scale) {
   bool fits = (compute == 70) == (scale == 1) && (compute == 68 || compute == 70 || compute == 77) && (scale == 0 || scale == 1);
@@ -189,7 +172,6 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* desc, void* a, void* b, v
   int64_t epilogue = how.at(EPILOGUE, 1), bias = how.at(BIAS_POINTER);
   if (epilogue > largest_epilogue) return refuse(NOT_SUPPORTED, "no algorithm for this epilogue");
   if (needs_bias(epilogue) && !bias) return refuse(INVALID_VALUE, "the alignment of the bias is not known yet");
-  if ((epilogue & AUX) && epilogue < BGRADB && !how.at(AUX_POINTER)) return refuse(INVALID_VALUE, "the alignment of aux is not known yet");
   if (wish.at(REDUCTION, 7) != 2) return refuse(INVALID_VALUE, "parts of sums may be added up in 16 bits");
   bool narrow = la.type == 2 || la.type == 14;
   if (la.type != lb.type || (ld.type != la.type && !(narrow && ld.type == 0)) || (la.type == 1) != (how.type == 70))

@@ -142,27 +142,6 @@ def test_a_vector_on_the_left_is_a_row() -> None:
     assert_is(backend.arrays.matmul(backend.NUMPY, ndarray(x), ndarray(y)), x.astype(float) @ y)
 
 
-def _gelu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return GELU in the tanh form, and its slope."""
-    root = np.sqrt(2 / np.pi)
-    t = np.tanh(root * (x + 0.044715 * x**3))
-    return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * root * (1 + 3 * 0.044715 * x * x)
-
-
-def test_gelu_in_the_epilogue_and_its_slope() -> None:
-    x, w, b, dy = normal(6, 3), normal(8, 3), normal(8), normal(6, 5)
-    h = x @ w.T + b
-    y, aux = ndarray(np.full((6, 8), np.nan, np.float32)), ndarray(np.full((6, 8), np.nan, np.float32))
-    cublaslt.multiply(ndarray(x), ndarray(w).T, y, "gelu_aux_bias", ndarray(b), aux)
-    assert_is(aux, h)
-    assert_is(y, _gelu(h)[0])
-    w2, dh, db = normal(5, 8), ndarray(np.full((6, 8), np.nan, np.float32)), ndarray(np.full(8, np.nan, np.float32))
-    cublaslt.multiply(ndarray(dy), ndarray(w2), dh, "dgelu_bias_gradient", db, aux)
-    expected = (dy @ w2) * _gelu(h)[1]
-    assert_is(dh, expected)
-    assert_is(db, expected.sum(axis=0))
-
-
 @pytest.mark.parametrize("offset", range(1, 8))
 @pytest.mark.parametrize("dtype", [DTYPES[0], *DTYPES[2:]], ids=str)
 def test_biases_and_their_gradients_may_have_any_alignment(dtype: np.dtype, offset: int) -> None:
@@ -256,7 +235,6 @@ def test_the_real_library_accepts_every_attribute_in_its_size() -> None:
         library = REAL_LIBRARY()
     except lt.Unavailable as reason:
         pytest.skip(f"needs cuBLASLt: {reason}")
-    assert library.version() >= 120_000
     for compute, scale in ((lt.COMPUTE_FLOAT32, 0), (lt.COMPUTE_TF32, 0), (lt.COMPUTE_FLOAT64, 1)):
         library.description(compute, scale, **dict.fromkeys(lt.DESCRIPTION, 16))
     for dtype in (lt.FLOAT32, lt.FLOAT64, lt.FLOAT16, lt.BFLOAT16):
@@ -285,7 +263,7 @@ def test_the_numbers_are_those_of_the_header() -> None:
         for name, (found, _) in known.items():
             assert number(f"{prefix}_{name}") == found, name
     assert number("REDUCTION_SCHEME_COMPUTE_TYPE") == lt.REDUCE_IN_COMPUTE_TYPE
-    called = {"none": "DEFAULT", "dgelu_bias_gradient": "DGELU_BGRAD", "bias_gradient": "BGRADB"}
+    called = {"none": "DEFAULT", "bias_gradient": "BGRADB"}
     for name, found in lt.EPILOGUES.items():
         assert number(f"EPILOGUE_{called.get(name, name.upper())}") == found, name
     assert re.search(r"typedef struct \{\s+uint64_t data\[8\];\s+\} cublasLtMatmulAlgo_t;", text)

@@ -298,6 +298,13 @@ def test_the_registry_knows_the_device_of_a_kernel() -> None:
     }
 
 
+@pytest.mark.parametrize("operation", ["layer_norm", "add_layer_norm"])
+def test_layer_norm_keeps_the_same_in_every_technology(operation: str) -> None:
+    rows = [spec for spec in registry.SPECS if spec.operation == operation and isinstance(spec, registry.KernelSpec)]
+    assert {spec.technology for spec in rows} == set(registry.TECHNOLOGIES)
+    assert len({(spec.residuals, spec.keeps, spec.forward, spec.backward) for spec in rows}) == 1
+
+
 def test_a_mask_that_is_copied_lives_until_the_kernels_are_launched() -> None:
     class Overwriting(EmulatedDevice):
         """Takes what memory is free and overwrites it, as other arrays may, before it launches a kernel."""
