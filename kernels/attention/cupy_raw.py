@@ -20,9 +20,9 @@ hand to measure its speed.
 
 The gradients of queries and of keys are computed separately, each with the products it needs, so that no two blocks add
 to the same element: there are no atomics, and the bits are always the same. A version that cannot serve a call leaves
-it to the one before: v3, v4 and v5 need 16-bit floats, v4 needs short sequences without mask, bias and dropout, and
-each needs its shared memory. v5 keeps a whole head in shared memory where that fits and there is nothing besides q, k
-and v, and else goes from tile to tile, as v3 does.
+it to the one before: v3, v4 and v5 need 16-bit floats, v4 needs short sequences without mask, bias and dropout, no
+`is_causal` and a positive scale, and each needs its shared memory. v5 keeps a whole head in shared memory where that
+fits and there is nothing besides q, k and v, and else goes from tile to tile, as v3 does.
 
 q (B, H, N, D), k and v (B, H, S, D) are views of any strides whose last axis is contiguous. If they are aligned to 16
 bytes, and so is D, they are read 16 bytes at a time. out lies in memory as (B, N, H, D). Forward saves lse (B, H, N) in

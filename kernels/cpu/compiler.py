@@ -104,7 +104,10 @@ _watchers: dict[int, Callable[..., None]] = {}  # by thread: what is called afte
 
 
 def note(function: Any, arguments: tuple[Any, ...]) -> None:
-    """Tell whoever watches this thread that a function was called, one of NumPy that writes to its first argument."""
+    """Report a call to this thread's watcher.
+
+    `function` is a compiled entry, or a function of NumPy that writes to its first argument.
+    """
     after_call = _watchers.get(threading.get_ident())
     if after_call is not None:
         after_call(function, arguments)

@@ -193,8 +193,8 @@ def rows_of(array: Any) -> Any:
     matrix = as_matrix(array)
     if max(matrix.shape) > LARGEST:
         raise RuntimeError(
-            f"an array of shape {array.shape} has {matrix.shape[0]} rows of {matrix.shape[1]} columns, and kernels on a "
-            f"GPU take at most {LARGEST} of each; split the batch, or use 'numpy'"
+            f"an array of shape {array.shape} has {matrix.shape[0]} rows of {matrix.shape[1]} columns, and kernels on "
+            f"a GPU take at most {LARGEST} of each; split the batch, or use 'numpy'"
         )
     return dense(matrix)
 

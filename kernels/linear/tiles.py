@@ -75,7 +75,7 @@ def write_tiles(functions, kind, form):
 
 
 def _write_tile(function, rows, vectors, masked, kind, form):
-    """Write the body of the function that `_tile_function` declares."""
+    """Write the body of the function that `tile_function` declares."""
     a, a_row, a_step, b, b_step, bias, has_bias, c, c_row, depth, columns, accumulate = function.args
     operand, number, element = NUMBERS[kind]
     item = 8 if isinstance(number, ir.DoubleType) else 4

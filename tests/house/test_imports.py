@@ -145,6 +145,8 @@ def test_layers_and_models_are_made_of_operations_and_of_nothing_below_them() ->
     for name in (name for name in FILES if room(name) in ("nn", "models")):
         allowed = {"nn": {"functional", "nn"}, "models": {"functional", "nn", "models", "data"}}[room(name)]
         assert {room(other) for other in imported_files(name)} <= allowed, name
+        operations = {other for other in imported_files(name) if room(other) == "functional"}
+        assert operations <= {"tinyvit.functional", "tinyvit.functional.tensors"}, name
         assert packages_of(imported(name) - FILES.keys()) <= {"numpy", *sys.stdlib_module_names}, name
 
 

@@ -16,7 +16,7 @@ from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import load_run, load_splits
 from tinyvit.run.loop import train
 from tinyvit.run.own_images import chosen_recipe
-from tinyvit.run.sheets import check_and_draw
+from tinyvit.run.sheets import checked
 from tinyvit.run.state import Training
 from tinyvit.tasks import DataSpec
 
@@ -88,12 +88,12 @@ def test_a_stated_rate_converts_every_file(sounds) -> None:
 
 def test_a_check_shows_the_splits_that_training_makes(sounds) -> None:
     expected = [len(split.labels) for split in load_splits(chosen_recipe(sounds, None, SMALL)[0])]
-    line = next(line for line in check_and_draw(sounds).splitlines() if line.startswith("all"))
+    line = next(line for line in checked(sounds).text.splitlines() if line.startswith("all"))
     assert list(map(int, line.split()[1:])) == expected
 
 
 def test_the_check_draws_spectrograms(sounds) -> None:
-    assert check_and_draw(sounds).endswith("-> sounds-check.png")
+    assert checked(sounds).text.endswith("-> sounds-check.png")
     assert Path("sounds-check.png").is_file()
 
 

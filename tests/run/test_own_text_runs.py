@@ -22,7 +22,7 @@ from tinyvit.recipe import load_recipe
 from tinyvit.run.folder import MODEL, RunError, load_run
 from tinyvit.run.loop import resume, train
 from tinyvit.run.own_images import chosen_recipe
-from tinyvit.run.sheets import check_and_draw
+from tinyvit.run.sheets import checked
 from tinyvit.run.state import Training
 
 TINY = ("dim=16", "depth=1", "heads=2", "mlp_dim=16", "epochs=25", "lr=0.01", "batch_size=16")
@@ -283,7 +283,7 @@ def test_test_images_that_are_train_images_too_are_named(images, name, caplog) -
 
 @pytest.mark.slow
 def test_a_check_of_captions_draws_a_sheet_and_one_of_translations_does_not(images) -> None:
-    assert "-> captions.csv-check.png" in check_and_draw(captions_of(images))
+    assert "-> captions.csv-check.png" in checked(captions_of(images)).text
     assert Path("captions.csv-check.png").is_file()
-    assert "200 rows of source, target" in check_and_draw(translations())
+    assert "200 rows of source, target" in checked(translations()).text
     assert not Path("words.csv-check.png").exists()

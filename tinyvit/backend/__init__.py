@@ -1,4 +1,4 @@
-"""Arrays and where they live: the only place of the package that imports CuPy.
+"""Arrays and where they live: the only place outside `kernels` that imports CuPy.
 
 Everything above asks for arrays in terms of a device name ("cpu") and a `Namespace`; nothing above imports an array
 library other than NumPy.

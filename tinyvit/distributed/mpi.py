@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import BFLOAT16, Array, Group, Stopped, Sum, namespace_of, to_device_of, to_host
+from ..backend.group import Node
 from ..backend.terminal import note, printable
-from ..optim.tree import Node, add_up, nodes_within, shards_of
+from ..optim.tree import add_up, nodes_within, shards_of
 from .watch import Watcher, claim, claims_without_folder
 
 CLAIMS = ".ended"  # the file in a run folder that the process creates which is the reason for the end of the job

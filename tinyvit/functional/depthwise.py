@@ -62,11 +62,7 @@ class DepthwiseConv(Op):
         yield sample((1, 2, 2, 3), (3, 1, 1, 5), None)
 
 
-def _of_arrays(xp, x, weight, bias):
-    return DepthwiseConv.forward(xp, x, weight, bias)
-
-
-Namespace.extend("depthwise_conv", _of_arrays)
+Namespace.extend("depthwise_conv", DepthwiseConv.forward)
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

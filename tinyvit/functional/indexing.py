@@ -313,7 +313,9 @@ def check_ids(what: str, ids: Any, count: int, ignored: int | None = None) -> No
     if is_stand_in(ids):
         ids.check_later(check_ids, what, ids, count, ignored)
         return
-    if ignored is not None and not is_on_gpu(ids):
+    if is_on_gpu(ids):
+        return
+    if ignored is not None:
         ids = ids[ids != ignored]
-    if ids.size and not is_on_gpu(ids) and not (ids.min() >= 0 and ids.max() < count):
+    if ids.size and not (ids.min() >= 0 and ids.max() < count):
         raise ValueError(f"{what} go from {ids.min()} to {ids.max()}; they must be in [0, {count})")

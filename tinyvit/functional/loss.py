@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import is_on_gpu, namespace_of
+from ..backend import namespace_of
 from ..engine import Op, Tensor
 from .arguments import integer, number, one_of, refuse_arguments
 from .constants import as_floating, constant
@@ -190,8 +190,7 @@ def cross_entropy(
         raise ValueError(
             f"cross_entropy: target has shape {values.shape}; for logits {logits.shape} it must be {logits.shape[:-1]}"
         )
-    if not is_on_gpu(values):  # where to pick some of them is to wait for their number
-        check_ids("cross_entropy: target", values, logits.shape[-1], ignore_index)
+    check_ids("cross_entropy: target", values, logits.shape[-1], ignore_index)
     return CrossEntropy.apply(as_floating(logits), None, ids=values, **options)
 
 

@@ -3,11 +3,9 @@
 import math
 
 from ..engine import Op, Tensor
-from .arguments import integers, is_sequence, refuse_arguments
+from .arguments import Pair, integers, is_sequence, refuse_arguments
 from .samples import sample
 from .shape import reshape, transpose
-
-Pair = tuple[int, int]
 
 
 def _six_axes(shape: tuple[int, ...], size: Pair) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from ..backend import Namespace
 from ..engine import Op, Tensor
 from .constants import as_floating
 from .samples import sample
@@ -102,6 +103,9 @@ class Sigmoid(Op):
     @staticmethod
     def samples():
         yield sample((3, 4))
+
+
+Namespace.extend("sigmoid", Sigmoid.forward)
 
 
 class Erf(Op):

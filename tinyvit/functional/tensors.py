@@ -1,4 +1,4 @@
-"""What layers and models need beside the operations: tensors, constants, random draws."""
+"""What layers and models need beside the operations: tensors, constants, random draws, checks of arguments."""
 
 from typing import Any
 
@@ -7,22 +7,30 @@ import numpy as np
 from ..backend import Generator, default_generator, is_floating, is_on_gpu, is_stand_in, to_device_of
 from ..context import no_draws, no_grad, now
 from ..engine import Tensor, tensor
+from .arguments import Pair, as_pair, integers, is_sequence
+from .attention import attention_weights, other_keys
 from .constants import constant
 from .normalization import checked_eps
 from .random import check_probability
 
 __all__ = [
     "Generator",
+    "Pair",
     "Tensor",
+    "as_pair",
+    "attention_weights",
     "check_probability",
     "checked_eps",
     "constant",
     "default_generator",
+    "integers",
     "is_drawing",
     "is_floating",
+    "is_sequence",
     "no_draws",
     "no_grad",
     "on_device_of",
+    "other_keys",
     "tensor",
 ]
 

@@ -215,8 +215,7 @@ class ViT(Module):
         if self.head_dist is None:
             logits = self(images)
             return logits, logits
-        tokens = self.features(images)
-        x, y = (self.head_drop(self.fc_norm(tokens[:, i])) for i in (0, 1))
+        x, y = self._read_by_heads(self.features(images))
         return self.head(x), self.head_dist(y)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
@@ -225,10 +224,15 @@ class ViT(Module):
         That is the pooled features (B, dim); of a distilled model the mean of both tokens.
         """
         if self.head_dist is not None:
-            x, y = (self.head_drop(self.fc_norm(tokens[:, i])) for i in (0, 1))
+            x, y = self._read_by_heads(tokens)
             return (x + y) / 2 if pre_logits else (self.head(x) + self.head_dist(y)) / 2
         x = self.head_drop(self.fc_norm(self._pooled(tokens)))
         return x if pre_logits else self.head(x)
+
+    def _read_by_heads(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The first two tokens (B, dim) as the two heads of a distilled model read them."""
+        x, y = (self.head_drop(self.fc_norm(tokens[:, i])) for i in (0, 1))
+        return x, y
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         if self.pool in ("cls", "first"):

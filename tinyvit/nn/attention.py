@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..functional.attention import attention_weights, other_keys
-from ..functional.tensors import Tensor, constant
+from ..functional.tensors import Tensor, attention_weights, constant, other_keys
 from . import init
 from .layers import Dropout, Identity, Linear, normalization
 from .module import Module, Parameter

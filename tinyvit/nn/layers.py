@@ -6,12 +6,9 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..functional.arguments import as_pair
-from ..functional.tensors import Tensor, check_probability, checked_eps
+from ..functional.tensors import Pair, Tensor, as_pair, check_probability, checked_eps
 from . import init
 from .module import Module, Parameter
-
-Pair = tuple[int, int]
 
 
 class Linear(Module):

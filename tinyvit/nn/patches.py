@@ -6,15 +6,13 @@ import math
 import numpy as np
 
 from .. import functional as F
-from ..functional.arguments import integers, is_sequence
-from ..functional.tensors import Tensor
+from ..functional.tensors import Pair, Tensor, integers, is_sequence
 from . import init
 from .containers import Sequential
 from .layers import Conv2d, Identity, LayerNorm, MaxPool2d, ReLU, initialize_conv
 from .module import Module, Parameter
 
 Sizes = tuple[int, ...]
-Pair = tuple[int, int]
 STEMS = ("linear", "conv", "cct", "spt")
 _CCT_CHANNELS = 64  # of all convolutions of a "cct" stem but the last
 
@@ -60,10 +58,8 @@ class PatchEmbed(Module):
         axes = max(2, len(integers("image_size", image_size)))
         if axes > 3:
             raise ValueError(f"image_size is {image_size!r}; it must be one integer, two of images, or three of videos")
-        self.image_size, self.patch_size = (
-            as_sizes("image_size", image_size, axes),
-            as_sizes("patch_size", patch_size, axes),
-        )
+        self.image_size = as_sizes("image_size", image_size, axes)
+        self.patch_size = as_sizes("patch_size", patch_size, axes)
         if any(n % p for n, p in zip(self.image_size, self.patch_size, strict=True)):
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
         if stem not in STEMS or (stem != "linear" and axes > 2):
@@ -71,10 +67,8 @@ class PatchEmbed(Module):
             raise ValueError(f"stem is {stem!r}; it must be 'linear' or, for images, one of {others}")
         self.grid = tuple(n // p for n, p in zip(self.image_size, self.patch_size, strict=True))
         self.in_channels = in_channels
-        self.stem_name, self.stem, self.proj = (
-            stem,
-            *_stem_and_projection(stem, self.patch_size, in_channels, dim, bias),
-        )
+        self.stem_name = stem
+        self.stem, self.proj = _stem_and_projection(stem, self.patch_size, in_channels, dim, bias)
 
     def forward(self, images: Tensor) -> Tensor:
         frames, pixels = self.image_size[:-2], self.image_size[-2:]

@@ -8,7 +8,7 @@ that lie within its own shards, and what is left is added in the same tree.
 from collections.abc import Callable
 from typing import Any
 
-Node = tuple[int, int]  # the sum over the shards first, ..., last - 1
+from ..backend.group import Node
 
 
 def shards_of(rank: int, size: int, shards: int) -> range:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, Group, default_generator, to_device_of, to_host
+from ..backend.group import Node
 from ..context import autocast
 from ..data import ShardedBatch
 from ..engine import Tensor
 from ..nn import Module
 from ..optim import EMA, Optimizer
-from ..optim.tree import Node, add_up, nodes_within, shards_of
+from ..optim.tree import add_up, nodes_within, shards_of
 from ..recipe import Train
 from ..tasks import Task
 from .buckets import Buckets

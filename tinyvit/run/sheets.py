@@ -27,11 +27,6 @@ _COLUMNS = 12  # images in a row
 _SOFTWARE = "tinyvit"  # marks the pictures that are drawn here
 
 
-def check_and_draw(folder: str, out: str | None = None) -> str:
-    """Check a folder or a table as `checked` does, and return the report."""
-    return checked(folder, out).text
-
-
 def checked(folder: str, out: str | None = None) -> Checked:
     """Check images, sounds or texts, draw a contact sheet, and return the report, with the path of the sheet.
 
