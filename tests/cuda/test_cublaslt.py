@@ -185,6 +185,17 @@ def test_the_gradients_of_weights_in_float32_are_not_rounded_to_bfloat16() -> No
     np.testing.assert_allclose(only.get(), dy.astype(float).sum(axis=0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("needs", [(False, False, True), (False, True, True), (True, True, True)])
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+def test_the_gradient_of_a_bias_of_16_bits_is_summed_in_float32(dtype: np.dtype, needs: tuple[bool, ...]) -> None:
+    x, dy, w = normal(4000, 2, dtype=dtype), 1 + normal(4000, 3, dtype=dtype), normal(3, 2, dtype=dtype)
+    given = map(ndarray, (dy.astype(dtype), x, w, w))
+    (*_, db) = cublaslt.backward(*given, needs=needs, version=1)
+    assert db.dtype == dtype
+    exact, rounding = dy.astype(dtype).astype(float).sum(axis=0), float(ml_dtypes.finfo(dtype).eps)
+    np.testing.assert_allclose(db.get().astype(float), exact, rtol=rounding)
+
+
 @pytest.mark.parametrize("dtypes", [(0, 3, 0), (2, 3, 2), (0, 0, 2), (0, 0, 3), (2, 2, 1)])
 def test_operands_of_several_dtypes_are_refused(dtypes: tuple[int, int, int]) -> None:
     a, b, d = (ndarray(normal(2, 2, dtype=DTYPES[i])) for i in dtypes)

@@ -367,7 +367,7 @@ def test_a_run_that_cannot_be_captured_says_why(tmp_path: Any) -> None:
 def test_a_run_without_cublaslt_says_what_is_lost_and_how_to_get_it(tmp_path: Any) -> None:
     with mock.patch.object(lt, "why_not", return_value="cuBLASLt is not found (no such file)"):
         seen, result = run_by(tmp_path, epochs=1)
-    assert ", operation by operation because CuPy's own products cannot be captured, but products" in seen.heading
+    assert "operation by operation because CuPy's own products cannot be captured, but matrix products" in seen.heading
     assert "because cuBLASLt is not found (no such file); install tinyvit with its extra cuda12" in seen.heading
     assert result.metrics[0]["step"] == 5
 
