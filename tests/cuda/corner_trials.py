@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from corners import CORNERS
 from kernel_trials import ON_GPU
+from tinyvit.kernels.cuda import device
 
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.engine import Tensor
-from tinyvit.kernels.cuda import device
 
 if not ON_GPU:
     from emulator import EmulatedDevice

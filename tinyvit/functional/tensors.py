@@ -7,7 +7,7 @@ import numpy as np
 from ..backend import Generator, default_generator, is_floating, is_on_gpu, is_stand_in, to_device_of
 from ..context import no_draws, no_grad, now
 from ..engine import Tensor, tensor
-from .arguments import Pair, as_pair, integers, is_sequence
+from .arguments import Pair, as_pair, dtype_or_device, integers, is_sequence
 from .attention import attention_weights, other_keys
 from .constants import constant
 from .normalization import checked_eps
@@ -23,6 +23,7 @@ __all__ = [
     "checked_eps",
     "constant",
     "default_generator",
+    "dtype_or_device",
     "integers",
     "is_drawing",
     "is_floating",

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import functional as F
-from ..functional.arguments import as_pair, is_sequence
-from ..functional.tensors import Tensor, on_device_of
+from ..functional.tensors import Tensor, as_pair, is_sequence, on_device_of
 from ..nn import (
     Conv2d,
     LayerNorm,

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 
 from .. import functional as F
-from ..functional.arguments import as_pair, integers, is_sequence
-from ..functional.tensors import Tensor
+from ..functional.tensors import Tensor, as_pair, integers, is_sequence
 from . import init
 from .layers import GELU, DepthwiseConv, Dropout, Linear, ReLU
 from .module import Module

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ..functional.arguments import dtype_or_device
-from ..functional.tensors import Tensor, constant, is_floating, on_device_of, tensor
+from ..functional.tensors import Tensor, constant, dtype_or_device, is_floating, on_device_of, tensor
 
 
 class Parameter(Tensor):

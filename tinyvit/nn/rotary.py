@@ -3,8 +3,7 @@
 import numpy as np
 
 from .. import functional as F
-from ..functional.arguments import integers, is_sequence
-from ..functional.tensors import Tensor
+from ..functional.tensors import Tensor, integers, is_sequence
 from . import init
 from .module import Module
 
