@@ -53,9 +53,7 @@ class Op:
     kernel: ClassVar[str | None] = None  # the name under which kernels for it are registered
     kernel_from: ClassVar[int] = 0  # the least number of elements of the first input for which its kernel is used
     view: ClassVar[bool] = False  # whether the output may share the input's memory
-    autocast: ClassVar[str] = (
-        "follow"  # the inputs' dtype: "narrow" autocast's, "wide" float32, "follow" theirs or float32
-    )
+    autocast: ClassVar[str] = "follow"  # inputs: "narrow" in its dtype, "wide" in float32, "follow" in that they share
     masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16
     narrow: ClassVar[tuple[str, ...]] = ()  # inputs that may be bfloat16 where the first is float32
     mixes: ClassVar[tuple[str, ...]]  # masters and narrow together
