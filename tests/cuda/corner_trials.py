@@ -22,8 +22,8 @@ if not ON_GPU:
     from fake_cupy import installed
 
 
-# Losses whose constant targets must be on the device, where arrays of the host are refused.
-ON_ONE_DEVICE = ("binary_cross_entropy_with_logits", "cross_entropy", "mse_loss")
+# Functions whose constants, targets and a mask that is added, must be on the device: arrays of the host are refused.
+ON_ONE_DEVICE = ("binary_cross_entropy_with_logits", "cross_entropy", "mse_loss", "scaled_dot_product_attention")
 
 
 @pytest.fixture(autouse=True)
