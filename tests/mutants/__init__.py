@@ -12,6 +12,8 @@ faults. Each has a line of description, a text that occurs once in the file, and
     # the causal mask hides the query's own key
     - n + 1 - start
     + n - start
+
+Below the description, `needs: avx512_bf16` names the level of processor without which the faulty code never runs.
 """
 
 import shlex
@@ -30,6 +32,7 @@ class Fault:
     file: str
     old: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
+    needs: str = field(default="", repr=False)  # a level of processors, see `tinyvit.kernels.cpu.processor`
 
     def applied(self, source: str) -> str:
         """Return the faulty source; raise LookupError unless the text occurs exactly once."""
@@ -71,6 +74,8 @@ def read(path: Path) -> Family:
             family.faults[-1].old.append(text)
         elif mark == "+ ":
             family.faults[-1].new.append(text)
+        elif line.startswith("needs: "):
+            family.faults[-1].needs = line.removeprefix("needs: ")
         elif line:
             file = line.removeprefix("file: ")
     return family

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyvit.kernels.cpu import processor
+
 from . import ROOT, Family, Fault
 from .forked import pytest_in
 
@@ -44,6 +46,8 @@ def tried(family: Family, fault: Fault, objects: str, likely: str | None) -> Out
     The test `likely` runs first, and the others only if it does not fail. `objects` is a folder for emulated kernels,
     most of which are the same for all faults.
     """
+    if fault.needs and fault.needs not in processor.usable():
+        return Outcome(SKIPPED)
     patience = PATIENCE.get(family.kind, 1)
     try:
         with project(family, fault) as folder:
