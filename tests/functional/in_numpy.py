@@ -201,7 +201,7 @@ _OTHERS: dict[str, Any] = dict(
     pad=_pad,
     patches=_patches,
     reshape=np.reshape,
-    rms_norm=lambda x, weight, eps: ORACLES["rms_norm"](x, weight, eps) if x.size else x,
+    rms_norm=lambda x, weight, eps=1e-5: ORACLES["rms_norm"](x, weight, eps) if x.size else x,
     scaled_dot_product_attention=_attention,
     sign=np.sign,
     split=_split,

@@ -240,7 +240,9 @@ def bias_gelu(x: Any, bias: Any, approximate: str = "none") -> Tensor:
             raise ValueError(f"bias_gelu: x has shape {x.shape} and bias {bias.shape}; they must be (..., C) and (C,)")
     except (AttributeError, TypeError) as error:
         refuse_arguments("bias_gelu", error, {"x": x, "bias": bias})
-    return BiasGelu.apply(x, bias, approximate=one_of("bias_gelu: approximate", approximate, ("none", "tanh")))
+    return BiasGelu.apply(
+        *as_floating(x, bias), approximate=one_of("bias_gelu: approximate", approximate, ("none", "tanh"))
+    )
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:

@@ -10,7 +10,7 @@ from ..context import now
 from ..engine import Op, Tensor
 from ..engine.dtypes import autocast_inputs
 from .arguments import flag, integer, number, refuse_arguments
-from .constants import constant
+from .constants import as_floating, constant
 from .random import check_probability, drawn_from
 from .reduction import largest
 from .samples import sample
@@ -271,10 +271,7 @@ def scaled_dot_product_attention(
     seed, offset = drawn_from("attention", generator) if dropout_p else (0, 0)
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else number("attention: scale", scale)
     return Attention.apply(
-        q,
-        k,
-        v,
-        bias,
+        *as_floating(q, k, v, bias),
         mask=mask,
         is_causal=flag("attention: is_causal", is_causal),
         scale=scale,

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..engine import Tensor
 from .arguments import as_operand
+from .constants import as_floating
 from .elementwise import maximum, minimum
 from .indexing import index
 
@@ -21,7 +22,7 @@ def generalized_iou(x: Any, y: Any) -> Tensor:
     if any(box.shape[-1:] != (4,) for box in boxes):
         raise ValueError(f"generalized_iou: x has shape {boxes[0].shape} and y {boxes[1].shape}; both must be (..., 4)")
     (x1, x2), (y1, y2) = (
-        (index(box, (..., slice(0, 2))), index(box, (..., slice(2, 4)))) for box in boxes
+        (index(box, (..., slice(0, 2))), index(box, (..., slice(2, 4)))) for box in as_floating(*boxes)
     )  # corners: upper left and lower right, (..., 2)
     intersection = _area(maximum(minimum(x2, y2) - maximum(x1, y1), 0.0))
     union = _area(x2 - x1) + _area(y2 - y1) - intersection

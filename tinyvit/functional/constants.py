@@ -7,6 +7,8 @@ import numpy as np
 from ..engine import Tensor
 from .arguments import as_operand, is_array
 
+FLOAT32 = np.dtype("float32")
+
 
 def constant(x: Any, what: str = "the argument") -> Any:
     """The array behind a condition, ids or a mask, given as a tensor, an array or a list; `what` names it in errors."""
@@ -23,12 +25,31 @@ def constant(x: Any, what: str = "the argument") -> Any:
     return array
 
 
-def as_floating(x: Any) -> Any:
-    """x, as float32 where it holds integers or booleans: for operations whose result is floating."""
+def as_floating(*inputs: Any) -> Any:
+    """The inputs, those of integers or booleans in the dtype of the first floating one, or float32 if there is none.
+
+    For functions whose result is floating: sums and products of small integers would wrap around. Numbers and None are
+    left alone. One input is returned by itself, several as a tuple.
+    """
+    dtype, has_integers = None, False
+    for x in inputs:
+        if isinstance(x, Tensor):
+            x = x.data
+        elif not hasattr(x, "dtype"):
+            continue
+        if x.dtype.kind in "iub":
+            has_integers = True
+        elif dtype is None and not isinstance(x, np.generic):  # a scalar never promotes
+            dtype = x.dtype
+    if has_integers:
+        inputs = tuple([_in_dtype(x, FLOAT32 if dtype is None else dtype) for x in inputs])
+    return inputs[0] if len(inputs) == 1 else inputs
+
+
+def _in_dtype(x: Any, dtype: Any) -> Any:
+    """A tensor, array or scalar of integers or booleans as a tensor of a floating dtype; anything else as it is."""
     array = x.data if isinstance(x, Tensor) else x
-    if hasattr(array, "dtype") and array.dtype.kind in "iub":
-        return Tensor(array.astype(np.float32))
-    return x
+    return Tensor(array.astype(dtype)) if hasattr(array, "dtype") and array.dtype.kind in "iub" else x
 
 
 def stop_gradient(x: Tensor) -> Tensor:

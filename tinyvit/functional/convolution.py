@@ -9,6 +9,7 @@ import numpy as np
 from ..backend import Namespace
 from ..engine import Op, Tensor
 from .arguments import Pair, as_operand, as_pair, integers, number, refuse_arguments
+from .constants import as_floating
 from .samples import sample
 from .teaching import Fault
 
@@ -213,7 +214,7 @@ def conv2d(
     except (AttributeError, TypeError) as error:
         refuse_arguments("conv2d", error, {"x": x, "weight": weight}, {"bias": bias})
     stride, padding = _fitting("conv2d", x, weight.shape[2:], stride, padding)
-    return Conv2d.apply(x, weight, bias, stride=stride, padding=padding)
+    return Conv2d.apply(*as_floating(x, weight, bias), stride=stride, padding=padding)
 
 
 def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 from ..backend import Namespace
 from ..engine import Op, Tensor
 from .arguments import refuse_arguments
+from .constants import as_floating
 from .samples import sample
 from .teaching import Fault
 
@@ -80,7 +81,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
             )
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"depthwise_conv: bias has shape {bias.shape}; it must be {weight.shape[:1]}")
-        return DepthwiseConv.apply(x, weight, bias)
+        return DepthwiseConv.apply(*as_floating(x, weight, bias))
     except (AttributeError, TypeError) as error:
         given: dict[str, Any] = {"x": x, "weight": weight}
         refuse_arguments("depthwise_conv", error, given, {"bias": bias})

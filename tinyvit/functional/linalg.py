@@ -5,8 +5,10 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+from ..backend import is_floating
 from ..engine import Op, Tensor
 from .arguments import as_operand, refuse_arguments
+from .constants import as_floating
 from .samples import sample
 from .teaching import SIGN, Fault, Question
 
@@ -114,7 +116,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         _check_linear(x, weight, bias)
     except (AttributeError, TypeError) as error:
         refuse_arguments("linear", error, {"x": x, "weight": weight}, {"bias": bias})
-    return Linear.apply(x, weight, bias)
+    return Linear.apply(*as_floating(x, weight, bias))
 
 
 def _check_linear(x: Any, weight: Tensor, bias: Tensor | None) -> None:
@@ -133,6 +135,8 @@ def einsum(spec: str, *operands: Any) -> Tensor:
     if not isinstance(spec, str):
         raise TypeError(f"einsum: spec is {spec!r}; it must be a text, such as 'ij,jk->ik'")
     operands = tuple(as_operand("einsum", f"operand {i}", a) for i, a in enumerate(operands))
+    if len(operands) > 1 and any(is_floating(a.data) for a in operands):
+        operands = as_floating(*operands)  # two integers beside it are multiplied first, and could wrap around
     terms, result = _parse(spec, operands)
     labels, x = terms[0], operands[0]
     for i in range(1, len(operands)):

@@ -199,9 +199,7 @@ def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     one_of("mse_loss: reduction", reduction, REDUCTIONS)
     values = constant(target, "mse_loss: target")
     _check_shapes("mse_loss", "x", x, "target", values.shape)
-    if values.dtype.kind in "iub":
-        x = as_floating(x)  # a floating target decides the dtype
-    return MseLoss.apply(x, target, reduction=reduction)
+    return MseLoss.apply(*as_floating(x, target), reduction=reduction)
 
 
 def binary_cross_entropy_with_logits(logits: Tensor, target: Any, reduction: str = "mean") -> Tensor:
@@ -209,9 +207,7 @@ def binary_cross_entropy_with_logits(logits: Tensor, target: Any, reduction: str
     one_of("binary_cross_entropy_with_logits: reduction", reduction, REDUCTIONS)
     values = constant(target, "binary_cross_entropy_with_logits: target")
     _check_shapes("binary_cross_entropy_with_logits", "logits", logits, "target", values.shape)
-    if values.dtype.kind in "iub":
-        logits = as_floating(logits)  # a floating target decides the dtype
-    return BinaryCrossEntropyWithLogits.apply(logits, target, reduction=reduction)
+    return BinaryCrossEntropyWithLogits.apply(*as_floating(logits, target), reduction=reduction)
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Any) -> Tensor:
@@ -229,6 +225,7 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Any) -> Tensor:
         if image.ndim != 2:
             raise ValueError(f"contrastive_loss: image has shape {image.shape}; it must be (B, C)")
         _check_shapes("contrastive_loss", "image", image, "text", text.shape)
+        image, text, logit_scale = as_floating(image, text, logit_scale)
         cosines = matmul(image, text.T)
     except (AttributeError, TypeError) as error:
         refuse_arguments("contrastive_loss", error, {"image": image, "text": text})

@@ -6,6 +6,7 @@ from typing import Any
 from ..backend import BFLOAT16
 from ..engine import Op, Tensor
 from .arguments import finite_number, flag, refuse_arguments
+from .constants import as_floating
 from .elementwise import rounds_to_bfloat16
 from .samples import sample
 from .teaching import Fault, Question
@@ -188,7 +189,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, narro
     eps = checked_eps("layer_norm: eps", eps)
     try:
         _check("layer_norm", x, weight, bias)
-        return LayerNorm.apply(x, weight, bias, eps=eps, **_narrowed("layer_norm", x, narrow))
+        return LayerNorm.apply(*as_floating(x, weight, bias), eps=eps, **_narrowed("layer_norm", x, narrow))
     except AttributeError as error:
         refuse_arguments("layer_norm", error, {"x": x, "weight": weight, "bias": bias})
 
@@ -204,7 +205,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
             raise ValueError(
                 f"rms_norm: x has shape {x.shape} and weight {weight.shape}; they must be (..., C) and (C,)"
             )
-        return RmsNorm.apply(x, weight, eps=eps)
+        return RmsNorm.apply(*as_floating(x, weight), eps=eps)
     except AttributeError as error:
         refuse_arguments("rms_norm", error, {"x": x, "weight": weight})
 
@@ -221,7 +222,8 @@ def add_layer_norm(
         if x.shape != residual.shape:
             raise ValueError(f"add_layer_norm: x has shape {x.shape} and residual {residual.shape}; they must be equal")
         _check("add_layer_norm", x, weight, bias)
-        return AddLayerNorm.apply(x, residual, weight, bias, eps=eps, **_narrowed("add_layer_norm", x, narrow))
+        inputs = as_floating(x, residual, weight, bias)
+        return AddLayerNorm.apply(*inputs, eps=eps, **_narrowed("add_layer_norm", x, narrow))
     except AttributeError as error:
         refuse_arguments("add_layer_norm", error, {"x": x, "residual": residual, "weight": weight, "bias": bias})
 
