@@ -5,12 +5,13 @@ With an infinity or NaN among the inputs, an element of a gradient counts if eve
 A kernel gives NaN and infinity at the places where the plain rule gives them.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from corners import CORNERS, REFUSED, Corner
+from corners import CORNERS, REFUSED, Corner, functions_of
 from in_numpy import IN_NUMPY
 
 import tinyvit as tv
@@ -19,6 +20,7 @@ from tinyvit.engine import Tensor
 
 Arrays = list[np.ndarray]
 SPECIALS = [np.nan, np.inf, -np.inf, 0.0]
+PAIRS = list(itertools.product([*SPECIALS, -0.0], repeat=2))
 FIRST, SECOND = 1e-6, 1e-3  # steps of differences
 FEW_OR_ALL = pytest.mark.parametrize(
     "count", [pytest.param(3, id="few"), pytest.param(None, id="all", marks=pytest.mark.slow)]
@@ -261,6 +263,39 @@ def test_corners_of_value(name: str, count: int | None) -> None:
             except Exception as error:
                 error.add_note(f"corner {number} of F.{name}: shapes {shapes}, {what}")
                 raise
+
+
+def with_pairs(arrays: Arrays) -> list[tuple[Arrays, str]]:
+    """Return the arrays with a special number at the first place of each of two of them."""
+    found = []
+    for i, j in itertools.combinations([i for i, x in enumerate(arrays) if x.size], 2):
+        for pair in PAIRS:
+            copies = [a.copy() for a in arrays]
+            for k, special in zip((i, j), pair, strict=True):
+                copies[k].reshape(-1)[0] = special
+            found.append((copies, f"{pair[0]} in argument {i} and {pair[1]} in argument {j}"))
+    return found
+
+
+@FEW_OR_ALL
+@pytest.mark.parametrize("name", [name for name in CORNERS if max(len(shapes) for _, shapes in CORNERS[name]) > 1])
+def test_corners_of_two_values(name: str, count: int | None) -> None:
+    """With few corners one call of equal shapes, or the first, and only functions of two arrays with all pairs."""
+    several = [(call, shapes) for call, shapes in CORNERS[name] if sum(np.prod(shape) > 0 for shape in shapes) > 1]
+    call, shapes = max(
+        several,
+        key=lambda corner: (
+            len(corner[1]),
+            sum(map(np.prod, corner[1])),
+        ),
+    )
+    ordinary = inputs_of(shapes)
+    for arrays, what in some(with_pairs(ordinary), None if name in functions_of(2) else count):
+        try:
+            check(name, call, arrays, ordinary, dtypes_for(count))
+        except Exception as error:
+            error.add_note(f"F.{name}: shapes {shapes}, {what}")
+            raise
 
 
 @pytest.mark.parametrize("choice", ["numpy", "auto"])

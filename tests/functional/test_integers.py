@@ -125,12 +125,21 @@ def test_integers_beside_a_floating_array_take_its_dtype(name: str, kind: str, d
             assert tv.grad(found, given[i], [np.ones(y.shape, dtype) for y in found])[0].dtype == dtype
 
 
-@pytest.mark.parametrize("scalar", [np.float64(2), np.int64(2), 2.0, 2, True])
+@pytest.mark.parametrize("scalar", [np.float64(2.5), np.int64(2), 2.5, 2, True])
 @pytest.mark.parametrize("kind", INTEGERS)
-def test_scalars_do_not_decide_the_dtype(scalar: Any, kind: str) -> None:
+def test_scalars_take_the_dtype_of_the_arrays_and_never_decide_it(scalar: Any, kind: str) -> None:
     x = Tensor(np.array([1, 100], "int8").astype(kind))
-    inputs = as_floating(x, scalar, None)
-    assert inputs[0].dtype == np.float32
-    assert getattr(inputs[1], "dtype", np.float32) in (np.float32, np.float64)
+    inputs = as_floating(scalar, x, None)
+    assert inputs[0].dtype == inputs[1].dtype == np.float32
+    assert inputs[0].numpy() == scalar
     assert inputs[2] is None
-    assert as_floating(scalar, Tensor(np.ones(2, BFLOAT16)), x)[2].dtype == BFLOAT16
+    for dtype in FLOATING:
+        given = scalar, Tensor(np.ones(2, dtype)), x
+        for found in (as_floating(*given), as_floating(*given[::-1])):
+            assert [y.dtype for y in found] == [dtype] * 3
+
+
+@pytest.mark.parametrize("value", [None, 1.0, 2, "a", Tensor(np.ones(2)), np.ones(2, "float32")])
+def test_what_is_floating_or_alone_is_left_alone(value: Any) -> None:
+    assert as_floating(value) is value
+    assert as_floating(value, None) == (value, None)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import namespace_of
 from ..engine import Tensor
 from .arguments import as_operand, is_array
 
@@ -26,30 +27,37 @@ def constant(x: Any, what: str = "the argument") -> Any:
 
 
 def as_floating(*inputs: Any) -> Any:
-    """The inputs, those of integers or booleans in the dtype of the first floating one, or float32 if there is none.
+    """The inputs in one floating dtype: that of the first floating tensor or array, or float32 if there is none.
 
-    For functions whose result is floating: sums and products of small integers would wrap around. Numbers and None are
-    left alone. One input is returned by itself, several as a tuple.
+    For functions whose result is floating. Integers and booleans are converted, because sums and products of small ones
+    would wrap around; so are numbers beside a tensor or array, so that a gradient rule finds arrays only. What is
+    floating, None, and numbers among themselves are left alone: dtypes are never mixed, which the operation checks.
+    One input is returned by itself, several as a tuple.
     """
-    dtype, has_integers = None, False
+    like, dtype, is_complete = None, None, True
     for x in inputs:
         if isinstance(x, Tensor):
             x = x.data
-        elif not hasattr(x, "dtype"):
+        elif not hasattr(x, "dtype") or isinstance(x, np.generic):  # a scalar never promotes
+            is_complete = is_complete and x is None
             continue
+        like = x
         if x.dtype.kind in "iub":
-            has_integers = True
-        elif dtype is None and not isinstance(x, np.generic):  # a scalar never promotes
+            is_complete = False
+        elif dtype is None:
             dtype = x.dtype
-    if has_integers:
-        inputs = tuple([_in_dtype(x, FLOAT32 if dtype is None else dtype) for x in inputs])
+    if not is_complete:
+        inputs = tuple([_converted(x, like, FLOAT32 if dtype is None else dtype) for x in inputs])
     return inputs[0] if len(inputs) == 1 else inputs
 
 
-def _in_dtype(x: Any, dtype: Any) -> Any:
-    """A tensor, array or scalar of integers or booleans as a tensor of a floating dtype; anything else as it is."""
+def _converted(x: Any, like: Any, dtype: Any) -> Any:
+    """Integers, and numbers if there is an array `like`, as a tensor of a floating dtype; anything else as it is."""
     array = x.data if isinstance(x, Tensor) else x
-    return Tensor(array.astype(dtype)) if hasattr(array, "dtype") and array.dtype.kind in "iub" else x
+    if hasattr(array, "dtype") and array.dtype.kind in "iub":
+        return Tensor(array.astype(dtype))
+    is_number = isinstance(x, int | float | np.floating)
+    return Tensor(namespace_of(like).asarray(float(x), dtype)) if is_number and like is not None else x
 
 
 def stop_gradient(x: Tensor) -> Tensor:

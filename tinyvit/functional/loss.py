@@ -225,7 +225,7 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Any) -> Tensor:
         if image.ndim != 2:
             raise ValueError(f"contrastive_loss: image has shape {image.shape}; it must be (B, C)")
         _check_shapes("contrastive_loss", "image", image, "text", text.shape)
-        image, text, logit_scale = as_floating(image, text, logit_scale)
+        image, text = as_floating(image, text, logit_scale)[:2]
         cosines = matmul(image, text.T)
     except (AttributeError, TypeError) as error:
         refuse_arguments("contrastive_loss", error, {"image": image, "text": text})
