@@ -145,6 +145,50 @@ def test_float32_is_as_exact_as_its_rounding_allows(op: type[Op], sample: Sample
         assert np.abs(y - e).max() <= 4 * change + 4 * floor
 
 
+# Beyond this size of their inputs, a number on the way leaves the range of float32 though the result does not: a sum of
+# squares, the square of x in the slope of GELU by tanh, or a sum of products; and differences of weights in attention
+# are rounded, and then multiplied with the inputs.
+LARGEST = (
+    dict.fromkeys(("layer_norm", "add_layer_norm", "rms_norm", "gelu", "bias_gelu"), 1e15)
+    | dict.fromkeys(("matmul", "linear", "depthwise_conv", "conv2d"), 1e15)
+    | {"attention": 1.0}
+)
+LARGE = [1e10, 1e20]  # the square of the second is beyond the range
+
+
+def enlarged(sample: Sample, scale: float) -> Iterator[list[Array | None]]:
+    """The inputs of a sample in float32, all of them multiplied with `scale`, and then each of them alone."""
+    inputs = in_dtype(sample, np.float32)[0]
+    for chosen in [range(len(inputs)), *([i] for i in range(len(inputs)) if len(inputs) > 1)]:
+        yield [x if x is None or i not in chosen else x * np.float32(scale) for i, x in enumerate(inputs)]
+
+
+@pytest.mark.parametrize(
+    ("op", "sample", "scale"),
+    [
+        pytest.param(*case.values, scale, id=f"{case.id}-{scale:g}")
+        for case in SAMPLES
+        for scale in LARGE
+        if scale <= LARGEST.get(case.values[0].name, np.inf)
+    ],
+)
+def test_large_numbers_overflow_only_where_the_result_does(op: type[Op], sample: Sample, scale: float) -> None:
+    """Where the result at float64 is in the range of float32, so is that of float32, and as exact as above."""
+    params = in_dtype(sample, np.float32)[1]
+    for inputs in enlarged(sample, scale):
+        same = [None if x is None else x.astype(np.float64) for x in inputs]
+        with np.errstate(all="ignore"):
+            found, exact = values_and_gradients(op, inputs, params), values_and_gradients(op, same, sample.params)
+            rng = np.random.default_rng(2)
+            roundings = [values_and_gradients(op, same, sample.params, perturbed(rng)) for _ in range(4)]
+            for i, (y, e) in enumerate(zip(found, exact, strict=True)):
+                fits = np.abs(e) < np.finfo(np.float32).max / 4
+                assert np.isfinite(y[fits]).all(), f"output or gradient {i} overflows"
+                change = max(np.abs(r[i] - e).max(initial=0, where=fits) for r in roundings)
+                floor = np.finfo(np.float32).eps * np.abs(e).max(initial=np.finfo(np.float32).tiny, where=fits)
+                assert np.abs(y - e).max(initial=0, where=fits) <= 8 * change + 8 * floor, f"output or gradient {i}"
+
+
 LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "every other": lambda x: np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x,
     "transposed": lambda x: np.array(x.T, order="C").T,
