@@ -6,6 +6,7 @@ A kernel gives NaN and infinity at the places where the plain rule gives them.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -277,11 +278,19 @@ def with_pairs(arrays: Arrays) -> list[tuple[Arrays, str]]:
     return found
 
 
+SEVERAL = [name for name in CORNERS if max(len(shapes) for _, shapes in CORNERS[name]) > 1]
+
+
+def largest_corner(name: str) -> Corner:
+    """Return the corner of the most arrays, and among these of the most elements."""
+    return max(CORNERS[name], key=lambda corner: (len(corner[1]), sum(map(np.prod, corner[1]))))
+
+
 @FEW_OR_ALL
-@pytest.mark.parametrize("name", [name for name in CORNERS if max(len(shapes) for _, shapes in CORNERS[name]) > 1])
+@pytest.mark.parametrize("name", SEVERAL)
 def test_corners_of_two_values(name: str, count: int | None) -> None:
-    """The call of the most arrays and elements. Functions of two arrays have all pairs in the quick tests too."""
-    call, shapes = max(CORNERS[name], key=lambda corner: (len(corner[1]), sum(map(np.prod, corner[1]))))
+    """Functions of two arrays have all pairs in the quick tests too."""
+    call, shapes = largest_corner(name)
     ordinary = inputs_of(shapes)
     for arrays, what in some(with_pairs(ordinary), None if name in functions_of(2) else count):
         try:
@@ -289,6 +298,23 @@ def test_corners_of_two_values(name: str, count: int | None) -> None:
         except Exception as error:
             error.add_note(f"F.{name}: shapes {shapes}, {what}")
             raise
+
+
+@pytest.mark.parametrize("number", [2, 0.5])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_number_of_python_stands_for_an_array_or_is_refused(name: str, number: float) -> None:
+    """A rule that saves the number must not take it for float64, also where its gradient is recorded in float32."""
+    call, shapes = largest_corner(name)
+    for i in range(len(shapes)):
+        with_number = lambda f, *xs, i=i: call(f, *xs[:i], number, *xs[i:])  # noqa: E731
+        ordinary = inputs_of(shapes[:i] + shapes[i + 1 :])
+        try:
+            with tv.no_grad(), np.errstate(all="ignore"):
+                with_number(F, *map(Tensor, ordinary))
+        except (TypeError, ValueError) as error:
+            assert re.match(r"\w+: ", str(error)), error  # noqa: PT017 - only some functions refuse it
+            continue
+        check(name, with_number, ordinary, ordinary, dtypes_for(None))
 
 
 @pytest.mark.parametrize("choice", ["numpy", "auto"])
