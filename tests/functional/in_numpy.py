@@ -1,4 +1,7 @@
-"""The functions of `tinyvit.functional` once more, for float64 arrays: its names and arguments, the oracles' values."""
+"""The functions of `tinyvit.functional` once more, for float64 arrays: its names and arguments, the oracles' values.
+
+Only functions whose arguments are not those of an operation of the same name have an entry here.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from corners import functions_of
 from oracles import ORACLES, dropout_mask
+
+import tinyvit.functional as F
 
 Array = np.ndarray
 
@@ -161,10 +165,6 @@ def _pad(x: Array, width: Any, value: float = 0.0) -> Array:
     return np.pad(x, width, constant_values=value) if x.ndim else x
 
 
-SAME = (
-    *functions_of(1), *functions_of(2), "add_layer_norm", "add_rows", "bias_gelu", "broadcast_to", "gelu", "index_add",
-    "layer_norm", "linear", "split_heads", "sum_to_shape", "take_rows"
-)  # fmt: skip
 _OTHERS: dict[str, Any] = dict(
     **{name: _reduction(getattr(np, name)) for name in ("sum", "max", "min")},
     mean=_mean,
@@ -217,4 +217,5 @@ _OTHERS: dict[str, Any] = dict(
     zeros=lambda shape, dtype: np.zeros(shape),
     zeros_like=np.zeros_like,
 )
-IN_NUMPY = SimpleNamespace(**{name: ORACLES[name] for name in SAME if name in ORACLES} | _OTHERS)
+# A function that is called like its operation is the oracle itself.
+IN_NUMPY = SimpleNamespace(**{name: ORACLES[name] for name in F.__all__ if name in ORACLES} | _OTHERS)

@@ -1,5 +1,6 @@
 """What `scaled_dot_product_attention` promises about masks, causality, fully masked rows, scale and dropout."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -84,3 +85,10 @@ def test_dropout_of_attention_always_applies_and_its_mean_is_the_output() -> Non
     assert (spread > 0).all()
     assert (np.abs(np.mean(draws, axis=0) - attend(q, k, v).numpy()) < 5 * spread).all()
     assert (attend(q, k, v, dropout_p=1.0).numpy() == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_mask_of_python_numbers_has_the_dtype_of_the_query(dtype: str) -> None:
+    q = Tensor(np.random.default_rng(0).standard_normal((1, 1, 2, 2)).astype(dtype))
+    out = F.scaled_dot_product_attention(q, q, q, [[0.0, -math.inf], [-math.inf, 0.0]])
+    np.testing.assert_array_equal(out.numpy(), q.numpy(), strict=True)

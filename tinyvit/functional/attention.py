@@ -9,7 +9,7 @@ from ..backend import NUMPY, Generator, Namespace, default_generator, is_floatin
 from ..context import now
 from ..engine import Op, Tensor
 from ..engine.dtypes import autocast_inputs
-from .arguments import flag, integer, number, refuse_arguments
+from .arguments import flag, integer, is_array, number, refuse_arguments
 from .constants import as_floating, constant
 from .random import check_probability, drawn_from
 from .reduction import largest
@@ -267,7 +267,7 @@ def scaled_dot_product_attention(
     except (AttributeError, TypeError) as error:
         refuse_arguments("attention", error, {"q": q, "k": k, "v": v})
     check_probability("attention: dropout_p", dropout_p)
-    mask, bias = (None, None) if attn_mask is None else _mask_and_bias(attn_mask, q.shape[:-1] + k.shape[-2:-1])
+    mask, bias = (None, None) if attn_mask is None else _mask_and_bias(attn_mask, q, k)
     seed, offset = drawn_from("attention", generator) if dropout_p else (0, 0)
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else number("attention: scale", scale)
     return Attention.apply(
@@ -323,14 +323,16 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def _mask_and_bias(attn_mask: Any, scores: tuple[int, ...]) -> tuple[Any, Tensor | None]:
-    """Return a boolean mask and no bias, or no mask and a floating bias."""
+def _mask_and_bias(attn_mask: Any, q: Tensor, k: Tensor) -> tuple[Any, Tensor | None]:
+    """Return a boolean mask and no bias, or no mask and a floating bias; numbers of Python have the dtype of q."""
     values = constant(attn_mask, "attention: attn_mask")
-    _check_mask(values.shape, scores)
+    _check_mask(values.shape, q.shape[:-1] + k.shape[-2:-1])
     if values.dtype == bool:
         return values, None
     if is_floating(values):
-        return None, attn_mask if isinstance(attn_mask, Tensor) else Tensor(values)  # autocast converts tensors
+        if isinstance(attn_mask, Tensor):
+            return None, attn_mask  # autocast converts tensors
+        return None, Tensor(values if is_array(attn_mask) or not is_floating(q.data) else values.astype(q.dtype))
     raise TypeError(f"attention: attn_mask has dtype {values.dtype}; it must be boolean or floating")
 
 

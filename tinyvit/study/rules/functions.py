@@ -1,4 +1,4 @@
-"""Functions of `xp` as the study page shows them: one row for each, in the table `FUNCTIONS`.
+"""Functions of `xp` as the study page shows them: a row in the table `FUNCTIONS`, or the one of NumPy's ufuncs.
 
 A row answers three questions about a step that called the function: which letters the axes of its result have, which
 elements of the operands each element of the result was computed from, and how the call is written as mathematics.
@@ -175,7 +175,6 @@ FUNCTIONS: dict[str, Function] = {
     **dict.fromkeys(("power", "and", "or", "not", "clip", "equal", "not_equal"), Function(elementwise)),
     **dict.fromkeys(("less", "less_equal", "greater", "greater_equal"), Function(elementwise)),
     **dict.fromkeys(("exp", "log", "log1p", "tanh", "erf", "sign"), Function(elementwise, is_word=True)),
-    **dict.fromkeys(("maximum", "minimum"), Function(elementwise, mathml=with_all_arguments)),
     "sqrt": Function(elementwise, mathml=root),
     "abs": Function(elementwise, mathml=bars),
     "where": Function(elementwise, mathml=cases),
@@ -243,5 +242,14 @@ FUNCTIONS |= {name: replace(FUNCTIONS.get(name, _DEFAULT), says=f"{name}{words}"
 
 
 def function_of(name: str) -> Function:
-    """The row of a function, where "split[1]" is the second result of "split"; the defaults if it has none."""
-    return FUNCTIONS.get(name.partition("[")[0], _DEFAULT)
+    """The row of a function, where "split[1]" is the second result of "split"; the defaults if it has none.
+
+    Functions of each element that NumPy has, such as hypot, need no row.
+    """
+    name = name.partition("[")[0]
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    ufunc = getattr(np, name, None)
+    if not isinstance(ufunc, np.ufunc) or ufunc.signature:
+        return _DEFAULT
+    return Function(elementwise) if ufunc.nin == 1 else Function(elementwise, mathml=with_all_arguments)
