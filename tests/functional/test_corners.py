@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import corners
 import numpy as np
 import pytest
-from corners import CORNERS, REFUSED, Corner, functions_of
+from corners import CORNERS, REFUSED, Corner, functions_of, of_samples
 from in_numpy import IN_NUMPY
 
 import tinyvit as tv
@@ -219,7 +220,7 @@ def dtypes_for(count: int | None) -> list[Any]:
 @pytest.mark.parametrize("name", sorted({*F.__all__, *CORNERS, *REFUSED}))
 def test_every_function_has_corners(name: str) -> None:
     assert name in F.__all__, f"tinyvit.functional has no {name}; remove its corners from tests/support/corners.py"
-    assert name in CORNERS, f"add calls of {name} to CORNERS in tests/support/corners.py"
+    assert name in CORNERS, f"{name} is not called like an operation: add calls of it to CORNERS in {corners.__file__}"
     assert hasattr(IN_NUMPY, name), f"add {name} to tests/functional/in_numpy.py, which computes it with NumPy's arrays"
 
 
@@ -239,6 +240,15 @@ def test_corners_of_shape(name: str, count: int | None) -> None:
             except Exception as error:
                 error.add_note(f"corner {number} of F.{name}: shapes {shapes}{', positive' * positive}")
                 raise
+
+
+@pytest.mark.parametrize("name", ["bias_gelu", "linear", "logsumexp", "sum_to_shape", "unbind", "var"])
+def test_corners_of_samples(name: str) -> None:
+    """A function without a row in CORNERS has those of its samples; these have a row, and show that both are right."""
+    assert len(of_samples(name)) > 4
+    for call, shapes in some(of_samples(name), 3):
+        arrays = inputs_of(shapes, positive=True)
+        check(name, call, arrays, arrays, [np.float32])
 
 
 def with_specials(arrays: Arrays) -> list[tuple[Arrays, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corners import functions_of
+from corners import called_like_operations
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -63,21 +63,31 @@ SHAPE: Given = {"shape": ("integers", (2, 3))}
 STREAM: Given = {"p": ("probability", 0.5), "seed": ("integer", 1), "offset": ("integer", 0)}
 DTYPE: Given = {"dtype": ("dtype", "float32")}
 APPROXIMATE: Given = {"approximate": ("text", "none")}
+BY_NAME = (AXIS, KEPT, REDUCTION, EPS, SHAPE, STREAM, DTYPE, APPROXIMATE)  # arguments whose names tell their kinds
+
+
+def of_first_sample(name: str) -> Given | None:
+    """The first sample of an operation, as a call of its function; None if the name of a parameter tells no kind."""
+    op = Op.registry[name]
+    sample, *others = op.samples()
+    given: Given = {}
+    for argument, x, *same in zip(op.inputs, sample.inputs, *(other.inputs for other in others), strict=True):
+        kind = "tensor or None" if any(y is None for y in (x, *same)) else "tensor"
+        given[argument] = (kind, x if x is None else Tensor(x, requires_grad=True))
+    for argument in [*inspect.signature(op.forward).parameters][1 + len(op.inputs) :]:
+        kinds = [row[argument][0] for row in BY_NAME if argument in row]
+        if not kinds:
+            return None
+        given[argument] = (kinds[0], sample.params.get(argument, getattr(op, argument, None)))
+    return given
+
 
 # A right call of every function: the kind of each argument, and a value.
 CALLS: dict[str, Given] = {
-    **{name: tensors(**dict.fromkeys(Op.registry[name].inputs, X)) for name in (*functions_of(1), *functions_of(2))},
     **dict.fromkeys(("ones_like", "sign", "stop_gradient", "zeros_like"), ONE),
-    **dict.fromkeys(("sum", "mean", "max", "min", "logsumexp"), ONE | AXIS | KEPT),
-    **dict.fromkeys(("cumsum", "flip", "log_softmax", "softmax"), ONE | AXIS),
     **{name: tensors(x=IMAGE) | WINDOW for name in ("avg_pool2d", "max_pool2d")},
-    **{name: tensors(**{first: X}) | {"target": ("tensor", X)} | REDUCTION for name, first in (
-        ("mse_loss", "x"), ("binary_cross_entropy_with_logits", "logits")
-    )},
     "add_layer_norm": tensors(x=X, residual=X, weight=ROW, bias=ROW) | EPS,
     "add_rows": tensors(x=t(1, 2, 3)) | {"rows": ("ids", np.array([[0, 1]])), "count": ("integer", 2)},
-    "bias_gelu": tensors(x=X, bias=ROW) | APPROXIMATE,
-    "broadcast_to": tensors(x=ROW) | SHAPE,
     "cast": ONE | DTYPE,
     "clip": ONE | {"min": ("tensor or None", 0.1), "max": ("tensor or None", 0.9)},
     "col2im": tensors(x=t(1, 4, 4)) | {"shape": ("integers", (1, 1, 3, 3))} | COLUMNS,
@@ -87,11 +97,9 @@ CALLS: dict[str, Given] = {
                                                         "padding": ("integers", 0)},
     "cross_entropy": tensors(logits=X) | {"target": ("ids", IDS), "ignore_index": ("integer", -100),
                                           "label_smoothing": ("probability", 0.1)} | REDUCTION,
-    "depthwise_conv": tensors(x=t(1, 3, 3, 2), weight=t(2, 1, 3, 3)) | {"bias": ("tensor or None", t(2))},
     "dropout": ONE | {"p": ("probability", 0.5), "training": ("flag", True), "generator": ("generator", None)},
     "dropout_mask": SHAPE | STREAM | DTYPE,
     "embedding": {"ids": ("ids", IDS), "weight": ("tensor", X)},
-    "gelu": ONE | APPROXIMATE,
     "generalized_iou": tensors(x=t(2, 4), y=t(2, 4)),
     "im2col": tensors(x=IMAGE) | COLUMNS | {"value": ("number", 0.0)},
     "index": ONE | {"key": ("index", 0)},
@@ -100,14 +108,9 @@ CALLS: dict[str, Given] = {
     "interpolate": tensors(x=IMAGE) | {"size": ("integers", 3)},
     "join_heads": {"parts": ("tensors", [t(1, 1, 2, 2)] * 2)},
     "layer_norm": tensors(x=X, weight=ROW, bias=ROW) | EPS,
-    "linear": tensors(x=X, weight=X) | {"bias": ("tensor or None", t(2))},
-    "matmul": tensors(x=X, y=t(3, 2)),
-    "merge_heads": tensors(x=t(1, 1, 2, 2)),
     "pad": ONE | {"pad_width": ("ids", 1), "value": ("number", 0.0)},
     "patches": tensors(x=IMAGE) | {"size": ("integers", 2)},
     "pixel_shuffle": tensors(x=t(1, 4, 2, 1)) | {"upscale_factor": ("integer", 2)},
-    "reshape": ONE | {"shape": ("integers", (6,))},
-    "rms_norm": tensors(x=X, weight=ROW) | {"eps": EPS["eps"]},
     "scaled_dot_product_attention": tensors(q=t(1, 1, 2, 3), k=t(1, 1, 2, 3), v=t(1, 1, 2, 3)) | {
         "attn_mask": ("mask", np.ones((2, 2), bool)), "dropout_p": ("probability", 0.1), "is_causal": ("flag", False),
         "scale": ("number", 0.5), "generator": ("generator", None)
@@ -115,7 +118,6 @@ CALLS: dict[str, Given] = {
     "split": tensors(x=t(4)) | {"indices_or_sections": ("integers", 2), "axis": ("integer", 0)},
     "split_heads": tensors(x=t(1, 2, 6)) | {"heads": ("integer", 2), "parts": ("integer", 3)},
     "stack": {"tensors": ("tensors", [X, X]), "axis": ("integer", 0)},
-    "sum_to_shape": ONE | {"shape": ("integers", (3,))},
     "swapaxes": ONE | {"axis1": ("integer", 0), "axis2": ("integer", 1)},
     "take": ONE | {"indices": ("ids", IDS), "axis": ("integer", 0)},
     "take_rows": tensors(x=t(1, 2, 3)) | {"rows": ("ids", np.array([[0, 1]]))},
@@ -126,12 +128,17 @@ CALLS: dict[str, Given] = {
     "where": {"condition": ("condition", np.ones((2, 3), bool))} | TWO,
     "zeros": SHAPE | DTYPE,
 }  # fmt: skip
+CALLS |= {
+    name: given
+    for name in called_like_operations()
+    if name not in CALLS and (given := of_first_sample(name)) is not None
+}
 # None is a right value of an argument of another kind.
 NONE_IS_RIGHT = {("scaled_dot_product_attention", "scale")}
 # Errors that begin with another name: of the operation, or of the function that this one calls.
 BEGINS: dict[str, tuple[str, ...]] = {
     "scaled_dot_product_attention": ("attention",), "index_put": ("index",), "swapaxes": ("transpose",),
-    "take": ("index", "embedding"), "to_device": ("device",),
+    "pixel_shuffle": ("reshape",), "take": ("index", "embedding"), "to_device": ("device",),
 }  # fmt: skip
 # Arguments that errors call by another name, or by what their parts are.
 CALLED = {"indices_or_sections": "split", "key": "index", "min": "lowest", "max": "highest", "tensors": "parts",
@@ -139,9 +146,11 @@ CALLED = {"indices_or_sections": "split", "key": "index", "min": "lowest", "max"
 
 
 def wrong_values(name: str) -> Iterator[tuple[str, Any]]:
-    """The arguments of a function with each value of another kind."""
-    for argument, (kind, _) in CALLS[name].items():
+    """The arguments of a function with each value of another kind; arrays in the shape of the right one."""
+    for argument, (kind, right) in CALLS[name].items():
         for wrong in KINDS[kind]:
+            if isinstance(wrong, np.ndarray) and isinstance(right, Tensor):
+                wrong = np.resize(wrong, right.shape)
             if not (wrong is None and (name, argument) in NONE_IS_RIGHT):
                 yield argument, wrong
 

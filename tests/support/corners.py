@@ -1,16 +1,22 @@
 """Corners of every function of `tinyvit.functional`: a call in a namespace, and the shapes of its arrays.
 
-Functions of one array, or of two that broadcast, have corners without a row here; those with other arguments need one.
+Functions of one array, or of two that broadcast, have corners without a row here; so have functions with the arguments
+of an operation, whose samples are called, and once more with axes of the lengths 0 and 1. A row states more of them.
 
 The namespace is `tinyvit.functional` itself, with tensors, or `in_numpy`, with float64 arrays. What stands in REFUSED
 has no answer, and is an error in both.
 """
 
+import functools
 import inspect
+import itertools
+import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from oracles import ORACLES
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -49,6 +55,44 @@ def of_two(name: str) -> list[Corner]:
     numbers: list[Corner] = [(lambda f, x, c=c: getattr(f, name)(x, c), [(3,)]) for c in (0, 0.0, 1, 2, -1, 0.5)]
     numbers += [(lambda f, x, c=c: getattr(f, name)(c, x), [(3,)]) for c in (0.0, 1.0, -2.5)]
     return [(function, list(pair)) for pair in pairs] + numbers
+
+
+def called_like_operations() -> list[str]:
+    """Return the functions that have the inputs and parameters of the operation of their name."""
+    ops = {name: Op.registry[name] for name in F.__all__ if name in Op.registry}
+    arguments = {name: [*inspect.signature(op.forward).parameters][1:] for name, op in ops.items()}
+    return [name for name in ops if arguments[name] == [*inspect.signature(getattr(F, name)).parameters]]
+
+
+def of_samples(name: str) -> list[Corner]:
+    """The samples of an operation; and those that remain right calls when the axes of one length become 0 or 1 long."""
+    found: list[Corner] = []
+    for sample in Op.registry[name].samples():
+        call = functools.partial(_call_with, name=name, given=sample.inputs, params=sample.params)
+        shapes = [x.shape for x in sample.inputs if x is not None]
+        found.append((call, shapes))
+        for length, shorter in itertools.product({n for shape in shapes for n in shape if n > 1}, (0, 1)):
+            fewer = [tuple(shorter if n == length else n for n in shape) for shape in shapes]
+            if _is_answered(call, [np.ones(shape) for shape in fewer]):
+                found.append((call, fewer))
+    return found
+
+
+def _is_answered(call: Callable[..., Any], arrays: list[np.ndarray]) -> bool:
+    """Whether function and oracle accept these arrays."""
+    with warnings.catch_warnings(action="ignore"), tv.use_kernels("numpy"):
+        try:
+            call(SimpleNamespace(**ORACLES), *arrays)
+            call(F, *map(tv.Tensor, arrays))
+        except (ValueError, TypeError, IndexError, ArithmeticError):
+            return False
+    return True
+
+
+def _call_with(f: Any, *arrays: Any, name: str, given: tuple[Any, ...], params: dict[str, Any]) -> Any:
+    """Call a function with `arrays` in the places of the inputs that are not None."""
+    rest = iter(arrays)
+    return getattr(f, name)(*(None if x is None else next(rest) for x in given), **params)
 
 
 def reduction(name: str, empty: bool = True) -> list[Corner]:
@@ -312,6 +356,7 @@ CORNERS: dict[str, list[Corner]] = {
     ]],
     "zeros": [(lambda f, s=s: f.zeros(s, np.float64), []) for s in SHAPES],
 }  # fmt: skip
+CORNERS |= {name: of_samples(name) for name in called_like_operations() if name not in CORNERS}
 
 REFUSED: dict[str, list[Corner]] = {
     **{name: [(lambda f, x, n=name, a=a: getattr(f, n)(x, axis=a), [shape]) for shape, a in [
