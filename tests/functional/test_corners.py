@@ -24,6 +24,7 @@ Arrays = list[np.ndarray]
 SPECIALS = [np.nan, np.inf, -np.inf, 0.0]
 PAIRS = list(itertools.product([*SPECIALS, -0.0], repeat=2))
 FIRST, SECOND = 1e-6, 1e-3  # steps of differences
+ROUNDING = 1e-12  # a difference by a step of 1e-2 or more is 0 if it is smaller
 FEW_OR_ALL = pytest.mark.parametrize(
     "count", [pytest.param(3, id="few"), pytest.param(None, id="all", marks=pytest.mark.slow)]
 )
@@ -138,7 +139,7 @@ def reach(call: Callable[..., Any], ordinary: Arrays, place: Any, others: Arrays
     key = "reach", call, place, *map(content, (ordinary, *others))
     if key not in KNOWN:
         steps = ((arrays, step) for arrays in (ordinary, *others) for step in (1e-2, 6.0))
-        found = [[c != 0 for c in changes(call, arrays, place, step)] for arrays, step in steps]
+        found = [[~(np.abs(c) <= ROUNDING) for c in changes(call, arrays, place, step)] for arrays, step in steps]
         KNOWN[key] = [np.logical_or.reduce(masks) for masks in zip(*found, strict=True)]
     return KNOWN[key]
 
