@@ -5,10 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import block_oracles
 import numpy as np
 import oracles
 import pytest
-from oracles import Weights, part
+from block_oracles import Weights, part
 
 import tinyvit as tv
 import tinyvit.functional as F
@@ -98,7 +99,7 @@ def turned(x: np.ndarray, grid: tuple[int, int], prefix: int) -> np.ndarray:
 
 def attention(x: np.ndarray, w: Weights, o: dict[str, Any], grid: tuple[int, int], prefix: int) -> np.ndarray:
     size, outs = o["dim"] // o["heads"], []
-    q, k, v = np.split(oracles.linear(x, part(w, "qkv")), 3, axis=-1)
+    q, k, v = np.split(block_oracles.linear(x, part(w, "qkv")), 3, axis=-1)
     for h in range(o["heads"]):
         one = [y[:, :, h * size : (h + 1) * size] for y in (q, k, v)]
         for i, name in enumerate(("q_norm", "k_norm")):
@@ -108,19 +109,19 @@ def attention(x: np.ndarray, w: Weights, o: dict[str, Any], grid: tuple[int, int
         if o["lsa"]:
             scores[:, range(x.shape[1]), range(x.shape[1])] = -np.inf
         outs.append(np.apply_along_axis(oracles.softmax, -1, scores) @ one[2])
-    return oracles.linear(np.concatenate(outs, axis=-1), part(w, "proj"))
+    return block_oracles.linear(np.concatenate(outs, axis=-1), part(w, "proj"))
 
 
 def mlp(x: np.ndarray, w: Weights, o: dict[str, Any], grid: tuple[int, int], prefix: int) -> np.ndarray:
-    y = oracles.linear(x, part(w, "fc1"))
+    y = block_oracles.linear(x, part(w, "fc1"))
     if o["mlp_layer"] == "swiglu":
         gate, value = np.split(y, 2, axis=-1)
-        return oracles.linear(gate / (1 + np.exp(-gate)) * value, part(w, "fc2"))
+        return block_oracles.linear(gate / (1 + np.exp(-gate)) * value, part(w, "fc2"))
     if o["mlp_layer"] == "local":
         image = y[:, prefix:].reshape(len(y), *grid, -1)
         image = oracles.depthwise_conv(image, **part(w, "dwconv"))
         y = np.concatenate([y[:, :prefix], image.reshape(len(y), math.prod(grid), -1)], axis=1)
-    return oracles.linear(oracles.each(oracles.gelu)(y), part(w, "fc2"))
+    return block_oracles.linear(oracles.each(oracles.gelu)(y), part(w, "fc2"))
 
 
 def vit_in_numpy(images: np.ndarray, w: Weights, options: dict[str, Any]) -> np.ndarray:
@@ -141,13 +142,13 @@ def vit_in_numpy(images: np.ndarray, w: Weights, options: dict[str, Any]) -> np.
             x = x + f(norm(x)) if o["norm"] == "pre" else norm(x + f(x))
     x = normalized(x, part(w, "norm")) if part(w, "norm") else x
     if o["pool"] == "seq":
-        scores = oracles.linear(x[:, prefix:], part(w, "attention_pool"))[..., 0]
+        scores = block_oracles.linear(x[:, prefix:], part(w, "attention_pool"))[..., 0]
         x = np.array([oracles.softmax(row) @ tokens for row, tokens in zip(scores, x[:, prefix:], strict=True)])
     elif o["pool"] == "mean":
         x = normalized(x[:, prefix:].mean(axis=1), part(w, "fc_norm"))
     else:
         x = x[:, 0 if o["pool"] == "cls" else prefix]
-    return oracles.linear(x, part(w, "head"))
+    return block_oracles.linear(x, part(w, "head"))
 
 
 @pytest.mark.parametrize("options", INGREDIENTS + MIXTURES, ids=str)

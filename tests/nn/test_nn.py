@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import block_oracles
 import ml_dtypes
 import numpy as np
 import oracles
@@ -239,9 +240,9 @@ def test_a_module_shows_its_parts() -> None:
 def test_layers_compute_their_formulas() -> None:
     x, images = normal(2, 5, 4), normal(2, 3, 6, 5)
     linear, w = in_float64(nn.Linear(4, 3))
-    close(linear(x), oracles.linear(x.numpy(), w))
+    close(linear(x), block_oracles.linear(x.numpy(), w))
     norm, w = in_float64(nn.LayerNorm(4, eps=1e-3))
-    close(norm(x), oracles.normalized(x.numpy(), w, 1e-3))
+    close(norm(x), block_oracles.normalized(x.numpy(), w, 1e-3))
     conv, w = in_float64(nn.Conv2d(3, 4, (3, 2), stride=2, padding=(1, 0)))
     close(conv(images), oracles.conv2d(images.numpy(), **w, stride=(2, 2), padding=(1, 0)))
     pool = ORACLES["max_pool2d"](images.numpy(), window=(2, 2), stride=(2, 1), padding=(0, 1))
@@ -253,7 +254,7 @@ def test_layers_compute_their_formulas() -> None:
     close(nn.ReLU()(x), np.maximum(x.numpy(), 0))
     close(nn.LayerScale(4, 0.5).to("float64")(x), x.numpy() / 2)
     mlp, w = in_float64(nn.Mlp(4, 7))
-    close(mlp(x), oracles.mlp(x.numpy(), w))
+    close(mlp(x), block_oracles.mlp(x.numpy(), w))
     assert nn.Mlp(4).fc1.weight.shape == (16, 4)
     assert nn.LayerNorm(4).eps == 1e-5
 
@@ -264,9 +265,9 @@ def test_attention_layers_compute_their_formulas() -> None:
     for bias in (True, False):
         attn, w = in_float64(nn.Attention(6, 2, qkv_bias=bias))
         assert ("qkv.bias" in w) == bias
-        close(attn(x, mask, is_causal=True), oracles.self_attention(x.numpy(), w, 2, mask=mask, is_causal=True))
+        close(attn(x, mask, is_causal=True), block_oracles.self_attention(x.numpy(), w, 2, mask=mask, is_causal=True))
         cross, w = in_float64(nn.CrossAttention(6, 3, context_dim=4, qkv_bias=bias))
-        expected = oracles.cross_attention(x.numpy(), context.numpy(), w, 3, mask=mask[..., :3])
+        expected = block_oracles.cross_attention(x.numpy(), context.numpy(), w, 3, mask=mask[..., :3])
         close(cross(x, context, mask[..., :3]), expected)
     with pytest.raises(ValueError, match=r"dim is 6 and heads 4"):
         nn.Attention(6, 4)

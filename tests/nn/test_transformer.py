@@ -1,7 +1,7 @@
 """Transformer blocks and stacks: the residual stream equals the papers' formulas."""
 
+import block_oracles
 import numpy as np
-import oracles
 import pytest
 from float64_modules import close, in_float64, normal
 
@@ -14,7 +14,7 @@ from tinyvit import nn
 def test_a_block_is_its_formula(norm: str, layer_scale: float | None) -> None:
     x = normal(2, 5, 6)
     block, w = in_float64(nn.Block(6, 2, mlp_dim=7, norm=norm, layer_scale=layer_scale))
-    expected = oracles.block(x.numpy(), w, 2, norm)
+    expected = block_oracles.block(x.numpy(), w, 2, norm)
     close(block(x), expected)
     close(block(x, read=3), expected[:, 3])
 
@@ -24,7 +24,7 @@ def test_an_encoder_is_its_formula(norm: str) -> None:
     x, mask = normal(2, 4, 6), np.random.default_rng(2).random((2, 1, 4, 4)) < 0.8
     encoder, w = in_float64(nn.TransformerEncoder(6, 3, 2, mlp_dim=5, norm=norm))
     assert any(name.startswith("norm.") for name in w) == (norm == "pre")
-    expected = oracles.stack(3, lambda y, v: oracles.block(y, v, 2, norm, mask=mask), x.numpy(), w)
+    expected = block_oracles.stack(3, lambda y, v: block_oracles.block(y, v, 2, norm, mask=mask), x.numpy(), w)
     close(encoder(x, mask), expected)
     close(encoder(x, mask, read=1), expected[:, 1])
 
@@ -34,8 +34,8 @@ def test_a_decoder_is_its_formula(norm: str) -> None:
     x, context = normal(2, 4, 6), normal(2, 3, 5, seed=1)
     mask, context_mask = (np.random.default_rng(i).random((2, 1, 4, n)) < 0.8 for i, n in ((2, 4), (3, 3)))
     decoder, w = in_float64(nn.TransformerDecoder(6, 2, 3, mlp_dim=5, context_dim=5, norm=norm))
-    expected = oracles.stack(
-        2, lambda y, v: oracles.decoder_block(y, context.numpy(), v, 3, norm, mask, context_mask), x.numpy(), w
+    expected = block_oracles.stack(
+        2, lambda y, v: block_oracles.decoder_block(y, context.numpy(), v, 3, norm, mask, context_mask), x.numpy(), w
     )
     close(decoder(x, context, mask, context_mask), expected)
     close(decoder(x, context, mask, context_mask, read=2), expected[:, 2])
@@ -45,7 +45,7 @@ def test_a_decoder_is_its_formula(norm: str) -> None:
 def test_a_stack_without_blocks_reads_a_token_too(norm: str) -> None:
     x = normal(2, 4, 6)
     encoder, w = in_float64(nn.TransformerEncoder(6, 0, 2, norm=norm))
-    expected = oracles.normalized(x.numpy(), oracles.part(w, "norm"), 1e-5) if norm == "pre" else x.numpy()
+    expected = block_oracles.normalized(x.numpy(), block_oracles.part(w, "norm"), 1e-5) if norm == "pre" else x.numpy()
     close(encoder(x), expected)
     close(encoder(x, read=3), expected[:, 3])
 

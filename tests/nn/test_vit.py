@@ -4,10 +4,11 @@ import functools
 import math
 from typing import Any
 
+import block_oracles
 import numpy as np
 import oracles
 import pytest
-from oracles import Weights, part
+from block_oracles import Weights, part
 from threadpoolctl import threadpool_limits
 from tiers import quick_first
 
@@ -122,12 +123,12 @@ def vit_in_numpy(images: np.ndarray, w: Weights, options: dict[str, Any]) -> np.
     prefix = sum(e.shape[1] for e in extra)
     x = np.concatenate([*extra, x], axis=1)
     x = x + positions(o["pos_embed"], x.shape[1], prefix, grid, w, o["dim"])
-    x = oracles.stack(o["depth"], lambda y, u: oracles.block(y, u, o["heads"], o["norm"], 1e-6), x, w, 1e-6)
+    x = block_oracles.stack(o["depth"], lambda y, u: block_oracles.block(y, u, o["heads"], o["norm"], 1e-6), x, w, 1e-6)
     if o["pool"] == "mean":
-        x = oracles.normalized(x[:, prefix:].mean(axis=1), part(w, "fc_norm"), 1e-6)
+        x = block_oracles.normalized(x[:, prefix:].mean(axis=1), part(w, "fc_norm"), 1e-6)
     else:
         x = x[:, 0 if o["pool"] == "cls" else prefix]
-    return oracles.linear(x, part(w, "head")) if o["num_classes"] else x
+    return block_oracles.linear(x, part(w, "head")) if o["num_classes"] else x
 
 
 OPTIONS: list[dict[str, Any]] = [

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from oracles import Weights
+from block_oracles import Weights
 
 from tinyvit import nn
 from tinyvit.engine import Tensor
