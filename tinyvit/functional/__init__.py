@@ -16,7 +16,7 @@ from .boxes import generalized_iou
 from .constants import ones_like, sign, stop_gradient, zeros_like
 from .convolution import avg_pool2d, col2im, conv2d, im2col, max_pool2d
 from .depthwise import depthwise_conv
-from .elementwise import abs, add, clip, divide, maximum, minimum, multiply, negative, power, subtract, where
+from .elementwise import abs, add, divide, multiply, negative, power, subtract
 from .indexing import add_rows, embedding, index, index_add, index_put, take, take_rows
 from .linalg import einsum, linear, matmul
 from .loss import binary_cross_entropy_with_logits, contrastive_loss, cross_entropy, mse_loss
@@ -25,6 +25,7 @@ from .patches import patches
 from .random import dropout, dropout_mask
 from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum_to_shape, var
 from .resizing import interpolate, pixel_shuffle
+from .selection import clip, maximum, minimum, where
 from .shape import cast, concatenate, flip, pad, reshape, split, stack, swapaxes, to_device, transpose, unbind, zeros
 from .smooth import erf, exp, log, sigmoid, sqrt, tanh
 

@@ -5,8 +5,8 @@ from typing import Any
 from ..engine import Tensor
 from .arguments import as_operand
 from .constants import as_floating
-from .elementwise import maximum, minimum
 from .indexing import index
+from .selection import maximum, minimum
 
 _TINY = 1e-12  # the least divisor, so that two boxes without area have IoU 0
 

@@ -11,7 +11,7 @@ from .. import context
 from ..backend import as_array
 from ..engine import Tensor
 from ..engine.tensor import on_tape
-from . import activation, elementwise, indexing, linalg, numpy_calls, reduction, shape, smooth
+from . import activation, elementwise, indexing, linalg, numpy_calls, reduction, selection, shape, smooth
 from .arguments import dtype_or_device, is_sequence
 
 # In-place changes -----------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ _METHODS: dict[str, Any] = {
     "abs": elementwise.abs,
     "argmax": _argmax,
     "broadcast_to": _shaped(reduction.broadcast_to),
-    "clip": elementwise.clip,
+    "clip": selection.clip,
     "copy": _copy,
     "cumsum": reduction.cumsum,
     "exp": smooth.exp,

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import context
 from ..engine import Tensor
-from . import constants, elementwise, indexing, linalg, reduction, shape, smooth
+from . import constants, elementwise, indexing, linalg, reduction, selection, shape, smooth
 
 # Ufuncs ---------------------------------------------------------------------------------------------------------------
 
@@ -28,8 +28,8 @@ _UFUNCS: dict[str, Callable[..., Tensor]] = {
     "fabs": elementwise.abs,
     "log": smooth.log,
     "matmul": linalg.matmul,
-    "maximum": elementwise.maximum,
-    "minimum": elementwise.minimum,
+    "maximum": selection.maximum,
+    "minimum": selection.minimum,
     "multiply": elementwise.multiply,
     "negative": elementwise.negative,
     "positive": lambda x: x,
@@ -87,7 +87,7 @@ def _concatenate(arrays: Sequence[Any], axis: int | None = 0) -> Tensor:
 
 
 def _clip(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Tensor:
-    return elementwise.clip(a, a_min if min is None else min, a_max if max is None else max)
+    return selection.clip(a, a_min if min is None else min, a_max if max is None else max)
 
 
 def _var(a: Any, axis: Any = None, *, ddof: int = 0, keepdims: bool = False, correction: int | None = None) -> Tensor:
@@ -162,7 +162,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "transpose": lambda a, axes=None: shape.transpose(a, axes),
     "unstack": lambda x, *, axis=0: shape.unbind(x, axis),
     "var": _var,
-    "where": lambda condition, x, y: elementwise.where(condition, x, y),
+    "where": lambda condition, x, y: selection.where(condition, x, y),
 }
 _NAMES_IN_F = {
     "amax": "max", "amin": "min", "dot": "matmul", "expand_dims": "reshape", "matrix_transpose": "swapaxes",
