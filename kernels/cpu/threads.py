@@ -1,10 +1,15 @@
 """The threads of the Numba kernels: how many there are, and `parallel`, which shares the chunks of a kernel among them.
 
 A kernel is a serial function of one chunk of its work. `parallel(body, chunks, team, arguments)`, called from compiled
-code, runs `body(chunk, chunks, *arguments)` for every chunk. The caller and a few workers each take the next chunk when
-they have finished one, until none is left; the caller never waits for a worker that has not begun. So a core that is
-busy with something else slows a kernel down by no more than its share, whereas a barrier of OpenMP would wait for it.
-Shapes alone decide what the chunks are, never the number of threads, so results do not depend on that number.
+code, runs `body(chunk, chunks, *arguments)` for every chunk. The caller and a few workers each take one chunk after the
+other until none is left; the caller never waits for a worker that has not begun. So a core that is busy with something
+else slows a kernel down by no more than its share, whereas a barrier of OpenMP would wait for it. Shapes alone decide
+what the chunks are, never the number of threads, so results do not depend on that number.
+
+Each thread begins with its own share, consecutive chunks of which there are as many as of any other's, and helps with
+the shares of others only when it has finished that. Chunks are in the order of the rows, so a thread mostly reads the
+rows that it wrote in the kernel before, which are still in the cache of its core. With two threads on a Zen 4, a step
+of `mnist-s` takes 0.88 and one of `vit-s` 0.98 times as long as when each thread takes whichever chunk is next.
 
 The workers are Python threads that run compiled code without the interpreter's lock. Between kernels they spin, because
 a kernel comes every few microseconds; after a millisecond or two without one they sleep until their bell is rung. No
@@ -35,7 +40,7 @@ from .quota import usable_processors, wanted_threads
 _POINTER = ir.IntType(8).as_pointer()
 _WORD = ir.IntType(64)
 _ZERO, _ONE = ir.Constant(_WORD, 0), ir.Constant(_WORD, 1)
-_WORKER = ir.FunctionType(ir.VoidType(), [_POINTER])
+_WORKER = ir.FunctionType(ir.VoidType(), [_POINTER, _WORD])
 
 # What the caller and the workers share: 64-bit words, each on a cache line of its own, then a line for each worker.
 _LINE = 8  # words
@@ -43,6 +48,8 @@ _BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS, _STOP, _CALLS, _WORKERS = range(0, 9
 _ACQUIRE, _RELEASE, _COUNT, YIELD = range(_CALLS, _CALLS + 4)  # three functions and the number of workers, constant
 _ASLEEP, _BELL = 0, 1  # words of a worker's line
 _PATIENCE = 200  # how often a worker or a caller reads its word, every 20 to 50 nanoseconds, before it gives way
+_SHARES = 32  # the most shares into which the chunks of a kernel are cut
+_TAKEN = ir.ArrayType(ir.ArrayType(_WORD, _LINE), _SHARES)  # how many chunks of each share are taken; each count on a line of its own
 _SPINS = 4_000  # how often a worker reads _OPEN before it goes to sleep: giving way takes a few hundred nanoseconds
 
 
@@ -245,7 +252,9 @@ def _serve(typing_context, address, place):
 
         builder.position_at_end(work)
         function = builder.inttoptr(builder.load(fields[_WORK]), _WORKER.as_pointer())
-        builder.call(function, [builder.inttoptr(builder.load(fields[_DATA]), _POINTER)])
+        line = builder.sdiv(builder.sub(place, address), ir.Constant(_WORD, 8 * _LINE))
+        number = builder.sub(line, ir.Constant(_WORD, _WORKERS // _LINE - 1))  # that of the caller is 0
+        builder.call(function, [builder.inttoptr(builder.load(fields[_DATA]), _POINTER), number])
         builder.branch(leave)
 
         builder.position_at_end(leave)
@@ -287,18 +296,25 @@ def _parallel(typing_context, body, chunks, team, arguments):
 
     def codegen(context, builder, signature, values):
         _, chunks, team, packed = values
-        shared = cgutils.alloca_once(builder, ir.LiteralStructType([_WORD, _WORD, _WORD, packed.type]))
-        fields = [cgutils.gep_inbounds(builder, shared, 0, i) for i in range(4)]  # next chunk, chunks, failed, packed
-        for field, value in zip(fields, (_ZERO, chunks, _ZERO, packed), strict=True):
+        shared = cgutils.alloca_once(builder, ir.LiteralStructType([*[_WORD] * 3, packed.type, _TAKEN]))
+        fields = [cgutils.gep_inbounds(builder, shared, 0, i) for i in range(5)]
+        several = builder.and_(builder.icmp_signed("!=", team, _ZERO), builder.icmp_signed(">", chunks, _ONE))
+        shares = cgutils.alloca_once_value(builder, _ONE)
+        with builder.if_then(several):
+            threads = builder.add(builder.load(_field(builder, team, _COUNT)), _ONE)
+            is_few = builder.icmp_signed("<", threads, ir.Constant(_WORD, _SHARES))
+            builder.store(builder.select(is_few, threads, ir.Constant(_WORD, _SHARES)), shares)
+        for field, value in zip(fields, (chunks, builder.load(shares), _ZERO, packed), strict=False):
             builder.store(value, field)
+        with cgutils.for_range(builder, builder.load(shares)) as loop:
+            builder.store(_ZERO, builder.gep(fields[4], [_ZERO, loop.index, _ZERO]))
         worker = _worker(context, builder, signature.args[0].dispatcher, arguments, shared.type)
         data = builder.bitcast(shared, _POINTER)
-        several = builder.and_(builder.icmp_signed("!=", team, _ZERO), builder.icmp_signed(">", chunks, _ONE))
         with builder.if_else(several) as (together, alone):
             with together:
                 _call_together(builder, worker, data, team)
             with alone:
-                builder.call(worker, [data])
+                builder.call(worker, [data, _ZERO])
         with cgutils.if_unlikely(builder, builder.icmp_signed("!=", builder.load(fields[2]), _ZERO)):
             context.call_conv.return_user_exc(builder, MemoryError, ("a kernel ran out of memory, or raised an error",))
         return context.get_dummy_value()
@@ -310,25 +326,49 @@ parallel = _parallel_plain if config.DISABLE_JIT else _parallel
 
 
 def _worker(context, builder, body, arguments, shared_type):
-    """Write the function `void worker(data)`, which does chunks until none is left."""
+    """Write the function `void worker(data, number)`, which does chunks until none is left.
+
+    It begins with the share of the chunks that belongs to the number of its thread, and then helps with the others.
+    """
     inner = (types.intp, types.intp, *arguments.types)
     resolved = context.typing_context.resolve_function_type(types.Dispatcher(body), inner, {})
     compiled = body.get_compile_result(resolved)
     context.add_linking_libs([compiled.library])
     worker = ir.Function(builder.module, _WORKER, builder.module.get_unique_name("tinyvit_worker"))
     worker.linkage = "internal"
-    begin, look, work, failed, done = (worker.append_basic_block(name) for name in ("", "look", "work", "fail", "done"))
+    names = ("", "share", "look", "take", "work", "fail", "next", "done")
+    begin, share, look, take, work, failed, following, done = map(worker.append_basic_block, names)
 
     inside = ir.IRBuilder(begin)
     shared = inside.bitcast(worker.args[0], shared_type)
-    fields = [cgutils.gep_inbounds(inside, shared, 0, i) for i in range(4)]
-    chunks, packed = inside.load(fields[1]), inside.load(fields[3])
+    fields = [cgutils.gep_inbounds(inside, shared, 0, i) for i in range(5)]
+    chunks, shares, packed = inside.load(fields[0]), inside.load(fields[1]), inside.load(fields[3])
     unpacked = cgutils.unpack_tuple(inside, packed, len(arguments.types))
     unpacked = [_borrowed(context, inside, kind, value) for kind, value in zip(arguments, unpacked, strict=True)]
+    inside.branch(share)
+
+    inside.position_at_end(share)
+    tried = inside.phi(_WORD)
+    tried.add_incoming(_ZERO, begin)
+    number = inside.urem(inside.add(worker.args[1], tried), shares)
+    start = inside.sdiv(inside.mul(chunks, number), shares)
+    stop = inside.sdiv(inside.mul(chunks, inside.add(number, _ONE)), shares)
+    taken = inside.gep(fields[4], [_ZERO, number, _ZERO])
     inside.branch(look)
-    inside.position_at_end(look)
-    chunk = inside.atomic_rmw("add", fields[0], _ONE, "seq_cst")
-    inside.cbranch(inside.icmp_signed("<", chunk, chunks), work, done)
+
+    inside.position_at_end(look)  # reading is cheaper than adding where nothing is left
+    is_left = inside.icmp_signed("<", inside.add(start, _get(inside, taken)), stop)
+    inside.cbranch(is_left, take, following)
+
+    inside.position_at_end(take)
+    chunk = inside.add(start, inside.atomic_rmw("add", taken, _ONE, "seq_cst"))
+    inside.cbranch(inside.icmp_signed("<", chunk, stop), work, following)
+
+    inside.position_at_end(following)
+    more = inside.add(tried, _ONE)
+    tried.add_incoming(more, following)
+    inside.cbranch(inside.icmp_signed("<", more, shares), share, done)
+
     inside.position_at_end(work)
     given = [chunk, chunks, *unpacked]
     status, _ = context.call_internal_no_propagate(inside, compiled.fndesc, compiled.signature, given)
@@ -365,7 +405,7 @@ def _call_together(builder, worker, data, team):
             builder.store(job, fields[_JOBS])
             _set(builder, job, fields[_OPEN])
             _ring_each(builder, team)
-            builder.call(worker, [data])
+            builder.call(worker, [data, _ZERO])
             _set(builder, _ZERO, fields[_OPEN])
             wait, finished = builder.append_basic_block("wait"), builder.append_basic_block("finished")
             closed = builder.block
@@ -381,4 +421,4 @@ def _call_together(builder, worker, data, team):
             builder.position_at_end(finished)
             _set(builder, _ZERO, fields[_BUSY])
         with busy:
-            builder.call(worker, [data])
+            builder.call(worker, [data, _ZERO])
