@@ -23,7 +23,6 @@ step of `mnist-s` or `digits-s` on two cores takes two thirds of the time that i
 import atexit
 import ctypes
 import os
-import platform
 import threading
 from functools import cache
 
@@ -34,23 +33,15 @@ from numba.core import cgutils, config
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from . import words
 from .compiler import entry
 from .quota import usable_processors, wanted_threads
+from .words import ONE, POINTER, WORD, ZERO, get, give_way, pause, put, ring, ring_each, word_at
 
-_POINTER = ir.IntType(8).as_pointer()
-_WORD = ir.IntType(64)
-_ZERO, _ONE = ir.Constant(_WORD, 0), ir.Constant(_WORD, 1)
-_WORKER = ir.FunctionType(ir.VoidType(), [_POINTER, _WORD])
-
-# What the caller and the workers share: 64-bit words, each on a cache line of its own, then a line for each worker.
-_LINE = 8  # words
-_BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS, _STOP, _CALLS, _WORKERS = range(0, 9 * _LINE, _LINE)
-_ACQUIRE, _RELEASE, _COUNT, YIELD = range(_CALLS, _CALLS + 4)  # three functions and the number of workers, constant
-_ASLEEP, _BELL = 0, 1  # words of a worker's line
-_PATIENCE = 200  # how often a worker or a caller reads its word, every 20 to 50 nanoseconds, before it gives way
+_WORKER = ir.FunctionType(ir.VoidType(), [POINTER, WORD])
 _SHARES = 32  # the most shares into which the chunks of a kernel are cut
-_TAKEN = ir.ArrayType(ir.ArrayType(_WORD, _LINE), _SHARES)  # how many chunks of each share are taken; each count on a line of its own
-_SPINS = 4_000  # how often a worker reads _OPEN before it goes to sleep: giving way takes a few hundred nanoseconds
+_TAKEN = ir.ArrayType(ir.ArrayType(WORD, words.LINE), _SHARES)  # the number of chunks taken of each share
+_SPINS = 4_000  # how often a worker reads OPEN before it goes to sleep: giving way takes a few hundred nanoseconds
 
 
 @cache
@@ -63,32 +54,32 @@ class _Team:
     """The workers, and the words that they share with their callers."""
 
     def __init__(self, size: int) -> None:
-        memory = np.zeros(_WORKERS + (size + 1) * _LINE, np.int64)
-        self.words = memory[-(memory.ctypes.data // 8) % _LINE :]  # begins on a cache line
+        memory = np.zeros(words.WORKERS + (size + 1) * words.LINE, np.int64)
+        self.words = memory[-(memory.ctypes.data // 8) % words.LINE :]  # begins on a cache line
         self.address = self.words.ctypes.data
         # A bell is one of the interpreter's locks, which compiled code can wait for and release on every system.
         python = ctypes.pythonapi
         python.PyThread_allocate_lock.restype = ctypes.c_void_p
         python.PyThread_acquire_lock.argtypes = (ctypes.c_void_p, ctypes.c_int)
-        self.words[_ACQUIRE] = ctypes.cast(python.PyThread_acquire_lock, ctypes.c_void_p).value or 0
-        self.words[_RELEASE] = ctypes.cast(python.PyThread_release_lock, ctypes.c_void_p).value or 0
-        self.words[YIELD] = _address_of_yield()
+        self.words[words.ACQUIRE] = ctypes.cast(python.PyThread_acquire_lock, ctypes.c_void_p).value or 0
+        self.words[words.RELEASE] = ctypes.cast(python.PyThread_release_lock, ctypes.c_void_p).value or 0
+        self.words[words.YIELD] = _address_of_yield()
         self._workers = []
         for i in range(size - 1):
             bell = python.PyThread_allocate_lock()
             python.PyThread_acquire_lock(bell, 1)
-            self.words[_WORKERS + i * _LINE + _BELL] = bell
-            arguments = (self.address, self.address + 8 * (_WORKERS + i * _LINE))
+            self.words[words.WORKERS + i * words.LINE + words.BELL] = bell
+            arguments = (self.address, self.address + 8 * (words.WORKERS + i * words.LINE))
             worker = threading.Thread(target=_work, args=arguments, name=f"tinyvit-{i}", daemon=True)
             try:
                 worker.start()
             except RuntimeError:  # the system allows no more threads: those that have started do the work
                 break
             self._workers.append(worker)
-            self.words[_COUNT] = len(self._workers)
+            self.words[words.COUNT] = len(self._workers)
 
     def stop(self) -> None:
-        self.words[_STOP] = 1
+        self.words[words.STOP] = 1
         _ring_all(self.address)
         for worker in self._workers:
             worker.join()
@@ -140,61 +131,10 @@ if hasattr(os, "register_at_fork"):
 # Compiled code ------------------------------------------------------------------------------------------------------
 
 
-def _field(builder, address, index):
-    """Return the address of a shared word."""
-    return builder.gep(builder.inttoptr(address, _WORD.as_pointer()), [ir.Constant(_WORD, index)])
-
-
-def _get(builder, place):
-    return builder.load_atomic(place, "seq_cst", 8)
-
-
-def _set(builder, value, place):
-    builder.store_atomic(value, place, "seq_cst", 8)
-
-
-def _pause(builder):
-    """Mark a waiting loop for the processor, where it has an instruction for that."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        pause = ir.FunctionType(ir.VoidType(), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, pause, "llvm.x86.sse2.pause"), [])
-
-
-def _give_way(builder, address, waited):
-    """Let another thread run here after some rounds of a waiting loop, if there is one that wants to.
-
-    The thread that this one waits for may itself be waiting for a processor, perhaps for this one.
-    """
-    function = builder.load(_field(builder, address, YIELD))
-    tired = builder.icmp_signed(">=", waited, ir.Constant(_WORD, _PATIENCE))
-    with builder.if_then(builder.and_(tired, builder.icmp_signed("!=", function, _ZERO))):
-        signature = ir.FunctionType(ir.IntType(32), [])
-        builder.call(builder.inttoptr(function, signature.as_pointer()), [])
-
-
-def _ring(builder, address, worker):
-    """Wake a worker if it sleeps. The thread that turns its flag from 1 to 0 rings, so its bell is rung only once."""
-    flag = builder.gep(worker, [ir.Constant(_WORD, _ASLEEP)])
-    was = builder.atomic_rmw("xchg", flag, _ZERO, "seq_cst")
-    with builder.if_then(builder.icmp_signed("==", was, _ONE)):
-        signature = ir.FunctionType(ir.VoidType(), [_POINTER])
-        release = builder.inttoptr(builder.load(_field(builder, address, _RELEASE)), signature.as_pointer())
-        bell = builder.load(builder.gep(worker, [ir.Constant(_WORD, _BELL)]))
-        builder.call(release, [builder.inttoptr(bell, _POINTER)])
-
-
-def _ring_each(builder, address):
-    with cgutils.for_range(builder, builder.load(_field(builder, address, _COUNT))) as loop:
-        line = builder.add(ir.Constant(_WORD, _WORKERS), builder.mul(loop.index, ir.Constant(_WORD, _LINE)))
-        worker = builder.gep(builder.inttoptr(address, _WORD.as_pointer()), [line])
-        with builder.if_then(builder.icmp_signed("!=", _get(builder, worker), _ZERO)):
-            _ring(builder, address, worker)
-
-
 @intrinsic
 def _ring_workers(typing_context, address):
     def codegen(context, builder, signature, values):
-        _ring_each(builder, values[0])
+        ring_each(builder, values[0])
         return context.get_dummy_value()
 
     return types.void(types.intp), codegen
@@ -206,65 +146,68 @@ def _serve(typing_context, address, place):
 
     def codegen(context, builder, signature, values):
         address, place = values
-        fields = {i: _field(builder, address, i) for i in (_OPEN, _ACTIVE, _WORK, _DATA, _STOP, _ACQUIRE)}
-        worker = builder.inttoptr(place, _WORD.as_pointer())
+        fields = {
+            i: word_at(builder, address, i)
+            for i in (words.OPEN, words.ACTIVE, words.WORK, words.DATA, words.STOP, words.ACQUIRE)
+        }
+        worker = builder.inttoptr(place, WORD.as_pointer())
         before = builder.block
         names = ("look", "check", "rest", "lie_down", "sleep", "join", "work", "leave", "end")
         look, check, rest, lie_down, sleep, join, work, leave, end = map(builder.append_basic_block, names)
         builder.branch(look)
 
         builder.position_at_end(look)
-        idle, last = builder.phi(_WORD), builder.phi(_WORD)
-        builder.cbranch(builder.icmp_signed("==", _get(builder, fields[_STOP]), _ZERO), check, end)
+        idle, last = builder.phi(WORD), builder.phi(WORD)
+        builder.cbranch(builder.icmp_signed("==", get(builder, fields[words.STOP]), ZERO), check, end)
 
         builder.position_at_end(check)
-        job = _get(builder, fields[_OPEN])
-        fresh = builder.and_(builder.icmp_signed("!=", job, _ZERO), builder.icmp_signed("!=", job, last))
+        job = get(builder, fields[words.OPEN])
+        fresh = builder.and_(builder.icmp_signed("!=", job, ZERO), builder.icmp_signed("!=", job, last))
         builder.cbranch(fresh, join, rest)
 
         builder.position_at_end(rest)
-        _pause(builder)
-        _give_way(builder, address, idle)
+        pause(builder)
+        give_way(builder, address, idle)
         rested = builder.block
-        longer = builder.add(idle, _ONE)
-        builder.cbranch(builder.icmp_signed("<", longer, ir.Constant(_WORD, _SPINS)), look, lie_down)
+        longer = builder.add(idle, ONE)
+        builder.cbranch(builder.icmp_signed("<", longer, ir.Constant(WORD, _SPINS)), look, lie_down)
 
         builder.position_at_end(lie_down)
-        # First set the flag, then read _OPEN again: the caller first opens a job, then reads the flags.
-        _set(builder, _ONE, worker)
-        news = builder.or_(_get(builder, fields[_STOP]), _get(builder, fields[_OPEN]))
-        with builder.if_then(builder.icmp_signed("!=", news, _ZERO)):
-            _ring(builder, address, worker)  # its own bell, unless the caller has rung it already
+        # First set the flag, then read OPEN again: the caller first opens a job, then reads the flags.
+        put(builder, ONE, worker)
+        news = builder.or_(get(builder, fields[words.STOP]), get(builder, fields[words.OPEN]))
+        with builder.if_then(builder.icmp_signed("!=", news, ZERO)):
+            ring(builder, address, worker)  # its own bell, unless the caller has rung it already
         builder.branch(sleep)
 
         builder.position_at_end(sleep)
-        signature = ir.FunctionType(ir.IntType(32), [_POINTER, ir.IntType(32)])
-        acquire = builder.inttoptr(builder.load(fields[_ACQUIRE]), signature.as_pointer())
-        bell = builder.load(builder.gep(worker, [ir.Constant(_WORD, _BELL)]))
-        builder.call(acquire, [builder.inttoptr(bell, _POINTER), ir.Constant(ir.IntType(32), 1)])
+        signature = ir.FunctionType(ir.IntType(32), [POINTER, ir.IntType(32)])
+        acquire = builder.inttoptr(builder.load(fields[words.ACQUIRE]), signature.as_pointer())
+        bell = builder.load(builder.gep(worker, [ir.Constant(WORD, words.BELL)]))
+        builder.call(acquire, [builder.inttoptr(bell, POINTER), ir.Constant(ir.IntType(32), 1)])
         awake = builder.block
         builder.branch(look)
 
         builder.position_at_end(join)
-        # First add to _ACTIVE, then read _OPEN again: the caller first closes the job, then waits until _ACTIVE is 0.
-        builder.atomic_rmw("add", fields[_ACTIVE], _ONE, "seq_cst")
-        builder.cbranch(builder.icmp_signed("==", _get(builder, fields[_OPEN]), job), work, leave)
+        # First add to ACTIVE, then read OPEN again: the caller first closes the job, then waits until ACTIVE is 0.
+        builder.atomic_rmw("add", fields[words.ACTIVE], ONE, "seq_cst")
+        builder.cbranch(builder.icmp_signed("==", get(builder, fields[words.OPEN]), job), work, leave)
 
         builder.position_at_end(work)
-        function = builder.inttoptr(builder.load(fields[_WORK]), _WORKER.as_pointer())
-        line = builder.sdiv(builder.sub(place, address), ir.Constant(_WORD, 8 * _LINE))
-        number = builder.sub(line, ir.Constant(_WORD, _WORKERS // _LINE - 1))  # that of the caller is 0
-        builder.call(function, [builder.inttoptr(builder.load(fields[_DATA]), _POINTER), number])
+        function = builder.inttoptr(builder.load(fields[words.WORK]), _WORKER.as_pointer())
+        line = builder.sdiv(builder.sub(place, address), ir.Constant(WORD, 8 * words.LINE))
+        number = builder.sub(line, ir.Constant(WORD, words.WORKERS // words.LINE - 1))  # that of the caller is 0
+        builder.call(function, [builder.inttoptr(builder.load(fields[words.DATA]), POINTER), number])
         builder.branch(leave)
 
         builder.position_at_end(leave)
-        builder.atomic_rmw("sub", fields[_ACTIVE], _ONE, "seq_cst")
+        builder.atomic_rmw("sub", fields[words.ACTIVE], ONE, "seq_cst")
         builder.branch(look)
 
-        for block, counted, served in ((before, _ZERO, _ZERO), (rested, longer, last), (awake, _ZERO, last)):
+        for block, counted, served in ((before, ZERO, ZERO), (rested, longer, last), (awake, ZERO, last)):
             idle.add_incoming(counted, block)
             last.add_incoming(served, block)
-        idle.add_incoming(_ZERO, leave)
+        idle.add_incoming(ZERO, leave)
         last.add_incoming(job, leave)
         builder.position_at_end(end)
         return context.get_dummy_value()
@@ -296,26 +239,26 @@ def _parallel(typing_context, body, chunks, team, arguments):
 
     def codegen(context, builder, signature, values):
         _, chunks, team, packed = values
-        shared = cgutils.alloca_once(builder, ir.LiteralStructType([*[_WORD] * 3, packed.type, _TAKEN]))
+        shared = cgutils.alloca_once(builder, ir.LiteralStructType([*[WORD] * 3, packed.type, _TAKEN]))
         fields = [cgutils.gep_inbounds(builder, shared, 0, i) for i in range(5)]
-        several = builder.and_(builder.icmp_signed("!=", team, _ZERO), builder.icmp_signed(">", chunks, _ONE))
-        shares = cgutils.alloca_once_value(builder, _ONE)
+        several = builder.and_(builder.icmp_signed("!=", team, ZERO), builder.icmp_signed(">", chunks, ONE))
+        shares = cgutils.alloca_once_value(builder, ONE)
         with builder.if_then(several):
-            threads = builder.add(builder.load(_field(builder, team, _COUNT)), _ONE)
-            is_few = builder.icmp_signed("<", threads, ir.Constant(_WORD, _SHARES))
-            builder.store(builder.select(is_few, threads, ir.Constant(_WORD, _SHARES)), shares)
-        for field, value in zip(fields, (chunks, builder.load(shares), _ZERO, packed), strict=False):
+            threads = builder.add(builder.load(word_at(builder, team, words.COUNT)), ONE)
+            is_few = builder.icmp_signed("<", threads, ir.Constant(WORD, _SHARES))
+            builder.store(builder.select(is_few, threads, ir.Constant(WORD, _SHARES)), shares)
+        for field, value in zip(fields, (chunks, builder.load(shares), ZERO, packed), strict=False):
             builder.store(value, field)
         with cgutils.for_range(builder, builder.load(shares)) as loop:
-            builder.store(_ZERO, builder.gep(fields[4], [_ZERO, loop.index, _ZERO]))
+            builder.store(ZERO, builder.gep(fields[4], [ZERO, loop.index, ZERO]))
         worker = _worker(context, builder, signature.args[0].dispatcher, arguments, shared.type)
-        data = builder.bitcast(shared, _POINTER)
+        data = builder.bitcast(shared, POINTER)
         with builder.if_else(several) as (together, alone):
             with together:
                 _call_together(builder, worker, data, team)
             with alone:
-                builder.call(worker, [data, _ZERO])
-        with cgutils.if_unlikely(builder, builder.icmp_signed("!=", builder.load(fields[2]), _ZERO)):
+                builder.call(worker, [data, ZERO])
+        with cgutils.if_unlikely(builder, builder.icmp_signed("!=", builder.load(fields[2]), ZERO)):
             context.call_conv.return_user_exc(builder, MemoryError, ("a kernel ran out of memory, or raised an error",))
         return context.get_dummy_value()
 
@@ -348,24 +291,24 @@ def _worker(context, builder, body, arguments, shared_type):
     inside.branch(share)
 
     inside.position_at_end(share)
-    tried = inside.phi(_WORD)
-    tried.add_incoming(_ZERO, begin)
+    tried = inside.phi(WORD)
+    tried.add_incoming(ZERO, begin)
     number = inside.urem(inside.add(worker.args[1], tried), shares)
     start = inside.sdiv(inside.mul(chunks, number), shares)
-    stop = inside.sdiv(inside.mul(chunks, inside.add(number, _ONE)), shares)
-    taken = inside.gep(fields[4], [_ZERO, number, _ZERO])
+    stop = inside.sdiv(inside.mul(chunks, inside.add(number, ONE)), shares)
+    taken = inside.gep(fields[4], [ZERO, number, ZERO])
     inside.branch(look)
 
     inside.position_at_end(look)  # reading is cheaper than adding where nothing is left
-    is_left = inside.icmp_signed("<", inside.add(start, _get(inside, taken)), stop)
+    is_left = inside.icmp_signed("<", inside.add(start, get(inside, taken)), stop)
     inside.cbranch(is_left, take, following)
 
     inside.position_at_end(take)
-    chunk = inside.add(start, inside.atomic_rmw("add", taken, _ONE, "seq_cst"))
+    chunk = inside.add(start, inside.atomic_rmw("add", taken, ONE, "seq_cst"))
     inside.cbranch(inside.icmp_signed("<", chunk, stop), work, following)
 
     inside.position_at_end(following)
-    more = inside.add(tried, _ONE)
+    more = inside.add(tried, ONE)
     tried.add_incoming(more, following)
     inside.cbranch(inside.icmp_signed("<", more, shares), share, done)
 
@@ -374,7 +317,7 @@ def _worker(context, builder, body, arguments, shared_type):
     status, _ = context.call_internal_no_propagate(inside, compiled.fndesc, compiled.signature, given)
     inside.cbranch(status.is_error, failed, look)
     inside.position_at_end(failed)
-    inside.store(_ONE, fields[2])
+    inside.store(ONE, fields[2])
     inside.branch(look)
     inside.position_at_end(done)
     inside.ret_void()
@@ -395,30 +338,32 @@ def _call_together(builder, worker, data, team):
 
     Where the workers serve another caller, the caller does all chunks itself.
     """
-    fields = {i: _field(builder, team, i) for i in (_BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS)}
-    taken = builder.extract_value(builder.cmpxchg(fields[_BUSY], _ZERO, _ONE, "seq_cst", "seq_cst"), 1)
+    fields = {
+        i: word_at(builder, team, i) for i in (words.BUSY, words.OPEN, words.ACTIVE, words.WORK, words.DATA, words.JOBS)
+    }
+    taken = builder.extract_value(builder.cmpxchg(fields[words.BUSY], ZERO, ONE, "seq_cst", "seq_cst"), 1)
     with builder.if_else(taken) as (free, busy):
         with free:
-            builder.store(builder.ptrtoint(worker, _WORD), fields[_WORK])
-            builder.store(builder.ptrtoint(data, _WORD), fields[_DATA])
-            job = builder.add(builder.load(fields[_JOBS]), _ONE)
-            builder.store(job, fields[_JOBS])
-            _set(builder, job, fields[_OPEN])
-            _ring_each(builder, team)
-            builder.call(worker, [data, _ZERO])
-            _set(builder, _ZERO, fields[_OPEN])
+            builder.store(builder.ptrtoint(worker, WORD), fields[words.WORK])
+            builder.store(builder.ptrtoint(data, WORD), fields[words.DATA])
+            job = builder.add(builder.load(fields[words.JOBS]), ONE)
+            builder.store(job, fields[words.JOBS])
+            put(builder, job, fields[words.OPEN])
+            ring_each(builder, team)
+            builder.call(worker, [data, ZERO])
+            put(builder, ZERO, fields[words.OPEN])
             wait, finished = builder.append_basic_block("wait"), builder.append_basic_block("finished")
             closed = builder.block
             builder.branch(wait)
             builder.position_at_end(wait)
-            waited = builder.phi(_WORD)
-            waited.add_incoming(_ZERO, closed)
-            _pause(builder)
-            _give_way(builder, team, waited)
-            longer = builder.add(waited, _ONE)
+            waited = builder.phi(WORD)
+            waited.add_incoming(ZERO, closed)
+            pause(builder)
+            give_way(builder, team, waited)
+            longer = builder.add(waited, ONE)
             waited.add_incoming(longer, builder.block)
-            builder.cbranch(builder.icmp_signed("==", _get(builder, fields[_ACTIVE]), _ZERO), finished, wait)
+            builder.cbranch(builder.icmp_signed("==", get(builder, fields[words.ACTIVE]), ZERO), finished, wait)
             builder.position_at_end(finished)
-            _set(builder, _ZERO, fields[_BUSY])
+            put(builder, ZERO, fields[words.BUSY])
         with busy:
-            builder.call(worker, [data, _ZERO])
+            builder.call(worker, [data, ZERO])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from numba.core import config
-from tinyvit.kernels.cpu import threads
+from tinyvit.kernels.cpu import threads, words
 from tinyvit.kernels.cpu.compiler import body, entry
 from tinyvit.kernels.cpu.threads import parallel
 
@@ -168,7 +168,7 @@ def test_two_threads_work_at_the_same_time(two_threads: None) -> None:
 
 def asleep() -> bool:
     """Whether the worker of a team of two is asleep."""
-    return bool(threads._team.words[threads._WORKERS + threads._ASLEEP])
+    return bool(threads._team.words[words.WORKERS + words.ASLEEP])
 
 
 @compiled
@@ -222,8 +222,8 @@ def test_a_caller_and_a_worker_that_wait_give_way(two_threads: None) -> None:
         return 0
 
     counted = ctypes.CFUNCTYPE(ctypes.c_int)(give_way)
-    system = int(threads._team.words[threads.YIELD])
-    threads._team.words[threads.YIELD] = ctypes.cast(counted, ctypes.c_void_p).value
+    system = int(threads._team.words[words.YIELD])
+    threads._team.words[words.YIELD] = ctypes.cast(counted, ctypes.c_void_p).value
     try:
         for i in range(2000):
             hits = np.zeros(2, np.int64)
@@ -234,14 +234,14 @@ def test_a_caller_and_a_worker_that_wait_give_way(two_threads: None) -> None:
         while not asleep():  # from then on, the worker calls no function of this test
             time.sleep(0.01)
     finally:
-        threads._team.words[threads.YIELD] = system
+        threads._team.words[words.YIELD] = system
     assert all(times_given.values()), times_given
 
 
 @compiled
 def test_a_system_without_a_function_that_gives_way_still_computes(two_threads: None) -> None:
     threads.team()
-    threads._team.words[threads.YIELD] = 0
+    threads._team.words[words.YIELD] = 0
     for i in range(100):
         hits = np.zeros(3, np.int64)
         assert marked(hits, np.array([i % 5, 2000]), threads.team()) == 9
