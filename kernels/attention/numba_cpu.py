@@ -131,6 +131,7 @@ forward, backward = operations(lambda array: np, _heads, _run_forward, _run_back
 
 def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
     """Return the probabilities (B, H, N, S) before dropout, from lse (B, H, N) of forward."""
+    ready(lse.dtype)
     q, k = _heads(q), _heads(k)
     p = np.empty((*q.shape[:3], k.shape[2]), q.dtype)
     if p.size:
