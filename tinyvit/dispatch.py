@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import context
-from .backend import BFLOAT16, device_of, is_on_gpu, keep_freed_memory, namespace_of, narrowed, widened
+from .backend import device_of, is_on_gpu, keep_freed_memory, namespace_of, narrowed, widened
 from .kernels import lookup, registry
 from .kernels.interrupts import import_whole
 from .kernels.lookup import Kernel
@@ -142,9 +142,10 @@ def _in_dtype(array: Any, dtype: Any) -> Any:
 
 def _in_dtypes_of(node: Any, gradients: Sequence[Any]) -> Sequence[Any]:
     """Round gradients that were computed in float32 to the 16-bit dtypes of their inputs."""
-    if node.dtype.itemsize != 2 and not (node.op.mixes and BFLOAT16 in node.dtypes):
+    if node.dtypes is None and node.dtype.itemsize != 2:
         return gradients
-    return [None if g is None else narrowed(g, dtype) for g, dtype in zip(gradients, node.dtypes, strict=True)]
+    dtypes = node.dtypes or [node.dtype] * len(gradients)
+    return [None if g is None else narrowed(g, dtype) for g, dtype in zip(gradients, dtypes, strict=True)]
 
 
 _plain_rule = functools.cache(PlainRule)

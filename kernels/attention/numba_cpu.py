@@ -24,7 +24,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from ..cpu.arrays import copied, dense
-from ..cpu.bfloat16 import bits, sum_dtype
+from ..cpu.bfloat16 import bits
 from ..cpu.chunks import SCORES, team_for
 from ..cpu.compiler import entries
 from ..cpu.threads import parallel
@@ -81,10 +81,8 @@ VERSIONS = {1: (_forward_1, _backward_1), 2: (_forward_2, _backward_2)}
 
 def _heads(array):
     """Return `array` as (B, H, N, D) in the form kernels are compiled for: writeable, with a contiguous last axis."""
-    ready(sum_dtype(array.dtype))
     array = as_heads(array)
-    usable = array.strides[3] == array.itemsize and array.flags.writeable and array.flags.aligned
-    return bits(array if usable else copied(array))
+    return bits(array if array.flags.behaved and array.strides[3] == array.itemsize else copied(array))
 
 
 @cache
@@ -115,12 +113,14 @@ def _how(dtype, bias, options):
 
 
 def _run_forward(q, k, v, bias, out, lse, options, version):
+    ready(lse.dtype)
     how, views = _how(lse.dtype, bias, options), (_given(bias, out.dtype), _given(options.mask, bool))
     run = VERSIONS[version][0][out.dtype]
     run(q, k, v, *views, bits(out), lse, how, team_for(q.size * k.shape[2], SCORES))
 
 
 def _run_backward(q, k, v, bias, out, lse, dout, dq, dk, dv, ds, options, version):
+    ready(lse.dtype)
     how, views = _how(lse.dtype, bias, options), (_given(bias, dq.dtype), _given(options.mask, bool))
     run, gradients = VERSIONS[version][1][dq.dtype], map(bits, (dq, dk, dv))
     run(q, k, v, *views, out, dense(lse), dout, *gradients, ds, how, team_for(q.size * k.shape[2], SCORES))
@@ -131,6 +131,7 @@ forward, backward = operations(lambda array: np, _heads, _run_forward, _run_back
 
 def weights(q, k, lse, bias, *, mask=None, is_causal=False, scale):
     """Return the probabilities (B, H, N, S) before dropout, from lse (B, H, N) of forward."""
+    ready(lse.dtype)
     q, k = _heads(q), _heads(k)
     p = np.empty((*q.shape[:3], k.shape[2]), q.dtype)
     if p.size:

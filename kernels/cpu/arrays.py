@@ -24,7 +24,8 @@ def as_matrix(array: Any) -> Any:
     """Reshape `array` (..., C) to a matrix (R, C), if possible without a copy."""
     if array.ndim == 2:
         return array
-    made = array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+    columns = array.shape[-1]
+    made = array.reshape(array.size // columns if columns else math.prod(array.shape[:-1]), columns)
     if is_watched() and not np.may_share_memory(made, array):
         note(np.copyto, (made.reshape(array.shape), array))
     return made

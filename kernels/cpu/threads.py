@@ -1,10 +1,15 @@
 """The threads of the Numba kernels: how many there are, and `parallel`, which shares the chunks of a kernel among them.
 
 A kernel is a serial function of one chunk of its work. `parallel(body, chunks, team, arguments)`, called from compiled
-code, runs `body(chunk, chunks, *arguments)` for every chunk. The caller and a few workers each take the next chunk when
-they have finished one, until none is left; the caller never waits for a worker that has not begun. So a core that is
-busy with something else slows a kernel down by no more than its share, whereas a barrier of OpenMP would wait for it.
-Shapes alone decide what the chunks are, never the number of threads, so results do not depend on that number.
+code, runs `body(chunk, chunks, *arguments)` for every chunk. The caller and a few workers each take one chunk after the
+other until none is left; the caller never waits for a worker that has not begun. So a core that is busy with something
+else slows a kernel down by no more than its share, whereas a barrier of OpenMP would wait for it. Shapes alone decide
+what the chunks are, never the number of threads, so results do not depend on that number.
+
+Each thread begins with its own share, consecutive chunks of which there are as many as of any other's, and helps with
+the shares of others only when it has finished that. Chunks are in the order of the rows, so a thread mostly reads the
+rows that it wrote in the kernel before, which are still in the cache of its core. With two threads on a Zen 4, a step
+of `mnist-s` takes 0.88 and one of `vit-s` 0.98 times as long as when each thread takes whichever chunk is next.
 
 The workers are Python threads that run compiled code without the interpreter's lock. Between kernels they spin, because
 a kernel comes every few microseconds; after a millisecond or two without one they sleep until their bell is rung. No
@@ -18,7 +23,6 @@ step of `mnist-s` or `digits-s` on two cores takes two thirds of the time that i
 import atexit
 import ctypes
 import os
-import platform
 import threading
 from functools import cache
 
@@ -29,21 +33,15 @@ from numba.core import cgutils, config
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from . import words
 from .compiler import entry
 from .quota import usable_processors, wanted_threads
+from .words import ONE, POINTER, WORD, ZERO, get, give_way, pause, put, ring, ring_each, word_at
 
-_POINTER = ir.IntType(8).as_pointer()
-_WORD = ir.IntType(64)
-_ZERO, _ONE = ir.Constant(_WORD, 0), ir.Constant(_WORD, 1)
-_WORKER = ir.FunctionType(ir.VoidType(), [_POINTER])
-
-# What the caller and the workers share: 64-bit words, each on a cache line of its own, then a line for each worker.
-_LINE = 8  # words
-_BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS, _STOP, _CALLS, _WORKERS = range(0, 9 * _LINE, _LINE)
-_ACQUIRE, _RELEASE, _COUNT, YIELD = range(_CALLS, _CALLS + 4)  # three functions and the number of workers, constant
-_ASLEEP, _BELL = 0, 1  # words of a worker's line
-_PATIENCE = 200  # how often a worker or a caller reads its word, every 20 to 50 nanoseconds, before it gives way
-_SPINS = 4_000  # how often a worker reads _OPEN before it goes to sleep: giving way takes a few hundred nanoseconds
+_WORKER = ir.FunctionType(ir.VoidType(), [POINTER, WORD])
+_SHARES = 32  # the most shares into which the chunks of a kernel are cut
+_TAKEN = ir.ArrayType(ir.ArrayType(WORD, words.LINE), _SHARES)  # the number of chunks taken of each share
+_SPINS = 4_000  # how often a worker reads OPEN before it goes to sleep: giving way takes a few hundred nanoseconds
 
 
 @cache
@@ -56,32 +54,32 @@ class _Team:
     """The workers, and the words that they share with their callers."""
 
     def __init__(self, size: int) -> None:
-        memory = np.zeros(_WORKERS + (size + 1) * _LINE, np.int64)
-        self.words = memory[-(memory.ctypes.data // 8) % _LINE :]  # begins on a cache line
+        memory = np.zeros(words.WORKERS + (size + 1) * words.LINE, np.int64)
+        self.words = memory[-(memory.ctypes.data // 8) % words.LINE :]  # begins on a cache line
         self.address = self.words.ctypes.data
         # A bell is one of the interpreter's locks, which compiled code can wait for and release on every system.
         python = ctypes.pythonapi
         python.PyThread_allocate_lock.restype = ctypes.c_void_p
         python.PyThread_acquire_lock.argtypes = (ctypes.c_void_p, ctypes.c_int)
-        self.words[_ACQUIRE] = ctypes.cast(python.PyThread_acquire_lock, ctypes.c_void_p).value or 0
-        self.words[_RELEASE] = ctypes.cast(python.PyThread_release_lock, ctypes.c_void_p).value or 0
-        self.words[YIELD] = _address_of_yield()
+        self.words[words.ACQUIRE] = ctypes.cast(python.PyThread_acquire_lock, ctypes.c_void_p).value or 0
+        self.words[words.RELEASE] = ctypes.cast(python.PyThread_release_lock, ctypes.c_void_p).value or 0
+        self.words[words.YIELD] = _address_of_yield()
         self._workers = []
         for i in range(size - 1):
             bell = python.PyThread_allocate_lock()
             python.PyThread_acquire_lock(bell, 1)
-            self.words[_WORKERS + i * _LINE + _BELL] = bell
-            arguments = (self.address, self.address + 8 * (_WORKERS + i * _LINE))
+            self.words[words.WORKERS + i * words.LINE + words.BELL] = bell
+            arguments = (self.address, self.address + 8 * (words.WORKERS + i * words.LINE))
             worker = threading.Thread(target=_work, args=arguments, name=f"tinyvit-{i}", daemon=True)
             try:
                 worker.start()
             except RuntimeError:  # the system allows no more threads: those that have started do the work
                 break
             self._workers.append(worker)
-            self.words[_COUNT] = len(self._workers)
+            self.words[words.COUNT] = len(self._workers)
 
     def stop(self) -> None:
-        self.words[_STOP] = 1
+        self.words[words.STOP] = 1
         _ring_all(self.address)
         for worker in self._workers:
             worker.join()
@@ -133,61 +131,10 @@ if hasattr(os, "register_at_fork"):
 # Compiled code ------------------------------------------------------------------------------------------------------
 
 
-def _field(builder, address, index):
-    """Return the address of a shared word."""
-    return builder.gep(builder.inttoptr(address, _WORD.as_pointer()), [ir.Constant(_WORD, index)])
-
-
-def _get(builder, place):
-    return builder.load_atomic(place, "seq_cst", 8)
-
-
-def _set(builder, value, place):
-    builder.store_atomic(value, place, "seq_cst", 8)
-
-
-def _pause(builder):
-    """Mark a waiting loop for the processor, where it has an instruction for that."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        pause = ir.FunctionType(ir.VoidType(), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, pause, "llvm.x86.sse2.pause"), [])
-
-
-def _give_way(builder, address, waited):
-    """Let another thread run here after some rounds of a waiting loop, if there is one that wants to.
-
-    The thread that this one waits for may itself be waiting for a processor, perhaps for this one.
-    """
-    function = builder.load(_field(builder, address, YIELD))
-    tired = builder.icmp_signed(">=", waited, ir.Constant(_WORD, _PATIENCE))
-    with builder.if_then(builder.and_(tired, builder.icmp_signed("!=", function, _ZERO))):
-        signature = ir.FunctionType(ir.IntType(32), [])
-        builder.call(builder.inttoptr(function, signature.as_pointer()), [])
-
-
-def _ring(builder, address, worker):
-    """Wake a worker if it sleeps. The thread that turns its flag from 1 to 0 rings, so its bell is rung only once."""
-    flag = builder.gep(worker, [ir.Constant(_WORD, _ASLEEP)])
-    was = builder.atomic_rmw("xchg", flag, _ZERO, "seq_cst")
-    with builder.if_then(builder.icmp_signed("==", was, _ONE)):
-        signature = ir.FunctionType(ir.VoidType(), [_POINTER])
-        release = builder.inttoptr(builder.load(_field(builder, address, _RELEASE)), signature.as_pointer())
-        bell = builder.load(builder.gep(worker, [ir.Constant(_WORD, _BELL)]))
-        builder.call(release, [builder.inttoptr(bell, _POINTER)])
-
-
-def _ring_each(builder, address):
-    with cgutils.for_range(builder, builder.load(_field(builder, address, _COUNT))) as loop:
-        line = builder.add(ir.Constant(_WORD, _WORKERS), builder.mul(loop.index, ir.Constant(_WORD, _LINE)))
-        worker = builder.gep(builder.inttoptr(address, _WORD.as_pointer()), [line])
-        with builder.if_then(builder.icmp_signed("!=", _get(builder, worker), _ZERO)):
-            _ring(builder, address, worker)
-
-
 @intrinsic
 def _ring_workers(typing_context, address):
     def codegen(context, builder, signature, values):
-        _ring_each(builder, values[0])
+        ring_each(builder, values[0])
         return context.get_dummy_value()
 
     return types.void(types.intp), codegen
@@ -199,63 +146,68 @@ def _serve(typing_context, address, place):
 
     def codegen(context, builder, signature, values):
         address, place = values
-        fields = {i: _field(builder, address, i) for i in (_OPEN, _ACTIVE, _WORK, _DATA, _STOP, _ACQUIRE)}
-        worker = builder.inttoptr(place, _WORD.as_pointer())
+        fields = {
+            i: word_at(builder, address, i)
+            for i in (words.OPEN, words.ACTIVE, words.WORK, words.DATA, words.STOP, words.ACQUIRE)
+        }
+        worker = builder.inttoptr(place, WORD.as_pointer())
         before = builder.block
         names = ("look", "check", "rest", "lie_down", "sleep", "join", "work", "leave", "end")
         look, check, rest, lie_down, sleep, join, work, leave, end = map(builder.append_basic_block, names)
         builder.branch(look)
 
         builder.position_at_end(look)
-        idle, last = builder.phi(_WORD), builder.phi(_WORD)
-        builder.cbranch(builder.icmp_signed("==", _get(builder, fields[_STOP]), _ZERO), check, end)
+        idle, last = builder.phi(WORD), builder.phi(WORD)
+        builder.cbranch(builder.icmp_signed("==", get(builder, fields[words.STOP]), ZERO), check, end)
 
         builder.position_at_end(check)
-        job = _get(builder, fields[_OPEN])
-        fresh = builder.and_(builder.icmp_signed("!=", job, _ZERO), builder.icmp_signed("!=", job, last))
+        job = get(builder, fields[words.OPEN])
+        fresh = builder.and_(builder.icmp_signed("!=", job, ZERO), builder.icmp_signed("!=", job, last))
         builder.cbranch(fresh, join, rest)
 
         builder.position_at_end(rest)
-        _pause(builder)
-        _give_way(builder, address, idle)
+        pause(builder)
+        give_way(builder, address, idle)
         rested = builder.block
-        longer = builder.add(idle, _ONE)
-        builder.cbranch(builder.icmp_signed("<", longer, ir.Constant(_WORD, _SPINS)), look, lie_down)
+        longer = builder.add(idle, ONE)
+        builder.cbranch(builder.icmp_signed("<", longer, ir.Constant(WORD, _SPINS)), look, lie_down)
 
         builder.position_at_end(lie_down)
-        # First set the flag, then read _OPEN again: the caller first opens a job, then reads the flags.
-        _set(builder, _ONE, worker)
-        news = builder.or_(_get(builder, fields[_STOP]), _get(builder, fields[_OPEN]))
-        with builder.if_then(builder.icmp_signed("!=", news, _ZERO)):
-            _ring(builder, address, worker)  # its own bell, unless the caller has rung it already
+        # First set the flag, then read OPEN again: the caller first opens a job, then reads the flags.
+        put(builder, ONE, worker)
+        news = builder.or_(get(builder, fields[words.STOP]), get(builder, fields[words.OPEN]))
+        with builder.if_then(builder.icmp_signed("!=", news, ZERO)):
+            ring(builder, address, worker)  # its own bell, unless the caller has rung it already
         builder.branch(sleep)
 
         builder.position_at_end(sleep)
-        signature = ir.FunctionType(ir.IntType(32), [_POINTER, ir.IntType(32)])
-        acquire = builder.inttoptr(builder.load(fields[_ACQUIRE]), signature.as_pointer())
-        bell = builder.load(builder.gep(worker, [ir.Constant(_WORD, _BELL)]))
-        builder.call(acquire, [builder.inttoptr(bell, _POINTER), ir.Constant(ir.IntType(32), 1)])
+        signature = ir.FunctionType(ir.IntType(32), [POINTER, ir.IntType(32)])
+        acquire = builder.inttoptr(builder.load(fields[words.ACQUIRE]), signature.as_pointer())
+        bell = builder.load(builder.gep(worker, [ir.Constant(WORD, words.BELL)]))
+        builder.call(acquire, [builder.inttoptr(bell, POINTER), ir.Constant(ir.IntType(32), 1)])
         awake = builder.block
         builder.branch(look)
 
         builder.position_at_end(join)
-        # First add to _ACTIVE, then read _OPEN again: the caller first closes the job, then waits until _ACTIVE is 0.
-        builder.atomic_rmw("add", fields[_ACTIVE], _ONE, "seq_cst")
-        builder.cbranch(builder.icmp_signed("==", _get(builder, fields[_OPEN]), job), work, leave)
+        # First add to ACTIVE, then read OPEN again: the caller first closes the job, then waits until ACTIVE is 0.
+        builder.atomic_rmw("add", fields[words.ACTIVE], ONE, "seq_cst")
+        builder.cbranch(builder.icmp_signed("==", get(builder, fields[words.OPEN]), job), work, leave)
 
         builder.position_at_end(work)
-        function = builder.inttoptr(builder.load(fields[_WORK]), _WORKER.as_pointer())
-        builder.call(function, [builder.inttoptr(builder.load(fields[_DATA]), _POINTER)])
+        function = builder.inttoptr(builder.load(fields[words.WORK]), _WORKER.as_pointer())
+        line = builder.sdiv(builder.sub(place, address), ir.Constant(WORD, 8 * words.LINE))
+        number = builder.sub(line, ir.Constant(WORD, words.WORKERS // words.LINE - 1))  # that of the caller is 0
+        builder.call(function, [builder.inttoptr(builder.load(fields[words.DATA]), POINTER), number])
         builder.branch(leave)
 
         builder.position_at_end(leave)
-        builder.atomic_rmw("sub", fields[_ACTIVE], _ONE, "seq_cst")
+        builder.atomic_rmw("sub", fields[words.ACTIVE], ONE, "seq_cst")
         builder.branch(look)
 
-        for block, counted, served in ((before, _ZERO, _ZERO), (rested, longer, last), (awake, _ZERO, last)):
+        for block, counted, served in ((before, ZERO, ZERO), (rested, longer, last), (awake, ZERO, last)):
             idle.add_incoming(counted, block)
             last.add_incoming(served, block)
-        idle.add_incoming(_ZERO, leave)
+        idle.add_incoming(ZERO, leave)
         last.add_incoming(job, leave)
         builder.position_at_end(end)
         return context.get_dummy_value()
@@ -287,19 +239,26 @@ def _parallel(typing_context, body, chunks, team, arguments):
 
     def codegen(context, builder, signature, values):
         _, chunks, team, packed = values
-        shared = cgutils.alloca_once(builder, ir.LiteralStructType([_WORD, _WORD, _WORD, packed.type]))
-        fields = [cgutils.gep_inbounds(builder, shared, 0, i) for i in range(4)]  # next chunk, chunks, failed, packed
-        for field, value in zip(fields, (_ZERO, chunks, _ZERO, packed), strict=True):
+        shared = cgutils.alloca_once(builder, ir.LiteralStructType([*[WORD] * 3, packed.type, _TAKEN]))
+        fields = [cgutils.gep_inbounds(builder, shared, 0, i) for i in range(5)]
+        several = builder.and_(builder.icmp_signed("!=", team, ZERO), builder.icmp_signed(">", chunks, ONE))
+        shares = cgutils.alloca_once_value(builder, ONE)
+        with builder.if_then(several):
+            threads = builder.add(builder.load(word_at(builder, team, words.COUNT)), ONE)
+            is_few = builder.icmp_signed("<", threads, ir.Constant(WORD, _SHARES))
+            builder.store(builder.select(is_few, threads, ir.Constant(WORD, _SHARES)), shares)
+        for field, value in zip(fields, (chunks, builder.load(shares), ZERO, packed), strict=False):
             builder.store(value, field)
+        with cgutils.for_range(builder, builder.load(shares)) as loop:
+            builder.store(ZERO, builder.gep(fields[4], [ZERO, loop.index, ZERO]))
         worker = _worker(context, builder, signature.args[0].dispatcher, arguments, shared.type)
-        data = builder.bitcast(shared, _POINTER)
-        several = builder.and_(builder.icmp_signed("!=", team, _ZERO), builder.icmp_signed(">", chunks, _ONE))
+        data = builder.bitcast(shared, POINTER)
         with builder.if_else(several) as (together, alone):
             with together:
                 _call_together(builder, worker, data, team)
             with alone:
-                builder.call(worker, [data])
-        with cgutils.if_unlikely(builder, builder.icmp_signed("!=", builder.load(fields[2]), _ZERO)):
+                builder.call(worker, [data, ZERO])
+        with cgutils.if_unlikely(builder, builder.icmp_signed("!=", builder.load(fields[2]), ZERO)):
             context.call_conv.return_user_exc(builder, MemoryError, ("a kernel ran out of memory, or raised an error",))
         return context.get_dummy_value()
 
@@ -310,31 +269,55 @@ parallel = _parallel_plain if config.DISABLE_JIT else _parallel
 
 
 def _worker(context, builder, body, arguments, shared_type):
-    """Write the function `void worker(data)`, which does chunks until none is left."""
+    """Write the function `void worker(data, number)`, which does chunks until none is left.
+
+    It begins with the share of the chunks that belongs to the number of its thread, and then helps with the others.
+    """
     inner = (types.intp, types.intp, *arguments.types)
     resolved = context.typing_context.resolve_function_type(types.Dispatcher(body), inner, {})
     compiled = body.get_compile_result(resolved)
     context.add_linking_libs([compiled.library])
     worker = ir.Function(builder.module, _WORKER, builder.module.get_unique_name("tinyvit_worker"))
     worker.linkage = "internal"
-    begin, look, work, failed, done = (worker.append_basic_block(name) for name in ("", "look", "work", "fail", "done"))
+    names = ("", "share", "look", "take", "work", "fail", "next", "done")
+    begin, share, look, take, work, failed, following, done = map(worker.append_basic_block, names)
 
     inside = ir.IRBuilder(begin)
     shared = inside.bitcast(worker.args[0], shared_type)
-    fields = [cgutils.gep_inbounds(inside, shared, 0, i) for i in range(4)]
-    chunks, packed = inside.load(fields[1]), inside.load(fields[3])
+    fields = [cgutils.gep_inbounds(inside, shared, 0, i) for i in range(5)]
+    chunks, shares, packed = inside.load(fields[0]), inside.load(fields[1]), inside.load(fields[3])
     unpacked = cgutils.unpack_tuple(inside, packed, len(arguments.types))
     unpacked = [_borrowed(context, inside, kind, value) for kind, value in zip(arguments, unpacked, strict=True)]
+    inside.branch(share)
+
+    inside.position_at_end(share)
+    tried = inside.phi(WORD)
+    tried.add_incoming(ZERO, begin)
+    number = inside.urem(inside.add(worker.args[1], tried), shares)
+    start = inside.sdiv(inside.mul(chunks, number), shares)
+    stop = inside.sdiv(inside.mul(chunks, inside.add(number, ONE)), shares)
+    taken = inside.gep(fields[4], [ZERO, number, ZERO])
     inside.branch(look)
-    inside.position_at_end(look)
-    chunk = inside.atomic_rmw("add", fields[0], _ONE, "seq_cst")
-    inside.cbranch(inside.icmp_signed("<", chunk, chunks), work, done)
+
+    inside.position_at_end(look)  # reading is cheaper than adding where nothing is left
+    is_left = inside.icmp_signed("<", inside.add(start, get(inside, taken)), stop)
+    inside.cbranch(is_left, take, following)
+
+    inside.position_at_end(take)
+    chunk = inside.add(start, inside.atomic_rmw("add", taken, ONE, "seq_cst"))
+    inside.cbranch(inside.icmp_signed("<", chunk, stop), work, following)
+
+    inside.position_at_end(following)
+    more = inside.add(tried, ONE)
+    tried.add_incoming(more, following)
+    inside.cbranch(inside.icmp_signed("<", more, shares), share, done)
+
     inside.position_at_end(work)
     given = [chunk, chunks, *unpacked]
     status, _ = context.call_internal_no_propagate(inside, compiled.fndesc, compiled.signature, given)
     inside.cbranch(status.is_error, failed, look)
     inside.position_at_end(failed)
-    inside.store(_ONE, fields[2])
+    inside.store(ONE, fields[2])
     inside.branch(look)
     inside.position_at_end(done)
     inside.ret_void()
@@ -355,30 +338,32 @@ def _call_together(builder, worker, data, team):
 
     Where the workers serve another caller, the caller does all chunks itself.
     """
-    fields = {i: _field(builder, team, i) for i in (_BUSY, _OPEN, _ACTIVE, _WORK, _DATA, _JOBS)}
-    taken = builder.extract_value(builder.cmpxchg(fields[_BUSY], _ZERO, _ONE, "seq_cst", "seq_cst"), 1)
+    fields = {
+        i: word_at(builder, team, i) for i in (words.BUSY, words.OPEN, words.ACTIVE, words.WORK, words.DATA, words.JOBS)
+    }
+    taken = builder.extract_value(builder.cmpxchg(fields[words.BUSY], ZERO, ONE, "seq_cst", "seq_cst"), 1)
     with builder.if_else(taken) as (free, busy):
         with free:
-            builder.store(builder.ptrtoint(worker, _WORD), fields[_WORK])
-            builder.store(builder.ptrtoint(data, _WORD), fields[_DATA])
-            job = builder.add(builder.load(fields[_JOBS]), _ONE)
-            builder.store(job, fields[_JOBS])
-            _set(builder, job, fields[_OPEN])
-            _ring_each(builder, team)
-            builder.call(worker, [data])
-            _set(builder, _ZERO, fields[_OPEN])
+            builder.store(builder.ptrtoint(worker, WORD), fields[words.WORK])
+            builder.store(builder.ptrtoint(data, WORD), fields[words.DATA])
+            job = builder.add(builder.load(fields[words.JOBS]), ONE)
+            builder.store(job, fields[words.JOBS])
+            put(builder, job, fields[words.OPEN])
+            ring_each(builder, team)
+            builder.call(worker, [data, ZERO])
+            put(builder, ZERO, fields[words.OPEN])
             wait, finished = builder.append_basic_block("wait"), builder.append_basic_block("finished")
             closed = builder.block
             builder.branch(wait)
             builder.position_at_end(wait)
-            waited = builder.phi(_WORD)
-            waited.add_incoming(_ZERO, closed)
-            _pause(builder)
-            _give_way(builder, team, waited)
-            longer = builder.add(waited, _ONE)
+            waited = builder.phi(WORD)
+            waited.add_incoming(ZERO, closed)
+            pause(builder)
+            give_way(builder, team, waited)
+            longer = builder.add(waited, ONE)
             waited.add_incoming(longer, builder.block)
-            builder.cbranch(builder.icmp_signed("==", _get(builder, fields[_ACTIVE]), _ZERO), finished, wait)
+            builder.cbranch(builder.icmp_signed("==", get(builder, fields[words.ACTIVE]), ZERO), finished, wait)
             builder.position_at_end(finished)
-            _set(builder, _ZERO, fields[_BUSY])
+            put(builder, ZERO, fields[words.BUSY])
         with busy:
-            builder.call(worker, [data])
+            builder.call(worker, [data, ZERO])

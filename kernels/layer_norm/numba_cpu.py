@@ -22,6 +22,7 @@ from ..cpu.bfloat16 import bits, rounded, widened
 from ..cpu.chunks import TOGETHER, bounds, chunks_of_rows, move_sums, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
+from ..cpu.vector_loops import borrowed
 from ..cpu.vector_math import inverse_root, less, standardized
 from .operations import operations
 
@@ -93,6 +94,7 @@ def add_rows(left, right, total):
 @body
 def _forward_chunk(chunk, chunks, x, residual, weight, bias, total, y, mean, rstd, eps, add):
     rows = x.shape[0]
+    x, residual, total, y = borrowed(x), borrowed(residual), borrowed(total), borrowed(y)
     for i in range(*bounds(rows, chunk, chunks)):
         if add:
             add_rows(x[i], residual[i], total[i])
@@ -118,6 +120,7 @@ def _backward_chunk(chunk, chunks, dy, dsum, x, weight, mean, rstd, dx, dbranch,
     dweight, dbias = sums[0], sums[1]
     part[:] = 0
     xhat, g = np.empty_like(weight), np.empty_like(weight)
+    dy, dsum, x, dx, dbranch = borrowed(dy), borrowed(dsum), borrowed(x), borrowed(dx), borrowed(dbranch)
     start, stop = bounds(rows, chunk, chunks)
     for i in range(start, stop):
         if (i - start) % TOGETHER == 0:

@@ -128,7 +128,8 @@ def _product_chunk(chunk, chunks, x, panels, bias, y, groups):
 def _weight_chunk(chunk, chunks, dy, x, dweights, dbiases, panels, height, width):
     """Compute a tile of dy^T x, with `height` rows and `width` columns, over one part of the rows; likewise of db."""
     parts, _, k = dweights.shape
-    part, tile, across = chunk % parts, chunk // parts, max(1, -(-k // width))
+    tiles = chunks // parts
+    part, tile, across = chunk // tiles, chunk % tiles, max(1, -(-k // width))
     i, j = tile // across * height, tile % across * width
     target, dbias = dweights[part, i : i + height, j : j + width], dbiases[part, i : i + height]
     target[:] = dweights.dtype.type(0)

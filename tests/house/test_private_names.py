@@ -26,7 +26,7 @@ STILL_READ = {
     "tests/cuda/test_device.py": "_why_no_compiler",
     "tests/cuda/training_trials.py": "_add_rows",
     "tests/functional/test_functional.py": "_add_sorted",
-    "tests/kernels/test_threads.py": "_ASLEEP _WORKERS _team _workers",
+    "tests/kernels/test_threads.py": "_SHARES _team _workers",
 }
 FILES = [path for name in ("tinyvit", "kernels", "benchmarks", "tests") for path in sorted((ROOT / name).rglob("*.py"))]
 

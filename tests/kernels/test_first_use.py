@@ -10,6 +10,8 @@ import pytest
 from tinyvit.kernels import cache
 from tinyvit.kernels.cpu import claims, processor, progress
 
+from tinyvit import kernels
+
 CODE = """
 import sys
 import tinyvit as tv, tinyvit.functional as F
@@ -56,6 +58,32 @@ def first_use(cache: Path, code: str = CODE) -> str:
 def test_a_compilation_is_announced_only_once(tmp_path: Path) -> None:
     assert first_use(tmp_path / "cache") == LINES
     assert first_use(tmp_path / "cache") == ""
+
+
+DIRECT = """
+import sys
+import numpy as np
+from tinyvit import kernels
+q, row = (np.random.default_rng(0).standard_normal(n).astype("float32") for n in ((2, 2, 9, 4), 4))
+out, lse = kernels.attention_forward(q, q, q, implementation="numpy")
+y, mean, rstd = kernels.layer_norm_forward(q, row, row, implementation="numpy")
+arguments = {
+    "attention_forward": (q, q, q),
+    "attention_backward": (q, q, q, q, out, lse),
+    "attention_weights": (q, q, lse),
+    "layer_norm_forward": (q, row, row),
+    "layer_norm_backward": (q, q, row, mean, rstd),
+}[sys.argv[1]]
+found = getattr(kernels, sys.argv[1])(*arguments)
+assert all(np.isfinite(x).all() for x in (found if isinstance(found, tuple) else [found]) if x is not None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", kernels.__all__)
+def test_a_function_can_be_the_first_that_a_process_calls(name: str) -> None:
+    settings = {"NUMBA_DISABLE_JIT": "0", "TINYVIT_COMPILE_AHEAD": "0"}
+    subprocess.run([sys.executable, "-c", DIRECT, name], env=os.environ | settings, check=True)
 
 
 def blocked(path: Path) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from numba.core import config
-from tinyvit.kernels.cpu import threads
+from tinyvit.kernels.cpu import threads, words
 from tinyvit.kernels.cpu.compiler import body, entry
 from tinyvit.kernels.cpu.threads import parallel
 
@@ -54,6 +54,27 @@ def meeting(here, met, patience, team):
 
 
 @body
+def _begin(chunk, chunks, here, tries, patience):
+    """Say that this chunk has begun. The first chunk notes which one has, if it is one; the others wait for that."""
+    here[chunk] = 1
+    for i in range(patience):
+        tries[chunk] = i  # so that `here` is read again
+        if chunk > 0 and here[0] != 1:
+            break
+        begun, last = 0, 0
+        for other in range(1, chunks if chunk == 0 else 0):
+            begun, last = (begun + 1, other) if here[other] == 1 else (begun, last)
+        if begun > 0:
+            here[0] = -last if begun == 1 else 0
+            break
+
+
+@entry
+def beginning(here, tries, patience, team):
+    parallel(_begin, here.size, team, (here, tries, patience))
+
+
+@body
 def _fail(chunk, chunks, hits):
     hits[chunk] += 1
     if chunk == 1:
@@ -65,10 +86,10 @@ def failing(hits, team):
     parallel(_fail, hits.size, team, (hits,))
 
 
-@pytest.fixture
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A team of two threads, even on a machine with one processor."""
-    monkeypatch.setenv("TINYVIT_THREADS", "2")
+@pytest.fixture(params=[2])
+def two_threads(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A team of two threads, or of as many as a test asks for, even on a machine with one processor."""
+    monkeypatch.setenv("TINYVIT_THREADS", str(request.param))
     threads.thread_count.cache_clear()
     before, threads._team = threads._team, None
     yield
@@ -103,6 +124,29 @@ def test_each_chunk_is_done_once_before_the_caller_continues(two_threads: None, 
 
 
 @compiled
+@pytest.mark.parametrize("two_threads", [threads._SHARES + 3], indirect=True)
+def test_threads_of_which_there_are_more_than_shares_do_each_chunk_once(two_threads: None) -> None:
+    for chunks in (2, threads._SHARES - 1, threads._SHARES + 1, 1000):
+        for _ in range(10):
+            hits = np.zeros(chunks, np.int64)
+            assert marked(hits, np.array([50]), threads.team()) == chunks * chunks
+            np.testing.assert_array_equal(hits, chunks)
+
+
+@compiled
+@pytest.mark.parametrize("chunks", [2, 4, 9])
+def test_each_thread_begins_with_its_own_share(two_threads: None, chunks: int) -> None:
+    beginning(np.zeros(chunks, np.int64), np.zeros(chunks, np.int64), 1, 0)  # compile it before the team starts
+    for _ in range(20):  # other programs may prevent that the threads meet
+        here = np.zeros(chunks, np.int64)
+        beginning(here, np.zeros(chunks, np.int64), 50_000_000, threads.team())
+        if here[0] < 0:
+            assert -here[0] == chunks // 2
+            return
+    pytest.skip("two threads never worked at the same time")
+
+
+@compiled
 def test_the_caller_waits_for_a_worker_that_is_slower(two_threads: None) -> None:
     for i in range(400):
         hits = np.zeros(2, np.int64)
@@ -124,7 +168,7 @@ def test_two_threads_work_at_the_same_time(two_threads: None) -> None:
 
 def asleep() -> bool:
     """Whether the worker of a team of two is asleep."""
-    return bool(threads._team.words[threads._WORKERS + threads._ASLEEP])
+    return bool(threads._team.words[words.WORKERS + words.ASLEEP])
 
 
 @compiled
@@ -178,8 +222,8 @@ def test_a_caller_and_a_worker_that_wait_give_way(two_threads: None) -> None:
         return 0
 
     counted = ctypes.CFUNCTYPE(ctypes.c_int)(give_way)
-    system = int(threads._team.words[threads.YIELD])
-    threads._team.words[threads.YIELD] = ctypes.cast(counted, ctypes.c_void_p).value
+    system = int(threads._team.words[words.YIELD])
+    threads._team.words[words.YIELD] = ctypes.cast(counted, ctypes.c_void_p).value
     try:
         for i in range(2000):
             hits = np.zeros(2, np.int64)
@@ -190,14 +234,14 @@ def test_a_caller_and_a_worker_that_wait_give_way(two_threads: None) -> None:
         while not asleep():  # from then on, the worker calls no function of this test
             time.sleep(0.01)
     finally:
-        threads._team.words[threads.YIELD] = system
+        threads._team.words[words.YIELD] = system
     assert all(times_given.values()), times_given
 
 
 @compiled
 def test_a_system_without_a_function_that_gives_way_still_computes(two_threads: None) -> None:
     threads.team()
-    threads._team.words[threads.YIELD] = 0
+    threads._team.words[words.YIELD] = 0
     for i in range(100):
         hits = np.zeros(3, np.int64)
         assert marked(hits, np.array([i % 5, 2000]), threads.team()) == 9

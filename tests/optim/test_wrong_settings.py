@@ -83,7 +83,7 @@ def test_a_setting_of_a_wrong_type_is_refused_by_name(name: str, argument: str, 
     text = str(error.value)
     assert argument in text
     # Of a wrong list, the first entry that is wrong may be named.
-    said = (repr(wrong), str(wrong), type(wrong).__name__, f"{argument}[0]", "is empty")
+    said = (repr(wrong), str(wrong), type(wrong).__name__, "an array of shape", f"{argument}[0]", "is empty")
     assert any(each in text for each in said)
 
 

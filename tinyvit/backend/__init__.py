@@ -3,7 +3,7 @@
 Everything above asks for arrays in terms of a device name ("cpu") and a `Namespace`; nothing above imports an array
 library other than NumPy.
 
-Order: words, files, pages, terminal, html, process, threads, devices, arrays, random, group.
+Order: words, checks, files, pages, terminal, html, process, threads, devices, arrays, random, group.
 """
 
 from .arrays import (

@@ -163,12 +163,9 @@ class Op:
         except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
             refuse(cls, arrays, params, error)
         if now.recording:
-            needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
-            if True in needs:
-                for name in cls.copies:
-                    if params.get(name) is not None:
-                        params = params | {name: backend.copy_of(params[name])}
-                node = Node(cls, params, needs, dtype, len(outputs))
+            edges = [(x.source or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
+            node = Node(cls, params, dtype, edges, len(outputs))
+            if True in node.needs:
                 node.implementation, node.kept = implementation, implementation.kept(arrays, returned)
                 _record(node, inputs, arrays, outputs)
         if cls.view and isinstance(inputs[0], Tensor):
@@ -178,8 +175,7 @@ class Op:
     @classmethod
     def gradients_of(cls, node: Node, incoming: Sequence[Any], create_graph: bool) -> Sequence[Any]:
         """Return the gradient of each input of an entry of the tape; tensors if `create_graph`, else arrays."""
-        node.check_alive()
-        node.check_unmodified()
+        node.check_usable()
         if create_graph:
             grads = _recorded_gradients(node, incoming)
         else:
@@ -205,7 +201,8 @@ def _recorded_gradients(node: Node, incoming: Sequence[Any]) -> Sequence[Any]:
     device = next(dy.device for dy in incoming if dy is not None)
     with context.changed(device=device):  # of the constants that the rule makes
         grads = op(saved, node.shapes, node.needs, node.params).gradients(tensor_namespace, incoming)
-    return [_cast(g, dtype) for g, dtype in zip(grads, node.dtypes, strict=True)] if mixes else grads
+    dtypes = node.dtypes or [node.dtype] * len(grads)
+    return [_cast(g, dtype) for g, dtype in zip(grads, dtypes, strict=True)] if mixes else grads
 
 
 def _connected(node: Node, array: Any, source: int) -> Any:
@@ -213,7 +210,7 @@ def _connected(node: Node, array: Any, source: int) -> Any:
     edge = (node, ~source) if source < 0 else node.edges[source]
     if edge is None:
         return Tensor(array) if hasattr(array, "dtype") else array
-    return on_tape(array, *edge) if type(edge) is tuple else edge
+    return on_tape(array, edge) if type(edge) is tuple else edge
 
 
 def _cast(x: Any, dtype: Any) -> Any:
@@ -223,14 +220,16 @@ def _cast(x: Any, dtype: Any) -> Any:
 
 def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     """Put an entry on the tape, between `inputs` and `outputs`, and save there what its gradient rule needs."""
-    needs, edges, shapes = node.needs, node.edges, node.shapes
-    for x, array, need in zip(inputs, arrays, needs):  # noqa: B905 - one of each for every input
-        edges.append(x.edge if need else None)
-        shapes.append(getattr(array, "shape", ()))
-    node.dtypes = [getattr(a, "dtype", None) for a in arrays] if node.op.mixes else [node.dtype] * len(needs)
+    op, needs, saved = node.op, node.needs, node.saved
+    for name in op.copies:
+        if node.params.get(name) is not None:
+            node.params = node.params | {name: backend.copy_of(node.params[name])}
+    node.shapes = [getattr(a, "shape", ()) for a in arrays]
+    if op.mixes:
+        dtypes = [getattr(a, "dtype", None) for a in arrays]
+        node.dtypes = dtypes if len({*dtypes, None}) > 2 else None
     for i, out in enumerate(outputs):
-        out.node, out.output_index, out.requires_grad = node, i, True
-    saved, guards = node.saved, node.guards
+        out.source, out.requires_grad = (node, i), True
     for s, reader in node.implementation.sources:
         if reader is not None and not needs[reader]:
             saved.append(None)
@@ -240,4 +239,4 @@ def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: S
         saved.append(array)
         if isinstance(owner, Tensor) and owner.data is array:  # else integers were cast to a new array
             memory = owner.memory
-            guards.append((s, memory, memory.version))
+            node.guards.append((s, memory, memory.version))

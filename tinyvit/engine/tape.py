@@ -48,7 +48,7 @@ class Node:
     saved : the arrays that the gradient rule needs, in the order of `implementation.sources`.
     guards : (place, memory, version when it was saved) of each saved array, to notice in-place changes.
     edges : for each input, where its gradient goes.
-    dtype, dtypes : the floating dtype of the inputs together, and of each.
+    dtype, dtypes : the floating dtype of the inputs together; and of each, None where it is the same.
     implementation, kept : the rule or kernel that computed the outputs (see `dispatch`), and what it has kept.
     hooks : for each output, the functions that are called with its complete gradient.
     sequence : the number of this entry; an entry that uses another's output has a larger one.
@@ -57,16 +57,16 @@ class Node:
     __slots__ = ("__weakref__", "arity", "dtype", "dtypes", "edges", "guards", "hooks", "implementation", "is_freed",
                  "kept", "needs", "op", "params", "saved", "sequence", "shapes")  # fmt: skip
 
-    dtypes: list[Any]
+    shapes: list[tuple[int, ...]]
     implementation: Any
     kept: list[Any] | None
 
-    def __init__(self, op: Any, params: dict[str, Any], needs: tuple[bool, ...], dtype: Any, arity: int) -> None:
-        self.op, self.params, self.needs, self.dtype, self.arity = op, params, needs, dtype, arity
+    def __init__(self, op: Any, params: dict[str, Any], dtype: Any, edges: list[Edge], arity: int) -> None:
+        self.op, self.params, self.dtype, self.edges, self.arity = op, params, dtype, edges, arity
+        self.needs = tuple([edge is not None for edge in edges])
+        self.dtypes: list[Any] | None = None
         self.sequence = next(_sequence)
         self.is_freed = False
-        self.edges: list[Edge] = []
-        self.shapes: list[tuple[int, ...]] = []
         self.saved: list[Any] = []
         self.guards: list[tuple[int, Memory, int]] = []
         self.hooks: dict[int, list[Callable[[Any], Any]]] | None = None
@@ -79,8 +79,9 @@ class Node:
                 "pass retain_graph=True to that one to go through the graph again"
             )
 
-    def check_unmodified(self) -> None:
-        """Raise RuntimeError if something that this entry saved has been modified in place since."""
+    def check_usable(self) -> None:
+        """Raise RuntimeError if this entry was freed, or something that it saved was modified in place since."""
+        self.check_alive()
         for source, memory, version in self.guards:
             if memory.version != version:
                 name = self.op.input_name(source) if source >= 0 else self.op.outputs[~source]

@@ -20,11 +20,11 @@ class Tensor:
     data : the live array, kept without a copy (`tinyvit.tensor` copies and converts).
     requires_grad : whether `backward` computes the gradient with respect to this tensor; floating dtypes only.
     grad : Tensor or None, filled in by `backward`.
-    node, output_index : the entry of the tape that made this tensor, None for a leaf; and which of its outputs this is.
-    retained : the place on the tape, as two numbers, for which `retain_grad` was called; None before.
+    source : the entry of the tape that made this tensor and which of its outputs this is, a pair; None for a leaf.
+    retained : the `place` for which `retain_grad` was called; None before.
     """
 
-    __slots__ = ("__weakref__", "_memory", "data", "grad", "hooks", "node", "output_index", "requires_grad", "retained")
+    __slots__ = ("__weakref__", "_memory", "data", "grad", "hooks", "requires_grad", "retained", "source")
 
     if TYPE_CHECKING:  # operators and methods come from a table in tinyvit.functional
         T: "Tensor"
@@ -50,8 +50,7 @@ class Tensor:
         self.data: Array = data
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
-        self.node: Node | None = None
-        self.output_index = 0
+        self.source: tuple[Node, int] | None = None
         self.hooks: list[Callable[[Any], Any]] | None = None  # of a leaf; those of other tensors are in their Node
         self.retained: tuple[int, int] | None = None
         self._memory: Memory | None = None
@@ -74,10 +73,13 @@ class Tensor:
         return self.numpy().item()
 
     # Its place on the tape
+    node = property(lambda self: self.source and self.source[0], doc="The entry of the tape that made it, or None.")
+    edge = property(lambda self: self.source or self, doc="Where a gradient goes: to `source`, or to this leaf itself.")
+
     @property
-    def edge(self) -> Edge:
-        """Where a gradient of this tensor goes: to the entry of the tape that made it, or to this leaf itself."""
-        return self if self.node is None else (self.node, self.output_index)
+    def place(self) -> tuple[int, int] | None:
+        """`source` as two numbers, the first one the entry's; None for a leaf."""
+        return self.source and (self.source[0].sequence, self.source[1])
 
     def detach(self) -> "Tensor":
         """Return the same array, without its history."""
@@ -135,18 +137,19 @@ class Tensor:
             raise TypeError(f"register_hook: hook is {hook!r}; it must be a function of the gradient")
         if not self.requires_grad:
             raise RuntimeError("register_hook needs a tensor that requires a gradient")
-        if self.node is None:
+        if self.source is None:
             hooks = self.hooks = self.hooks or []
         else:
-            self.node.hooks = self.node.hooks or {}
-            hooks = self.node.hooks.setdefault(self.output_index, [])
+            node, index = self.source
+            node.hooks = node.hooks or {}
+            hooks = node.hooks.setdefault(index, [])
         on_gradient = functools.partial(_hooked, hook)
         hooks.append(on_gradient)
         return lambda: hooks.remove(on_gradient) if on_gradient in hooks else None
 
     def retain_grad(self) -> None:
         """Make the way back add the gradient of this tensor to its `.grad` too, although it is not a leaf."""
-        place = None if self.node is None else (self.node.sequence, self.output_index)
+        place = self.place
         if place == self.retained:  # of a leaf, or called before
             return
         self.retained, reference = place, weakref.ref(self)  # a hook that held the tensor would keep it alive
@@ -171,10 +174,10 @@ def _add_to_grad(x: Tensor, found: Tensor, is_new: bool, create_graph: bool) -> 
             x.grad = found.copy() if x.grad is None else x.grad + found
 
 
-def on_tape(array: Array, node: Node, output_index: int) -> Tensor:
-    """Return the tensor that is this output of an entry of the tape."""
+def on_tape(array: Array, source: tuple[Node, int]) -> Tensor:
+    """Return the tensor that is an output of an entry of the tape."""
     out = Tensor(array)
-    out.node, out.output_index, out.requires_grad = node, output_index, True
+    out.source, out.requires_grad = source, True
     return out
 
 

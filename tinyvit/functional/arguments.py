@@ -1,58 +1,20 @@
-"""Checks of arguments (integers, axes, numbers, flags, dtypes), whose errors name the argument and its value.
+"""Checks of arguments (axes, windows, choices, dtypes, tensors), whose errors name the argument and its value.
 
 NumPy's integers and arrays of them are taken wherever Python's are. Functions read the shapes of their tensors under
 `try`, which costs nothing unless it fails; `refuse_arguments` then raises the error that names the wrong argument.
 """
 
-import math
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.exceptions import AxisError
 
+from ..backend.checks import integer, shown
 from ..engine import Tensor
 
 Axis = int | tuple[int, ...] | None
 Pair = tuple[int, int]
-
-
-def integer(what: str, value: Any) -> int:
-    """Return `value`, which must be an integer of Python or NumPy, or an array of one; `what` names it in the error."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{what} is {_shown(value)}; it must be an integer") from None
-
-
-def number(what: str, value: Any) -> float:
-    """Return `value`, which must be one number, as a float of Python."""
-    try:
-        if not isinstance(value, str | bytes):
-            return float(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise TypeError(f"{what} is {_shown(value)}; it must be a number")
-
-
-def finite_number(what: str, value: Any, least: float = -math.inf) -> float:
-    """Return `value`, which must be one finite number of at least `least`, as a float of Python."""
-    found = number(what, value)
-    if not (math.isfinite(found) and found >= least):
-        raise ValueError(
-            f"{what} is {_shown(value)}; it must be a finite number{f' >= {least:g}' * (least > -math.inf)}"
-        )
-    return found
-
-
-def flag(what: str, value: Any) -> bool:
-    """Return `value`, which must be True or False, of Python or NumPy, or 1 or 0."""
-    if type(value) is bool:
-        return value
-    if isinstance(value, np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1)):
-        return bool(value)
-    raise TypeError(f"{what} is {_shown(value)}; it must be True or False")
 
 
 def one_of(what: str, value: Any, allowed: tuple[str, ...]) -> str:
@@ -60,7 +22,7 @@ def one_of(what: str, value: Any, allowed: tuple[str, ...]) -> str:
     if isinstance(value, str) and value in allowed:
         return value
     *most, last = map(repr, allowed)
-    raise ValueError(f"{what} is {_shown(value)}; it must be {', '.join(most)} or {last}")
+    raise ValueError(f"{what} is {shown(value)}; it must be {', '.join(most)} or {last}")
 
 
 def real_dtype(name: str, dtype: Any) -> np.dtype:
@@ -71,7 +33,7 @@ def real_dtype(name: str, dtype: Any) -> np.dtype:
     except TypeError:
         found = None
     if found is None or not (found.kind in "fiub" or found.name == "bfloat16"):
-        raise TypeError(f"{name}: dtype is {_shown(dtype)}; it must be a dtype of numbers, such as 'float32'")
+        raise TypeError(f"{name}: dtype is {shown(dtype)}; it must be a dtype of numbers, such as 'float32'")
     return found
 
 
@@ -151,7 +113,7 @@ def refuse_arguments(
         for argument, value in given.items():
             if not isinstance(value, kinds) and (kinds == (Tensor,) or not is_array(value)):
                 raise TypeError(
-                    f"{name}: {argument} is {_shown(value)}; it must be a Tensor: tinyvit.tensor makes one"
+                    f"{name}: {argument} is {shown(value)}; it must be a Tensor: tinyvit.tensor makes one"
                 ) from error
     raise error
 
@@ -169,10 +131,5 @@ def as_operand(name: str, argument: str, value: Any) -> Tensor:
         return Tensor(np.asarray(value))
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"{name}: {argument} is {_shown(value)}; it must be a Tensor or an array of real numbers"
+            f"{name}: {argument} is {shown(value)}; it must be a Tensor or an array of real numbers"
         ) from error
-
-
-def _shown(value: Any) -> str:
-    shape = () if isinstance(value, type) else getattr(value, "shape", ())
-    return f"an array of shape {shape}" if shape else repr(value)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from ..backend import NUMPY, Generator, Namespace, default_generator, is_floating, is_on_gpu, namespace_of, to_host
+from ..backend.checks import flag, integer, number
 from ..context import now
 from ..engine import Op, Tensor
 from ..engine.dtypes import autocast_inputs
-from .arguments import flag, integer, is_array, number, refuse_arguments
+from .arguments import is_array, refuse_arguments
 from .constants import as_floating, constant
 from .random import check_probability, drawn_from
 from .reduction import largest

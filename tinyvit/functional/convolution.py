@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Namespace
+from ..backend.checks import number
 from ..engine import Op, Tensor
-from .arguments import Pair, as_operand, as_pair, integers, number, refuse_arguments
+from .arguments import Pair, as_operand, as_pair, integers, refuse_arguments
 from .constants import as_floating
 from .samples import sample
 from .teaching import Fault

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, Namespace, is_on_gpu, is_stand_in, to_host
+from ..backend.checks import integer
 from ..engine import Op, Tensor
-from .arguments import as_operand, axis_index, integer, refuse_arguments
+from .arguments import as_operand, axis_index, refuse_arguments
 from .constants import constant
 from .samples import sample
 from .shape import reshape

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import namespace_of
+from ..backend.checks import integer, number
 from ..engine import Op, Tensor
-from .arguments import integer, number, one_of, refuse_arguments
+from .arguments import one_of, refuse_arguments
 from .constants import as_floating, constant
 from .indexing import check_ids
 from .linalg import matmul

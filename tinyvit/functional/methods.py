@@ -40,7 +40,7 @@ def update_in_place(x: Tensor, function: Callable[[Tensor, Any], Tensor], other:
     x.data[...] = result.data
     x.mark_modified()
     if recording:
-        x.node, x.output_index, x.requires_grad = result.node, result.output_index, result.requires_grad
+        x.source, x.requires_grad = result.source, result.requires_grad
         if x.retained:
             x.retain_grad()
     return x
@@ -48,7 +48,7 @@ def update_in_place(x: Tensor, function: Callable[[Tensor, Any], Tensor], other:
 
 def _with_own_memory(x: Tensor) -> Tensor:
     """Return a copy of a tensor that no leaf is, at the same place of the tape."""
-    return on_tape(x.data.copy(), x.node, x.output_index) if x.node else Tensor(x.data.copy())
+    return on_tape(x.data.copy(), x.source) if x.source else Tensor(x.data.copy())
 
 
 def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -153,7 +153,7 @@ def _copy(self: Tensor) -> Tensor:
 def _copied(self: Tensor) -> Tensor:
     """Return a tensor at the same place of the tape that shares this one's memory (`copy.copy`)."""
     out = _with_data(type(self), self.data, self.requires_grad)
-    out.node, out.output_index = self.node, self.output_index
+    out.source = self.source
     self.share_memory([out])
     return out
 

@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 from ..backend import BFLOAT16
+from ..backend.checks import finite_number, flag
 from ..engine import Op, Tensor
-from .arguments import finite_number, flag, refuse_arguments
+from .arguments import refuse_arguments
 from .constants import as_floating
 from .elementwise import rounds_to_bfloat16
 from .samples import sample

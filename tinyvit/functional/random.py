@@ -16,8 +16,9 @@ from ..backend import (
     namespace_of,
     to_device,
 )
+from ..backend.checks import flag, integer, number
 from ..engine import Op, Tensor
-from .arguments import flag, integer, integers, number, real_dtype
+from .arguments import integers, real_dtype
 from .constants import constant
 from .samples import sample
 

@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 from ..backend import Namespace
+from ..backend.checks import finite_number, flag, integer
 from ..engine import Op, Tensor
-from .arguments import Axis, finite_number, flag, integer, integers, reduced_axes, refuse_arguments
+from .arguments import Axis, integers, reduced_axes, refuse_arguments
 from .constants import as_floating
 from .samples import sample
 from .shape import reshape

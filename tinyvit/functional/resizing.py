@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, namespace_of
+from ..backend.checks import integer
 from ..engine import Tensor
-from .arguments import Pair, as_pair, integer, refuse_arguments
+from .arguments import Pair, as_pair, refuse_arguments
 from .linalg import matmul
 from .shape import reshape, transpose
 

@@ -8,15 +8,14 @@ import numpy as np
 
 from ..backend import Namespace, check_device, default_device, device_of, is_floating
 from ..backend import to_device as moved
+from ..backend.checks import integer, number
 from ..engine import Op, Tensor
 from .arguments import (
     as_operand,
     axis_index,
-    integer,
     integers,
     is_array,
     is_sequence,
-    number,
     real_dtype,
     reduced_axes,
     refuse_arguments,

@@ -1,6 +1,6 @@
 """Optimizers, learning-rate schedules, gradient clipping, the average of the weights, and the scale of float16 losses.
 
-Order: settings, schedules, tree, parameters, average, narrow, bundle, clipping, rules, device, optimizers,
+Order: schedules, tree, parameters, average, narrow, bundle, clipping, rules, device, optimizers,
 lion, muon, scaler.
 """
 

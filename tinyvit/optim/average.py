@@ -8,10 +8,10 @@ import numpy as np
 
 from .. import dispatch
 from ..backend import address_of, device_of, is_on_gpu, namespace_of, to_device_of, to_host
+from ..backend.checks import number
 from ..dispatch import Kernel
 from ..engine import Tensor
 from .parameters import require_keys, tensors_of
-from .settings import number
 
 
 class EMA:

@@ -7,10 +7,10 @@ import numpy as np
 
 from .. import dispatch
 from ..backend import Array, is_on_gpu, widened
+from ..backend.checks import number
 from ..engine import Tensor
 from .bundle import SameArrays
 from .parameters import tensors_of
-from .settings import number
 
 _PART = 16384  # elements that are widened to float64 at once: they stay in the cache until they are summed
 

@@ -1,6 +1,5 @@
 """Optimizers, and groups of parameters with their own settings."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -9,12 +8,12 @@ import numpy as np
 
 from .. import dispatch
 from ..backend import Array, is_capturing, is_on_gpu, select_gpu_of, to_device_of, to_host
+from ..backend.checks import finite_number, flag
 from ..engine import Tensor
 from .bundle import MOMENTS, UPDATES, HostBundle, Member
 from .device import DeviceBundle
 from .parameters import groups_of, pairs_of, require_keys, tensors_of
 from .rules import adam_update
-from .settings import amount, flag
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -144,11 +143,7 @@ def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
     for key in ("nesterov", "use_muon"):
         flag(f"{name}: {key}", settings.get(key, False))
     for key in ("lr", "eps", "momentum", "weight_decay"):
-        value = settings.get(key, 0.0)
-        if not isinstance(value, Real):
-            raise TypeError(f"{name}: {key} is {value!r}; it must be a number")
-        if not 0 <= float(value) < math.inf:
-            raise ValueError(f"{name}: {key} is {value}; it must be finite and at least 0")
+        finite_number(f"{name}: {key}", settings.get(key, 0.0), 0)
 
 
 class SGD(Optimizer):
@@ -166,9 +161,9 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        if flag("SGD: nesterov", nesterov) and not amount("SGD: momentum", momentum):
+        if flag("SGD: nesterov", nesterov) and not finite_number("SGD: momentum", momentum, 0):
             raise ValueError("SGD: nesterov=True needs a momentum above 0")
-        self.slots = ("velocity",) if amount("SGD: momentum", momentum) else ()
+        self.slots = ("velocity",) if finite_number("SGD: momentum", momentum, 0) else ()
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
     def _update(self, p: Array, g: Array, kept: dict[str, Array], group: dict[str, Any]) -> None:
@@ -319,7 +314,7 @@ def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: f
     """
     decayed: list[Tensor] = []
     others: list[Tensor] = []
-    amount("decay_groups: weight_decay", weight_decay)
+    finite_number("decay_groups: weight_decay", weight_decay, 0)
     pairs = pairs_of("decay_groups", named_parameters)
     if not pairs:
         raise ValueError("decay_groups: named_parameters is empty; a generator can be used once")

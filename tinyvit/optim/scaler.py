@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.checks import integer, number
 from ..engine import Tensor
 from .clipping import joint_norm, scale_in_place
 from .optimizers import Optimizer
 from .parameters import require_keys
-from .settings import count, number
 
 
 class LossScaler:
@@ -34,7 +34,7 @@ class LossScaler:
     def __init__(self, optimizer: Optimizer, initial: float = 65536.0, growth: int = 2000) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"LossScaler: optimizer is a {type(optimizer).__name__}; give a tinyvit.optim optimizer")
-        if not number("LossScaler: initial", initial) > 0 or count("LossScaler: growth", growth) < 1:
+        if not number("LossScaler: initial", initial) > 0 or integer("LossScaler: growth", growth) < 1:
             raise ValueError(f"LossScaler: initial is {initial} and growth {growth}; they must be above 0")
         self._optimizer, self._growth = optimizer, int(growth)
         self._bundle = optimizer.device_bundle()

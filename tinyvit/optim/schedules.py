@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .settings import amount
+from ..backend.checks import finite_number
 
 
 def cosine_with_warmup(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float = 0.0) -> float:
@@ -49,7 +49,7 @@ def constant_with_cooldown(
     compute-optimal training beyond fixed training durations, 2024.)
     """
     _check("constant_with_cooldown", step, total_steps, warmup_steps, lr, min_lr)
-    amount("constant_with_cooldown: cooldown", cooldown)
+    finite_number("constant_with_cooldown: cooldown", cooldown, 0)
     if step < warmup_steps:
         return lr * step / warmup_steps
     begin = max(warmup_steps, total_steps - cooldown * total_steps)
@@ -68,7 +68,7 @@ SCHEDULES: dict[str, Callable[..., float]] = {
 def _check(name: str, *values: Any) -> None:
     """Raise TypeError or ValueError, which names the argument, for one that is no number, negative or not finite."""
     for each, value in zip(("step", "total_steps", "warmup_steps", "lr", "min_lr"), values, strict=True):
-        amount(f"{name}: {each}", value)
+        finite_number(f"{name}: {each}", value, 0)
 
 
 def _progress(step: int, total_steps: int, warmup_steps: int) -> float:

@@ -46,7 +46,7 @@ class Recorder:
         self._module_names: dict[int, str] = {}
         self._entries: dict[int, Entry] = {}  # by the sequence number of the tape's node
         self._leaf_values: dict[int, tuple[Any, Value]] = {}  # by id, with a weak reference to the tensor
-        self._outputs: dict[tuple[int, int], Value] = {}  # by sequence number and output index
+        self._outputs: dict[tuple[int, int], Value] = {}  # by place on the tape
         self._sent: dict[Any, list[Value]] = {}  # gradients that were computed but not used yet, by destination
         self._leaves: dict[int, tuple[Any, str]] = {}
         self._key_counts: dict[str, int] = {}
@@ -143,7 +143,7 @@ class Recorder:
             value = self._archive.store(variable or parameter, Origin("leaf"), np.asarray(x))
             value.variable = variable
             return value
-        output = None if x.node is None else self._outputs.get((x.node.sequence, x.output_index))
+        output = None if x.place is None else self._outputs.get(x.place)
         if output is not None:
             return self._current(self._named(output, x, frame), x)
         known = self._leaf_values.get(id(x))
@@ -194,8 +194,8 @@ class Recorder:
     def _output_value(self, entry: Entry, i: int, out: Tensor) -> Value:
         name = output_names(entry.op, max(i + 1, len(entry.op.outputs)))[i]
         value = self._archive.store(name, Origin("output", entry, i), _host(out))
-        if out.node is not None:
-            self._outputs[out.node.sequence, out.output_index] = value
+        if out.place is not None:
+            self._outputs[out.place] = value
         else:
             self._leaf_values[id(out)] = (weakref.ref(out), value)
         self._unnamed.append((weakref.ref(out), value))

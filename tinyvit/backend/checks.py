@@ -1,0 +1,52 @@
+"""Checks of numbers, integers and flags that users give, whose errors name the argument and its value.
+
+NumPy's numbers, and arrays of one, are taken wherever Python's are.
+"""
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+
+def integer(what: str, value: Any) -> int:
+    """Return `value`, which must be an integer of Python or NumPy, or an array of one; `what` names it in the error."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} is {shown(value)}; it must be an integer") from None
+
+
+def number(what: str, value: Any) -> float:
+    """Return `value`, which must be one number, as a float of Python."""
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise TypeError(f"{what} is {shown(value)}; it must be a number")
+
+
+def finite_number(what: str, value: Any, least: float = -math.inf) -> float:
+    """Return `value`, which must be one finite number of at least `least`, as a float of Python."""
+    found = number(what, value)
+    if not (math.isfinite(found) and found >= least):
+        bound = f" and at least {least:g}" if least > -math.inf else ""
+        raise ValueError(f"{what} is {shown(value)}; it must be finite{bound}")
+    return found
+
+
+def flag(what: str, value: Any) -> bool:
+    """Return `value`, which must be True or False, of Python or NumPy, or 1 or 0."""
+    if type(value) is bool:
+        return value
+    if isinstance(value, np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{what} is {shown(value)}; it must be True or False")
+
+
+def shown(value: Any) -> str:
+    """Return a wrong argument as messages show it: an array by its shape."""
+    shape = () if isinstance(value, type) else getattr(value, "shape", ())
+    return f"an array of shape {shape}" if shape else repr(value)
