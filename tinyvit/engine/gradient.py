@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .refusal import shown
+from ..backend.checks import shown
 from .tape import Targets, walk_back
 from .tensor import Tensor, as_tensor, start_of
 
