@@ -59,7 +59,7 @@ RIGHT: dict[type, dict[str, Any]] = {
 }
 MAY_BE_ZERO = {"depth", "decoder_depth", "prefix", "padding", "num_classes of ViT", "register_tokens"}
 NOT_SQUARE = {"patch_size of PatchProjection"}  # one number for each axis, of which there may be four
-NEVER = (-1, 2.5, "3", (), (0, 2), (2, -1), [2, 2.5])
+NEVER = (-1, 2.5, "3", True, (), (0, 2), (2, -1), [2, 2.5], (True, True))
 
 
 def sizes_of(kind: type) -> dict[str, str]:

@@ -11,11 +11,16 @@ import numpy as np
 
 
 def integer(what: str, value: Any) -> int:
-    """Return `value`, which must be an integer of Python or NumPy, or an array of one; `what` names it in the error."""
+    """Return `value`, which must be an integer of Python or NumPy, or an array of one; `what` names it in the error.
+
+    Booleans are refused, as NumPy refuses them for shapes and axes.
+    """
     try:
-        return operator.index(value)
+        if not isinstance(value, bool):
+            return operator.index(value)
     except TypeError:
-        raise TypeError(f"{what} is {shown(value)}; it must be an integer") from None
+        pass
+    raise TypeError(f"{what} is {shown(value)}; it must be an integer")
 
 
 def number(what: str, value: Any) -> float:
