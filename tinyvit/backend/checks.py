@@ -51,6 +51,12 @@ def flag(what: str, value: Any) -> bool:
     raise TypeError(f"{what} is {shown(value)}; it must be True or False")
 
 
+def check_flags(what: str, **flags: Any) -> None:
+    """Raise TypeError, naming the argument, unless `flag` takes each of `flags`."""
+    for name, value in flags.items():
+        flag(f"{what}: {name}", value)
+
+
 def shown(value: Any) -> str:
     """Return a wrong argument as messages show it: an array by its shape."""
     shape = () if isinstance(value, type) else getattr(value, "shape", ())
