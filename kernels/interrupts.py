@@ -51,6 +51,12 @@ def import_whole(name: str) -> ModuleType:
 
 @uninterrupted
 def _import(name: str) -> ModuleType:
+    require_threads_of_numba()
+    return importlib.import_module(name)
+
+
+def require_threads_of_numba() -> None:
+    """Raise ValueError if NUMBA_NUM_THREADS is less than 1: Numba cannot be imported then."""
     threads = os.environ.get("NUMBA_NUM_THREADS", "")
     try:
         is_refused = int(threads) < 1
@@ -58,4 +64,3 @@ def _import(name: str) -> ModuleType:
         is_refused = False
     if is_refused:
         raise ValueError(f"NUMBA_NUM_THREADS is {threads!r}; set it to 1 or more, or unset it")
-    return importlib.import_module(name)

@@ -38,6 +38,12 @@ def test_an_argument_of_a_wrong_type_is_refused_by_name(argument: str, wrong: An
     assert argument in str(error.value)
 
 
+def test_an_array_in_place_of_a_tensor_is_shown_by_its_shape() -> None:
+    x = tv.tensor(np.ones(2), requires_grad=True)
+    with pytest.raises(TypeError, match=r"^grad: inputs is or holds an array of shape \(2,\); give a tensor"):
+        tv.grad(x.sum(), [x, np.ones(2)])
+
+
 @pytest.mark.parametrize("gradient", [[1.0, 2.0], (1, 2), np.array([1, 2]), np.array([1.0, 2.0], np.float32)])
 def test_gradients_may_be_arrays_and_lists_of_numbers(gradient: Any) -> None:
     for given_as in (gradient, [gradient]):

@@ -17,8 +17,14 @@ Below the description, `needs: avx512_bf16` names the level of processor without
 """
 
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+if sys.argv[0] == "-m":  # which Python replaces once it has found the module of the command; not in its processes
+    from tinyvit.backend.process import end_if_environment_is_wrong
+
+    end_if_environment_is_wrong("python -m tests.mutants")
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted(Path(__file__).parent.glob("*.txt"))

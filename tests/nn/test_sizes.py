@@ -1,4 +1,4 @@
-"""Whatever takes sizes refuses a wrong one when it is made, with an error that names the argument."""
+"""Whatever takes sizes or flags refuses a wrong one when it is made, with an error that names the argument."""
 
 import inspect
 import re
@@ -59,7 +59,7 @@ RIGHT: dict[type, dict[str, Any]] = {
 }
 MAY_BE_ZERO = {"depth", "decoder_depth", "prefix", "padding", "num_classes of ViT", "register_tokens"}
 NOT_SQUARE = {"patch_size of PatchProjection"}  # one number for each axis, of which there may be four
-NEVER = (-1, 2.5, "3", (), (0, 2), (2, -1), [2, 2.5])
+NEVER = (-1, 2.5, "3", True, (), (0, 2), (2, -1), [2, 2.5], (True, True))
 
 
 def sizes_of(kind: type) -> dict[str, str]:
@@ -96,6 +96,29 @@ def test_a_wrong_size_is_refused_at_once_and_named(kind, data) -> None:
         wrong = (0, -1)
     with pytest.raises((ValueError, TypeError), match=rf"(must be|needs).*\b{name}\b|\b{name}\b.*must be"):
         kind(**RIGHT[kind] | {name: wrong})
+
+
+FLAGS = [
+    (kind, p.name)
+    for kind in dict.fromkeys(getattr(room, name) for room in (nn, models) for name in room.__all__)
+    if inspect.isclass(kind)
+    for p in inspect.signature(kind).parameters.values()
+    if p.annotation is bool
+]
+NEVER_FLAGS = ("no", "", None, 2, 1.5, (), np.ones(2), object())
+
+
+@pytest.mark.parametrize(("kind", "name"), FLAGS)
+def test_a_flag_is_true_or_false(kind: type, name: str) -> None:
+    for wrong in NEVER_FLAGS:
+        with pytest.raises(TypeError, match=rf"^\w+: {name} is .*; it must be True or False$"):
+            kind(**RIGHT[kind] | {name: wrong})
+    # As a flag of NumPy it means the same.
+    right = RIGHT[kind] | ({"register_tokens": 0} if kind is models.ViT else {})
+    of_python, of_numpy = (kind(**right | {name: truth}) for truth in (True, np.True_))
+    shapes = [{k: v.shape for k, v in layer.state_dict().items()} for layer in (of_python, of_numpy)]
+    assert shapes[0] == shapes[1]
+    assert getattr(of_python, "prefix", None) == getattr(of_numpy, "prefix", None)
 
 
 @pytest.mark.parametrize("kind", RIGHT, ids=lambda kind: kind.__name__)

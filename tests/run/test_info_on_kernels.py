@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from sources import ROOT
 from tiers import quick_first
 from tiny_run import ENVIRONMENT
 from tinyvit.kernels import cache
@@ -55,6 +56,25 @@ WRONG = [
     ("TINYVIT_THREADS", "many", "it must be a whole number from 1 to 1024"),
     ("TINYVIT_CPU", "many", "it must be one of .*"),
 ]
+
+# What is not of the package, and run by `python -m` from the checkout.
+MODULES = ["benchmarks", "tests.mutants", "benchmarks.captured", "benchmarks.by_operation", "benchmarks.versions"]
+
+
+@pytest.mark.parametrize("module", quick_first(MODULES, 2))
+@pytest.mark.parametrize(("name", "value", "says"), quick_first(WRONG))
+def test_other_commands_end_with_the_same_line(module: str, name: str, value: str, says: str) -> None:
+    whole, environment = [sys.executable, "-m", module, "--help"], ENVIRONMENT | {name: value}
+    done = subprocess.run(whole, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 2
+    package = module if module == "tests.mutants" else "benchmarks"
+    assert re.fullmatch(rf"python -m {package}: error: {name} is '{value}'; {says}\n", done.stderr)
+
+
+def test_importing_what_has_commands_ends_no_other_program() -> None:
+    for module in ("benchmarks", "tests.mutants"):
+        command = [sys.executable, "-c", f"import {module}"]
+        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | {"NUMBA_NUM_THREADS": "0"}, check=True)
 
 
 @pytest.mark.parametrize("command", quick_first(COMMANDS), ids=" ".join)

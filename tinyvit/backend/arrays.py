@@ -10,6 +10,7 @@ import numpy as np
 
 from ..context import PRECISIONS
 from ..kernels import sums
+from .checks import flag
 from .devices import Array, check_device, default_device, gpu, is_on_gpu, to_device, to_host
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
@@ -165,7 +166,7 @@ def allow_tf32(allowed: bool = True) -> None:
     """
     from ..kernels.linear import cublaslt
 
-    cublaslt.tf32_allowed = bool(allowed)
+    cublaslt.tf32_allowed = flag("allow_tf32: allowed", allowed)
 
 
 def _matmul_on_gpu(x: Array, y: Array) -> Array:

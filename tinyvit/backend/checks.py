@@ -11,11 +11,16 @@ import numpy as np
 
 
 def integer(what: str, value: Any) -> int:
-    """Return `value`, which must be an integer of Python or NumPy, or an array of one; `what` names it in the error."""
+    """Return `value`, which must be an integer of Python or NumPy, or an array of one; `what` names it in the error.
+
+    Booleans are refused, as NumPy refuses them for shapes and axes.
+    """
     try:
-        return operator.index(value)
+        if not isinstance(value, bool):
+            return operator.index(value)
     except TypeError:
-        raise TypeError(f"{what} is {shown(value)}; it must be an integer") from None
+        pass
+    raise TypeError(f"{what} is {shown(value)}; it must be an integer")
 
 
 def number(what: str, value: Any) -> float:
@@ -44,6 +49,12 @@ def flag(what: str, value: Any) -> bool:
     if isinstance(value, np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1)):
         return bool(value)
     raise TypeError(f"{what} is {shown(value)}; it must be True or False")
+
+
+def check_flags(what: str, **flags: Any) -> None:
+    """Raise TypeError, naming the argument, unless `flag` takes each of `flags`."""
+    for name, value in flags.items():
+        flag(f"{what}: {name}", value)
 
 
 def shown(value: Any) -> str:

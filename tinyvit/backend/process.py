@@ -1,4 +1,6 @@
-"""Settings of the process as a whole: how the C library keeps memory, and how many threads NumPy's libraries use."""
+"""Settings of the process as a whole: how the C library keeps memory, how many threads NumPy's libraries use, and
+variables of the environment that are wrong.
+"""
 
 import ctypes
 import functools
@@ -7,6 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from ..kernels.cpu import quota
+from ..kernels.interrupts import import_whole, require_threads_of_numba
+from .terminal import note
 
 
 @functools.cache
@@ -54,6 +60,21 @@ def products_in_one_thread() -> Iterator[None]:
     """Within this block, have NumPy's matrix products use one thread, so that their bits are the same everywhere."""
     with _libraries().limit(limits=1, user_api="blas"):
         yield
+
+
+def end_if_environment_is_wrong(command: str) -> None:
+    """End this process with one line and status 2 if a variable is wrong without which kernels cannot be imported.
+
+    For the package of a command of `python -m`, whose modules import kernels, and would end in a traceback.
+    """
+    try:
+        quota.wanted_threads()
+        require_threads_of_numba()
+        if os.environ.get("TINYVIT_CPU"):  # this alone needs Numba
+            import_whole("tinyvit.kernels.cpu.processor").level()
+    except ValueError as error:
+        note(f"{command}: error: {error}")
+        sys.exit(2)
 
 
 @functools.cache

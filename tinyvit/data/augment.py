@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.checks import check_flags
 from .colour import jitter_colours
 from .geometry import draw_boxes, erase, resized_crops, sources, transform
 from .policy import apply_policy
@@ -66,6 +67,7 @@ class Augment:
     erasing: float = 0.0
 
     def __post_init__(self) -> None:
+        check_flags("Augment", flip=self.flip, flip_alternating=self.flip_alternating)
         if not 0 <= self.rotate <= 180:
             raise ValueError(f"rotate is {self.rotate}; it must be from 0 to 180 degrees")
         for name in ("scale", "crop", "colour", "policy_strength", "erasing"):

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.checks import check_flags
 from ..backend.threads import pool_of_threads
 from .datasets import Batch, Dataset, ShardedBatch
 from .dense import BoxDataset, MaskDataset
@@ -63,6 +64,7 @@ class Loader:
         drop_last: bool = False,
         prefetch: int = 2,
     ) -> None:
+        check_flags("Loader", shuffle=shuffle, drop_last=drop_last)
         for argument, value in (("batch_size", batch_size), ("prefetch", prefetch), ("repeats", repeats)):
             if value < 1:
                 raise ValueError(f"{argument} is {value}; it must be 1 or more")

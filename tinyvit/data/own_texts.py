@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend.checks import check_flags
 from ..backend.words import counted
 from ..errors import DataError, log
 from .datasets import CHANNEL_STATISTICS
@@ -246,6 +247,7 @@ class TextTable:
         DataError
             If no image can be read, sizes differ, or an answer is not one of those of `like`.
         """
+        check_flags("load", pairs=pairs)
         if split not in self.parts:
             raise DataError(f"{self.path} has no {split} split: its options hold nothing out for it")
         rows = self.parts[split]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .refusal import shown
+from ..backend.checks import check_flags, shown
 from .tape import Targets, walk_back
 from .tensor import Tensor, as_tensor, start_of
 
@@ -24,6 +24,7 @@ def grad(
     grad_outputs : one gradient for each output, as in `Tensor.backward`.  create_graph, retain_graph : as there.
     allow_unused : return None for an input that no output depends on, instead of raising RuntimeError.
     """
+    check_flags("grad", create_graph=create_graph, allow_unused=allow_unused, retain_graph=retain_graph)
     outputs, inputs = as_list("grad: outputs", outputs), as_list("grad: inputs", inputs)
     given = [None] * len(outputs) if grad_outputs is None else listed(grad_outputs)
     if len(given) != len(outputs):
@@ -33,8 +34,7 @@ def grad(
     for i, x in enumerate(inputs):
         if not x.requires_grad:
             raise RuntimeError(f"inputs[{i}] does not require a gradient; create it with requires_grad=True")
-    pairs = enumerate(zip(outputs, given, strict=True))
-    starts = [start_of(f"grad_outputs[{i}]", y, gradient, create_graph) for i, (y, gradient) in pairs]
+    starts = [start_of(f"grad_outputs[{i}]", y, given[i], create_graph) for i, y in enumerate(outputs)]
     targets = Targets([x.edge for x in inputs], [edge for edge, _ in starts])
     walk_back(starts, targets, retain_graph, create_graph)
     found = [targets.found[x.edge] for x in inputs]

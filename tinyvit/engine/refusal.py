@@ -17,16 +17,16 @@ def refuse(op: Any, arrays: Sequence[Any], params: dict[str, Any], error: Except
     is_ours = isinstance(error, AttributeError) and all(x is not None for x in arrays)  # a mistake in a rule
     if is_ours or text.startswith(f"{op.name}:"):
         raise error
-    given = [f"{op.input_name(i)} {shown(x)}" for i, x in enumerate(arrays)]
-    given += [f"{name} {shown(value)}" for name, value in params.items()]
+    given = [f"{op.input_name(i)} {_shown(x)}" for i, x in enumerate(arrays)]
+    given += [f"{name} {_shown(value)}" for name, value in params.items()]
     kind = next((kind for kind in _KINDS if isinstance(error, kind)), ValueError)
     raise kind(f"{op.name}: {text.rstrip('.')}; given {', '.join(given)}") from error
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     """Return an argument as messages show it: arrays by shape and dtype."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"of shape {value.shape} and dtype {value.dtype}"
     if isinstance(value, tuple) and any(hasattr(part, "dtype") for part in value):
-        return f"({', '.join(shown(part) for part in value)})"
+        return f"({', '.join(_shown(part) for part in value)})"
     return repr(value)

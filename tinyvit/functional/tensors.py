@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Generator, default_generator, is_floating, is_on_gpu, is_stand_in, to_device_of
+from ..backend.checks import check_flags, flag
 from ..context import no_draws, no_grad, now
 from ..engine import Tensor, tensor
 from .arguments import Pair, as_pair, dtype_or_device, integers, is_sequence
@@ -19,11 +20,13 @@ __all__ = [
     "Tensor",
     "as_pair",
     "attention_weights",
+    "check_flags",
     "check_probability",
     "checked_eps",
     "constant",
     "default_generator",
     "dtype_or_device",
+    "flag",
     "integers",
     "is_drawing",
     "is_floating",

@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import functional as F
 from ..data.tokenizer import PAD
-from ..functional.tensors import Tensor, constant
+from ..functional.tensors import Tensor, check_flags, constant
 from ..nn import Dropout, Embedding, KeyValueCache, Linear, Module, Parameter, TransformerDecoder, TransformerEncoder
 from ..nn import init as initial
 from ..nn.patches import sincos1d
@@ -126,6 +126,7 @@ class TextDecoder(Module):
         tied: bool = True,
         **options: Unpack[TextOptions],
     ) -> None:
+        check_flags("TextDecoder", tied=tied)
         self.embedding = TextEmbedding(vocabulary, dim, dropout=dropout, **options)
         self.decoder = TransformerDecoder(dim, depth, heads, mlp_dim, context_dim, norm, dropout)
         self.head = None if tied else Linear(dim, vocabulary)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import functional as F
 from ..data.preprocessing import Preprocessing
-from ..functional.tensors import Tensor
+from ..functional.tensors import Tensor, check_flags, flag
 from ..nn import (
     Block,
     Dropout,
@@ -120,12 +120,13 @@ class ViT(Module):
         lsa: bool = False,
         rope: bool = False,
     ) -> None:
+        check_flags("ViT", distilled=distilled, no_embed_class=no_embed_class, pre_norm=pre_norm, rope=rope)
         _check_choices(distilled, register_tokens, pool=pool, pos_embed=pos_embed, last_norm=last_norm, act=act)
         init.check_sizes("ViT", dim=dim, heads=heads, in_channels=in_channels)
         init.check_sizes("ViT", 0, num_classes=num_classes, depth=depth, register_tokens=register_tokens)
         self.pool, self.positions, self.no_embed_class, self.mlp_layer = pool, pos_embed, no_embed_class, mlp_layer
         self.head_dim = 2 * dim if pool == "cls_mean" else dim
-        self._add_tokens(dim, class_token or pool in ("cls", "cls_mean"), distilled, register_tokens)
+        self._add_tokens(dim, class_token, distilled, register_tokens)
         self.patch_embed = PatchEmbed(image_size, patch_size, in_channels, dim, stem, bias=not pre_norm)
         self.pos_embed = self._positions(pos_embed, dim)
         self.pos_drop = Dropout(emb_dropout)
@@ -135,8 +136,7 @@ class ViT(Module):
             proj_bias=proj_bias, act=act, norm_layer=norm_layer, mlp_layer=mlp_layer, lsa=lsa, prefix=self.prefix,
             grid=self.patch_embed.grid, rope=self._rotary(dim // heads) if rope else None,
         )  # fmt: skip
-        rates = np.linspace(0, drop_path, depth).tolist()
-        self.blocks = ModuleList(new_block(drop_path=rate) for rate in rates)
+        self.blocks = ModuleList(new_block(drop_path=rate) for rate in np.linspace(0, drop_path, depth).tolist())
         place = _place_of_last_norm(last_norm, pool, norm)
         self.norm = normalization(norm_layer, dim, eps) if place == "norm" else Identity()
         self.attention_pool = Linear(dim, 1) if pool == "seq" else None
@@ -144,12 +144,13 @@ class ViT(Module):
         self._add_heads(num_classes, distilled, head_dropout)
         initialize_linear(self)
 
-    def _add_tokens(self, dim: int, has_class_token: bool, distilled: bool, register_tokens: int) -> None:
+    def _add_tokens(self, dim: int, class_token: bool, distilled: bool, register_tokens: int) -> None:
         """Make the tokens before the patches, and count them."""
+        has_class_token = flag("ViT: class_token", class_token) or self.pool in ("cls", "cls_mean")
         self.cls_token = Parameter(init.trunc_normal((1, 1, dim), 1e-6)) if has_class_token else None
         self.dist_token = Parameter(init.trunc_normal((1, 1, dim))) if distilled else None
         self.reg_token = Parameter(init.trunc_normal((1, register_tokens, dim), 1e-6)) if register_tokens else None
-        self.prefix = has_class_token + distilled + register_tokens
+        self.prefix = has_class_token + int(distilled) + register_tokens
 
     def _add_heads(self, num_classes: int, distilled: bool, dropout: float) -> None:
         self.head_drop = Dropout(dropout)
@@ -223,6 +224,7 @@ class ViT(Module):
 
         That is the pooled features (B, dim); of a distilled model the mean of both tokens.
         """
+        check_flags("forward_head", pre_logits=pre_logits)
         if self.head_dist is not None:
             x, y = self._read_by_heads(tokens)
             return (x + y) / 2 if pre_logits else (self.head(x) + self.head_dist(y)) / 2
@@ -251,6 +253,7 @@ class ViT(Module):
         `indices` counts blocks from 0, or from the end if negative; None takes all. With `norm` the layer norm `norm`
         follows, as after the last block. Raises ValueError if there is no such block.
         """
+        check_flags("forward_intermediates", norm=norm)
         depth = len(self.blocks)
         wanted = list(range(depth)) if indices is None else [i + depth if i < 0 else i for i in indices]
         if bad := [i for i in wanted if not 0 <= i < depth]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..functional.tensors import Tensor, attention_weights, constant, other_keys
+from ..functional.tensors import Tensor, attention_weights, check_flags, constant, other_keys
 from . import init
 from .layers import Dropout, Identity, Linear, normalization
 from .module import Module, Parameter
@@ -97,6 +97,7 @@ class Attention(_MultiHead):
         lsa: bool = False,
         rope: Module | None = None,
     ) -> None:
+        check_flags("Attention", qkv_bias=qkv_bias, qk_norm=qk_norm, proj_bias=proj_bias, lsa=lsa)
         super().__init__(dim, heads, dropout)
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm = normalization(norm_layer, dim // heads, eps) if qk_norm else Identity()
@@ -143,6 +144,7 @@ class CrossAttention(_MultiHead):
         qkv_bias: bool = True,
         dropout: float = 0.0,
     ) -> None:
+        check_flags("CrossAttention", qkv_bias=qkv_bias)
         super().__init__(dim, heads, dropout)
         init.check_optional_sizes("CrossAttention", context_dim=context_dim)
         self.q = Linear(dim, dim, bias=qkv_bias)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..functional.tensors import Pair, Tensor, as_pair, check_probability, checked_eps
+from ..functional.tensors import Pair, Tensor, as_pair, check_flags, check_probability, checked_eps
 from . import init
 from .module import Module, Parameter
 
@@ -15,6 +15,7 @@ class Linear(Module):
     """y = x W^T + b: (..., in_features) -> (..., out_features); weight (out, in), bias (out,)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        check_flags("Linear", bias=bias)
         init.check_sizes("Linear", in_features=in_features, out_features=out_features)
         self.weight = Parameter(init.uniform_fan_in((out_features, in_features), in_features))
         self.bias = Parameter(init.uniform_fan_in((out_features,), in_features)) if bias else None
@@ -56,6 +57,7 @@ class LayerNorm(Module):
     """
 
     def __init__(self, dim: int, eps: float = 1e-5, narrow: bool = False) -> None:
+        check_flags("LayerNorm", narrow=narrow)
         init.check_sizes("LayerNorm", dim=dim)
         self.weight, self.bias, self.narrow = init.ones(dim), init.zeros(dim), narrow
         self.eps = checked_eps("LayerNorm: eps", eps)
@@ -159,6 +161,7 @@ class Conv2d(Module):
         padding: int | Pair = 0,
         bias: bool = True,
     ) -> None:
+        check_flags("Conv2d", bias=bias)
         kernel = as_pair("Conv2d", "kernel_size", kernel_size, 1)
         init.check_sizes("Conv2d", in_channels=in_channels, out_channels=out_channels)
         fan_in = in_channels * kernel[0] * kernel[1]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ..functional.tensors import Tensor, constant, dtype_or_device, is_floating, on_device_of, tensor
+from ..functional.tensors import Tensor, constant, dtype_or_device, flag, is_floating, on_device_of, tensor
 
 
 class Parameter(Tensor):
@@ -145,7 +145,7 @@ class Module:
             )
         own = dict(self._named_entries())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys(), key=str)
-        if strict and (missing or unexpected):
+        if flag("load_state_dict: strict", strict) and (missing or unexpected):
             hint = _prefix_hint(own.keys(), state.keys())
             raise KeyError(f"load_state_dict: missing names {missing}, unexpected names {unexpected}{hint}")
         if own and len(missing) == len(own):
@@ -165,6 +165,7 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Switch dropout and the like on, in this module and all below it."""
+        mode = flag("train: mode", mode)
         for module in self.modules():
             module.training = mode
         return self
@@ -175,6 +176,7 @@ class Module:
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freeze (False) or thaw every parameter."""
+        requires_grad = flag("requires_grad_: requires_grad", requires_grad)
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
         return self

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from .. import functional as F
-from ..functional.tensors import Pair, Tensor, integers, is_sequence
+from ..functional.tensors import Pair, Tensor, check_flags, integers, is_sequence
 from . import init
 from .containers import Sequential
 from .layers import Conv2d, Identity, LayerNorm, MaxPool2d, ReLU, initialize_conv
@@ -54,6 +54,7 @@ class PatchEmbed(Module):
         stem: str = "linear",
         bias: bool = True,
     ) -> None:
+        check_flags("PatchEmbed", bias=bias)
         init.check_sizes("PatchEmbed", in_channels=in_channels, dim=dim)
         axes = max(2, len(integers("image_size", image_size)))
         if axes > 3:
@@ -89,6 +90,7 @@ class PatchProjection(Module):
     def __init__(
         self, in_channels: int, dim: int, patch_size: Sizes, bias: bool = True, norm: bool = False, eps: float = 1e-5
     ) -> None:
+        check_flags("PatchProjection", bias=bias, norm=norm)
         init.check_sizes("PatchProjection", in_channels=in_channels, dim=dim)
         if not is_sequence(patch_size) or min(integers("PatchProjection: patch_size", patch_size), default=0) < 1:
             raise ValueError(

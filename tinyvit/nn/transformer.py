@@ -8,7 +8,7 @@ of (B, N, C).
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..functional.tensors import Tensor
+from ..functional.tensors import Tensor, check_flags
 from . import init
 from .attention import Attention, CrossAttention, KeyValueCache, of_token
 from .containers import ModuleList
@@ -106,6 +106,7 @@ class DecoderBlock(Module):
         causal: bool = True,
     ) -> None:
         check_norm(norm)
+        check_flags("DecoderBlock", causal=causal)
         init.check_optional_sizes("DecoderBlock", mlp_dim=mlp_dim)
         self.post, self.causal = norm == "post", causal
         narrow = not self.post

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import context
 from ..backend import products_in_one_thread
+from ..backend.checks import check_flags
 from ..engine import Tensor
 from ..nn import Module
 from .compiled import CompiledSteps, Weights, is_compilable
@@ -171,6 +172,7 @@ class Program:
         """
         from .onnx import export_onnx
 
+        check_flags("export_onnx", int8=int8)
         return export_onnx(self, path, *examples, names=names, metadata=metadata, int8=int8)
 
     def export_c(
@@ -197,6 +199,7 @@ class Program:
         """
         from .c_source import export_c
 
+        check_flags("export_c", int8=int8)
         return export_c(self, folder, *example, name=name, int8=int8, metadata=metadata)
 
 
