@@ -1,6 +1,7 @@
 """NumPy's functions called on tensors: the gradient goes on, or the call is refused with what to use instead."""
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -187,6 +188,15 @@ def test_no_ufunc_of_numpy_ends_a_gradient_silently(ufunc: Any) -> None:
 def test_a_refusal_names_what_to_use(call: Callable[[Tensor], Any], says: str) -> None:
     with pytest.raises(TypeError, match=says):
         call(leaf(2, 3))
+
+
+@pytest.mark.parametrize("ufunc", sorted(overrides.get_overridable_numpy_ufuncs(), key=lambda ufunc: ufunc.__name__))
+def test_a_function_that_a_refusal_names_exists(ufunc: np.ufunc) -> None:
+    x = leaf(2, 2)
+    with pytest.raises(TypeError, match=f"np.{ufunc.__name__} with out") as error:
+        ufunc(*[x] * ufunc.nin, out=tuple(np.empty((2, 2)) for _ in range(ufunc.nout)))
+    for named in re.findall(r"use F\.(\w+)", str(error.value)):
+        assert named in F.__all__
 
 
 def test_without_a_gradient_to_lose_functions_work_on_the_values() -> None:

@@ -70,12 +70,11 @@ def _call_ufunc(self: Tensor, ufunc: Any, method: str, *inputs: Any, **options: 
     if method != "__call__":
         return _refuse(f"np.{name}.{method}", "F.sum" if (name, method) == ("add", "reduce") else None)
     if options:
-        there = f"F.{_UFUNC_NAMES.get(name, name)}" if name in _UFUNCS else None
+        ours = _UFUNCS[name].__name__ if name in _UFUNCS else ""
+        there = f"F.{ours}" if ours.isidentifier() else None  # that of a lambda is none
         return _refuse(f"np.{name} with {', '.join(options)}", there)
     return _refuse(f"np.{name}", _HINTS.get(name))
 
-
-_UFUNC_NAMES = {"absolute": "abs", "fabs": "abs"}
 
 # Functions ------------------------------------------------------------------------------------------------------------
 
