@@ -159,3 +159,14 @@ def test_iteration_goes_over_the_first_axis_and_has_gradients() -> None:
     np.testing.assert_array_equal(x.grad.numpy(), [[2, 2], [0, 0], [1, 1]])
     with pytest.raises(ValueError, match="0"):
         iter(tv.tensor(3.0))
+
+
+# Operations behind functions and operators of other names.
+BEHIND_OTHERS = {"add_narrow", "advanced_index", "attention", "basic_index"}
+
+
+def test_every_operation_has_a_function() -> None:
+    ours = {name for name, op in Op.registry.items() if op.__module__.startswith("tinyvit.functional.")}
+    missing = ours - set(F.__all__) - BEHIND_OTHERS
+    assert not missing, f"add functions of these names to tinyvit/functional and its __all__: {missing}"
+    assert ours >= BEHIND_OTHERS
