@@ -240,6 +240,7 @@ def _parallel(typing_context, body, chunks, team, arguments):
     def codegen(context, builder, signature, values):
         _, chunks, team, packed = values
         shared = cgutils.alloca_once(builder, ir.LiteralStructType([*[WORD] * 3, packed.type, _TAKEN]))
+        # Chunks, shares, whether one has failed, the arguments, and how many chunks of each share are taken.
         fields = [cgutils.gep_inbounds(builder, shared, 0, i) for i in range(5)]
         several = builder.and_(builder.icmp_signed("!=", team, ZERO), builder.icmp_signed(">", chunks, ONE))
         shares = cgutils.alloca_once_value(builder, ONE)
