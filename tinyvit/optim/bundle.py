@@ -118,7 +118,7 @@ class HostBundle(Bundle):
         rest = []
         for i, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
             is_placed = p is self._placed[i]
-            if g is not None and self._fits(i, g) and (is_placed or self._fits(i, p)):
+            if g is not None and self._fits(i, g) and self._fits(i, p):
                 reached[i] = g
                 self._tensors[i].mark_modified()
                 if not is_placed:
