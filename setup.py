@@ -46,7 +46,7 @@ setup(
         "numpy>=2.0",
         # Without it every operation runs its plain rule. Pyodide, which runs Python in browsers, has no Numba.
         'numba>=0.63; platform_python_implementation == "CPython" and sys_platform != "emscripten"',
-        "ml_dtypes>=0.5",
+        "ml_dtypes>=0.5,!=0.7.0",  # importing 0.7.0 takes 0.7 s, others 5 ms: each command would wait for it
         "safetensors>=0.5",
         "rich>=13",
         "Pillow>=10",
