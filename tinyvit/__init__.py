@@ -12,7 +12,7 @@ from .backend import Generator, allow_tf32, limit_threads, manual_seed, set_defa
 from .checkpoint import load, save
 from .context import autocast, no_grad
 from .dispatch import use_kernels
-from .engine import GradcheckError, Tensor, grad, gradcheck, tensor
+from .engine import Tensor, grad, tensor
 from .kernels.cpu import quota as _quota
 from .optim import LossScaler
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import study
     from .program import freeze
     from .run.folder import load_run
+    from .study import GradcheckError, gradcheck
 
 with contextlib.suppress(ValueError):  # of TINYVIT_THREADS: the first kernel raises it again, where commands show it
     limit_threads(_quota.usable_processors(), _quota.wanted_threads())
@@ -53,9 +54,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load what training does not need when it is first asked for: `study`, `freeze` and `load_run`."""
+    """Load what training does not need when it is first asked for, such as `study`, `freeze` and `load_run`."""
     if name == "study":
         return importlib.import_module(".study", __name__)
+    if name in ("GradcheckError", "gradcheck"):
+        return getattr(importlib.import_module(".study", __name__), name)
     if name == "freeze":
         return importlib.import_module(".program", __name__).freeze
     if name == "load_run":

@@ -1,13 +1,19 @@
 """Checks of numbers, integers and flags that users give, whose errors name the argument and its value.
 
+Where NumPy finds the mistake, `refuse` adds the arguments to its message.
+
 NumPy's numbers, and arrays of one, are taken wherever Python's are.
 """
 
 import math
 import operator
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
+from numpy.exceptions import AxisError
+
+_KINDS = (AxisError, IndexError, ValueError, TypeError)
 
 
 def integer(what: str, value: Any) -> int:
@@ -61,3 +67,26 @@ def shown(value: Any) -> str:
     """Return a wrong argument as messages show it: an array by its shape."""
     shape = () if isinstance(value, type) else getattr(value, "shape", ())
     return f"an array of shape {shape}" if shape else repr(value)
+
+
+def refuse(name: str, inputs: Sequence[tuple[str, Any]], params: Mapping[str, Any], error: Exception) -> NoReturn:
+    """Raise `error` again, of the same kind, with the name of an operation, its inputs and its parameters.
+
+    An error that names the operation already is raised as it is.
+    """
+    text = str(error)
+    is_ours = isinstance(error, AttributeError) and all(x is not None for _, x in inputs)  # a mistake in a rule
+    if is_ours or text.startswith(f"{name}:"):
+        raise error
+    given = ", ".join(f"{argument} {_given(value)}" for argument, value in (*inputs, *params.items()))
+    kind = next((kind for kind in _KINDS if isinstance(error, kind)), ValueError)
+    raise kind(f"{name}: {text.rstrip('.')}; given {given}") from error
+
+
+def _given(value: Any) -> str:
+    """Return an argument, right or wrong, as `refuse` shows it: arrays by shape and dtype."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"of shape {value.shape} and dtype {value.dtype}"
+    if isinstance(value, tuple) and any(hasattr(part, "dtype") for part in value):
+        return f"({', '.join(_given(part) for part in value)})"
+    return repr(value)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backend.checks import check_flags, shown
-from .tape import Targets, walk_back
+from .tape import walk_back
 from .tensor import Tensor, as_tensor, start_of
 
 
@@ -35,13 +35,12 @@ def grad(
         if not x.requires_grad:
             raise RuntimeError(f"inputs[{i}] does not require a gradient; create it with requires_grad=True")
     starts = [start_of(f"grad_outputs[{i}]", y, given[i], create_graph) for i, y in enumerate(outputs)]
-    targets = Targets([x.edge for x in inputs], [edge for edge, _ in starts])
-    walk_back(starts, targets, retain_graph, create_graph)
-    found = [targets.found[x.edge] for x in inputs]
-    unused = [i for i, gradient in enumerate(found) if gradient is None]
+    found = walk_back(starts, {x.edge for x in inputs}, retain_graph, create_graph).sums
+    gradients = [found.get(x.edge) for x in inputs]
+    unused = [i for i, gradient in enumerate(gradients) if gradient is None]
     if unused and not allow_unused:
         raise RuntimeError(f"no output depends on inputs[{unused[0]}]; pass allow_unused=True to get None for it")
-    return tuple([None if gradient is None else as_tensor(gradient) for gradient in found])
+    return tuple([None if gradient is None else as_tensor(gradient) for gradient in gradients])
 
 
 def as_list(what: str, given: Any) -> list[Tensor]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import backend, context, dispatch
 from ..backend import devices
-from .dtypes import autocast_inputs, unwrapped
-from .refusal import refuse
+from ..backend.checks import refuse
+from .dtypes import unwrapped
 from .tape import Node
 from .tensor import Tensor, on_tape
 
@@ -150,7 +150,7 @@ class Op:
         """
         now = context.now()
         if now.precision is not None:
-            inputs = autocast_inputs(cls, inputs, now.precision, _cast)
+            inputs = tensor_namespace.autocast_inputs(cls, inputs, now.precision)
         if now.recorder is not None:
             return now.recorder.apply(cls, inputs, params)
         arrays, dtype = unwrapped(cls, inputs)
@@ -161,7 +161,7 @@ class Op:
             returned = implementation.forward(arrays, params, dtype)
             outputs = [Tensor(array) for array in (returned if cls.is_sequence else returned[: len(cls.outputs)])]
         except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
-            refuse(cls, arrays, params, error)
+            refuse(cls.name, [(cls.input_name(i), x) for i, x in enumerate(arrays)], params, error)
         if now.recording:
             edges = [(x.source or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
             node = Node(cls, params, dtype, edges, len(outputs))

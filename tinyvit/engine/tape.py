@@ -3,10 +3,9 @@
 Gradients are arrays here, or tensors while a gradient is itself recorded (`create_graph`); the walk only adds them.
 """
 
-import heapq
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from .. import context, dispatch
@@ -96,134 +95,112 @@ class Node:
         self.saved, self.edges, self.guards, self.kept = [], [], [], None
 
 
-class Arrivals:
-    """The sums of the gradients that have arrived so far, by output and leaf; and a queue of the entries to visit."""
+class Walk:
+    """One walk back along the tape: the entries still to visit, and the gradients that have arrived so far.
 
-    def __init__(self) -> None:
-        self.leaves: dict[Any, tuple[Any, bool]] = {}  # the gradient, and whether nobody else holds its array
-        self.hooked: list[Any] = []  # leaves with hooks that have not been called yet
-        self._last_uses: dict[Any, int] | None = None  # by leaf with hooks: the last entry that will add to it
-        self._outputs: dict[Node, list[Any]] = {}
-        self._queue: list[tuple[int, Node]] = []
+    Attributes
+    ----------
+    order : the entries still to visit, the next one last: by then all that send gradients to it have been visited.
+    leading : the entries whose rule runs, because a gradient that is wanted can be reached from them.
+    sums : by edge, the sum of the gradients that have arrived there; at the end, those of leaves and wanted edges.
+    own : the edges whose sum is an array that nobody else holds.
+    """
 
-    def add(self, edge: Edge, gradient: Any, is_new: bool) -> None:
-        """Add a gradient that arrives along `edge`. `is_new` says that nobody else holds its array."""
-        if type(edge) is not tuple:
-            leaf: Any = edge
-            if leaf in self.leaves:
-                self.leaves[leaf] = dispatch.sum_of(self.leaves[leaf][0], gradient), True
-                return
-            self.leaves[leaf] = gradient, is_new
-            if leaf.hooks:
-                self.hooked.append(leaf)
-            return
-        node, index = edge
-        slots = self._outputs.get(node)
-        if slots is None:
-            slots = self._outputs[node] = [None] * node.arity
-            heapq.heappush(self._queue, (-node.sequence, node))
-        slots[index] = gradient if slots[index] is None else dispatch.sum_of(slots[index], gradient)
-
-    def call_hooks(self, sequence: int) -> None:
-        """Call the hooks of leaves with complete gradients: all entries from number `sequence` on have been visited."""
-        if self._last_uses is None:
-            self._last_uses = {}
-            for node in _reached_from([(node, 0) for _, node in self._queue]):
-                for edge in node.edges:
-                    leaf: Any = None if type(edge) is tuple else edge
-                    if leaf is not None and leaf.hooks:
-                        self._last_uses[leaf] = min(node.sequence, self._last_uses.get(leaf, node.sequence))
-        hooked, self.hooked = self.hooked, []
-        for leaf in hooked:
-            if self._last_uses.get(leaf, sequence) < sequence:
-                self.hooked.append(leaf)
-            else:
-                self.leaves[leaf] = _through(leaf.hooks, self.leaves[leaf][0]), False
-
-    def visit(self) -> Iterator[tuple[Node, list[Any]]]:
-        """Yield each entry with the gradients of its outputs, latest first, so that no more of them can arrive."""
-        while self._queue:
-            node = heapq.heappop(self._queue)[1]
-            yield node, self._outputs.pop(node)
-
-
-class Targets:
-    """The places whose gradients were asked for, as edges; the walk visits only what leads to one of them."""
-
-    def __init__(self, edges: Iterable[Edge], starts: Iterable[Edge]) -> None:
-        self.found: dict[Edge, Any] = dict.fromkeys(edges)
+    def __init__(self, starts: Sequence[tuple[Edge, Any]], wanted: Collection[Edge] | None) -> None:
+        self.order = _reached_from([edge for edge, _ in starts])
         self.leading: set[Node] = set()
-        for node in sorted(_reached_from(starts), key=lambda node: node.sequence):
-            if any(map(self.lie_behind, node.edges)):
+        self.sums: dict[Edge, Any] = {}
+        self.own: set[Edge] = set()
+        self._wanted = wanted
+        self._last_uses: dict[Edge, Node | None] = {}  # by leaf: the last entry that adds to it, None without one
+        for node in self.order:
+            edges = [edge for edge in node.edges if edge is not None and self._needs(edge)]
+            if edges:
                 self.leading.add(node)
+            for edge in edges:
+                if type(edge) is not tuple:
+                    self._last_uses.setdefault(edge, node)
+        for edge, gradient in starts:
+            self.add(edge, gradient)
+            self._last_uses.setdefault(edge, None)
 
-    def lie_behind(self, edge: Edge) -> bool:
-        """Return whether a gradient that goes along `edge` reaches a target."""
-        return edge in self.found or (type(edge) is tuple and edge[0] in self.leading)
+    def _needs(self, edge: Edge) -> bool:
+        """Return whether a gradient that goes along `edge` is wanted, or leads to one that is."""
+        return self._wanted is None or edge in self._wanted or (type(edge) is tuple and edge[0] in self.leading)
 
-    def note(self, edge: Edge, gradient: Any) -> None:
-        """Keep a complete gradient if it was asked for."""
-        if gradient is not None and edge in self.found:
-            self.found[edge] = gradient
+    def add(self, edge: Edge, gradient: Any, is_new: bool = False) -> None:
+        """Add a gradient that arrives along `edge`, if it is needed. `is_new` says that nobody else holds its array."""
+        if not self._needs(edge):
+            return
+        if edge in self.sums:
+            gradient, is_new = dispatch.sum_of(self.sums[edge], gradient), True
+        self.sums[edge] = gradient
+        if is_new:
+            self.own.add(edge)
+
+    def arrived_at(self, node: Node) -> list[Any]:
+        """Return the complete gradients of the outputs of an entry, None where none arrived, as hooks leave them."""
+        incoming = [self.sums.pop((node, i), None) for i in range(node.arity)]
+        for i, hooks in (node.hooks or {}).items():
+            incoming[i] = _through(hooks, incoming[i])
+        if self._wanted is not None:
+            self.sums.update(((node, i), gradient) for i, gradient in enumerate(incoming) if (node, i) in self._wanted)
+        return incoming
+
+    def call_hooks(self, edges: Iterable[Edge], node: Node | None) -> None:
+        """Call the hooks of those leaves among `edges` whose gradients are complete after `node` was visited."""
+        for leaf in dict.fromkeys(edges):
+            if type(leaf) is not tuple and leaf is not None and leaf.hooks and self._last_uses.get(leaf, self) is node:
+                self.sums[leaf] = _through(leaf.hooks, self.sums[leaf])
+                self.own.discard(leaf)
 
 
-def _reached_from(starts: Iterable[Edge]) -> set[Node]:
-    """Return the entries of the tape that the walk back from `starts` would visit."""
+def _reached_from(starts: Iterable[Edge]) -> list[Node]:
+    """Return the entries of the tape that can be reached on the way back from `starts`, the earliest first."""
     stack = [edge[0] for edge in starts if type(edge) is tuple]
-    seen = set(stack)
+    reached = set(stack)
     while stack:
         node = stack.pop()
         node.check_alive()
-        before = {edge[0] for edge in node.edges if type(edge) is tuple} - seen
-        seen |= before
-        stack += before
-    return seen
+        for edge in node.edges:
+            if type(edge) is tuple and edge[0] not in reached:
+                reached.add(edge[0])
+                stack.append(edge[0])
+    return sorted(reached, key=lambda node: node.sequence)
 
 
 def walk_back(
-    starts: Sequence[tuple[Edge, Any]], targets: Targets | None, retain_graph: bool, create_graph: bool
-) -> dict[Any, tuple[Any, bool]]:
-    """Walk the tape back from `starts`, edges with their gradients, and return the gradient of every leaf reached.
+    starts: Sequence[tuple[Edge, Any]], wanted: Collection[Edge] | None, retain_graph: bool, create_graph: bool
+) -> Walk:
+    """Walk the tape back from `starts`, edges with their gradients; the result has the gradients in `sums`.
 
-    The flag beside a leaf's gradient says that nobody else holds its array. The gradients of `targets`, if given, are
-    noted there, and only what leads to one of them is visited. The hooks of a leaf are called as soon as its gradient
-    is complete, so that something can be done with it while the walk continues.
+    They are those of every leaf or, if `wanted` edges are given, of these, and then only what leads to one of them is
+    computed. The hooks of a leaf are called as soon as its gradient is complete, so that something can be done with it
+    while the walk continues.
     """
-    arrivals = Arrivals()
-    for edge, gradient in starts:
-        if targets is None or targets.lie_behind(edge):
-            arrivals.add(edge, gradient, False)
+    walk = Walk(starts, wanted)
     with context.changed(recording=create_graph):
         recorder = context.now().recorder
-        for node, incoming in arrivals.visit():
-            if node.hooks:
-                for i, hooks in node.hooks.items():
-                    incoming[i] = _through(hooks, incoming[i])
-            if targets is not None:
-                for i, gradient in enumerate(incoming):
-                    targets.note((node, i), gradient)
-                if node not in targets.leading:
-                    continue
+        while walk.order:
+            node = walk.order.pop()
+            incoming, edges = walk.arrived_at(node), node.edges
+            if node not in walk.leading:
+                continue
             run = node.op.gradients_of if recorder is None else recorder.gradients
             outgoing = run(node, incoming, create_graph)
             # A rule may return an array that somebody else holds; a kernel returns new ones.
             may_take = not create_graph and node.implementation.spec is not None
-            for edge, gradient in zip(node.edges, outgoing):  # noqa: B905 - `gradients_of` checked their number
-                if edge is not None and (targets is None or targets.lie_behind(edge)):
+            for edge, gradient in zip(edges, outgoing):  # noqa: B905 - `gradients_of` checked their number
+                if edge is not None:
                     is_taken = may_take and type(edge) is not tuple  # by a leaf, as its `.grad`
-                    arrivals.add(edge, gradient, is_taken and _is_new(gradient, incoming, outgoing))
+                    walk.add(edge, gradient, is_taken and _is_new(gradient, incoming, outgoing))
             if not (retain_graph or create_graph):
                 node.free()
-            if arrivals.hooked and targets is None:  # with targets, entries are left out
-                arrivals.call_hooks(node.sequence)
-        arrivals.call_hooks(0)
-        leaves = arrivals.leaves
-        for leaf, (gradient, _) in leaves.items():
-            if targets is not None:
-                targets.note(leaf, gradient)
+            walk.call_hooks(edges, node)
+        walk.call_hooks(list(walk.sums), None)
         if recorder is not None:
-            recorder.finished({leaf: gradient for leaf, (gradient, _) in leaves.items()})
-    return leaves
+            recorder.finished({edge: gradient for edge, gradient in walk.sums.items() if type(edge) is not tuple})
+    return walk
 
 
 def _through(hooks: Iterable[Callable[[Any], Any]], gradient: Any) -> Any:

@@ -125,8 +125,9 @@ class Tensor:
         Raises RuntimeError if no gradient flows here, `gradient` is missing, or the tape was freed or modified.
         """
         start = start_of("gradient", self, gradient, create_graph)
-        for leaf, (found, is_new) in walk_back([start], None, retain_graph, create_graph).items():
-            _add_to_grad(leaf, as_tensor(found), is_new, create_graph)
+        walk = walk_back([start], None, retain_graph, create_graph)
+        for leaf, gradient in walk.sums.items():
+            _add_to_grad(leaf, as_tensor(gradient), leaf in walk.own, create_graph)
 
     def register_hook(self, hook: "Callable[[Tensor], Tensor | None]") -> Callable[[], None]:
         """Call `hook(gradient)` when the gradient of this tensor is complete; return a function that removes the hook.

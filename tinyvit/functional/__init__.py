@@ -13,7 +13,8 @@ from . import methods, special  # noqa: F401  (operators of Tensor; erf for the 
 from .activation import bias_gelu, gelu, log_softmax, relu, silu, softmax
 from .attention import join_heads, merge_heads, scaled_dot_product_attention, split_heads
 from .boxes import generalized_iou
-from .constants import ones_like, sign, stop_gradient, zeros_like
+from .constants import ones_like, sign, stop_gradient, zeros, zeros_like
+from .conversion import autocast_inputs, cast, to_device  # noqa: F401  (the engine calls autocast_inputs)
 from .convolution import avg_pool2d, col2im, conv2d, im2col, max_pool2d
 from .depthwise import depthwise_conv
 from .elementwise import abs, add, divide, multiply, negative, power, subtract
@@ -26,7 +27,7 @@ from .random import dropout, dropout_mask
 from .reduction import broadcast_to, cumsum, logsumexp, max, mean, min, sum, sum_to_shape, var
 from .resizing import interpolate, pixel_shuffle
 from .selection import clip, maximum, minimum, where
-from .shape import cast, concatenate, flip, pad, reshape, split, stack, swapaxes, to_device, transpose, unbind, zeros
+from .shape import concatenate, flip, pad, reshape, split, stack, swapaxes, transpose, unbind
 from .smooth import erf, exp, log, sigmoid, sqrt, tanh
 
 __all__ = [

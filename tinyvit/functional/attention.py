@@ -9,9 +9,9 @@ from ..backend import NUMPY, Generator, Namespace, default_generator, is_floatin
 from ..backend.checks import flag, integer, number
 from ..context import now
 from ..engine import Op, Tensor
-from ..engine.dtypes import autocast_inputs
 from .arguments import is_array, refuse_arguments
 from .constants import as_floating, constant
+from .conversion import autocast_inputs
 from .random import check_probability, drawn_from
 from .reduction import largest
 from .samples import sample

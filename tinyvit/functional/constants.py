@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import namespace_of
+from ..backend import default_device, namespace_of, to_device
 from ..engine import Tensor
-from .arguments import as_operand, is_array
+from .arguments import as_operand, integers, is_array, real_dtype
 
 FLOAT32 = np.dtype("float32")
 
@@ -85,3 +85,12 @@ def zeros_like(x: Tensor) -> Tensor:
 
 def _data(name: str, x: Any) -> Any:
     return x.data if isinstance(x, Tensor) else as_operand(name, "x", x).data
+
+
+def zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> Tensor:
+    """Zeros on the default device; a constant."""
+    lengths, dtype = integers("zeros: shape", shape), real_dtype("zeros", dtype)
+    try:
+        return Tensor(to_device(np.zeros(lengths, dtype), default_device()))
+    except ValueError as error:
+        raise ValueError(f"zeros: shape is {lengths}: {error}") from error

@@ -11,7 +11,7 @@ from .. import context
 from ..backend import as_array
 from ..engine import Tensor
 from ..engine.tensor import on_tape
-from . import activation, elementwise, indexing, linalg, numpy_calls, reduction, selection, shape, smooth
+from . import activation, conversion, elementwise, indexing, linalg, numpy_calls, reduction, selection, shape, smooth
 from .arguments import dtype_or_device, is_sequence
 
 # In-place changes -----------------------------------------------------------------------------------------------------
@@ -97,8 +97,8 @@ def _to(self: Tensor, device_or_dtype: Any) -> Tensor:
     """Return this tensor on another device ("cpu", "cuda:0") or in another dtype ("float64", numpy.float32)."""
     dtype = dtype_or_device(device_or_dtype)
     if dtype is None:
-        return shape.to_device(self, device_or_dtype)
-    return self if dtype == self.dtype else shape.cast(self, dtype)
+        return conversion.to_device(self, device_or_dtype)
+    return self if dtype == self.dtype else conversion.cast(self, dtype)
 
 
 def _argmax(self: Tensor, axis: int | None = None) -> Tensor:
@@ -147,7 +147,7 @@ def _represented(self: Tensor) -> str:
 def _copy(self: Tensor) -> Tensor:
     """Return the same values in memory of their own; on the tape, so that a gradient comes back to this tensor."""
     is_on_tape = self.requires_grad and context.now().recording
-    return shape.cast(self, self.dtype) if is_on_tape else Tensor(self.data.copy())
+    return conversion.cast(self, self.dtype) if is_on_tape else Tensor(self.data.copy())
 
 
 def _copied(self: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Operations that move elements about: reshape, transpose, join, part, pad, flip; and dtypes."""
+"""Operations that move elements about: reshape, transpose, join, part, pad, flip."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,17 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Namespace, check_device, default_device, device_of, is_floating
-from ..backend import to_device as moved
 from ..backend.checks import integer, number
 from ..engine import Op, Tensor
 from .arguments import (
-    as_operand,
     axis_index,
     integers,
     is_array,
     is_sequence,
-    real_dtype,
     reduced_axes,
     refuse_arguments,
 )
@@ -179,44 +175,6 @@ class Flip(Op):
         yield sample((2, 3, 4), axis=(0, -1))
 
 
-class Cast(Op):
-    """y = x in another dtype        dx = dy in x's dtype"""
-
-    kernel = "cast"
-
-    @staticmethod
-    def forward(xp, x, *, dtype, source):
-        return x.astype(dtype)
-
-    def backward(ctx, xp, dy):
-        return xp.cast(dy, ctx.source)
-
-    @staticmethod
-    def samples():
-        yield sample((3, 4), dtype=np.dtype("float64"), source=np.dtype("float64"))
-
-
-Namespace.extend("cast", lambda xp, x, dtype: x.astype(dtype))
-
-
-class ToDevice(Op):
-    """y = x on another device        dx = dy on x's device"""
-
-    @staticmethod
-    def forward(xp, x, *, device, source):
-        return moved(x, device)
-
-    def backward(ctx, xp, dy):
-        return xp.to_device(dy, ctx.source)
-
-    @staticmethod
-    def samples():
-        yield sample((3, 4), device="cpu", source="cpu")
-
-
-Namespace.extend("to_device", lambda xp, x, device: moved(x, device))
-
-
 # What users call ----------------------------------------------------------------------------------------------------
 
 
@@ -314,33 +272,3 @@ def pad(x: Tensor, pad_width: Any, value: float = 0.0) -> Tensor:
 def flip(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
     """x in reverse order along `axis` (all axes by default)."""
     return Flip.apply(x, axis=reduced_axes("flip", x, axis))
-
-
-def cast(x: Tensor, dtype: Any) -> Tensor:
-    """x in another dtype; a gradient flows between floating dtypes."""
-    dtype = dtype if isinstance(dtype, np.dtype) else real_dtype("cast", dtype)
-    if not isinstance(x, Tensor):
-        x = as_operand("cast", "x", x)
-    if is_floating(x) and is_floating(np.empty(0, dtype)):
-        return Cast.apply(x, dtype=dtype, source=x.dtype)
-    return Tensor(x.data.astype(dtype))
-
-
-def to_device(x: Tensor, device: str) -> Tensor:
-    """x on another device, "cpu" or "cuda:1"; x itself if it is there. The gradient goes the way back."""
-    check_device(device)
-    number = device.partition(":")[2]
-    if not isinstance(x, Tensor):
-        x = as_operand("to_device", "x", x)
-    if x.device == ("cpu" if device == "cpu" else f"cuda:{number or 0}"):
-        return x
-    return ToDevice.apply(x, device=device, source=device_of(x.data))
-
-
-def zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> Tensor:
-    """Zeros on the default device; a constant."""
-    lengths, dtype = integers("zeros: shape", shape), real_dtype("zeros", dtype)
-    try:
-        return Tensor(moved(np.zeros(lengths, dtype), default_device()))
-    except ValueError as error:
-        raise ValueError(f"zeros: shape is {lengths}: {error}") from error

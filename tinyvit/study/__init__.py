@@ -6,8 +6,8 @@
 Order: rules, record, check, page, trace, planting, dense, notebook, watch, subject, exercises.
 """
 
-from ..engine import GradcheckError, gradcheck
 from .check.differences import Check, check, check_rule
+from .check.gradcheck import GradcheckError, gradcheck
 from .rules.narrate import narrate_backward, narrate_forward
 from .rules.steps import Narration
 from .trace import Trace, trace

@@ -1,4 +1,4 @@
-"""Checks: recorded gradient rules compared with finite differences, and wrong rules planted for students to find.
+"""Checks: recorded gradient rules and functions compared with finite differences, and wrong rules to be found.
 
-Order: differences, faults.
+Order: gradcheck, differences, faults.
 """

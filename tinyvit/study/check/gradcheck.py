@@ -1,12 +1,12 @@
-"""Check gradients against finite differences."""
+"""Check the gradient of any function of tensors against finite differences."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .gradient import as_list, grad, listed
-from .tensor import Tensor
+from ...engine import Tensor, grad
+from ...engine.gradient import as_list, listed
 
 DIRECTIONS = 4
 _SEED = 20_170_612
