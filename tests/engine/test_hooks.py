@@ -71,6 +71,15 @@ def test_grad_returns_gradients_as_the_hooks_replaced_them() -> None:
     equal(dx, [80])
 
 
+def test_the_hooks_of_a_leaf_from_which_the_walk_starts_are_called() -> None:
+    x = leaf(2.0)
+    x.register_hook(lambda g: g * 10)
+    x.backward()
+    equal(x.grad, [10])
+    equal(tv.grad(x, x)[0], [10])
+    equal(tv.grad([x, x * 3], x)[0], [40])
+
+
 def test_grad_calls_no_hook_of_tensors_that_the_inputs_do_not_depend_on() -> None:
     a, b = leaf(1.0), leaf(2.0)
     inner = a * 1.0

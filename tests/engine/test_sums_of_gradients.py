@@ -104,3 +104,16 @@ def test_a_gradient_that_a_kernel_hands_on_is_copied() -> None:
         (x + other).backward(given)
     assert x.grad is not None
     assert not np.shares_memory(x.grad.numpy(), given.numpy())
+
+
+def test_a_gradient_that_a_kernel_computed_and_a_hook_keeps_is_not_changed() -> None:
+    weight = tv.tensor(np.ones((3, 5), np.float32), requires_grad=True)
+    kept: list[Tensor] = []
+    weight.register_hook(kept.append)
+    with tv.use_kernels("auto"):
+        for _ in range(2):
+            tv.functional.linear(np.ones((2, 5), np.float32), weight).sum().backward()
+    for gradient in kept:
+        equal(gradient, np.full((3, 5), 2.0))
+    assert weight.grad is not None
+    equal(weight.grad, np.full((3, 5), 4.0))

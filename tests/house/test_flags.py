@@ -38,6 +38,8 @@ def images() -> np.ndarray:
 # How a function with flags is called; what a call would write is not wanted, so these are only called with wrong ones.
 CALLS: dict[str, Callable[..., Any]] = {
     "grad": gradient,
+    "tensor": lambda **flags: tv.tensor([1.0], **flags),
+    "Tensor.backward": lambda **flags: tv.tensor([1.0], requires_grad=True).sum().backward(**flags),
     "allow_tf32": tv.allow_tf32,
     "Module.load_state_dict": lambda **flags: model().load_state_dict(model().state_dict(), **flags),
     "Module.train": lambda **flags: model().train(**flags),
@@ -51,8 +53,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "Program.export_c": lambda **flags: program.freeze(model(), images()).export_c(Path("never"), **flags),
 }
 ELSEWHERE = {
-    # The methods of tensors are these functions, or take their flags at every step of training.
-    "Tensor", "Tensor.backward", "tensor", *(f"Tensor.{name}" for name in functional.__all__),
+    # It is made at every step of training; its other methods are these functions.
+    "Tensor", *(f"Tensor.{name}" for name in functional.__all__),
     # Attention passes this flag on to the function of tests/functional/test_every_argument.py.
     "Attention.forward", "Block.forward",
     # Kernels that are called directly take arrays and flags as the package gives them.

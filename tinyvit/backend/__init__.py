@@ -3,7 +3,7 @@
 Everything above asks for arrays in terms of a device name ("cpu") and a `Namespace`; nothing above imports an array
 library other than NumPy.
 
-Order: words, checks, files, pages, terminal, html, process, threads, devices, arrays, random, group.
+Order: words, checks, files, pages, terminal, html, process, threads, memory, devices, arrays, random, group.
 """
 
 from .arrays import (
@@ -13,6 +13,7 @@ from .arrays import (
     Namespace,
     allow_tf32,
     as_array,
+    checked_array,
     copy_of,
     erf_on_gpu,
     is_floating,
@@ -40,6 +41,7 @@ from .devices import (
     to_host,
 )
 from .group import Group, Stopped, Sum, current_group, launched, set_current_group
+from .memory import Memory
 from .process import keep_freed_memory, limit_threads, product_libraries, product_threads, products_in_one_thread
 from .random import Generator, default_generator, manual_seed
 
@@ -50,6 +52,7 @@ __all__ = [
     "Array",
     "Generator",
     "Group",
+    "Memory",
     "Namespace",
     "Stopped",
     "Sum",
@@ -58,6 +61,7 @@ __all__ = [
     "as_array",
     "can_capture_products",
     "check_device",
+    "checked_array",
     "copy_of",
     "current_group",
     "default_device",

@@ -43,6 +43,20 @@ def as_array(data: Any, dtype: Any = None, device: str | None = None, what: str 
     return to_device(array.astype(wanted, copy=False), device)
 
 
+def checked_array(data: Any, requires_grad: bool) -> Array:
+    """Return what a tensor is made of, a number of NumPy as an array; raise TypeError unless it is an array of numbers.
+
+    `requires_grad` says that the tensor will require a gradient, for which they must be floating.
+    """
+    if not hasattr(data, "dtype"):
+        raise TypeError(f"Tensor takes an array, not a {type(data).__name__}; tinyvit.tensor(data) makes one")
+    if data.dtype.kind not in "fiub" and data.dtype.name not in FLOATING:
+        raise TypeError(f"data has dtype {data.dtype}; a tensor holds real numbers, integers or booleans")
+    if requires_grad and not is_floating(data):
+        raise TypeError(f"requires_grad=True needs a floating dtype, not {data.dtype}")
+    return np.asarray(data) if isinstance(data, np.generic) else data
+
+
 def narrowed(array: Array, dtype: Any) -> Array:
     """Round `array`, computed in float32, back to a 16-bit `dtype`."""
     return array.astype(dtype) if dtype.itemsize == 2 and array.dtype.kind == "f" and array.dtype != dtype else array

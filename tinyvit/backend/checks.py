@@ -63,6 +63,17 @@ def check_flags(what: str, **flags: Any) -> None:
         flag(f"{what}: {name}", value)
 
 
+def listed(what: str, given: Any, kind: type = object) -> list[Any]:
+    """Return one thing, or several in a sequence, as a list; raise TypeError unless each is of this kind."""
+    is_one = hasattr(given, "dtype") or not hasattr(given, "__iter__") or isinstance(given, str | bytes | dict)
+    found = [given] if is_one else list(given)
+    for x in found:
+        if not isinstance(x, kind):
+            name = kind.__name__
+            raise TypeError(f"{what} is or holds {shown(x)}; give a {name} or a sequence of {name}s")
+    return found
+
+
 def shown(value: Any) -> str:
     """Return a wrong argument as messages show it: an array by its shape."""
     shape = () if isinstance(value, type) else getattr(value, "shape", ())

@@ -17,33 +17,37 @@ def unwrapped(op: Any, inputs: Sequence[Any]) -> tuple[list[Any], Any]:
     """Unwrap `inputs` and find their common floating dtype. Integers are cast to it; Python scalars are left alone."""
     arrays: list[Any] = []
     dtype, is_usual = None, True  # usual: only tensors of floating dtypes, and None
-    for i, x in enumerate(inputs):
+    for x in inputs:
         if isinstance(x, Tensor):
             x = x.data
-        elif x is not None:
+            own = x.dtype
+        elif x is None:
+            own = dtype
+        else:
             is_usual, x = False, x.item() if isinstance(x, np.generic) else x
+            own = dtype if isinstance(x, int | float) else _dtype_of(op, len(arrays), x)
+        if own is not dtype:
+            if own.kind in "iub":
+                is_usual = False
+            elif dtype is None:
+                dtype = own
+            elif own != dtype and not _may_differ(op, len(arrays), own, dtype):
+                raise TypeError(
+                    f"{op.name}: {op.input_name(len(arrays))} is {own}, the inputs before it {dtype}; dtypes are never "
+                    f"mixed: convert one of them with .to({str(dtype)!r})"
+                )
         arrays.append(x)
-        own = getattr(x, "dtype", None)
-        if own is None:
-            if not (x is None or isinstance(x, int | float)):
-                raise TypeError(f"{op.name}: {op.input_name(i)} is a {type(x).__name__}; {_ALLOWED}")
-        elif own is dtype:
-            continue
-        elif own.kind in "iub":
-            is_usual = False
-        elif not is_floating(x):
-            raise TypeError(f"{op.name}: {op.input_name(i)} has dtype {own}; it must hold real numbers")
-        elif dtype is None:
-            dtype = own
-        elif own != dtype and not _may_differ(op, i, own, dtype):
-            raise TypeError(
-                f"{op.name}: {op.input_name(i)} is {own}, the inputs before it {dtype}; dtypes are never mixed: "
-                f"convert one of them with .to({str(dtype)!r})"
-            )
     return arrays if is_usual and dtype is not None else _converted(op, inputs, arrays, dtype), dtype
 
 
-_ALLOWED = "give a Tensor, an array or a real number"
+def _dtype_of(op: Any, i: int, x: Any) -> Any:
+    """Return the dtype of input `i`, a bare array `x`; raise TypeError unless it holds real numbers."""
+    if not hasattr(x, "dtype"):
+        kind = type(x).__name__
+        raise TypeError(f"{op.name}: {op.input_name(i)} is a {kind}; give a Tensor, an array or a real number")
+    if x.dtype.kind not in "iub" and not is_floating(x):
+        raise TypeError(f"{op.name}: {op.input_name(i)} has dtype {x.dtype}; it must hold real numbers")
+    return x.dtype
 
 
 def _converted(op: Any, inputs: Sequence[Any], arrays: list[Any], dtype: Any) -> list[Any]:
@@ -55,10 +59,9 @@ def _converted(op: Any, inputs: Sequence[Any], arrays: list[Any], dtype: Any) ->
                 arrays[i] = copy_of(x)
     if dtype is not None:
         arrays = [x.astype(dtype) if hasattr(x, "dtype") and not is_floating(x) else x for x in arrays]
-    if arrays[0] is None:
-        raise TypeError(f"{op.name}: {op.input_name(0)} is None; {_ALLOWED}")
     if not hasattr(arrays[0], "dtype"):  # a number as first input: an array of the common dtype
         arrays[0] = np.asarray(arrays[0], dtype)
+        _dtype_of(op, 0, arrays[0])  # refuses None
     return arrays
 
 

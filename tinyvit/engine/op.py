@@ -14,8 +14,7 @@ from .dtypes import unwrapped
 from .tape import Node
 from .tensor import Tensor, on_tape
 
-# The namespace of rules that run on tensors: `tinyvit.functional`, which puts itself here. Its functions are those that
-# gradient rules may call; on tensors they are recorded on the tape.
+# The namespace of gradient rules that run on tensors, on the tape: `tinyvit.functional`, which puts itself here.
 tensor_namespace: Any = None
 
 
@@ -41,8 +40,7 @@ class Op:
     Bare arrays that are saved, and the parameters in `copies`, are copied in forward, because a later write by NumPy
     cannot be noticed. (`Tensor(array)` promises that `array` is left alone.)
 
-    On the tape an application is a `Node`. On the way back `dispatch.PlainRule` makes an instance of it and runs
-    `backward`; where a kernel served, the kernel's backward runs instead.
+    The tape holds a `Node` for each application. Where no kernel served, `dispatch.PlainRule` makes an instance of it.
     """
 
     saves: ClassVar[tuple[str, ...]] = ()
@@ -57,10 +55,8 @@ class Op:
     masters: ClassVar[tuple[str, ...]] = ()  # inputs that may be float32 where the first is bfloat16
     narrow: ClassVar[tuple[str, ...]] = ()  # inputs that may be bfloat16 where the first is float32
     mixes: ClassVar[tuple[str, ...]]  # masters and narrow together
-    # For the study page: letters of the axes of inputs and outputs, as in "x y: B N C", where "..." stands for leading
-    # axes, "|" separates alternatives, and "usually" begins letters that hold in layers of this package only; facts for
-    # monitoring; and what students are shown (functional/teaching.py).
-    letters: ClassVar[tuple[str, ...]] = ()
+    # What studying it needs; tinyvit/functional/teaching.py says more.
+    letters: ClassVar[tuple[str, ...]] = ()  # of the axes of inputs and outputs, as in "x y: B N C"
     draws: ClassVar[str | None] = None  # the parameter that makes it draw random numbers, unless it is 0
     is_activation: ClassVar[bool] = False  # whether units of its output can be zero for every image
     attention_maps: ClassVar[tuple[str, ...]] = ()  # variables (B, H, N, S) of its gradient rule, to lay over an image
@@ -164,9 +160,10 @@ class Op:
             refuse(cls.name, [(cls.input_name(i), x) for i, x in enumerate(arrays)], params, error)
         if now.recording:
             edges = [(x.source or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
-            node = Node(cls, params, dtype, edges, len(outputs))
-            if True in node.needs:
-                node.implementation, node.kept = implementation, implementation.kept(arrays, returned)
+            needs = tuple([edge is not None for edge in edges])
+            if True in needs:
+                kept = implementation.kept(arrays, returned)
+                node = Node(cls, params, dtype, edges, needs, len(outputs), implementation, kept)
                 _record(node, inputs, arrays, outputs)
         if cls.view and isinstance(inputs[0], Tensor):
             inputs[0].share_memory(outputs)
@@ -221,15 +218,15 @@ def _cast(x: Any, dtype: Any) -> Any:
 def _record(node: Node, inputs: Sequence[Any], arrays: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     """Put an entry on the tape, between `inputs` and `outputs`, and save there what its gradient rule needs."""
     op, needs, saved = node.op, node.needs, node.saved
+    node.shapes = [getattr(array, "shape", ()) for array in arrays]
+    for i, out in enumerate(outputs):
+        out.source, out.requires_grad = (node, i), True
     for name in op.copies:
         if node.params.get(name) is not None:
             node.params = node.params | {name: backend.copy_of(node.params[name])}
-    node.shapes = [getattr(a, "shape", ()) for a in arrays]
     if op.mixes:
-        dtypes = [getattr(a, "dtype", None) for a in arrays]
+        dtypes = [getattr(array, "dtype", None) for array in arrays]
         node.dtypes = dtypes if len({*dtypes, None}) > 2 else None
-    for i, out in enumerate(outputs):
-        out.source, out.requires_grad = (node, i), True
     for s, reader in node.implementation.sources:
         if reader is not None and not needs[reader]:
             saved.append(None)

@@ -4,71 +4,39 @@ Gradients are arrays here, or tensors while a gradient is itself recorded (`crea
 """
 
 import itertools
-import weakref
+import operator
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from .. import context, dispatch
-
-_sequence = itertools.count()
+from ..backend.memory import Memory
 
 # Where the gradient of an input goes: to an output of an earlier entry, to a leaf tensor, or nowhere.
 Edge: TypeAlias = "tuple[Node, int] | Any | None"
 
 
-class Memory:
-    """State shared by tensors that view one array: its version counter and, if there are several, the tensors."""
-
-    __slots__ = ("sharers", "version")
-
-    def __init__(self) -> None:
-        self.version = 0
-        self.sharers: list[weakref.ref[Any]] = []
-
-    def join(self, first: Any, other: Any) -> None:
-        """Add `other` to the tensors that view the array, and `first` too if it is the only one so far."""
-        for tensor in (other,) if self.sharers else (first, other):
-            self.sharers.append(weakref.ref(tensor))
-        if len(self.sharers) % 64 == 0:  # drop the dead ones now and then, so that the list stays short
-            self.sharers = [ref for ref in self.sharers if ref() is not None]
-
-    def is_seen_by_others(self, tensor: Any) -> bool:
-        """Return whether another tensor is alive whose values would change with those of `tensor`."""
-        return any((other := ref()) is not None and other is not tensor for ref in self.sharers)
-
-
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Node:
-    """One application of an operation, as an entry of the tape.
+    """One application of an operation, as an entry of the tape."""
 
-    Attributes
-    ----------
-    op, params : the operation and its parameters.  arity : the number of its outputs.
-    needs, shapes : for each input, whether its gradient is wanted, and its shape.
-    saved : the arrays that the gradient rule needs, in the order of `implementation.sources`.
-    guards : (place, memory, version when it was saved) of each saved array, to notice in-place changes.
-    edges : for each input, where its gradient goes.
-    dtype, dtypes : the floating dtype of the inputs together; and of each, None where it is the same.
-    implementation, kept : the rule or kernel that computed the outputs (see `dispatch`), and what it has kept.
-    hooks : for each output, the functions that are called with its complete gradient.
-    sequence : the number of this entry; an entry that uses another's output has a larger one.
-    """
-
-    __slots__ = ("__weakref__", "arity", "dtype", "dtypes", "edges", "guards", "hooks", "implementation", "is_freed",
-                 "kept", "needs", "op", "params", "saved", "sequence", "shapes")  # fmt: skip
-
-    shapes: list[tuple[int, ...]]
-    implementation: Any
-    kept: list[Any] | None
-
-    def __init__(self, op: Any, params: dict[str, Any], dtype: Any, edges: list[Edge], arity: int) -> None:
-        self.op, self.params, self.dtype, self.edges, self.arity = op, params, dtype, edges, arity
-        self.needs = tuple([edge is not None for edge in edges])
-        self.dtypes: list[Any] | None = None
-        self.sequence = next(_sequence)
-        self.is_freed = False
-        self.saved: list[Any] = []
-        self.guards: list[tuple[int, Memory, int]] = []
-        self.hooks: dict[int, list[Callable[[Any], Any]]] | None = None
+    op: Any
+    params: dict[str, Any]
+    dtype: Any  # the common floating dtype of the inputs
+    edges: list[Edge]  # for each input, where its gradient goes; None where it is not wanted
+    needs: tuple[bool, ...]  # for each input, whether its gradient is wanted
+    arity: int  # the number of outputs
+    implementation: Any  # the rule or kernel that computed the outputs (see `dispatch`)
+    kept: list[Any] | None  # what `implementation` has kept for its backward
+    dtypes: list[Any] | None = None  # of each input; None where all have `dtype`
+    shapes: list[tuple[int, ...]] = field(init=False)  # of each input
+    saved: list[Any] = field(default_factory=list)  # what the rule needs, in the order of `implementation.sources`
+    guards: list[tuple[int, Memory, int]] = field(
+        default_factory=list
+    )  # (place, memory, version then) of what is saved
+    hooks: dict[int, list[Callable[[Any], Any]]] | None = None  # by output: what is called with its complete gradient
+    is_freed: bool = False
+    sequence: int = field(default_factory=itertools.count().__next__)  # larger than those of the entries before it
 
     def check_alive(self) -> None:
         """Raise RuntimeError if an earlier backward freed this entry."""
@@ -101,57 +69,71 @@ class Walk:
     Attributes
     ----------
     order : the entries still to visit, the next one last: by then all that send gradients to it have been visited.
-    leading : the entries whose rule runs, because a gradient that is wanted can be reached from them.
-    sums : by edge, the sum of the gradients that have arrived there; at the end, those of leaves and wanted edges.
-    own : the edges whose sum is an array that nobody else holds.
+    outputs : for entries that a gradient has reached, the sum for each output, None where none has arrived.
+    found : by leaf or wanted edge, the sum of the gradients that have arrived there.
+    own : the leaves whose sum is an array that nobody else holds.
+    hooked : the leaves that a gradient has reached and whose hooks have not been called yet.
     """
 
     def __init__(self, starts: Sequence[tuple[Edge, Any]], wanted: Collection[Edge] | None) -> None:
         self.order = _reached_from([edge for edge, _ in starts])
-        self.leading: set[Node] = set()
-        self.sums: dict[Edge, Any] = {}
+        self.outputs: dict[Node, list[Any]] = {}
+        self.found: dict[Any, Any] = {}
         self.own: set[Edge] = set()
-        self._wanted = wanted
-        self._last_uses: dict[Edge, Node | None] = {}  # by leaf: the last entry that adds to it, None without one
-        for node in self.order:
-            edges = [edge for edge in node.edges if edge is not None and self._needs(edge)]
-            if edges:
-                self.leading.add(node)
-            for edge in edges:
-                if type(edge) is not tuple:
-                    self._last_uses.setdefault(edge, node)
+        self.hooked: list[Any] = []
+        self._last_uses: dict[Edge, Node] | None = None  # by leaf: the last entry that adds to it, if there are hooks
+        self._wanted, self._leading = wanted, set[Node]()
+        for node in () if wanted is None else self.order:
+            if any(map(self.needs, node.edges)):
+                self._leading.add(node)
         for edge, gradient in starts:
-            self.add(edge, gradient)
-            self._last_uses.setdefault(edge, None)
+            if self.needs(edge):
+                self.add(edge, gradient, False)
 
-    def _needs(self, edge: Edge) -> bool:
+    def needs(self, edge: Edge) -> bool:
         """Return whether a gradient that goes along `edge` is wanted, or leads to one that is."""
-        return self._wanted is None or edge in self._wanted or (type(edge) is tuple and edge[0] in self.leading)
+        return self._wanted is None or edge in self._wanted or (type(edge) is tuple and edge[0] in self._leading)
 
-    def add(self, edge: Edge, gradient: Any, is_new: bool = False) -> None:
-        """Add a gradient that arrives along `edge`, if it is needed. `is_new` says that nobody else holds its array."""
-        if not self._needs(edge):
+    def add(self, edge: Any, gradient: Any, is_new: bool) -> None:
+        """Add a gradient that arrives along `edge`. `is_new` says that nobody else holds its array."""
+        if type(edge) is tuple:
+            node, i = edge
+            slots = self.outputs.get(node)
+            if slots is None:
+                slots = self.outputs[node] = [None] * node.arity
+            slots[i] = gradient if slots[i] is None else dispatch.sum_of(slots[i], gradient)
             return
-        if edge in self.sums:
-            gradient, is_new = dispatch.sum_of(self.sums[edge], gradient), True
-        self.sums[edge] = gradient
+        if edge in self.found:
+            gradient, is_new = dispatch.sum_of(self.found[edge], gradient), True
+        elif edge.hooks:
+            self.hooked.append(edge)
+        self.found[edge] = gradient
         if is_new:
             self.own.add(edge)
 
-    def arrived_at(self, node: Node) -> list[Any]:
-        """Return the complete gradients of the outputs of an entry, None where none arrived, as hooks leave them."""
-        incoming = [self.sums.pop((node, i), None) for i in range(node.arity)]
-        for i, hooks in (node.hooks or {}).items():
+    def complete(self, node: Node) -> list[Any] | None:
+        """Return the complete gradients of the outputs of an entry, as hooks leave them; None if it leads nowhere."""
+        incoming = self.outputs.pop(node, None)
+        if incoming is None:
+            return None
+        for i, hooks in node.hooks.items() if node.hooks else ():
             incoming[i] = _through(hooks, incoming[i])
-        if self._wanted is not None:
-            self.sums.update(((node, i), gradient) for i, gradient in enumerate(incoming) if (node, i) in self._wanted)
-        return incoming
+        if self._wanted is None:
+            return incoming
+        self.found.update(((node, i), gradient) for i, gradient in enumerate(incoming) if (node, i) in self._wanted)
+        return incoming if node in self._leading else None
 
-    def call_hooks(self, edges: Iterable[Edge], node: Node | None) -> None:
-        """Call the hooks of those leaves among `edges` whose gradients are complete after `node` was visited."""
-        for leaf in dict.fromkeys(edges):
-            if type(leaf) is not tuple and leaf is not None and leaf.hooks and self._last_uses.get(leaf, self) is node:
-                self.sums[leaf] = _through(leaf.hooks, self.sums[leaf])
+    def call_hooks(self, node: Node | None) -> None:
+        """Call the hooks of the leaves whose gradients are complete once entry `node` was visited; None for the end."""
+        if self._last_uses is None:
+            left = self.order if node is None else [*self.order, node]
+            self._last_uses = {edge: n for n in reversed(left) for edge in n.edges if type(edge) is not tuple}
+        hooked, self.hooked = self.hooked, []
+        for leaf in hooked:
+            if node is not None and self._last_uses.get(leaf, node) is not node:
+                self.hooked.append(leaf)
+            else:
+                self.found[leaf] = _through(leaf.hooks, self.found[leaf])
                 self.own.discard(leaf)
 
 
@@ -166,13 +148,13 @@ def _reached_from(starts: Iterable[Edge]) -> list[Node]:
             if type(edge) is tuple and edge[0] not in reached:
                 reached.add(edge[0])
                 stack.append(edge[0])
-    return sorted(reached, key=lambda node: node.sequence)
+    return sorted(reached, key=operator.attrgetter("sequence"))
 
 
 def walk_back(
     starts: Sequence[tuple[Edge, Any]], wanted: Collection[Edge] | None, retain_graph: bool, create_graph: bool
 ) -> Walk:
-    """Walk the tape back from `starts`, edges with their gradients; the result has the gradients in `sums`.
+    """Walk the tape back from `starts`, edges with their gradients; the result has the gradients in `found`.
 
     They are those of every leaf or, if `wanted` edges are given, of these, and then only what leads to one of them is
     computed. The hooks of a leaf are called as soon as its gradient is complete, so that something can be done with it
@@ -183,23 +165,24 @@ def walk_back(
         recorder = context.now().recorder
         while walk.order:
             node = walk.order.pop()
-            incoming, edges = walk.arrived_at(node), node.edges
-            if node not in walk.leading:
+            incoming = walk.complete(node)
+            if incoming is None:
                 continue
             run = node.op.gradients_of if recorder is None else recorder.gradients
             outgoing = run(node, incoming, create_graph)
             # A rule may return an array that somebody else holds; a kernel returns new ones.
             may_take = not create_graph and node.implementation.spec is not None
-            for edge, gradient in zip(edges, outgoing):  # noqa: B905 - `gradients_of` checked their number
-                if edge is not None:
+            for edge, gradient in zip(node.edges, outgoing):  # noqa: B905 - `gradients_of` checked their number
+                if edge is not None and (wanted is None or walk.needs(edge)):
                     is_taken = may_take and type(edge) is not tuple  # by a leaf, as its `.grad`
-                    walk.add(edge, gradient, is_taken and _is_new(gradient, incoming, outgoing))
+                    walk.add(edge, gradient, is_taken and _is_new(gradient, (*incoming, *outgoing)))
+            if walk.hooked:
+                walk.call_hooks(node)
             if not (retain_graph or create_graph):
                 node.free()
-            walk.call_hooks(edges, node)
-        walk.call_hooks(list(walk.sums), None)
+        walk.call_hooks(None)
         if recorder is not None:
-            recorder.finished({edge: gradient for edge, gradient in walk.sums.items() if type(edge) is not tuple})
+            recorder.finished({edge: gradient for edge, gradient in walk.found.items() if type(edge) is not tuple})
     return walk
 
 
@@ -211,11 +194,6 @@ def _through(hooks: Iterable[Callable[[Any], Any]], gradient: Any) -> Any:
     return gradient
 
 
-def _is_new(gradient: Any, incoming: Sequence[Any], outgoing: Sequence[Any]) -> bool:
-    """Return whether nobody else can hold this array: it is no view, was not handed in, nor handed out twice."""
-    if gradient.base is not None:
-        return False
-    holders = 0
-    for other in (*incoming, *outgoing):
-        holders += other is gradient
-    return holders == 1
+def _is_new(gradient: Any, known: Sequence[Any]) -> bool:
+    """Return whether nobody else can hold this array: it is no view, and only once among `known`, in and out."""
+    return gradient.base is None and len([other for other in known if other is gradient]) == 1

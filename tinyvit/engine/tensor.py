@@ -1,15 +1,15 @@
-"""Tensors: arrays that remember how they were computed, and compute their gradients."""
+"""Tensors: arrays that remember how they were computed, and compute their gradients; and `grad`, which returns them."""
 
 import functools
-import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from .. import backend, context
-from ..backend import Array
-from .tape import Edge, Memory, Node, walk_back
+from ..backend import Array, Memory
+from ..backend.checks import check_flags, flag, listed
+from .tape import Edge, Node, walk_back
 
 
 class Tensor:
@@ -35,18 +35,13 @@ class Tensor:
         sum = mean = var = max = min = cumsum = logsumexp = argmax = reshape = transpose = swapaxes = _method
         copy = broadcast_to = take = clip = flip = exp = log = sqrt = tanh = sigmoid = abs = relu = _method
         softmax = log_softmax = to = _method
+        item = cast("Callable[..., Any]", None)
+        assign = retain_grad = __setitem__ = cast("Callable[..., None]", None)
         unbind = split = cast("Callable[..., tuple[Tensor, ...]]", None)
-        __setitem__ = cast("Callable[..., None]", None)
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
-        if type(data) is not np.ndarray:
-            if not hasattr(data, "dtype"):
-                raise TypeError(f"Tensor takes an array, not a {type(data).__name__}; tinyvit.tensor(data) makes one")
-            data = np.asarray(data) if isinstance(data, np.generic) else data
-        if data.dtype.kind not in "fiubV":  # V: bfloat16
-            raise TypeError(f"data has dtype {data.dtype}; a tensor holds real numbers, integers or booleans")
-        if requires_grad and not backend.is_floating(data):
-            raise TypeError(f"requires_grad=True needs a floating dtype, not {data.dtype}")
+        if type(data) is not np.ndarray or data.dtype.kind not in "fiub" or requires_grad:
+            data = backend.checked_array(data, requires_grad)
         self.data: Array = data
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
@@ -65,12 +60,6 @@ class Tensor:
     def numpy(self) -> np.ndarray:
         """Return the values as a NumPy array; on the CPU the live one, not a copy."""
         return backend.to_host(self.data)
-
-    def item(self) -> float | int | bool:
-        """Return the value of a tensor with one element as a Python number."""
-        if self.data.size != 1:
-            raise ValueError(f"item: the tensor has shape {self.shape}, not one element")
-        return self.numpy().item()
 
     # Its place on the tape
     node = property(lambda self: self.source and self.source[0], doc="The entry of the tape that made it, or None.")
@@ -107,11 +96,6 @@ class Tensor:
         if self._memory is not None:  # else nothing has asked for the version yet
             self._memory.version += 1
 
-    def assign(self, array: Any) -> None:
-        """Copy values of the same shape into this tensor's memory, off the tape, as when weights are loaded."""
-        self.data[...] = backend.to_device_of(array, self.data)
-        self.mark_modified()
-
     # Gradients
     def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Add the gradient of this tensor, weighted by `gradient`, to `.grad` of every leaf that requires it.
@@ -124,10 +108,11 @@ class Tensor:
 
         Raises RuntimeError if no gradient flows here, `gradient` is missing, or the tape was freed or modified.
         """
-        start = start_of("gradient", self, gradient, create_graph)
+        check_flags("backward", retain_graph=retain_graph, create_graph=create_graph)
+        start = _start_of("gradient", self, gradient, create_graph)
         walk = walk_back([start], None, retain_graph, create_graph)
-        for leaf, gradient in walk.sums.items():
-            _add_to_grad(leaf, as_tensor(gradient), leaf in walk.own, create_graph)
+        for leaf, gradient in walk.found.items():
+            add_to_grad(leaf, as_tensor(gradient), leaf in walk.own, create_graph)
 
     def register_hook(self, hook: "Callable[[Tensor], Tensor | None]") -> Callable[[], None]:
         """Call `hook(gradient)` when the gradient of this tensor is complete; return a function that removes the hook.
@@ -148,22 +133,8 @@ class Tensor:
         hooks.append(on_gradient)
         return lambda: hooks.remove(on_gradient) if on_gradient in hooks else None
 
-    def retain_grad(self) -> None:
-        """Make the way back add the gradient of this tensor to its `.grad` too, although it is not a leaf."""
-        place = self.place
-        if place == self.retained:  # of a leaf, or called before
-            return
-        self.retained, reference = place, weakref.ref(self)  # a hook that held the tensor would keep it alive
 
-        def keep(gradient: Tensor) -> None:
-            tensor = reference()
-            if tensor is not None and tensor.retained == place:  # not after it was modified in place
-                _add_to_grad(tensor, gradient, False, context.now().recording)
-
-        self.register_hook(keep)
-
-
-def _add_to_grad(x: Tensor, found: Tensor, is_new: bool, create_graph: bool) -> None:
+def add_to_grad(x: Tensor, found: Tensor, is_new: bool, create_graph: bool) -> None:
     """Add a gradient to `x.grad`. `is_new` says that nobody else holds its array."""
     if x.grad is None and not found.requires_grad:
         x.grad = found if is_new else found.copy()
@@ -189,10 +160,46 @@ def as_tensor(x: Any) -> Tensor:
 
 def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """Copy `data` into a new leaf tensor. Python floats become float32, integers int64; arrays keep their dtype."""
-    return Tensor(backend.as_array(data.data if isinstance(data, Tensor) else data, dtype, device), requires_grad)
+    array = backend.as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
+    return Tensor(array, flag("tensor: requires_grad", requires_grad))
 
 
-def start_of(argument: str, root: Tensor, gradient: Any, create_graph: bool) -> tuple[Edge, Any]:
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+    retain_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradient of `outputs` with respect to each of `inputs`, without touching the `.grad` of any leaf.
+
+    Parameters
+    ----------
+    outputs, inputs : tensor or sequence of tensors; inputs may be leaves or lie within the graph.
+    grad_outputs : one gradient for each output, as in `Tensor.backward`.  create_graph, retain_graph : as there.
+    allow_unused : return None for an input that no output depends on, instead of raising RuntimeError.
+    """
+    check_flags("grad", create_graph=create_graph, allow_unused=allow_unused, retain_graph=retain_graph)
+    outputs, inputs = listed("grad: outputs", outputs, Tensor), listed("grad: inputs", inputs, Tensor)
+    given = [None] * len(outputs) if grad_outputs is None else listed("grad_outputs", grad_outputs)
+    if len(given) != len(outputs):
+        raise ValueError(f"grad_outputs has {len(given)} entries for {len(outputs)} outputs")
+    if not inputs:
+        raise ValueError("grad: inputs is empty; a generator can be used only once")
+    for i, x in enumerate(inputs):
+        if not x.requires_grad:
+            raise RuntimeError(f"inputs[{i}] does not require a gradient; create it with requires_grad=True")
+    starts = [_start_of(f"grad_outputs[{i}]", y, given[i], create_graph) for i, y in enumerate(outputs)]
+    found = walk_back(starts, {x.edge for x in inputs}, retain_graph, create_graph).found
+    gradients = [found.get(x.edge) for x in inputs]
+    unused = [i for i, gradient in enumerate(gradients) if gradient is None]
+    if unused and not allow_unused:
+        raise RuntimeError(f"no output depends on inputs[{unused[0]}]; pass allow_unused=True to get None for it")
+    return tuple([None if gradient is None else as_tensor(gradient) for gradient in gradients])
+
+
+def _start_of(argument: str, root: Tensor, gradient: Any, create_graph: bool) -> tuple[Edge, Any]:
     """Return where the walk back from `root` starts, and with which gradient, given as `argument`."""
     if not root.requires_grad:
         raise RuntimeError("backward: this tensor does not depend on any tensor with requires_grad=True")

@@ -2,15 +2,16 @@
 
 import operator
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .. import context
-from ..backend import as_array
+from ..backend import as_array, to_device_of
 from ..engine import Tensor
-from ..engine.tensor import on_tape
+from ..engine.tensor import add_to_grad, on_tape
 from . import activation, conversion, elementwise, indexing, linalg, numpy_calls, reduction, selection, shape, smooth
 from .arguments import dtype_or_device, is_sequence
 
@@ -44,6 +45,27 @@ def update_in_place(x: Tensor, function: Callable[[Tensor, Any], Tensor], other:
         if x.retained:
             x.retain_grad()
     return x
+
+
+def _assign(self: Tensor, array: Any) -> None:
+    """Copy values of the same shape into this tensor's memory, off the tape, as when weights are loaded."""
+    self.data[...] = to_device_of(array, self.data)
+    self.mark_modified()
+
+
+def _retain_grad(self: Tensor) -> None:
+    """Make the way back add the gradient of this tensor to its `.grad` too, although it is not a leaf."""
+    place = self.place
+    if place == self.retained:  # of a leaf, or called before
+        return
+    self.retained, reference = place, weakref.ref(self)  # a hook that held the tensor would keep it alive
+
+    def keep(gradient: Tensor) -> None:
+        tensor = reference()
+        if tensor is not None and tensor.retained == place:  # not after it was modified in place
+            add_to_grad(tensor, gradient, False, context.now().recording)
+
+    self.register_hook(keep)
 
 
 def _with_own_memory(x: Tensor) -> Tensor:
@@ -104,6 +126,13 @@ def _to(self: Tensor, device_or_dtype: Any) -> Tensor:
 def _argmax(self: Tensor, axis: int | None = None) -> Tensor:
     """Return the index of the largest element along `axis`; a constant."""
     return Tensor(self.data.argmax(axis=axis))
+
+
+def _item(self: Tensor) -> float | int | bool:
+    """Return the value of a tensor with one element as a Python number."""
+    if self.data.size != 1:
+        raise ValueError(f"item: the tensor has shape {self.shape}, not one element")
+    return self.numpy().item()
 
 
 def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -241,12 +270,14 @@ _METHODS: dict[str, Any] = {
     "T": property(shape.transpose),
     "abs": elementwise.abs,
     "argmax": _argmax,
+    "assign": _assign,
     "broadcast_to": _shaped(reduction.broadcast_to),
     "clip": selection.clip,
     "copy": _copy,
     "cumsum": reduction.cumsum,
     "exp": smooth.exp,
     "flip": shape.flip,
+    "item": _item,
     "log": smooth.log,
     "log_softmax": activation.log_softmax,
     "logsumexp": reduction.logsumexp,
@@ -255,6 +286,7 @@ _METHODS: dict[str, Any] = {
     "min": reduction.min,
     "relu": activation.relu,
     "reshape": _shaped(shape.reshape),
+    "retain_grad": _retain_grad,
     "sigmoid": smooth.sigmoid,
     "softmax": activation.softmax,
     "split": shape.split,

@@ -1,6 +1,8 @@
 """What the study page teaches with an operation: a mistake to find in its gradient rule, and questions for students.
 
-Both are plain data. `tinyvit.study` plants the mistake and asks the questions.
+Both are plain data. `tinyvit.study` plants the mistake and asks the questions. It also shows the letters of axes that
+`Op.letters` gives, as in "x y: B N C": "..." stands for leading axes, "|" separates alternatives, and "usually" begins
+letters that hold in layers of this package only.
 """
 
 from collections.abc import Callable

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ...backend.checks import listed
 from ...engine import Tensor, grad
-from ...engine.gradient import as_list, listed
 
 DIRECTIONS = 4
 _SEED = 20_170_612
@@ -40,7 +40,7 @@ def gradcheck(
     Returns True, or raises GradcheckError, which names the worst input, element and both values; TypeError if an input
     that requires a gradient is not float64, ValueError if none requires one or `order` is neither 1 nor 2.
     """
-    inputs = listed(inputs)
+    inputs = listed("gradcheck: inputs", inputs)
     varied = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
     if not varied:
         raise ValueError("gradcheck: no input has requires_grad=True; tv.tensor(x, requires_grad=True) makes one")
@@ -60,12 +60,12 @@ def _gradient_function(
 ) -> tuple[Callable[..., Any], list[Tensor], list[int]]:
     """Return the gradient of <u, fn(x)> as a function of x and u, whose own gradient can then be checked."""
     rng = np.random.default_rng(_SEED + 1)
-    live = [y for y in as_list("gradcheck: fn(*inputs)", fn(*inputs)) if y.requires_grad]
+    live = [y for y in listed("gradcheck: fn(*inputs)", fn(*inputs), Tensor) if y.requires_grad]
     weights = [Tensor(rng.standard_normal(y.shape), requires_grad=True) for y in live]
 
     def gradient(*arguments: Tensor) -> list[Tensor]:
         x, u = arguments[: len(inputs)], arguments[len(inputs) :]
-        outputs = [y for y in as_list("gradcheck: fn(*inputs)", fn(*x)) if y.requires_grad]
+        outputs = [y for y in listed("gradcheck: fn(*inputs)", fn(*x), Tensor) if y.requires_grad]
         found = grad(outputs, [x[i] for i in varied], list(u), create_graph=True, allow_unused=True)
         return [g for g in found if g is not None]
 
@@ -76,7 +76,7 @@ def _check(
     fn: Callable[..., Any], inputs: list[Tensor], varied: list[int], eps: float, atol: float, rtol: float, what: str
 ) -> None:
     rng = np.random.default_rng(_SEED)
-    outputs = as_list("gradcheck: fn(*inputs)", fn(*inputs))
+    outputs = listed("gradcheck: fn(*inputs)", fn(*inputs), Tensor)
     weights = [rng.standard_normal(y.shape) for y in outputs]
     live = [(y, u) for y, u in zip(outputs, weights, strict=True) if y.requires_grad]
     analytic = grad([y for y, _ in live], [inputs[i] for i in varied], [u for _, u in live], allow_unused=True)
@@ -89,7 +89,7 @@ def _check(
             moved = list(inputs)
             for i, v in zip(varied, directions, strict=True):
                 moved[i] = Tensor(inputs[i].numpy() + sign * eps * v, requires_grad=True)
-            sides.append([y.numpy() for y in as_list("gradcheck: fn(*inputs)", fn(*moved))])
+            sides.append([y.numpy() for y in listed("gradcheck: fn(*inputs)", fn(*moved), Tensor)])
         return sum(float(np.sum(u * (a - b))) for u, a, b in zip(weights, *sides, strict=True)) / (2 * eps)
 
     for _ in range(DIRECTIONS):
