@@ -16,7 +16,7 @@ from ..backend.memory import Memory
 Edge: TypeAlias = "tuple[Node, int] | Any | None"
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class Node:
     """One application of an operation, as an entry of the tape."""
 
@@ -31,9 +31,7 @@ class Node:
     dtypes: list[Any] | None = None  # of each input; None where all have `dtype`
     shapes: list[tuple[int, ...]] = field(init=False)  # of each input
     saved: list[Any] = field(default_factory=list)  # what the rule needs, in the order of `implementation.sources`
-    guards: list[tuple[int, Memory, int]] = field(
-        default_factory=list
-    )  # (place, memory, version then) of what is saved
+    guards: list[tuple[int, Memory, int]] = field(default_factory=list)  # of `saved`: place, memory, its version then
     hooks: dict[int, list[Callable[[Any], Any]]] | None = None  # by output: what is called with its complete gradient
     is_freed: bool = False
     sequence: int = field(default_factory=itertools.count().__next__)  # larger than those of the entries before it
