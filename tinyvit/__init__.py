@@ -53,17 +53,23 @@ __all__ = [
 ]
 
 
+# What training does not need is loaded when it is first asked for: the modules of these names.
+_LATER = {"GradcheckError": ".study", "freeze": ".program", "gradcheck": ".study", "load_run": ".run.folder"}
+
+
 def __getattr__(name: str) -> Any:
-    """Load what training does not need when it is first asked for, such as `study`, `freeze` and `load_run`."""
     if name == "study":
         return importlib.import_module(".study", __name__)
-    if name in ("GradcheckError", "gradcheck"):
-        return getattr(importlib.import_module(".study", __name__), name)
-    if name == "freeze":
-        return importlib.import_module(".program", __name__).freeze
-    if name == "load_run":
-        return importlib.import_module(".run.folder", __name__).load_run
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_PRETRAINED = ("from_pretrained", "save_pretrained")
 
 
 def _of_interop(name: str) -> Any:
@@ -71,7 +77,7 @@ def _of_interop(name: str) -> Any:
 
     They belong to `tinyvit.interop`, which stands above `tinyvit.models`; so it is this file that puts them there.
     """
-    if name in ("from_pretrained", "save_pretrained"):
+    if name in _PRETRAINED:
         from . import interop
 
         return getattr(interop, name)
@@ -79,6 +85,7 @@ def _of_interop(name: str) -> Any:
 
 
 models.__getattr__ = _of_interop  # type: ignore[method-assign]
+models.__dir__ = lambda: sorted({*vars(models), *_PRETRAINED})  # type: ignore[method-assign]
 
 
 def _shown_by(function: str) -> Any:

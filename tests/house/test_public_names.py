@@ -32,3 +32,9 @@ PROMISED = {
 def test_no_public_name_is_lost(place: Any) -> None:
     example = tv.tensor(1.0) if place is tv.Tensor else place
     assert not [name for name in PROMISED[place].split() if not hasattr(example, name)]
+
+
+@pytest.mark.parametrize("place", PROMISED, ids=lambda place: place.__name__)
+def test_completion_offers_every_public_name(place: Any) -> None:
+    """Also those that are loaded when they are first used: shells complete the names in `dir`."""
+    assert set(PROMISED[place].split()) <= set(dir(place))
