@@ -20,21 +20,21 @@ Edge: TypeAlias = "tuple[Node, int] | Any | None"
 class Node:
     """One application of an operation, as an entry of the tape."""
 
-    op: Any
-    params: dict[str, Any]
-    dtype: Any  # the common floating dtype of the inputs
-    edges: list[Edge]  # for each input, where its gradient goes; None where it is not wanted
-    needs: tuple[bool, ...]  # for each input, whether its gradient is wanted
-    arity: int  # the number of outputs
-    implementation: Any  # the rule or kernel that computed the outputs (see `dispatch`)
-    kept: list[Any] | None  # what `implementation` has kept for its backward
-    dtypes: list[Any] | None = None  # of each input; None where all have `dtype`
-    shapes: list[tuple[int, ...]] = field(init=False)  # of each input
-    saved: list[Any] = field(default_factory=list)  # what the rule needs, in the order of `implementation.sources`
-    guards: list[tuple[int, Memory, int]] = field(default_factory=list)  # of `saved`: place, memory, its version then
-    hooks: dict[int, list[Callable[[Any], Any]]] | None = None  # by output: what is called with its complete gradient
-    is_freed: bool = False
-    sequence: int = field(default_factory=itertools.count().__next__)  # larger than those of the entries before it
+    op: Any  #: the operation, a subclass of `Op`
+    params: dict[str, Any]  #: of the operation
+    dtype: Any  #: the common floating dtype of the inputs
+    edges: list[Edge]  #: for each input, where its gradient goes; None where it is not wanted
+    needs: tuple[bool, ...]  #: for each input, whether its gradient is wanted
+    arity: int  #: the number of outputs
+    implementation: Any  #: the rule or kernel that computed the outputs (see `dispatch`)
+    kept: list[Any] | None  #: what `implementation` has kept for its backward
+    dtypes: list[Any] | None = None  #: of each input; None where all have `dtype`
+    shapes: list[tuple[int, ...]] = field(init=False)  #: of each input
+    saved: list[Any] = field(default_factory=list)  #: what the rule needs, in the order of `implementation.sources`
+    guards: list[tuple[int, Memory, int]] = field(default_factory=list)  #: of `saved`: place, memory, its version then
+    hooks: dict[int, list[Callable[[Any], Any]]] | None = None  #: by output: what is called with its complete gradient
+    is_freed: bool = False  #: whether an earlier backward freed it
+    sequence: int = field(default_factory=itertools.count().__next__)  #: larger than those of the entries before it
 
     def check_alive(self) -> None:
         """Raise RuntimeError if an earlier backward freed this entry."""
