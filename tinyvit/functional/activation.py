@@ -85,10 +85,10 @@ class Silu(Op):
 
 
 def _gelu(xp, x, approximate):
-    above = xp.maximum(x, -_GELU_EDGE)  # below the edge y is 0, and -inf * 0 would be NaN
+    # Below the edge y is 0, and -inf * 0 would be NaN. P(x) comes first: one array less is held at a time.
     if approximate == "tanh":
-        return 0.5 * above * (1 + _gelu_tanh(xp, xp.minimum(above, _GELU_EDGE)))
-    return above * _normal_cdf(xp, above)
+        return (1 + _gelu_tanh(xp, xp.clip(x, -_GELU_EDGE, _GELU_EDGE))) * (0.5 * xp.maximum(x, -_GELU_EDGE))
+    return _normal_cdf(xp, x) * xp.maximum(x, -_GELU_EDGE)
 
 
 def _gelu_slope(xp, x, approximate):
