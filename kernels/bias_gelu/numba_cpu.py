@@ -22,8 +22,8 @@ from ..cpu.bfloat16 import bits, real, rounded, sum_dtype, widened
 from ..cpu.chunks import TOGETHER, bounds, chunks_of_rows, move_sums, team_for
 from ..cpu.compiler import body, entry
 from ..cpu.threads import parallel
-from ..cpu.vector_math import gelu_slope, normal
-from .formula import gelu_tanh, gelu_tanh_slope, tanh_constants
+from ..cpu.vector_math import gelu_slope
+from .formula import EDGE, gelu_exact, gelu_tanh, gelu_tanh_slope, tanh_constants
 
 # v1 -----------------------------------------------------------------------------------------------------------------
 
@@ -34,6 +34,7 @@ def _forward_1(x, bias, y, tanh, team):
     for i in range(rows):
         for j in range(columns):
             h = widened(x[i, j]) + widened(bias[j])
+            h = -EDGE if h < -EDGE else h  # -inf times 0 would be NaN; a comparison keeps NaN
             if tanh:
                 v = 0.5 * h * (1 + math.tanh(0.7978845608028654 * (h + 0.044715 * h**3)))
             else:
@@ -47,6 +48,7 @@ def _backward_1(dy, x, bias, dx, dbias, tanh, team):
     for i in range(rows):
         for j in range(columns):
             h, d = widened(x[i, j]) + widened(bias[j]), widened(dy[i, j])
+            h = -EDGE if h < -EDGE else EDGE if h > EDGE else h  # so that h^3 is finite
             if tanh:
                 # y = h (1 + t) / 2,  t = tanh(u)
                 t = math.tanh(0.7978845608028654 * (h + 0.044715 * h**3))
@@ -77,8 +79,7 @@ def _forward_chunk(chunk, chunks, x, bias, y, tanh):
                 out[j] = rounded(gelu_tanh(widened(row[j]) + widened(bias[j]), c), out)
         else:
             for j in range(bias.size):
-                h = widened(row[j]) + widened(bias[j])
-                out[j] = rounded(h * normal(h), out)
+                out[j] = rounded(gelu_exact(widened(row[j]) + widened(bias[j]), c), out)
 
 
 @entry

@@ -17,6 +17,7 @@ from .compiler import body, exact
 
 _f = np.float32
 _SQRT_HALF, _DENSITY = 0.7071067811865476, 0.3989422804014327  # the second is 1 / sqrt(2 pi)
+_FAR = 64.0
 
 
 def _coefficients(*values):
@@ -128,10 +129,10 @@ def normal_float32(x):
 
 @body
 def gelu_slope_float32(x):
-    """Return P(x) + x P'(x) to 2e-7, and NaN at infinity, where the formula multiplies 0 by infinity."""
+    """Return P(x) + x P'(x) to 2e-7."""
     y = _f(0.5) + x * _polynomial(x * x, _SLOPE_P) / _polynomial(x * x, _SLOPE_Q)
-    y = _f(1.0) + x * _f(0.0) if x > _f(_SLOPE_EDGE) else y
-    return x * _f(0.0) if x < _f(-_SLOPE_EDGE) else y
+    y = _f(1.0) if x > _f(_SLOPE_EDGE) else y
+    return _f(0.0) if x < _f(-_SLOPE_EDGE) else y
 
 
 def exp(x):
@@ -158,15 +159,22 @@ def _normal(x):
     return lambda x: 0.5 * math.erfc(-x * _SQRT_HALF)
 
 
+@body
+def gelu_slope_float64(x):
+    """Return P(x) + x P'(x); beyond the edges P'(x) is 0, and infinity times 0 would be NaN."""
+    x = -_FAR if x < -_FAR else _FAR if x > _FAR else x
+    return 0.5 * math.erfc(-x * _SQRT_HALF) + x * _DENSITY * math.exp(-0.5 * x * x)
+
+
 def gelu_slope(x):
     """Return P(x) + x P'(x) in the type of x."""
     if isinstance(x, np.float32):
         return gelu_slope_float32(x)
-    return normal(x) + x * _DENSITY * math.exp(-0.5 * x * x)
+    return gelu_slope_float64(x)
 
 
 @overload(gelu_slope, inline="always")
 def _gelu_slope(x):
     if x == types.float32:
         return lambda x: gelu_slope_float32(x)
-    return lambda x: normal(x) + x * _DENSITY * math.exp(-0.5 * x * x)
+    return lambda x: gelu_slope_float64(x)

@@ -363,3 +363,15 @@ def test_dropout_draws_the_same_bits_everywhere() -> None:
         with tv.use_kernels(choice):
             found = OPERATIONS["dropout"].apply(Tensor(on_device(x)), p=0.3, seed=2**40 + 1, offset=3)
         np.testing.assert_array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("choice", ["gelu cupy:v1", "bias_gelu cupy:v1", "bias_gelu cupy:v2"])
+def test_gelu_of_large_and_infinite_numbers_has_its_limits_and_keeps_nan(choice: str, approximate: str) -> None:
+    name, choice = choice.split()
+    x = np.array([[math.inf, -math.inf, math.nan, 3e38, -3e38, 1e20, -1e20, 40, -40]], np.float32)
+    inputs, ones = (x, np.zeros_like(x[0]))[: 1 + (name == "bias_gelu")], np.ones_like(x)
+    case = cases.Case(inputs, {"approximate": approximate})
+    y, dx, *_ = DeviceTrial(OPERATIONS[name], case, (True,) * len(inputs), (ones,)).run(choice)
+    np.testing.assert_array_equal(y, np.where(np.isnan(x), x, np.maximum(x, 0)))
+    np.testing.assert_array_equal(dx, np.where(np.isnan(x), x, x > 0))

@@ -204,6 +204,7 @@ _OTHERS: dict[str, Any] = dict(
     rms_norm=lambda x, weight, eps=1e-5: ORACLES["rms_norm"](x, weight, eps) if x.size else x,
     scaled_dot_product_attention=_attention,
     sign=np.sign,
+    split_heads=lambda x, heads, parts: ORACLES["split_heads"](x, parts, heads),
     split=_split,
     stack=lambda arrays, axis=0: np.stack(arrays, axis),
     stop_gradient=lambda x: x,

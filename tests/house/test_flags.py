@@ -103,3 +103,10 @@ def test_what_is_neither_true_nor_false_is_refused_by_name(name: str) -> None:
 def test_flags_of_numpy_are_taken() -> None:
     assert gradient(create_graph=np.True_, allow_unused=np.False_, retain_graph=np.True_)[0].shape == (2,)
     assert type(model().train(np.False_).training) is bool
+
+
+@pytest.mark.parametrize("number", [1, 0, np.int64(1), np.uint8(0)])
+def test_one_and_zero_are_taken_as_flags_and_become_booleans(number: Any) -> None:
+    taken = model().train(number).training
+    assert type(taken) is bool
+    assert taken == bool(number)

@@ -97,6 +97,44 @@ def test_maps_with_a_cache_are_rows_of_those_without(mask, step) -> None:
     np.testing.assert_allclose(np.concatenate(ys, axis=1), whole.numpy(), atol=1e-5)
 
 
+SHARES = [(5,), (1, 4), (2, 3), (3, 1, 1), (2, 2, 1), (1, 1, 1, 1, 1)]  # how many tokens each call brings
+SEEN = RNG.random((N, N)) < 0.7
+ADDED = RNG.normal(size=(N, N))
+
+
+@pytest.mark.parametrize("lsa", [False, True])
+@pytest.mark.parametrize("kind", ["none", "array", "list", "boolean array", "boolean list", "number"])
+def test_causal_attention_with_a_cache_is_that_of_the_whole_sequence(kind: str, lsa: bool) -> None:
+    """The oracle is all tokens in one call, without a cache, in float64."""
+    layer = layer_of(0.0, True, lsa=lsa).to("float64")
+    x = RNG.normal(size=(B, N, DIM))
+    mask = {"none": None, "number": 0.5}.get(kind, SEEN if "boolean" in kind else ADDED)
+    q, k, v = heads_of(exact(layer.qkv(tv.tensor(x))))
+    if lsa:
+        q = q * (np.sqrt(DIM // HEADS) / exact(layer.temperature)).reshape(-1, 1, 1)
+    added = np.where(mask, 0.0, -np.inf) if mask is SEEN else np.zeros((N, N)) if mask is None else mask
+    hidden = np.eye(N, dtype=bool) & lsa  # no token attends to itself
+    expected = outputs(layer, probabilities(q, k, np.where(hidden, -np.inf, added), True), v)
+    for share in SHARES:
+        cache, ys, start = KeyValueCache(), [], 0
+        for count in share:
+            stop = start + count
+            given = mask[start:stop, :stop] if isinstance(mask, np.ndarray) else mask
+            given = given.tolist() if "list" in kind else given
+            ys.append(exact(layer(tv.tensor(x[:, start:stop]), given, is_causal=True, cache=cache)))
+            start = stop
+        np.testing.assert_allclose(np.concatenate(ys, axis=1), expected, atol=1e-12, err_msg=str(share))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("wrong", ["no", None, 2])
+def test_a_flag_that_is_none_is_refused_before_the_cache_grows(wrong: Any, count: int) -> None:
+    layer, cache = layer_of(0.0, True), KeyValueCache()
+    with pytest.raises(TypeError, match=r"^attention: is_causal is .*; it must be True or False$"):
+        layer(tv.tensor(np.ones((B, count, DIM), np.float32)), is_causal=wrong, cache=cache)
+    assert cache.parts is None
+
+
 def test_maps_of_cross_attention_are_the_weights_that_were_used() -> None:
     tv.manual_seed(0)
     layer = nn.CrossAttention(DIM, HEADS).eval()

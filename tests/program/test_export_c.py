@@ -216,3 +216,14 @@ def test_what_c_has_no_form_for_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"x is not float32; call model.to\('float32'\)"):
         wide.export_c(tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    "function", [F.relu, F.gelu, lambda x: F.gelu(x, "tanh"), lambda x: F.maximum(x, 0.5), lambda x: F.clip(x, -1, 1)]
+)
+def test_large_numbers_and_nan_pass_through_exported_functions(function: Any, tmp_path: Path) -> None:
+    x = np.array([[np.nan, 1e20, -1e20, 3e38, -3e38, np.inf, 0.75, -0.75]], np.float32)
+    program = tv.freeze(function, tv.tensor(x))
+    program.export_c(tmp_path, x)
+    (y,) = outputs_of(tmp_path, program, [x])
+    np.testing.assert_allclose(y, function(tv.tensor(x)).numpy(), ALLOWED, ALLOWED)

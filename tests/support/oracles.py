@@ -42,6 +42,8 @@ def sigmoid(x: float) -> float:
 
 
 def gelu(x: float, approximate: str = "none") -> float:
+    if x == -math.inf:
+        return -0.0  # the limit
     if approximate == "tanh":
         return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return x * (1 + math.erf(x / math.sqrt(2))) / 2

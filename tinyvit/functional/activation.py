@@ -18,6 +18,7 @@ _SQRT_HALF = math.sqrt(1 / 2)
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _ONE_OVER_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 _GELU_CUBIC = 0.044715
+_GELU_EDGE = 64.0  # from here on P(x) is 1 to the last bit, and x^3 is far from overflow
 
 
 def _middle_zero(ctx, gradient):
@@ -84,20 +85,26 @@ class Silu(Op):
 
 
 def _gelu(xp, x, approximate):
+    # Below the edge y is 0, and -inf * 0 would be NaN. P(x) comes first: one array less is held at a time.
     if approximate == "tanh":
-        return 0.5 * x * (1 + xp.tanh(_SQRT_2_OVER_PI * (x + _GELU_CUBIC * (x * x * x))))
-    return x * _normal_cdf(xp, x)
+        return (1 + _gelu_tanh(xp, xp.clip(x, -_GELU_EDGE, _GELU_EDGE))) * (0.5 * xp.maximum(x, -_GELU_EDGE))
+    return _normal_cdf(xp, x) * xp.maximum(x, -_GELU_EDGE)
 
 
 def _gelu_slope(xp, x, approximate):
     """d gelu(x) / dx."""
+    x = xp.clip(x, -_GELU_EDGE, _GELU_EDGE)  # beyond the edges the slope is 0 or 1, and powers of x would overflow
     if approximate == "tanh":
         # y = x (1 + t) / 2,  t = tanh(u),  u = sqrt(2/pi) (x + c x^3)
-        t = xp.tanh(_SQRT_2_OVER_PI * (x + _GELU_CUBIC * (x * x * x)))
+        t = _gelu_tanh(xp, x)
         du = _SQRT_2_OVER_PI * (1 + (3 * _GELU_CUBIC) * (x * x))
         return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du
     # y = x P(x),  P' = exp(-x^2 / 2) / sqrt(2 pi)
     return _normal_cdf(xp, x) + x * (_ONE_OVER_SQRT_2PI * xp.exp(-0.5 * (x * x)))
+
+
+def _gelu_tanh(xp, x):
+    return xp.tanh(_SQRT_2_OVER_PI * (x + _GELU_CUBIC * (x * x * x)))
 
 
 def _normal_cdf(xp, x):

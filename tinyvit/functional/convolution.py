@@ -242,11 +242,11 @@ def im2col(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, value: float = 
 
 
 def col2im(x: Tensor, shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """Columns (B, C KH KW, OH OW) added back into an image of `shape` (B, C, H, W)."""
+    """Columns (B, C KH KW, OH OW) added back into an image of `shape` (B, C, H, W); integers give float32."""
     shape, kernel = integers("col2im: shape", shape), as_pair("col2im", "kernel", kernel, 1)
     stride, padding = as_pair("col2im", "stride", stride, 1), as_pair("col2im", "padding", padding, 0)
     x = x if isinstance(x, Tensor) else as_operand("col2im", "x", x)
-    return Col2im.apply(x, shape=shape, kernel=kernel, stride=stride, padding=padding)
+    return Col2im.apply(as_floating(x), shape=shape, kernel=kernel, stride=stride, padding=padding)
 
 
 def _fitting(

@@ -9,7 +9,7 @@ from ..backend import Array, Namespace, is_on_gpu, is_stand_in, to_host
 from ..backend.checks import integer
 from ..engine import Op, Tensor
 from .arguments import as_operand, axis_index, refuse_arguments
-from .constants import constant
+from .constants import as_floating, constant
 from .samples import sample
 from .shape import reshape
 
@@ -267,8 +267,8 @@ def _repeats(key: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
 
 
 def index_add(x: Tensor, index: tuple[Any, ...], shape: tuple[int, ...]) -> Tensor:
-    """Zeros of `shape` to which x is added at `index`."""
-    return IndexAdd.apply(x, index=index, shape=shape)
+    """Zeros of `shape` to which x is added at `index`; integers give float32."""
+    return IndexAdd.apply(as_floating(x), index=index, shape=shape)
 
 
 def take_rows(x: Tensor, rows: Any) -> Tensor:
@@ -286,10 +286,10 @@ def take_rows(x: Tensor, rows: Any) -> Tensor:
 
 
 def add_rows(x: Tensor, rows: Any, count: int) -> Tensor:
-    """Zeros (B, count, C) with row m of each matrix of x (B, M, C) added to its row `rows[b, m]`."""
+    """Zeros (B, count, C) with row m of each matrix of x (B, M, C) added to row `rows[b, m]`; integers give float32."""
     if not isinstance(x, Tensor):
         refuse_arguments("add_rows", TypeError("add_rows: x"), {"x": x})
-    return AddRows.apply(x, rows=constant(rows, "add_rows: rows"), count=integer("add_rows: count", count))
+    return AddRows.apply(as_floating(x), rows=constant(rows, "add_rows: rows"), count=integer("add_rows: count", count))
 
 
 def embedding(ids: Any, weight: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class _MultiHead(Module):
 class Attention(_MultiHead):
     """Multi-head self-attention: (B, N, C) -> (B, N, C). `qkv` is one linear map with rows q, k, v, head-major.
 
-    With a cache, x is the tokens that follow those of earlier calls; a mask then covers all keys so far.
+    With a cache, x is the tokens that follow those of earlier calls; a mask then covers all keys so far, and with
+    `is_causal` each of them sees all earlier tokens, those of the cache too.
 
     Parameters
     ----------
@@ -118,14 +119,15 @@ class Attention(_MultiHead):
         q, k, v = F.split_heads(self.qkv(x), self.heads, 3)
         q, k = self.rope(self.q_norm(q)), self.rope(self.k_norm(k))
         if cache is not None:
+            check_flags("attention", is_causal=is_causal)  # before the cache grows
             k, v = cache.extend(k, v)
             is_causal = is_causal and x.shape[1] > 1  # one new token sees all tokens
             if is_causal:  # the new tokens' rows of the causal mask of all tokens
                 seen = np.tri(x.shape[1], k.shape[2], k.shape[2] - x.shape[1], dtype=bool)
-                attn_mask, is_causal = _restricted(attn_mask, seen), False
+                attn_mask, is_causal = _restricted(attn_mask, seen, q.dtype), False
         if self.temperature is not None:
             q = q * (math.sqrt(q.shape[3]) / self.temperature).reshape(-1, 1, 1)  # scores are divided by sqrt(D) later
-            attn_mask = _restricted(attn_mask, other_keys(q, k))
+            attn_mask = _restricted(attn_mask, other_keys(q, k), q.dtype)
         return self.attend(q, k, v, attn_mask, is_causal, read)
 
 
@@ -172,13 +174,17 @@ class CrossAttention(_MultiHead):
         return F.split_heads(select_rows(self.kv(context), context_of), self.heads, 2)
 
 
-def _restricted(attn_mask: Any, seen: np.ndarray) -> Any:
-    """Return a mask of either kind, or None, restricted to the keys that are `seen`."""
+def _restricted(attn_mask: Any, seen: np.ndarray, dtype: Any) -> Any:
+    """Return a mask of either kind, or None, restricted to the keys that are `seen`. Lists and numbers take `dtype`."""
     if attn_mask is None:
         return seen
-    if constant(attn_mask).dtype == bool:
+    values = constant(attn_mask, "attention: attn_mask")
+    if values.dtype.kind in "iu":
+        return attn_mask  # refused by the attention
+    if values.dtype == bool:
         return attn_mask & seen
-    return F.where(seen, attn_mask, -np.inf)
+    is_array = isinstance(attn_mask, Tensor) or values is attn_mask
+    return F.where(seen, attn_mask if is_array else values.astype(dtype), -np.inf)
 
 
 def of_token(x: Tensor, read: int | None) -> Tensor:

@@ -201,10 +201,10 @@ class C(Language):
         return self.each("powf({0}, {1})", x, y)
 
     def maximum(self, x: Any, y: Any) -> CArray:
-        return self.each("({0} > {1} ? {0} : {1})", x, y)
+        return self.each("({0} > {1} || {0} != {0} ? {0} : {1})", x, y)  # also NaN, as in NumPy
 
     def minimum(self, x: Any, y: Any) -> CArray:
-        return self.each("({0} < {1} ? {0} : {1})", x, y)
+        return self.each("({0} < {1} || {0} != {0} ? {0} : {1})", x, y)
 
     def equal(self, x: Any, y: Any) -> CArray:
         return self.each("(float)({0} == {1})", x, y, dtype=bool)

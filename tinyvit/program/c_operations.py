@@ -55,7 +55,7 @@ class COperations(Operations):
         return self.xp.each("0.5f * {0} * (1.0f + erff({0} * 0.707106781f))", x)
 
     def relu(self, x: Any) -> CArray:
-        return self.xp.each("({0} > 0 ? {0} : 0)", x)
+        return self.xp.each("({0} < 0 ? 0 : {0})", x)  # NaN stays NaN
 
     def conv2d(self, x: Any, weight: Any, bias: Any, stride: Any, padding: Any) -> CArray:
         xp, x = self.xp, self.xp.dense(x)
