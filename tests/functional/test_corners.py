@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import corners
 import numpy as np
 import pytest
 from corners import CORNERS, REFUSED, Corner, functions_of, of_samples
@@ -216,13 +215,6 @@ def check(name: str, call: Callable[..., Any], arrays: Arrays, ordinary: Arrays,
 def dtypes_for(count: int | None) -> list[Any]:
     """Return what kernels compute in: with few corners float32 only, because the kernels for each must be compiled."""
     return [np.float32, np.float64] if count is None else [np.float32]
-
-
-@pytest.mark.parametrize("name", sorted({*F.__all__, *CORNERS, *REFUSED}))
-def test_every_function_has_corners(name: str) -> None:
-    assert name in F.__all__, f"tinyvit.functional has no {name}; remove its corners from tests/support/corners.py"
-    assert name in CORNERS, f"{name} is not called like an operation: add calls of it to CORNERS in {corners.__file__}"
-    assert hasattr(IN_NUMPY, name), f"add {name} to tests/functional/in_numpy.py, which computes it with NumPy's arrays"
 
 
 def some(corners: list[Any], count: int | None) -> list[Any]:
