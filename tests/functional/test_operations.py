@@ -1,5 +1,6 @@
 """Every operation on each of its samples. The tests are written once for all, so a new operation is tested at once."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,6 +70,31 @@ def values_and_gradients(
 def test_the_docstring_of_every_operation_is_its_formula(name: str) -> None:
     formula = OPERATIONS[name].__dict__.get("__doc__") or ""
     assert formula.strip(), f"{name} has no docstring: write its formula there, which the study page shows"
+
+
+# Parameters without a sample of their own: the dtype of an output that has 16 bits, which the samples have not.
+NOT_SAMPLED = {("layer_norm", "y_dtype"), ("add_layer_norm", "y_dtype")}
+NEUTRAL = (0.0, 1.0)  # factors and summands that a rule may forget without a difference
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_parameter_has_a_sample_in_which_it_matters(name: str) -> None:
+    """A rule that ignores a parameter is right where the parameter has its default, or where a factor is 1."""
+    op = OPERATIONS[name]
+    for parameter in inspect.signature(op.forward).parameters.values():
+        if parameter.kind != parameter.KEYWORD_ONLY or (name, parameter.name) in NOT_SAMPLED:
+            continue
+        given = [sample.params.get(parameter.name, parameter.default) for sample in op.samples()]
+        usual = [parameter.default, *(NEUTRAL if all(type(value) is float for value in given) else ())]
+        other = [value for value in given if not any(value is u or (np.isscalar(value) and value == u) for u in usual)]
+        assert other, (
+            f"{op.__name__} has no sample with {parameter.name} other than {usual_values(usual)}: let samples() "
+            f"yield one, because a rule that forgets {parameter.name} is right without"
+        )
+
+
+def usual_values(values: list[Any]) -> str:
+    return " or ".join(sorted({repr(value) for value in values if value is not inspect.Parameter.empty}))
 
 
 @every_sample
