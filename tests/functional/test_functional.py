@@ -92,6 +92,15 @@ def test_powers_of_zero() -> None:
     )
 
 
+def test_a_power_that_is_0_beside_an_infinity_has_the_gradient_0() -> None:
+    x, y = (
+        tv.tensor(np.array(v), requires_grad=True) for v in ([0.7, -0.7, 1.3, INF, 2.0], [INF, INF, -INF, -0.5, 3.0])
+    )
+    dx, dy = tv.grad((x**y).sum(), [x, y])
+    np.testing.assert_array_equal(dx.numpy(), [0, 0, 0, 0, 12])
+    np.testing.assert_array_equal(dy.numpy(), [0, 0, 0, 0, 8 * np.log(2)])
+
+
 def test_the_mixed_derivative_of_a_power_at_exponent_zero() -> None:
     x, y = tv.tensor(np.float64(2), requires_grad=True), tv.tensor(np.float64(0), requires_grad=True)
     (dx,) = tv.grad(x**y, x, create_graph=True)  # y x^(y-1)

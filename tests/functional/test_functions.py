@@ -4,17 +4,20 @@ A function with the arguments of the operation of its name is called with that o
 example here, or are listed as functions without a gradient.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from names import arguments_of, functions, operations, parameters_of
 from oracles import oracle_of
 
 import tinyvit as tv
 import tinyvit.functional as F
 from tinyvit.engine import Op, Tensor
+from tinyvit.functional.samples import Sample
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -92,13 +95,11 @@ def call_with(name: str, op: type[Op], sample: Any) -> Call:
     return function, [Tensor(given[key], requires_grad=True) for key in varied]
 
 
-@pytest.mark.parametrize("name", [name for name in F.__all__ if name not in CONSTANTS])
+@pytest.mark.parametrize("name", [name for name in functions() if calls_of(name)])
 def test_a_function_is_made_of_operations_and_has_the_right_gradient(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = calls_of(name)
-    known = "has other arguments than" if name in Op.registry else "is not called like"
-    assert calls, f"F.{name} {known} an operation, or samples() yields nothing: give it an example in {__file__}"
     used = set()
     for op in Op.registry.values():
         forward = op.forward
@@ -111,13 +112,55 @@ def test_a_function_is_made_of_operations_and_has_the_right_gradient(
         oracle_of(operation)  # the operation itself is compared with it elsewhere
 
 
+def broadcast_inputs(op: type[Op], sample: Sample) -> set[str]:
+    """Return the inputs that the function of an operation repeats to the shape of the others, which it is given."""
+    given = dict(zip(op.inputs, sample.inputs, strict=True))
+    arrays = {key: x for key, x in given.items() if x is not None}
+    found = set()
+    with contextlib.suppress(ValueError, TypeError), tv.no_grad():  # what refuses other shapes does not broadcast
+        full = dict(zip(arrays, map(np.array, np.broadcast_arrays(*arrays.values())), strict=True))
+        shape = shape_of_call(op, given | full, sample.params)
+        for key in arrays:
+            with contextlib.suppress(ValueError, TypeError):
+                if shape_of_call(op, given | full | {key: full[key].ravel()[:1]}, sample.params) == shape:
+                    found.add(key)
+    return found
+
+
+def shape_of_call(op: type[Op], given: dict[str, Any], params: dict[str, Any]) -> Any:
+    outputs = getattr(F, op.name)(**given, **params)
+    return [y.shape for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def repeated_inputs(op: type[Op], sample: Sample) -> set[str]:
+    """Return the inputs that are smaller than the others, and repeated, in this sample."""
+    shapes = {key: x.shape for key, x in zip(op.inputs, sample.inputs, strict=True) if x is not None}
+    with contextlib.suppress(ValueError):
+        return {key for key, shape in shapes.items() if shape != np.broadcast_shapes(*shapes.values())}
+    return set()
+
+
+def with_several_inputs() -> list[str]:
+    """Return the operations of several inputs whose functions have the same arguments, in any order."""
+    named = {n: op for n, op in operations().items() if n in F.__all__ and len(op.inputs) > 1}
+    return [n for n, op in named.items() if {*arguments_of(op)} == {*parameters_of(getattr(F, n))}]
+
+
+@pytest.mark.parametrize("name", with_several_inputs())
+def test_an_operation_that_broadcasts_its_inputs_has_samples_that_do(name: str) -> None:
+    """Only there a test sees a gradient that is not summed over the repetitions."""
+    op, samples = Op.registry[name], list(Op.registry[name].samples())
+    broadcast = set().union(*(broadcast_inputs(op, sample) for sample in samples))
+    missing = broadcast - set().union(*(repeated_inputs(op, sample) for sample in samples))
+    assert not missing, (
+        f"F.{name} broadcasts its inputs, but no sample of {op.__name__} has to repeat {' or '.join(sorted(missing))}: "
+        "let samples() also yield inputs of shapes such as (2, 1) and (1, 3)"
+    )
+
+
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constants_have_no_gradient(name: str) -> None:
     assert not CONSTANTS[name]().requires_grad
-
-
-def test_examples_are_of_functions_that_exist() -> None:
-    assert {*EXAMPLES, *CONSTANTS} <= set(F.__all__)
 
 
 def test_methods_and_operators_are_the_functions() -> None:
@@ -159,14 +202,3 @@ def test_iteration_goes_over_the_first_axis_and_has_gradients() -> None:
     np.testing.assert_array_equal(x.grad.numpy(), [[2, 2], [0, 0], [1, 1]])
     with pytest.raises(ValueError, match="0"):
         iter(tv.tensor(3.0))
-
-
-# Operations behind functions and operators of other names.
-BEHIND_OTHERS = {"add_narrow", "advanced_index", "attention", "basic_index"}
-
-
-def test_every_operation_has_a_function() -> None:
-    ours = {name for name, op in Op.registry.items() if op.__module__.startswith("tinyvit.functional.")}
-    missing = ours - set(F.__all__) - BEHIND_OTHERS
-    assert not missing, f"add functions of these names to tinyvit/functional and its __all__: {missing}"
-    assert ours >= BEHIND_OTHERS

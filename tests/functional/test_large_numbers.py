@@ -101,3 +101,12 @@ def test_gelu_has_its_limits_at_infinity_and_keeps_nan(choice: str, dtype: str, 
             y, slope = value_and_slope(function, x)
         np.testing.assert_array_equal(y, np.array([0, np.inf, np.nan, largest, 0, 1e20, 0], dtype))
         np.testing.assert_array_equal(slope, np.array([0, 1, np.nan, 1, 0, 1, 0], dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_silu_has_its_limits_at_infinity_and_keeps_nan(dtype: str) -> None:
+    x = np.array([-np.inf, np.inf, np.nan, np.finfo(dtype).max, -1e20], dtype)
+    with np.errstate(all="ignore"):
+        y, slope = value_and_slope(F.silu, x)
+    np.testing.assert_array_equal(y, np.array([0, np.inf, np.nan, np.finfo(dtype).max, 0], dtype))
+    np.testing.assert_array_equal(slope, np.array([0, 1, np.nan, 1, 0], dtype))

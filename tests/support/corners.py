@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from names import functions
 from oracles import ORACLES
 
 import tinyvit as tv
@@ -35,7 +36,7 @@ def ids(*numbers: Any) -> np.ndarray:
 
 def functions_of(arrays: int) -> list[str]:
     """Return the functions that are operations of so many arrays, and have no other arguments."""
-    ops = [(name, Op.registry[name]) for name in F.__all__ if name in Op.registry]
+    ops = [(name, Op.registry[name]) for name in functions() if name in Op.registry]
     signatures = [(name, op.inputs, [*inspect.signature(op.forward).parameters][1:]) for name, op in ops]
     return [
         name
@@ -59,7 +60,7 @@ def of_two(name: str) -> list[Corner]:
 
 def called_like_operations() -> list[str]:
     """Return the functions that have the inputs and parameters of the operation of their name."""
-    ops = {name: Op.registry[name] for name in F.__all__ if name in Op.registry}
+    ops = {name: Op.registry[name] for name in functions() if name in Op.registry}
     arguments = {name: [*inspect.signature(op.forward).parameters][1:] for name, op in ops.items()}
     return [name for name in ops if arguments[name] == [*inspect.signature(getattr(F, name)).parameters]]
 

@@ -41,6 +41,10 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + np.exp(-x))
 
 
+def silu(x: float) -> float:
+    return -0.0 if x == -math.inf else x * sigmoid(x)  # the limit
+
+
 def gelu(x: float, approximate: str = "none") -> float:
     if x == -math.inf:
         return -0.0  # the limit
@@ -263,7 +267,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "clip": lambda x, lowest, highest: each(
         lambda v: min(max(v, -math.inf if lowest is None else lowest), math.inf if highest is None else highest)
     )(x),
-    "relu": each(lambda x: max(x, 0.0)), "silu": each(lambda x: x * sigmoid(x)),
+    "relu": each(lambda x: max(x, 0.0)), "silu": each(silu),
     "gelu": lambda x, approximate="none": each(lambda v: gelu(v, approximate))(x),
     "patches": lambda x, size: im2col(x, size, size, (0, 0)).swapaxes(1, 2),
     "split_heads": split_heads, "merge_heads": lambda x: np.concatenate([x[:, h] for h in range(x.shape[1])], -1),

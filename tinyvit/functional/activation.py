@@ -18,6 +18,7 @@ _SQRT_HALF = math.sqrt(1 / 2)
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _ONE_OVER_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 _GELU_CUBIC = 0.044715
+_SILU_EDGE = 1000.0  # from here on sigmoid is 1, and below its negative 0, in every dtype
 _GELU_EDGE = 64.0  # from here on P(x) is 1 to the last bit, and x^3 is far from overflow
 
 
@@ -71,12 +72,13 @@ class Silu(Op):
 
     @staticmethod
     def forward(xp, x):
-        return x * xp.sigmoid(x)
+        return xp.maximum(x, -_SILU_EDGE) * xp.sigmoid(x)  # below it sigmoid is 0, and -inf * 0 would be NaN
 
     def backward(ctx, xp, dy):
         (x,) = ctx.saved
         # y = x * sigmoid(x)
         s = xp.sigmoid(x)
+        x = xp.clip(x, -_SILU_EDGE, _SILU_EDGE)  # beyond the edges the slope is 0 or 1, and inf * 0 would be NaN
         return dy * (s * (1 + x * (1 - s)))
 
     @staticmethod

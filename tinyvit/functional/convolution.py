@@ -47,7 +47,7 @@ class Im2col(Op):
 
     @staticmethod
     def samples():
-        yield sample((2, 3, 5, 4), kernel=(3, 2), stride=(2, 1), padding=(1, 0))
+        yield sample((2, 3, 5, 4), kernel=(3, 2), stride=(2, 1), padding=(1, 0), value=1.5)
         yield sample((1, 2, 3, 3), kernel=(1, 1), stride=(1, 1), padding=(0, 0))
 
 

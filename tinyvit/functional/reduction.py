@@ -148,7 +148,7 @@ class Min(Op):
     @staticmethod
     def samples():
         yield sample((3, 4))
-        yield sample((2, 3, 4), axis=1)
+        yield sample((2, 3, 4), axis=1, keepdims=True)
 
 
 def _to_the_extreme(ctx, xp, dy, x, y):
