@@ -4,8 +4,10 @@ import gc
 import os
 import shutil
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +73,22 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 
     Tests of whole runs compute as users do, since they compare with runs in other processes.
     """
-    with tv.use_kernels("auto" if request.module.__name__ in WHOLE_RUNS else "numpy"):
+    with tv.use_kernels("auto" if request.module.__name__ in WHOLE_RUNS else "numpy"), workers_or_none():
         yield
+
+
+def workers_or_none() -> AbstractContextManager[None]:
+    """Let kernels do without worker threads where several processes of tests share the processors.
+
+    A worker spins for a millisecond or two after a call, because in a training step the next one follows at once. Tests
+    call kernels now and then: workers would spin more than compute, and keep the processors from the other processes.
+    Results do not depend on the number of threads. The tests of kernels, which check that, have workers; so has what
+    runs in a process of its own, and every test if TINYVIT_THREADS is set.
+    """
+    threads = sys.modules.get("tinyvit.kernels.cpu.threads")  # imported when the first kernel is used
+    if threads is None or "PYTEST_XDIST_WORKER" not in os.environ or "TINYVIT_THREADS" in os.environ:
+        return nullcontext()
+    return threads.without_workers()
 
 
 @pytest.fixture
@@ -96,8 +112,13 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Hide the tests themselves from the garbage collector: they stay, and each collection would visit them all."""
+    """Let the garbage collector run less often, and hide the tests themselves from it.
+
+    They stay, and so does much of what tests compile and parse. A full collection visits all of it, a quarter of a
+    second each time, and as often as users have them they took a tenth of the time of all tests.
+    """
     gc.enable()
+    gc.set_threshold(10_000, 10, 100)
     freeze_objects()
 
 

@@ -21,9 +21,11 @@ step of `mnist-s` or `digits-s` on two cores takes two thirds of the time that i
 """
 
 import atexit
+import contextlib
 import ctypes
 import os
 import threading
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -116,6 +118,19 @@ def team(worthwhile: bool = True) -> int:
         if _team is None:
             return 0
     return _team.address
+
+
+@contextlib.contextmanager
+def without_workers() -> Iterator[None]:
+    """Within this block the callers of kernels do all the work themselves, as if no worker could be started."""
+    global _team
+    with _starting:
+        before, _team = _team, None if config.DISABLE_JIT else _Team(1)
+    try:
+        yield
+    finally:
+        with _starting:
+            _team = before
 
 
 def _after_fork() -> None:

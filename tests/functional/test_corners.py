@@ -359,10 +359,14 @@ def test_corners_of_two_values(name: str, count: int | None) -> None:
             raise
 
 
+@FEW_OR_ALL
 @pytest.mark.parametrize("number", [2, 0.5])
 @pytest.mark.parametrize("name", SEVERAL)
-def test_a_number_of_python_stands_for_an_array_or_is_refused(name: str, number: float) -> None:
-    """A rule that saves the number must not take it for float64, also where its gradient is recorded in float32."""
+def test_a_number_of_python_stands_for_an_array_or_is_refused(name: str, number: float, count: int | None) -> None:
+    """A rule that saves the number must not take it for float64, also where its gradient is recorded in float32.
+
+    The quick tests compute the plain rule in float64 too, but kernels in float32 only.
+    """
     call, shapes = largest_corner(name)
     for i in range(len(shapes)):
         with_number = lambda f, *xs, i=i: call(f, *xs[:i], number, *xs[i:])  # noqa: E731
@@ -373,7 +377,7 @@ def test_a_number_of_python_stands_for_an_array_or_is_refused(name: str, number:
         except (TypeError, ValueError) as error:
             assert re.match(r"\w+: ", str(error)), error  # noqa: PT017 - only some functions refuse it
             continue
-        check(name, with_number, ordinary, ordinary, dtypes_for(None))
+        check(name, with_number, ordinary, ordinary, dtypes_for(count))
 
 
 @pytest.mark.parametrize("choice", ["numpy", "auto"])

@@ -5,7 +5,7 @@ import numpy as np
 from draws import Array, around, few_or_all, on_drawn
 from hypothesis import strategies as st
 from tinyvit.kernels.cpu.bfloat16 import DTYPE, NATIVE, bits, rounded, widened
-from tinyvit.kernels.cpu.compiler import entry
+from tinyvit.kernels.cpu.compiler import entries, entry
 from tinyvit.kernels.linear.microkernel import PANEL_BYTES, ROWS, multiply, multiply_add, ready
 from tinyvit.kernels.linear.operands import BFLOAT16, left_rows, operand, stack, stacked
 
@@ -24,14 +24,14 @@ def widen_all(x: Array, out: Array) -> None:
         out[i] = widened(x[i])
 
 
-@entry
+@entries(f"void({{0}}[:,:], {{0}}[:,:], {{1}}[:,:], boolean, {BFLOAT16.name}[:,::1], {BFLOAT16.name}[:,::1])")
 def product_of_rows(x: Array, y: Array, c: Array, accumulate: bool, left: Array, right: Array) -> None:
     """Set c = x^T y, or add x^T y to c."""
     depth = stack(y, right)
     multiply(stacked(x, left, 3).T, right[:depth], c, accumulate)
 
 
-@entry
+@entries(f"void({{0}}[:,::1], {{0}}[:,:], {{1}}[::1], {{0}}[:,:], {BFLOAT16.name}[:,::1])")
 def affine(x: Array, y: Array, bias: Array, c: Array, right: Array) -> None:
     """Set c = x y + bias."""
     multiply_add(operand(x), right[: stack(y, right)], bias, c)
@@ -104,7 +104,7 @@ def test_a_product_of_transposed_rows_with_rows_is_correct(data: st.DataObject) 
     around_c = np.full((m + 2, n + 3), 7, np.float32)
     c = around_c[1 : 1 + m, 1 : 1 + n]
     c[...] = start if accumulate else np.nan
-    product_of_rows(bits(x), bits(y), c, accumulate, room(x), room(y))
+    product_of_rows[DTYPE](bits(x), bits(y), c, accumulate, room(x), room(y))
     check(c, x.T, y, start)
     c[...] = 7
     assert (around_c == 7).all()
@@ -118,7 +118,7 @@ def test_results_are_rounded_once(data: st.DataObject) -> None:
     x, y, bias = drawn(data, m, k), drawn(data, k, n), drawn(data, 1, n)[0].astype(np.float32)
     around_c = np.full((m + 2, n + 3), 7, np.uint16)
     c = around_c[1 : 1 + m, 1 : 1 + n]
-    affine(left_rows(x), bits(y), bias, c, room(y))
+    affine[DTYPE](left_rows(x), bits(y), bias, c, room(y))
     check(c, x, y, bias)
     c[...] = 7
     assert (around_c == 7).all()
@@ -129,6 +129,6 @@ def test_infinity_and_nan_stay_in_their_rows() -> None:
     x = np.ones((6, 5), DTYPE)
     x[0, 1], x[3, 2], x[5, 3] = np.inf, np.nan, -np.inf
     y, c = np.ones((6, 40), DTYPE), np.empty((5, 40), np.float32)
-    product_of_rows(bits(x), bits(y), c, False, room(x), room(y))
+    product_of_rows[DTYPE](bits(x), bits(y), c, False, room(x), room(y))
     expected = np.array([6, np.inf, np.nan, -np.inf, 6])[:, None]
     assert same(c, np.broadcast_to(expected, c.shape)).all()

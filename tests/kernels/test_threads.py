@@ -166,6 +166,16 @@ def test_two_threads_work_at_the_same_time(two_threads: None) -> None:
     assert met.tolist() == [0, 1]
 
 
+@compiled
+def test_without_workers_the_caller_does_all_chunks_and_afterwards_they_help_again(two_threads: None) -> None:
+    assert have_met()
+    with threads.without_workers():
+        met = np.zeros(2, np.int64)
+        meeting(np.zeros(4, np.int64), met, 1000, threads.team())
+        assert met.tolist() == [0, 1]
+    assert have_met()
+
+
 def asleep() -> bool:
     """Whether the worker of a team of two is asleep."""
     return bool(threads._team.words[words.WORKERS + words.ASLEEP])
