@@ -60,7 +60,8 @@ def flag(what: str, value: Any) -> bool:
 def check_flags(what: str, **flags: Any) -> None:
     """Raise TypeError, naming the argument, unless `flag` takes each of `flags`."""
     for name, value in flags.items():
-        flag(f"{what}: {name}", value)
+        if value is not True and value is not False:
+            flag(f"{what}: {name}", value)
 
 
 def listed(what: str, given: Any, kind: type = object) -> list[Any]:

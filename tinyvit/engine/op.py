@@ -155,7 +155,8 @@ class Op:
         implementation = dispatch.select(cls, dtype, arrays, params, now.kernels)
         try:
             returned = implementation.forward(arrays, params, dtype)
-            outputs = [Tensor(array) for array in (returned if cls.is_sequence else returned[: len(cls.outputs)])]
+            count = len(returned) if cls.is_sequence else len(cls.outputs)  # residuals of a kernel come after them
+            outputs = [Tensor(returned[0])] if cls.has_one_output else [Tensor(y) for y in returned[:count]]
         except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
             refuse(cls.name, [(cls.input_name(i), x) for i, x in enumerate(arrays)], params, error)
         if now.recording:

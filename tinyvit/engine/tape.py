@@ -168,12 +168,13 @@ def walk_back(
                 continue
             run = node.op.gradients_of if recorder is None else recorder.gradients
             outgoing = run(node, incoming, create_graph)
-            # A rule may return an array that somebody else holds; a kernel returns new ones.
+            # A leaf may take an array that nobody else holds as its `.grad`: one of a kernel, which does not keep any,
+            # that is no view, was not handed in, nor handed out twice.
             may_take = not create_graph and node.implementation.spec is not None
+            known = [*map(id, incoming), *map(id, outgoing)] if may_take else []
             for edge, gradient in zip(node.edges, outgoing):  # noqa: B905 - `gradients_of` checked their number
                 if edge is not None and (wanted is None or walk.needs(edge)):
-                    is_taken = may_take and type(edge) is not tuple  # by a leaf, as its `.grad`
-                    walk.add(edge, gradient, is_taken and _is_new(gradient, (*incoming, *outgoing)))
+                    walk.add(edge, gradient, known.count(id(gradient)) == 1 and gradient.base is None)
             if walk.hooked:
                 walk.call_hooks(node)
             if not (retain_graph or create_graph):
@@ -190,8 +191,3 @@ def _through(hooks: Iterable[Callable[[Any], Any]], gradient: Any) -> Any:
         for hook in list(hooks):
             gradient = hook(gradient)
     return gradient
-
-
-def _is_new(gradient: Any, known: Sequence[Any]) -> bool:
-    """Return whether nobody else can hold this array: it is no view, and only once among `known`, in and out."""
-    return gradient.base is None and len([other for other in known if other is gradient]) == 1

@@ -1,5 +1,6 @@
 """Operations that reduce axes, and broadcasting, their adjoint."""
 
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from .shape import reshape
 from .teaching import Fault
 
 
+@functools.lru_cache  # the same few in every step
 def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     """The shape of a reduction of `shape` over `axis` with keepdims=True."""
     axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
@@ -20,6 +22,7 @@ def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     return tuple(1 if i in reduced else n for i, n in enumerate(shape))
 
 
+@functools.lru_cache
 def _count(shape: tuple[int, ...], axis: Axis) -> int:
     """How many elements of `shape` are reduced to one over `axis`."""
     return math.prod(n for n, k in zip(shape, _kept(shape, axis), strict=True) if k == 1)
