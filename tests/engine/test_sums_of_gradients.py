@@ -117,3 +117,14 @@ def test_a_gradient_that_a_kernel_computed_and_a_hook_keeps_is_not_changed() -> 
         equal(gradient, np.full((3, 5), 2.0))
     assert weight.grad is not None
     equal(weight.grad, np.full((3, 5), 4.0))
+
+
+def test_a_gradient_that_a_kernel_returns_for_two_inputs_is_not_shared_by_them() -> None:
+    x, residual = (tv.tensor(np.ones((2, 6), np.float32), requires_grad=True) for _ in range(2))
+    weight, bias = (tv.tensor(np.ones(6, np.float32), requires_grad=True) for _ in range(2))
+    with tv.use_kernels("auto"):
+        total, y = tv.functional.add_layer_norm(x, residual, weight, bias)
+        (total.sum() + y.sum()).backward()
+    assert x.grad is not None
+    assert residual.grad is not None
+    assert not np.shares_memory(x.grad.numpy(), residual.grad.numpy())
