@@ -83,7 +83,7 @@ def assert_close(found: list[Tensor], arrays: list[np.ndarray], name: str, dtype
     expected = outcome(IN_NUMPY, name, [x.astype(np.float64) for x in arrays])
     tolerance = {2: 2.0**-5, 4: 2.0**-18, 8: 2.0**-40}[np.dtype(dtype).itemsize]
     for y, e in zip(found, expected, strict=True):
-        assert y.dtype == dtype
+        assert y.dtype == dtype, f"{name} gives {y.dtype}: its inputs have to go through as_floating"
         scale = max(1.0, float(np.abs(e).max(initial=0)))
         np.testing.assert_allclose(y.numpy().astype(np.float64), e, tolerance, tolerance * scale)
 

@@ -245,7 +245,9 @@ def test_small_numbers_give_what_the_oracle_gives(op: type[Op], sample: Sample, 
             16 * np.finfo(np.float64).eps * weighted(list(map(np.abs, values)), list(map(np.abs, weights))) / step
         )
         tolerance = (step * np.log(scale)) ** 2 * abs(expected) + rounding
-        assert abs(weighted(gradients, xs) - expected) <= tolerance, "the gradients lose small numbers, or divide by 0"
+        assert abs(weighted(gradients, xs) - expected) <= tolerance, (
+            "the gradients are wrong, lose small numbers or divide by 0"
+        )
 
 
 LAYOUTS: dict[str, Callable[[Array], Array]] = {
