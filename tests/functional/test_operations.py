@@ -54,12 +54,20 @@ def weights_of(outputs: list[Tensor]) -> list[Array]:
 
 
 def values_and_gradients(
-    op: type[Op], inputs: list[Array | None], params: dict[str, Any], change: Callable[[Array], Array] = np.array
+    op: type[Op],
+    inputs: list[Array | None],
+    params: dict[str, Any],
+    change: Callable[[Array], Array] = np.array,
+    incoming: float = 1.0,
 ) -> list[Array]:
-    """The outputs of an operation, then the gradients of its inputs; `change` is applied to all arrays that go in."""
+    """The outputs of an operation, then the gradients of its inputs; `change` is applied to all arrays that go in.
+
+    The gradients that come in are multiplied with `incoming`.
+    """
     xs = tensors([None if x is None else change(x) for x in inputs])
     outputs = applied(op, xs, params)
-    gradients = tv.grad(outputs, [x for x in xs if x is not None], [change(u) for u in weights_of(outputs)])
+    weights = [change(u * np.asarray(incoming, u.dtype)) for u in weights_of(outputs)]
+    gradients = tv.grad(outputs, [x for x in xs if x is not None], weights)
     return [t.numpy() for t in (*outputs, *gradients)]
 
 
@@ -209,6 +217,35 @@ def test_large_and_small_numbers_leave_the_range_only_where_the_result_does(
                 assert np.abs(y - e).max(initial=0, where=fits) <= 8 * change + 8 * floor, (
                     f"output or gradient {i} loses digits"
                 )
+
+
+@pytest.mark.parametrize(
+    ("op", "sample", "scale", "incoming"),
+    [
+        pytest.param(*case.values, scale, incoming, id=f"{case.id}-{scale:g}")
+        for case in SAMPLES
+        for scale, incoming in [(1e30, 1e10), (1e-30, 1e-15)]
+        if scale <= LARGEST.get(case.values[0].name, np.inf)
+    ],
+)
+def test_a_gradient_leaves_the_range_only_where_the_result_does(
+    op: type[Op], sample: Sample, scale: float, incoming: float
+) -> None:
+    """A slope is formed before it is multiplied: dz (x / z) may be finite where dz x is not, and not 0 where it is."""
+    params = in_dtype(sample, np.float32)[1]
+    for inputs in scaled(sample, scale, np.float32):
+        same = [None if x is None else x.astype(np.float64) for x in inputs]
+        with np.errstate(all="ignore"):
+            found = values_and_gradients(op, inputs, params, incoming=incoming)
+            exact = values_and_gradients(op, same, sample.params, incoming=incoming)
+        number = len(found) - sum(x is not None for x in inputs)
+        if not all(np.isfinite(y).all() for y in found[:number]):
+            continue  # the gradients are those of infinite outputs
+        for i, (y, e) in enumerate(zip(found[number:], exact[number:], strict=True)):
+            fits = (np.abs(e) < np.finfo(np.float32).max / 4) & (np.abs(e) > 1e-30)
+            np.testing.assert_allclose(
+                y[fits], e[fits], rtol=0.01, err_msg=f"gradient {i} leaves the range on the way: form the slope first"
+            )
 
 
 def weighted(arrays: list[Array], weights: list[Array]) -> float:
