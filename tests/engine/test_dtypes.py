@@ -9,7 +9,7 @@ import pytest
 
 import tinyvit as tv
 import tinyvit.functional as F
-from tinyvit.engine import Tensor
+from tinyvit.engine import Op, Tensor
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
@@ -45,6 +45,11 @@ def test_arrays_and_tensors_are_copied() -> None:
 def test_data_other_than_numbers_are_refused(data: Any) -> None:
     with pytest.raises(TypeError, match="dtype"):
         tv.tensor(data)
+
+
+def test_none_in_the_place_of_an_array_is_refused_by_its_name() -> None:
+    with pytest.raises(TypeError, match=r"^exp: x is a NoneType; give a Tensor, an array or a real number$"):
+        Op.registry["exp"].apply(None)
 
 
 def test_only_floats_require_gradients() -> None:

@@ -37,9 +37,7 @@ def as_array(data: Any, dtype: Any = None, device: str | None = None, what: str 
         dtype = np.float32
     wanted = array.dtype if dtype is None else np.dtype(dtype)
     for each in (array.dtype, wanted):
-        if each.kind not in "fiub" and each.name not in FLOATING:
-            given = "" if hasattr(data, "dtype") else f", not {repr(data)[:60]}"
-            raise TypeError(f"{what} has dtype {each}; a tensor holds real numbers, integers or booleans{given}")
+        _check_dtype(what, each, "" if hasattr(data, "dtype") else f", not {repr(data)[:60]}")
     return to_device(array.astype(wanted, copy=False), device)
 
 
@@ -50,11 +48,15 @@ def checked_array(data: Any, requires_grad: bool) -> Array:
     """
     if not hasattr(data, "dtype"):
         raise TypeError(f"Tensor takes an array, not a {type(data).__name__}; tinyvit.tensor(data) makes one")
-    if data.dtype.kind not in "fiub" and data.dtype.name not in FLOATING:
-        raise TypeError(f"data has dtype {data.dtype}; a tensor holds real numbers, integers or booleans")
+    _check_dtype("data", data.dtype)
     if requires_grad and not is_floating(data):
         raise TypeError(f"requires_grad=True needs a floating dtype, not {data.dtype}")
     return np.asarray(data) if isinstance(data, np.generic) else data
+
+
+def _check_dtype(what: str, dtype: Any, given: str = "") -> None:
+    if dtype.kind not in "fiub" and dtype.name not in FLOATING:
+        raise TypeError(f"{what} has dtype {dtype}; a tensor holds real numbers, integers or booleans{given}")
 
 
 def narrowed(array: Array, dtype: Any) -> Array:

@@ -60,8 +60,9 @@ def _converted(op: Any, inputs: Sequence[Any], arrays: list[Any], dtype: Any) ->
     if dtype is not None:
         arrays = [x.astype(dtype) if hasattr(x, "dtype") and not is_floating(x) else x for x in arrays]
     if not hasattr(arrays[0], "dtype"):  # a number as first input: an array of the common dtype
+        if arrays[0] is None:
+            _dtype_of(op, 0, None)  # raises TypeError
         arrays[0] = np.asarray(arrays[0], dtype)
-        _dtype_of(op, 0, arrays[0])  # refuses None
     return arrays
 
 

@@ -168,8 +168,8 @@ def walk_back(
                 continue
             run = node.op.gradients_of if recorder is None else recorder.gradients
             outgoing = run(node, incoming, create_graph)
-            # A leaf may take an array that nobody else holds as its `.grad`: one of a kernel, which does not keep any,
-            # that is no view, was not handed in, nor handed out twice.
+            # A leaf takes an array as its `.grad`, without a copy, if nobody else holds it: a kernel has made it, it is
+            # no view, and it was neither handed in nor handed out twice.
             may_take = not create_graph and node.implementation.spec is not None
             known = [*map(id, incoming), *map(id, outgoing)] if may_take else []
             for edge, gradient in zip(node.edges, outgoing):  # noqa: B905 - `gradients_of` checked their number

@@ -14,7 +14,7 @@ from .shape import reshape
 from .teaching import Fault
 
 
-@functools.lru_cache  # the same few in every step
+@functools.lru_cache  # each step asks for the same few shapes
 def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     """The shape of a reduction of `shape` over `axis` with keepdims=True."""
     axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
